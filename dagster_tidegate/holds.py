@@ -1,0 +1,95 @@
+"""Holds: the reasons why something may not run. Pure; `store.holds` keeps them."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class TargetKind(StrEnum):
+    """What a hold may be placed on."""
+
+    SERVICE = "service"
+    CAMPAIGN = "campaign"
+    CAMPAIGN_RUN = "campaign_run"
+    EVERYTHING = "everything"
+
+
+class HoldSource(StrEnum):
+    """Who may place a hold: the breaker of a service, or a person."""
+
+    BREAKER = "breaker"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a hold is placed on.
+
+    Attributes:
+        kind: Kind of the target.
+        name: Name of the service or campaign, `campaign/partition` of a campaign run, and the
+            empty string for everything.
+    """
+
+    kind: TargetKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+EVERYTHING = Target(TargetKind.EVERYTHING)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A reason why something may not run. Times are UTC."""
+
+    id: int
+    target: Target
+    source: HoldSource
+    reason: str
+    actor: str
+    placed_at: datetime
+    expires_at: datetime | None = None
+    released_at: datetime | None = None
+    released_by: str | None = None
+
+    def live(self, now: datetime) -> bool:
+        """Return whether the hold still holds at `now`."""
+        return self.released_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def run_name(campaign: str, partition: str) -> str:
+    """Return the name of a campaign run, as a hold's target has it: `campaign/partition`."""
+    return f"{campaign}/{partition}"
+
+
+def covering(
+    holds: Iterable[Hold],
+    now: datetime,
+    *,
+    services: Collection[str] = (),
+    campaign: str | None = None,
+    partition: str | None = None,
+) -> list[Hold]:
+    """Return the live holds that cover a thing, the oldest first.
+
+    Args:
+        holds: Holds to look through.
+        now: The time, UTC.
+        services: Names of the services that the thing needs.
+        campaign: Name of its campaign, if it has one.
+        partition: Its partition, if it is a campaign run.
+
+    Returns:
+        The answer to "why is this paused?"; empty if it is not.
+    """
+    targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in services)}
+    if campaign is not None:
+        targets.add(Target(TargetKind.CAMPAIGN, campaign))
+        if partition is not None:
+            targets.add(Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition)))
+    found = [hold for hold in holds if hold.target in targets and hold.live(now)]
+    return sorted(found, key=lambda hold: (hold.placed_at, hold.id))

@@ -1,0 +1,1 @@
+"""The tables, and everything that is kept in them. Does not import Dagster."""

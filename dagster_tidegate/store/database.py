@@ -1,0 +1,122 @@
+"""The database that the fleet shares: connections, transactions and its clock."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+URL_VARIABLE = "TIDEGATE_STORE_URL"
+BUSY_TIMEOUT_S = 30.0
+
+
+def default_url() -> str:
+    """Return the store's URL from `TIDEGATE_STORE_URL`, else a SQLite file in `DAGSTER_HOME`.
+
+    Raises:
+        ValueError: If neither variable is set, or DAGSTER_HOME is not an absolute path.
+    """
+    if url := os.environ.get(URL_VARIABLE):
+        return url
+    home = os.environ.get("DAGSTER_HOME", "")
+    if not Path(home).is_absolute():
+        raise ValueError(
+            f"the store has no place: set {URL_VARIABLE} to a database URL, or DAGSTER_HOME to an "
+            f"absolute path (it is {home!r})"
+        )
+    return f"sqlite:///{Path(home) / 'tidegate.db'}"
+
+
+class Store:
+    """The database that the fleet shares.
+
+    The functions beside this class (`holds.place`, `runs.move`, ...) take a connection, so that
+    several of them make one transaction.
+
+    Args:
+        url: SQLAlchemy URL of a SQLite or PostgreSQL database.
+        clock: Gives the time (UTC) instead of the database; for tests.
+
+    Raises:
+        ValueError: If the URL is of another kind of database.
+
+    Example:
+        >>> store = Store("sqlite://")
+        >>> with store.begin() as conn:
+        ...     store.now(conn).tzinfo
+        datetime.timezone.utc
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], datetime] | None = None) -> None:
+        self.url = sa.make_url(url)
+        dialect = self.url.get_backend_name()
+        if dialect == "sqlite":
+            self.engine = _sqlite_engine(self.url)
+        elif dialect == "postgresql":
+            # psycopg 3, also where the URL names no driver: it can be told of a NOTIFY.
+            if self.url.drivername == "postgresql":
+                self.url = self.url.set(drivername="postgresql+psycopg")
+            self.engine = sa.create_engine(
+                self.url, pool_pre_ping=True, pool_size=2, max_overflow=8, pool_recycle=1800
+            )
+        else:
+            raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
+        self._clock = clock
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is SQLite."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """Open a transaction that writes; commits at the end, rolls back on an error."""
+        with self.engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads: it waits for no writer."""
+        with self.engine.connect().execution_options(tidegate_read=True) as conn:
+            yield conn
+
+    def now(self, conn: sa.Connection) -> datetime:
+        """Return the time by the database's clock, UTC.
+
+        A SQLite database is on the machine that uses it, so its clock is the process's.
+        """
+        if self._clock is not None:
+            return self._clock()
+        if self.is_sqlite:
+            return datetime.now(UTC)
+        return conn.scalar(sa.text("SELECT clock_timestamp()")).astimezone(UTC)  # type: ignore[union-attr]
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    in_memory = url.database in (None, "", ":memory:")
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        poolclass=sa.StaticPool if in_memory else sa.QueuePool,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection, _record) -> None:
+        # The driver's own transaction handling begins writers as readers, and a reader that
+        # becomes a writer beside another fails at once instead of waiting.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(conn: sa.Connection) -> None:
+        reads = conn.get_execution_options().get("tidegate_read")
+        conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,179 @@
+"""Holds in the store: placing, releasing and reading them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.store import events, push
+from dagster_tidegate.store import tables as t
+
+
+class NotYourHoldError(Exception):
+    """Somebody tried to release a hold that another placed, without force."""
+
+
+def place(
+    conn: sa.Connection,
+    now: datetime,
+    target: Target,
+    *,
+    source: HoldSource,
+    reason: str,
+    actor: str,
+    expires_at: datetime | None = None,
+) -> Hold:
+    """Place a hold, or find the live one that its owner has placed before.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        target: What to hold.
+        source: The breaker or an operator.
+        reason: Why, for people.
+        actor: Who; with target and source it makes the owner of the hold.
+        expires_at: When the hold ends by itself (UTC), or None.
+
+    Returns:
+        The hold.
+
+    Raises:
+        ValueError: If the reason is empty or `expires_at` is not after `now`.
+    """
+    if not reason.strip():
+        raise ValueError(f"a hold on {target} needs a reason")
+    if expires_at is not None and expires_at <= now:
+        raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
+    expire(conn, now)
+    owned = (
+        t.holds.c.target_kind == target.kind,
+        t.holds.c.target_name == target.name,
+        t.holds.c.source == source,
+        t.holds.c.actor == actor,
+        t.holds.c.released_at.is_(None),
+    )
+    if row := conn.execute(sa.select(t.holds).where(*owned)).one_or_none():
+        return _hold(row)
+    with conn.begin_nested():
+        row = conn.execute(
+            t.holds.insert()
+            .values(
+                target_kind=target.kind,
+                target_name=target.name,
+                source=source,
+                reason=reason,
+                actor=actor,
+                placed_at=now,
+                expires_at=expires_at,
+            )
+            .returning(t.holds)
+        ).one()
+    events.write(
+        conn, now, kind="hold", name=str(target), to_status="placed", reason=reason, actor=actor
+    )
+    push.notify(conn)
+    return _hold(row)
+
+
+def release(
+    conn: sa.Connection,
+    now: datetime,
+    target: Target,
+    *,
+    source: HoldSource,
+    actor: str,
+    force: bool = False,
+) -> list[Hold]:
+    """Release the live holds of `source` on `target`. Releasing what is not held is harmless.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        target: What to let go.
+        source: Who releases: the breaker, or an operator.
+        actor: The name of who releases, for the record.
+        force: Also release holds of the other source.
+
+    Returns:
+        The holds that were released.
+
+    Raises:
+        NotYourHoldError: If only holds of the other source are on the target, and not `force`.
+    """
+    expire(conn, now)
+    live_here = [hold for hold in live(conn, now) if hold.target == target]
+    mine = [hold for hold in live_here if force or hold.source == source]
+    if live_here and not mine:
+        others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_here)
+        raise NotYourHoldError(f"{target} is held by {others}; use force to release it anyway")
+    for hold in mine:
+        conn.execute(
+            t.holds.update()
+            .where(t.holds.c.id == hold.id, t.holds.c.released_at.is_(None))
+            .values(released_at=now, released_by=actor)
+        )
+        events.write(
+            conn,
+            now,
+            kind="hold",
+            name=str(target),
+            from_status="placed",
+            to_status="released" if hold.source == source else "released_by_force",
+            reason=hold.reason,
+            actor=actor,
+        )
+    if mine:
+        push.notify(conn)
+    return mine
+
+
+def expire(conn: sa.Connection, now: datetime) -> int:
+    """Write down that holds whose time is over are released. Returns how many."""
+    over = conn.execute(
+        t.holds.update()
+        .where(t.holds.c.released_at.is_(None), t.holds.c.expires_at <= now)
+        .values(released_at=t.holds.c.expires_at, released_by="expiry")
+        .returning(t.holds)
+    ).all()
+    for row in over:
+        events.write(
+            conn,
+            now,
+            kind="hold",
+            name=str(_hold(row).target),
+            from_status="placed",
+            to_status="expired",
+            reason=row.reason,
+            actor="expiry",
+        )
+    if over:
+        push.notify(conn)
+    return len(over)
+
+
+def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
+    """Return the live holds, the oldest first."""
+    rows = conn.execute(
+        sa.select(t.holds)
+        .where(
+            t.holds.c.released_at.is_(None),
+            t.holds.c.expires_at.is_(None) | (t.holds.c.expires_at > now),
+        )
+        .order_by(t.holds.c.placed_at, t.holds.c.id)
+    )
+    return [_hold(row) for row in rows]
+
+
+def _hold(row: sa.Row) -> Hold:
+    return Hold(
+        id=row.id,
+        target=Target(TargetKind(row.target_kind), row.target_name),
+        source=HoldSource(row.source),
+        reason=row.reason,
+        actor=row.actor,
+        placed_at=row.placed_at,
+        expires_at=row.expires_at,
+        released_at=row.released_at,
+        released_by=row.released_by,
+    )

@@ -1,0 +1,267 @@
+"""The tables of the store. This file reads as the schema; migrations bring a database to it.
+
+Every time is UTC. Every status is the lowercase value of its enum in `statuses` or `holds`.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator
+
+from dagster_tidegate.holds import HoldSource, TargetKind
+from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A time in UTC, also on SQLite, which has no time zones. Refuses a naive time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the time as UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; times in the store are UTC")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the time with its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite gives only INTEGER PRIMARY KEY columns a number by itself.
+Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _status(column: str, values: type[StrEnum], **kwargs: Any) -> tuple[sa.Column, ...]:
+    """A column that takes the values of an enum, and the constraint that says so."""
+    listed = ", ".join(f"'{value}'" for value in values)
+    return (
+        sa.Column(column, sa.String(16), nullable=False, **kwargs),
+        sa.CheckConstraint(f"{column} IN ({listed})", name=column),  # type: ignore[list-item]
+    )
+
+
+# A service and its breaker. Every change of the state is an UPDATE ... WHERE generation = :g that
+# adds 1 to the generation, so that exactly one worker makes it and late results are recognised.
+services = sa.Table(
+    "services",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    *_status("state", BreakerState, server_default=BreakerState.CLOSED.value),
+    sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("opened_at", UTCDateTime),  # since when it is not closed; kept through half open
+    sa.Column("open_until", UTCDateTime),  # not probed before
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),  # failed probes so far
+    sa.Column("trial_successes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("reason", sa.Text),  # why it opened, for people: "503 x5"
+    sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp begins here
+    sa.Column("changed_at", UTCDateTime, nullable=False),
+)
+
+# What the fleet saw of a service: counts per worker, generation and bucket of time, so that no two
+# workers write the same row.
+outcomes = sa.Table(
+    "outcomes",
+    metadata,
+    sa.Column("service", sa.ForeignKey("services.name"), primary_key=True),
+    sa.Column("bucket", UTCDateTime, primary_key=True),
+    sa.Column("worker", sa.String(128), primary_key=True),
+    sa.Column("generation", sa.BigInteger, primary_key=True),
+    sa.Column("ok", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("slow", sa.Integer, nullable=False, server_default="0"),
+    # Failures since the worker's last success, for the consecutive count of the fleet.
+    sa.Column("failed_in_row", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("last_ok_at", UTCDateTime),
+)
+
+# Leases on trial calls of a half open breaker. A lease that expired is nobody's.
+trials = sa.Table(
+    "trials",
+    metadata,
+    sa.Column("service", sa.ForeignKey("services.name"), primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),  # 0 .. permitted trial calls - 1
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("worker", sa.String(128), nullable=False),
+    sa.Column("expires_at", UTCDateTime, nullable=False),
+)
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    *_status("target_kind", TargetKind),
+    sa.Column("target_name", sa.String(512), nullable=False),
+    *_status("source", HoldSource),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.String(256), nullable=False),
+    sa.Column("placed_at", UTCDateTime, nullable=False),
+    sa.Column("expires_at", UTCDateTime),
+    sa.Column("released_at", UTCDateTime),
+    sa.Column("released_by", sa.String(256)),
+)
+# Placing a hold twice finds the first; this also makes reading the live ones cheap.
+sa.Index(
+    "uq_holds_live",
+    holds.c.target_kind,
+    holds.c.target_name,
+    holds.c.source,
+    holds.c.actor,
+    unique=True,
+    sqlite_where=holds.c.released_at.is_(None),
+    postgresql_where=holds.c.released_at.is_(None),
+)
+
+campaigns = sa.Table(
+    "campaigns",
+    metadata,
+    sa.Column("name", sa.String(256), primary_key=True),  # the Dagster job's name
+    sa.Column("location", sa.String(256), nullable=False),  # its code location
+    sa.Column("catch_up", sa.String(16), nullable=False),
+    sa.Column("seen_at", UTCDateTime, nullable=False),  # when a gate last saw it in code
+)
+
+campaign_services = sa.Table(
+    "campaign_services",
+    metadata,
+    sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
+    sa.Column("op", sa.String(256), primary_key=True),
+    sa.Column("service", sa.String(128), primary_key=True),
+)
+
+campaign_runs = sa.Table(
+    "campaign_runs",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("campaign", sa.String(256), nullable=False),
+    sa.Column("partition", sa.String(256), nullable=False),
+    *_status("status", RunStatus, server_default=RunStatus.PENDING.value),
+    # The attempt that owns the campaign run; writes of an older one are refused.
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("reason", sa.Text),  # why it is paused, failed or cancelled
+    sa.Column("paused_at", UTCDateTime),
+    sa.Column("created_at", UTCDateTime, nullable=False),
+    sa.Column("changed_at", UTCDateTime, nullable=False),
+    sa.UniqueConstraint("campaign", "partition"),
+    sa.Index(None, "status", "paused_at"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("campaign_run", sa.ForeignKey("campaign_runs.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("dagster_run", sa.String(64), nullable=False, unique=True),
+    sa.Column("started_at", UTCDateTime, nullable=False),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Column("outcome", sa.String(16)),  # the status it left the campaign run in
+)
+
+# How far an op of a campaign run is.
+progress = sa.Table(
+    "progress",
+    metadata,
+    sa.Column("campaign_run", sa.ForeignKey("campaign_runs.id"), primary_key=True),
+    sa.Column("op", sa.String(256), primary_key=True),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer),  # unknown for a generator
+    sa.Column("updated_at", UTCDateTime, nullable=False),
+)
+
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("campaign_run", sa.ForeignKey("campaign_runs.id"), primary_key=True),
+    sa.Column("op", sa.String(256), primary_key=True),
+    sa.Column("key", sa.String(512), primary_key=True),
+    *_status("status", RecordStatus),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("result", sa.JSON(none_as_null=True)),  # what the author's code returned
+    sa.Column("error", sa.Text),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What the gate changed in Dagster, and what was there before. Live until given back.
+takeovers = sa.Table(
+    "takeovers",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # pool, schedule, sensor
+    sa.Column("name", sa.String(512), nullable=False),  # pool name; selector id of the others
+    sa.Column("label", sa.String(512), nullable=False),  # what a person calls it
+    sa.Column("location", sa.String(256), nullable=False),  # the gate that answers for it
+    sa.Column("former_limit", sa.Integer),  # pools: None where there was no limit
+    sa.Column("former_from_default", sa.Boolean),  # pools: it followed the default
+    sa.Column("former_status", sa.String(32)),  # schedules and sensors
+    sa.Column("set_limit", sa.Integer),  # pools: the limit that the gate set last
+    sa.Column("taken_at", UTCDateTime, nullable=False),
+    sa.Column("ramp_step_at", UTCDateTime),  # when the ramp last took a step
+    sa.Column("given_back_at", UTCDateTime),
+    sa.Column("outcome", sa.String(32)),  # restored, or left_to_operator
+)
+sa.Index(
+    "uq_takeovers_live",
+    takeovers.c.kind,
+    takeovers.c.name,
+    unique=True,
+    sqlite_where=takeovers.c.given_back_at.is_(None),
+    postgresql_where=takeovers.c.given_back_at.is_(None),
+)
+
+# Ticks that a schedule missed while it was taken over, and what became of each.
+missed_ticks = sa.Table(
+    "missed_ticks",
+    metadata,
+    sa.Column("campaign", sa.String(256), primary_key=True),
+    sa.Column("schedule", sa.String(256), primary_key=True),
+    sa.Column("tick_at", UTCDateTime, primary_key=True),
+    sa.Column("partition", sa.String(256)),
+    sa.Column("recorded_at", UTCDateTime, nullable=False),
+    sa.Column("outcome", sa.String(16)),  # launched or skipped; None while it waits
+)
+
+# Who changed what, when and why.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),  # service, hold, campaign_run, takeover, ...
+    sa.Column("name", sa.String(512), nullable=False),
+    sa.Column("from_status", sa.String(32)),
+    sa.Column("to_status", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("actor", sa.String(256), nullable=False),
+    sa.Index(None, "kind", "name", "id"),
+)
+
+# When each part of the gate last finished its work, per code location.
+heartbeats = sa.Table(
+    "heartbeats",
+    metadata,
+    sa.Column("location", sa.String(256), primary_key=True),
+    sa.Column("part", sa.String(32), primary_key=True),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sa.Column("cursor", UTCDateTime),  # up to when Dagster's run changes were read
+    sa.Column("summary", sa.Text, nullable=False),
+)
