@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.upsert import insert
 
 
 class NotYourHoldError(Exception):
@@ -46,29 +47,26 @@ def place(
     if expires_at is not None and expires_at <= now:
         raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
     expire(conn, now)
-    owned = (
-        t.holds.c.target_kind == target.kind,
-        t.holds.c.target_name == target.name,
-        t.holds.c.source == source,
-        t.holds.c.actor == actor,
-        t.holds.c.released_at.is_(None),
-    )
-    if row := conn.execute(sa.select(t.holds).where(*owned)).one_or_none():
-        return _hold(row)
-    with conn.begin_nested():
-        row = conn.execute(
-            t.holds.insert()
-            .values(
-                target_kind=target.kind,
-                target_name=target.name,
-                source=source,
-                reason=reason,
-                actor=actor,
-                placed_at=now,
-                expires_at=expires_at,
-            )
-            .returning(t.holds)
-        ).one()
+    owner = {
+        "target_kind": target.kind,
+        "target_name": target.name,
+        "source": source,
+        "actor": actor,
+    }
+    # Two who place it at once: the live index lets one in, and the other finds its hold.
+    row = conn.execute(
+        insert(conn, t.holds)
+        .values(**owner, reason=reason, placed_at=now, expires_at=expires_at)
+        .on_conflict_do_nothing()
+        .returning(t.holds)
+    ).one_or_none()
+    if row is None:
+        owned = [t.holds.c[column] == value for column, value in owner.items()]
+        return _hold(
+            conn.execute(
+                sa.select(t.holds).where(*owned, t.holds.c.released_at.is_(None))
+            ).one()
+        )
     events.write(
         conn, now, kind="hold", name=str(target), to_status="placed", reason=reason, actor=actor
     )

@@ -1,0 +1,309 @@
+"""Campaign runs and their attempts: who owns one, and the moves of its status."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.holds import run_name
+from dagster_tidegate.statuses import RUN_MOVES, RunStatus
+from dagster_tidegate.store import events
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.upsert import insert
+
+
+class MoveNotAllowedError(Exception):
+    """A campaign run can't go from the status it has to the one asked for."""
+
+
+class AttemptRefusedError(Exception):
+    """A Dagster run may not work on a campaign run: another attempt owns it."""
+
+
+@dataclass(frozen=True)
+class CampaignRun:
+    """One partition of a campaign. Times are UTC."""
+
+    id: int
+    campaign: str
+    partition: str
+    status: RunStatus
+    attempt: int
+    priority: int
+    reason: str | None
+    paused_at: datetime | None
+    created_at: datetime
+    changed_at: datetime
+
+    @property
+    def name(self) -> str:
+        """`campaign/partition`, as a hold on it is named."""
+        return run_name(self.campaign, self.partition)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One Dagster run that works, or worked, on a campaign run. Times are UTC."""
+
+    campaign_run: int
+    number: int
+    dagster_run: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: RunStatus | None
+
+
+def ensure(
+    conn: sa.Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
+) -> CampaignRun:
+    """Return the campaign run of a partition; it is created as pending where it is new."""
+    created = conn.execute(
+        insert(conn, t.campaign_runs)
+        .values(
+            campaign=campaign,
+            partition=partition,
+            status=RunStatus.PENDING,
+            priority=priority,
+            created_at=now,
+            changed_at=now,
+        )
+        .on_conflict_do_nothing()
+    ).rowcount
+    if created:
+        events.write(
+            conn,
+            now,
+            kind="campaign_run",
+            name=run_name(campaign, partition),
+            to_status=RunStatus.PENDING,
+            actor="gate",
+        )
+    run = find(conn, campaign, partition)
+    assert run is not None  # inserted or found just above, and never deleted
+    return run
+
+
+def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | None:
+    """Return the campaign run of a partition, or None where there is none."""
+    return _run(
+        conn.execute(
+            sa.select(t.campaign_runs).where(
+                t.campaign_runs.c.campaign == campaign, t.campaign_runs.c.partition == partition
+            )
+        ).one_or_none()
+    )
+
+
+def get(conn: sa.Connection, campaign_run: int) -> CampaignRun | None:
+    """Return a campaign run by its id, or None where there is none."""
+    return _run(
+        conn.execute(
+            sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run)
+        ).one_or_none()
+    )
+
+
+def with_status(
+    conn: sa.Connection, *statuses: RunStatus, campaigns: Collection[str] | None = None
+) -> Sequence[CampaignRun]:
+    """Return the campaign runs that have one of `statuses`, in the order in which they resume.
+
+    That is by priority, the highest first, and then by the time at which they were paused.
+    """
+    query = sa.select(t.campaign_runs).where(t.campaign_runs.c.status.in_(statuses))
+    if campaigns is not None:
+        query = query.where(t.campaign_runs.c.campaign.in_(campaigns))
+    rows = conn.execute(
+        query.order_by(
+            t.campaign_runs.c.priority.desc(), t.campaign_runs.c.paused_at, t.campaign_runs.c.id
+        )
+    )
+    return [run for row in rows if (run := _run(row)) is not None]
+
+
+def move(
+    conn: sa.Connection,
+    now: datetime,
+    run: CampaignRun,
+    to: RunStatus,
+    *,
+    reason: str | None = None,
+    actor: str,
+) -> bool:
+    """Move a campaign run to another status, if it still is as it was when it was read.
+
+    A move to anything but `processing` or `pending` ends the attempt that owns the campaign run.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        run: The campaign run as the caller knows it.
+        to: The status that it is to have.
+        reason: Why, for people.
+        actor: Who moves it.
+
+    Returns:
+        Whether this call moved it; False where somebody else was first.
+
+    Raises:
+        MoveNotAllowedError: If `statuses.RUN_MOVES` has no such move.
+    """
+    if to not in RUN_MOVES[run.status]:
+        raise MoveNotAllowedError(f"{run.name} is {run.status}: it can't become {to}")
+    moved = conn.execute(
+        t.campaign_runs.update()
+        .where(
+            t.campaign_runs.c.id == run.id,
+            t.campaign_runs.c.status == run.status,
+            t.campaign_runs.c.attempt == run.attempt,
+        )
+        .values(
+            status=to,
+            reason=reason,
+            paused_at=now if to is RunStatus.PAUSED else None,
+            changed_at=now,
+        )
+    ).rowcount
+    if not moved:
+        return False
+    if to not in (RunStatus.PENDING, RunStatus.PROCESSING):
+        conn.execute(
+            t.attempts.update()
+            .where(
+                t.attempts.c.campaign_run == run.id,
+                t.attempts.c.number == run.attempt,
+                t.attempts.c.ended_at.is_(None),
+            )
+            .values(ended_at=now, outcome=to)
+        )
+    events.write(
+        conn,
+        now,
+        kind="campaign_run",
+        name=run.name,
+        from_status=run.status,
+        to_status=to,
+        reason=reason,
+        actor=actor,
+    )
+    return True
+
+
+def latest_attempt(conn: sa.Connection, campaign_run: int) -> Attempt | None:
+    """Return the newest attempt at a campaign run, or None before the first."""
+    found = attempts(conn, campaign_run)
+    return found[-1] if found else None
+
+
+def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[Attempt]:
+    """Return the attempts at a campaign run, the oldest first."""
+    rows = conn.execute(
+        sa.select(t.attempts)
+        .where(t.attempts.c.campaign_run == campaign_run)
+        .order_by(t.attempts.c.number)
+    )
+    return [_attempt(row) for row in rows]
+
+
+def attempt_of(conn: sa.Connection, dagster_run: str) -> Attempt | None:
+    """Return the attempt that a Dagster run made, or None where it made none."""
+    row = conn.execute(
+        sa.select(t.attempts).where(t.attempts.c.dagster_run == dagster_run)
+    ).one_or_none()
+    return None if row is None else _attempt(row)
+
+
+def begin_attempt(
+    conn: sa.Connection,
+    now: datetime,
+    run: CampaignRun,
+    dagster_run: str,
+    *,
+    owner_is_over: bool,
+) -> Attempt:
+    """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        run: The campaign run.
+        dagster_run: Id of the Dagster run.
+        owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster.
+
+    Returns:
+        The attempt; its number fences the writes of older ones.
+
+    Raises:
+        AttemptRefusedError: If another attempt still owns the campaign run, this Dagster run's
+            attempt is over, or another took the campaign run at the same moment.
+    """
+    newest = latest_attempt(conn, run.id)
+    if newest is not None and newest.dagster_run == dagster_run:
+        if newest.ended_at is None:
+            return newest
+        raise AttemptRefusedError(
+            f"{run.name}: attempt {newest.number} ended as {newest.outcome}; its Dagster run "
+            f"{dagster_run} can't work on it any more"
+        )
+    if newest is not None and newest.ended_at is None and not owner_is_over:
+        raise AttemptRefusedError(
+            f"{run.name} is owned by attempt {newest.number}, Dagster run {newest.dagster_run}, "
+            "which has not ended. Wait for it, or terminate it"
+        )
+    if newest is not None and attempt_of(conn, dagster_run) is not None:
+        raise AttemptRefusedError(
+            f"{run.name}: attempt {newest.number} of Dagster run {newest.dagster_run} has taken "
+            f"over from {dagster_run}"
+        )
+    number = run.attempt + 1
+    taken = conn.execute(
+        t.campaign_runs.update()
+        .where(
+            t.campaign_runs.c.id == run.id,
+            t.campaign_runs.c.status == run.status,
+            t.campaign_runs.c.attempt == run.attempt,
+        )
+        .values(
+            status=RunStatus.PROCESSING,
+            attempt=number,
+            reason=None,
+            paused_at=None,
+            changed_at=now,
+        )
+    ).rowcount
+    if not taken:
+        raise AttemptRefusedError(f"{run.name} was taken by another run at the same moment")
+    if newest is not None and newest.ended_at is None:
+        conn.execute(
+            t.attempts.update()
+            .where(t.attempts.c.campaign_run == run.id, t.attempts.c.number == newest.number)
+            .values(ended_at=now, outcome=RunStatus.FAILED)
+        )
+    conn.execute(
+        t.attempts.insert().values(
+            campaign_run=run.id, number=number, dagster_run=dagster_run, started_at=now
+        )
+    )
+    events.write(
+        conn,
+        now,
+        kind="campaign_run",
+        name=run.name,
+        from_status=run.status,
+        to_status=RunStatus.PROCESSING,
+        reason=f"attempt {number}",
+        actor=dagster_run,
+    )
+    return Attempt(run.id, number, dagster_run, now, None, None)
+
+
+def _run(row: sa.Row | None) -> CampaignRun | None:
+    if row is None:
+        return None
+    return CampaignRun(**{**row._mapping, "status": RunStatus(row.status)})
+
+
+def _attempt(row: sa.Row) -> Attempt:
+    outcome = None if row.outcome is None else RunStatus(row.outcome)
+    return Attempt(**{**row._mapping, "outcome": outcome})
