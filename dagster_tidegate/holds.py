@@ -93,3 +93,22 @@ def covering(
             targets.add(Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition)))
     found = [hold for hold in holds if hold.target in targets and hold.live(now)]
     return sorted(found, key=lambda hold: (hold.placed_at, hold.id))
+
+
+def describe(held: Collection[Hold]) -> str:
+    """Return why something is paused, in one sentence for people.
+
+    Args:
+        held: The live holds that cover it; at least one.
+
+    Returns:
+        For example `instantly is open (503 x5); resumes by itself`.
+    """
+    reasons = "; ".join(
+        f"{hold.target.name} is open ({hold.reason})"
+        if hold.source is HoldSource.BREAKER
+        else f"{hold.target} is held by {hold.actor} ({hold.reason})"
+        for hold in held
+    )
+    by_itself = all(hold.source is HoldSource.BREAKER or hold.expires_at for hold in held)
+    return f"{reasons}; resumes {'by itself' if by_itself else 'when released'}"

@@ -1,0 +1,76 @@
+"""Ends a Dagster run as paused: neither a success nor a failure."""
+
+from typing import NoReturn
+
+import dagster as dg
+
+from dagster_tidegate import holds
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.holds import TargetKind
+from dagster_tidegate.records import Stop
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.ledger import AttemptOverError
+from dagster_tidegate.store.runs import Attempt, CampaignRun
+
+STATE_TAG = "tidegate/state"
+SERVICE_TAG = "tidegate/service"
+REASON_TAG = "tidegate/reason"
+CANARY_TAG = "tidegate/canary"
+LONGEST_TAG = 250
+
+
+class CampaignPaused(dg.Failure):  # noqa: N818 -- it tells of no error
+    """Raised in an op to end its run as paused.
+
+    Dagster calls op failure hooks for it, and for nothing else of a pause: a hook that should
+    stay quiet looks for this type in `context.op_exception`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+
+
+def end_as_paused(
+    context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, attempt: Attempt, stop: Stop
+) -> NoReturn:
+    """Write down that a campaign run is paused, and end its Dagster run as CANCELED.
+
+    The store is first: should the process die in between, the campaign run is paused and resumes,
+    whatever Dagster makes of its run.
+
+    Args:
+        context: Context of the op that stopped.
+        fleet: The breakers and the store.
+        run: The campaign run.
+        attempt: The attempt that stops.
+        stop: Why and where.
+
+    Raises:
+        CampaignPaused: Always, but for the next.
+        AttemptOverError: If another attempt has taken over.
+    """
+    total = "" if stop.total is None else f"/{stop.total}"
+    why = holds.describe(stop.holds)
+    message = f"Paused at {stop.done}{total}: {why}"
+    with fleet.store.begin() as conn:
+        current = runs.get(conn, run.id)
+        if current is None or current.attempt != attempt.number:
+            raise AttemptOverError(f"{run.name} belongs to a newer attempt than {attempt.number}")
+        if current.status is not RunStatus.PAUSED:  # another op of this run may have been first
+            runs.move(
+                conn,
+                fleet.store.now(conn),
+                current,
+                RunStatus.PAUSED,
+                reason=message,
+                actor=attempt.dagster_run,
+            )
+    services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
+    tags = {STATE_TAG: "paused", REASON_TAG: why[:LONGEST_TAG]}
+    if services:
+        tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
+    context.instance.add_run_tags(context.run_id, tags)
+    context.log.info(message)
+    context.instance.report_run_canceling(context.run, message)
+    raise CampaignPaused(message)
