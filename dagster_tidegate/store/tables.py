@@ -26,8 +26,11 @@ metadata = sa.MetaData(naming_convention=NAMING)
 class UTCDateTime(TypeDecorator[datetime]):
     """A time in UTC, also on SQLite, which has no time zones. Refuses a naive time."""
 
-    impl = sa.DateTime(timezone=True)
+    impl = sa.DateTime
     cache_ok = True
+
+    def __init__(self) -> None:
+        super().__init__(timezone=True)
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
         """Return the time as UTC."""
@@ -38,7 +41,11 @@ class UTCDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+    def process_result_value(
+        self,
+        value: datetime | None,
+        dialect: Any,  # noqa: ARG002 -- the signature is SQLAlchemy's
+    ) -> datetime | None:
         """Return the time with its zone."""
         if value is None:
             return None
