@@ -1,0 +1,80 @@
+"""What a hold covers, and how it is told."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dagster_tidegate.holds import (
+    EVERYTHING,
+    Hold,
+    HoldSource,
+    Target,
+    TargetKind,
+    covering,
+    describe,
+)
+
+NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+
+
+def hold(target: Target, source: HoldSource = HoldSource.OPERATOR, **kwargs) -> Hold:
+    defaults = {"id": 1, "reason": "maintenance", "actor": "ana", "placed_at": NOW}
+    return Hold(target=target, source=source, **{**defaults, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("target", "covered"),
+    [
+        (EVERYTHING, True),
+        (Target(TargetKind.SERVICE, "instantly"), True),
+        (Target(TargetKind.SERVICE, "apollo"), False),
+        (Target(TargetKind.CAMPAIGN, "outreach"), True),
+        (Target(TargetKind.CAMPAIGN, "digest"), False),
+        (Target(TargetKind.CAMPAIGN_RUN, "outreach/leads-1"), True),
+        (Target(TargetKind.CAMPAIGN_RUN, "outreach/leads-2"), False),
+    ],
+)
+def test_what_covers_a_campaign_run(target: Target, covered: bool) -> None:
+    found = covering(
+        [hold(target)], NOW, services=["instantly"], campaign="outreach", partition="leads-1"
+    )
+    assert bool(found) is covered
+
+
+def test_a_hold_on_one_run_does_not_cover_its_campaign() -> None:
+    on_run = hold(Target(TargetKind.CAMPAIGN_RUN, "outreach/leads-1"))
+    assert covering([on_run], NOW, campaign="outreach") == []
+
+
+def test_released_and_expired_holds_cover_nothing() -> None:
+    over = [
+        hold(EVERYTHING, released_at=NOW),
+        hold(EVERYTHING, expires_at=NOW),
+    ]
+    assert covering(over, NOW) == []
+
+
+def test_the_oldest_hold_is_told_first() -> None:
+    late = hold(EVERYTHING, id=2, placed_at=NOW)
+    early = hold(EVERYTHING, id=3, placed_at=NOW - timedelta(minutes=1))
+    assert covering([late, early], NOW) == [early, late]
+
+
+def test_a_breakers_hold_says_that_it_ends_by_itself() -> None:
+    service = Target(TargetKind.SERVICE, "instantly")
+    assert (
+        describe([hold(service, HoldSource.BREAKER, reason="503 x5", actor="breaker")])
+        == "instantly is open (503 x5); resumes by itself"
+    )
+
+
+def test_a_persons_hold_says_who_and_that_it_must_be_released() -> None:
+    assert (
+        describe([hold(Target(TargetKind.CAMPAIGN, "outreach"))])
+        == "campaign outreach is held by ana (maintenance); resumes when released"
+    )
+
+
+def test_a_persons_hold_with_an_end_resumes_by_itself() -> None:
+    text = describe([hold(EVERYTHING, expires_at=NOW + timedelta(hours=1))])
+    assert text == "everything is held by ana (maintenance); resumes by itself"

@@ -1,0 +1,38 @@
+"""Pool names say what an op needs, and are read back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_tidegate.pools import PoolNeeds, needs, pool
+
+names = st.text(st.characters(categories=["L", "N"], include_characters="-_./"), min_size=1)
+
+
+@given(services=st.sets(names, max_size=4), campaign=st.none() | names)
+def test_what_a_pool_name_says_is_read_back(services: set[str], campaign: str | None) -> None:
+    if not services and campaign is None:
+        return
+    assert needs(pool(*services, campaign=campaign), services) == PoolNeeds(
+        frozenset(services), campaign
+    )
+
+
+def test_the_order_of_services_does_not_matter() -> None:
+    assert pool("openai", "perplexity") == pool("perplexity", "openai") == "openai+perplexity"
+
+
+def test_a_pool_of_somebody_else_needs_nothing() -> None:
+    assert needs("snowflake", {"openai"}) == PoolNeeds(frozenset(), None)
+    assert needs(None, {"openai"}) == PoolNeeds(frozenset(), None)
+
+
+@pytest.mark.parametrize("name", ["", "a+b", "a@b", "a b", "a\n"])
+def test_a_name_that_could_not_be_read_back_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can't be part of a pool name"):
+        pool(name)
+
+
+def test_a_pool_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one service or a campaign"):
+        pool()
