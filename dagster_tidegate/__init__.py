@@ -1,1 +1,51 @@
-"""Pauses Dagster campaigns when a third-party service fails, and resumes them after."""
+"""Pauses Dagster campaigns when a third-party service fails, and resumes them when it recovers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dagster_tidegate.breaker import Breaker as Breaker
+    from dagster_tidegate.breaker import BreakerOpenError as BreakerOpenError
+    from dagster_tidegate.campaign import Campaign as Campaign
+    from dagster_tidegate.campaign import CatchUp as CatchUp
+    from dagster_tidegate.fleet import Fleet as Fleet
+    from dagster_tidegate.pause import CampaignPaused as CampaignPaused
+    from dagster_tidegate.policy import ServicePolicy as ServicePolicy
+    from dagster_tidegate.pools import pool as pool
+    from dagster_tidegate.records import Record as Record
+    from dagster_tidegate.records import Records as Records
+    from dagster_tidegate.resource import BreakerResource as BreakerResource
+    from dagster_tidegate.resource import ServiceConfig as ServiceConfig
+    from dagster_tidegate.sensors import build_breaker_sensor as build_breaker_sensor
+    from dagster_tidegate.sensors import build_pause_sensor as build_pause_sensor
+    from dagster_tidegate.sensors import build_resume_sensor as build_resume_sensor
+
+# Loaded when first asked for: the breaker and the store are usable without Dagster, and the
+# command line answers without waiting for it.
+_HOMES = {
+    "Breaker": "breaker",
+    "BreakerOpenError": "breaker",
+    "BreakerResource": "resource",
+    "Campaign": "campaign",
+    "CampaignPaused": "pause",
+    "CatchUp": "campaign",
+    "Fleet": "fleet",
+    "Record": "records",
+    "Records": "records",
+    "ServiceConfig": "resource",
+    "ServicePolicy": "policy",
+    "build_breaker_sensor": "sensors",
+    "build_pause_sensor": "sensors",
+    "build_resume_sensor": "sensors",
+    "pool": "pools",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
@@ -106,7 +107,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         poolclass=sa.StaticPool if in_memory else sa.QueuePool,
     )
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def _configure(connection, _record) -> None:
         # The driver's own transaction handling begins writers as readers, and a reader that
         # becomes a writer beside another fails at once instead of waiting.
@@ -114,7 +115,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
-    @sa.event.listens_for(engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
         reads = conn.get_execution_options().get("tidegate_read")
         conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
