@@ -1,0 +1,54 @@
+# Two commands need nothing but Python 3.11+ and make: `make up` and `make test`.
+#   make up PORT=3001 SANDBOX_PORT=8766      other ports
+#   make test PYTHON=python3.12              another Python, in an environment of its own
+
+# The first of these that is there; say PYTHON=... for another.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV ?= .venv
+PORT ?= 3000
+SANDBOX_PORT ?= 8765
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEPLOYMENT := $(VENV)/.installed-deployment
+TESTS := $(VENV)/.installed-tests
+
+.PHONY: up test lint format bench clean help
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
+	@exec $(BIN)/tidegate up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
+
+test: lint ## Lint, types and all tests.
+	$(BIN)/pytest -n auto --dist loadscope
+
+lint: $(TESTS) ## Lint and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(TESTS) ## Lay out the code and mend what ruff can mend.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove the environment and what was built.
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: install a newer one, or say PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks its venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# pip reads dependency groups since 25.1.
+$(DEPLOYMENT): $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt 'pip>=25.1'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[postgres,sandbox]' --group deployment
+	@touch $@
+
+$(TESTS): $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt 'pip>=25.1'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[metrics,postgres,sandbox]' --group deployment --group test
+	@touch $@ $(DEPLOYMENT)

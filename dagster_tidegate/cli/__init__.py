@@ -1,0 +1,45 @@
+"""The `tidegate` command. Each subcommand has a module, imported when it is used."""
+
+from importlib import import_module
+
+import click
+
+SUBCOMMANDS = {
+    "up": "Start everything on this machine, and stay until Ctrl-C.",
+    "sandbox": "Play the third-party services, and make them fail.",
+    "drill": "Take the campaigns through an outage and report what happened.",
+    "store": "Make, upgrade and inspect the store.",
+}
+"""What the help says of each subcommand, so that it needs to import none."""
+
+
+class _Subcommands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click passes it
+        return list(SUBCOMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 -- click passes it
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        return getattr(import_module(f"dagster_tidegate.cli.{cmd_name}"), cmd_name)
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 -- click passes it
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUBCOMMANDS.items()))
+
+
+@click.group(
+    cls=_Subcommands,
+    epilog="Exit codes: 0 done; 1 it failed, and the message says why and what to do; 2 the "
+    "command line is wrong.",
+)
+@click.version_option(package_name="dagster-tidegate", prog_name="tidegate")
+def main() -> None:
+    """Pause campaigns when a third-party service fails, and resume them when it recovers."""

@@ -1,0 +1,5 @@
+"""`python -m dagster_tidegate.cli` is `tidegate`."""
+
+from dagster_tidegate.cli import main
+
+main(prog_name="tidegate")

@@ -1,0 +1,110 @@
+"""`tidegate up`: the whole deployment on this machine."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from sqlalchemy.exc import OperationalError
+
+from dagster_tidegate.up import deployment
+from dagster_tidegate.up.children import ChildDiedError, NotReadyError
+from dagster_tidegate.up.dagster_web import LocationError
+from dagster_tidegate.up.home import HomeError
+from dagster_tidegate.up.ports import PortTakenError
+
+workspace_option = click.option(
+    "--workspace",
+    "-w",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    default="workspace.yaml",
+    show_default=True,
+    help="The project's workspace file; dagster.yaml is beside it.",
+)
+EXPLAINED = (
+    ChildDiedError,
+    HomeError,
+    LocationError,
+    NotReadyError,
+    PortTakenError,
+    ValueError,
+    OperationalError,
+)
+
+
+@click.command()
+@workspace_option
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=3000,
+    show_default=True,
+    help="Port of Dagster's web pages.",
+)
+@click.option(
+    "--sandbox-port",
+    type=click.IntRange(1, 65535),
+    default=8765,
+    show_default=True,
+    help="Port of the sandbox.",
+)
+@click.option(
+    "--with-parent",
+    is_flag=True,
+    help="Also stop when the process that started this one ends.",
+)
+def up(workspace: Path, port: int, sandbox_port: int, with_parent: bool) -> None:
+    """Start everything on this machine, and stay until Ctrl-C.
+
+    The store, the sandbox that plays the third-party services, Dagster's webserver and its
+    daemon. All of it is in DAGSTER_HOME (default: .tidegate/home beside the workspace file).
+    """
+    console = Console(highlight=False, soft_wrap=True)
+
+    def tell(message: str) -> None:
+        console.print(f"[dim]tidegate:[/] {escape(message)}")
+
+    def ready(where: deployment.Addresses) -> None:
+        _print_ready(console, where, sandbox_port)
+
+    tell("starting the sandbox, Dagster's webserver and its daemon")
+    try:
+        deployment.run(
+            workspace,
+            port=port,
+            sandbox_port=sandbox_port,
+            ready=ready,
+            tell=tell,
+            with_parent=with_parent,
+        )
+    except EXPLAINED as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: int) -> None:
+    tidegate = _command()
+    away = "" if sandbox_port == 8765 else f"TIDEGATE_SANDBOX_URL={where.sandbox} "
+    console.print(f"""
+[bold]Tidegate is up[/] (in {where.started_in_s:.1f} s). Ctrl-C stops it.
+
+  Dagster   {where.web}
+  Sandbox   {where.sandbox}  plays the third-party services
+  Home      {where.home}
+  Logs      {where.logs}
+
+The sensor new_lead_files finds the lead files and starts a run of outreach for each.
+
+[bold]Try[/], in another terminal:
+  {away}{tidegate} sandbox fail instantly --for 60
+[bold]and look at[/]
+  {where.web}/runs  runs that needed instantly end as Canceled, with the reason; others go on
+  {where.web}/concurrency  its pools are at 0
+  {where.web}/automation  schedules and sensors of campaigns that need it are stopped
+A while after the minute all of it is back, and each run goes on where it stopped.
+""")
+
+
+def _command() -> str:
+    """Return how a person in the current directory calls `tidegate`."""
+    local = Path(".venv/bin/tidegate")
+    return str(local) if local.exists() else "tidegate"

@@ -1,0 +1,1 @@
+"""The whole deployment on one machine: its processes, children of one foreground process."""
