@@ -1,0 +1,154 @@
+"""The sandbox as a process, over HTTP."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dagster_tidegate.sandbox.answers import SERVICES
+from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
+from dagster_tidegate.sandbox.faults import Fault, Mode
+from dagster_tidegate.sandbox.server import PortTakenError, listen
+
+COMMAND = [sys.executable, "-c", "from dagster_tidegate.cli.sandbox import sandbox; sandbox()"]
+LEADS = "/instantly/api/v2/leads"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[1]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def sandbox(url: str) -> Iterator[SandboxControl]:
+    with SandboxControl(url) as control:
+        control.wait_until_up()
+        for service in SERVICES:
+            control.heal(service)
+        control.reset()
+        yield control
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url) as client:
+        yield client
+
+
+def add(client: httpx.Client, email: str, key: str | None = None) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return client.post(LEADS, json={"email": email, "campaign": "dach"}, headers=headers)
+
+
+def test_an_outage_refuses_calls_and_health_until_healed(
+    sandbox: SandboxControl, client: httpx.Client
+):
+    sandbox.place("instantly", Fault(mode=Mode.OUTAGE, status=502, retry_after_s=7))
+    refused = add(client, "ann@acme.example")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (502, "7")
+    assert client.get("/instantly/health").status_code == 502
+    assert client.get("/openai/health").status_code == 200
+    assert sandbox.effects("instantly") == {}
+    assert sandbox.heal("instantly")
+    assert client.get("/instantly/health").status_code == 200
+    assert add(client, "ann@acme.example").status_code == 200
+    assert sandbox.effects("instantly") == {"dach/ann@acme.example": 1}
+    assert sandbox.stats()["instantly"]["by_status"] == {"200": 1, "502": 1}
+
+
+def test_a_rate_limit_is_429_with_retry_after(sandbox: SandboxControl, client: httpx.Client):
+    sandbox.place("instantly", Fault(mode=Mode.RATE_LIMIT))
+    refused = add(client, "ann@acme.example")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+
+
+def test_a_slow_call_takes_effect_though_nobody_waits_for_the_answer(
+    sandbox: SandboxControl, client: httpx.Client
+):
+    sandbox.place("instantly", Fault(mode=Mode.SLOW, latency_s=30))
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(LEADS, json={"email": "a@b.example", "campaign": "dach"}, timeout=0.2)
+    assert sandbox.effects("instantly") == {"dach/a@b.example": 1}
+
+
+def test_a_wrong_answer_is_200_without_what_was_asked_for(
+    sandbox: SandboxControl, client: httpx.Client
+):
+    sandbox.place("instantly", Fault(mode=Mode.WRONG))
+    answers = [add(client, f"{n}@b.example") for n in range(2)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert not any('"email"' in answer.text for answer in answers)
+
+
+def test_half_of_the_calls_fail(sandbox: SandboxControl, client: httpx.Client):
+    sandbox.place("instantly", Fault(mode=Mode.SHARE, share=0.5))
+    statuses = [add(client, f"{n}@b.example").status_code for n in range(10)]
+    assert statuses.count(503) == 5
+
+
+def test_keys_and_calls_tell_what_arrived(sandbox: SandboxControl, client: httpx.Client):
+    add(client, "ann@acme.example", "k1")
+    between = datetime.now(UTC)
+    add(client, "ann@acme.example", "k1")
+    assert sandbox.keys("instantly") == {"k1": {"arrivals": 2, "effects": 1, "repeats": 1}}
+    (call,) = sandbox.calls(since=between, service="instantly")
+    assert call["idempotency_key"] == "k1"
+    assert datetime.fromisoformat(call["at"]) >= between
+    assert len(sandbox.calls()) == 2
+
+
+def test_bad_orders_are_refused_and_say_what_would_be_right(
+    sandbox: SandboxControl, client: httpx.Client
+):
+    with pytest.raises(SandboxError, match="there are apollo, millionverifier"):
+        sandbox.heal("gmail")
+    answer = client.post("/_control/openai", json={"mode": "slow", "share": 1})
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "mode slow has no use for share; it takes for_s, latency_s"
+    assert client.get("/_calls?since=2026-03-01T09:00:00").status_code == 422
+    assert client.get("/_calls?limit=-1").status_code == 422
+    assert client.post(LEADS, content=b"x" * 1_100_000).status_code == 413
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    path=st.sampled_from(
+        [f"/{service}/{endpoint}" for service, (endpoint, _, _) in SERVICES.items()]
+        + ["/_control/openai"]
+    ),
+    body=st.one_of(
+        st.binary(max_size=50),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                name: st.one_of(st.none(), st.text(max_size=9), st.lists(st.integers()))
+                for name in ("email", "campaign", "first_name", "messages", "model", "mode")
+            },
+        ).map(lambda body: httpx.Request("POST", "http://x", json=body).content),
+        st.sampled_from([b'{"email": "a@\\ud800"}', b'{"first_name": NaN, "email": "a@b"}']),
+    ),
+)
+def test_no_request_breaks_the_server(client: httpx.Client, path: str, body: bytes):
+    assert client.post(path, content=body).status_code < 500
+
+
+def test_a_taken_port_is_named(url: str):
+    port = httpx.URL(url).port
+    assert port is not None
+    with pytest.raises(PortTakenError, match=f"port {port} of 127.0.0.1 .* --port"):
+        listen(port)

@@ -1,0 +1,21 @@
+from click.testing import CliRunner
+
+from dagster_tidegate.cli import sandbox as command
+from dagster_tidegate.sandbox import answers, server
+
+
+def test_the_command_knows_the_services_and_the_port():
+    assert tuple(answers.SERVICES) == command.SERVICES
+    assert server.DEFAULT_PORT == command.DEFAULT_PORT
+
+
+def test_an_order_without_a_sandbox_says_how_to_start_one():
+    result = CliRunner().invoke(command.sandbox, ["stats", "--url", "http://127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "tidegate sandbox serve" in result.output
+
+
+def test_an_order_that_makes_no_sense_is_a_usage_error():
+    result = CliRunner().invoke(command.sandbox, ["fail", "openai", "--share", "2"])
+    assert result.exit_code == 2
+    assert "share: Input should be less than or equal to 1" in result.output
