@@ -79,24 +79,30 @@ services = sa.Table(
     sa.Column("trial_successes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("reason", sa.Text),  # why it opened, for people: "503 x5"
     sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp begins here
+    sa.Column("kept_closed_by", sa.String(256)),  # the operator because of whom it does not trip
+    sa.Column("kept_closed_until", UTCDateTime),  # None: until told otherwise
     sa.Column("changed_at", UTCDateTime, nullable=False),
 )
 
 # What the fleet saw of a service: counts per worker, generation and bucket of time, so that no two
-# workers write the same row.
+# workers write the same row. No foreign key: its check would lock the one row of the service.
 outcomes = sa.Table(
     "outcomes",
     metadata,
-    sa.Column("service", sa.ForeignKey("services.name"), primary_key=True),
+    sa.Column("service", sa.String(128), primary_key=True),
     sa.Column("bucket", UTCDateTime, primary_key=True),
     sa.Column("worker", sa.String(128), primary_key=True),
     sa.Column("generation", sa.BigInteger, primary_key=True),
     sa.Column("ok", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("slow", sa.Integer, nullable=False, server_default="0"),  # of the ok ones
     sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("slow", sa.Integer, nullable=False, server_default="0"),
-    # Failures since the worker's last success, for the consecutive count of the fleet.
+    # Those failures of the bucket that came after the last success that the worker knew of, and
+    # the first of them.
     sa.Column("failed_in_row", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("row_since", UTCDateTime),
     sa.Column("last_ok_at", UTCDateTime),
+    sa.Column("last_failed_at", UTCDateTime),
+    sa.Column("retry_at", UTCDateTime),  # the latest Retry-After that the service sent
 )
 
 # Leases on trial calls of a half open breaker. A lease that expired is nobody's.
@@ -107,6 +113,7 @@ trials = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True),  # 0 .. permitted trial calls - 1
     sa.Column("generation", sa.BigInteger, nullable=False),
     sa.Column("worker", sa.String(128), nullable=False),
+    sa.Column("token", sa.String(32), nullable=False),  # tells the lease from a later one
     sa.Column("expires_at", UTCDateTime, nullable=False),
 )
 
@@ -136,21 +143,35 @@ sa.Index(
     postgresql_where=holds.c.released_at.is_(None),
 )
 
+# A campaign as a gate last saw it in code, so that whoever trips a breaker knows what to stop.
 campaigns = sa.Table(
     "campaigns",
     metadata,
     sa.Column("name", sa.String(256), primary_key=True),  # the Dagster job's name
     sa.Column("location", sa.String(256), nullable=False),  # its code location
     sa.Column("catch_up", sa.String(16), nullable=False),
-    sa.Column("seen_at", UTCDateTime, nullable=False),  # when a gate last saw it in code
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("seen_at", UTCDateTime, nullable=False),  # when its definition last changed
 )
 
-campaign_services = sa.Table(
-    "campaign_services",
+# The pool of each op of a campaign; its name says which services the op needs.
+campaign_ops = sa.Table(
+    "campaign_ops",
     metadata,
     sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
     sa.Column("op", sa.String(256), primary_key=True),
-    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("pool", sa.String(512), nullable=False),
+)
+
+# The schedules and sensors that start runs of a campaign.
+campaign_triggers = sa.Table(
+    "campaign_triggers",
+    metadata,
+    sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
+    sa.Column("selector_id", sa.String(64), primary_key=True),  # Dagster's id of it
+    sa.Column("kind", sa.String(16), nullable=False),  # schedule, sensor
+    sa.Column("name", sa.String(256), nullable=False),
+    sa.Column("runs_by_default", sa.Boolean, nullable=False),
 )
 
 campaign_runs = sa.Table(
@@ -209,6 +230,8 @@ ledger = sa.Table(
 )
 
 # What the gate changed in Dagster, and what was there before. Live until given back.
+# Values are those of Dagster: of a pool `unset`, `default` (it follows the instance's default) or
+# a number; of a schedule or sensor `unset`, `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
 takeovers = sa.Table(
     "takeovers",
     metadata,
@@ -216,13 +239,17 @@ takeovers = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),  # pool, schedule, sensor
     sa.Column("name", sa.String(512), nullable=False),  # pool name; selector id of the others
     sa.Column("label", sa.String(512), nullable=False),  # what a person calls it
-    sa.Column("location", sa.String(256), nullable=False),  # the gate that answers for it
-    sa.Column("former_limit", sa.Integer),  # pools: None where there was no limit
-    sa.Column("former_from_default", sa.Boolean),  # pools: it followed the default
-    sa.Column("former_status", sa.String(32)),  # schedules and sensors
-    sa.Column("set_limit", sa.Integer),  # pools: the limit that the gate set last
+    sa.Column("campaign", sa.String(256)),  # whose schedule or sensor it is; None for a pool
+    sa.Column("location", sa.String(256), nullable=False),  # the code location that took it
+    sa.Column("former", sa.String(32), nullable=False),  # the value to give back
+    sa.Column("set_from", sa.String(32), nullable=False),  # the value before the latest write
+    sa.Column("set_to", sa.String(32), nullable=False),  # the value of the latest write
+    # Whether the latest write may not have reached Dagster yet: it is decided here first.
+    sa.Column("pending", sa.Boolean, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),  # every change adds 1; fences two gates
     sa.Column("taken_at", UTCDateTime, nullable=False),
-    sa.Column("ramp_step_at", UTCDateTime),  # when the ramp last took a step
+    sa.Column("ramp_step_at", UTCDateTime),  # when the ramp took its latest step
+    sa.Column("left_at", UTCDateTime),  # when a person's change was seen: it is theirs since
     sa.Column("given_back_at", UTCDateTime),
     sa.Column("outcome", sa.String(32)),  # restored, or left_to_operator
 )
@@ -242,9 +269,11 @@ missed_ticks = sa.Table(
     sa.Column("campaign", sa.String(256), primary_key=True),
     sa.Column("schedule", sa.String(256), primary_key=True),
     sa.Column("tick_at", UTCDateTime, primary_key=True),
-    sa.Column("partition", sa.String(256)),
     sa.Column("recorded_at", UTCDateTime, nullable=False),
-    sa.Column("outcome", sa.String(16)),  # launched or skipped; None while it waits
+    sa.Column("settled_at", UTCDateTime),
+    sa.Column("outcome", sa.String(16)),  # launched, skipped or failed; None while it waits
+    sa.Column("reason", sa.Text),  # why it was skipped or failed
+    sa.Index(None, "outcome"),
 )
 
 # Who changed what, when and why.

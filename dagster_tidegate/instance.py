@@ -1,0 +1,440 @@
+"""What Tidegate asks of a Dagster instance beyond Dagster's public API, and nothing else does.
+
+Pools, and the status of schedules and sensors, can be read and written only so. When a new
+version of Dagster changes any of it, this module is the one to change; each test that is named
+after a fact about Dagster says which fact it was.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
+from dagster._core.execution.resources_init import get_transitive_required_resource_keys
+from dagster._core.remote_origin import RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    ScheduleInstigatorData,
+    SensorInstigatorData,
+    TickStatus,
+)
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import (
+    AUTO_RETRY_RUN_ID_TAG,
+    MAX_RETRIES_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
+    RUN_KEY_TAG,
+    SCHEDULED_EXECUTION_TIME_TAG,
+    SENSOR_NAME_TAG,
+    STEP_SELECTION_TAG,
+    TICK_ID_TAG,
+    WILL_RETRY_TAG,
+)
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from dagster_tidegate.store.campaigns import Trigger
+from dagster_tidegate.store.takeovers import TakeoverKind
+
+UNSET = "unset"
+DEFAULT = "default"
+RUNNING = InstigatorStatus.RUNNING.value
+STOPPED = InstigatorStatus.STOPPED.value
+DECLARED_IN_CODE = InstigatorStatus.DECLARED_IN_CODE.value
+
+PARTITION_TAG = "tidegate/partition"
+
+_KINDS = {
+    InstigatorType.SCHEDULE: TakeoverKind.SCHEDULE,
+    InstigatorType.SENSOR: TakeoverKind.SENSOR,
+}
+# What says how a run came to be, and not what it is: not for the run that follows it.
+_OF_ONE_RUN = {
+    AUTO_RETRY_RUN_ID_TAG,
+    MAX_RETRIES_TAG,
+    PARENT_RUN_ID_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
+    RUN_KEY_TAG,
+    SENSOR_NAME_TAG,
+    STEP_SELECTION_TAG,
+    TICK_ID_TAG,
+    WILL_RETRY_TAG,
+}
+
+
+@dataclass(frozen=True)
+class TriggerState:
+    """What Dagster has stored of a schedule or sensor.
+
+    Attributes:
+        status: `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
+        started_at: When it was last switched on (UTC), where Dagster knows.
+    """
+
+    status: str
+    started_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class RunChange:
+    """A Dagster run whose record changed, and when (UTC)."""
+
+    run: dg.DagsterRun
+    at: datetime
+
+
+class Dagster:
+    """The pools, schedules, sensors and runs of a Dagster instance.
+
+    Args:
+        instance: The instance.
+        repository: The repository of the caller; without it, only schedules and sensors that
+            Dagster has a row for can be written.
+    """
+
+    def __init__(
+        self, instance: dg.DagsterInstance, repository: "Repository | None" = None
+    ) -> None:
+        self.instance = instance
+        self._repository = repository
+
+    def default_limit(self) -> int | None:
+        """Return the limit of pools that have none of their own; None where there is none."""
+        return self.instance.global_op_concurrency_default_limit
+
+    def pools(self) -> Mapping[str, str]:
+        """Return the pools that have a limit: `default`, or the number, by name."""
+        return {
+            pool.name: DEFAULT if pool.from_default else str(pool.limit)
+            for pool in self.instance.event_log_storage.get_pool_limits()
+        }
+
+    def set_pool(self, name: str, value: str) -> None:
+        """Give a pool a limit.
+
+        Args:
+            name: Name of the pool.
+            value: The number, `default` (it follows the instance's default), or `unset`.
+        """
+        storage = self.instance.event_log_storage
+        if value in (UNSET, DEFAULT):
+            # A limit that was set explicitly becomes one that follows the default only when the
+            # row is made anew.
+            storage.delete_concurrency_limit(name)
+        if value == DEFAULT:
+            storage.initialize_concurrency_limit_to_default(name)
+        elif value != UNSET:
+            storage.set_concurrency_slots(name, int(value))
+
+    def triggers(self) -> Mapping[str, TriggerState]:
+        """Return the stored states of all schedules and sensors, by selector id."""
+        return {
+            state.selector_id: TriggerState(state.status.value, _started_at(state))
+            for state in self.instance.all_instigator_state()
+        }
+
+    def set_trigger(
+        self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
+    ) -> bool:
+        """Write the status of a schedule or sensor.
+
+        Args:
+            kind: Which of the two.
+            name: Its name.
+            selector_id: Dagster's id of it.
+            status: `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
+            now: From when on a schedule that runs again has ticks, UTC.
+
+        Returns:
+            Whether it could be written: not where Dagster has no row and this is not the code
+            location that knows it.
+        """
+        stored = self.instance.get_instigator_state(selector_id, selector_id)
+        to = InstigatorStatus(status)
+        if stored is None:
+            if self._repository is None:
+                return False
+            new = self._repository.state(kind, name)
+            if new is None:
+                return False
+            self.instance.add_instigator_state(new)
+            stored = new
+        if isinstance(stored.instigator_data, ScheduleInstigatorData):
+            started = None if to is InstigatorStatus.STOPPED else now.timestamp()
+            stored = stored.with_data(
+                ScheduleInstigatorData(stored.instigator_data.cron_schedule, started)
+            )
+        elif isinstance(stored.instigator_data, SensorInstigatorData) and status == RUNNING:
+            stored = stored.with_data(
+                stored.instigator_data.with_sensor_start_timestamp(now.timestamp())
+            )
+        self.instance.update_instigator_state(stored.with_status(to))
+        return True
+
+    def latest_tick(self, name: str, selector_id: str) -> datetime | None:
+        """Return the time (UTC) of the latest tick that Dagster evaluated of a schedule."""
+        if self._repository is None:
+            return None
+        origin = self._repository.origin.get_instigator_origin(name)
+        ticks = self.instance.get_ticks(origin.get_id(), selector_id, limit=1)
+        if not ticks or ticks[0].status is TickStatus.STARTED:
+            return None
+        return datetime.fromtimestamp(ticks[0].timestamp, UTC)
+
+    def run(self, run_id: str) -> dg.DagsterRun | None:
+        """Return a run, or None where Dagster has it no more."""
+        return self.instance.get_run_by_id(run_id)
+
+    def runs(
+        self, *, tags: Mapping[str, str], job: str | None = None, unfinished: bool = False
+    ) -> Sequence[dg.DagsterRun]:
+        """Return the runs that have all of some tags, the newest first.
+
+        Args:
+            tags: Tags and their values.
+            job: Only those of this job.
+            unfinished: Only those that have not ended.
+        """
+        return self.instance.get_runs(
+            dg.RunsFilter(
+                job_name=job,
+                tags=dict(tags),
+                statuses=NOT_FINISHED_STATUSES if unfinished else None,
+            )
+        )
+
+    def queued(self, job: str, limit: int) -> Sequence[dg.DagsterRun]:
+        """Return the queued runs of a job, the oldest first."""
+        return [
+            record.dagster_run
+            for record in self.instance.get_run_records(
+                dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.QUEUED]),
+                limit=limit,
+                ascending=True,
+            )
+        ]
+
+    def in_progress(self, pools: frozenset[str]) -> Mapping[str, int]:
+        """Return how many runs that have left the queue and not ended use each of some pools."""
+        counts = dict.fromkeys(pools, 0)
+        for run in self.instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES)):
+            for pool in pools_of(run) & pools:
+                counts[pool] += 1
+        return counts
+
+    def changes(self, since: datetime, limit: int) -> Sequence[RunChange]:
+        """Return the runs that changed after a time, in the order of their change.
+
+        Args:
+            since: The time, UTC.
+            limit: How many at most.
+        """
+        return [
+            RunChange(record.dagster_run, record.update_timestamp.replace(tzinfo=UTC))
+            for record in self.instance.get_run_records(
+                dg.RunsFilter(updated_after=since),
+                limit=limit,
+                order_by="update_timestamp",
+                ascending=True,
+            )
+        ]
+
+    def group_size(self, run_id: str) -> int:
+        """Return how many runs are in the group of a run; Dagster counts retries by it."""
+        group = self.instance.get_run_group(run_id)
+        return 1 if group is None else len(list(group[1]))
+
+    def most_retries(self, run: dg.DagsterRun) -> int:
+        """Return how often Dagster may retry a run by itself."""
+        set_for_run = run.tags.get(MAX_RETRIES_TAG, "")
+        if set_for_run.isdecimal():
+            return int(set_for_run)
+        return self.instance.run_retries_max_retries
+
+    def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a run."""
+        self.instance.add_run_tags(run_id, dict(tags))
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of a code location: what is defined in it, and what Dagster calls it."""
+
+    origin: RemoteRepositoryOrigin
+    definition: dg.RepositoryDefinition
+
+    @classmethod
+    def of(cls, context: dg.SensorEvaluationContext) -> "Repository":
+        """Return the repository of the sensor that is being evaluated.
+
+        Raises:
+            ValueError: If the context has none, as outside the daemon.
+        """
+        location, name = context.code_location_origin, context.repository_name
+        if location is None or name is None or context.repository_def is None:
+            raise ValueError(f"sensor {context.sensor_name} is not evaluated in a repository")
+        return cls(RemoteRepositoryOrigin(location, name), context.repository_def)
+
+    @property
+    def location(self) -> str:
+        """Name of the code location."""
+        return self.origin.code_location_origin.location_name
+
+    def state(self, kind: TakeoverKind, name: str) -> InstigatorState | None:
+        """Return the state of a schedule or sensor that Dagster has none of, as stopped."""
+        type_ = _type_of(kind)
+        if kind is TakeoverKind.SCHEDULE:
+            if not self.definition.has_schedule_def(name):
+                return None
+            cron = self.definition.get_schedule_def(name).cron_schedule
+            data = ScheduleInstigatorData(cron if isinstance(cron, str) else list(cron))
+        else:
+            if not self.definition.has_sensor_def(name):
+                return None
+            sensor = self.definition.get_sensor_def(name)
+            data = SensorInstigatorData(
+                min_interval=sensor.minimum_interval_seconds, sensor_type=sensor.sensor_type
+            )
+        origin = self.origin.get_instigator_origin(name)
+        return InstigatorState(origin, type_, InstigatorStatus.STOPPED, data)
+
+    def trigger(self, definition: dg.ScheduleDefinition | dg.SensorDefinition) -> Trigger:
+        """Return a schedule or sensor of the repository as the store keeps it."""
+        is_schedule = isinstance(definition, dg.ScheduleDefinition)
+        kind = TakeoverKind.SCHEDULE if is_schedule else TakeoverKind.SENSOR
+        state = self.state(kind, definition.name)
+        if state is None:
+            raise ValueError(
+                f"{kind} {definition.name} is not in repository {self.definition.name}"
+            )
+        return Trigger(
+            kind, definition.name, state.selector_id, definition.default_status.value == RUNNING
+        )
+
+
+def pools_of(run: dg.DagsterRun) -> frozenset[str]:
+    """Return the pools that a run uses, as they were when it was created."""
+    concurrency = run.run_op_concurrency
+    return frozenset(concurrency.all_pools or ()) if concurrency is not None else frozenset()
+
+
+def partition_of(run: dg.DagsterRun) -> str:
+    """Return the campaign run that a run works on: its partition, or else its first ancestor.
+
+    A run that the gate asked for is tagged with it, since Dagster makes it a root of its own.
+    """
+    tags = run.tags
+    return (
+        tags.get(PARTITION_NAME_TAG)
+        or tags.get(PARTITION_TAG)
+        or tags.get(ROOT_RUN_ID_TAG)
+        or run.root_run_id
+        or run.run_id
+    )
+
+
+def tags_for_next(run: dg.DagsterRun, *, retries: int, group_size: int) -> dict[str, str]:
+    """Return the tags of the run that follows a paused one.
+
+    It joins the run's group, so that Dagster shows the lineage. Dagster takes all runs of a
+    group for retries, and so the limit is raised by those that there are.
+
+    Args:
+        run: The paused run.
+        retries: How often Dagster may retry the new run.
+        group_size: How many runs the group has.
+    """
+    kept = {
+        key: value
+        for key, value in run.tags.items()
+        if key not in _OF_ONE_RUN and not key.startswith((".dagster/", "tidegate/"))
+    }
+    root = run.tags.get(ROOT_RUN_ID_TAG) or run.root_run_id or run.run_id
+    kept |= {
+        PARENT_RUN_ID_TAG: run.run_id,
+        ROOT_RUN_ID_TAG: root,
+        PARTITION_TAG: partition_of(run),
+    }
+    if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):
+        kept[SCHEDULED_EXECUTION_TIME_TAG] = scheduled
+    if retries:
+        kept[MAX_RETRIES_TAG] = str(retries + group_size)
+    return kept
+
+
+def tick_times(
+    schedule: dg.ScheduleDefinition, after: datetime, before: datetime
+) -> Iterator[datetime]:
+    """Return the times at which a schedule is due, in its time zone.
+
+    Args:
+        schedule: The schedule.
+        after: The time after which, UTC.
+        before: The time before which, UTC.
+    """
+    cron = schedule.cron_schedule
+    for time in schedule_execution_time_iterator(
+        after.timestamp(), cron if isinstance(cron, str) else list(cron), _zone_of(schedule)
+    ):
+        if time >= before:
+            return
+        if time > after:
+            yield time
+
+
+def evaluate(
+    schedule: dg.ScheduleDefinition,
+    at: datetime,
+    instance: dg.DagsterInstance,
+    repository: dg.RepositoryDefinition,
+) -> tuple[Sequence[dg.RunRequest], str | None]:
+    """Evaluate a schedule as Dagster's daemon would have done at a time.
+
+    Args:
+        schedule: The schedule.
+        at: When it was due.
+        instance: The Dagster instance.
+        repository: The repository that it is in.
+
+    Returns:
+        The runs that it asks for, and why it skips where it does.
+    """
+    resources = repository.get_top_level_resources()
+    needed = get_transitive_required_resource_keys(schedule.required_resource_keys, resources)
+    with ScheduleEvaluationContext(
+        instance.get_ref(),
+        at,
+        repository_name=repository.name,
+        schedule_name=schedule.name,
+        resources={key: value for key, value in resources.items() if key in needed},
+        repository_def=repository,
+    ) as context:
+        result = schedule.evaluate_tick(context)
+    return result.run_requests or [], result.skip_message
+
+
+def _zone_of(schedule: dg.ScheduleDefinition) -> str:
+    return schedule.execution_timezone or "UTC"
+
+
+def _type_of(kind: TakeoverKind) -> InstigatorType:
+    return next(type_ for type_, found in _KINDS.items() if found is kind)
+
+
+def _started_at(state: InstigatorState) -> datetime | None:
+    data, started = state.instigator_data, None
+    if isinstance(data, ScheduleInstigatorData):
+        started = data.start_timestamp
+    elif isinstance(data, SensorInstigatorData):
+        started = data.last_sensor_start_timestamp
+    return None if started is None else datetime.fromtimestamp(started, UTC)

@@ -1,0 +1,135 @@
+"""Campaigns as they were last seen in code: their pools, schedules and trigger sensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.takeovers import TakeoverKind
+
+
+@dataclass(frozen=True, order=True)
+class Trigger:
+    """A schedule or sensor that starts runs of a campaign.
+
+    Attributes:
+        kind: `schedule` or `sensor`.
+        name: Its name.
+        selector_id: Dagster's id of it, the same for as long as its location and name are.
+        runs_by_default: Whether it runs where nobody has switched it on or off.
+    """
+
+    kind: TakeoverKind
+    name: str
+    selector_id: str
+    runs_by_default: bool
+
+
+@dataclass(frozen=True)
+class CampaignShape:
+    """What the gate needs to know of a campaign.
+
+    Attributes:
+        name: Name of the Dagster job.
+        location: Its code location.
+        catch_up: What becomes of schedule ticks missed while it is paused.
+        priority: Campaigns of higher priority resume first.
+        ops: The pool of each op that has one.
+        triggers: The schedules and sensors that start its runs.
+    """
+
+    name: str
+    location: str
+    catch_up: str
+    priority: int = 0
+    ops: Mapping[str, str] = field(default_factory=dict)
+    triggers: tuple[Trigger, ...] = ()
+
+    @property
+    def pools(self) -> frozenset[str]:
+        """The pools of its ops."""
+        return frozenset(self.ops.values())
+
+
+def read(conn: sa.Connection) -> Sequence[CampaignShape]:
+    """Return all campaigns, by name."""
+    ops: dict[str, dict[str, str]] = {}
+    for row in conn.execute(sa.select(t.campaign_ops)):
+        ops.setdefault(row.campaign, {})[row.op] = row.pool
+    triggers: dict[str, list[Trigger]] = {}
+    for row in conn.execute(sa.select(t.campaign_triggers)):
+        triggers.setdefault(row.campaign, []).append(
+            Trigger(TakeoverKind(row.kind), row.name, row.selector_id, row.runs_by_default)
+        )
+    return [
+        CampaignShape(
+            name=row.name,
+            location=row.location,
+            catch_up=row.catch_up,
+            priority=row.priority,
+            ops=ops.get(row.name, {}),
+            triggers=tuple(sorted(triggers.get(row.name, []))),
+        )
+        for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
+    ]
+
+
+def save(
+    conn: sa.Connection, now: datetime, location: str, campaigns: Sequence[CampaignShape]
+) -> None:
+    """Make the store know the campaigns of a code location as they are, and no others of it.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        location: The code location.
+        campaigns: Its campaigns.
+    """
+    names = [campaign.name for campaign in campaigns]
+    gone = sa.select(t.campaigns.c.name).where(
+        (t.campaigns.c.location == location) | t.campaigns.c.name.in_(names)
+    )
+    conn.execute(t.campaign_ops.delete().where(t.campaign_ops.c.campaign.in_(gone)))
+    conn.execute(t.campaign_triggers.delete().where(t.campaign_triggers.c.campaign.in_(gone)))
+    conn.execute(
+        t.campaigns.delete().where(
+            (t.campaigns.c.location == location) | t.campaigns.c.name.in_(names)
+        )
+    )
+    if not campaigns:
+        return
+    conn.execute(
+        t.campaigns.insert(),
+        [
+            {
+                "name": campaign.name,
+                "location": location,
+                "catch_up": campaign.catch_up,
+                "priority": campaign.priority,
+                "seen_at": now,
+            }
+            for campaign in campaigns
+        ],
+    )
+    ops = [
+        {"campaign": campaign.name, "op": op, "pool": pool}
+        for campaign in campaigns
+        for op, pool in campaign.ops.items()
+    ]
+    if ops:
+        conn.execute(t.campaign_ops.insert(), ops)
+    triggers = [
+        {
+            "campaign": campaign.name,
+            "selector_id": trigger.selector_id,
+            "kind": trigger.kind,
+            "name": trigger.name,
+            "runs_by_default": trigger.runs_by_default,
+        }
+        for campaign in campaigns
+        for trigger in campaign.triggers
+    ]
+    if triggers:
+        conn.execute(t.campaign_triggers.insert(), triggers)

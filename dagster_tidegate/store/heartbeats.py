@@ -1,0 +1,66 @@
+"""Heartbeats: when each part of the gate last finished its work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.upsert import insert
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """When a part of the gate last finished its work. Times are UTC.
+
+    Attributes:
+        location: Its code location.
+        part: Its name: `pause`, `resume` or `breaker`.
+        at: When.
+        cursor: Up to when Dagster's run changes were read; only the pause part has one.
+        summary: What it saw and did.
+    """
+
+    location: str
+    part: str
+    at: datetime
+    cursor: datetime | None
+    summary: str
+
+
+def beat(
+    conn: sa.Connection,
+    now: datetime,
+    *,
+    location: str,
+    part: str,
+    summary: str,
+    cursor: datetime | None = None,
+) -> None:
+    """Write down that a part of the gate finished its work.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        location: The code location.
+        part: Name of the part.
+        summary: What it saw and did.
+        cursor: Up to when Dagster's run changes were read; None keeps what is there.
+    """
+    values = {"at": now, "summary": summary}
+    if cursor is not None:
+        values["cursor"] = cursor
+    conn.execute(
+        insert(conn, t.heartbeats)
+        .values(location=location, part=part, **values)
+        .on_conflict_do_update(index_elements=["location", "part"], set_=values)
+    )
+
+
+def read(conn: sa.Connection) -> Sequence[Heartbeat]:
+    """Return the latest heartbeat of each part of each code location."""
+    rows = conn.execute(
+        sa.select(t.heartbeats).order_by(t.heartbeats.c.location, t.heartbeats.c.part)
+    )
+    return [Heartbeat(**row._mapping) for row in rows]

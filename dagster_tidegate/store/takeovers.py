@@ -1,0 +1,274 @@
+"""Takeovers: what the gate changed in Dagster, and the value it had before.
+
+A change is three steps, so that a gate can die between any two: the store says what is to be
+written (`take`, `intend`; committed), Dagster is written, the store says that it was (`written`,
+in a transaction that no other gate gets into, see `locked`). Each step raises the version and
+works on one version alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from dagster_tidegate.store import events
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.upsert import insert
+
+ACTOR = "gate"
+
+
+class TakeoverKind(StrEnum):
+    """What of Dagster's may be taken over."""
+
+    POOL = "pool"
+    SCHEDULE = "schedule"
+    SENSOR = "sensor"
+
+
+class Outcome(StrEnum):
+    """What became of a takeover."""
+
+    RESTORED = "restored"
+    LEFT_TO_OPERATOR = "left_to_operator"
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """A pool, schedule or sensor that the gate changed. Values are Dagster's; times are UTC.
+
+    Attributes:
+        id: Number of the row.
+        kind: What it is.
+        name: Name of the pool; Dagster's selector id of a schedule or sensor.
+        label: What a person calls it.
+        campaign: Whose schedule or sensor it is; None for a pool.
+        location: The code location that took it.
+        former: The value to give back.
+        set_from: The value before the latest write.
+        set_to: The value of the latest write.
+        pending: Whether the latest write may not have reached Dagster.
+        version: Raised by every change of the row.
+        taken_at: Since when.
+        ramp_step_at: When the ramp took its latest step, or None before the ramp.
+        left_at: When a person's change was seen, or None. It is theirs since then.
+    """
+
+    id: int
+    kind: TakeoverKind
+    name: str
+    label: str
+    campaign: str | None
+    location: str
+    former: str
+    set_from: str
+    set_to: str
+    pending: bool
+    version: int
+    taken_at: datetime
+    ramp_step_at: datetime | None
+    left_at: datetime | None
+
+
+def live(conn: sa.Connection) -> Sequence[Takeover]:
+    """Return the takeovers that have not been given back, the oldest first."""
+    rows = conn.execute(
+        sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None)).order_by(t.takeovers.c.id)
+    )
+    return [_takeover(row) for row in rows]
+
+
+def newest_id(conn: sa.Connection) -> int:
+    """Return the id of the newest takeover of all times; 0 before the first.
+
+    Read before Dagster is looked at, and passed to `take`.
+    """
+    return conn.scalar(sa.select(sa.func.max(t.takeovers.c.id))) or 0
+
+
+def take(
+    conn: sa.Connection,
+    now: datetime,
+    *,
+    kind: TakeoverKind,
+    name: str,
+    label: str,
+    campaign: str | None,
+    location: str,
+    former: str,
+    set_to: str,
+    seen: int,
+) -> Takeover | None:
+    """Write down that something is about to be taken over, and what it was.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        kind: What it is.
+        name: Its name.
+        label: What a person calls it.
+        campaign: Whose schedule or sensor it is.
+        location: The code location that takes it.
+        former: The value that Dagster has.
+        set_to: The value that is to be written.
+        seen: `newest_id` from before `former` was read.
+
+    Returns:
+        The takeover, or None where another gate took it since `seen`: then `former` may be a
+        value that the other gate wrote.
+    """
+    raced = conn.scalar(
+        sa.select(t.takeovers.c.id)
+        .where(t.takeovers.c.kind == kind, t.takeovers.c.name == name, t.takeovers.c.id > seen)
+        .limit(1)
+    )
+    if raced is not None:
+        return None
+    row = conn.execute(
+        insert(conn, t.takeovers)
+        .values(
+            kind=kind,
+            name=name,
+            label=label,
+            campaign=campaign,
+            location=location,
+            former=former,
+            set_from=former,
+            set_to=set_to,
+            pending=True,
+            version=1,
+            taken_at=now,
+        )
+        .on_conflict_do_nothing()
+        .returning(*_COLUMNS)
+    ).one_or_none()
+    if row is None:
+        return None
+    _event(conn, now, _takeover(row), former, set_to, "taken over")
+    return _takeover(row)
+
+
+def intend(
+    conn: sa.Connection,
+    now: datetime,
+    takeover: Takeover,
+    set_to: str,
+    *,
+    ramp_step_at: datetime | None = None,
+) -> Takeover | None:
+    """Write down that another value is about to be written to Dagster.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        takeover: The takeover as it was read.
+        set_to: The value that is to be written.
+        ramp_step_at: When the ramp took the step that this is, or None outside a ramp.
+
+    Returns:
+        The takeover as it is now, or None where another gate changed it first.
+    """
+    changed = _change(
+        conn,
+        takeover,
+        set_from=takeover.set_to,
+        set_to=set_to,
+        pending=set_to != takeover.set_to,
+        ramp_step_at=ramp_step_at,
+    )
+    if changed is not None and set_to != takeover.set_to:
+        _event(conn, now, takeover, takeover.set_to, set_to, None)
+    return changed
+
+
+def locked(conn: sa.Connection, takeover: Takeover) -> bool:
+    """Keep other gates from changing a takeover until this transaction ends.
+
+    Returns:
+        Whether it is still as it was read; where not, nothing is to be written to Dagster.
+    """
+    return bool(
+        conn.execute(
+            t.takeovers.update()
+            .where(t.takeovers.c.id == takeover.id, t.takeovers.c.version == takeover.version)
+            .values(version=t.takeovers.c.version)
+        ).rowcount
+    )
+
+
+def written(conn: sa.Connection, takeover: Takeover) -> Takeover | None:
+    """Write down that Dagster has the value. Returns None where another gate was first."""
+    return _change(conn, takeover, pending=False)
+
+
+def leave(conn: sa.Connection, now: datetime, takeover: Takeover, found: str) -> Takeover | None:
+    """Write down that a person changed what was taken over: it is theirs from now on.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        takeover: The takeover as it was read.
+        found: The value that the person gave it.
+
+    Returns:
+        The takeover as it is now, or None where another gate changed it first.
+    """
+    changed = _change(conn, takeover, pending=False, left_at=now)
+    if changed is not None:
+        _event(conn, now, takeover, takeover.set_to, found, "changed by a person: left as it is")
+    return changed
+
+
+def end(conn: sa.Connection, now: datetime, takeover: Takeover, outcome: Outcome) -> bool:
+    """Write down that something is Dagster's own again.
+
+    Returns:
+        Whether this call ended it; False where another gate was first.
+    """
+    changed = _change(conn, takeover, pending=False, given_back_at=now, outcome=outcome)
+    if changed is not None:
+        _event(conn, now, takeover, takeover.set_to, outcome, None)
+    return changed is not None
+
+
+def _change(conn: sa.Connection, takeover: Takeover, **values: object) -> Takeover | None:
+    row = conn.execute(
+        t.takeovers.update()
+        .where(
+            t.takeovers.c.id == takeover.id,
+            t.takeovers.c.version == takeover.version,
+            t.takeovers.c.given_back_at.is_(None),
+        )
+        .values(version=takeover.version + 1, **values)
+        .returning(*_COLUMNS)
+    ).one_or_none()
+    return None if row is None else _takeover(row)
+
+
+def _event(
+    conn: sa.Connection,
+    now: datetime,
+    takeover: Takeover,
+    from_status: str,
+    to_status: str,
+    reason: str | None,
+) -> None:
+    events.write(
+        conn,
+        now,
+        kind="takeover",
+        name=f"{takeover.kind} {takeover.label}",
+        from_status=from_status,
+        to_status=to_status,
+        reason=reason,
+        actor=ACTOR,
+    )
+
+
+_COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
+
+
+def _takeover(row: sa.Row) -> Takeover:
+    return Takeover(**{**row._mapping, "kind": TakeoverKind(row.kind)})
