@@ -6,7 +6,7 @@ import click
 
 SUBCOMMANDS = {
     "up": "Start everything on this machine, and stay until Ctrl-C.",
-    "sandbox": "Play the third-party services, and make them fail.",
+    "sandbox": "Run the local services, make them fail, ask what arrived.",
     "drill": "Take the campaigns through an outage and report what happened.",
     "store": "Make, upgrade and inspect the store.",
 }

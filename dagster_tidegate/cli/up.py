@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import OperationalError
 
+from dagster_tidegate.cli.sandbox import DEFAULT_PORT, URL_VARIABLE
 from dagster_tidegate.up import deployment
 from dagster_tidegate.up.children import ChildDiedError, NotReadyError
 from dagster_tidegate.up.dagster_web import LocationError
@@ -44,7 +45,7 @@ EXPLAINED = (
 @click.option(
     "--sandbox-port",
     type=click.IntRange(1, 65535),
-    default=8765,
+    default=DEFAULT_PORT,
     show_default=True,
     help="Port of the sandbox.",
 )
@@ -83,7 +84,7 @@ def up(workspace: Path, port: int, sandbox_port: int, with_parent: bool) -> None
 
 def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: int) -> None:
     tidegate = _command()
-    away = "" if sandbox_port == 8765 else f"TIDEGATE_SANDBOX_URL={where.sandbox} "
+    away = "" if sandbox_port == DEFAULT_PORT else f"{URL_VARIABLE}={where.sandbox} "
     console.print(f"""
 [bold]Tidegate is up[/] (in {where.started_in_s:.1f} s). Ctrl-C stops it.
 

@@ -19,6 +19,9 @@ from dagster_tidegate.up.ports import LOOPBACK, require_free
 
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
+# Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
+# also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
+LOGS = Path("tidegate", "logs")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def commands(workspace: Path, port: int, sandbox_port: int) -> dict[str, list[st
         "webserver": [
             sys.executable, "-m", "dagster_webserver", "--host", LOOPBACK, "--port", str(port),
             "--workspace", str(workspace), "--dagster-log-level", "warning",
+            "--code-server-log-level", "warning",
         ],
         "daemon": daemon_command(workspace),
     }  # fmt: skip
@@ -103,7 +107,7 @@ def run(
         def gone() -> bool:
             return stopped.is_set() or (with_parent and os.getppid() != parent)
 
-        with Children(home / "logs", keep_open=lock) as children:
+        with Children(home / LOGS, keep_open=lock) as children:
             for name, command in commands(workspace, port, sandbox_port).items():
                 children.start(name, command, cwd=workspace.parent)
             for name, condition in (

@@ -1,0 +1,184 @@
+"""`tidegate up` as a person runs it: a real process with real children."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dagster_tidegate.up.ports import free
+
+DEFINITIONS = """
+import dagster as dg
+
+@dg.job
+def nothing():
+    pass
+
+defs = dg.Definitions(jobs=[nothing])
+"""
+WORKSPACE = "load_from: [{python_file: {relative_path: definitions.py, working_directory: .}}]"
+READY = "Tidegate is up"
+LAST_LINE = "goes on where it stopped"
+TIMEOUT_S = 60
+
+
+class Up:
+    """A running `tidegate up`."""
+
+    def __init__(self, project: Path, command: list[str], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=project,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.family: list[psutil.Process] = []
+        self.said = ""
+
+    def wait_until_ready(self) -> "Up":
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if LAST_LINE in line:
+                break
+        assert READY in self.said, self.said
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code."""
+        assert self.process.stdout is not None
+        self.said += self.process.stdout.read()
+        return self.process.wait(TIMEOUT_S)
+
+    def left_over(self) -> list[psutil.Process]:
+        """Return those of its children, and theirs, that do not end."""
+        return psutil.wait_procs(self.family, timeout=20)[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "definitions.py").write_text(DEFINITIONS)
+    (tmp_path / "workspace.yaml").write_text(WORKSPACE)
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    return tmp_path
+
+
+@pytest.fixture
+def up(project: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "TIDEGATE_SANDBOX_URL")
+    }
+
+    def start(*options: str, home: Path | None = None, under: tuple[str, ...] = ()) -> Up:
+        ours = {} if home is None else {"DAGSTER_HOME": str(home)}
+        if "--port" not in options:
+            options = (*options, "--port", str(free()), "--sandbox-port", str(free()))
+        command = [*under, sys.executable, "-m", "dagster_tidegate.cli", "up", *options]
+        started.append(Up(project, command, environment | ours))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+        each.left_over()
+
+
+def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
+    running = up().wait_until_ready()
+    for name in ("Dagster", "Sandbox"):
+        (address,) = re.findall(rf"{name} +(http://127\.0\.0\.1:\d+)", running.said)
+        path = "/server_info" if name == "Dagster" else "/_stats"
+        assert urllib.request.urlopen(address + path).status == 200
+    home = project / ".tidegate" / "home"
+    assert (home / "dagster.yaml").samefile(project / "dagster.yaml")
+    assert (home / "tidegate.db").exists()
+    assert {path.name for path in (home / "tidegate" / "logs").iterdir()} == {
+        "sandbox.log",
+        "webserver.log",
+        "daemon.log",
+    }
+
+    second = up()
+    assert second.wait() == 1
+    assert f"in use by another 'tidegate up', pid {running.process.pid}" in second.said
+
+    taken = re.findall(r"Dagster +http://127\.0\.0\.1:(\d+)", running.said)[0]
+    other = up("--port", taken, home=project / "other")
+    assert other.wait() == 1
+    assert f"port {taken}" in other.said
+    assert "--port" in other.said
+
+    assert len(running.family) >= 5  # guard, sandbox, webserver, daemon, their code servers
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0
+    assert running.left_over() == []
+
+
+def test_killed_it_leaves_no_child_and_the_next_takes_over(up):
+    killed = up().wait_until_ready()
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+
+    following = up().wait_until_ready()
+    assert f"from pid {killed.process.pid}, which is gone" in following.said
+    assert killed.left_over() == []
+    following.signal(signal.SIGTERM)
+    assert following.wait() == 0
+    assert following.left_over() == []
+
+
+def test_killed_together_with_its_guard_it_leaves_no_child(up):
+    running = up().wait_until_ready()
+    (guard,) = (p for p in running.family if "dagster_tidegate.up.guard" in p.cmdline())
+    guard.suspend()
+    running.signal(signal.SIGKILL)
+    guard.kill()
+    assert running.left_over() == []
+
+
+def test_a_child_that_dies_is_named_and_stops_the_others(up):
+    running = up().wait_until_ready()
+    (sandbox,) = (p for p in running.family if "sandbox" in p.cmdline())
+    sandbox.kill()
+    assert running.wait() == 1
+    assert "sandbox ended by signal SIGKILL" in running.said
+    assert "sandbox.log" in running.said
+    assert running.left_over() == []
+
+
+def test_a_code_location_that_does_not_load_is_told_with_its_error(up, project: Path):
+    (project / "definitions.py").write_text("import no_such_module")
+    running = up()
+    assert running.wait() == 1
+    assert "No module named 'no_such_module'" in running.said
+
+
+def test_it_stops_with_what_started_it_when_told_to(up):
+    shell = up("--with-parent", under=("sh", "-c", '"$@" & wait', "sh")).wait_until_ready()
+    shell.process.kill()
+    shell.wait()
+    assert shell.left_over() == []
+
+
+def test_a_relative_dagster_home_is_refused(up):
+    running = up(home=Path("relative"))
+    assert running.wait() == 1
+    assert "DAGSTER_HOME is 'relative'; it must be an absolute path" in running.said
