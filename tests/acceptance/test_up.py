@@ -98,7 +98,8 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         if each.process.poll() is None:
             each.process.kill()
             each.process.wait()
-        each.left_over()
+        for process in each.left_over():
+            process.kill()
 
 
 def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
