@@ -1,0 +1,1 @@
+"""This deployment's services, their policies, and where its data is."""
