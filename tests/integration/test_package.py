@@ -1,0 +1,67 @@
+"""The wheel, installed where nothing of this repository is."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("wheel")
+    pip_wheel = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    run(sys.executable, *pip_wheel, "--wheel-dir", built, ROOT, cwd=built)
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin directory of an environment with the wheel, and the dependencies of this one."""
+    home = tmp_path_factory.mktemp("clean")
+    venv.create(home, symlinks=True)
+    site = sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)})
+    pip_install = ("-m", "pip", "--python", home / "bin" / "python", "install", "--quiet")
+    run(sys.executable, *pip_install, "--no-deps", wheel, cwd=home)
+    installed = {path.name for path in Path(site).iterdir()}
+    version = wheel.name.split("-")[1]
+    assert installed == {"dagster_tidegate", f"dagster_tidegate-{version}.dist-info"}
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return home / "bin"
+
+
+def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dagster_tidegate"}
+    assert "dagster_tidegate/py.typed" in names
+
+
+def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):
+    print_home = "import dagster_tidegate; print(dagster_tidegate.__file__)"
+    home = run(clean / "python", "-c", print_home, cwd=tmp_path)
+    assert Path(home.strip()).is_relative_to(clean.parent)
+    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
+    assert "is at" in run(clean / "tidegate", "store", "upgrade", "--url", url, cwd=tmp_path)
+
+
+def test_help_imports_neither_dagster_nor_the_database(clean: Path, tmp_path: Path):
+    code = (
+        "import sys\n"
+        "from dagster_tidegate.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(sorted({'dagster', 'sqlalchemy', 'pydantic', 'rich'} & sys.modules.keys()))"
+    )
+    assert run(clean / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "[]"
