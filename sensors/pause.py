@@ -1,0 +1,6 @@
+"""Stops in Dagster what holds and breakers say must not run."""
+
+from dagster_tidegate import build_pause_sensor
+from pipelines.campaigns import CAMPAIGNS
+
+pause_sensor = build_pause_sensor(campaigns=CAMPAIGNS)

@@ -1,0 +1,6 @@
+"""Lets in Dagster go on what nothing holds any more."""
+
+from dagster_tidegate import build_resume_sensor
+from pipelines.campaigns import CAMPAIGNS
+
+resume_sensor = build_resume_sensor(campaigns=CAMPAIGNS)
