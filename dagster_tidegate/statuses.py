@@ -3,6 +3,7 @@
 A status is stored as its value: lowercase, the same on every database.
 """
 
+from collections.abc import Collection
 from enum import StrEnum
 
 
@@ -59,3 +60,24 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CANCELLED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING}),
 }
 """The one table of allowed moves of a campaign run: from each status to those it may become."""
+
+
+def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatus:
+    """Derive the status of a campaign from what it is made of.
+
+    Args:
+        runs: The statuses that its campaign runs have.
+        held: Whether a live hold covers it.
+
+    Returns:
+        Its status. One failed campaign run makes a campaign failed once none is left to do.
+    """
+    if held:
+        return CampaignStatus.PAUSED
+    if not set(runs).isdisjoint({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED}):
+        return CampaignStatus.RUNNING
+    if RunStatus.FAILED in runs:
+        return CampaignStatus.FAILED
+    if RunStatus.COMPLETED in runs:
+        return CampaignStatus.COMPLETED
+    return CampaignStatus.CREATED

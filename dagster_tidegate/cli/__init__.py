@@ -5,6 +5,9 @@ from importlib import import_module
 import click
 
 SUBCOMMANDS = {
+    "status": "Show what is paused, since when, and why.",
+    "hold": "Hold a service, a campaign, a run (campaign/partition) or everything.",
+    "release": "Release what operators hold: a service, a campaign, a run or everything.",
     "up": "Start everything on this machine, and stay until Ctrl-C.",
     "sandbox": "Run the local services, make them fail, ask what arrived.",
     "drill": "Take the campaigns through an outage and report what happened.",

@@ -1,6 +1,6 @@
 """Campaign runs and their attempts: who owns one, and the moves of its status."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -120,6 +120,19 @@ def with_status(
         )
     )
     return [run for row in rows if (run := _run(row)) is not None]
+
+
+def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
+    """Return how many campaign runs of each campaign have each status."""
+    rows = conn.execute(
+        sa.select(t.campaign_runs.c.campaign, t.campaign_runs.c.status, sa.func.count()).group_by(
+            t.campaign_runs.c.campaign, t.campaign_runs.c.status
+        )
+    )
+    found: dict[str, dict[RunStatus, int]] = {}
+    for campaign, status, count in rows:
+        found.setdefault(campaign, {})[RunStatus(status)] = count
+    return found
 
 
 def move(

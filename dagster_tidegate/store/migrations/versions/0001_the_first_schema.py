@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=256), nullable=False),
         sa.Column("location", sa.String(length=256), nullable=False),
         sa.Column("catch_up", sa.String(length=16), nullable=False),
+        sa.Column("priority", sa.Integer(), server_default="0", nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_campaigns")),
     )
@@ -102,10 +103,32 @@ def upgrade() -> None:
         sa.Column("campaign", sa.String(length=256), nullable=False),
         sa.Column("schedule", sa.String(length=256), nullable=False),
         sa.Column("tick_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("partition", sa.String(length=256)),
         sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True)),
         sa.Column("outcome", sa.String(length=16)),
+        sa.Column("reason", sa.Text()),
         sa.PrimaryKeyConstraint("campaign", "schedule", "tick_at", name=op.f("pk_missed_ticks")),
+    )
+    with op.batch_alter_table("missed_ticks") as batch_op:
+        batch_op.create_index(batch_op.f("ix_missed_ticks_outcome"), ["outcome"])
+
+    op.create_table(
+        "outcomes",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("bucket", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("worker", sa.String(length=128), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("ok", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("slow", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("failed", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("failed_in_row", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("row_since", sa.DateTime(timezone=True)),
+        sa.Column("last_ok_at", sa.DateTime(timezone=True)),
+        sa.Column("last_failed_at", sa.DateTime(timezone=True)),
+        sa.Column("retry_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint(
+            "service", "bucket", "worker", "generation", name=op.f("pk_outcomes")
+        ),
     )
     op.create_table(
         "services",
@@ -118,6 +141,8 @@ def upgrade() -> None:
         sa.Column("trial_successes", sa.Integer(), server_default="0", nullable=False),
         sa.Column("reason", sa.Text()),
         sa.Column("closed_at", sa.DateTime(timezone=True)),
+        sa.Column("kept_closed_by", sa.String(length=256)),
+        sa.Column("kept_closed_until", sa.DateTime(timezone=True)),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
             "state IN ('closed', 'open', 'half_open')", name=op.f("ck_services_state")
@@ -130,13 +155,17 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("name", sa.String(length=512), nullable=False),
         sa.Column("label", sa.String(length=512), nullable=False),
+        sa.Column("campaign", sa.String(length=256)),
         sa.Column("location", sa.String(length=256), nullable=False),
-        sa.Column("former_limit", sa.Integer()),
-        sa.Column("former_from_default", sa.Boolean()),
-        sa.Column("former_status", sa.String(length=32)),
-        sa.Column("set_limit", sa.Integer()),
+        sa.Column("former", sa.String(length=32), nullable=False),
+        sa.Column("set_from", sa.String(length=32), nullable=False),
+        sa.Column("set_to", sa.String(length=32), nullable=False),
+        sa.Column("pending", sa.Boolean(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("taken_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("running_since", sa.DateTime(timezone=True)),
         sa.Column("ramp_step_at", sa.DateTime(timezone=True)),
+        sa.Column("left_at", sa.DateTime(timezone=True)),
         sa.Column("given_back_at", sa.DateTime(timezone=True)),
         sa.Column("outcome", sa.String(length=32)),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_takeovers")),
@@ -167,14 +196,26 @@ def upgrade() -> None:
         sa.UniqueConstraint("dagster_run", name=op.f("uq_attempts_dagster_run")),
     )
     op.create_table(
-        "campaign_services",
+        "campaign_ops",
         sa.Column("campaign", sa.String(length=256), nullable=False),
         sa.Column("op", sa.String(length=256), nullable=False),
-        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("pool", sa.String(length=512), nullable=False),
         sa.ForeignKeyConstraint(
-            ["campaign"], ["campaigns.name"], name=op.f("fk_campaign_services_campaign")
+            ["campaign"], ["campaigns.name"], name=op.f("fk_campaign_ops_campaign")
         ),
-        sa.PrimaryKeyConstraint("campaign", "op", "service", name=op.f("pk_campaign_services")),
+        sa.PrimaryKeyConstraint("campaign", "op", name=op.f("pk_campaign_ops")),
+    )
+    op.create_table(
+        "campaign_triggers",
+        sa.Column("campaign", sa.String(length=256), nullable=False),
+        sa.Column("selector_id", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("runs_by_default", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["campaign"], ["campaigns.name"], name=op.f("fk_campaign_triggers_campaign")
+        ),
+        sa.PrimaryKeyConstraint("campaign", "selector_id", name=op.f("pk_campaign_triggers")),
     )
     op.create_table(
         "ledger",
@@ -198,22 +239,6 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
-        "outcomes",
-        sa.Column("service", sa.String(length=128), nullable=False),
-        sa.Column("bucket", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("worker", sa.String(length=128), nullable=False),
-        sa.Column("generation", sa.BigInteger(), nullable=False),
-        sa.Column("ok", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("failed", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("slow", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("failed_in_row", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("last_ok_at", sa.DateTime(timezone=True)),
-        sa.ForeignKeyConstraint(["service"], ["services.name"], name=op.f("fk_outcomes_service")),
-        sa.PrimaryKeyConstraint(
-            "service", "bucket", "worker", "generation", name=op.f("pk_outcomes")
-        ),
-    )
-    op.create_table(
         "progress",
         sa.Column(
             "campaign_run", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
@@ -234,6 +259,7 @@ def upgrade() -> None:
         sa.Column("slot", sa.Integer(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("worker", sa.String(length=128), nullable=False),
+        sa.Column("token", sa.String(length=32), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["service"], ["services.name"], name=op.f("fk_trials_service")),
         sa.PrimaryKeyConstraint("service", "slot", name=op.f("pk_trials")),
@@ -244,9 +270,9 @@ def downgrade() -> None:
     """Take this revision back."""
     op.drop_table("trials")
     op.drop_table("progress")
-    op.drop_table("outcomes")
     op.drop_table("ledger")
-    op.drop_table("campaign_services")
+    op.drop_table("campaign_triggers")
+    op.drop_table("campaign_ops")
     op.drop_table("attempts")
     with op.batch_alter_table("takeovers") as batch_op:
         batch_op.drop_index(
@@ -257,6 +283,10 @@ def downgrade() -> None:
 
     op.drop_table("takeovers")
     op.drop_table("services")
+    op.drop_table("outcomes")
+    with op.batch_alter_table("missed_ticks") as batch_op:
+        batch_op.drop_index(batch_op.f("ix_missed_ticks_outcome"))
+
     op.drop_table("missed_ticks")
     with op.batch_alter_table("holds") as batch_op:
         batch_op.drop_index(

@@ -1,0 +1,136 @@
+"""An operator holds and releases from the command line, and sees what is paused and why."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dagster_tidegate.cli import main
+from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import breakers, campaigns, holds, runs, schema
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def store(empty_store_url: str):
+    store = Store(empty_store_url)
+    schema.upgrade(store)
+    yield store
+    store.dispose()
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    url = store.url.render_as_string(hide_password=False)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, "--url", url])
+
+    return run
+
+
+def test_a_hold_is_placed_seen_and_released(run: Run) -> None:
+    placed = run("hold", "campaign", "outreach", "--reason", "new copy", "--actor", "ana")
+    assert placed.exit_code == 0, placed.output
+    assert placed.output == "campaign outreach is held by ana until released: new copy\n"
+    assert "campaign outreach" in run("status").output
+    released = run("release", "campaign", "outreach", "--actor", "bo")
+    assert released.output == "released: campaign outreach, held by ana (new copy)\n"
+    assert json.loads(run("status", "--json").output)["holds"] == []
+
+
+def test_holding_and_releasing_twice_is_harmless_and_says_so(run: Run) -> None:
+    run("hold", "everything", "--reason", "storm", "--actor", "ana")
+    again = run("hold", "everything", "--reason", "storm", "--actor", "ana")
+    assert (again.exit_code, "as it was already" in again.output) == (0, True)
+    run("release", "everything")
+    again = run("release", "everything")
+    assert (again.exit_code, again.output) == (0, "everything was not held\n")
+
+
+def test_a_hold_can_end_by_itself(run: Run, store: Store) -> None:
+    assert run("hold", "service", "openai", "--reason", "quota", "--for", "2h").exit_code == 0
+    with store.read() as conn:
+        (hold,) = holds.live(conn, store.now(conn))
+    assert hold.expires_at is not None
+    assert (hold.expires_at - hold.placed_at).total_seconds() == 7200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["hold", "campaign", "outreach"], "Missing option '--reason'"),
+        (["hold", "campaign", "--reason", "x"], "name the campaign, for example"),
+        (["hold", "run", "outreach", "--reason", "x"], "say campaign/partition"),
+        (["hold", "everything", "all", "--reason", "x"], "takes no name"),
+        (["hold", "ship", "x", "--reason", "x"], "'service', 'campaign', 'run', 'everything'"),
+        (["hold", "service", "x", "--reason", "x", "--for", "soon"], "use 90s, 30m, 2h or 1d"),
+        (["hold", "service", "x", "--reason", "x", "--for", "0s"], "use 90s, 30m, 2h or 1d"),
+    ],
+)
+def test_a_wrong_command_says_what_would_be_right(
+    run: Run, arguments: list[str], says: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def test_a_blank_reason_is_refused(run: Run) -> None:
+    result = run("hold", "service", "openai", "--reason", " ")
+    assert (result.exit_code, "needs a reason" in result.output) == (1, True)
+
+
+def test_a_breakers_hold_needs_force(run: Run, store: Store) -> None:
+    with store.begin() as conn:
+        holds.place(
+            conn,
+            store.now(conn),
+            Target(TargetKind.SERVICE, "openai"),
+            source=HoldSource.BREAKER,
+            reason="503 x5",
+            actor="breaker",
+        )
+    refused = run("release", "service", "openai")
+    assert refused.exit_code == 1
+    assert "held by breaker (503 x5); use --force" in refused.output
+    assert run("release", "service", "openai", "--force").exit_code == 0
+
+
+def test_status_names_each_paused_campaign_and_why(run: Run, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        breakers.ensure(conn, now, ["openai", "apollo"])
+        campaigns.save(
+            conn,
+            now,
+            "here",
+            [
+                CampaignShape("digest", "here", "none", ops={"write": "openai"}),
+                CampaignShape("finder", "here", "none", ops={"find": "apollo"}),
+            ],
+        )
+        found = runs.ensure(conn, now, "digest", "monday")
+        runs.move(conn, now, found, RunStatus.PAUSED, actor="gate")
+    run("hold", "service", "openai", "--reason", "quota", "--actor", "ana")
+    listed = {c["name"]: c for c in json.loads(run("status", "--json").output)["campaigns"]}
+    assert listed["digest"]["status"] == "paused"
+    assert listed["digest"]["runs"]["paused"] == 1
+    assert listed["finder"]["status"] == "created"
+    assert "service openai is held" in run("status").output
+
+
+def test_a_reason_is_shown_as_it_was_given(run: Run) -> None:
+    run("hold", "everything", "--reason", "[red]storm[/]", "--actor", "ana")
+    assert "[red]storm[/]" in run("status").output
+
+
+def test_a_store_that_was_never_made_says_what_to_do(empty_store_url: str) -> None:
+    result = CliRunner().invoke(main, ["status", "--url", empty_store_url])
+    assert result.exit_code == 1
+    assert "run 'tidegate store upgrade'" in result.output
