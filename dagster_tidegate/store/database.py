@@ -9,6 +9,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from dagster_tidegate.store import push
+
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
 
@@ -64,7 +66,7 @@ class Store:
             )
         else:
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
-        self._clock = clock
+        self.clock = clock
 
     @property
     def is_sqlite(self) -> bool:
@@ -76,6 +78,9 @@ class Store:
         """Open a transaction that writes; commits at the end, rolls back on an error."""
         with self.engine.begin() as conn:
             yield conn
+            told = push.pending(conn)
+        if told:
+            push.touch(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -88,8 +93,8 @@ class Store:
 
         A SQLite database is on the machine that uses it, so its clock is the process's.
         """
-        if self._clock is not None:
-            return self._clock()
+        if self.clock is not None:
+            return self.clock()
         if self.is_sqlite:
             return datetime.now(UTC)
         return conn.scalar(sa.text("SELECT clock_timestamp()")).astimezone(UTC)  # type: ignore[union-attr]

@@ -248,6 +248,7 @@ takeovers = sa.Table(
     sa.Column("pending", sa.Boolean, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),  # every change adds 1; fences two gates
     sa.Column("taken_at", UTCDateTime, nullable=False),
+    sa.Column("running_since", UTCDateTime),  # when a schedule was last switched on before
     sa.Column("ramp_step_at", UTCDateTime),  # when the ramp took its latest step
     sa.Column("left_at", UTCDateTime),  # when a person's change was seen: it is theirs since
     sa.Column("given_back_at", UTCDateTime),

@@ -1,0 +1,574 @@
+"""A fleet: a store, the policies of the services and their breakers, in one process."""
+
+import atexit
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from multiprocessing.util import Finalize, register_after_fork
+from random import random
+from threading import Condition, Lock, RLock
+from typing import Any, TypeVar
+from uuid import uuid4
+from weakref import WeakSet
+
+from sqlalchemy import exc
+
+from dagster_tidegate import circuit as machine
+from dagster_tidegate.breaker import Admission, Breaker
+from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.circuits import Circuits, MemoryCircuits, Trial, TrialAnswer
+from dagster_tidegate.holds import Hold, HoldSource, covering
+from dagster_tidegate.hooks import (
+    CallsCounted,
+    ChangeLearned,
+    Event,
+    Hook,
+    StateChanged,
+    StoreLost,
+    StoreRegained,
+)
+from dagster_tidegate.outcomes import Outcome
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.seen import Counts
+from dagster_tidegate.snapshot import FleetSnapshot
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.watcher import Watcher
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+ENABLED_VARIABLE = "TIDEGATE_ENABLED"
+UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+"""What SQLAlchemy raises when the database can't be reached, or does not answer."""
+
+
+class UnknownServiceError(LookupError):
+    """A breaker was asked for that no policy speaks of."""
+
+
+def enabled_by_environment() -> bool:
+    """Return whether `TIDEGATE_ENABLED` lets Tidegate work; it does if it is not set.
+
+    Raises:
+        ValueError: If it is neither true nor false.
+    """
+    value = os.environ.get(ENABLED_VARIABLE, "true").strip().lower()
+    if value not in ("true", "1", "false", "0"):
+        raise ValueError(f"{ENABLED_VARIABLE} is {value!r}; it can be true or false")
+    return value in ("true", "1")
+
+
+class Fleet:
+    """The breakers of a process, shared with all processes that use the same store.
+
+    Nothing is read, and no thread started, before the first use. A fork of the process gets its
+    own connection, thread and counters.
+
+    When the store can't be reached, calls go on under the process's own breakers, and
+    `snapshot().degraded` says so. When it is back, what was seen meanwhile is told to it.
+
+    Args:
+        store: The store that the fleet shares, or None for this process alone.
+        policies: The services.
+        hooks: Take what happens; see `hooks`.
+        worker: Name of this process in the store; None makes one up that no other has.
+        enabled: False: calls pass and are counted, and nothing trips or pauses. None: what
+            `TIDEGATE_ENABLED` says.
+
+    Raises:
+        ValueError: If two policies have the same name.
+
+    Example:
+        >>> fleet = Fleet(policies=[ServicePolicy(name="openai")])
+        >>> fleet.breaker("openai").call(len, "four")
+        4
+    """
+
+    def __init__(
+        self,
+        store: Store | Circuits | None = None,
+        policies: Iterable[ServicePolicy] = (),
+        *,
+        hooks: Iterable[Hook] = (),
+        worker: str | None = None,
+        enabled: bool | None = None,
+    ) -> None:
+        self.policies: dict[str, ServicePolicy] = {}
+        for policy in policies:
+            if policy.name in self.policies:
+                raise ValueError(f"two policies are named {policy.name!r}")
+            self.policies[policy.name] = policy
+        self.enabled = enabled_by_environment() if enabled is None else enabled
+        self.hooks: tuple[Hook, ...] = tuple(hooks)
+        self._named = worker
+        self._shared: Circuits = (
+            MemoryCircuits()
+            if store is None
+            else StoredCircuits(store)
+            if isinstance(store, Store)
+            else store
+        )
+        self._store = store if isinstance(store, Store) else None
+        clock: Callable[[], datetime] | None = getattr(store, "clock", None)
+        self._clock = clock
+        self._ticks: Callable[[], float] = (
+            time.monotonic if clock is None else lambda: clock().timestamp()
+        )
+        self._breakers: dict[str, Breaker] = {}
+        self._begin_life()
+        _fleets.add(self)
+
+    def _begin_life(self) -> None:
+        """Set up what a fork can't share with its parent."""
+        self.worker = self._named or f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
+        self._lock = RLock()
+        self._changed = Condition(self._lock)
+        self._version = 0
+        # Taken in this order, where several are: starting, reading, a breaker's telling, lock.
+        self._starting = Lock()
+        self._reading = Lock()
+        self._snapshot: FleetSnapshot | None = None
+        self._anchor = (0.0, 0.0)
+        self._own: MemoryCircuits | None = None  # while the store can't be reached
+        self._lost_at = 0.0
+        self._watcher: Watcher | None = None
+        self._closed = False
+
+    # --- for all --------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The store that the fleet shares.
+
+        Raises:
+            ValueError: If this process shares none.
+        """
+        if self._store is None:
+            raise ValueError("this fleet has no store: make it with Fleet(Store(url), ...)")
+        return self._store
+
+    def breaker(self, name: str) -> Breaker:
+        """Return the breaker of a service; the same one each time.
+
+        Raises:
+            UnknownServiceError: If there is no policy of that name.
+        """
+        with self._lock:
+            if found := self._breakers.get(name):
+                return found
+            if name not in self.policies:
+                known = ", ".join(sorted(self.policies)) or "none"
+                raise UnknownServiceError(f"no policy for service {name!r}; there are: {known}")
+        return Breaker(policy=self.policies[name], fleet=self)
+
+    def snapshot(self) -> FleetSnapshot:
+        """Return what this process knows of breakers and holds; queries only the first time."""
+        return self._snapshot or self._start()
+
+    def now(self) -> datetime:
+        """Return the database's time (UTC), reckoned from the last read; no query."""
+        if self._clock is not None:
+            return self._clock()
+        if self._snapshot is None:
+            self._start()
+        read_at, ticks = self._anchor
+        return datetime.fromtimestamp(read_at + self._ticks() - ticks, UTC)
+
+    def holds_on(
+        self,
+        *,
+        services: Collection[str] = (),
+        campaign: str | None = None,
+        partition: str | None = None,
+    ) -> list[Hold]:
+        """Return the live holds that cover a thing, as this process knows them.
+
+        Args:
+            services: Names of the services that the thing needs.
+            campaign: Name of its campaign, if it has one.
+            partition: Its partition, if it is a campaign run.
+
+        Returns:
+            The holds, the oldest first; none if the fleet is not enabled.
+        """
+        if not self.enabled:
+            return []
+        return covering(
+            self.snapshot().holds,
+            self.now(),
+            services=services,
+            campaign=campaign,
+            partition=partition,
+        )
+
+    def wait_for_change(self, timeout_s: float) -> bool:
+        """Wait until this process learns of a change of a breaker or hold.
+
+        Args:
+            timeout_s: How long to wait at most, in seconds.
+
+        Returns:
+            Whether something changed.
+        """
+        self.snapshot()
+        with self._changed:
+            version = self._version
+            return self._changed.wait_for(lambda: self._version != version, timeout_s)
+
+    def due_probes(self) -> list[str]:
+        """Return the services with a health probe that is due: see `Breaker.probe`."""
+        now = self.now()
+        due = []
+        for name, policy in self.policies.items():
+            circuit = self.snapshot().services.get(name)
+            if circuit is None or policy.probe_url is None or self._hold_on(name) is not None:
+                continue
+            if circuit.due(now) or circuit.state == BreakerState.HALF_OPEN:
+                due.append(name)
+        return due
+
+    def refresh(self) -> FleetSnapshot:
+        """Read breakers and holds now, instead of when told of a change."""
+        with self._reading:
+            if self._own is None:
+                try:
+                    read = self._shared.read(self.policies)
+                except UNREACHABLE as error:
+                    self._lose(error)
+                    read = self._read_own()
+            else:
+                read = self._read_own()
+            return self._apply(read)
+
+    def flush(self) -> None:
+        """Tell the fleet of the successes since the last time."""
+        with self._lock:
+            breakers = list(self._breakers.values())
+        told = []
+        locked: list[Lock] = []
+        try:
+            for breaker in breakers:
+                if breaker._telling.acquire(blocking=False):  # else a failure is being told
+                    locked.append(breaker._telling)
+                    self._count_retired(breaker)
+                    counts = breaker._admission.counts
+                    if seen := counts.untold(breaker.policy, self.now()):
+                        told.append((breaker, counts, seen))
+            if told:
+                batch = [(breaker.policy, seen) for breaker, _, seen in told]
+                self._do(lambda circuits: circuits.flush(batch))
+            for breaker, counts, seen in told:
+                counts.told(seen)
+                self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
+        finally:
+            for lock in locked:
+                lock.release()
+
+    def close(self) -> None:
+        """Tell what is untold and let go of thread and connection. Happens at exit by itself."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.stop()
+        if self._snapshot is not None:
+            self.flush()
+
+    # --- for breakers ---------------------------------------------------------------------------
+
+    def _register(self, breaker: Breaker) -> None:
+        name = breaker.policy.name
+        snapshot = self.snapshot()
+        with self._lock:
+            if name in self._breakers:
+                raise ValueError(f"the fleet has a breaker {name!r}: use fleet.breaker({name!r})")
+            self.policies.setdefault(name, breaker.policy)
+        if name not in snapshot.services:
+            self.refresh()
+        with self._lock:
+            self._breakers[name] = breaker
+            self._reseat(breaker)
+
+    def _current(self, breaker: Breaker) -> Admission:
+        """Return what decides on the breaker's calls, after a fork or a hold's end renewed."""
+        if self._snapshot is None:
+            self._start()
+        admission = breaker._admission
+        if admission.hold is not None and not admission.hold.live(self.now()):
+            self._reseat(breaker)
+        return breaker._admission
+
+    def _reseat(self, breaker: Breaker) -> None:
+        with self._lock:
+            name = breaker.policy.name
+            breaker._sit(self.snapshot().services[name], self._hold_on(name))
+
+    def _hold_on(self, name: str) -> Hold | None:
+        """Return the operator's hold that forces a breaker open, or None."""
+        holds = covering(self.snapshot().holds, self.now(), services=[name])
+        return next((hold for hold in holds if hold.source == HoldSource.OPERATOR), None)
+
+    def _tell(self, breaker: Breaker, counts: Counts, label: str) -> None:
+        """Tell the fleet of what a worker saw, and trip the breaker if that is enough."""
+        if not self.enabled:
+            return
+        with breaker._telling:
+            now = self.now()
+            current = breaker._admission.counts is counts
+            seen = counts.untold(breaker.policy, now) if current else None
+            if seen is None or not (seen.failed or seen.slow):
+                return  # of an older generation, or another thread has told of it by now
+            before, tally = self._do(lambda circuits: circuits.record(breaker.policy, seen))
+            counts.told(seen)
+            if tally.last_ok_at is not None:
+                counts.succeeded_until(tally.last_ok_at)
+            breaker._row = (counts, counts.totals()[0], tally.failed_in_row)
+            after = machine.after_calls(before, breaker.policy, tally, now, label, random())
+        self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
+        if after is not before:
+            self._make(before, after)
+        elif before.generation != counts.generation:
+            self.refresh()
+
+    def _make(self, before: Circuit, after: Circuit, actor: str | None = None) -> bool:
+        """Make a change, unless somebody else was faster; either way know the result."""
+        actor = actor or self.worker
+        won = self._do(lambda circuits: circuits.change(before, after, actor))
+        self._after(before, after if won else before, actor)
+        if not won:
+            self.refresh()
+        return won
+
+    def _after(self, before: Circuit, after: Circuit, actor: str) -> None:
+        """Take over a change that this process made, and tell hooks and listeners."""
+        if after is before:
+            return
+        self._apply_one(after)
+        self.refresh()
+        if after.generation == before.generation:
+            return
+        degraded = self._own is not None
+        self._emit(StateChanged(after.name, before, after, actor, degraded))
+        if breaker := self._breakers.get(after.name):
+            breaker._state_changed(before, after)
+
+    def _change(self, breaker: Breaker, move: Callable[[Circuit, datetime], Circuit]) -> None:
+        """Change a breaker by hand."""
+        for _ in range(10):
+            before = self.refresh().services[breaker.policy.name]
+            after = move(before, self.now())
+            if after is before or self._make(before, after):
+                return
+        raise RuntimeError(f"{breaker.policy.name} changed ten times while it was to be changed")
+
+    def _take_trial(self, breaker: Breaker) -> TrialAnswer:
+        answer = self._do(lambda circuits: circuits.take_trial(breaker.policy, self.worker))
+        self._after(answer.before, answer.after, self.worker)
+        if answer.after.generation != breaker._admission.circuit.generation:
+            self.refresh()
+        return answer
+
+    def _end_trial(
+        self, breaker: Breaker, trial: Trial, outcome: Outcome, retry_at: datetime | None
+    ) -> None:
+        before, after = self._do(
+            lambda circuits: circuits.end_trial(breaker.policy, trial, outcome, retry_at)
+        )
+        breaker._ask_at = float("-inf")
+        self._after(before, after, self.worker)
+        if before.generation != trial.generation:
+            self.refresh()
+
+    def _emit(self, event: Event) -> None:
+        for hook in self.hooks:
+            try:
+                hook(event)
+            except Exception:  # a hook's fault is not the breaker's
+                log.exception("a hook failed on %r", event)
+
+    # --- what this process knows ----------------------------------------------------------------
+
+    def _start(self) -> FleetSnapshot:
+        with self._starting:
+            if self._snapshot is not None:
+                return self._snapshot
+            snapshot = self.refresh()
+            if self._store is not None and not self._closed:
+                self._watcher = Watcher(self, self._store.engine)
+                self._watcher.start()
+            return snapshot
+
+    def _apply(self, read: FleetSnapshot, *, anew: bool = False) -> FleetSnapshot:
+        """Know what was read, breaker by breaker, unless something newer is known already."""
+        learned = []
+        with self._changed:
+            known: Mapping[str, Circuit] = {} if self._snapshot is None else self._snapshot.services
+            services = dict(read.services)
+            for name, circuit in read.services.items():
+                former = known.get(name)
+                if former is None:
+                    continue
+                if former.generation > circuit.generation and not anew:
+                    services[name] = former
+                elif former.generation != circuit.generation:
+                    learned.append(ChangeLearned(name, former, circuit))
+            former_snapshot = self._snapshot
+            self._snapshot = replace(read, services=services)
+            self._anchor = (read.read_at.timestamp(), self._ticks())
+            changed = (
+                former_snapshot is None
+                or former_snapshot.services != services
+                or former_snapshot.holds != read.holds
+                or former_snapshot.degraded != read.degraded
+            )
+            if changed:
+                self._version += 1
+                self._changed.notify_all()
+            for breaker in self._breakers.values():
+                breaker._ask_at = float("-inf")
+                if changed:
+                    self._reseat(breaker)
+            result = self._snapshot
+        for event in learned:
+            self._emit(event)
+        return result
+
+    def _apply_one(self, circuit: Circuit) -> None:
+        with self._changed:
+            snapshot = self.snapshot()
+            self._snapshot = replace(
+                snapshot, services={**snapshot.services, circuit.name: circuit}
+            )
+            self._version += 1
+            self._changed.notify_all()
+            if breaker := self._breakers.get(circuit.name):
+                self._reseat(breaker)
+
+    def _count_retired(self, breaker: Breaker) -> None:
+        """Count the calls of older generations; they decide nothing any more."""
+        while breaker._retired:
+            counts = breaker._retired.pop()
+            if seen := counts.untold(breaker.policy, self.now()):
+                self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
+
+    # --- the store, lost and regained -----------------------------------------------------------
+
+    def _do(self, step: Callable[[Circuits], T]) -> T:
+        """Do a step in the store, or in the process's own memory if that can't be reached."""
+        own = self._own
+        if own is None:
+            try:
+                return step(self._shared)
+            except UNREACHABLE as error:
+                own = self._lose(error)
+                self._apply(self._read_own())
+        return step(own)
+
+    def _read_own(self) -> FleetSnapshot:
+        assert self._own is not None
+        return replace(self._own.read(self.policies), degraded=True)
+
+    def _lose(self, error: Exception) -> MemoryCircuits:
+        """Go on under the process's own breakers."""
+        if "no such table" in str(error) or "no such column" in str(error):
+            raise error  # the store is there, and not set up
+        with self._lock:
+            if self._own is not None:
+                return self._own
+            known = () if self._snapshot is None else self._snapshot.services.values()
+            self._own = MemoryCircuits(known, clock=self._clock or self._reckon)
+            self._lost_at = self._ticks()
+            own = self._own
+        log.warning("the store can't be reached; each process has its own breakers: %s", error)
+        self._emit(StoreLost(error))
+        if self._watcher is not None:
+            self._watcher.wake()
+        return own
+
+    def _watch_failed(self, error: Exception) -> None:
+        """Go on without a watcher, which tries again by itself."""
+        if isinstance(error, UNREACHABLE):
+            try:
+                self._lose(error)
+                self._apply(self._read_own())
+                return
+            except UNREACHABLE:
+                pass  # it is there, and something else is wrong with it
+        log.error("can't learn of changes to breakers and holds", exc_info=error)
+
+    def _prune(self) -> None:
+        """Delete what no window reaches any more."""
+        if isinstance(self._shared, StoredCircuits):
+            self._shared.prune(self.policies.values())
+
+    def _reckon(self) -> datetime:
+        return datetime.now(UTC) if self._snapshot is None else self.now()
+
+    def _regain(self) -> None:
+        """Tell the store what was seen without it, and share breakers again.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: If the store still can't be reached.
+        """
+        with self._reading:
+            own = self._own
+            if own is None:
+                return
+            stored = self._shared.read(self.policies)
+            for name, policy in self.policies.items():
+                there, here = stored.services[name], own.circuits.get(name)
+                if here is None or there.generation != own.began.get(name, 0):
+                    continue  # others changed it meanwhile: they know better than this process
+                rows = [row for row in own.rows.values() if row.service == name]
+                rows = [row for row in rows if row.generation == there.generation]
+                if rows:
+                    self._shared.flush([(policy, row) for row in rows])
+                if here.state != BreakerState.CLOSED and there.state == BreakerState.CLOSED:
+                    after = replace(here, state=BreakerState.OPEN, generation=there.generation + 1)
+                    if self._shared.change(there, after, self.worker):
+                        self._emit(StateChanged(name, there, after, self.worker))
+            read = self._shared.read(self.policies)
+            with self._lock:
+                self._own = None
+                lost_for_s = self._ticks() - self._lost_at
+            self._apply(read, anew=True)
+        log.warning("the store is back after %.1f s", lost_for_s)
+        self._emit(StoreRegained(lost_for_s))
+
+    def _after_fork(self) -> None:
+        """In the child: leave the parent's thread, connections and counters alone."""
+        _parents.append(self._watcher)
+        self._begin_life()
+        if self._store is not None:
+            self._store.engine.dispose(close=False)
+        for breaker in self._breakers.values():
+            breaker._begin_life()
+
+
+_fleets: WeakSet[Fleet] = WeakSet()
+# What a child inherited and must not close: that would end the parent's connection.
+_parents: list[Any] = []
+
+
+def _close_all() -> None:
+    for fleet in list(_fleets):
+        fleet.close()
+
+
+def _after_fork() -> None:
+    for fleet in list(_fleets):
+        fleet._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_close_all)
+# A process started by multiprocessing runs its finalizers at its end, and not what atexit has.
+register_after_fork(_fleets, lambda _: Finalize(None, _close_all, exitpriority=10))

@@ -1,0 +1,177 @@
+"""What a call came to, judged from its exception; and Retry-After. Pure but for the log line."""
+
+import json
+import logging
+import ssl
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """What a guarded call came to, as its breaker sees it."""
+
+    SUCCESS = "success"
+    SLOW = "slow"  # it succeeded, and took too long
+    FAILURE = "failure"
+    IGNORED = "ignored"  # says nothing about the service: counts neither way
+
+
+Classify = Callable[[Exception], Outcome]
+"""Decides what an exception says about the service."""
+
+# The caller's mistakes, and errors of this machine: a service can't cause them.
+CALLERS_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    NotImplementedError,
+    ReferenceError,
+    RecursionError,
+    StopAsyncIteration,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# Errors that derive from one of the above, but that the service does cause.
+SERVICES_ERRORS: tuple[type[Exception], ...] = (ssl.SSLError, json.JSONDecodeError)
+# Of libraries that need not be installed: by name.
+CALLERS_ERROR_NAMES = frozenset(
+    {
+        "httpx.LocalProtocolError",
+        "httpx.StreamError",
+        "httpx.UnsupportedProtocol",
+        "httpx.InvalidURL",
+        "httpx.CookieConflict",
+    }
+)
+RETRY_AFTER_ABSURD_S = 30 * 86400.0
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an exception carries, or None.
+
+    Knows the exceptions of httpx, requests, aiohttp, urllib and of most SDKs: `status_code`,
+    `status`, `code`, or those of `response`.
+    """
+    for thing in (error, getattr(error, "response", None)):
+        for attribute in ("status_code", "status", "code"):
+            status = getattr(thing, attribute, None)
+            if type(status) is int and 100 <= status <= 599:
+                return status
+    return None
+
+
+def default_outcome(
+    error: Exception, failure_statuses: Collection[int] = (408, 425, 429)
+) -> Outcome:
+    """Judge an exception: does it say that the service is unwell?
+
+    Args:
+        error: What the guarded call raised.
+        failure_statuses: HTTP statuses that count as a failure besides 500 to 599.
+
+    Returns:
+        `FAILURE` for connection errors, timeouts, those statuses, and errors of a kind not known
+        here; `IGNORED` for other statuses (the service answered: the request was wrong) and for
+        errors of the caller's own program or machine.
+
+    Example:
+        >>> default_outcome(ConnectionResetError())
+        <Outcome.FAILURE: 'failure'>
+        >>> default_outcome(KeyError("email"))
+        <Outcome.IGNORED: 'ignored'>
+    """
+    status = status_of(error)
+    if status is not None:
+        failed = status >= 500 or status in failure_statuses
+        return Outcome.FAILURE if failed else Outcome.IGNORED
+    if isinstance(error, SERVICES_ERRORS):
+        return Outcome.FAILURE
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    if isinstance(error, CALLERS_ERRORS) or names & CALLERS_ERROR_NAMES:
+        return Outcome.IGNORED
+    return Outcome.FAILURE
+
+
+def every_error(_error: Exception) -> Outcome:
+    """Judge every exception a failure, as pybreaker does."""
+    return Outcome.FAILURE
+
+
+def label(error: BaseException) -> str:
+    """Return a short name of a failure, for people: its HTTP status, else its type.
+
+    Example:
+        >>> label(TimeoutError("after 10 s"))
+        'TimeoutError'
+    """
+    status = status_of(error)
+    return type(error).__name__ if status is None else str(status)
+
+
+def retry_after(error: BaseException, now: datetime, cap_s: float) -> float | None:
+    """Return for how long the service asked to be left alone, from the headers of an error.
+
+    Args:
+        error: What the guarded call raised; its `response.headers` or `headers` are looked at.
+        now: The time, UTC; a date in the header is compared with it.
+        cap_s: The most that is honoured, in seconds.
+
+    Returns:
+        Seconds, or None if it did not ask (or asked for something absurd, which is logged).
+    """
+    for thing in (getattr(error, "response", None), error):
+        headers: Any = getattr(thing, "headers", None)
+        value = headers.get("Retry-After") if hasattr(headers, "get") else None
+        if value is not None:
+            return parse_retry_after(str(value), now, cap_s)
+    return None
+
+
+def parse_retry_after(value: str, now: datetime, cap_s: float) -> float | None:
+    """Parse the value of a Retry-After header (RFC 9110, section 10.2.3).
+
+    Args:
+        value: Seconds, or an HTTP date.
+        now: The time, UTC.
+        cap_s: The most that is honoured, in seconds.
+
+    Returns:
+        Seconds from `now`; None, with a line in the log, for what can't be meant.
+
+    Example:
+        >>> parse_retry_after("120", datetime.now(UTC), cap_s=60)
+        60.0
+    """
+    value = value.strip()
+    seconds: float | None = None
+    if value.isascii() and value.isdigit():
+        seconds = float(value) if len(value) < 12 else float("inf")
+    else:
+        try:
+            at = parsedate_to_datetime(value)
+        except ValueError:
+            pass
+        else:
+            # A date in the past asks for nothing any more.
+            seconds = max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
+    if seconds is None or seconds > RETRY_AFTER_ABSURD_S:
+        log.warning("refused Retry-After %.80r: not seconds or a date within 30 days", value)
+        return None
+    return min(seconds, cap_s)

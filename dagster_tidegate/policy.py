@@ -1,0 +1,153 @@
+"""The policy of a service: when its breaker trips, how it is probed, how it comes back."""
+
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class ServicePolicy(BaseModel):
+    """When the breaker of a service trips, how the service is probed, and how it comes back.
+
+    Names that end in `_s` are seconds. A rule that is None is off; one rule at least is on.
+    The counts are those of the whole fleet.
+
+    Example:
+        >>> ServicePolicy(name="openai", consecutive_failures=3).reset_timeout_s
+        30.0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        min_length=1,
+        max_length=128,
+        description="Name of the service; also the name of its Dagster pool.",
+    )
+    consecutive_failures: int | None = Field(
+        default=5, ge=1, description="Trip at so many failures without a success between them."
+    )
+    window_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=3600,
+        description="Length of the window of the next four rules, in seconds.",
+    )
+    window_failures: int | None = Field(
+        default=None, ge=1, description="Trip at so many failures within the window."
+    )
+    failure_rate: Share | None = Field(
+        default=None, description="Trip when this share of the calls in the window failed."
+    )
+    slow_call_rate: Share | None = Field(
+        default=None, description="Trip when this share of the calls in the window was slow."
+    )
+    slow_call_s: float = Field(
+        default=10.0, gt=0, description="A call that takes this long or longer is slow, in seconds."
+    )
+    min_calls: int = Field(
+        default=20, ge=1, description="The rates say nothing before so many calls in the window."
+    )
+    min_workers: int = Field(
+        default=1,
+        ge=1,
+        description="Trip only if so many processes, or all that are active, saw a failure; 2 "
+        "keeps one broken machine from stopping the fleet.",
+    )
+    failure_statuses: list[int] = Field(
+        default=[408, 425, 429],
+        description="HTTP statuses that count as a failure besides 500 to 599.",
+    )
+    reset_timeout_s: float = Field(
+        default=30.0, gt=0, description="How long it stays open before the first probe, in seconds."
+    )
+    backoff_factor: float = Field(
+        default=2.0,
+        ge=1,
+        le=10,
+        description="Each failed probe multiplies the reset timeout by this.",
+    )
+    reset_timeout_cap_s: float = Field(
+        default=600.0, gt=0, description="The reset timeout grows to this at most, in seconds."
+    )
+    jitter: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Up to this share is added to the reset timeout at random.",
+    )
+    retry_after_cap_s: float = Field(
+        default=3600.0,
+        ge=0,
+        description="A Retry-After of the service is honoured up to this, in seconds.",
+    )
+    trial_calls: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Trial calls at a time in half open, in the whole fleet.",
+    )
+    success_threshold: int = Field(
+        default=1, ge=1, le=100, description="Trial calls that must succeed before it closes."
+    )
+    trial_lease_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="A trial call that has no result by then is given up, in seconds; make it "
+        "longer than a call can take.",
+    )
+    linger_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long a run waits in place for a recovery before it pauses, in seconds.",
+    )
+    ramp_interval_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long it must be healthy between two steps of the ramp, in seconds.",
+    )
+    probe_url: str | None = Field(
+        default=None,
+        description="Address that answers GET below 400 when the service is well; None: a call "
+        "of a campaign is the probe.",
+    )
+    probe_timeout_s: float = Field(
+        default=5.0, gt=0, description="A probe that takes longer failed, in seconds."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_a_pool(cls, name: str) -> str:
+        if any(c in "+@" or c.isspace() or not c.isprintable() for c in name):
+            raise ValueError(f"{name!r} can't be a service's name: use no '+', '@' or space")
+        return name
+
+    @field_validator("failure_statuses")
+    @classmethod
+    def _statuses_are_http(cls, statuses: list[int]) -> list[int]:
+        if wrong := [status for status in statuses if not 100 <= status <= 599]:
+            raise ValueError(f"not HTTP statuses (100 to 599): {wrong}")
+        return statuses
+
+    @field_validator("probe_url")
+    @classmethod
+    def _probe_is_http(cls, url: str | None) -> str | None:
+        if url is not None and (
+            urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname
+        ):
+            raise ValueError(f"{url!r} can't be probed: give an http:// or https:// address")
+        return url
+
+    @model_validator(mode="after")
+    def _rules_agree(self) -> Self:
+        rules = ("consecutive_failures", "window_failures", "failure_rate", "slow_call_rate")
+        if all(getattr(self, rule) is None for rule in rules):
+            raise ValueError(f"{self.name} would never trip: set one of {', '.join(rules)}")
+        if self.reset_timeout_cap_s < self.reset_timeout_s:
+            raise ValueError(
+                f"reset_timeout_cap_s ({self.reset_timeout_cap_s}) of {self.name} is below its "
+                f"reset_timeout_s ({self.reset_timeout_s})"
+            )
+        return self

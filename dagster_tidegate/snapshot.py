@@ -1,0 +1,25 @@
+"""What a process knows of breakers and holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.holds import Hold
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """The breakers and holds of the fleet, as they were read last.
+
+    Attributes:
+        services: Breaker of each service, by the service's name.
+        holds: The live holds, the oldest first.
+        read_at: When this was read, by the database's clock.
+        degraded: The store can't be reached; the breakers are this process's own meanwhile.
+    """
+
+    services: Mapping[str, Circuit]
+    holds: tuple[Hold, ...]
+    read_at: datetime
+    degraded: bool = False

@@ -1,0 +1,512 @@
+"""Breakers in the store: what workers saw, the changes of state, and leases on trial calls."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from random import random
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dagster_tidegate import circuit as machine
+from dagster_tidegate.circuit import Circuit, Tally
+from dagster_tidegate.circuits import Trial, TrialAnswer, free_slot
+from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.outcomes import Outcome
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
+from dagster_tidegate.snapshot import FleetSnapshot
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import events, holds, push
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Store
+
+ACTOR = "breaker"
+"""Who places the breaker's own holds."""
+PRUNED_AT_ONCE = 1000
+
+
+def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
+    """Give each service that is new a closed breaker."""
+    for name in names:
+        insert = _insert(conn, t.services).values(name=name, changed_at=now)
+        conn.execute(insert.on_conflict_do_nothing())
+
+
+def read(conn: sa.Connection) -> dict[str, Circuit]:
+    """Return all breakers, by the name of the service."""
+    rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
+    return {row.name: _circuit(row) for row in rows}
+
+
+def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> Circuit:
+    """Return the breaker of one service.
+
+    Args:
+        conn: A connection of the store.
+        name: Name of the service.
+        lock: Nobody else changes it until the transaction ends.
+
+    Raises:
+        LookupError: If the store has no such service.
+    """
+    query = sa.select(t.services).where(t.services.c.name == name)
+    if lock:
+        query = query.with_for_update(key_share=True)
+    row = conn.execute(query).one_or_none()
+    if row is None:
+        raise LookupError(f"the store knows no service {name!r}")
+    return _circuit(row)
+
+
+def add(conn: sa.Connection, seen: Iterable[Seen]) -> None:
+    """Add what a worker saw to its own row of the present bucket."""
+    insert = _insert(conn, t.outcomes)
+    told = insert.excluded
+    kept = t.outcomes.c
+    statement = insert.on_conflict_do_update(
+        index_elements=["service", "bucket", "worker", "generation"],
+        set_={
+            "ok": kept.ok + told.ok,
+            "slow": kept.slow + told.slow,
+            "failed": kept.failed + told.failed,
+            "failed_in_row": told.failed_in_row,
+            "row_since": told.row_since,
+            "last_ok_at": sa.func.coalesce(told.last_ok_at, kept.last_ok_at),
+            "last_failed_at": sa.func.coalesce(told.last_failed_at, kept.last_failed_at),
+            "retry_at": sa.func.coalesce(told.retry_at, kept.retry_at),
+        },
+    )
+    rows = [{k: v for k, v in asdict(each).items() if k != "at"} for each in seen]
+    if rows:
+        conn.execute(statement, rows if len(rows) > 1 else rows[0])
+
+
+def read_back(
+    conn: sa.Connection, policy: ServicePolicy, now: datetime
+) -> tuple[Circuit, Tally] | None:
+    """Return the breaker of a service and what the fleet saw of it in the window.
+
+    Args:
+        conn: A connection of the store.
+        policy: The service's policy.
+        now: The time, UTC.
+
+    Returns:
+        None if the store has no such service. What `circuits.tally` says of the same rows.
+    """
+    width = bucket_s(policy)
+    row = conn.execute(
+        _READ_BACK,
+        {
+            "name": policy.name,
+            "since": now - timedelta(seconds=policy.window_s + width),
+            "until": now + timedelta(seconds=CLOCK_TOLERANCE_S),
+            "recent": now - timedelta(seconds=2 * width),
+        },
+    ).one_or_none()
+    if row is None:
+        return None
+    return _circuit(row), Tally(
+        ok=row.ok or 0,
+        slow=row.slow or 0,
+        failed=row.failed or 0,
+        failed_in_row=row.in_row or 0,
+        row_since=row.in_row_since,
+        silent_ok_per_s=(row.silent or 0) / (2 * width),
+        workers=row.workers,
+        failing_workers=row.failing_workers,
+        last_ok_at=row.last_ok_at,
+        retry_at=row.retry_at,
+    )
+
+
+def change(
+    conn: sa.Connection, now: datetime, before: Circuit, after: Circuit, *, actor: str = ACTOR
+) -> bool:
+    """Put a breaker into its next state, with the hold, the event and the push that belong to it.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        before: The breaker as it was read.
+        after: What `circuit` made of it.
+        actor: Who does it: a worker, or an operator.
+
+    Returns:
+        False if somebody else changed it since; then nothing is written.
+    """
+    s = t.services.c
+    values = asdict(after)
+    del values["name"]
+    won = conn.execute(
+        t.services.update()
+        .where(
+            s.name == before.name,
+            s.generation == before.generation,
+            s.trial_successes == before.trial_successes,
+        )
+        .values(**values)
+    ).rowcount
+    if won != 1:
+        return False
+    push.notify(conn)
+    if after.generation == before.generation:
+        return True
+    events.write(
+        conn,
+        now,
+        kind="service",
+        name=after.name,
+        from_status=before.state,
+        to_status=after.state,
+        reason=after.reason or before.reason,
+        actor=actor,
+    )
+    target = Target(TargetKind.SERVICE, after.name)
+    if after.state == BreakerState.CLOSED:
+        # Refused if an operator released the breaker's by force, and has one of their own.
+        with suppress(holds.NotYourHoldError):
+            holds.release(conn, now, target, source=HoldSource.BREAKER, actor=ACTOR)
+    else:
+        reason = after.reason or str(after.state)
+        holds.place(conn, now, target, source=HoldSource.BREAKER, reason=reason, actor=ACTOR)
+    return True
+
+
+def keep_closed(
+    conn: sa.Connection, now: datetime, name: str, *, actor: str, until: datetime | None = None
+) -> Circuit:
+    """Close a breaker by hand and keep it from tripping; calls go on, whatever they come to.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        name: Name of the service.
+        actor: The operator.
+        until: When that ends by itself (UTC), or None.
+
+    Returns:
+        The breaker.
+
+    Raises:
+        LookupError: If the store has no such service.
+        ValueError: If `until` is not after `now`.
+    """
+    if until is not None and until <= now:
+        raise ValueError(f"{name} can't be kept closed until {until}: it is {now}")
+    close(conn, now, name, actor=actor)
+    return _keep(conn, now, name, by=actor, until=until, actor=actor)
+
+
+def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Circuit:
+    """End what `keep_closed` began: the breaker may trip again."""
+    return _keep(conn, now, name, by=None, until=None, actor=actor)
+
+
+def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Circuit:
+    """Close a breaker by hand, and release its own hold. A closed one stays as it is.
+
+    Raises:
+        LookupError: If the store has no such service.
+    """
+    before = read_one(conn, name, lock=True)
+    after = machine.closed(before, now)
+    if after is not before:
+        change(conn, now, before, after, actor=actor)
+    return after
+
+
+def take_trial(
+    conn: sa.Connection, now: datetime, policy: ServicePolicy, worker: str
+) -> TrialAnswer:
+    """Take a lease on a trial call; a breaker that is due becomes half open first.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        policy: The service's policy.
+        worker: Who asks.
+    """
+    # The lock makes asking for a slot one step.
+    before = after = read_one(conn, policy.name, lock=True)
+    if before.due(now):
+        after = machine.half_opened(before, now)
+        change(conn, now, before, after, actor=worker)
+    if after.state != BreakerState.HALF_OPEN:
+        return TrialAnswer(before, after, None, after.open_until)
+    trials = t.trials.c
+    conn.execute(
+        t.trials.delete().where(
+            trials.service == policy.name,
+            (trials.expires_at <= now) | (trials.generation != after.generation),
+        )
+    )
+    held = conn.execute(
+        sa.select(trials.slot, trials.expires_at).where(trials.service == policy.name)
+    ).all()
+    slot = free_slot([row.slot for row in held], policy.trial_calls)
+    if slot is None:
+        return TrialAnswer(before, after, None, min(row.expires_at for row in held))
+    trial = Trial(
+        service=policy.name,
+        generation=after.generation,
+        slot=slot,
+        token=uuid4().hex,
+        worker=worker,
+        expires_at=now + timedelta(seconds=policy.trial_lease_s),
+    )
+    conn.execute(t.trials.insert().values(**asdict(trial)))
+    return TrialAnswer(before, after, trial, None)
+
+
+def end_trial(
+    conn: sa.Connection,
+    now: datetime,
+    policy: ServicePolicy,
+    trial: Trial,
+    outcome: Outcome,
+    *,
+    retry_at: datetime | None = None,
+) -> tuple[Circuit, Circuit]:
+    """Give a lease back with the result of the trial call.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        policy: The service's policy.
+        trial: The lease; the result counts only if it is still held.
+        outcome: The result.
+        retry_at: The service asked not to be called before (UTC).
+
+    Returns:
+        The breaker before and after.
+    """
+    before = read_one(conn, policy.name, lock=True)
+    trials = t.trials.c
+    held = conn.execute(
+        t.trials.delete().where(trials.service == policy.name, trials.token == trial.token)
+    ).rowcount
+    if not held or before.generation != trial.generation:
+        return before, before
+    after = machine.after_trial(before, policy, outcome, now, random(), retry_at)
+    if after is before:
+        push.notify(conn)  # the slot is free
+    else:
+        change(conn, now, before, after, actor=trial.worker)
+    return before, after
+
+
+def prune(conn: sa.Connection, now: datetime, policy: ServicePolicy) -> int:
+    """Delete outcomes of a service that no window reaches any more. Returns how many."""
+    o = t.outcomes.c
+    oldest = now - timedelta(seconds=2 * policy.window_s + bucket_s(policy))
+    old = sa.select(o.bucket, o.worker, o.generation).where(
+        o.service == policy.name, o.bucket <= oldest
+    )
+    # Several prune at once: each takes what no other has in hand.
+    rows = conn.execute(old.limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)).all()
+    if not rows:
+        return 0
+    return conn.execute(
+        t.outcomes.delete().where(
+            o.service == policy.name,
+            sa.tuple_(o.bucket, o.worker, o.generation).in_([tuple(row) for row in rows]),
+        )
+    ).rowcount
+
+
+class StoredCircuits:
+    """Breakers in the store that the fleet shares; see `circuits.Circuits`.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        # On PostgreSQL what is read back is read after the commit: of two failures told at once,
+        # neither would see the other from within its transaction, and both might miss the trip.
+        # SQLite has one writer at a time.
+        self._writing = store.engine
+        if not store.is_sqlite:
+            self._writing = store.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def now(self) -> datetime:
+        """Return the database's time, UTC."""
+        with self.store.read() as conn:
+            return self.store.now(conn)
+
+    def read(self, names: Iterable[str]) -> FleetSnapshot:
+        """See `Circuits.read`."""
+        wanted = set(names)
+        snapshot = self._read()
+        if missing := sorted(wanted - set(snapshot.services)):
+            with self.store.begin() as conn:
+                ensure(conn, self.store.now(conn), missing)
+            snapshot = self._read()
+        return snapshot
+
+    def _read(self) -> FleetSnapshot:
+        with self.store.read() as conn:
+            now = self.store.now(conn)
+            return FleetSnapshot(
+                services=read(conn), holds=tuple(holds.live(conn, now)), read_at=now
+            )
+
+    def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
+        """See `Circuits.record`."""
+        with self._writing.begin() as conn:
+            add(conn, [seen])
+            found = read_back(conn, policy, seen.at)
+            if found is None:
+                ensure(conn, seen.at, [policy.name])
+                found = read_back(conn, policy, seen.at)
+        assert found is not None
+        return found
+
+    def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
+        """See `Circuits.flush`."""
+        with self._writing.begin() as conn:
+            add(conn, [each for _, each in seen])
+
+    def prune(self, policies: Iterable[ServicePolicy]) -> int:
+        """Delete outcomes that no window reaches any more. Returns how many."""
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            return sum(prune(conn, now, policy) for policy in policies)
+
+    def change(self, before: Circuit, after: Circuit, actor: str) -> bool:
+        """See `Circuits.change`."""
+        with self.store.begin() as conn:
+            return change(conn, self.store.now(conn), before, after, actor=actor)
+
+    def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
+        """See `Circuits.take_trial`."""
+        with self.store.begin() as conn:
+            return take_trial(conn, self.store.now(conn), policy, worker)
+
+    def end_trial(
+        self,
+        policy: ServicePolicy,
+        trial: Trial,
+        outcome: Outcome,
+        retry_at: datetime | None = None,
+    ) -> tuple[Circuit, Circuit]:
+        """See `Circuits.end_trial`."""
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            return end_trial(conn, now, policy, trial, outcome, retry_at=retry_at)
+
+
+def _keep(
+    conn: sa.Connection,
+    now: datetime,
+    name: str,
+    *,
+    by: str | None,
+    until: datetime | None,
+    actor: str,
+) -> Circuit:
+    conn.execute(
+        t.services.update()
+        .where(t.services.c.name == name)
+        .values(kept_closed_by=by, kept_closed_until=until)
+    )
+    events.write(
+        conn,
+        now,
+        kind="service",
+        name=name,
+        to_status="may_trip" if by is None else "kept_closed",
+        actor=actor,
+    )
+    push.notify(conn)
+    return read_one(conn, name)
+
+
+def _insert(conn: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT that can say what to do on a conflict; both databases spell it the same."""
+    kind = postgresql if conn.dialect.name == "postgresql" else sqlite
+    return kind.insert(table)
+
+
+_CIRCUIT = tuple(Circuit.__dataclass_fields__)
+
+
+def _circuit(row: sa.Row) -> Circuit:
+    values: dict[str, Any] = {field: getattr(row, field) for field in _CIRCUIT}
+    values["state"] = BreakerState(row.state)
+    return Circuit(**values)
+
+
+def _read_back() -> sa.Select:
+    o = t.outcomes.c
+    since = sa.bindparam("since", type_=t.UTCDateTime)
+    until = sa.bindparam("until", type_=t.UTCDateTime)
+    recent = sa.bindparam("recent", type_=t.UTCDateTime)
+    name = sa.bindparam("name", type_=sa.String)
+    generation = sa.select(t.services.c.generation).where(t.services.c.name == name)
+    told = (
+        sa.select(t.outcomes)
+        .where(
+            o.service == name,
+            o.generation == generation.scalar_subquery(),
+            o.bucket > since,
+            o.bucket <= until,
+        )
+        .cte("told")
+    )
+    last_ok = (
+        sa.select(sa.func.max(told.c.last_ok_at).label("at"))
+        .where(told.c.last_ok_at <= until)
+        .cte("last_ok")
+    )
+    floor = sa.func.coalesce(last_ok.c.at, since)
+    unbroken = told.c.row_since >= floor
+    broken = told.c.last_failed_at > floor
+    rows = (
+        sa.select(
+            told.c.worker,
+            told.c.ok,
+            told.c.slow,
+            told.c.failed,
+            told.c.retry_at,
+            told.c.bucket,
+            sa.case((unbroken, told.c.failed_in_row), (broken, 1), else_=0).label("in_row"),
+            sa.case((unbroken, told.c.row_since), (broken, told.c.last_failed_at)).label(
+                "in_row_since"
+            ),
+        )
+        .join_from(told, last_ok, sa.true())
+        .cte("counted")
+    )
+    failing = sa.select(rows.c.worker).where(rows.c.in_row > 0)
+    silent = sa.case((rows.c.worker.not_in(failing) & (rows.c.bucket > recent), rows.c.ok), else_=0)
+    total = (
+        sa.select(
+            sa.func.sum(rows.c.ok).label("ok"),
+            sa.func.sum(rows.c.slow).label("slow"),
+            sa.func.sum(rows.c.failed).label("failed"),
+            sa.func.sum(rows.c.in_row).label("in_row"),
+            sa.func.min(rows.c.in_row_since, type_=t.UTCDateTime()).label("in_row_since"),
+            sa.func.sum(silent).label("silent"),
+            sa.func.count(rows.c.worker.distinct()).label("workers"),
+            sa.func.count(sa.case((rows.c.failed > 0, rows.c.worker)).distinct()).label(
+                "failing_workers"
+            ),
+            sa.func.max(rows.c.retry_at).label("retry_at"),
+        )
+    ).cte("total")
+    return (
+        sa.select(t.services, total, last_ok.c.at.label("last_ok_at"))
+        .join_from(t.services, total, sa.true())
+        .join(last_ok, sa.true())
+        .where(t.services.c.name == name)
+    )
+
+
+_READ_BACK = _read_back()
