@@ -27,6 +27,7 @@ from dagster._core.storage.tags import (
     MAX_RETRIES_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
+    PRIORITY_TAG,
     RESUME_RETRY_TAG,
     RETRY_NUMBER_TAG,
     ROOT_RUN_ID_TAG,
@@ -41,15 +42,15 @@ from dagster._core.storage.tags import (
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from dagster_tidegate.store.campaigns import Trigger
-from dagster_tidegate.store.takeovers import TakeoverKind
-
-UNSET = "unset"
-DEFAULT = "default"
-RUNNING = InstigatorStatus.RUNNING.value
-STOPPED = InstigatorStatus.STOPPED.value
-DECLARED_IN_CODE = InstigatorStatus.DECLARED_IN_CODE.value
+from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
 
 PARTITION_TAG = "tidegate/partition"
+RETRIES_TAG = "tidegate/retries"
+CANARY_TAG = "tidegate/canary"
+FORMER_PRIORITY_TAG = "tidegate/former_priority"
+# Above what people use; a canary waits for a place that is made for it alone.
+CANARY_PRIORITY = 1_000_000
+RUN_KEY = "tidegate/"
 
 _KINDS = {
     InstigatorType.SCHEDULE: TakeoverKind.SCHEDULE,
@@ -119,6 +120,14 @@ class Dagster:
             for pool in self.instance.event_log_storage.get_pool_limits()
         }
 
+    def pool(self, name: str) -> str:
+        """Return the limit of a pool: the number, or `default`, also where it has no row."""
+        storage = self.instance.event_log_storage
+        found = storage.get_concurrency_infos([name]).get(name)
+        if found is None or found.limit is None:
+            return UNSET
+        return DEFAULT if found.using_default_limit else str(found.limit)
+
     def set_pool(self, name: str, value: str) -> None:
         """Give a pool a limit.
 
@@ -142,6 +151,11 @@ class Dagster:
             state.selector_id: TriggerState(state.status.value, _started_at(state))
             for state in self.instance.all_instigator_state()
         }
+
+    def trigger(self, selector_id: str) -> str:
+        """Return the stored status of a schedule or sensor; `unset` where there is none."""
+        stored = self.instance.get_instigator_state(selector_id, selector_id)
+        return UNSET if stored is None else stored.status.value
 
     def set_trigger(
         self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
@@ -186,10 +200,10 @@ class Dagster:
         if self._repository is None:
             return None
         origin = self._repository.origin.get_instigator_origin(name)
-        ticks = self.instance.get_ticks(origin.get_id(), selector_id, limit=1)
-        if not ticks or ticks[0].status is TickStatus.STARTED:
-            return None
-        return datetime.fromtimestamp(ticks[0].timestamp, UTC)
+        for tick in self.instance.get_ticks(origin.get_id(), selector_id, limit=2):
+            if tick.status is not TickStatus.STARTED:  # one that was broken off is to be redone
+                return datetime.fromtimestamp(tick.timestamp, UTC)
+        return None
 
     def run(self, run_id: str) -> dg.DagsterRun | None:
         """Return a run, or None where Dagster has it no more."""
@@ -212,6 +226,19 @@ class Dagster:
                 statuses=NOT_FINISHED_STATUSES if unfinished else None,
             )
         )
+
+    def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
+        """Return the runs that work on a campaign run, or may, and are asked for or unfinished.
+
+        Args:
+            job: Name of the campaign's job.
+            partition: Its partition, as `partition_of` returns it.
+        """
+        found = {run.run_id: run for run in self.runs(tags={PARTITION_TAG: partition}, job=job)}
+        for tag in (PARTITION_NAME_TAG, ROOT_RUN_ID_TAG):
+            for run in self.runs(tags={tag: partition}, job=job, unfinished=True):
+                found[run.run_id] = run
+        return list(found.values())
 
     def queued(self, job: str, limit: int) -> Sequence[dg.DagsterRun]:
         """Return the queued runs of a job, the oldest first."""
@@ -256,7 +283,7 @@ class Dagster:
 
     def most_retries(self, run: dg.DagsterRun) -> int:
         """Return how often Dagster may retry a run by itself."""
-        set_for_run = run.tags.get(MAX_RETRIES_TAG, "")
+        set_for_run = run.tags.get(RETRIES_TAG) or run.tags.get(MAX_RETRIES_TAG, "")
         if set_for_run.isdecimal():
             return int(set_for_run)
         return self.instance.run_retries_max_retries
@@ -367,9 +394,45 @@ def tags_for_next(run: dg.DagsterRun, *, retries: int, group_size: int) -> dict[
     }
     if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):
         kept[SCHEDULED_EXECUTION_TIME_TAG] = scheduled
+    if (former := run.tags.get(FORMER_PRIORITY_TAG)) is not None:
+        kept.pop(PRIORITY_TAG, None)
+        kept |= {PRIORITY_TAG: former} if former else {}
     if retries:
-        kept[MAX_RETRIES_TAG] = str(retries + group_size)
+        kept |= {RETRIES_TAG: str(retries), MAX_RETRIES_TAG: str(retries + group_size)}
     return kept
+
+
+def canary_tags(tags: Mapping[str, str], service: str) -> dict[str, str]:
+    """Return what makes a run the canary of a service: it is first in the queue, and marked.
+
+    Args:
+        tags: The tags that the run has.
+        service: Name of the half open service.
+    """
+    return {
+        CANARY_TAG: service,
+        FORMER_PRIORITY_TAG: tags.get(PRIORITY_TAG, ""),
+        PRIORITY_TAG: str(CANARY_PRIORITY),
+    }
+
+
+def request_key(campaign_run: int, number: int) -> str:
+    """Return the run key of the so-many-th request for a run of a campaign run."""
+    return f"{RUN_KEY}{campaign_run}/{number}"
+
+
+def request_number(run: dg.DagsterRun) -> int:
+    """Return the number in the run key of a run; 0 where the gate did not ask for it."""
+    prefix, _, number = run.tags.get(RUN_KEY_TAG, "").rpartition("/")
+    return int(number) if prefix.startswith(RUN_KEY) and number.isdecimal() else 0
+
+
+def tick_tags(schedule: dg.ScheduleDefinition, at: datetime) -> dict[str, str]:
+    """Return the tags by which Dagster knows the runs of a tick of a schedule."""
+    return {
+        **dg.DagsterRun.tags_for_schedule(schedule),
+        SCHEDULED_EXECUTION_TIME_TAG: at.astimezone(UTC).isoformat(),
+    }
 
 
 def tick_times(

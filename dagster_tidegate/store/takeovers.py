@@ -19,6 +19,14 @@ from dagster_tidegate.store.upsert import insert
 
 ACTOR = "gate"
 
+# Values of a pool, besides numbers: no limit of its own, or one that follows the instance's.
+UNSET = "unset"
+DEFAULT = "default"
+# Values of a schedule or sensor, as Dagster spells them.
+RUNNING = "RUNNING"
+STOPPED = "STOPPED"
+DECLARED_IN_CODE = "DECLARED_IN_CODE"
+
 
 class TakeoverKind(StrEnum):
     """What of Dagster's may be taken over."""
@@ -33,6 +41,7 @@ class Outcome(StrEnum):
 
     RESTORED = "restored"
     LEFT_TO_OPERATOR = "left_to_operator"
+    GONE = "gone"  # the schedule or sensor is in nobody's code any more
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Takeover:
         pending: Whether the latest write may not have reached Dagster.
         version: Raised by every change of the row.
         taken_at: Since when.
+        running_since: When a schedule was last switched on before that, where known.
         ramp_step_at: When the ramp took its latest step, or None before the ramp.
         left_at: When a person's change was seen, or None. It is theirs since then.
     """
@@ -68,6 +78,7 @@ class Takeover:
     pending: bool
     version: int
     taken_at: datetime
+    running_since: datetime | None
     ramp_step_at: datetime | None
     left_at: datetime | None
 
@@ -99,6 +110,7 @@ def take(
     location: str,
     former: str,
     set_to: str,
+    running_since: datetime | None = None,
     seen: int,
 ) -> Takeover | None:
     """Write down that something is about to be taken over, and what it was.
@@ -113,6 +125,7 @@ def take(
         location: The code location that takes it.
         former: The value that Dagster has.
         set_to: The value that is to be written.
+        running_since: When a schedule was last switched on, where known.
         seen: `newest_id` from before `former` was read.
 
     Returns:
@@ -140,6 +153,7 @@ def take(
             pending=True,
             version=1,
             taken_at=now,
+            running_since=running_since,
         )
         .on_conflict_do_nothing()
         .returning(*_COLUMNS)
@@ -154,18 +168,20 @@ def intend(
     conn: sa.Connection,
     now: datetime,
     takeover: Takeover,
-    set_to: str,
     *,
+    found: str,
+    set_to: str,
     ramp_step_at: datetime | None = None,
 ) -> Takeover | None:
-    """Write down that another value is about to be written to Dagster.
+    """Write down which value Dagster is to have, and whether it is about to be written.
 
     Args:
         conn: A connection of the store that writes.
         now: The database's time, UTC.
         takeover: The takeover as it was read.
-        set_to: The value that is to be written.
-        ramp_step_at: When the ramp took the step that this is, or None outside a ramp.
+        found: The value that Dagster has.
+        set_to: The value that it is to have.
+        ramp_step_at: When the ramp took its latest step, or None outside a ramp.
 
     Returns:
         The takeover as it is now, or None where another gate changed it first.
@@ -173,13 +189,13 @@ def intend(
     changed = _change(
         conn,
         takeover,
-        set_from=takeover.set_to,
+        set_from=found,
         set_to=set_to,
-        pending=set_to != takeover.set_to,
+        pending=found != set_to,
         ramp_step_at=ramp_step_at,
     )
-    if changed is not None and set_to != takeover.set_to:
-        _event(conn, now, takeover, takeover.set_to, set_to, None)
+    if changed is not None and found != set_to:
+        _event(conn, now, takeover, found, set_to, None)
     return changed
 
 

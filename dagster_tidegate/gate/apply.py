@@ -1,0 +1,134 @@
+"""Applies a plan to Dagster, so that it can be killed anywhere and two gates do no harm.
+
+What is to be written is committed to the store first. Then each write is one transaction of the
+store: lock the takeover, check that it is still as planned, look at Dagster once more, write,
+note that it is written. Killed before the end of it, the takeover stays pending, and the next
+plan finds out from Dagster's value whether the write had arrived.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.gate.plan import Action, End, Leave, Observed, Take, Write, same_pool
+from dagster_tidegate.store import takeovers
+from dagster_tidegate.store.takeovers import STOPPED, Outcome, Takeover, TakeoverKind
+
+
+class MissedTicks(Protocol):
+    """Writes down which ticks a schedule has missed when it is given back."""
+
+    def __call__(self, takeover: Takeover, until: datetime) -> None:
+        """Write down the ticks that a schedule missed until a time."""
+        ...
+
+
+def apply(
+    gate: Gate,
+    seen: Observed,
+    actions: Sequence[Action],
+    *,
+    deadline: float,
+    missed_ticks: MissedTicks,
+) -> list[str]:
+    """Apply actions. What another gate did first is left out, and so is what comes too late.
+
+    Args:
+        gate: What the gate works with.
+        seen: What the plan was made of.
+        actions: The plan.
+        deadline: When to stop (`time.monotonic`); the next tick does the rest.
+        missed_ticks: Called before a schedule is given back.
+
+    Returns:
+        What was done, for people.
+    """
+    done: list[str] = []
+    writes: list[Takeover] = []
+    with gate.store.begin() as conn:
+        now = gate.store.now(conn)
+        for action in actions:
+            if isinstance(action, Leave):
+                if takeovers.leave(conn, now, action.takeover, action.found):
+                    done.append(f"left {_label(action.takeover)} to a person ({action.found})")
+            elif isinstance(action, End):
+                if takeovers.end(conn, now, action.takeover, action.outcome):
+                    done.append(f"{_label(action.takeover)} {action.outcome}")
+            else:
+                takeover = _intend(conn, now, seen, action)
+                if takeover is not None and takeover.pending:
+                    writes.append(takeover)
+    errors: list[Exception] = []
+    for takeover in writes:
+        if time.monotonic() > deadline:
+            done.append("out of time: the next tick goes on")
+            break
+        try:
+            if _write(gate, takeover, missed_ticks):
+                done.append(f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}")
+        except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
+            error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
+    return done
+
+
+def _intend(
+    conn: sa.Connection, now: datetime, seen: Observed, action: Take | Write
+) -> Takeover | None:
+    if isinstance(action, Take):
+        return takeovers.take(
+            conn,
+            now,
+            kind=action.kind,
+            name=action.name,
+            label=action.label,
+            campaign=action.campaign,
+            location=action.location,
+            former=action.former,
+            set_to=action.set_to,
+            running_since=action.running_since,
+            seen=seen.newest_takeover,
+        )
+    return takeovers.intend(
+        conn,
+        now,
+        action.takeover,
+        found=action.found,
+        set_to=action.set_to,
+        ramp_step_at=action.ramp_step_at,
+    )
+
+
+def _write(gate: Gate, takeover: Takeover, missed_ticks: MissedTicks) -> bool:
+    with gate.store.read() as conn:
+        now = gate.store.now(conn)
+    if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
+        missed_ticks(takeover, now)
+    with gate.store.begin() as conn:
+        if not takeovers.locked(conn, takeover):
+            return False
+        if takeover.kind is TakeoverKind.POOL:
+            if not same_pool(gate.dagster.pool(takeover.name), takeover.set_from):
+                return False  # somebody was faster: the next plan sees to it
+            gate.dagster.set_pool(takeover.name, takeover.set_to)
+        else:
+            if gate.dagster.trigger(takeover.name) != takeover.set_from:
+                return False
+            if not gate.dagster.set_trigger(
+                takeover.kind, takeover.label, takeover.name, takeover.set_to, now
+            ):
+                if takeover.location == gate.location:
+                    takeovers.end(conn, now, takeover, Outcome.GONE)
+                return False
+        takeovers.written(conn, takeover)
+    return True
+
+
+def _label(takeover: Takeover) -> str:
+    return f"{takeover.kind} {takeover.label}"

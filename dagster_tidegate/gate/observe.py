@@ -1,0 +1,169 @@
+"""Reads what a gate needs to know: first the store, then Dagster.
+
+The order matters: a takeover that is newer than what was read of the store can be told from one
+that was known, and so no value that another gate wrote is taken for the former one.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import dagster as dg
+import sqlalchemy as sa
+
+from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
+from dagster_tidegate.holds import Hold, TargetKind
+from dagster_tidegate.instance import CANARY_TAG, Dagster, partition_of
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import campaigns, holds, runs, takeovers
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+
+# How many queued runs of a campaign are looked at for a canary.
+MOST_QUEUED = 20
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a gate works with.
+
+    Attributes:
+        dagster: The Dagster instance.
+        store: The store of the fleet.
+        policies: The policies of the services, by name.
+        location: The gate's code location; empty for whoever trips a breaker or places a hold.
+        shapes: The campaigns of the code location; those of others are in the store.
+        enabled: False where Tidegate is switched off: then no hold counts.
+    """
+
+    dagster: Dagster
+    store: Store
+    policies: Mapping[str, ServicePolicy]
+    location: str = ""
+    shapes: Sequence[CampaignShape] = ()
+    enabled: bool = True
+
+
+def observe(gate: Gate) -> Observed:
+    """Return what Dagster looks like, and what the store says that it should look like."""
+    with gate.store.read() as conn:
+        now = gate.store.now(conn)
+        live = holds.live(conn, now) if gate.enabled else []
+        taken = takeovers.live(conn)
+        if not live and not taken:
+            return Observed(now=now, location=gate.location)
+        newest = takeovers.newest_id(conn)
+        own = {shape.name for shape in gate.shapes}
+        shapes = [*gate.shapes, *(s for s in campaigns.read(conn) if s.name not in own)]
+        states = dict(conn.execute(sa.select(t.services.c.name, t.services.c.state)).tuples())
+        failures = _last_failures(conn, taken)
+    known = {*states, *gate.policies, *_held_services(live)}
+    half_open = _to_be_tried(states, gate.policies)
+    found = {
+        service: candidates(gate, service, live, shapes, known) for service in sorted(half_open)
+    }
+    canaries = {
+        service
+        for service, runs_ in found.items()
+        if any(run.status is dg.DagsterRunStatus.QUEUED for run in runs_.waiting)
+    }
+    tried_pools = frozenset(
+        pool
+        for shape in shapes
+        for pool in shape.pools
+        if not canaries.isdisjoint(Cover(live, known).needs(pool).services)
+    )
+    return Observed(
+        now=now,
+        location=gate.location,
+        holds=live,
+        services={name: _view(gate.policies.get(name), failures.get(name)) for name in known},
+        campaigns=shapes,
+        takeovers=taken,
+        pools=gate.dagster.pools(),
+        default_limit=gate.dagster.default_limit(),
+        newest_takeover=newest,
+        triggers=gate.dagster.triggers() if any(shape.triggers for shape in shapes) else {},
+        canaries=canaries,
+        in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
+        candidates=found,
+    )
+
+
+def candidates(
+    gate: Gate,
+    service: str,
+    live: Sequence[Hold],
+    shapes: Sequence[CampaignShape],
+    known: Collection[str],
+) -> Candidates:
+    """Return the runs that could try a service, of campaigns that nothing else holds.
+
+    Args:
+        gate: What the gate works with.
+        service: Name of the half open service.
+        live: The live holds.
+        shapes: All campaigns.
+        known: Names of all services.
+    """
+    waiting = gate.dagster.runs(tags={CANARY_TAG: service}, unfinished=True)
+    if waiting:
+        return Candidates(waiting, [], [])
+    but_for_it = Cover(live, known, without={service})
+    able = [
+        shape.name
+        for shape in shapes
+        if any(service in but_for_it.needs(pool).services for pool in shape.pools)
+        and not but_for_it.campaign(shape)
+    ]
+    with gate.store.read() as conn:
+        paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
+    held = held_runs(live)
+    paused = [run for run in paused if run.name not in held]
+    queued: list[dg.DagsterRun] = []
+    for campaign in able if not paused else []:
+        queued += [
+            run
+            for run in gate.dagster.queued(campaign, MOST_QUEUED)
+            if f"{campaign}/{partition_of(run)}" not in held
+        ]
+        if queued:
+            break
+    return Candidates([], paused, queued)
+
+
+def held_runs(live: Sequence[Hold]) -> set[str]:
+    """Return the names of the campaign runs that have a hold of their own."""
+    return {hold.target.name for hold in live if hold.target.kind is TargetKind.CAMPAIGN_RUN}
+
+
+def _to_be_tried(states: Mapping[str, str], policies: Mapping[str, ServicePolicy]) -> set[str]:
+    return {
+        name
+        for name, state in states.items()
+        if state == BreakerState.HALF_OPEN and name in policies and not policies[name].probe_url
+    }
+
+
+def _held_services(live: Sequence[Hold]) -> set[str]:
+    return {hold.target.name for hold in live if hold.target.kind is TargetKind.SERVICE}
+
+
+def _last_failures(
+    conn: sa.Connection, taken: Sequence[takeovers.Takeover]
+) -> Mapping[str, datetime]:
+    steps = [takeover.ramp_step_at for takeover in taken if takeover.ramp_step_at is not None]
+    if not steps:
+        return {}
+    rows = conn.execute(
+        sa.select(t.outcomes.c.service, sa.func.max(t.outcomes.c.last_failed_at))
+        .where(t.outcomes.c.last_failed_at > min(steps))
+        .group_by(t.outcomes.c.service)
+    )
+    return dict(rows.tuples().all())
+
+
+def _view(policy: ServicePolicy | None, last_failure_at: datetime | None) -> ServiceView:
+    return ServiceView(None if policy is None else policy.ramp_interval_s, last_failure_at)

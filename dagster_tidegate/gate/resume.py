@@ -1,0 +1,173 @@
+"""Asks Dagster for the next attempts of paused campaign runs, for canaries and missed ticks.
+
+A request is made anew in every tick until Dagster has the run; a `run_key` that is counted from
+the runs that Dagster has keeps it from being launched twice, and from being dropped for ever.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.gate.observe import Gate, held_runs
+from dagster_tidegate.gate.plan import Cover, Observed, limit_of
+from dagster_tidegate.instance import (
+    PARTITION_TAG,
+    Repository,
+    canary_tags,
+    request_key,
+    request_number,
+    tags_for_next,
+)
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import missed_ticks, runs
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.takeovers import TakeoverKind
+
+# Dagster submits the requests of a tick before it evaluates the next, some 50 ms each.
+MOST_REQUESTS = 25
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a resume tick asks Dagster for, and how to say so.
+
+    Attributes:
+        requests: The runs to launch.
+        notes: What was done, for people.
+    """
+
+    requests: Sequence[dg.RunRequest]
+    notes: Sequence[str]
+
+
+def ask(
+    gate: Gate, seen: Observed, campaigns: Mapping[str, Campaign], catch_upper: CatchUpper
+) -> Asked:
+    """Return the runs that Dagster should launch now, in order.
+
+    Canaries are first, then paused campaign runs by priority and by when they were paused, then
+    missed ticks; all within the ramps and a bound on the requests of a tick.
+
+    Args:
+        gate: What the gate works with.
+        seen: What was observed.
+        campaigns: The campaigns of the gate, by name.
+        catch_upper: Evaluates missed ticks.
+    """
+    with gate.store.read() as conn:
+        paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=campaigns)
+        ticks = missed_ticks.waiting(conn, campaigns)
+    requests: list[dg.RunRequest] = []
+    notes: list[str] = []
+    for service, found in seen.candidates.items():
+        if found.waiting:
+            continue
+        mine = [run for run in found.paused if run.campaign in campaigns]
+        request = None
+        if found.paused and mine[:1] == list(found.paused[:1]):
+            request = _next_attempt(gate, catch_upper.repository, mine[0], service)
+        elif found.queued and found.queued[0].job_name in campaigns:
+            run = found.queued[0]
+            gate.dagster.add_tags(run.run_id, canary_tags(run.tags, service))
+            notes.append(f"run {run.run_id[:8]} tries {service}")
+        if request is not None:
+            requests.append(request)
+            notes.append(f"{mine[0].name} tries {service}")
+    if not paused and not ticks:
+        return Asked(requests, notes)
+    shapes = {shape.name: shape for shape in gate.shapes}
+    with gate.store.read() as conn:
+        active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
+    cover = Cover(seen.holds, seen.services)
+    room = _Room(seen, shapes, active)
+    held = held_runs(seen.holds)
+    for run in paused:
+        if len(requests) >= MOST_REQUESTS:
+            break
+        shape = shapes.get(run.campaign)
+        if shape is None or cover.campaign(shape) or run.name in held or not room.for_(shape):
+            continue
+        request = _next_attempt(gate, catch_upper.repository, run)
+        if request is not None:
+            room.take(shape)
+            requests.append(request)
+            notes.append(f"{run.name} resumes")
+    for tick in ticks:
+        shape = shapes.get(tick.campaign)
+        if len(requests) >= MOST_REQUESTS or shape is None or cover.campaign(shape):
+            continue
+        if not room.for_(shape):
+            continue
+        missing = catch_upper.requests(tick, gate.dagster.instance)
+        if missing:
+            room.take(shape)
+            requests.extend(missing)
+            notes.append(f"{tick.schedule} catches up {tick.tick_at:%Y-%m-%d %H:%M}")
+    return Asked(requests, notes)
+
+
+class _Room:
+    """How many more runs the ramps of the pools let in."""
+
+    def __init__(
+        self,
+        seen: Observed,
+        shapes: Mapping[str, CampaignShape],
+        active: Collection[CampaignRun],
+    ) -> None:
+        self._left: dict[str, int] = {}
+        for takeover in seen.takeovers:
+            if takeover.kind is TakeoverKind.POOL and takeover.left_at is None:
+                limit = limit_of(takeover.set_to, seen.default_limit)
+                self._left |= {} if limit is None else {takeover.name: limit}
+        for run in active if self._left else ():
+            # One that was never attempted is not ours: it waits in the queue anyway.
+            if run.attempt > 0 and run.campaign in shapes:
+                self.take(shapes[run.campaign])
+
+    def for_(self, shape: CampaignShape) -> bool:
+        return all(self._left.get(pool, 1) > 0 for pool in shape.pools)
+
+    def take(self, shape: CampaignShape) -> None:
+        for pool in shape.pools & self._left.keys():
+            self._left[pool] -= 1
+
+
+def _next_attempt(
+    gate: Gate, repository: Repository, run: CampaignRun, canary: str | None = None
+) -> dg.RunRequest | None:
+    """The request for the next Dagster run of a campaign run; None where there is one already."""
+    others = gate.dagster.runs_of(run.campaign, run.partition)
+    number = max((request_number(other) for other in others), default=0) + 1
+    for other in others:
+        if other.is_finished:
+            continue
+        if other.status is not dg.DagsterRunStatus.NOT_STARTED or not request_number(other):
+            return None  # asked for before, or a person was faster
+        # Dagster died before it put the run into the queue; the same key makes it do so.
+        number = request_number(other)
+    with gate.store.read() as conn:
+        newest = runs.latest_attempt(conn, run.id)
+    parent = None if newest is None else gate.dagster.run(newest.dagster_run)
+    request = dg.RunRequest(run_key=request_key(run.id, number), job_name=run.campaign)
+    if parent is None:  # Dagster has forgotten it
+        tags = {PARTITION_TAG: run.partition}
+        if repository.definition.get_job(run.campaign).partitions_def is not None:
+            request = request.with_replaced_attrs(partition_key=run.partition)
+    else:
+        tags = tags_for_next(
+            parent,
+            retries=gate.dagster.most_retries(parent),
+            group_size=gate.dagster.group_size(parent.run_id),
+        )
+        request = request.with_replaced_attrs(
+            run_config=parent.run_config,
+            asset_selection=list(parent.asset_selection) if parent.asset_selection else None,
+        )
+    if canary is not None:
+        tags |= canary_tags(tags, canary)
+    return request.with_replaced_attrs(tags=tags)

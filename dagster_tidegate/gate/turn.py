@@ -1,0 +1,80 @@
+"""One turn of the gate: observe, plan, apply, until there is nothing left to do."""
+
+import time
+from datetime import datetime
+from enum import Flag, auto
+
+import dagster as dg
+
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.gate.apply import MissedTicks, apply
+from dagster_tidegate.gate.observe import Gate, observe
+from dagster_tidegate.gate.plan import Action, End, Observed, Take, Write, plan
+from dagster_tidegate.instance import Dagster
+from dagster_tidegate.store.takeovers import Takeover
+
+# A turn whose changes cause more changes ends after so many; the next tick goes on.
+MOST_ROUNDS = 4
+# Dagster gives a sensor a minute.
+BUDGET_S = 40.0
+
+
+class Direction(Flag):
+    """Which changes a part of the gate makes."""
+
+    TIGHTEN = auto()
+    LOOSEN = auto()
+
+
+def turn(
+    gate: Gate, direction: Direction, *, deadline: float, missed_ticks: MissedTicks
+) -> tuple[Observed, list[str]]:
+    """Make Dagster look as it should, in one or both directions.
+
+    Args:
+        gate: What the gate works with.
+        direction: Which changes to make.
+        deadline: When to stop (`time.monotonic`).
+        missed_ticks: Called before a schedule is given back.
+
+    Returns:
+        What was observed last, and what was done, for people.
+    """
+    done: list[str] = []
+    seen = observe(gate)
+    for _ in range(MOST_ROUNDS):
+        actions = [action for action in plan(seen) if _is(action, direction)]
+        if not actions or time.monotonic() > deadline:
+            break
+        done += apply(gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks)
+        seen = observe(gate)
+    return seen, done
+
+
+def reconcile(instance: dg.DagsterInstance, fleet: Fleet) -> list[str]:
+    """Stop at once what the live holds say must not run, instead of at the next tick.
+
+    For whoever has tripped a breaker or placed a hold. Needless calls are harmless.
+
+    Args:
+        instance: The Dagster instance.
+        fleet: The breakers and the store.
+
+    Returns:
+        What was done, for people.
+    """
+    gate = Gate(Dagster(instance), fleet.store, fleet.policies, enabled=fleet.enabled)
+    deadline = time.monotonic() + BUDGET_S
+    return turn(gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=_none_given_back)[1]
+
+
+def _is(action: Action, direction: Direction) -> bool:
+    if isinstance(action, Take):
+        return Direction.TIGHTEN in direction
+    if isinstance(action, Write):
+        return (Direction.TIGHTEN if action.tightens else Direction.LOOSEN) in direction
+    return Direction.LOOSEN in direction if isinstance(action, End) else True
+
+
+def _none_given_back(takeover: Takeover, until: datetime) -> None:
+    raise AssertionError(f"{takeover.label} can't be given back at {until} by what only tightens")

@@ -1,0 +1,255 @@
+"""The sensors that make up the gate.
+
+`build_pause_sensor` stops what must not run, `build_resume_sensor` lets go on what may, and
+`build_breaker_sensor` probes services. Each is level-triggered: a tick looks at what there is and
+does what is missing, so that a tick that never happened, or broke off, is made up for.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import dagster as dg
+
+from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.gate.follow import follow
+from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.gate.plan import Observed
+from dagster_tidegate.gate.resume import ask
+from dagster_tidegate.gate.turn import BUDGET_S, Direction, turn
+from dagster_tidegate.instance import Dagster, Repository
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import campaigns as stored_campaigns
+from dagster_tidegate.store import heartbeats, holds
+from dagster_tidegate.store.campaigns import CampaignShape
+
+PAUSE = "pause"
+RESUME = "resume"
+BREAKER = "breaker"
+PARTS = (PAUSE, RESUME, BREAKER)
+# The first tick of all looks so far back for runs that began before the gate was there.
+FIRST_LOOK_BACK = timedelta(hours=1)
+
+Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
+
+
+def build_pause_sensor(
+    *,
+    campaigns: Sequence[Campaign],
+    resource_key: str = "breakers",
+    name: str = "tidegate_pause",
+    minimum_interval_seconds: int = 5,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+) -> dg.SensorDefinition:
+    """Build the sensor that stops in Dagster what must not run.
+
+    It sets the pools of what is held to 0, stops schedules and trigger sensors, and keeps the
+    statuses of campaign runs true to Dagster's runs.
+
+    Args:
+        campaigns: The campaigns of the code location; the same for all three sensors.
+        resource_key: Key of the `BreakerResource`.
+        name: Name of the sensor.
+        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
+        default_status: Whether it runs where nobody has switched it on or off.
+
+    Returns:
+        The sensor, for the `sensors` of `dg.Definitions`.
+
+    Example:
+        ```python
+        pause_sensor = build_pause_sensor(campaigns=[Campaign(job=outreach)])
+        ```
+    """
+
+    def tick(
+        _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
+    ) -> dg.SensorResult:
+        deadline = time.monotonic() + BUDGET_S
+        known = {campaign.name: campaign for campaign in campaigns}
+        with gate.store.read() as conn:
+            now = gate.store.now(conn)
+            beats = {(beat.location, beat.part): beat for beat in heartbeats.read(conn)}
+            stored = [s for s in stored_campaigns.read(conn) if s.location == gate.location]
+        if {shape.name: shape for shape in stored} != {shape.name: shape for shape in gate.shapes}:
+            with gate.store.begin() as conn:
+                stored_campaigns.save(conn, now, gate.location, gate.shapes)
+        upper = CatchUpper(gate, repository, known)
+        seen, done = turn(gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record)
+        beat = beats.get((gate.location, PAUSE))
+        cursor = now - FIRST_LOOK_BACK if beat is None or beat.cursor is None else beat.cursor
+        cursor, moved = follow(gate, known, cursor, deadline)
+        if moved:
+            done.append(f"{moved} campaign runs followed Dagster")
+        summary = _summary(seen, done)
+        with gate.store.begin() as conn:
+            heartbeats.beat(
+                conn, now, location=gate.location, part=PAUSE, summary=summary, cursor=cursor
+            )
+        return dg.SensorResult(skip_reason=summary)
+
+    return _sensor(
+        tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+    )
+
+
+def build_resume_sensor(
+    *,
+    campaigns: Sequence[Campaign],
+    resource_key: str = "breakers",
+    name: str = "tidegate_resume",
+    minimum_interval_seconds: int = 5,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+) -> dg.SensorDefinition:
+    """Build the sensor that lets go on in Dagster what nothing holds any more.
+
+    It ramps pools up to exactly what they were, gives schedules and trigger sensors back as they
+    were, catches missed ticks up, and asks for the next attempt of each paused campaign run. A
+    half open service without a health probe gets one campaign run that tries it.
+
+    Args:
+        campaigns: The campaigns of the code location; the same for all three sensors.
+        resource_key: Key of the `BreakerResource`.
+        name: Name of the sensor.
+        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
+        default_status: Whether it runs where nobody has switched it on or off.
+
+    Returns:
+        The sensor, for the `sensors` of `dg.Definitions`.
+    """
+
+    def tick(
+        context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
+    ) -> dg.SensorResult:
+        deadline = time.monotonic() + BUDGET_S
+        known = {campaign.name: campaign for campaign in campaigns}
+        upper = CatchUpper(gate, repository, known)
+        seen, done = turn(gate, Direction.LOOSEN, deadline=deadline, missed_ticks=upper.record)
+        asked = ask(gate, seen, known, upper)
+        summary = _summary(seen, [*done, *asked.notes])
+        with gate.store.begin() as conn:
+            heartbeats.beat(
+                conn, gate.store.now(conn), location=gate.location, part=RESUME, summary=summary
+            )
+        if asked.requests:
+            context.log.info(summary)  # a tick that asks for runs has no skip reason
+            return dg.SensorResult(run_requests=list(asked.requests))
+        return dg.SensorResult(skip_reason=summary)
+
+    jobs = [campaign.job for campaign in campaigns]
+    return _sensor(
+        tick, campaigns, jobs, resource_key, name, minimum_interval_seconds, default_status
+    )
+
+
+def build_breaker_sensor(
+    *,
+    campaigns: Sequence[Campaign],
+    resource_key: str = "breakers",
+    name: str = "tidegate_breaker",
+    minimum_interval_seconds: int = 5,
+    default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+) -> dg.SensorDefinition:
+    """Build the sensor that finds out whether a failed service is back.
+
+    A service with a health probe is asked when its breaker is due. One without becomes half open
+    then, and the resume sensor lets one campaign run try it. Holds whose time is over are
+    released.
+
+    Args:
+        campaigns: The campaigns of the code location; the same for all three sensors.
+        resource_key: Key of the `BreakerResource`.
+        name: Name of the sensor.
+        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
+        default_status: Whether it runs where nobody has switched it on or off.
+
+    Returns:
+        The sensor, for the `sensors` of `dg.Definitions`.
+    """
+
+    def tick(
+        _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
+    ) -> dg.SensorResult:
+        with gate.store.begin() as conn:
+            expired = holds.expire(conn, gate.store.now(conn))
+        done = [f"{expired} holds expired"] if expired else []
+        now = fleet.refresh().read_at
+        probed = fleet.due_probes()
+        for service in probed:
+            circuit = fleet.breaker(service).probe()
+            done.append(f"probed {service}: {circuit.state}")
+        for service, policy in fleet.policies.items():
+            circuit = fleet.snapshot().services[service]
+            if policy.probe_url is None and circuit.due(now):
+                fleet.breaker(service).half_open()
+                done.append(f"{service} is half open")
+        circuits = [fleet.snapshot().services[service] for service in fleet.policies]
+        summary = "; ".join([_states(circuits), *done])
+        with gate.store.begin() as conn:
+            heartbeats.beat(
+                conn, gate.store.now(conn), location=gate.location, part=BREAKER, summary=summary
+            )
+        return dg.SensorResult(skip_reason=summary)
+
+    return _sensor(
+        tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+    )
+
+
+def _sensor(
+    tick: Tick,
+    campaigns: Sequence[Campaign],
+    jobs: Sequence,
+    resource_key: str,
+    name: str,
+    minimum_interval_seconds: int,
+    default_status: dg.DefaultSensorStatus,
+) -> dg.SensorDefinition:
+    # Of the repository that was seen last; Dagster evaluates all ticks of a process with one.
+    known: list[tuple[dg.RepositoryDefinition, Sequence[CampaignShape]]] = []
+
+    @dg.sensor(
+        name=name,
+        jobs=jobs or None,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        required_resource_keys={resource_key},
+    )
+    def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        fleet: Fleet = getattr(context.resources, resource_key).fleet
+        repository = Repository.of(context)
+        if not known or known[0][0] is not repository.definition:
+            shapes = [campaign.shape(repository) for campaign in campaigns]
+            known[:] = [(repository.definition, shapes)]
+        [(_, shapes)] = known
+        gate = Gate(
+            Dagster(context.instance, repository),
+            fleet.store,
+            fleet.policies,
+            repository.location,
+            shapes,
+            fleet.enabled,
+        )
+        return tick(context, fleet, gate, repository)
+
+    return gate_sensor
+
+
+def _summary(seen: Observed, done: Sequence[str]) -> str:
+    saw = ", ".join(f"{hold.target} ({hold.source}: {hold.reason})" for hold in seen.holds[:5])
+    more = f" and {len(seen.holds) - 5} more" if len(seen.holds) > 5 else ""
+    held = f"held: {saw}{more}" if seen.holds else "nothing is held"
+    return "; ".join([held, *(done or ["nothing to do"])])
+
+
+def _states(circuits: Sequence[Circuit]) -> str:
+    others = [c for c in circuits if c.state is not BreakerState.CLOSED]
+    if not others:
+        return f"all {len(circuits)} breakers are closed"
+    return ", ".join(
+        f"{c.name} is {c.state}" + (f" until {c.open_until:%H:%M:%S} UTC" if c.open_until else "")
+        for c in others
+    )
