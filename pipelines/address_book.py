@@ -24,7 +24,7 @@ def read_address_book(files: Iterable[Path], warn: Callable[[str], None]) -> pd.
     frames = [pd.DataFrame(columns=list(FIELDS), dtype=str)]
     for file in files:
         try:
-            frames.append(read_lead_file(file).leads[list(FIELDS)])
+            frames.append(read_lead_file(file).leads.loc[:, list(FIELDS)])
         except LeadFileError as error:
             warn(f"left out: {error}")
     book = pd.concat(frames, ignore_index=True)

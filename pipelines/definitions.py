@@ -5,7 +5,7 @@ import dagster as dg
 from pipelines.account_digest import account_digest_schedule
 from pipelines.campaigns import CAMPAIGNS
 from pipelines.list_hygiene import list_hygiene_schedule
-from resources.deployment import RESOURCES
+from resources.deployment import resources_from_environment
 from sensors.breaker import breaker_sensor
 from sensors.new_lead_files import new_lead_files
 from sensors.pause import pause_sensor
@@ -15,5 +15,5 @@ defs = dg.Definitions(
     jobs=[campaign.job for campaign in CAMPAIGNS],
     schedules=[list_hygiene_schedule, account_digest_schedule],
     sensors=[new_lead_files, pause_sensor, resume_sensor, breaker_sensor],
-    resources=RESOURCES,
+    resources=resources_from_environment(),
 )

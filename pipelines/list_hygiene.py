@@ -20,7 +20,7 @@ def choose_addresses(context: dg.OpExecutionContext, lead_directory: LeadDirecto
     """Choose the addresses whose turn it is."""
     book = read_address_book(lead_directory.files().values(), context.log.warning)
     day = date.fromisoformat(context.partition_key).toordinal()
-    return rotation(book[["email"]].to_dict("records"), day, ADDRESSES_A_DAY)
+    return rotation(book.loc[:, ["email"]].to_dict("records"), day, ADDRESSES_A_DAY)
 
 
 @dg.op(pool=pool("millionverifier"))

@@ -26,7 +26,7 @@ def read_leads(context: dg.OpExecutionContext, lead_directory: LeadDirectory) ->
         context.log.info(f"columns left alone: {', '.join(found.stray_columns)}")
     kept = lead_directory.keep_rejects(context.partition_key, found.rejects)
     context.log.info(f"{len(found.leads)} leads; {len(found.rejects)} lines rejected, see {kept}")
-    return found.leads[list(FIELDS)].to_dict("records")
+    return found.leads.loc[:, list(FIELDS)].to_dict("records")
 
 
 @dg.op(pool=pool("apollo"))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from dagster_tidegate import BreakerResource
 from resources.apollo import ApolloResource
@@ -11,26 +12,57 @@ from resources.millionverifier import MillionVerifierResource
 from resources.openai import OpenAIResource
 from resources.perplexity import PerplexityResource
 from resources.results import ResultsDatabase
-from resources.services import SERVICES, address
+from resources.services import address, services
 
 PROJECT = Path(__file__).resolve().parents[1]
-HOME = Path(os.environ.get("DAGSTER_HOME") or PROJECT / ".tidegate" / "home")
 
-# Also TIDEGATE_STORE_URL, which the breakers read for themselves.
-LEADS = os.environ.get("TIDEGATE_LEADS", str(PROJECT / "pipelines" / "leads"))
-RESULTS_URL = os.environ.get("TIDEGATE_RESULTS_URL", f"sqlite:///{HOME / 'results.db'}")
 
-breakers = BreakerResource(services=SERVICES)
+def build_resources(
+    *,
+    sandbox_url: str,
+    leads: Path,
+    home: Path,
+    results_url: str | None = None,
+    store_url: str | None = None,
+) -> dict[str, Any]:
+    """Return the resources.
 
-RESOURCES = {
-    "breakers": breakers,
-    "apollo": ApolloResource(breakers=breakers, base_url=address("apollo")),
-    "millionverifier": MillionVerifierResource(
-        breakers=breakers, base_url=address("millionverifier")
-    ),
-    "perplexity": PerplexityResource(breakers=breakers, base_url=address("perplexity")),
-    "openai": OpenAIResource(breakers=breakers, base_url=address("openai")),
-    "instantly": InstantlyResource(breakers=breakers, base_url=address("instantly")),
-    "lead_directory": LeadDirectory(path=LEADS, rejects=str(HOME / "rejects")),
-    "results": ResultsDatabase(url=RESULTS_URL),
-}
+    Args:
+        sandbox_url: Address of the sandbox, which plays the services.
+        leads: Directory of the lead files.
+        home: Directory for what the campaigns write; the DAGSTER_HOME.
+        results_url: Database of the results. Default: results.db in `home`.
+        store_url: The store. Default: that of `BreakerResource`.
+    """
+    breakers = BreakerResource(services=services(sandbox_url), store_url=store_url)
+    clients = {
+        client.service: client(breakers=breakers, base_url=address(sandbox_url, client.service))
+        for client in (
+            ApolloResource,
+            MillionVerifierResource,
+            PerplexityResource,
+            OpenAIResource,
+            InstantlyResource,
+        )
+    }
+    return {
+        **clients,
+        "breakers": breakers,
+        "lead_directory": LeadDirectory(path=str(leads), rejects=str(home / "rejects")),
+        "results": ResultsDatabase(url=results_url or f"sqlite:///{home / 'results.db'}"),
+    }
+
+
+def resources_from_environment() -> dict[str, Any]:
+    """Return the resources as these variables of the environment say.
+
+    `TIDEGATE_SANDBOX_URL`, `TIDEGATE_LEADS` (a directory), `TIDEGATE_RESULTS_URL`, `DAGSTER_HOME`,
+    and `TIDEGATE_STORE_URL`, which the breakers read for themselves.
+    """
+    environment = os.environ
+    return build_resources(
+        sandbox_url=environment.get("TIDEGATE_SANDBOX_URL") or "http://127.0.0.1:8765",
+        leads=Path(environment.get("TIDEGATE_LEADS") or PROJECT / "pipelines" / "leads"),
+        home=Path(environment.get("DAGSTER_HOME") or PROJECT / ".tidegate" / "home"),
+        results_url=environment.get("TIDEGATE_RESULTS_URL") or None,
+    )

@@ -1,7 +1,5 @@
 """The sandbox as a process, over HTTP."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -14,37 +12,28 @@ from dagster_tidegate.sandbox.answers import SERVICES
 from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
 from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.sandbox.server import PortTakenError, listen
+from tests.sandbox_process import sandbox_process
 
-COMMAND = [sys.executable, "-c", "from dagster_tidegate.cli.sandbox import sandbox; sandbox()"]
 LEADS = "/instantly/api/v2/leads"
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[1]
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@pytest.fixture
-def sandbox(url: str) -> Iterator[SandboxControl]:
-    with SandboxControl(url) as control:
-        control.wait_until_up()
-        for service in SERVICES:
-            control.heal(service)
-        control.reset()
+def process() -> Iterator[SandboxControl]:
+    with sandbox_process() as control:
         yield control
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url) as client:
+def sandbox(process: SandboxControl) -> SandboxControl:
+    for service in SERVICES:
+        process.heal(service)
+    process.reset()
+    return process
+
+
+@pytest.fixture
+def client(sandbox: SandboxControl) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=sandbox.url) as client:
         yield client
 
 
@@ -147,8 +136,8 @@ def test_no_request_breaks_the_server(client: httpx.Client, path: str, body: byt
     assert client.post(path, content=body).status_code < 500
 
 
-def test_a_taken_port_is_named(url: str):
-    port = httpx.URL(url).port
+def test_a_taken_port_is_named(sandbox: SandboxControl):
+    port = httpx.URL(sandbox.url).port
     assert port is not None
     with pytest.raises(PortTakenError, match=f"port {port} of 127.0.0.1 .* --port"):
         listen(port)

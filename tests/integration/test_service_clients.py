@@ -1,0 +1,97 @@
+"""The clients of the services, against the sandbox, each call through a real breaker."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import httpx
+import pytest
+
+from dagster_tidegate import BreakerOpenError
+from dagster_tidegate.sandbox.answers import SERVICES
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.sandbox.faults import Fault, Mode
+from resources.client import WrongAnswerError
+from resources.deployment import build_resources
+from tests.sandbox_process import sandbox_process
+
+LEAD = {"email": "zoë@acme.example", "first_name": "Zoë", "last_name": "Ω", "company": "Acme"}
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[SandboxControl]:
+    with sandbox_process() as control:
+        yield control
+
+
+@pytest.fixture
+def sandbox(process: SandboxControl) -> SandboxControl:
+    for service in SERVICES:
+        process.heal(service)
+    process.reset()
+    return process
+
+
+@pytest.fixture
+def clients(sandbox: SandboxControl, sqlite_url: str, tmp_path: Path) -> Iterator[Any]:
+    resources = build_resources(
+        sandbox_url=sandbox.url, leads=tmp_path, home=tmp_path, store_url=sqlite_url
+    )
+    with ExitStack() as stack:
+        yield stack.enter_context(dg.build_resources(resources))
+
+
+def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxControl):
+    person = clients.apollo.match(LEAD, idempotency_key="k")
+    assert person.organization.name == "Acme"
+    assert clients.millionverifier.verify("a@b.example", idempotency_key="k") == "ok"
+    assert clients.millionverifier.verify("a@invalid.example", idempotency_key="l") == "invalid"
+    news = clients.perplexity.news("Acme", idempotency_key="k")
+    assert news.startswith("Acme ")
+    text = clients.openai.write("Be brief.", news, idempotency_key="k")
+    assert news in text
+    assert clients.instantly.add_lead({**LEAD, "text": text}, campaign="c", idempotency_key="k")
+    assert sandbox.effects("instantly") == {"c/zoë@acme.example": 1}
+    assert all("k" in sandbox.keys(service) for service in SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(mode=Mode.OUTAGE), httpx.HTTPStatusError),
+        (Fault(mode=Mode.RATE_LIMIT), httpx.HTTPStatusError),
+        (Fault(mode=Mode.WRONG), WrongAnswerError),
+    ],
+)
+def test_failures_of_a_service_open_its_breaker_and_no_other(
+    clients: Any, sandbox: SandboxControl, fault: Fault, error: type[Exception]
+):
+    sandbox.place("openai", fault)
+    for n in range(5):
+        with pytest.raises(error):
+            clients.openai.write("Be brief.", "Acme", idempotency_key=str(n))
+    for _ in range(3):
+        with pytest.raises(BreakerOpenError, match="openai"):
+            clients.openai.write("Be brief.", "Acme", idempotency_key="x")
+    assert sandbox.stats()["openai"]["calls"] == 5
+    assert clients.perplexity.news("Acme", idempotency_key="k")
+
+
+def test_a_call_that_takes_too_long_fails(clients: Any, sandbox: SandboxControl):
+    sandbox.place("millionverifier", Fault(mode=Mode.SLOW, latency_s=30))
+    with pytest.raises(httpx.ReadTimeout):
+        clients.millionverifier.verify("a@b.example", idempotency_key="k")
+
+
+def test_a_request_that_the_service_refuses_opens_nothing(clients: Any):
+    for n in range(8):
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            clients.millionverifier.verify("", idempotency_key=str(n))
+
+
+def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxControl):
+    sandbox.place("apollo", Fault(mode=Mode.WRONG))
+    with pytest.raises(WrongAnswerError, match="apollo answered 200 to api/v1/people/match"):
+        clients.apollo.match(LEAD, idempotency_key="k")

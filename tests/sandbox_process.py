@@ -1,0 +1,26 @@
+"""Starts a sandbox for a test."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dagster_tidegate.sandbox.control import SandboxControl
+
+
+@contextmanager
+def sandbox_process() -> Iterator[SandboxControl]:
+    """A sandbox of its own process, on a free port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        with SandboxControl(process.stdout.readline().split()[1]) as control:
+            control.wait_until_up()
+            yield control
+    finally:
+        process.terminate()
+        process.wait(10)
