@@ -11,6 +11,7 @@ from dagster_tidegate import holds
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.instance import partition_of
 from dagster_tidegate.pause import CANARY_TAG, end_as_paused
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
@@ -59,7 +60,8 @@ class BreakerResource(dg.ConfigurableResource):
     @property
     def fleet(self) -> Fleet:
         """The breakers and the store of this process; the same object wherever it is asked for."""
-        return _fleet(self.store_url or default_url(), tuple(self.services))
+        policies = tuple(service.model_dump_json() for service in self.services)
+        return _fleet(self.store_url or default_url(), policies)
 
     def breaker(self, service: str) -> Breaker:
         """Return the breaker of a service.
@@ -121,24 +123,25 @@ class BreakerResource(dg.ConfigurableResource):
             log=context.log,
         )
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+    def teardown_after_execution(
+        self,
+        context: dg.InitResourceContext,  # noqa: ARG002 -- the signature is Dagster's
+    ) -> None:
         """Write down what this process has counted."""
         self.fleet.flush()
 
 
 @cache
-def _fleet(url: str, services: tuple[ServicePolicy, ...]) -> Fleet:
+def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
     # One per process: Dagster makes a resource anew for every step and every sensor tick.
-    return Fleet(Store(url), services)
+    return Fleet(Store(url), [ServicePolicy.model_validate_json(policy) for policy in policies])
 
 
 def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Attempt]:
     """Make the Dagster run of `context` the owner of its campaign run."""
-    root = context.run.root_run_id or context.run_id
-    partition = context.partition_key if context.has_partition_key else root
     with fleet.store.begin() as conn:
         now = fleet.store.now(conn)
-        run = runs.ensure(conn, now, context.job_name, partition)
+        run = runs.ensure(conn, now, context.job_name, partition_of(context.run))
         newest = runs.latest_attempt(conn, run.id)
         attempt = runs.begin_attempt(
             conn,

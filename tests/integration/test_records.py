@@ -1,0 +1,410 @@
+"""The record loop inside real Dagster runs: each record once, a clean pause, and the way back."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from dagster._utils.error import SerializableErrorInfo
+
+from dagster_tidegate import BreakerResource, ServiceConfig, pool
+from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.pause import CANARY_TAG, REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
+from dagster_tidegate.records import MissingKeyError
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import holds, ledger, runs
+from dagster_tidegate.store import tables as t
+
+LEADS = [{"email": f"{name}@example.org"} for name in ("ada", "alan", "grace", "kurt", "emmy")]
+PARTITIONS = dg.StaticPartitionsDefinition(["leads-1"])
+SERVICES = [
+    ServiceConfig(name="instantly", consecutive_failures=3, reset_timeout_s=600),
+    ServiceConfig(name="openai"),
+]
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+@pytest.fixture
+def breakers(store_url: str) -> Iterator[BreakerResource]:
+    breakers = BreakerResource(services=SERVICES, store_url=store_url)
+    yield breakers
+    breakers.fleet.close()
+    breakers.fleet.store.dispose()
+
+
+Send = Callable[[dict], Any]
+
+
+class Campaign:
+    """A job of one record loop and a step behind it, run as often as a test wants."""
+
+    def __init__(self, instance: dg.DagsterInstance, breakers: BreakerResource) -> None:
+        self.instance = instance
+        self.breakers = breakers
+        self.sent: list[str] = []
+        self.keys: list[str] = []
+        self.items: Any = LEADS
+        self.options: dict[str, Any] = {"key": "email"}
+        self.fail: Send = lambda _: None
+        self.after: Callable[[], None] = lambda: None
+
+    def run(self, **kwargs: Any) -> dg.ExecuteInProcessResult:
+        @dg.op(pool=pool("instantly", campaign="outreach"))
+        def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[dict]:
+            records = breakers.records(context, self.items, **self.options)
+            for record in records:
+                with record:
+                    breakers.breaker("instantly").call(self.fail, record.value)
+                    self.sent.append(record.value["email"])
+                    self.keys.append(record.idempotency_key)
+                    record.result = {"sent": record.value["email"]}
+                    self.after()
+            return records.results()
+
+        @dg.op
+        def load(context: dg.OpExecutionContext, breakers: BreakerResource, mails: list) -> list:
+            records = breakers.records(context, mails, key="sent")
+            for record in records:
+                with record:
+                    record.result = record.value["sent"]
+            return records.results()
+
+        @dg.job(partitions_def=PARTITIONS)
+        def outreach() -> None:
+            load(send())
+
+        return outreach.execute_in_process(
+            instance=self.instance,
+            resources={"breakers": self.breakers},
+            partition_key="leads-1",
+            raise_on_error=False,
+            **kwargs,
+        )
+
+    @property
+    def campaign_run(self) -> runs.CampaignRun:
+        with self.breakers.fleet.store.read() as conn:
+            found = runs.find(conn, "outreach", "leads-1")
+        assert found is not None
+        return found
+
+    def ledger(self) -> dict[str, RecordStatus]:
+        with self.breakers.fleet.store.read() as conn:
+            return dict(ledger.statuses(conn, self.campaign_run.id, "send"))
+
+    def hold(self, target: Target, **kwargs: Any) -> None:
+        store = self.breakers.fleet.store
+        with store.begin() as conn:
+            holds.place(
+                conn,
+                store.now(conn),
+                target,
+                **{
+                    "source": HoldSource.OPERATOR,
+                    "reason": "maintenance",
+                    "actor": "ana",
+                    **kwargs,
+                },
+            )
+        self.breakers.fleet.refresh()
+
+    def release(self, target: Target, **kwargs: Any) -> None:
+        store = self.breakers.fleet.store
+        with store.begin() as conn:
+            holds.release(
+                conn,
+                store.now(conn),
+                target,
+                **{"source": HoldSource.OPERATOR, "actor": "ana", **kwargs},
+            )
+        self.breakers.fleet.refresh()
+
+
+@pytest.fixture
+def campaign(instance: dg.DagsterInstance, breakers: BreakerResource) -> Campaign:
+    return Campaign(instance, breakers)
+
+
+def error_of(result: dg.ExecuteInProcessResult) -> SerializableErrorInfo:
+    """The error that the author's code raised."""
+    data = result.get_step_failure_events()[0].step_failure_data
+    assert data.error is not None
+    return data.error.cause or data.error
+
+
+class ServiceDown(ConnectionError):
+    pass
+
+
+OUTREACH = Target(TargetKind.CAMPAIGN, "outreach")
+INSTANTLY = Target(TargetKind.SERVICE, "instantly")
+
+
+def test_an_unbroken_run_handles_each_record_once_in_order(campaign: Campaign) -> None:
+    result = campaign.run()
+    assert result.success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+    assert result.output_for_node("send") == [{"sent": lead["email"]} for lead in LEADS]
+    assert set(campaign.ledger().values()) == {RecordStatus.DONE}
+
+
+def test_a_run_that_is_executed_again_sends_nothing_twice(campaign: Campaign) -> None:
+    first = campaign.run()
+    second = campaign.run()
+    assert len(campaign.sent) == len(LEADS)
+    assert second.output_for_node("send") == first.output_for_node("send")
+
+
+def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaign) -> None:
+    def fail(_: dict) -> None:
+        if len(campaign.sent) == 2:
+            raise ServiceDown("instantly answers 503")
+
+    campaign.fail = fail
+    paused = campaign.run()
+    dagster_run = campaign.instance.get_run_by_id(paused.run_id)
+    assert dagster_run is not None
+    assert dagster_run.status is dg.DagsterRunStatus.CANCELED
+    assert dagster_run.tags[STATE_TAG] == "paused"
+    assert dagster_run.tags[SERVICE_TAG] == "instantly"
+    assert dagster_run.tags[REASON_TAG].startswith("instantly is open (")
+    assert campaign.campaign_run.status is RunStatus.PAUSED
+    reason = campaign.campaign_run.reason
+    assert reason is not None
+    assert reason.startswith("Paused at 2/5: instantly is open (")
+    assert reason.endswith("; resumes by itself")
+    assert set(campaign.ledger().values()) == {RecordStatus.DONE}, "no record is in doubt"
+
+    campaign.fail = lambda _: None
+    campaign.breakers.breaker("instantly").close()
+    resumed = campaign.run()
+    assert resumed.success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+    assert resumed.output_for_node("send") == [{"sent": lead["email"]} for lead in LEADS]
+    assert campaign.campaign_run.attempt == 2
+
+
+def test_a_pause_is_no_failure_and_says_so_to_hooks(campaign: Campaign) -> None:
+    campaign.hold(OUTREACH)
+    result = campaign.run()
+    failures = result.get_step_failure_events()
+    assert [event.step_key for event in failures] == ["send"]
+    assert error_of(result).cls_name == CampaignPaused.__name__
+    kinds = {event.event_type for event in result.all_events}
+    assert dg.DagsterEventType.RUN_FAILURE not in kinds
+    assert dg.DagsterEventType.RUN_CANCELED in kinds
+
+
+def test_a_hold_of_a_person_stops_before_the_next_record(campaign: Campaign) -> None:
+    campaign.after = lambda: campaign.hold(OUTREACH) if len(campaign.sent) == 3 else None
+    campaign.run()
+    assert len(campaign.sent) == 3
+    assert campaign.campaign_run.reason == (
+        "Paused at 3/5: campaign outreach is held by ana (maintenance); resumes when released"
+    )
+    campaign.release(OUTREACH)
+    campaign.run()
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+
+
+def test_a_step_that_no_longer_needs_the_service_is_not_stopped(campaign: Campaign) -> None:
+    campaign.after = lambda: campaign.hold(INSTANTLY) if len(campaign.sent) == 5 else None
+    result = campaign.run()
+    assert result.success
+    assert result.output_for_node("load") == [lead["email"] for lead in LEADS]
+
+
+def test_a_step_whose_downstream_needs_the_service_is_stopped(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    @dg.op(pool=pool("openai"))
+    def write(context: dg.OpExecutionContext, breakers: BreakerResource) -> list:
+        for record in breakers.records(context, LEADS, key="email"):
+            with record:
+                record.result = 1
+        return []
+
+    @dg.op(pool=pool("instantly"))
+    def send(letters: list) -> None:
+        pass
+
+    @dg.job
+    def outreach() -> None:
+        send(write())
+
+    helper = Campaign(instance, breakers)
+    helper.hold(INSTANTLY)
+    result = outreach.execute_in_process(
+        instance=instance, resources={"breakers": breakers}, raise_on_error=False
+    )
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_a_record_that_fails_for_its_own_reasons_does_not_stop_the_others(
+    campaign: Campaign,
+) -> None:
+    def fail(lead: dict) -> None:
+        if lead["email"].startswith("kurt"):
+            raise ValueError("no such mailbox")
+
+    campaign.fail = fail
+    result = campaign.run()
+    assert result.success
+    assert len(campaign.sent) == 4
+    assert campaign.ledger()["kurt@example.org"] is RecordStatus.FAILED
+    store = campaign.breakers.fleet.store
+    with store.read() as conn:
+        error = conn.scalar(sa.select(t.ledger.c.error).where(t.ledger.c.status == "failed"))
+    assert error == "ValueError('no such mailbox')"
+
+
+def test_a_run_of_which_most_records_fail_is_a_failure(campaign: Campaign) -> None:
+    campaign.fail = lambda _: 1 / 0
+    result = campaign.run()
+    assert not result.success
+    run = campaign.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.FAILURE
+
+
+def test_failed_records_are_tried_again_when_an_ended_campaign_run_is_executed_again(
+    campaign: Campaign,
+) -> None:
+    def fail(lead: dict) -> None:
+        if lead["email"].startswith("kurt"):
+            raise ValueError("no such mailbox")
+
+    campaign.fail = fail
+    campaign.run()
+    store = campaign.breakers.fleet.store
+    with store.begin() as conn:
+        runs.move(conn, store.now(conn), campaign.campaign_run, RunStatus.COMPLETED, actor="gate")
+    campaign.fail = lambda _: None
+    campaign.run()
+    assert set(campaign.ledger().values()) == {RecordStatus.DONE}
+    assert len(campaign.sent) == 5
+
+
+def test_a_record_that_the_service_failed_is_tried_again_with_the_same_key(
+    campaign: Campaign,
+) -> None:
+    tries: list[str] = []
+
+    def fail(lead: dict) -> None:
+        tries.append(lead["email"])
+        if tries.count(lead["email"]) < 2 and lead["email"].startswith("ada"):
+            raise ServiceDown("a hiccup")
+
+    campaign.fail = fail
+    assert campaign.run().success
+    assert tries[:2] == ["ada@example.org"] * 2
+    assert len(campaign.sent) == 5
+
+
+def test_idempotency_keys_are_the_same_in_every_attempt_and_differ_between_records(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    first, second = Campaign(instance, breakers), Campaign(instance, breakers)
+    first.items = LEADS[:2]
+    first.run()
+    store = breakers.fleet.store
+    with store.begin() as conn:
+        conn.execute(t.ledger.delete())
+    second.items = LEADS[:2]
+    second.run()
+    assert first.keys == second.keys
+    assert len(set(first.keys)) == 2
+
+
+def test_a_repeated_key_is_handled_once(campaign: Campaign) -> None:
+    campaign.items = [*LEADS, LEADS[0]]
+    result = campaign.run()
+    assert len(campaign.sent) == 5
+    assert len(result.output_for_node("send")) == 5
+
+
+@pytest.mark.parametrize("missing", [{}, {"email": None}, {"email": ""}, {"email": float("nan")}])
+def test_a_missing_key_names_the_row(campaign: Campaign, missing: dict) -> None:
+    campaign.items = [*LEADS, missing]
+    result = campaign.run()
+    assert not result.success
+    error = error_of(result)
+    assert error.cls_name == MissingKeyError.__name__
+    assert "row 5 has no key ('email')" in error.message
+
+
+def test_rows_of_a_frame_are_records(campaign: Campaign) -> None:
+    campaign.items = pd.DataFrame(LEADS)
+    assert campaign.run().success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+
+
+def test_a_generator_of_records_is_worked_through(campaign: Campaign) -> None:
+    campaign.items = (lead for lead in LEADS)
+    assert campaign.run().success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+
+
+def test_a_result_that_json_can_not_hold_ends_the_op_and_names_the_record(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    @dg.op
+    def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+        for record in breakers.records(context, LEADS, key="email"):
+            with record:
+                record.result = object()
+
+    @dg.job
+    def outreach() -> None:
+        send()
+
+    result = outreach.execute_in_process(
+        instance=instance, resources={"breakers": breakers}, raise_on_error=False
+    )
+    error = error_of(result)
+    assert "ada@example.org can't be kept in the ledger" in error.message
+
+
+def test_a_canary_works_while_its_breaker_is_half_open(campaign: Campaign) -> None:
+    breaker = campaign.breakers.breaker("instantly")
+    breaker.open()
+    breaker.half_open()
+    campaign.run()
+    assert campaign.sent == [], "any other run stays paused"
+    assert campaign.run(tags={CANARY_TAG: "instantly"}).success
+    assert len(campaign.sent) == 5
+
+
+def test_progress_is_in_the_store(campaign: Campaign) -> None:
+    campaign.run()
+    with campaign.breakers.fleet.store.read() as conn:
+        row = conn.execute(sa.select(t.progress).where(t.progress.c.op == "send")).one()
+    assert (row.done, row.failed, row.total) == (5, 0, 5)
+
+
+def test_a_newer_attempt_ends_the_older_one(campaign: Campaign) -> None:
+    """A run that Dagster called ended lives on: its next write is refused."""
+
+    def take_over() -> None:
+        store = campaign.breakers.fleet.store
+        with store.begin() as conn:
+            runs.begin_attempt(
+                conn, store.now(conn), campaign.campaign_run, "another", owner_is_over=True
+            )
+
+    campaign.after = lambda: take_over() if len(campaign.sent) == 2 else None
+    result = campaign.run()
+    assert not result.success
+    error = error_of(result)
+    assert "attempt 2 owns the campaign run" in error.message
+    assert len(campaign.sent) == 2
