@@ -7,6 +7,7 @@ import dagster as dg
 from dagster_tidegate import holds
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import TargetKind
+from dagster_tidegate.instance import Dagster
 from dagster_tidegate.records import Stop
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
@@ -70,7 +71,6 @@ def end_as_paused(
     tags = {STATE_TAG: "paused", REASON_TAG: why[:LONGEST_TAG]}
     if services:
         tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
-    context.instance.add_run_tags(context.run_id, tags)
     context.log.info(message)
-    context.instance.report_run_canceling(context.run, message)
+    Dagster(context.instance).end_as_paused(context.run, message, tags)
     raise CampaignPaused(message)
