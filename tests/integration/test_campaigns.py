@@ -21,6 +21,7 @@ from pipelines.list_hygiene import ADDRESSES_A_DAY, list_hygiene
 from pipelines.outreach import lead_files, outreach
 from resources.deployment import build_resources
 from resources.results import addresses, digests, letters
+from sensors.new_lead_files import RUN_KEY, RUN_KEY_TAG, new_lead_files
 from tests.sandbox_process import sandbox_process
 
 PROJECT = Path(__file__).parents[2]
@@ -176,15 +177,12 @@ def test_account_digest_sums_up_the_companies_of_the_hour(
 def test_the_sensor_asks_for_a_run_of_each_new_file_until_there_is_one(
     leads: Path, instance: dg.DagsterInstance, resources: dict[str, Any]
 ):
-    from sensors.new_lead_files import RUN_KEY, RUN_KEY_TAG, new_lead_files
-
     for name in ("a.csv", "b.csv", ".c.csv.unfinished", "notes.txt", "d e.csv"):
         (leads / name).write_text("email\n")
-    directory = {"lead_directory": resources["lead_directory"]}
 
     def tick() -> Any:
-        context = dg.build_sensor_context(instance=instance, resources=directory)
-        return new_lead_files.evaluate_tick(context)
+        directory = {"lead_directory": resources["lead_directory"]}
+        return new_lead_files(dg.build_sensor_context(instance=instance, resources=directory))
 
     assert [request.partition_key for request in tick().run_requests] == ["a", "b"]
     (request,) = tick().dynamic_partitions_requests

@@ -69,9 +69,12 @@ def test_failures_of_a_service_open_its_breaker_and_no_other(
     clients: Any, sandbox: SandboxControl, fault: Fault, error: type[Exception]
 ):
     sandbox.place("openai", fault)
-    for n in range(5):
+    for n in range(4):
         with pytest.raises(error):
             clients.openai.write("Be brief.", "Acme", idempotency_key=str(n))
+    with pytest.raises(BreakerOpenError) as opened:
+        clients.openai.write("Be brief.", "Acme", idempotency_key="4")
+    assert isinstance(opened.value.__cause__, error)
     for _ in range(3):
         with pytest.raises(BreakerOpenError, match="openai"):
             clients.openai.write("Be brief.", "Acme", idempotency_key="x")
