@@ -57,7 +57,7 @@ def observe(gate: Gate) -> Observed:
         newest = takeovers.newest_id(conn)
         own = {shape.name for shape in gate.shapes}
         shapes = [*gate.shapes, *(s for s in campaigns.read(conn) if s.name not in own)]
-        states = dict(conn.execute(sa.select(t.services.c.name, t.services.c.state)).tuples())
+        states = dict(conn.execute(sa.select(t.services.c.name, t.services.c.state)).tuples().all())
         failures = _last_failures(conn, taken)
     known = {*states, *gate.policies, *_held_services(live)}
     half_open = _to_be_tried(states, gate.policies)
