@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import dagster as dg
-from dagster import UnresolvedAssetJobDefinition
 
-from dagster_tidegate.instance import Repository
+from dagster_tidegate.instance import AssetJob, Repository
 from dagster_tidegate.store.campaigns import CampaignShape
 
 
@@ -47,7 +46,7 @@ class Campaign:
         'outreach'
     """
 
-    job: dg.JobDefinition | UnresolvedAssetJobDefinition
+    job: dg.JobDefinition | AssetJob
     catch_up: CatchUp = CatchUp.NONE
     triggers: Sequence[dg.SensorDefinition | str] = ()
     priority: int = 0

@@ -1,0 +1,214 @@
+"""A Dagster deployment for the tests of the gate: real storages, a real code server, real runs.
+
+What the daemon does in its own time is done step by step here: a tick of a sensor, a look at the
+queue, a look at the schedules.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+import yaml
+from dagster._core.remote_representation.external import RemoteSensor
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, InstigatorType
+from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import PythonFileTarget
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
+    QueuedRunCoordinatorDaemon,
+)
+from dagster._daemon.sensor import _process_tick_generator
+from dagster._scheduler.scheduler import launch_scheduled_runs
+
+from dagster_tidegate.instance import Dagster
+from dagster_tidegate.store.database import Store
+
+PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
+LOCATION = "gate_project"
+
+
+class Deployment:
+    """A Dagster deployment whose daemon moves only when it is told to."""
+
+    def __init__(self, workspace: WorkspaceProcessContext, store: Store, home: Path) -> None:
+        self.workspace = workspace
+        self.instance: dg.DagsterInstance = workspace.instance
+        self.dagster = Dagster(self.instance)
+        self.store = store
+        self.home = home
+        self._queue = QueuedRunCoordinatorDaemon(interval_seconds=1)
+
+    def up(self, service: str) -> None:
+        (self.home / "up" / service).touch()
+
+    def down(self, service: str) -> None:
+        (self.home / "up" / service).unlink(missing_ok=True)
+
+    def calls(self) -> list[str]:
+        path = self.home / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def repository(self):
+        context = self.workspace.create_request_context()
+        [repository] = context.get_code_location(LOCATION).get_repositories().values()
+        return repository
+
+    def launch(self, job: str, partition: str | None = None, **tags: str) -> str:
+        """Put a run of a job into the queue and return its id."""
+        context = self.workspace.create_request_context()
+        location = context.get_code_location(LOCATION)
+        remote = self.repository.get_full_job(job)
+        plan = location.get_execution_plan(remote, {}, None, None, instance=self.instance)
+        if partition is not None:
+            tags["dagster/partition"] = partition
+        run = self.instance.create_run(
+            job_name=job,
+            run_id=None,
+            run_config={},
+            status=None,
+            tags={**remote.run_tags, **tags},
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=None,
+            execution_plan_snapshot=plan.execution_plan_snapshot,
+            job_snapshot=remote.job_snapshot,
+            parent_job_snapshot=None,
+            asset_selection=None,
+            asset_check_selection=None,
+            resolved_op_selection=None,
+            op_selection=None,
+            remote_job_origin=remote.get_remote_origin(),
+            job_code_origin=remote.get_python_origin(),
+            asset_graph=self.repository.asset_graph,
+        )
+        self.instance.submit_run(run.run_id, context)
+        return run.run_id
+
+    def tick(self, sensor: str) -> InstigatorTick:
+        """Evaluate a sensor once, as the daemon does, and return its tick."""
+        remote = self.repository.get_sensor(sensor)
+        state = self._state(remote)
+        for _ in _process_tick_generator(
+            self.workspace,
+            logging.getLogger("tests"),
+            remote,
+            state,
+            None,
+            self.instance.get_tick_retention_settings(InstigatorType.SENSOR),
+            None,
+        ):
+            pass
+        [tick] = self.instance.get_ticks(remote.get_remote_origin_id(), remote.selector_id, limit=1)
+        assert tick.error is None, tick.error.to_string()
+        return tick
+
+    def gate(self) -> list[str]:
+        """One tick of each of the three sensors; returns what they said."""
+        names = ["tidegate_breaker", "tidegate_pause", "tidegate_resume"]
+        return [self.tick(name).skip_reason or "(asked for runs)" for name in names]
+
+    def dequeue(self) -> None:
+        """Let the daemon look at its queue once."""
+        for error in self._queue.run_iteration(self.workspace):
+            assert not error, error
+
+    def schedules(self, now: datetime) -> None:
+        """Let the daemon look at its schedules once."""
+        for error in launch_scheduled_runs(self.workspace, logging.getLogger("tests"), now):
+            assert not error, error
+
+    def wait(self, run_id: str, *statuses: dg.DagsterRunStatus, timeout_s: float = 60) -> str:
+        """Wait until a run has one of some statuses (any end, if none is given)."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            run = self.instance.get_run_by_id(run_id)
+            assert run is not None
+            if run.status in statuses or (not statuses and run.is_finished):
+                return run.status.value
+            time.sleep(0.1)
+        raise AssertionError(f"run {run_id} is {run.status} after {timeout_s} s")
+
+    def until(self, done: Callable[[], bool], rounds: int = 20) -> None:
+        """Let the daemon go round until something is so."""
+        for _ in range(rounds):
+            if done():
+                return
+            self.gate()
+            self.dequeue()
+            for run in self.instance.get_runs(
+                dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+            ):
+                self.wait(run.run_id)
+        raise AssertionError(f"not so after {rounds} rounds")
+
+    def status(self, run_id: str) -> dg.DagsterRunStatus:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status
+
+    def trigger_states(self) -> dict[str, str]:
+        return {state.name: state.status.value for state in self.instance.all_instigator_state()}
+
+    def _state(self, remote: RemoteSensor) -> InstigatorState:
+        found = self.instance.get_instigator_state(
+            remote.get_remote_origin_id(), remote.selector_id
+        )
+        if found is not None:  # as if its minimum interval were over
+            data = found.sensor_instigator_data
+            assert data is not None
+            data = data._replace(last_tick_timestamp=None, last_tick_start_timestamp=None)
+            return self.instance.update_instigator_state(found.with_data(data))
+        return self.instance.add_instigator_state(remote.get_current_instigator_state(None))
+
+
+@contextmanager
+def deployment(
+    home: Path, store: Store, *, dagster_database: str | None = None, **settings: object
+) -> Iterator[Deployment]:
+    """Run a deployment in a directory.
+
+    Args:
+        home: Its DAGSTER_HOME.
+        store: The store that it uses.
+        dagster_database: URL of a PostgreSQL database for Dagster itself; else SQLite.
+        settings: More for dagster.yaml.
+    """
+    (home / "up").mkdir(parents=True)
+    config: dict[str, object] = {
+        "concurrency": {"pools": {"granularity": "run"}},
+        "telemetry": {"enabled": False},
+        **settings,
+    }
+    if dagster_database is not None:
+        config["storage"] = {"postgres": {"postgres_url": dagster_database}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        "DAGSTER_HOME": str(home),
+        "GATE_PROJECT_UP": str(home / "up"),
+        "GATE_PROJECT_CALLS": str(home / "calls"),
+        "TIDEGATE_STORE_URL": store.url.render_as_string(hide_password=False),
+    }
+    before = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            target = PythonFileTarget(
+                python_file=str(PROJECT),
+                attribute=None,
+                working_directory=str(PROJECT.parent),
+                location_name=LOCATION,
+            )
+            with create_test_daemon_workspace_context(target, instance) as workspace:
+                yield Deployment(workspace, store, home)
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key)
+            else:
+                os.environ[key] = value
