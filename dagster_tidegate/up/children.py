@@ -124,6 +124,12 @@ class Children:
         self._started[name] = child
         return child
 
+    def kill(self, name: str) -> None:
+        """Kill a child; `check` tells of it until a child of that name is started again."""
+        process = self._started[name].process
+        process.kill()
+        process.wait()
+
     def check(self) -> None:
         """Raise if a child has ended.
 

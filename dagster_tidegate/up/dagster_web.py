@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from typing import Any
 
 QUERY = """
 query Up {
@@ -16,6 +17,16 @@ query Up {
       }
     }
   }
+}
+"""
+PARTITIONS = """
+query Partitions {
+  workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError {
+    ... on RepositoryLocation { repositories { partitionSets {
+      pipelineName
+      partitionsOrError(limit: 3, reverse: true) { ... on Partitions { results { name } } }
+    } } }
+  } } } }
 }
 """
 TIMEOUT_S = 10.0
@@ -48,14 +59,8 @@ def all_well(url: str) -> bool:
     Raises:
         LocationError: If a code location can't be loaded.
     """
-    request = urllib.request.Request(
-        f"{url}/graphql",
-        data=json.dumps({"query": QUERY}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            data = json.load(response)["data"]
+        data = _ask(url, QUERY)
     except OSError:
         return False
     workspace = data["workspaceOrError"]
@@ -69,3 +74,32 @@ def all_well(url: str) -> bool:
     loaded = bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
     daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
     return loaded and all(daemon["healthy"] for daemon in daemons if daemon["required"])
+
+
+def recent_partition(url: str, job: str) -> str:
+    """Return a recent partition of a job that its schedule is done with.
+
+    Args:
+        url: Address of the webserver.
+        job: Name of a job with time partitions.
+
+    Raises:
+        LookupError: If no code location has such a job, or it has no partitions yet.
+    """
+    for entry in _ask(url, PARTITIONS)["workspaceOrError"]["locationEntries"]:
+        for repository in entry["locationOrLoadError"]["repositories"]:
+            for found in repository["partitionSets"]:
+                names = [p["name"] for p in found["partitionsOrError"].get("results", [])]
+                if found["pipelineName"] == job and names:
+                    return names[-1]
+    raise LookupError(f"no job {job!r} with partitions at {url}")
+
+
+def _ask(url: str, query: str) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url}/graphql",
+        data=json.dumps({"query": query}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        return json.load(response)["data"]

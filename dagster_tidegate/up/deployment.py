@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +43,45 @@ class Addresses:
     started_in_s: float
 
 
-def commands(workspace: Path, port: int, sandbox_port: int) -> dict[str, list[str]]:
-    """Return the command of each process, all with this interpreter."""
-    return {
+def daemon_command(workspace: Path) -> list[str]:
+    """Return the command of Dagster's daemon, with this interpreter."""
+    return [
+        sys.executable, "-m", "dagster._daemon", "run",
+        "--workspace", str(workspace), "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def start(
+    children: Children,
+    workspace: Path,
+    *,
+    port: int,
+    sandbox_port: int,
+    sandbox_options: Sequence[str] = (),
+    env: Mapping[str, str],
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Start the three processes and wait until each answers.
+
+    Args:
+        children: Whose children they become.
+        workspace: The project's `workspace.yaml`.
+        port: Port of Dagster's webserver.
+        sandbox_port: Port of the sandbox.
+        sandbox_options: More options of `tidegate sandbox serve`.
+        env: Their environment; it has DAGSTER_HOME and where the sandbox is.
+        given_up: Whether to wait no longer.
+
+    Raises:
+        ChildDiedError: If a process ended by itself.
+        NotReadyError: If a process was not ready in time.
+        LocationError: If a code location can't be loaded.
+    """
+    web, sandbox = address(port), address(sandbox_port)
+    commands = {
         "sandbox": [
             sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve",
-            "--port", str(sandbox_port),
+            "--port", str(sandbox_port), *sandbox_options,
         ],
         "webserver": [
             sys.executable, "-m", "dagster_webserver", "--host", LOOPBACK, "--port", str(port),
@@ -57,14 +90,23 @@ def commands(workspace: Path, port: int, sandbox_port: int) -> dict[str, list[st
         ],
         "daemon": daemon_command(workspace),
     }  # fmt: skip
+    for name, command in commands.items():
+        children.start(name, command, env=env, cwd=workspace.parent)
+    for name, ready in (
+        ("sandbox", lambda: answers(f"{sandbox}/_stats")),
+        ("webserver", lambda: answers(f"{web}/server_info")),
+        ("daemon", lambda: all_well(web)),
+    ):
+        children.wait_until(
+            lambda ready=ready: given_up() or ready(),
+            timeout_s=READY_TIMEOUT_S,
+            waiting_for=name,
+        )
 
 
-def daemon_command(workspace: Path) -> list[str]:
-    """Return the command of Dagster's daemon."""
-    return [
-        sys.executable, "-m", "dagster._daemon", "run",
-        "--workspace", str(workspace), "--log-level", "warning",
-    ]  # fmt: skip
+def address(port: int) -> str:
+    """Return the URL of a server of this deployment."""
+    return f"http://{LOOPBACK}:{port}"
 
 
 def run(
@@ -99,37 +141,34 @@ def run(
     with _stop_signals() as stopped, homes.lock(home, tell) as lock:
         require_free(port, user="Dagster's webserver", option="--port")
         require_free(sandbox_port, user="the sandbox", option="--sandbox-port")
-        web, sandbox = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{sandbox_port}"
         os.environ["DAGSTER_HOME"] = str(home)
-        os.environ["TIDEGATE_SANDBOX_URL"] = sandbox
-        _upgrade_store()
+        os.environ["TIDEGATE_SANDBOX_URL"] = address(sandbox_port)
+        upgrade_store(default_url())
 
         def gone() -> bool:
             return stopped.is_set() or (with_parent and os.getppid() != parent)
 
         with Children(home / LOGS, keep_open=lock) as children:
-            for name, command in commands(workspace, port, sandbox_port).items():
-                children.start(name, command, cwd=workspace.parent)
-            for name, condition in (
-                ("sandbox", lambda: answers(f"{sandbox}/_stats")),
-                ("webserver", lambda: answers(f"{web}/server_info")),
-                ("daemon", lambda: all_well(web)),
-            ):
-                children.wait_until(
-                    lambda condition=condition: gone() or condition(),
-                    timeout_s=READY_TIMEOUT_S,
-                    waiting_for=name,
-                )
+            start(
+                children,
+                workspace,
+                port=port,
+                sandbox_port=sandbox_port,
+                env=os.environ,
+                given_up=gone,
+            )
             if not gone():
-                ready(Addresses(web, sandbox, home, children.logs, time.monotonic() - began))
+                took = time.monotonic() - began
+                ready(Addresses(address(port), address(sandbox_port), home, children.logs, took))
             while not gone():
                 children.check()
                 stopped.wait(LOOK_EVERY_S)
             tell("stopping")
 
 
-def _upgrade_store() -> None:
-    store = Store(default_url())
+def upgrade_store(url: str) -> None:
+    """Make the store ready for this version."""
+    store = Store(url)
     try:
         schema.upgrade(store)
     finally:

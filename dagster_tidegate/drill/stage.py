@@ -1,0 +1,127 @@
+"""The stage of a drill: a DAGSTER_HOME, ports and processes of its own."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dagster as dg
+from dagster_graphql import DagsterGraphQLClient
+
+from dagster_tidegate.instance import Dagster
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.store.database import URL_VARIABLE, Store
+from dagster_tidegate.up import dagster_web, deployment, home
+from dagster_tidegate.up.children import Child, Children
+from dagster_tidegate.up.ports import free
+
+SANDBOX_LATENCY_S = 0.02
+
+
+@dataclass
+class Stage:
+    """Everything that a drill touches.
+
+    Attributes:
+        workspace: The project's `workspace.yaml`.
+        leads: The directory that the deployment watches for lead files.
+        store: The store that the deployment uses.
+        instance: Its Dagster instance.
+        sandbox: The sandbox that plays its services.
+        web: Address of Dagster's webserver.
+        children: Its processes.
+        env: Their environment.
+        ahead: How far the store's clock is ahead of this machine's.
+    """
+
+    workspace: Path
+    leads: Path
+    store: Store
+    instance: dg.DagsterInstance
+    sandbox: SandboxControl
+    web: str
+    children: Children
+    env: dict[str, str]
+    ahead: timedelta
+
+    @property
+    def dagster(self) -> Dagster:
+        """The pools, schedules and sensors of the instance."""
+        return Dagster(self.instance)
+
+    def start_daemon(self) -> Child:
+        """Start Dagster's daemon, after the former one has ended."""
+        command = deployment.daemon_command(self.workspace)
+        return self.children.start("daemon", command, env=self.env, cwd=self.workspace.parent)
+
+    def kill_daemon(self) -> None:
+        """Kill Dagster's daemon; nothing of it gets to tidy up."""
+        self.children.kill("daemon")
+
+    def launch(self, job: str) -> str:
+        """Start a run of a recent partition, as the launch button does, and return its id."""
+        address = urlsplit(self.web)
+        assert address.hostname is not None  # this stage's own address
+        client = DagsterGraphQLClient(address.hostname, port_number=address.port)
+        partition = dagster_web.recent_partition(self.web, job)
+        return client.submit_job_execution(job, tags={"dagster/partition": partition})
+
+    def local(self, at: datetime) -> datetime:
+        """Return a time of the store's clock by this machine's, which the sandbox has too."""
+        return at - self.ahead
+
+
+@contextmanager
+def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[Stage]:
+    """Set a stage up, and take it down.
+
+    Args:
+        workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
+        place: An empty directory for all that it needs.
+        store_url: URL of the store; a SQLite file in `place` if None.
+
+    Yields:
+        The stage; its processes answer.
+    """
+    dagster_home, leads = place / "home", place / "leads"
+    for directory in (dagster_home, leads):
+        directory.mkdir()
+    home.link_instance_config(workspace.parent, dagster_home)
+    url = store_url or f"sqlite:///{dagster_home / 'tidegate.db'}"
+    deployment.upgrade_store(url)
+    port, sandbox_port = free(), free()
+    env = {
+        **{name: value for name, value in os.environ.items() if name != "TIDEGATE_RESULTS_URL"},
+        "DAGSTER_HOME": str(dagster_home),
+        "TIDEGATE_LEADS": str(leads),
+        "TIDEGATE_SANDBOX_URL": deployment.address(sandbox_port),
+        URL_VARIABLE: url,
+    }
+    with ExitStack() as stack:
+        children = stack.enter_context(Children(dagster_home / deployment.LOGS))
+        deployment.start(
+            children,
+            workspace,
+            port=port,
+            sandbox_port=sandbox_port,
+            sandbox_options=("--latency", str(SANDBOX_LATENCY_S)),
+            env=env,
+        )
+        store = Store(url)
+        stack.callback(store.dispose)
+        with store.read() as conn:
+            ahead = store.now(conn) - datetime.now(UTC)
+        yield Stage(
+            workspace=workspace,
+            leads=leads,
+            store=store,
+            instance=stack.enter_context(dg.DagsterInstance.from_config(str(dagster_home))),
+            sandbox=stack.enter_context(SandboxControl(deployment.address(sandbox_port))),
+            web=deployment.address(port),
+            children=children,
+            env=env,
+            ahead=ahead,
+        )
