@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,7 +67,8 @@ def serve(port: int, latency_s: float) -> None:
     with sock:
         host, taken = sock.getsockname()
         click.echo(f"sandbox: http://{host}:{taken} plays {', '.join(SERVICES)}")
-        server.serve(sock, latency_s=latency_s)
+        with suppress(KeyboardInterrupt):
+            server.serve(sock, latency_s=latency_s)
 
 
 @sandbox.command()
@@ -141,6 +143,29 @@ def stats(url: str, as_json: bool, reset: bool) -> None:
         _print_table(found)
 
 
+@sandbox.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--count", default=500, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Another seed gives other people.",
+)
+def leads(file: Path, count: int, seed: int) -> None:
+    """Write a lead FILE (CSV) of made-up people; a new one starts a run of outreach."""
+    from dagster_tidegate.sandbox.leads import write_lead_file
+
+    if file.exists():
+        raise click.ClickException(f"{file} is there already; choose another name")
+    try:
+        write_lead_file(file, count, seed=seed)
+    except OSError as error:
+        raise click.ClickException(f"can't write {file}: {error.strerror}") from error
+    click.echo(f"{file}: {count} leads")
+
+
 def _place(url: str, service: str, fields: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
@@ -171,12 +196,12 @@ def _running(url: str) -> "Iterator[SandboxControl]":
 
 
 def _print_table(found: dict[str, dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "service", "now", "calls", "failures served", "effects", "repeated keys", "last call (UTC)"
-    )
+    columns = ("service", "now", "calls", "failed", "effects", "repeated", "last call, UTC")
+    table = Table(*columns, box=SIMPLE)
     for service, counts in found.items():
         fault = counts["fault"]
         table.add_row(
@@ -186,6 +211,6 @@ def _print_table(found: dict[str, dict[str, Any]]) -> None:
                 str(counts[name])
                 for name in ("calls", "failures_served", "effects", "keys_repeated")
             ),
-            (counts["last_call_at"] or "")[11:23],
+            (counts["last_call_at"] or "")[11:19],
         )
     Console().print(table)

@@ -40,6 +40,7 @@ class Book:
     def reset(self) -> None:
         """Forget the counts; a fault that lasts goes on."""
         self.calls = self.health_calls = self.calls_during_fault = self.failures_served = 0
+        self.effects = self.keys_repeated = self.subjects_repeated = 0
         self.without_key = self.forgotten = 0
         self.by_status: Counter[int] = Counter()
         self.first_call_at: datetime | None = None
@@ -88,10 +89,14 @@ class Book:
         if key is not None:
             count = self._key(key)
             if count.effects:
+                self.keys_repeated += not count.repeats
                 count.repeats += 1
                 return
             count.effects += 1
-        self.subjects[subject] = self.subjects.pop(subject, 0) + 1
+        self.effects += 1
+        before = self.subjects.pop(subject, 0)
+        self.subjects_repeated += before == 1
+        self.subjects[subject] = before + 1
         self._bound(self.subjects)
 
     def as_json(self, now: datetime) -> dict[str, Any]:
@@ -106,11 +111,11 @@ class Book:
             "first_call_at": _iso(self.first_call_at),
             "last_call_at": _iso(self.last_call_at),
             "keys": len(self.keys),
-            "keys_repeated": sum(1 for count in self.keys.values() if count.repeats),
+            "keys_repeated": self.keys_repeated,
             "without_key": self.without_key,
-            "effects": sum(self.subjects.values()),
+            "effects": self.effects,
             "subjects": len(self.subjects),
-            "subjects_repeated": sum(1 for n in self.subjects.values() if n > 1),
+            "subjects_repeated": self.subjects_repeated,
             "forgotten": self.forgotten,
             "fault": None if live is None else _episode_json(live),
             "faults": [_episode_json(episode) for episode in self.episodes],

@@ -1,13 +1,20 @@
 """The sandbox as a process, over HTTP."""
 
+import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dagster_tidegate.cli.sandbox import sandbox as command
 from dagster_tidegate.sandbox.answers import SERVICES
 from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
 from dagster_tidegate.sandbox.faults import Fault, Mode
@@ -141,3 +148,42 @@ def test_a_taken_port_is_named(sandbox: SandboxControl):
     assert port is not None
     with pytest.raises(PortTakenError, match=f"port {port} of 127.0.0.1 .* --port"):
         listen(port)
+
+
+def test_the_command_steers_a_running_sandbox(sandbox: SandboxControl, client: httpx.Client):
+    def tidegate(*words: str) -> str:
+        result = CliRunner().invoke(command, [*words, "--url", sandbox.url])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "openai: rate_limit until 20" in tidegate(
+        "fail", "openai", "--rate-limit", "--retry-after", "9", "--for", "60"
+    )
+    refused = client.get("/openai/health")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "9")
+    assert tidegate("slow", "openai", "--latency", "0.01").startswith(
+        "openai: slow until 'tidegate"
+    )
+    assert client.get("/openai/health").status_code == 200
+    assert re.search(r"openai +slow +0", tidegate("stats"))
+    assert tidegate("heal") == "openai: healed\n"
+    assert tidegate("heal", "apollo") == "apollo: was well\n"
+    add(client, "ann@acme.example")
+    counts = json.loads(tidegate("stats", "--json", "--reset"))
+    assert counts["instantly"]["calls"] == 1
+    assert sandbox.stats()["instantly"]["calls"] == 0
+
+
+def test_ctrl_c_ends_the_sandbox_quietly():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with SandboxControl(process.stdout.readline().split()[1]) as control:
+        control.wait_until_up()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (0, "")

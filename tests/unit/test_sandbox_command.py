@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from click.testing import CliRunner
 
 from dagster_tidegate.cli import sandbox as command
@@ -19,3 +21,16 @@ def test_an_order_that_makes_no_sense_is_a_usage_error():
     result = CliRunner().invoke(command.sandbox, ["fail", "openai", "--share", "2"])
     assert result.exit_code == 2
     assert "share: Input should be less than or equal to 1" in result.output
+
+
+def test_leads_are_written_and_never_over_a_file_that_is_there(tmp_path: Path):
+    path = tmp_path / "more.csv"
+    written = CliRunner().invoke(command.sandbox, ["leads", str(path), "--count", "3"])
+    assert written.output == f"{path}: 3 leads\n"
+    assert len(path.read_text().splitlines()) == 4
+    again = CliRunner().invoke(command.sandbox, ["leads", str(path)])
+    assert again.exit_code == 1
+    assert "there already" in again.output
+    nowhere = CliRunner().invoke(command.sandbox, ["leads", str(tmp_path / "no" / "x.csv")])
+    assert nowhere.exit_code == 1
+    assert "can't write" in nowhere.output
