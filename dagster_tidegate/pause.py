@@ -6,6 +6,7 @@ import dagster as dg
 
 from dagster_tidegate import holds
 from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.gate import reconcile
 from dagster_tidegate.holds import TargetKind
 from dagster_tidegate.instance import Dagster
 from dagster_tidegate.records import Stop
@@ -17,11 +18,10 @@ from dagster_tidegate.store.runs import Attempt, CampaignRun
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
 REASON_TAG = "tidegate/reason"
-CANARY_TAG = "tidegate/canary"
 LONGEST_TAG = 250
 
 
-class CampaignPaused(dg.Failure):  # noqa: N818 -- it tells of no error
+class CampaignPaused(dg.Failure):
     """Raised in an op to end its run as paused.
 
     Dagster calls op failure hooks for it, and for nothing else of a pause: a hook that should
@@ -67,6 +67,7 @@ def end_as_paused(
                 reason=message,
                 actor=attempt.dagster_run,
             )
+    _stop_the_queue(context, fleet)
     services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
     tags = {STATE_TAG: "paused", REASON_TAG: why[:LONGEST_TAG]}
     if services:
@@ -74,3 +75,12 @@ def end_as_paused(
     context.log.info(message)
     Dagster(context.instance).end_as_paused(context.run, message, tags)
     raise CampaignPaused(message)
+
+
+def _stop_the_queue(context: dg.OpExecutionContext, fleet: Fleet) -> None:
+    """Hold back what is queued before this run's place becomes free for it."""
+    try:
+        for change in reconcile(context.instance, fleet):
+            context.log.info("The gate: %s", change)
+    except Exception as error:  # noqa: BLE001 -- a pause must not fail for it
+        context.log.warning("The gate's sensors will stop the queue; this run could not: %r", error)

@@ -190,11 +190,11 @@ class Records(Generic[T]):
         if error is not None and self._to_be_tried_again(record, error):
             return True
         if error is None:
-            self._write(record, Entry(record.key, RecordStatus.DONE, _checked(record)))
+            self._write(Entry(record.key, RecordStatus.DONE, _checked(record)))
             self.done += 1
         else:
             self._log.warning("Record %s failed: %r", record.key, error)
-            self._write(record, Entry(record.key, RecordStatus.FAILED, error=repr(error)))
+            self._write(Entry(record.key, RecordStatus.FAILED, error=repr(error)))
             self.failed += 1
         self._settled = True
         return True
@@ -296,7 +296,7 @@ class Records(Generic[T]):
             raise MissingKeyError(f"row {row} has no key ({self._key!r}): {item!r:.200}")
         return str(found)
 
-    def _write(self, record: Record[T], entry: Entry) -> None:
+    def _write(self, entry: Entry) -> None:
         entries = [entry]
         upcoming = self._next
         if upcoming is not None and not self._holds():

@@ -11,8 +11,8 @@ from dagster_tidegate import holds
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import partition_of
-from dagster_tidegate.pause import CANARY_TAG, end_as_paused
+from dagster_tidegate.instance import CANARY_TAG, partition_of
+from dagster_tidegate.pause import end_as_paused
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.records import Records

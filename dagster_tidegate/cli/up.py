@@ -50,11 +50,19 @@ EXPLAINED = (
     help="Port of the sandbox.",
 )
 @click.option(
+    "--latency",
+    type=click.FloatRange(0, 60),
+    default=0.1,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the sandbox takes to answer.",
+)
+@click.option(
     "--with-parent",
     is_flag=True,
     help="Also stop when the process that started this one ends.",
 )
-def up(workspace: Path, port: int, sandbox_port: int, with_parent: bool) -> None:
+def up(workspace: Path, port: int, sandbox_port: int, latency: float, with_parent: bool) -> None:
     """Start everything on this machine, and stay until Ctrl-C.
 
     The store, the sandbox that plays the third-party services, Dagster's webserver and its
@@ -74,6 +82,7 @@ def up(workspace: Path, port: int, sandbox_port: int, with_parent: bool) -> None
             workspace,
             port=port,
             sandbox_port=sandbox_port,
+            latency_s=latency,
             ready=ready,
             tell=tell,
             with_parent=with_parent,
@@ -99,7 +108,7 @@ The sensor new_lead_files finds the lead files and starts a run of outreach for 
   {away}{tidegate} sandbox fail instantly --for 60
 [bold]and look at[/]
   {where.web}/runs  runs that needed instantly end as Canceled, with the reason; others go on
-  {where.web}/concurrency  its pools are at 0
+  {where.web}/deployment/concurrency  its pools are at 0
   {where.web}/automation  schedules and sensors of campaigns that need it are stopped
 A while after the minute all of it is back, and each run goes on where it stopped.
 """)

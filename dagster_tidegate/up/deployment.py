@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import dagster as dg
+
+from dagster_tidegate.instance import Dagster
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store, default_url
 from dagster_tidegate.up import home as homes
@@ -77,6 +80,7 @@ def start(
         NotReadyError: If a process was not ready in time.
         LocationError: If a code location can't be loaded.
     """
+    make_dagster_storage(Path(env["DAGSTER_HOME"]))
     web, sandbox = address(port), address(sandbox_port)
     commands = {
         "sandbox": [
@@ -104,6 +108,19 @@ def start(
         )
 
 
+def make_dagster_storage(home: Path) -> None:
+    """Make the databases of Dagster's embedded default in a DAGSTER_HOME.
+
+    Dagster does so when they are first used, and processes that do it at the same moment get in
+    each other's way ("Version table 'alembic_version' has more than one head present").
+    """
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()
+        dagster = Dagster(instance)
+        dagster.triggers()
+        dagster.pools()
+
+
 def address(port: int) -> str:
     """Return the URL of a server of this deployment."""
     return f"http://{LOOPBACK}:{port}"
@@ -114,6 +131,7 @@ def run(
     *,
     port: int,
     sandbox_port: int,
+    latency_s: float,
     ready: Callable[[Addresses], None],
     tell: Callable[[str], None],
     with_parent: bool = False,
@@ -124,6 +142,7 @@ def run(
         workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
         port: Port of Dagster's webserver.
         sandbox_port: Port of the sandbox.
+        latency_s: How long the sandbox takes to answer, in seconds.
         ready: Called once everything answers.
         tell: Told what a person should know meanwhile.
         with_parent: Also stop when the process that started this one ends.
@@ -154,6 +173,7 @@ def run(
                 workspace,
                 port=port,
                 sandbox_port=sandbox_port,
+                sandbox_options=("--latency", str(latency_s)),
                 env=os.environ,
                 given_up=gone,
             )

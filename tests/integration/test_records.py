@@ -12,7 +12,8 @@ from dagster._utils.error import SerializableErrorInfo
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.pause import CANARY_TAG, REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
+from dagster_tidegate.instance import CANARY_TAG
+from dagster_tidegate.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
 from dagster_tidegate.records import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs

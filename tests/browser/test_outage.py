@@ -1,0 +1,169 @@
+"""What an operator sees in Dagster's UI during an outage and after it, in a real browser."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.sandbox.faults import Fault, Mode
+from dagster_tidegate.up.ports import free
+
+PROJECT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# Else the browser looks for its maker's servers, at every start.
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
+LONGEST_S = 150
+
+
+class Deployment:
+    """A running `tidegate up` with its sandbox."""
+
+    def __init__(self, home: Path) -> None:
+        port, sandbox_port = free(), free()
+        self.url = f"http://127.0.0.1:{port}"
+        self.sandbox = SandboxControl(f"http://127.0.0.1:{sandbox_port}")
+        self.log = home / "up.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "dagster_tidegate.cli", "up", "--latency", "0.1"),
+                    *("--port", str(port), "--sandbox-port", str(sandbox_port)),
+                ],
+                cwd=PROJECT,
+                env={**os.environ, "DAGSTER_HOME": str(home)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait_for(lambda: "Tidegate is up" in self.log.read_text(), "the start")
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + LONGEST_S
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no sign of {what}\n{self.log.read_text()}")
+            time.sleep(0.5)
+
+    def runs(self) -> list[tuple[str, str, Mapping[str, str]]]:
+        """The runs, the newest first: id, status and tags."""
+        answer: dict[str, Any] = httpx.post(
+            f"{self.url}/graphql", json={"query": RUNS}, trust_env=False
+        ).json()
+        return [
+            (run["runId"], run["status"], {tag["key"]: tag["value"] for tag in run["tags"]})
+            for run in answer["data"]["runsOrError"]["results"]
+        ]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self.sandbox.close()
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path)
+    yield deployment
+    deployment.stop()
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.fail("no browser: on Debian and Ubuntu, apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=browser, args=QUIET)
+        page = running.new_page(viewport={"width": 1400, "height": 850})
+        page.set_default_timeout(30_000)
+        yield page
+        running.close()
+
+
+def is_paused(run: tuple[str, str, Mapping[str, str]]) -> bool:
+    _, status, tags = run
+    return status == "CANCELED" and tags.get("tidegate/state") == "paused"
+
+
+def test_an_outage_is_seen_in_the_ui_and_leaves_no_trace_in_it(
+    deployment: Deployment, page: Page, tmp_path: Path
+) -> None:
+    deployment.sandbox.place("instantly", Fault(mode=Mode.OUTAGE))
+    deployment.wait_for(
+        lambda: any(map(is_paused, deployment.runs())) and not in_progress(deployment),
+        "a paused run",
+    )
+
+    # The runs page finds what is paused, and says why.
+    page.goto(f"{deployment.url}/runs?q%5B0%5D=tag%3Atidegate%2Fstate%3Dpaused")
+    expect(page.get_by_text("tidegate/service: instantly").first).to_be_visible()
+    expect(page.get_by_text("Canceled").first).to_be_visible()
+    page.screenshot(path=tmp_path / "paused.png")
+    paused = next(run_id for run_id, _, tags in deployment.runs() if "tidegate/state" in tags)
+    page.goto(f"{deployment.url}/runs/{paused}")
+    expect(page.get_by_text("Paused at").first).to_be_visible()
+    expect(page.get_by_text("instantly is open (503 x5)").first).to_be_visible()
+    page.screenshot(path=tmp_path / "message.png")
+
+    # What has not started waits in the queue, since the pools let nothing through.
+    page.goto(f"{deployment.url}/runs?q%5B0%5D=status%3AQUEUED")
+    expect(page.get_by_text("Queued (1)").first).to_be_visible()
+    page.screenshot(path=tmp_path / "queue.png")
+    page.goto(f"{deployment.url}/deployment/concurrency")
+    pool = page.get_by_role("row").filter(has_text="instantly@outreach")
+    page.screenshot(path=tmp_path / "pools.png")
+    expect(pool).to_contain_text("0")
+
+    # The trigger of outreach stands still; the schedules of the others run.
+    page.goto(f"{deployment.url}/automation")
+    page.screenshot(path=tmp_path / "automation.png")
+    assert switched_on(page, "new_lead_files") is False
+    assert switched_on(page, "list_hygiene_schedule") is True
+    assert switched_on(page, "account_digest_schedule") is True
+
+    # Well again, all of it comes back by itself.
+    deployment.sandbox.heal("instantly")
+    deployment.wait_for(lambda: all_done(deployment), "all runs having ended well")
+    page.goto(f"{deployment.url}/deployment/concurrency")
+    expect(page.get_by_text("instantly@outreach")).to_have_count(0, timeout=60_000)
+    page.goto(f"{deployment.url}/automation")
+    assert switched_on(page, "new_lead_files") is True
+    page.goto(f"{deployment.url}/runs?q%5B0%5D=tag%3Atidegate%2Fstate%3Dpaused")
+    expect(page.get_by_text("tidegate/state: paused")).to_have_count(0)
+    page.screenshot(path=tmp_path / "after.png")
+
+
+def in_progress(deployment: Deployment) -> bool:
+    return any(status in ("STARTING", "STARTED") for _, status, _ in deployment.runs())
+
+
+def all_done(deployment: Deployment) -> bool:
+    latest: dict[str, str] = {}
+    for _, status, tags in deployment.runs():
+        latest.setdefault(tags["dagster/partition"], status)
+    return set(latest.values()) == {"SUCCESS"}
+
+
+def switched_on(page: Page, name: str) -> bool:
+    """Whether the switch beside a schedule or sensor is on."""
+    row = page.locator("div", has=page.get_by_text(name, exact=True)).filter(
+        has=page.get_by_role("checkbox")
+    )
+    return row.last.get_by_role("checkbox").last.is_checked()
