@@ -153,7 +153,6 @@ def _frame(rows: list[_Row], header: list[str], delimiter: str) -> pd.DataFrame:
             index_col=False,
             dtype=str,
             keep_default_na=False,
-            skip_blank_lines=False,
         ).fillna("")  # of rows with too few fields
     else:
         frame = pd.DataFrame(columns=range(len(header)), dtype=str)
