@@ -75,6 +75,7 @@ class Tally:
         failed: Calls that failed.
         failed_in_row: Failures since the last success that is known of.
         row_since: The first of these.
+        row_workers: Workers that had these.
         silent_ok_per_s: Successes a second, lately, of the workers that have told nothing since
             `row_since`: they may have had some that nobody knows of yet.
         workers: Workers that made calls.
@@ -88,6 +89,7 @@ class Tally:
     failed: int = 0
     failed_in_row: int = 0
     row_since: datetime | None = None
+    row_workers: int = 0
     silent_ok_per_s: float = 0.0
     workers: int = 0
     failing_workers: int = 0
@@ -99,8 +101,9 @@ def why_trip(policy: ServicePolicy, tally: Tally, now: datetime, label: str) -> 
     """Return why the breaker should trip, for people, or None if it should not.
 
     The consecutive count alone would mistake a busy, healthy fleet for a dead service: failures
-    are told at once, successes up to `FLUSH_S` later. So the failures in a row must also be as
-    many as the successes that silent workers may still be keeping to themselves.
+    are told at once, successes up to `FLUSH_S` later. So either the failures in a row are as many
+    as the successes that silent workers may still be keeping to themselves, or several workers
+    have seen nothing but failures, three each or more.
 
     Args:
         policy: The service's policy.
@@ -113,7 +116,10 @@ def why_trip(policy: ServicePolicy, tally: Tally, now: datetime, label: str) -> 
     if policy.consecutive_failures is not None and tally.row_since is not None:
         row_age_s = max(0.0, (now - tally.row_since).total_seconds())
         hidden = tally.silent_ok_per_s * min(row_age_s, FLUSH_S)
-        if tally.failed_in_row >= max(policy.consecutive_failures, hidden):
+        agreed = tally.row_workers >= 2 and tally.failed_in_row >= 3 * tally.row_workers
+        if tally.failed_in_row >= policy.consecutive_failures and (
+            agreed or tally.failed_in_row >= hidden
+        ):
             return f"{label} x{tally.failed_in_row}"
     window = f"in {policy.window_s:g} s"
     if policy.window_failures is not None and tally.failed >= policy.window_failures:

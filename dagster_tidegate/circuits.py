@@ -1,5 +1,6 @@
 """Where the breakers are kept: the interface, and the memory of one process."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -133,6 +134,7 @@ class MemoryCircuits:
                     if circuit.state != BreakerState.CLOSED
                 ),
                 read_at=now,
+                read_ticks=time.monotonic(),
             )
 
     def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
@@ -264,6 +266,7 @@ def tally(rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: dat
         failed=sum(r.failed for r in rows),
         failed_in_row=in_row,
         row_since=min(row_since, default=None),
+        row_workers=len(told),
         silent_ok_per_s=silent / (2 * width),
         workers=len({r.worker for r in rows}),
         failing_workers=len({r.worker for r in rows if r.failed}),

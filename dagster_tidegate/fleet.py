@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.util import Finalize, register_after_fork
 from random import random
 from threading import Condition, Lock, RLock
@@ -134,7 +134,6 @@ class Fleet:
         self._starting = Lock()
         self._reading = Lock()
         self._snapshot: FleetSnapshot | None = None
-        self._anchor = (0.0, 0.0)
         self._own: MemoryCircuits | None = None  # while the store can't be reached
         self._lost_at = 0.0
         self._watcher: Watcher | None = None
@@ -175,10 +174,8 @@ class Fleet:
         """Return the database's time (UTC), reckoned from the last read; no query."""
         if self._clock is not None:
             return self._clock()
-        if self._snapshot is None:
-            self._start()
-        read_at, ticks = self._anchor
-        return datetime.fromtimestamp(read_at + self._ticks() - ticks, UTC)
+        read = self.snapshot()
+        return read.read_at + timedelta(seconds=time.monotonic() - read.read_ticks)
 
     def holds_on(
         self,
@@ -422,7 +419,6 @@ class Fleet:
                     learned.append(ChangeLearned(name, former, circuit))
             former_snapshot = self._snapshot
             self._snapshot = replace(read, services=services)
-            self._anchor = (read.read_at.timestamp(), self._ticks())
             changed = (
                 former_snapshot is None
                 or former_snapshot.services != services

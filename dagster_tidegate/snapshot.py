@@ -16,10 +16,12 @@ class FleetSnapshot:
         services: Breaker of each service, by the service's name.
         holds: The live holds, the oldest first.
         read_at: When this was read, by the database's clock.
+        read_ticks: What `time.monotonic()` said then, in seconds.
         degraded: The store can't be reached; the breakers are this process's own meanwhile.
     """
 
     services: Mapping[str, Circuit]
     holds: tuple[Hold, ...]
     read_at: datetime
+    read_ticks: float
     degraded: bool = False

@@ -1,9 +1,11 @@
 """Breakers in the store: what workers saw, the changes of state, and leases on trial calls."""
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from random import random
 from typing import Any
 from uuid import uuid4
@@ -14,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.circuit import Circuit, Tally
 from dagster_tidegate.circuits import Trial, TrialAnswer, free_slot
-from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.outcomes import Outcome
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
@@ -32,7 +34,7 @@ PRUNED_AT_ONCE = 1000
 def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
     """Give each service that is new a closed breaker."""
     for name in names:
-        insert = _insert(conn, t.services).values(name=name, changed_at=now)
+        insert = _insert(conn.dialect.name, t.services).values(name=name, changed_at=now)
         conn.execute(insert.on_conflict_do_nothing())
 
 
@@ -40,6 +42,29 @@ def read(conn: sa.Connection) -> dict[str, Circuit]:
     """Return all breakers, by the name of the service."""
     rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
     return {row.name: _circuit(row) for row in rows}
+
+
+def read_all(conn: sa.Connection, now: datetime | None = None) -> FleetSnapshot:
+    """Read all breakers and all live holds.
+
+    It is one statement: two could straddle a trip, and show a hold without its open breaker.
+
+    Args:
+        conn: A connection of the store.
+        now: The time (UTC), or None for that of the PostgreSQL server.
+    """
+    before = time.monotonic()
+    rows = conn.execute(_READ if now is not None else _READ_WITH_CLOCK).all()
+    # The server looked at its clock between the question and the answer.
+    ticks = (before + time.monotonic()) / 2
+    at = now or (rows[0].clock.astimezone(UTC) if rows else datetime.now(UTC))
+    every_hold = [_hold(row) for row in rows if row.hold_id is not None]
+    return FleetSnapshot(
+        services={row.name: _circuit(row) for row in rows if row.name is not None},
+        holds=tuple(hold for hold in every_hold if hold.live(at)),
+        read_at=at,
+        read_ticks=ticks,
+    )
 
 
 def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> Circuit:
@@ -64,25 +89,9 @@ def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> Circuit:
 
 def add(conn: sa.Connection, seen: Iterable[Seen]) -> None:
     """Add what a worker saw to its own row of the present bucket."""
-    insert = _insert(conn, t.outcomes)
-    told = insert.excluded
-    kept = t.outcomes.c
-    statement = insert.on_conflict_do_update(
-        index_elements=["service", "bucket", "worker", "generation"],
-        set_={
-            "ok": kept.ok + told.ok,
-            "slow": kept.slow + told.slow,
-            "failed": kept.failed + told.failed,
-            "failed_in_row": told.failed_in_row,
-            "row_since": told.row_since,
-            "last_ok_at": sa.func.coalesce(told.last_ok_at, kept.last_ok_at),
-            "last_failed_at": sa.func.coalesce(told.last_failed_at, kept.last_failed_at),
-            "retry_at": sa.func.coalesce(told.retry_at, kept.retry_at),
-        },
-    )
-    rows = [{k: v for k, v in asdict(each).items() if k != "at"} for each in seen]
+    rows = [{name: getattr(each, name) for name in _SEEN} for each in seen]
     if rows:
-        conn.execute(statement, rows if len(rows) > 1 else rows[0])
+        conn.execute(_add(conn.dialect.name), rows if len(rows) > 1 else rows[0])
 
 
 def read_back(
@@ -116,6 +125,7 @@ def read_back(
         failed=row.failed or 0,
         failed_in_row=row.in_row or 0,
         row_since=row.in_row_since,
+        row_workers=row.row_workers,
         silent_ok_per_s=(row.silent or 0) / (2 * width),
         workers=row.workers,
         failing_workers=row.failing_workers,
@@ -328,12 +338,9 @@ class StoredCircuits:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        # On PostgreSQL what is read back is read after the commit: of two failures told at once,
-        # neither would see the other from within its transaction, and both might miss the trip.
-        # SQLite has one writer at a time.
-        self._writing = store.engine
-        if not store.is_sqlite:
-            self._writing = store.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # What is read back is read after the commit: of two failures told at once, neither would
+        # see the other from within its transaction, and both might miss the trip.
+        self._evidence = store.evidence()
 
     def now(self) -> datetime:
         """Return the database's time, UTC."""
@@ -351,15 +358,13 @@ class StoredCircuits:
         return snapshot
 
     def _read(self) -> FleetSnapshot:
-        with self.store.read() as conn:
-            now = self.store.now(conn)
-            return FleetSnapshot(
-                services=read(conn), holds=tuple(holds.live(conn, now)), read_at=now
-            )
+        with self._evidence.connect() as conn:
+            here = self.store.clock is not None or self.store.is_sqlite
+            return read_all(conn, self.store.now(conn) if here else None)
 
     def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
         """See `Circuits.record`."""
-        with self._writing.begin() as conn:
+        with self._evidence.begin() as conn:
             add(conn, [seen])
             found = read_back(conn, policy, seen.at)
             if found is None:
@@ -370,7 +375,7 @@ class StoredCircuits:
 
     def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
         """See `Circuits.flush`."""
-        with self._writing.begin() as conn:
+        with (self._evidence if len(seen) == 1 else self.store.engine).begin() as conn:
             add(conn, [each for _, each in seen])
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
@@ -428,12 +433,32 @@ def _keep(
     return read_one(conn, name)
 
 
-def _insert(conn: sa.Connection, table: sa.Table) -> Any:
+def _insert(dialect: str, table: sa.Table) -> Any:
     """An INSERT that can say what to do on a conflict; both databases spell it the same."""
-    kind = postgresql if conn.dialect.name == "postgresql" else sqlite
-    return kind.insert(table)
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
+@cache
+def _add(dialect: str) -> Any:
+    insert = _insert(dialect, t.outcomes)
+    told = insert.excluded
+    kept = t.outcomes.c
+    return insert.on_conflict_do_update(
+        index_elements=["service", "bucket", "worker", "generation"],
+        set_={
+            "ok": kept.ok + told.ok,
+            "slow": kept.slow + told.slow,
+            "failed": kept.failed + told.failed,
+            "failed_in_row": told.failed_in_row,
+            "row_since": told.row_since,
+            "last_ok_at": sa.func.coalesce(told.last_ok_at, kept.last_ok_at),
+            "last_failed_at": sa.func.coalesce(told.last_failed_at, kept.last_failed_at),
+            "retry_at": sa.func.coalesce(told.retry_at, kept.retry_at),
+        },
+    )
+
+
+_SEEN = tuple(name for name in Seen.__dataclass_fields__ if name != "at")
 _CIRCUIT = tuple(Circuit.__dataclass_fields__)
 
 
@@ -441,6 +466,33 @@ def _circuit(row: sa.Row) -> Circuit:
     values: dict[str, Any] = {field: getattr(row, field) for field in _CIRCUIT}
     values["state"] = BreakerState(row.state)
     return Circuit(**values)
+
+
+def _hold(row: sa.Row) -> Hold:
+    return Hold(
+        id=row.hold_id,
+        target=Target(TargetKind(row.hold_target_kind), row.hold_target_name),
+        source=HoldSource(row.hold_source),
+        reason=row.hold_reason,
+        actor=row.hold_actor,
+        placed_at=row.hold_placed_at,
+        expires_at=row.hold_expires_at,
+    )
+
+
+def _read(*more: sa.ColumnElement) -> sa.CompoundSelect:
+    def nulls(columns: Iterable[sa.Column], prefix: str = "") -> list[sa.Label]:
+        return [sa.type_coerce(sa.null(), c.type).label(prefix + c.name) for c in columns]
+
+    live = [c.label(f"hold_{c.name}") for c in t.holds.c]
+    return sa.union_all(
+        sa.select(*t.services.c, *nulls(t.holds.c, "hold_"), *more),
+        sa.select(*nulls(t.services.c), *live, *more).where(t.holds.c.released_at.is_(None)),
+    ).order_by("name", "hold_placed_at", "hold_id")
+
+
+_READ = _read()
+_READ_WITH_CLOCK = _read(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("clock"))
 
 
 def _read_back() -> sa.Select:
@@ -493,6 +545,9 @@ def _read_back() -> sa.Select:
             sa.func.sum(rows.c.failed).label("failed"),
             sa.func.sum(rows.c.in_row).label("in_row"),
             sa.func.min(rows.c.in_row_since, type_=t.UTCDateTime()).label("in_row_since"),
+            sa.func.count(sa.case((rows.c.in_row > 0, rows.c.worker)).distinct()).label(
+                "row_workers"
+            ),
             sa.func.sum(silent).label("silent"),
             sa.func.count(rows.c.worker.distinct()).label("workers"),
             sa.func.count(sa.case((rows.c.failed > 0, rows.c.worker)).distinct()).label(

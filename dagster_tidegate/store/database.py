@@ -88,6 +88,16 @@ class Store:
         with self.engine.connect().execution_options(tidegate_read=True) as conn:
             yield conn
 
+    def evidence(self) -> sa.Engine:
+        """Return an engine for what is small, often told, and may be lost with the machine.
+
+        Each statement is a transaction of its own, and on SQLite none waits for the disk: what
+        was told outlives the process, but perhaps not a power failure.
+        """
+        if self.is_sqlite:
+            return self.engine.execution_options(tidegate_evidence=True)
+        return self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
     def now(self, conn: sa.Connection) -> datetime:
         """Return the time by the database's clock, UTC.
 
@@ -117,12 +127,19 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         # The driver's own transaction handling begins writers as readers, and a reader that
         # becomes a writer beside another fails at once instead of waiting.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
-        reads = conn.get_execution_options().get("tidegate_read")
+        options = conn.get_execution_options()
+        synchronous = "NORMAL" if options.get("tidegate_evidence") else "FULL"
+        if conn.info.get("synchronous") != synchronous:
+            conn.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+            conn.info["synchronous"] = synchronous
+        if options.get("tidegate_evidence"):
+            return
+        reads = options.get("tidegate_read")
         conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
