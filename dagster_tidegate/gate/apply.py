@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Action, End, Leave, Observed, Take, Write, same_pool
 from dagster_tidegate.store import takeovers
-from dagster_tidegate.store.takeovers import STOPPED, Outcome, Takeover, TakeoverKind
+from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, TakeoverKind
 
 
 class MissedTicks(Protocol):
@@ -113,21 +113,34 @@ def _write(gate: Gate, takeover: Takeover, missed_ticks: MissedTicks) -> bool:
     with gate.store.begin() as conn:
         if not takeovers.locked(conn, takeover):
             return False
+        if not _is_as_planned(gate, takeover):
+            # No gate writes without the lock and this version, so it was a person. The next plan
+            # could not tell that from a write of ours where they have set what was to be set.
+            takeovers.leave(conn, now, takeover, _found(gate, takeover))
+            return False
         if takeover.kind is TakeoverKind.POOL:
-            if not same_pool(gate.dagster.pool(takeover.name), takeover.set_from):
-                return False  # somebody was faster: the next plan sees to it
             gate.dagster.set_pool(takeover.name, takeover.set_to)
-        else:
-            if gate.dagster.trigger(takeover.name) != takeover.set_from:
-                return False
-            if not gate.dagster.set_trigger(
-                takeover.kind, takeover.label, takeover.name, takeover.set_to, now
-            ):
-                if takeover.location == gate.location:
-                    takeovers.end(conn, now, takeover, Outcome.GONE)
-                return False
+        elif not gate.dagster.set_trigger(
+            takeover.kind, takeover.label, takeover.name, takeover.set_to, now
+        ):
+            if takeover.location == gate.location:
+                takeovers.end(conn, now, takeover, Outcome.GONE)
+            return False
         takeovers.written(conn, takeover)
     return True
+
+
+def _is_as_planned(gate: Gate, takeover: Takeover) -> bool:
+    found = _found(gate, takeover)
+    if takeover.kind is TakeoverKind.POOL:
+        return same_pool(found, takeover.set_from)
+    return found in (takeover.set_from, UNSET)
+
+
+def _found(gate: Gate, takeover: Takeover) -> str:
+    if takeover.kind is TakeoverKind.POOL:
+        return gate.dagster.pool(takeover.name)
+    return gate.dagster.trigger(takeover.name)
 
 
 def _label(takeover: Takeover) -> str:

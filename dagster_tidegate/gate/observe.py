@@ -57,7 +57,8 @@ def observe(gate: Gate) -> Observed:
         newest = takeovers.newest_id(conn)
         own = {shape.name for shape in gate.shapes}
         shapes = [*gate.shapes, *(s for s in campaigns.read(conn) if s.name not in own)]
-        states = dict(conn.execute(sa.select(t.services.c.name, t.services.c.state)).tuples().all())
+        rows = conn.execute(sa.select(t.services.c.name, t.services.c.state))
+        states = {row.name: row.state for row in rows}
         failures = _last_failures(conn, taken)
     known = {*states, *gate.policies, *_held_services(live)}
     half_open = _to_be_tried(states, gate.policies)
@@ -158,11 +159,11 @@ def _last_failures(
     if not steps:
         return {}
     rows = conn.execute(
-        sa.select(t.outcomes.c.service, sa.func.max(t.outcomes.c.last_failed_at))
+        sa.select(t.outcomes.c.service, sa.func.max(t.outcomes.c.last_failed_at).label("at"))
         .where(t.outcomes.c.last_failed_at > min(steps))
         .group_by(t.outcomes.c.service)
     )
-    return dict(rows.tuples().all())
+    return {row.service: row.at for row in rows}
 
 
 def _view(policy: ServicePolicy | None, last_failure_at: datetime | None) -> ServiceView:

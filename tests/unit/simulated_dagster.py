@@ -1,0 +1,216 @@
+"""A Dagster in memory, as far as the gate sees it, that can die in the middle of a write."""
+# ruff: noqa: ARG002 -- the signatures are those of `instance.Dagster`
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from uuid import uuid4
+
+import dagster as dg
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.dagster_run import RunOpConcurrency
+
+from dagster_tidegate.instance import (
+    PARTITION_TAG,
+    RunChange,
+    TriggerState,
+    partition_of,
+    pools_of,
+)
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
+
+ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+IN_PROGRESS = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED)
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+class Fuse:
+    """Kills the process before or after one of its next writes."""
+
+    def __init__(self) -> None:
+        self.left: int | None = None
+
+    def burn(self) -> None:
+        if self.left is None:
+            return
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+class FragileStore(Store):
+    """A store whose transactions may be killed before they begin, commit, or return."""
+
+    def __init__(self, url: str, fuse: Fuse, **kwargs) -> None:
+        super().__init__(url, **kwargs)
+        self._fuse = fuse
+
+    @contextmanager
+    def begin(self):
+        self._fuse.burn()
+        with super().begin() as conn:
+            yield conn
+            self._fuse.burn()  # rolls back
+        self._fuse.burn()
+
+
+class SimulatedDagster:
+    """Pools, triggers, a queue and runs. What a person does is `edit_pool` and `edit_trigger`."""
+
+    def __init__(self, fuse: Fuse, clock, limit: int | None) -> None:
+        self.fuse = fuse
+        self.clock = clock
+        self.limit = limit
+        self.rows: dict[str, str] = {}
+        self.states: dict[str, TriggerState] = {}
+        self.all_runs: dict[str, dg.DagsterRun] = {}
+        self.changed: dict[str, datetime] = {}
+        self.instance = None
+
+    # --- what the gate uses ---------------------------------------------------------------------
+
+    def default_limit(self) -> int | None:
+        return self.limit
+
+    def pools(self) -> Mapping[str, str]:
+        return dict(self.rows)
+
+    def pool(self, name: str) -> str:
+        return self.rows.get(name, UNSET if self.limit is None else DEFAULT)
+
+    def set_pool(self, name: str, value: str) -> None:
+        self.fuse.burn()
+        if value in (UNSET, DEFAULT):
+            self.rows.pop(name, None)
+            self.fuse.burn()
+        if value == DEFAULT and self.limit is not None:
+            self.rows[name] = DEFAULT
+        elif value not in (UNSET, DEFAULT):
+            self.rows[name] = value
+        self.fuse.burn()
+
+    def triggers(self) -> Mapping[str, TriggerState]:
+        return dict(self.states)
+
+    def trigger(self, selector_id: str) -> str:
+        state = self.states.get(selector_id)
+        return UNSET if state is None else state.status
+
+    def set_trigger(
+        self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
+    ) -> bool:
+        self.fuse.burn()
+        self.states[selector_id] = TriggerState(status, None if status == "STOPPED" else now)
+        self.fuse.burn()
+        return True
+
+    def run(self, run_id: str) -> dg.DagsterRun | None:
+        return self.all_runs.get(run_id)
+
+    def runs(
+        self, *, tags: Mapping[str, str], job: str | None = None, unfinished: bool = False
+    ) -> Sequence[dg.DagsterRun]:
+        return [
+            run
+            for run in self.all_runs.values()
+            if tags.items() <= run.tags.items()
+            and job in (None, run.job_name)
+            and not (unfinished and run.is_finished)
+        ]
+
+    def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
+        return [
+            run
+            for run in self.all_runs.values()
+            if run.job_name == job
+            and partition_of(run) == partition
+            and (PARTITION_TAG in run.tags or not run.is_finished)
+        ]
+
+    def queued(self, job: str, limit: int) -> Sequence[dg.DagsterRun]:
+        waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]
+        return [run for run in waiting if run.job_name == job][:limit]
+
+    def in_progress(self, pools: frozenset[str]) -> Mapping[str, int]:
+        active = [run for run in self.all_runs.values() if run.status in IN_PROGRESS]
+        return {pool: sum(pool in pools_of(run) for run in active) for pool in pools}
+
+    def changes(self, since: datetime, limit: int) -> Sequence[RunChange]:
+        found = [
+            RunChange(self.all_runs[run_id], at)
+            for run_id, at in self.changed.items()
+            if at > since
+        ]
+        return sorted(found, key=lambda change: change.at)[:limit]
+
+    def group_size(self, run_id: str) -> int:
+        return 1
+
+    def most_retries(self, run: dg.DagsterRun) -> int:
+        return 0
+
+    def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.fuse.burn()
+        run = self.all_runs[run_id]
+        self.put(run.with_tags({**run.tags, **tags}))
+
+    # --- what Dagster does ----------------------------------------------------------------------
+
+    def put(self, run: dg.DagsterRun) -> None:
+        self.all_runs[run.run_id] = run
+        self.changed[run.run_id] = self.clock()
+
+    def create(self, job: str, pools: frozenset[str], tags: Mapping[str, str]) -> dg.DagsterRun:
+        run = dg.DagsterRun(
+            job_name=job,
+            run_id=str(uuid4()),
+            status=dg.DagsterRunStatus.QUEUED,
+            tags=tags,
+            remote_job_origin=ORIGIN.get_job_origin(job),
+            run_op_concurrency=RunOpConcurrency(
+                root_key_counts={}, has_unconstrained_root_nodes=False, all_pools=set(pools)
+            ),
+        )
+        self.put(run)
+        return run
+
+    def set_status(self, run_id: str, status: dg.DagsterRunStatus) -> None:
+        self.put(self.all_runs[run_id].with_status(status))
+
+    def launchable(self) -> list[dg.DagsterRun]:
+        """Return the queued runs that Dagster would launch now, in its order."""
+        used = {}
+        for run in self.all_runs.values():
+            if run.status in IN_PROGRESS:
+                for pool in pools_of(run):
+                    used[pool] = used.get(pool, 0) + 1
+        found = []
+        waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]
+        for run in sorted(waiting, key=lambda r: -int(r.tags.get("dagster/priority", "0"))):
+            pools = pools_of(run)
+            limits = {pool: self._limit(pool) for pool in pools}
+            if all(m is None or used.get(pool, 0) < m for pool, m in limits.items()):
+                found.append(run)
+                for pool in pools:
+                    used[pool] = used.get(pool, 0) + 1
+        return found
+
+    def _limit(self, pool: str) -> int | None:
+        value = self.pool(pool)
+        return self.limit if value in (UNSET, DEFAULT) else int(value)
+
+    # --- what a person does ---------------------------------------------------------------------
+
+    def edit_pool(self, name: str, value: str) -> None:
+        if value == UNSET:
+            self.rows.pop(name, None)
+        else:
+            self.rows[name] = value
+
+    def edit_trigger(self, selector_id: str, status: str) -> None:
+        started = self.clock() if status == RUNNING else None
+        self.states[selector_id] = TriggerState(status, started)

@@ -1,0 +1,443 @@
+"""Whatever happens, in whatever order: in the end all is as it was, and every run is finished."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import dagster as dg
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.gate.apply import apply
+from dagster_tidegate.gate.follow import follow
+from dagster_tidegate.gate.observe import Gate, observe
+from dagster_tidegate.gate.plan import Action, Observed, plan, same_pool
+from dagster_tidegate.gate.resume import ask
+from dagster_tidegate.gate.turn import Direction, turn
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
+from dagster_tidegate.instance import CANARY_TAG, TriggerState, partition_of
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.pools import needs
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import holds, runs, takeovers
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.takeovers import (
+    DECLARED_IN_CODE,
+    DEFAULT,
+    RUNNING,
+    STOPPED,
+    UNSET,
+    Takeover,
+    TakeoverKind,
+)
+from dagster_tidegate.store.upsert import insert
+from tests.unit.simulated_dagster import FragileStore, Fuse, Killed, SimulatedDagster
+
+SERVICES = {
+    "s1": ServicePolicy(name="s1", ramp_interval_s=10),
+    "s2": ServicePolicy(name="s2", ramp_interval_s=0),
+}
+SHAPES = [
+    CampaignShape(
+        "A",
+        "here",
+        "none",
+        ops={"one": "s1", "two": "s1+s2"},
+        triggers=(
+            Trigger(TakeoverKind.SCHEDULE, "a1", "A-1", False),
+            Trigger(TakeoverKind.SCHEDULE, "a2", "A-2", True),
+        ),
+    ),
+    CampaignShape(
+        "B",
+        "here",
+        "none",
+        ops={"one": "s2@B"},
+        triggers=(Trigger(TakeoverKind.SENSOR, "b1", "B-1", True),),
+    ),
+    CampaignShape("C", "here", "none", ops={"one": "@C", "two": "foreign"}),
+]
+SHAPE = {shape.name: shape for shape in SHAPES}
+POOLS = ["s1", "s1+s2", "s2", "s2@B", "@C", "foreign"]
+TRIGGERS = {trigger.selector_id: trigger for shape in SHAPES for trigger in shape.triggers}
+TARGETS = [
+    EVERYTHING,
+    *(Target(TargetKind.SERVICE, name) for name in SERVICES),
+    *(Target(TargetKind.CAMPAIGN, name) for name in SHAPE),
+    Target(TargetKind.CAMPAIGN_RUN, "A/p0"),
+]
+PARTITIONS = ["p0", "p1", "p2"]
+pool_values = st.sampled_from([UNSET, "0", "1", "2", "3", "5", "20"])
+statuses = st.sampled_from([RUNNING, STOPPED, DECLARED_IN_CODE])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = datetime(2026, 3, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.time += timedelta(milliseconds=1)
+        return self.time
+
+
+class TheGate(RuleBasedStateMachine):
+    """Trips, recoveries, holds, people, kills and two gates, in any order."""
+
+    @initialize(
+        limit=st.sampled_from([None, 4]),
+        values=st.fixed_dictionaries(dict.fromkeys(POOLS, pool_values)),
+        states=st.fixed_dictionaries(dict.fromkeys(TRIGGERS, statuses)),
+    )
+    def begin(self, limit: int | None, values: dict[str, str], states: dict[str, str]) -> None:
+        self.fuse = Fuse()
+        self.clock = Clock()
+        self.store = FragileStore("sqlite://", self.fuse, clock=self.clock)
+        t.metadata.create_all(self.store.engine)
+        self.dagster = SimulatedDagster(self.fuse, self.clock, limit)
+        for pool, value in values.items():
+            self.dagster.edit_pool(pool, DEFAULT if value == UNSET and limit else value)
+        for selector, status in states.items():
+            self.dagster.states[selector] = TriggerState(status, self.clock.time)
+        self.pools = {pool: self.dagster.pools().get(pool, UNSET) for pool in POOLS}
+        self.triggers = dict(states)
+        self.gate = Gate(self.dagster, self.store, SERVICES, "here", SHAPES)  # type: ignore[arg-type] -- simulated
+        self.cursor = self.clock.time
+        self.stale: tuple[Observed, list[Action]] | None = None
+        self.requested: list[dg.RunRequest] = []
+        self.keys: set[str] = set()
+        self.refused = 0
+        jobs = {name: SimpleNamespace(name=name) for name in SHAPE}
+        self.campaigns = {name: Campaign(job=jobs[name]) for name in SHAPE}  # type: ignore[arg-type] -- only its name is used
+        self.states = dict.fromkeys(SERVICES, BreakerState.CLOSED)
+
+    # --- services and holds ---------------------------------------------------------------------
+
+    @rule(service=st.sampled_from(list(SERVICES)))
+    def trip(self, service: str) -> None:
+        self._state(service, BreakerState.OPEN)
+        with self.store.begin() as conn:
+            holds.place(
+                conn,
+                self.clock(),
+                Target(TargetKind.SERVICE, service),
+                source=HoldSource.BREAKER,
+                reason="503",
+                actor="breaker",
+            )
+
+    @rule(service=st.sampled_from(list(SERVICES)))
+    def half_open(self, service: str) -> None:
+        if self.states[service] is BreakerState.OPEN:
+            self._state(service, BreakerState.HALF_OPEN)
+
+    @rule(service=st.sampled_from(list(SERVICES)))
+    def recover(self, service: str) -> None:
+        self._state(service, BreakerState.CLOSED)
+        with self.store.begin() as conn:
+            here = [
+                hold
+                for hold in holds.live(conn, self.clock())
+                if hold.target.name == service and hold.source is HoldSource.BREAKER
+            ]
+            if here:
+                holds.release(
+                    conn, self.clock(), here[0].target, source=HoldSource.BREAKER, actor="breaker"
+                )
+
+    @rule(service=st.sampled_from(list(SERVICES)))
+    def a_call_fails(self, service: str) -> None:
+        now = self.clock()
+        with self.store.begin() as conn:
+            conn.execute(
+                insert(conn, t.outcomes)
+                .values(
+                    service=service,
+                    bucket=now,
+                    worker="w",
+                    generation=0,
+                    failed=1,
+                    last_failed_at=now,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    @rule(on=st.sampled_from(TARGETS), expires=st.sampled_from([None, 5.0, 60.0]))
+    def an_operator_holds(self, on: Target, expires: float | None) -> None:
+        now = self.clock()
+        with self.store.begin() as conn:
+            holds.place(
+                conn,
+                now,
+                on,
+                source=HoldSource.OPERATOR,
+                reason="because",
+                actor="ann",
+                expires_at=None if expires is None else now + timedelta(seconds=expires),
+            )
+
+    @rule(on=st.sampled_from(TARGETS))
+    def an_operator_releases(self, on: Target) -> None:
+        with self.store.begin() as conn:
+            if any(
+                hold.target == on and hold.source is HoldSource.OPERATOR
+                for hold in holds.live(conn, self.clock())
+            ):
+                holds.release(conn, self.clock(), on, source=HoldSource.OPERATOR, actor="bob")
+
+    @rule(seconds=st.sampled_from([0.5, 6.0, 11.0, 90.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.time += timedelta(seconds=seconds)
+
+    # --- people ---------------------------------------------------------------------------------
+
+    @rule(pool=st.sampled_from(POOLS), value=pool_values)
+    def a_person_edits_a_pool(self, pool: str, value: str) -> None:
+        if value == UNSET and self.dagster.limit:
+            value = DEFAULT
+        if self._looks_like_ours(TakeoverKind.POOL, pool, value):
+            return
+        if same_pool(self.dagster.pools().get(pool, UNSET), value):
+            return
+        self.dagster.edit_pool(pool, value)
+        self.pools[pool] = value
+
+    @rule(selector=st.sampled_from(list(TRIGGERS)), status=statuses)
+    def a_person_switches_a_trigger(self, selector: str, status: str) -> None:
+        kind = TRIGGERS[selector].kind
+        if self._looks_like_ours(kind, selector, status):
+            return
+        if self.dagster.trigger(selector) == status:
+            return
+        self.dagster.edit_trigger(selector, status)
+        self.triggers[selector] = status
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    @rule(campaign=st.sampled_from(list(SHAPE)), partition=st.sampled_from(PARTITIONS))
+    def a_person_launches(self, campaign: str, partition: str) -> None:
+        """Only what has never run, or has ended: two runs at once are somebody's mistake."""
+        with self.store.read() as conn:
+            run = runs.find(conn, campaign, partition)
+        if run is not None or any(
+            other.job_name == campaign and partition_of(other) == partition
+            for other in self.dagster.all_runs.values()
+        ):
+            return
+        self.dagster.create(campaign, SHAPE[campaign].pools, {"dagster/partition": partition})
+
+    @rule()
+    def dagster_submits(self) -> None:
+        for request in self.requested:
+            assert request.run_key is not None
+            assert request.job_name is not None
+            if request.run_key not in self.keys:
+                self.keys.add(request.run_key)
+                tags = {**request.tags, "dagster/run_key": request.run_key}
+                self.dagster.create(request.job_name, SHAPE[request.job_name].pools, tags)
+        self.requested = []
+
+    @rule()
+    def dagster_launches(self) -> None:
+        for queued in self.dagster.launchable():
+            self.dagster.set_status(queued.run_id, dg.DagsterRunStatus.STARTED)
+            with self.store.begin() as conn:
+                run = runs.ensure(conn, self.clock(), queued.job_name, partition_of(queued))
+                newest = runs.latest_attempt(conn, run.id)
+                over = newest is None or self.dagster.all_runs[newest.dagster_run].is_finished
+                runs.begin_attempt(conn, self.clock(), run, queued.run_id, owner_is_over=over)
+
+    @rule(finish=st.booleans())
+    def runs_work(self, finish: bool) -> None:
+        for run in list(self.dagster.all_runs.values()):
+            if run.status is dg.DagsterRunStatus.STARTED:
+                self._work(run, finish=finish)
+
+    def _work(self, run: dg.DagsterRun, *, finish: bool) -> None:
+        held = self._covering(run)
+        if held:
+            with self.store.begin() as conn:
+                found = runs.find(conn, run.job_name, partition_of(run))
+                assert found is not None
+                runs.move(
+                    conn, self.clock(), found, RunStatus.PAUSED, reason="held", actor=run.run_id
+                )
+            self.dagster.set_status(run.run_id, dg.DagsterRunStatus.CANCELED)
+        elif finish:
+            canary = run.tags.get(CANARY_TAG)
+            if canary and self.states[canary] is BreakerState.HALF_OPEN:
+                self.recover(canary)
+            self.dagster.set_status(run.run_id, dg.DagsterRunStatus.SUCCESS)
+
+    # --- the gate -------------------------------------------------------------------------------
+
+    @rule(kill=st.none() | st.integers(0, 25))
+    def pause_tick(self, kill: int | None) -> None:
+        self._killable(kill, self._pause)
+
+    @rule(kill=st.none() | st.integers(0, 25))
+    def resume_tick(self, kill: int | None) -> None:
+        self._killable(kill, self._resume)
+
+    @precondition(lambda self: self.stale is None)
+    @rule()
+    def another_gate_observes(self) -> None:
+        seen = observe(self.gate)
+        self.stale = seen, plan(seen)
+
+    @precondition(lambda self: self.stale is not None)
+    @rule()
+    def the_other_gate_applies(self) -> None:
+        assert self.stale is not None
+        (seen, actions), self.stale = self.stale, None
+        apply(self.gate, seen, actions, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
+
+    def _pause(self) -> None:
+        turn(self.gate, Direction.TIGHTEN, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
+        self.cursor, _ = follow(self.gate, self.campaigns, self.cursor, time.monotonic() + 60)
+
+    def _resume(self) -> None:
+        seen, _ = turn(
+            self.gate, Direction.LOOSEN, deadline=time.monotonic() + 60, missed_ticks=_no_ticks
+        )
+        asked = ask(self.gate, seen, self.campaigns, SimpleNamespace(repository=None))  # type: ignore[arg-type] -- no ticks
+        self.requested = list(asked.requests)
+
+    def _killable(self, kill: int | None, part) -> None:
+        self.fuse.left = kill
+        try:
+            part()
+        except Killed:
+            self.requested = []  # of a tick that broke off, Dagster submits nothing
+        finally:
+            self.fuse.left = None
+
+    # --- what must hold -------------------------------------------------------------------------
+
+    @invariant()
+    def never_two_attempts_at_once(self) -> None:
+        active: set[tuple[str, str]] = set()
+        for run in self.dagster.all_runs.values():
+            if not run.is_finished:
+                key = run.job_name, partition_of(run)
+                assert key not in active, f"two runs of {key}"
+                active.add(key)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "states"):
+            return
+        for service in SERVICES:
+            self.recover(service)
+        with self.store.begin() as conn:
+            for hold in holds.live(conn, self.clock()):
+                holds.release(
+                    conn, self.clock(), hold.target, source=hold.source, actor="end", force=True
+                )
+        if self.stale is not None:
+            self.the_other_gate_applies()
+        for _ in range(60):
+            before = self._picture()
+            self.pause_tick(None)
+            self.resume_tick(None)
+            self.dagster_submits()
+            self.dagster_launches()
+            self.runs_work(True)
+            self.clock.time += timedelta(seconds=11)
+            if self._picture() == before:
+                break
+        self._all_is_as_it_was()
+        self.store.dispose()
+
+    def _all_is_as_it_was(self) -> None:
+        with self.store.read() as conn:
+            assert not takeovers.live(conn)
+            every = runs.with_status(conn, *RunStatus)
+            attempts = {run.name: runs.attempts(conn, run.id) for run in every}
+        for pool, value in self.pools.items():
+            assert same_pool(self.dagster.pools().get(pool, UNSET), value), pool
+        for selector, status in self.triggers.items():
+            assert self.dagster.trigger(selector) == status, selector
+        for run in every:
+            blocked = any(self.dagster._limit(pool) == 0 for pool in SHAPE[run.campaign].pools)
+            if not blocked:
+                assert run.status is RunStatus.COMPLETED, run
+                ended = [attempt.outcome for attempt in attempts[run.name]]
+                assert ended == [RunStatus.PAUSED] * (len(ended) - 1) + [RunStatus.COMPLETED]
+
+    def _picture(self) -> object:
+        with self.store.read() as conn:
+            live = takeovers.live(conn)
+            every = runs.with_status(conn, *RunStatus)
+        return live, every, dict(self.dagster.rows), dict(self.dagster.all_runs)
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    def _state(self, service: str, state: BreakerState) -> None:
+        self.states[service] = state
+        with self.store.begin() as conn:
+            conn.execute(
+                insert(conn, t.services)
+                .values(name=service, state=state, changed_at=self.clock())
+                .on_conflict_do_update(index_elements=["name"], set_={"state": state})
+            )
+
+    def _covering(self, run: dg.DagsterRun) -> list[Hold]:
+        with self.store.read() as conn:
+            live = holds.live(conn, self.clock())
+        services = {
+            service
+            for pool in SHAPE[run.job_name].pools
+            for service in needs(pool, SERVICES).services
+        }
+        found = covering(
+            live,
+            self.clock(),
+            services=services,
+            campaign=run.job_name,
+            partition=partition_of(run),
+        )
+        canary = run.tags.get(CANARY_TAG)
+        return [
+            hold
+            for hold in found
+            if not (
+                canary is not None
+                and hold.source is HoldSource.BREAKER
+                and hold.target.name == canary
+                and self.states[canary] is not BreakerState.OPEN
+            )
+        ]
+
+    def _looks_like_ours(self, kind: TakeoverKind, name: str, value: str) -> bool:
+        """Whether a person's value could not be told from one that the gate is about to write."""
+        with self.store.read() as conn:
+            live = takeovers.live(conn)
+        return any(
+            takeover.kind is kind
+            and takeover.name == name
+            and takeover.left_at is None
+            and value in (takeover.set_to, takeover.set_from)
+            for takeover in live
+        )
+
+
+def _no_ticks(takeover: Takeover, until: datetime) -> None:
+    assert takeover.kind is TakeoverKind.SCHEDULE
+    assert until > takeover.taken_at
+
+
+TestTheGate = TheGate.TestCase
+TestTheGate.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
