@@ -76,7 +76,7 @@ class _Screen:
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="For how long it fails.",
+    help="For how long it fails at least; until all has paused in any case.",
 )
 @click.option(
     "--leads",

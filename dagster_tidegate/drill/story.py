@@ -32,6 +32,8 @@ ENOUGH_CALLS = 20
 OPERATORS_LIMIT = "3"
 DAEMON_AWAY_S = 3.0
 LOOK_EVERY_S = 0.05
+PAUSED = ("queue", "schedules", "work")
+"""What is to be seen stopped."""
 AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
@@ -61,7 +63,7 @@ class Plan:
 
     Attributes:
         service: The service that fails.
-        outage_s: For how long, seconds.
+        outage_s: For how long at least, seconds; until all has paused in any case.
         leads: How many leads there are, in all lead files together.
         kill_daemon: Whether Dagster's daemon is killed during the outage, and started again.
         finish_timeout_s: How long everything may take to be over after the outage, seconds.
@@ -130,30 +132,33 @@ class Story:
         self._wait(self._underway, START_TIMEOUT_S, f"no run of {CAMPAIGN} calls {plan.service}")
 
         before = self._settings()
-        placed = stage.sandbox.place(plan.service, Fault(mode=Mode.OUTAGE, for_s=plan.outage_s))
+        placed = stage.sandbox.place(plan.service, Fault(mode=Mode.OUTAGE))
+        self._tell(f"{plan.service} fails, for {plan.outage_s:g} s or until all has paused")
         placed_at = datetime.fromisoformat(placed["placed_at"])
-        healed_at = placed_at + timedelta(seconds=plan.outage_s)
-        self._tell(f"{plan.service} fails, for {plan.outage_s:g} s")
+        over_at = placed_at + timedelta(seconds=plan.outage_s)
         self._wait(self._tripped, PAUSE_TIMEOUT_S, f"the breaker of {plan.service} did not open")
         self._tell(f"the breaker of {plan.service} is open")
-        with ThreadPoolExecutor(1) as beside:
-            launched = beside.submit(self._begin_others)
-            if plan.kill_daemon:
-                self._kill_daemon()
-            self._wait(
-                lambda: self._look() or datetime.now(UTC) >= healed_at,
-                plan.outage_s + 1,
-                "the outage did not end",
-            )
-            if all(at < healed_at for at in self._seen.values()) and len(self._seen) == 3:
-                self._tell("everything that needs it is paused")
-            self._wait(
-                lambda: datetime.now(UTC) >= healed_at, plan.outage_s + 1, "the outage did not end"
-            )
-            bystanders = launched.result(START_TIMEOUT_S)
+        bystanders = self._outage(over_at)
+        stage.sandbox.heal(plan.service)
+        healed = stage.sandbox.stats()[plan.service]["faults"][-1]["healed_at"]
         self._tell(f"{plan.service} is well again")
         left_over = self._finish(bystanders)
-        return self._evidence(before, placed_at, healed_at, left_over)
+        return self._evidence(before, placed_at, datetime.fromisoformat(healed), left_over)
+
+    def _outage(self, over_at: datetime) -> list[str]:
+        """Look on until all has paused and it is time, and return the runs begun meanwhile."""
+        with ThreadPoolExecutor(1) as beside:
+            begun = beside.submit(self._begin_others)
+            if self._plan.kill_daemon:
+                self._kill_daemon()
+            latest = datetime.now(UTC) + timedelta(seconds=PAUSE_TIMEOUT_S)
+            while not self._look() and datetime.now(UTC) < latest:
+                self._look_after(LOOK_EVERY_S)
+            if len(self._seen) == len(PAUSED):
+                self._tell("everything that needs it is paused")
+            while datetime.now(UTC) < over_at:
+                self._look_after(LOOK_EVERY_S)
+            return begun.result(START_TIMEOUT_S)
 
     # What is done
 
@@ -234,8 +239,8 @@ class Story:
             )
             for shape in needing
         ):
-            self._note("paused")
-        return len(self._seen) == 3
+            self._note("work")
+        return len(self._seen) == len(PAUSED)
 
     def _note(self, what: str) -> None:
         self._seen.setdefault(what, datetime.now(UTC))
@@ -328,7 +333,7 @@ class Story:
             transitions=transitions,
             queue_stopped_at=self._seen.get("queue"),
             schedules_stopped_at=self._seen.get("schedules"),
-            all_paused_at=self._seen.get("paused"),
+            all_paused_at=self._seen.get("work"),
             ever_paused=ever_paused,
             runs=[
                 DagsterRun(run.job_name, run.status.value, run.tags.get(STATE_TAG) == "paused")

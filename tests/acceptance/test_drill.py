@@ -1,0 +1,67 @@
+"""The drill as a person runs it. The sandbox says what arrived."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+ROOT = Path(__file__).parents[2]
+
+
+def drill(tmp_path: Path, *options: str) -> tuple[dict, str]:
+    """Run a drill, and return its report and what it said."""
+    file = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster_tidegate.cli", "drill", "--json", str(file), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+def assert_all_is_well(found: dict, leads: int) -> None:
+    wanted = {
+        "records_total": leads,
+        "records_done": leads,
+        "records_lost": 0,
+        "records_duplicated": 0,
+        "runs_failed": 0,
+        "schedules_restored": True,
+        "pools_restored": True,
+    }
+    assert {key: found[key] for key in wanted} == wanted
+    assert found["runs_paused"] > 0
+    assert found["runs_resumed"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_instantly_fails_and_only_outreach_pauses_and_loses_nothing(tmp_path: Path):
+    found, said = drill(tmp_path, "--service", "instantly", "--leads", "210")
+    assert_all_is_well(found, 210)
+    assert (found["campaigns_paused"], found["campaigns_untouched"]) == (1, 2)
+    assert "outreach" in next(line for line in said.splitlines() if "paused  " in line)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_daemon_changes_nothing_of_the_outcome(tmp_path: Path):
+    found, said = drill(tmp_path, "--kill-daemon", "--leads", "210")
+    assert "Dagster's daemon is killed" in said
+    assert_all_is_well(found, 210)
+    assert (found["campaigns_paused"], found["campaigns_untouched"]) == (1, 2)
+
+
+@pytest.mark.timeout(600)
+def test_a_service_of_two_campaigns_fails_on_postgresql(
+    tmp_path: Path, make_database: Callable[..., sa.URL]
+):
+    url = make_database().render_as_string(hide_password=False)
+    found, _ = drill(tmp_path, "--service", "openai", "--leads", "140", "--url", url)
+    assert_all_is_well(found, 140)
+    assert (found["campaigns_paused"], found["campaigns_untouched"]) == (2, 1)
