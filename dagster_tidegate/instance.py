@@ -11,9 +11,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
-from dagster._core.definitions.unresolved_asset_job_definition import (
-    UnresolvedAssetJobDefinition as AssetJob,
-)
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
 from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import (
@@ -46,6 +44,8 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from dagster_tidegate.store.campaigns import Trigger
 from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
+
+AssetJob = UnresolvedAssetJobDefinition
 
 PARTITION_TAG = "tidegate/partition"
 RETRIES_TAG = "tidegate/retries"
