@@ -176,7 +176,7 @@ def report(seen: Evidence) -> Report:
         calls_while_open=len(while_open),
         runs_failed=sum(run.status == "FAILURE" for run in seen.runs),
         runs_paused=sum(run.paused for run in seen.runs),
-        runs_resumed=sum(t.number > 1 for t in seen.tries),
+        runs_resumed=sum(first.outcome is RunStatus.PAUSED for first, _ in _pairs(seen.tries)),
         campaigns_paused=len(seen.ever_paused),
         campaigns_untouched=len((seen.needing | seen.not_needing) - seen.ever_paused),
         trip_to_last_call_s=None if trip is None else _seconds(trip, max(after_trip, default=trip)),
@@ -280,13 +280,17 @@ def _opened_before(seen: Evidence, at: datetime) -> float:
     return (at - state.at).total_seconds()
 
 
-def _two_at_once(tries: Sequence[Try]) -> list[str]:
+def _pairs(tries: Sequence[Try]) -> list[tuple[Try, Try]]:
+    """Return each attempt that another followed, and that one."""
     ordered = sorted(tries, key=lambda t: (t.run, t.number))
+    return [(first, second) for first, second in pairwise(ordered) if first.run == second.run]
+
+
+def _two_at_once(tries: Sequence[Try]) -> list[str]:
     return [
         f"attempt {second.number} of {second.run} began before attempt {first.number} had ended"
-        for first, second in pairwise(ordered)
-        if first.run == second.run
-        and (first.ended_at is None or second.started_at < first.ended_at)
+        for first, second in _pairs(tries)
+        if first.ended_at is None or second.started_at < first.ended_at
     ]
 
 

@@ -77,7 +77,7 @@ def all_well(url: str) -> bool:
 
 
 def recent_partition(url: str, job: str) -> str:
-    """Return a recent partition of a job that its schedule is done with.
+    """Return a recent partition of a job, older than what its schedule may be about to start.
 
     Args:
         url: Address of the webserver.
@@ -91,7 +91,7 @@ def recent_partition(url: str, job: str) -> str:
             for found in repository["partitionSets"]:
                 names = [p["name"] for p in found["partitionsOrError"].get("results", [])]
                 if found["pipelineName"] == job and names:
-                    return names[-1]
+                    return min(names)
     raise LookupError(f"no job {job!r} with partitions at {url}")
 
 

@@ -59,7 +59,11 @@ GOOD = Evidence(
         DagsterRun("outreach", "SUCCESS", paused=False),
         DagsterRun("digest", "SUCCESS", paused=False),
     ],
-    tries=[trial(1, 0, 11, RunStatus.PAUSED), trial(2, 24, 30, RunStatus.COMPLETED)],
+    tries=[
+        trial(1, 0, 11, RunStatus.PAUSED),
+        trial(2, 24, 30, RunStatus.COMPLETED),
+        trial(3, 31, 32, RunStatus.COMPLETED),  # a person ran it again: it resumed nothing
+    ],
     statuses={"outreach/a": RunStatus.COMPLETED, "digest/b": RunStatus.COMPLETED},
     completed_at=at(30),
     before=SETTINGS,
