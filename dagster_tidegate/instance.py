@@ -25,7 +25,6 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     AUTO_RETRY_RUN_ID_TAG,
-    MAX_RETRIES_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
@@ -48,7 +47,6 @@ from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKi
 AssetJob = UnresolvedAssetJobDefinition
 
 PARTITION_TAG = "tidegate/partition"
-RETRIES_TAG = "tidegate/retries"
 CANARY_TAG = "tidegate/canary"
 FORMER_PRIORITY_TAG = "tidegate/former_priority"
 # Above what people use; a canary waits for a place that is made for it alone.
@@ -62,7 +60,6 @@ _KINDS = {
 # What says how a run came to be, and not what it is: not for the run that follows it.
 _OF_ONE_RUN = {
     AUTO_RETRY_RUN_ID_TAG,
-    MAX_RETRIES_TAG,
     PARENT_RUN_ID_TAG,
     RESUME_RETRY_TAG,
     RETRY_NUMBER_TAG,
@@ -279,18 +276,6 @@ class Dagster:
             )
         ]
 
-    def group_size(self, run_id: str) -> int:
-        """Return how many runs are in the group of a run; Dagster counts retries by it."""
-        group = self.instance.get_run_group(run_id)
-        return 1 if group is None else len(list(group[1]))
-
-    def most_retries(self, run: dg.DagsterRun) -> int:
-        """Return how often Dagster may retry a run by itself."""
-        set_for_run = run.tags.get(RETRIES_TAG) or run.tags.get(MAX_RETRIES_TAG, "")
-        if set_for_run.isdecimal():
-            return int(set_for_run)
-        return self.instance.run_retries_max_retries
-
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
         self.instance.add_run_tags(run_id, dict(tags))
@@ -387,16 +372,14 @@ def partition_of(run: dg.DagsterRun) -> str:
     )
 
 
-def tags_for_next(run: dg.DagsterRun, *, retries: int, group_size: int) -> dict[str, str]:
+def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
     """Return the tags of the run that follows a paused one.
 
-    It joins the run's group, so that Dagster shows the lineage. Dagster takes all runs of a
-    group for retries, and so the limit is raised by those that there are.
+    The lineage shows in Dagster's pages. Dagster's retries go by the run's own record and not by
+    these tags, so that the new run may be retried as often as the first.
 
     Args:
         run: The paused run.
-        retries: How often Dagster may retry the new run.
-        group_size: How many runs the group has.
     """
     kept = {
         key: value
@@ -414,8 +397,6 @@ def tags_for_next(run: dg.DagsterRun, *, retries: int, group_size: int) -> dict[
     if (former := run.tags.get(FORMER_PRIORITY_TAG)) is not None:
         kept.pop(PRIORITY_TAG, None)
         kept |= {PRIORITY_TAG: former} if former else {}
-    if retries:
-        kept |= {RETRIES_TAG: str(retries), MAX_RETRIES_TAG: str(retries + group_size)}
     return kept
 
 

@@ -159,11 +159,7 @@ def _next_attempt(
         if repository.definition.get_job(run.campaign).partitions_def is not None:
             request = request.with_replaced_attrs(partition_key=run.partition)
     else:
-        tags = tags_for_next(
-            parent,
-            retries=gate.dagster.most_retries(parent),
-            group_size=gate.dagster.group_size(parent.run_id),
-        )
+        tags = tags_for_next(parent)
         request = request.with_replaced_attrs(
             run_config=parent.run_config,
             asset_selection=list(parent.asset_selection) if parent.asset_selection else None,

@@ -7,7 +7,7 @@ queue, a look at the schedules.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -59,22 +59,32 @@ class Deployment:
         [repository] = context.get_code_location(LOCATION).get_repositories().values()
         return repository
 
-    def launch(self, job: str, partition: str | None = None, **tags: str) -> str:
-        """Put a run of a job into the queue and return its id."""
+    def launch(
+        self,
+        job: str,
+        partition: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        again_after: dg.DagsterRun | None = None,
+    ) -> str:
+        """Put a run of a job, or a re-execution, into the queue and return its id."""
         context = self.workspace.create_request_context()
         location = context.get_code_location(LOCATION)
         remote = self.repository.get_full_job(job)
         plan = location.get_execution_plan(remote, {}, None, None, instance=self.instance)
+        tags = dict(tags or {})
         if partition is not None:
             tags["dagster/partition"] = partition
+        if again_after is not None:
+            tags["dagster/root_run_id"] = tags["dagster/parent_run_id"] = again_after.run_id
         run = self.instance.create_run(
             job_name=job,
             run_id=None,
             run_config={},
             status=None,
             tags={**remote.run_tags, **tags},
-            root_run_id=None,
-            parent_run_id=None,
+            root_run_id=None if again_after is None else again_after.run_id,
+            parent_run_id=None if again_after is None else again_after.run_id,
             step_keys_to_execute=None,
             execution_plan_snapshot=plan.execution_plan_snapshot,
             job_snapshot=remote.job_snapshot,
@@ -120,7 +130,9 @@ class Deployment:
 
     def schedules(self, now: datetime) -> None:
         """Let the daemon look at its schedules once."""
-        for error in launch_scheduled_runs(self.workspace, logging.getLogger("tests"), now):
+        for error in launch_scheduled_runs(
+            self.workspace, logging.getLogger("tests"), now, iteration_times={}
+        ):
             assert not error, error
 
     def wait(self, run_id: str, *statuses: dg.DagsterRunStatus, timeout_s: float = 60) -> str:
@@ -132,7 +144,7 @@ class Deployment:
             if run.status in statuses or (not statuses and run.is_finished):
                 return run.status.value
             time.sleep(0.1)
-        raise AssertionError(f"run {run_id} is {run.status} after {timeout_s} s")
+        raise AssertionError(f"run {run_id} is {self.status(run_id)} after {timeout_s} s")
 
     def until(self, done: Callable[[], bool], rounds: int = 20) -> None:
         """Let the daemon go round until something is so."""

@@ -147,12 +147,6 @@ class SimulatedDagster:
         ]
         return sorted(found, key=lambda change: change.at)[:limit]
 
-    def group_size(self, run_id: str) -> int:
-        return 1
-
-    def most_retries(self, run: dg.DagsterRun) -> int:
-        return 0
-
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.fuse.burn()
         run = self.all_runs[run_id]

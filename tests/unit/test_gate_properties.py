@@ -351,7 +351,8 @@ class TheGate(RuleBasedStateMachine):
             self.dagster_launches()
             self.runs_work(True)
             self.clock.time += timedelta(seconds=11)
-            if self._picture() == before:
+            live, *_ = picture = self._picture()
+            if not live and picture == before:
                 break
         self._all_is_as_it_was()
         self.store.dispose()
@@ -372,7 +373,7 @@ class TheGate(RuleBasedStateMachine):
                 ended = [attempt.outcome for attempt in attempts[run.name]]
                 assert ended == [RunStatus.PAUSED] * (len(ended) - 1) + [RunStatus.COMPLETED]
 
-    def _picture(self) -> object:
+    def _picture(self) -> tuple:
         with self.store.read() as conn:
             live = takeovers.live(conn)
             every = runs.with_status(conn, *RunStatus)

@@ -55,6 +55,26 @@ def postcard():
     send_one()
 
 
+@dg.op
+def prepare() -> None:
+    pass
+
+
+@dg.op(pool=pool("mail"), ins={"start": dg.In(dg.Nothing)})
+def send_after() -> None:
+    pass
+
+
+@dg.job
+def prepared_postcard():
+    send_after(start=prepare())
+
+
+@dg.sensor(job=postcard)
+def same_key():
+    return dg.RunRequest(run_key="the same")
+
+
 @dg.asset(pool=pool("maps"))
 def atlas(breakers: BreakerResource) -> None:
     breakers.breaker("maps").call(call, "maps", "atlas")
@@ -104,11 +124,12 @@ breakers = BreakerResource(
 )
 
 defs = dg.Definitions(
-    jobs=[letters, postcard, atlas_job],
+    jobs=[letters, postcard, prepared_postcard, atlas_job],
     assets=[atlas],
     schedules=[hourly_letters, daily_atlas],
     sensors=[
         new_postcards,
+        same_key,
         build_pause_sensor(campaigns=CAMPAIGNS),
         build_resume_sensor(campaigns=CAMPAIGNS),
         build_breaker_sensor(campaigns=CAMPAIGNS),
