@@ -180,6 +180,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _begin_life(self) -> None:
         """Set up what a fork can't share with its parent."""
+        self._lock = Lock()  # pybreaker's methods for exclusions and listeners take it
         self._telling = Lock()
         self._ask_at = float("-inf")
         self._retired: list[Counts] = []

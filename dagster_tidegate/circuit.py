@@ -79,7 +79,7 @@ class Tally:
         silent_ok_per_s: Successes a second, lately, of the workers that have told nothing since
             `row_since`: they may have had some that nobody knows of yet.
         workers: Workers that made calls.
-        failing_workers: Workers that had failures.
+        failing_workers: Workers that had failures or slow calls.
         last_ok_at: The last success that is known of.
         retry_at: The service asked not to be called before.
     """
@@ -97,15 +97,19 @@ class Tally:
     retry_at: datetime | None = None
 
 
-def why_trip(policy: ServicePolicy, tally: Tally, now: datetime, label: str) -> str | None:
+def why_trip(
+    circuit: Circuit, policy: ServicePolicy, tally: Tally, now: datetime, label: str
+) -> str | None:
     """Return why the breaker should trip, for people, or None if it should not.
 
     The consecutive count alone would mistake a busy, healthy fleet for a dead service: failures
     are told at once, successes up to `FLUSH_S` later. So either the failures in a row are as many
     as the successes that silent workers may still be keeping to themselves, or several workers
-    have seen nothing but failures, three each or more.
+    have seen nothing but failures, three each on average. The rates count those hidden successes
+    too, and say nothing just after a change of state, when nobody has told of any yet.
 
     Args:
+        circuit: The breaker.
         policy: The service's policy.
         tally: What the fleet saw.
         now: The time, UTC.
@@ -125,11 +129,13 @@ def why_trip(policy: ServicePolicy, tally: Tally, now: datetime, label: str) -> 
     if policy.window_failures is not None and tally.failed >= policy.window_failures:
         return f"{label}, {tally.failed} failures {window}"
     calls = tally.ok + tally.failed
-    if calls < policy.min_calls:
+    young = (now - circuit.changed_at).total_seconds() < 2 * FLUSH_S
+    if calls < policy.min_calls or (young and tally.workers > 1):
         return None
-    if policy.failure_rate is not None and tally.failed >= policy.failure_rate * calls:
+    all_calls = calls + tally.silent_ok_per_s * FLUSH_S
+    if policy.failure_rate is not None and tally.failed >= policy.failure_rate * all_calls:
         return f"{label}, {tally.failed} of {calls} calls failed {window}"
-    if policy.slow_call_rate is not None and tally.slow >= policy.slow_call_rate * calls:
+    if policy.slow_call_rate is not None and tally.slow >= policy.slow_call_rate * all_calls:
         return f"{tally.slow} of {calls} calls took {policy.slow_call_s:g} s or more {window}"
     return None
 
@@ -153,7 +159,7 @@ def after_calls(
     """Trip a closed breaker if what the fleet saw says so."""
     if circuit.state != BreakerState.CLOSED or circuit.kept_closed(now):
         return circuit
-    reason = why_trip(policy, tally, now, label)
+    reason = why_trip(circuit, policy, tally, now, label)
     if reason is None:
         return circuit
     return opened(circuit, policy, now, reason, dice, tally.retry_at)

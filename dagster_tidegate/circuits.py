@@ -143,7 +143,7 @@ class MemoryCircuits:
             self._add(policy, seen)
             circuit = self._get(seen.service, seen.at)
             rows = [row for key, row in self.rows.items() if key[0] == seen.service]
-            return circuit, tally(rows, policy, circuit.generation, seen.at)
+            return circuit, tally(rows, policy, circuit.generation, seen.at, seen.worker)
 
     def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
         """See `Circuits.flush`."""
@@ -230,7 +230,9 @@ class MemoryCircuits:
         self.rows[key] = seen
 
 
-def tally(rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: datetime) -> Tally:
+def tally(
+    rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: datetime, worker: str
+) -> Tally:
     """Add up what workers told of a service. `store.breakers` does the same in SQL.
 
     Args:
@@ -238,6 +240,7 @@ def tally(rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: dat
         policy: The service's policy.
         generation: Only what belongs to this generation counts.
         now: The time, UTC.
+        worker: Who asks, having told everything: it is not silent.
     """
     width = bucket_s(policy)
     since = now - timedelta(seconds=policy.window_s + width)
@@ -259,7 +262,8 @@ def tally(rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: dat
             in_row += 1
             row_since.append(row.last_failed_at)
             told.add(row.worker)
-    silent = sum(r.ok for r in rows if r.worker not in told and r.bucket > recent)
+    heard = {*told, worker}
+    silent = sum(r.ok for r in rows if r.worker not in heard and r.bucket > recent)
     return Tally(
         ok=sum(r.ok for r in rows),
         slow=sum(r.slow for r in rows),
@@ -269,7 +273,7 @@ def tally(rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: dat
         row_workers=len(told),
         silent_ok_per_s=silent / (2 * width),
         workers=len({r.worker for r in rows}),
-        failing_workers=len({r.worker for r in rows if r.failed}),
+        failing_workers=len({r.worker for r in rows if r.failed or r.slow}),
         last_ok_at=last_ok_at,
         retry_at=max((r.retry_at for r in rows if r.retry_at is not None), default=None),
     )

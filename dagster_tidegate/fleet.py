@@ -220,6 +220,8 @@ class Fleet:
 
     def due_probes(self) -> list[str]:
         """Return the services with a health probe that is due: see `Breaker.probe`."""
+        if not self.enabled:
+            return []
         now = self.now()
         due = []
         for name, policy in self.policies.items():
@@ -514,6 +516,7 @@ class Fleet:
         Raises:
             sqlalchemy.exc.OperationalError: If the store still can't be reached.
         """
+        events: list[Event] = []
         with self._reading:
             own = self._own
             if own is None:
@@ -530,14 +533,15 @@ class Fleet:
                 if here.state != BreakerState.CLOSED and there.state == BreakerState.CLOSED:
                     after = replace(here, state=BreakerState.OPEN, generation=there.generation + 1)
                     if self._shared.change(there, after, self.worker):
-                        self._emit(StateChanged(name, there, after, self.worker))
+                        events.append(StateChanged(name, there, after, self.worker))
             read = self._shared.read(self.policies)
             with self._lock:
                 self._own = None
                 lost_for_s = self._ticks() - self._lost_at
             self._apply(read, anew=True)
         log.warning("the store is back after %.1f s", lost_for_s)
-        self._emit(StoreRegained(lost_for_s))
+        for event in (*events, StoreRegained(lost_for_s)):
+            self._emit(event)
 
     def _after_fork(self) -> None:
         """In the child: leave the parent's thread, connections and counters alone."""

@@ -109,6 +109,6 @@ class Hook(Protocol):
     What a hook raises is logged and changes nothing.
     """
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, /) -> None:
         """Take an event."""
         ...

@@ -95,7 +95,7 @@ def add(conn: sa.Connection, seen: Iterable[Seen]) -> None:
 
 
 def read_back(
-    conn: sa.Connection, policy: ServicePolicy, now: datetime
+    conn: sa.Connection, policy: ServicePolicy, now: datetime, worker: str
 ) -> tuple[Circuit, Tally] | None:
     """Return the breaker of a service and what the fleet saw of it in the window.
 
@@ -103,6 +103,7 @@ def read_back(
         conn: A connection of the store.
         policy: The service's policy.
         now: The time, UTC.
+        worker: Who asks, having told everything.
 
     Returns:
         None if the store has no such service. What `circuits.tally` says of the same rows.
@@ -112,6 +113,7 @@ def read_back(
         _READ_BACK,
         {
             "name": policy.name,
+            "asking": worker,
             "since": now - timedelta(seconds=policy.window_s + width),
             "until": now + timedelta(seconds=CLOCK_TOLERANCE_S),
             "recent": now - timedelta(seconds=2 * width),
@@ -366,10 +368,10 @@ class StoredCircuits:
         """See `Circuits.record`."""
         with self._evidence.begin() as conn:
             add(conn, [seen])
-            found = read_back(conn, policy, seen.at)
+            found = read_back(conn, policy, seen.at, seen.worker)
             if found is None:
                 ensure(conn, seen.at, [policy.name])
-                found = read_back(conn, policy, seen.at)
+                found = read_back(conn, policy, seen.at, seen.worker)
         assert found is not None
         return found
 
@@ -550,9 +552,9 @@ def _read_back() -> sa.Select:
             ),
             sa.func.sum(silent).label("silent"),
             sa.func.count(rows.c.worker.distinct()).label("workers"),
-            sa.func.count(sa.case((rows.c.failed > 0, rows.c.worker)).distinct()).label(
-                "failing_workers"
-            ),
+            sa.func.count(
+                sa.case((rows.c.failed + rows.c.slow > 0, rows.c.worker)).distinct()
+            ).label("failing_workers"),
             sa.func.max(rows.c.retry_at).label("retry_at"),
         )
     ).cte("total")

@@ -1,0 +1,68 @@
+import dagster as dg
+import pytest
+from pydantic import ValidationError
+
+from dagster_tidegate.policy import ServicePolicy
+
+
+class ServiceConfig(ServicePolicy, dg.Config):
+    """As the resource has it."""
+
+
+class Client(dg.ConfigurableResource):
+    services: list[ServiceConfig]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": ""}, "at least 1 character"),
+        ({"name": "open ai"}, "use no '+', '@' or space"),
+        ({"name": "a+b"}, "use no '+', '@' or space"),
+        ({"name": "x\x00"}, "use no '+', '@' or space"),
+        ({"name": "x" * 129}, "at most 128 characters"),
+        ({"consecutive_failures": 0}, "greater than or equal to 1"),
+        ({"consecutive_failures": None}, "would never trip: set one of consecutive_failures"),
+        ({"failure_rate": 50}, "less than or equal to 1"),
+        ({"failure_rate": 0}, "greater than 0"),
+        ({"reset_timeout_s": -1}, "greater than 0"),
+        ({"reset_timeout_s": 60, "reset_timeout_cap_s": 30}, "is below its reset_timeout_s"),
+        ({"failure_statuses": [503, 5]}, "not HTTP statuses (100 to 599): [5]"),
+        ({"probe_url": "file:///etc/passwd"}, "give an http:// or https:// address"),
+        ({"probe_url": "http://"}, "give an http:// or https:// address"),
+        ({"reset_timeout": 5}, "Extra inputs are not permitted"),
+    ],
+)
+@pytest.mark.parametrize("policy", [ServicePolicy, ServiceConfig])
+def test_a_wrong_policy_is_refused_with_what_would_be_right(policy, fields, says):
+    with pytest.raises(ValidationError) as refused:
+        policy(**{"name": "openai"} | fields)
+    assert says in str(refused.value)
+
+
+def test_every_field_is_described():
+    for name, field in ServicePolicy.model_fields.items():
+        assert field.description, name
+        if name.endswith("_s"):
+            assert "in seconds" in field.description, name
+
+
+def test_a_policy_can_be_the_config_of_a_dagster_resource():
+    seen = []
+
+    @dg.op
+    def look(client: Client) -> None:
+        seen.extend(client.services)
+
+    @dg.job
+    def job() -> None:
+        look()
+
+    config = {"name": "openai", "failure_rate": 0.5, "failure_statuses": [429], "probe_url": None}
+    result = job.execute_in_process(
+        resources={"client": Client.configure_at_launch()},
+        run_config={"resources": {"client": {"config": {"services": [config]}}}},
+    )
+    assert result.success
+    assert seen == [ServiceConfig(**config)]
+    assert isinstance(seen[0], ServicePolicy)
