@@ -1,0 +1,90 @@
+"""Which ticks a schedule missed, and what becomes of them."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from dagster_tidegate.campaign import CatchUp
+from dagster_tidegate.gate.catch_up import MOST_RECORDED, judge
+from dagster_tidegate.instance import tick_times
+
+
+@dg.op
+def nothing(): ...
+
+
+@dg.job
+def job():
+    nothing()
+
+
+def schedule(cron: str | list[str], zone: str | None = None) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(name="s", job=job, cron_schedule=cron, execution_timezone=zone)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def missed(definition: dg.ScheduleDefinition, after: str, before: str) -> list[str]:
+    times = tick_times(definition, at(after), at(before))
+    return [time.astimezone(UTC).strftime("%d %H:%M") for time in times]
+
+
+def test_a_tick_at_the_start_is_known_and_one_at_the_end_belongs_to_dagster():
+    found = missed(schedule("0 * * * *"), "2026-01-01 10:00", "2026-01-01 13:00")
+    assert found == ["01 11:00", "01 12:00"]
+
+
+def test_ticks_are_in_the_time_zone_of_the_schedule():
+    nightly = schedule("30 3 * * *", "Europe/Berlin")
+    assert missed(nightly, "2026-01-01 00:00", "2026-01-03 00:00") == ["01 02:30", "02 02:30"]
+
+
+def test_when_the_clocks_go_forward_a_day_has_one_tick():
+    # On 29 March 2026 there is no 02:30 in Berlin.
+    nightly = schedule("30 2 * * *", "Europe/Berlin")
+    found = missed(nightly, "2026-03-28 00:00", "2026-03-31 00:00")
+    assert len(found) == 3
+    assert found[0] == "28 01:30"
+    assert found[2] == "30 00:30"
+
+
+def test_when_the_clocks_go_back_a_day_has_one_tick():
+    # On 25 October 2026 there are two 02:30 in Berlin.
+    nightly = schedule("30 2 * * *", "Europe/Berlin")
+    found = missed(nightly, "2026-10-24 00:00", "2026-10-27 00:00")
+    assert len(found) == 3
+    assert (found[0], found[2]) == ("24 00:30", "26 01:30")
+
+
+def test_when_the_clocks_go_back_every_hour_has_its_tick():
+    hourly = schedule("0 * * * *", "Europe/Berlin")
+    assert len(missed(hourly, "2026-10-24 22:30", "2026-10-25 22:30")) == 24
+
+
+def test_several_crons_of_a_schedule_are_one_row_of_ticks():
+    found = missed(schedule(["0 6 * * *", "0 18 * * *"]), "2026-01-01 00:00", "2026-01-02 00:00")
+    assert found == ["01 06:00", "01 18:00"]
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "waiting"),
+    [(CatchUp.NONE, []), (CatchUp.LATEST, [4]), (CatchUp.ALL, [2, 3, 4])],
+)
+def test_every_tick_is_judged_and_the_newest_are_run(catch_up: CatchUp, waiting: list[int]):
+    times = [at("2026-01-01 00:00") + timedelta(hours=hour) for hour in range(5)]
+    judged = judge(times, catch_up, most=3)
+    assert [time for time, _, _ in judged] == times
+    assert [n for n, (_, outcome, _) in enumerate(judged) if outcome is None] == waiting
+    assert all(reason for _, outcome, reason in judged if outcome is not None)
+
+
+def test_no_ticks_are_no_ticks():
+    assert judge([], CatchUp.ALL, most=3) == []
+
+
+def test_of_a_very_long_stop_only_so_many_are_written_down():
+    times = (at("2026-01-01 00:00") + timedelta(minutes=m) for m in range(MOST_RECORDED + 5))
+    assert len(judge(times, CatchUp.LATEST, most=3)) == MOST_RECORDED

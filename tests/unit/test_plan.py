@@ -1,0 +1,314 @@
+"""The plan: what the gate wants to change, given what it sees."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dagster_tidegate.gate.plan import (
+    Candidates,
+    End,
+    Leave,
+    Observed,
+    ServiceView,
+    Take,
+    Write,
+    plan,
+)
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.instance import TriggerState
+from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SCHEDULE = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=False)
+SHAPE = CampaignShape(
+    "letters", "here", "none", ops={"send": "mail", "ask": "maps+mail"}, triggers=(SCHEDULE,)
+)
+
+
+def hold(
+    target: Target = Target(TargetKind.SERVICE, "mail"),  # noqa: B008 -- it can't be changed
+    source: HoldSource = HoldSource.BREAKER,
+) -> Hold:
+    return Hold(1, target, source, "503 x5", "breaker", NOW)
+
+
+def taken(former: str = "unset", set_to: str = "0", **changes: object) -> Takeover:
+    pool = Takeover(
+        id=1,
+        kind=TakeoverKind.POOL,
+        name="mail",
+        label="mail",
+        campaign=None,
+        location="here",
+        former=former,
+        set_from=former,
+        set_to=set_to,
+        pending=False,
+        version=2,
+        taken_at=NOW - timedelta(hours=1),
+        running_since=None,
+        ramp_step_at=None,
+        left_at=None,
+    )
+    return replace(pool, **changes)  # type: ignore[arg-type] -- a test's own fields
+
+
+def taken_schedule(former: str = "RUNNING", **changes: object) -> Takeover:
+    return taken(
+        former,
+        "STOPPED",
+        kind=TakeoverKind.SCHEDULE,
+        name="selector",
+        label="nightly",
+        campaign="letters",
+        **changes,
+    )
+
+
+def seen(*takeovers: Takeover, **changes: object) -> Observed:
+    services = {"mail": ServiceView(ramp_interval_s=30), "maps": ServiceView(ramp_interval_s=0)}
+    default = Observed(
+        now=NOW, location="here", services=services, campaigns=[SHAPE], takeovers=takeovers
+    )
+    return replace(default, **changes)  # type: ignore[arg-type] -- a test's own fields
+
+
+def test_nothing_held_and_nothing_taken_over_plans_nothing():
+    assert plan(seen(pools={"mail": "3"}, triggers={"selector": TriggerState("RUNNING")})) == []
+
+
+def test_a_hold_on_a_service_takes_every_pool_that_names_it():
+    actions = plan(seen(holds=[hold()], pools={"mail": "3", "mail@digest": "default", "x": "1"}))
+    assert {(a.name, a.former, a.set_to) for a in actions if isinstance(a, Take)} == {
+        ("mail", "3", "0"),
+        ("mail@digest", "default", "0"),
+        ("maps+mail", "unset", "0"),
+    }
+
+
+def test_a_pool_that_its_operator_closed_is_not_taken():
+    assert plan(seen(holds=[hold()], pools={"mail": "0", "maps+mail": "0"})) == []
+
+
+def test_a_hold_on_everything_leaves_pools_alone_that_are_not_ours():
+    shape = CampaignShape("letters", "here", "none", ops={"a": "mail", "b": "memory"})
+    actions = plan(seen(holds=[hold(EVERYTHING)], campaigns=[shape], pools={"disk": "2"}))
+    assert [action.name for action in actions if isinstance(action, Take)] == ["mail"]
+
+
+def test_a_campaign_is_stopped_by_a_hold_on_it_and_its_schedule_runs_no_more():
+    actions = plan(
+        seen(
+            holds=[hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)],
+            triggers={"selector": TriggerState("RUNNING", NOW)},
+        )
+    )
+    [action] = actions
+    assert isinstance(action, Take)
+    assert (action.label, action.former, action.set_to) == ("nightly", "RUNNING", "STOPPED")
+    assert action.running_since == NOW
+
+
+@pytest.mark.parametrize(
+    ("status", "runs_by_default", "taken_over"),
+    [
+        ("RUNNING", False, True),
+        ("STOPPED", True, False),
+        ("DECLARED_IN_CODE", True, True),
+        ("DECLARED_IN_CODE", False, False),
+        (None, True, True),
+        (None, False, False),
+    ],
+)
+def test_only_a_schedule_that_runs_is_stopped(
+    status: str | None, runs_by_default: bool, taken_over: bool
+):
+    shape = replace(
+        SHAPE, ops={"send": "mail"}, triggers=(replace(SCHEDULE, runs_by_default=runs_by_default),)
+    )
+    actions = plan(
+        seen(
+            holds=[hold()],
+            campaigns=[shape],
+            pools={"mail": "0"},
+            triggers={} if status is None else {"selector": TriggerState(status)},
+        )
+    )
+    assert bool(actions) is taken_over
+
+
+# --- the way back -------------------------------------------------------------------------------
+
+
+def limits(ceiling: str, interval_s: float = 30, failures: tuple[int, ...] = ()) -> list[str]:
+    """The limits that a pool has, one after the other, from release to the end."""
+    takeover, value, now, found = taken(ceiling), "0", NOW, []
+    failed: datetime | None = None
+    for step in range(60):
+        if step in failures:
+            failed = now - timedelta(seconds=1)
+        services = {"mail": ServiceView(interval_s, failed)}
+        actions = plan(seen(takeover, now=now, services=services, pools={"mail": value}))
+        for action in actions:
+            if isinstance(action, End):
+                assert action.outcome is Outcome.RESTORED
+                return found
+            assert isinstance(action, Write)
+            if action.set_to != value:
+                found.append(action.set_to)
+            value = action.set_to
+            takeover = replace(takeover, set_to=value, ramp_step_at=action.ramp_step_at)
+        now += timedelta(seconds=10)
+    raise AssertionError(f"no end: {found}")
+
+
+def test_a_pool_ramps_up_to_exactly_what_it_was():
+    assert limits("6") == ["1", "2", "4", "6"]
+    assert limits("1") == ["1"]
+    assert limits("unset") == ["1", "2", "4", "8", "16", "unset"]
+
+
+def test_a_failure_on_the_ramp_puts_it_back_a_step():
+    assert limits("6", failures=(4,)) == ["1", "2", "1", "2", "4", "6"]
+
+
+def test_without_an_interval_the_pool_is_back_at_once():
+    assert limits("6", interval_s=0) == ["6"]
+
+
+def test_the_ramp_waits_for_the_interval():
+    takeover = taken("6", "1", ramp_step_at=NOW - timedelta(seconds=29))
+    assert plan(seen(takeover, pools={"mail": "1"})) == []
+
+
+def test_a_new_hold_in_the_middle_of_the_ramp_is_a_full_stop():
+    takeover = taken("6", "2", ramp_step_at=NOW)
+    [action] = [
+        a
+        for a in plan(seen(takeover, holds=[hold()], pools={"mail": "2", "maps+mail": "0"}))
+        if isinstance(a, Write)
+    ]
+    assert (action.set_to, action.ramp_step_at, action.tightens) == ("0", None, True)
+
+
+def test_a_gate_that_does_not_know_the_policies_leaves_the_ramp_to_one_that_does():
+    stranger = seen(taken("6"), location="there", services={"mail": ServiceView(None)})
+    assert plan(replace(stranger, pools={"mail": "0"})) == []
+
+
+def test_a_schedule_goes_back_to_what_it_was_by_its_own_gate():
+    stopped = {"selector": TriggerState("STOPPED")}
+    [action] = plan(seen(taken_schedule("DECLARED_IN_CODE"), triggers=stopped))
+    assert isinstance(action, Write)
+    assert (action.set_to, action.tightens) == ("DECLARED_IN_CODE", False)
+    assert plan(seen(taken_schedule(), triggers=stopped, location="there")) == []
+
+
+# --- people -------------------------------------------------------------------------------------
+
+
+def test_a_limit_that_a_person_set_is_left_alone():
+    [action] = [
+        a
+        for a in plan(seen(taken("3"), holds=[hold()], pools={"mail": "5", "maps+mail": "0"}))
+        if not isinstance(a, Take)
+    ]
+    assert action == Leave(taken("3"), "5")
+    left = taken("3", left_at=NOW)
+    assert plan(seen(left, holds=[hold()], pools={"mail": "5", "maps+mail": "0"})) == []
+    assert plan(seen(left, pools={"mail": "5"})) == [End(left, Outcome.LEFT_TO_OPERATOR)]
+
+
+def test_a_schedule_that_a_person_started_is_left_alone():
+    started = {"selector": TriggerState("RUNNING", NOW)}
+    takeover = taken_schedule()
+    assert plan(seen(takeover, triggers=started)) == [Leave(takeover, "RUNNING")]
+
+
+def test_a_row_that_the_scheduler_wrote_back_late_is_not_a_person():
+    late = {"selector": TriggerState("RUNNING", NOW - timedelta(hours=5))}
+    holds = [hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)]
+    [action] = plan(seen(taken_schedule(), holds=holds, triggers=late))
+    assert isinstance(action, Write)
+    assert (action.found, action.set_to) == ("RUNNING", "STOPPED")
+
+
+def test_a_row_that_dagster_deleted_is_written_again():
+    [action] = plan(seen(taken_schedule(), triggers={}))
+    assert isinstance(action, Write)
+    assert (action.found, action.set_to) == ("unset", "RUNNING")
+
+
+def test_a_pool_that_dagster_made_follow_the_default_is_not_a_persons():
+    pending = taken("unset", "0", pending=True)
+    [action] = [
+        a
+        for a in plan(
+            seen(
+                pending,
+                holds=[hold()],
+                pools={"mail": "default", "maps+mail": "0"},
+                default_limit=4,
+            )
+        )
+        if isinstance(a, Write)
+    ]
+    assert (action.found, action.set_to) == ("default", "0")
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_write_that_a_killed_gate_left_pending_is_found_out(arrived: bool):
+    pending = taken("3", "0", pending=True)
+    pools = {"mail": "0" if arrived else "3", "maps+mail": "0"}
+    [action] = plan(seen(pending, holds=[hold()], pools=pools))
+    assert isinstance(action, Write)
+    assert (action.found, action.set_to) == ("0" if arrived else "3", "0")
+
+
+# --- half open ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("in_progress", "former", "limit"), [(0, "unset", "1"), (4, "unset", "5"), (4, "3", "3")]
+)
+def test_a_canary_that_waits_gets_a_place_beside_the_runs_that_have_one(
+    in_progress: int, former: str, limit: str
+):
+    [action] = [
+        a
+        for a in plan(
+            seen(
+                taken(former),
+                holds=[hold()],
+                canaries={"mail"},
+                in_progress={"mail": in_progress},
+                pools={"mail": "0", "maps+mail": "0"},
+            )
+        )
+        if isinstance(a, Write)
+    ]
+    assert (action.set_to, action.tightens) == (limit, False)
+
+
+def test_a_canary_gets_no_place_where_something_else_holds_too():
+    holds = [hold(), hold(EVERYTHING, HoldSource.OPERATOR)]
+    pools = {"mail": "0", "maps+mail": "0"}
+    assert not plan(seen(taken(), holds=holds, canaries={"mail"}, pools=pools))
+
+
+def test_when_the_canary_has_left_the_queue_the_pool_is_closed_again():
+    pools = {"mail": "1", "maps+mail": "0"}
+    [action] = plan(seen(taken(set_to="1"), holds=[hold()], pools=pools))
+    assert isinstance(action, Write)
+    assert (action.set_to, action.tightens) == ("0", True)
+
+
+def test_where_nothing_could_try_a_half_open_service_schedules_may_bring_something():
+    pools = {"mail": "0", "maps+mail": "0"}
+    running = {"selector": TriggerState("RUNNING")}
+    starving = {"mail": Candidates([], [], [])}
+    state = seen(holds=[hold()], pools=pools, triggers=running)
+    assert plan(state)
+    assert plan(replace(state, candidates=starving)) == []
