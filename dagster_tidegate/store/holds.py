@@ -63,9 +63,7 @@ def place(
     if row is None:
         owned = [t.holds.c[column] == value for column, value in owner.items()]
         return _hold(
-            conn.execute(
-                sa.select(t.holds).where(*owned, t.holds.c.released_at.is_(None))
-            ).one()
+            conn.execute(sa.select(t.holds).where(*owned, t.holds.c.released_at.is_(None))).one()
         )
     events.write(
         conn, now, kind="hold", name=str(target), to_status="placed", reason=reason, actor=actor
