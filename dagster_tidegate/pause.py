@@ -77,6 +77,17 @@ def end_as_paused(
     raise CampaignPaused(message)
 
 
+def resumed(instance: dg.DagsterInstance, attempt: Attempt) -> None:
+    """Mark the Dagster run of a paused attempt as resumed: who looks for paused runs finds others.
+
+    Args:
+        instance: The Dagster instance.
+        attempt: The attempt that the present one follows.
+    """
+    if attempt.outcome is RunStatus.PAUSED:
+        Dagster(instance).add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
+
+
 def _stop_the_queue(context: dg.OpExecutionContext, fleet: Fleet) -> None:
     """Hold back what is queued before this run's place becomes free for it."""
     try:

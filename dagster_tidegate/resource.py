@@ -12,7 +12,7 @@ from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG, partition_of
-from dagster_tidegate.pause import end_as_paused
+from dagster_tidegate.pause import end_as_paused, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.records import Records
@@ -150,6 +150,8 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, A
             context.run_id,
             owner_is_over=newest is not None and _is_over(context.instance, newest.dagster_run),
         )
+    if newest is not None and newest.number < attempt.number:
+        resumed(context.instance, newest)
     return run, attempt
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-import sqlalchemy as sa
 from alembic.util import CommandError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store, default_url
@@ -14,7 +14,7 @@ from dagster_tidegate.store.database import Store, default_url
 def _open(url: str | None) -> Store:
     try:
         return Store(url or default_url())
-    except (ValueError, sa.exc.ArgumentError) as error:
+    except (ValueError, ArgumentError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -23,7 +23,7 @@ def _explained() -> Iterator[None]:
     """Turn errors of the database into one line that a person can act on."""
     try:
         yield
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         raise click.ClickException(f"the store can't be reached: {error.orig}") from error
     except CommandError as error:
         raise click.ClickException(str(error)) from error

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import click
-import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
 from dagster_tidegate.store import schema
@@ -87,9 +87,9 @@ def open_store(url: str | None) -> Store:
     try:
         store = Store(url or default_url())
         schema.require_head(store)
-    except (ValueError, sa.exc.ArgumentError, schema.SchemaError) as error:
+    except (ValueError, ArgumentError, schema.SchemaError) as error:
         raise click.ClickException(str(error)) from error
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         raise click.ClickException(f"the store can't be reached: {error.orig}") from error
     return store
 

@@ -32,7 +32,7 @@ def mailer() -> Iterator[ThreadingHTTPServer]:
             self.end_headers()
             self.wfile.write(answer)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Mailer) as server:

@@ -8,7 +8,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
@@ -191,6 +191,9 @@ def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaig
     assert campaign.sent == [lead["email"] for lead in LEADS]
     assert resumed.output_for_node("send") == [{"sent": lead["email"]} for lead in LEADS]
     assert campaign.campaign_run.attempt == 2
+    dagster_run = campaign.instance.get_run_by_id(paused.run_id)
+    assert dagster_run is not None
+    assert dagster_run.tags[STATE_TAG] == "resumed", "who looks for paused runs finds others"
 
 
 def test_a_pause_is_no_failure_and_says_so_to_hooks(campaign: Campaign) -> None:

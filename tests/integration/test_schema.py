@@ -4,6 +4,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.exc import IntegrityError
 
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
@@ -55,5 +56,5 @@ def test_a_status_that_is_no_lowercase_value_is_refused_by_the_database(store: S
     insert = sa.text(
         "INSERT INTO services (name, state, changed_at) VALUES ('x', 'OPEN', '2026-01-01')"
     )
-    with pytest.raises(sa.exc.IntegrityError), store.begin() as conn:
+    with pytest.raises(IntegrityError), store.begin() as conn:
         conn.execute(insert)
