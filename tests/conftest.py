@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 import psycopg
@@ -40,7 +41,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+def postgres_server() -> Iterator[sa.URL]:
     """URL of a PostgreSQL server on which databases can be made.
 
     `TIDEGATE_TEST_POSTGRES_URL` if it is set, else a server of the tests' own. All workers of
@@ -49,9 +50,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL
     if url := os.environ.get(POSTGRES_VARIABLE):
         yield sa.make_url(url).set(drivername="postgresql+psycopg")
         return
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with get_server(shared / "postgres") as server:
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
+    # Not among pytest's own directories: each session that starts closes those to other users,
+    # and the server of tests that run as root is another user.
+    directory = Path(gettempdir()) / f"tidegate-postgres-{run}"
+    with get_server(directory, cleanup_mode="delete") as server:
         yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
 
 

@@ -66,7 +66,8 @@ def resources(
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     directory = tmp_path / "dagster"
     directory.mkdir()
-    with dg.DagsterInstance.local_temp(str(directory)) as instance:
+    (directory / "dagster.yaml").symlink_to(PROJECT / "dagster.yaml")
+    with dg.DagsterInstance.from_config(str(directory)) as instance:
         yield instance
 
 
@@ -212,14 +213,11 @@ def test_the_code_location_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert loaded.returncode == 0, loaded.stdout + loaded.stderr
 
 
-def test_the_instance_is_one_that_the_gate_can_work_with(tmp_path: Path):
-    (tmp_path / "dagster.yaml").symlink_to(PROJECT / "dagster.yaml")
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        concurrency = instance.get_concurrency_config()
-        pools = concurrency.pool_config
-        assert pools.pool_granularity is not None
-        assert pools.pool_granularity.value == "run"
-        assert not pools.op_granularity_run_buffer
-        assert instance.run_monitoring_enabled
-        assert instance.get_settings("run_monitoring")["free_slots_after_run_end_seconds"] == 10
-        assert not instance.telemetry_enabled
+def test_the_instance_is_one_that_the_gate_can_work_with(instance: dg.DagsterInstance):
+    pools = instance.get_concurrency_config().pool_config
+    assert pools.pool_granularity is not None
+    assert pools.pool_granularity.value == "run"
+    assert not pools.op_granularity_run_buffer
+    assert instance.run_monitoring_enabled
+    assert instance.get_settings("run_monitoring")["free_slots_after_run_end_seconds"] == 10
+    assert not instance.telemetry_enabled
