@@ -1,7 +1,7 @@
 """The clients of the services, against the sandbox, each call through a real breaker."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +98,16 @@ def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxContro
     sandbox.place("apollo", Fault(mode=Mode.WRONG))
     with pytest.raises(WrongAnswerError, match="apollo answered 200 to api/v1/people/match"):
         clients.apollo.match(LEAD, idempotency_key="k")
+
+
+def test_half_of_the_calls_failing_is_an_outage_too(clients: Any, sandbox: SandboxControl):
+    sandbox.place("millionverifier", Fault(mode=Mode.SHARE, share=0.5))
+
+    def verify_all() -> None:
+        for n in range(100):
+            with suppress(httpx.HTTPStatusError):
+                clients.millionverifier.verify(f"{n}@b.example", idempotency_key=str(n))
+
+    with pytest.raises(BreakerOpenError, match="millionverifier is open"):
+        verify_all()
+    assert sandbox.stats()["millionverifier"]["calls"] <= 40
