@@ -15,7 +15,13 @@ from pathlib import Path
 import dagster as dg
 import yaml
 from dagster._core.remote_representation.external import RemoteSensor
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, InstigatorType
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    InstigatorType,
+    TickData,
+    TickStatus,
+)
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import PythonFileTarget
@@ -134,6 +140,25 @@ class Deployment:
             self.workspace, logging.getLogger("tests"), now, iteration_times={}
         ):
             assert not error, error
+
+    def start(self, schedule: str) -> None:
+        """Start a schedule, as a person does in Dagster's pages."""
+        self.instance.start_schedule(self.repository.get_schedule(schedule))
+
+    def evaluated(self, schedule: str, at: datetime) -> None:
+        """Let Dagster have evaluated a tick of a schedule."""
+        remote = self.repository.get_schedule(schedule)
+        self.instance.create_tick(
+            TickData(
+                instigator_origin_id=remote.get_remote_origin_id(),
+                instigator_name=schedule,
+                instigator_type=InstigatorType.SCHEDULE,
+                status=TickStatus.SUCCESS,
+                timestamp=at.timestamp(),
+                selector_id=remote.selector_id,
+                run_ids=[],
+            )
+        )
 
     def wait(self, run_id: str, *statuses: dg.DagsterRunStatus, timeout_s: float = 60) -> str:
         """Wait until a run has one of some statuses (any end, if none is given)."""

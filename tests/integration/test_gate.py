@@ -1,30 +1,134 @@
 """The gate against a real Dagster: what pauses, and that all of it comes back as it was."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster import DagsterRunStatus
 
-from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.gate import reconcile
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.instance import CANARY_TAG, partition_of
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import heartbeats, holds, runs
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from tests.integration.gate_deployment import Deployment, deployment
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.takeovers import UNSET
+from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+
+MAIL = Target(TargetKind.SERVICE, "mail")
+MAPS = Target(TargetKind.SERVICE, "maps")
+LETTERS = Target(TargetKind.CAMPAIGN, "letters")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("gate") / "home"
+    database = None
+    store = Store(f"sqlite:///{home}.db")
+    if request.param == "postgres":
+        make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
+        database = make().set(drivername="postgresql").render_as_string(hide_password=False)
+        store = Store(make().render_as_string(hide_password=False))
+    t.metadata.create_all(store.engine)
+    with deployment(home, store, dagster_database=database) as deployed:
+        yield deployed
+    store.dispose()
 
 
 @pytest.fixture
-def deployed(
-    tmp_path: Path, store_url: str, request: pytest.FixtureRequest
-) -> Iterator[Deployment]:
-    store = Store(store_url)
-    database = None
-    if not store.is_sqlite:
-        make: Callable[[], sa.URL] = request.getfixturevalue("make_database")
-        database = make().set(drivername="postgresql").render_as_string(hide_password=False)
-    with deployment(tmp_path / "home", store, dagster_database=database) as deployed:
-        yield deployed
-    store.dispose()
+def deployed(shared: Deployment) -> Iterator[Deployment]:
+    """The deployment, as if nothing had happened yet."""
+    yield shared
+    for run in shared.instance.get_runs():
+        if not run.is_finished and run.status is not DagsterRunStatus.QUEUED:
+            shared.wait(run.run_id)
+        shared.instance.delete_run(run.run_id)
+    for pool in shared.dagster.pools():
+        shared.dagster.set_pool(pool, UNSET)
+    for state in shared.instance.all_instigator_state():
+        shared.instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
+    for service in ("mail", "maps"):
+        shared.down(service)
+    (shared.home / "calls").unlink(missing_ok=True)
+    with shared.store.begin() as conn:
+        for table in reversed(t.metadata.sorted_tables):
+            if table not in (t.services, t.trials):
+                conn.execute(table.delete())
+        conn.execute(
+            t.services.update().values(state="closed", generation=t.services.c.generation + 1)
+        )
+
+
+def hold(deployed: Deployment, target: Target, source: HoldSource = HoldSource.OPERATOR) -> Hold:
+    with deployed.store.begin() as conn:
+        return holds.place(
+            conn, deployed.store.now(conn), target, source=source, reason="test", actor="ann"
+        )
+
+
+def release(deployed: Deployment, target: Target, source: HoldSource = HoldSource.OPERATOR):
+    with deployed.store.begin() as conn:
+        holds.release(conn, deployed.store.now(conn), target, source=source, actor="ann")
+
+
+def set_state(deployed: Deployment, service: str, state: BreakerState) -> None:
+    with deployed.store.begin() as conn:
+        conn.execute(
+            t.services.update()
+            .where(t.services.c.name == service)
+            .values(
+                state=state,
+                generation=t.services.c.generation + 1,
+                opened_at=None if state is BreakerState.CLOSED else deployed.store.now(conn),
+                open_until=None if state is BreakerState.CLOSED else deployed.store.now(conn),
+            )
+        )
+
+
+def campaign_run(deployed: Deployment, campaign: str, partition: str) -> CampaignRun:
+    with deployed.store.read() as conn:
+        run = runs.find(conn, campaign, partition)
+    assert run is not None
+    return run
+
+
+def paused(deployed: Deployment, job: str, partition: str | None = None, **tags: str) -> str:
+    """Make a Dagster run that has paused itself, and return its id."""
+    run_id = deployed.launch(job, partition, tags=tags)
+    run = deployed.instance.get_run_by_id(run_id)
+    assert run is not None
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, job, partition_of(run))
+        runs.begin_attempt(conn, now, found, run_id, owner_is_over=True)
+        found = runs.find(conn, job, partition_of(run))
+        assert found is not None
+        runs.move(conn, now, found, RunStatus.PAUSED, reason="held", actor=run_id)
+    deployed.instance.add_run_tags(run_id, {"tidegate/state": "paused"})
+    deployed.instance.report_run_canceled(run)
+    return run_id
+
+
+def asked(deployed: Deployment, but: str) -> list[dg.DagsterRun]:
+    """The runs that there are, but for one."""
+    return [run for run in deployed.instance.get_runs() if run.run_id != but]
+
+
+def outcomes(deployed: Deployment) -> dict[str, str | None]:
+    with deployed.store.read() as conn:
+        return {row.label: row.outcome for row in conn.execute(sa.select(t.takeovers)).all()}
+
+
+# --- the whole way ------------------------------------------------------------------------------
 
 
 def test_a_run_pauses_in_an_outage_and_its_next_attempt_finishes_it(deployed: Deployment):
@@ -36,16 +140,342 @@ def test_a_run_pauses_in_an_outage_and_its_next_attempt_finishes_it(deployed: De
     assert deployed.dagster.pools()["mail@letters"] == "0"
     queued = deployed.launch("postcard")
     deployed.dequeue()
-    assert deployed.status(queued) is dg.DagsterRunStatus.QUEUED
+    assert deployed.status(queued) is DagsterRunStatus.QUEUED
 
     deployed.up("mail")
-    deployed.until(lambda: deployed.status(queued) is dg.DagsterRunStatus.SUCCESS)
+    deployed.until(lambda: deployed.status(queued) is DagsterRunStatus.SUCCESS)
     deployed.until(lambda: not deployed.dagster.pools())
     deployed.gate()
+    run = campaign_run(deployed, "letters", "a")
     with deployed.store.read() as conn:
-        run = runs.find(conn, "letters", "a")
-        assert run is not None
-        outcomes = [attempt.outcome for attempt in runs.attempts(conn, run.id)]
+        ended = [attempt.outcome for attempt in runs.attempts(conn, run.id)]
     assert run.status is RunStatus.COMPLETED
-    assert outcomes == [RunStatus.PAUSED, RunStatus.COMPLETED]
+    assert ended == [RunStatus.PAUSED, RunStatus.COMPLETED]
     assert sorted(deployed.calls()) == sorted([*(f"mail a-{n}" for n in range(10)), "mail one"])
+
+
+# --- pools, schedules, sensors ------------------------------------------------------------------
+
+
+def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Deployment):
+    deployed.schedules(datetime.now(UTC))  # Dagster stores that daily_atlas runs
+    deployed.start("hourly_letters")
+    deployed.tick("new_postcards")
+    deployed.gate()
+    deployed.dagster.set_pool("mail", "3")
+    pools, triggers = deployed.dagster.pools(), deployed.trigger_states()
+    assert triggers["daily_atlas"] == triggers["new_postcards"] == "DECLARED_IN_CODE"
+    assert triggers["hourly_letters"] == "RUNNING"
+
+    hold(deployed, Target(TargetKind.EVERYTHING))
+    deployed.tick("tidegate_pause")
+    assert deployed.dagster.pools() == {"mail": "0", "mail@letters": "0", "maps": "0"}
+    stopped = deployed.trigger_states()
+    for name in ("daily_atlas", "hourly_letters", "new_postcards"):
+        assert stopped[name] == "STOPPED"
+    assert stopped["tidegate_pause"] == "DECLARED_IN_CODE"
+
+    release(deployed, Target(TargetKind.EVERYTHING))
+    deployed.tick("tidegate_resume")
+    assert deployed.dagster.pools() == pools
+    assert deployed.trigger_states() == triggers
+    assert set(outcomes(deployed).values()) == {"restored"}
+    assert deployed.tick("tidegate_pause").skip_reason == "nothing is held; nothing to do"
+
+
+def test_what_a_person_changed_meanwhile_stays_as_they_want_it(deployed: Deployment):
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    hold(deployed, MAPS)
+    deployed.tick("tidegate_pause")
+    deployed.dagster.set_pool("maps", "7")
+    deployed.start("daily_atlas")
+    for _ in range(2):
+        deployed.gate()
+        assert deployed.dagster.pools()["maps"] == "7"
+        assert deployed.trigger_states()["daily_atlas"] == "RUNNING"
+    release(deployed, MAPS)
+    deployed.gate()
+    assert deployed.dagster.pools()["maps"] == "7"
+    assert deployed.trigger_states()["daily_atlas"] == "RUNNING"
+    assert outcomes(deployed) == dict.fromkeys(["maps", "daily_atlas"], "left_to_operator")
+    with deployed.store.read() as conn:
+        told = conn.scalars(sa.select(t.events.c.name).where(t.events.c.reason.like("%person%")))
+        assert set(told) == {"pool maps", "schedule daily_atlas"}
+
+
+def test_an_operators_hold_survives_the_recovery_of_the_service(deployed: Deployment):
+    deployed.gate()
+    hold(deployed, MAIL, HoldSource.BREAKER)
+    hold(deployed, LETTERS)
+    deployed.tick("tidegate_pause")
+    release(deployed, MAIL, HoldSource.BREAKER)
+    deployed.tick("tidegate_resume")
+    assert deployed.dagster.pools() == {"mail@letters": "0"}
+    release(deployed, LETTERS)
+    deployed.tick("tidegate_resume")
+    assert deployed.dagster.pools() == {}
+
+
+def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deployment):
+    deployed.schedules(datetime.now(UTC))
+    deployed.start("hourly_letters")
+    deployed.gate()
+    hold(deployed, MAPS)
+    deployed.tick("tidegate_pause")
+    states = deployed.trigger_states()
+    assert (states["daily_atlas"], states["hourly_letters"]) == ("STOPPED", "RUNNING")
+    assert set(deployed.dagster.pools()) == {"maps"}
+
+
+def test_whoever_trips_a_breaker_stops_the_queue_at_once_and_two_do_no_harm(
+    deployed: Deployment,
+):
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    hold(deployed, MAPS)
+    deployed.dagster.set_pool("maps", "4")
+    fleets = [Fleet(Store(str_url(deployed)), [ServicePolicy(name="maps")]) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda fleet: reconcile(deployed.instance, fleet), fleets))
+    assert deployed.dagster.pools() == {"maps": "0"}
+    assert deployed.trigger_states()["daily_atlas"] == "STOPPED"
+    assert sorted(change for changes in said for change in changes) == [
+        "pool maps 4 -> 0",
+        "schedule daily_atlas DECLARED_IN_CODE -> STOPPED",
+    ]
+    release(deployed, MAPS)
+    deployed.gate()
+    assert deployed.dagster.pools() == {"maps": "4"}
+    for fleet in fleets:
+        fleet.close()
+        fleet.store.dispose()
+
+
+def str_url(deployed: Deployment) -> str:
+    return deployed.store.url.render_as_string(hide_password=False)
+
+
+# --- missed ticks -------------------------------------------------------------------------------
+
+
+def held_for(deployed: Deployment, target: Target, hours: float) -> None:
+    """Hold a target as if it had been held for some hours."""
+    hold(deployed, target)
+    deployed.tick("tidegate_pause")
+    since = datetime.now(UTC) - timedelta(hours=hours)
+    with deployed.store.begin() as conn:
+        conn.execute(t.takeovers.update().values(taken_at=since, running_since=since))
+
+
+def test_each_missed_tick_is_launched_once_with_the_tags_of_its_schedule(deployed: Deployment):
+    deployed.start("hourly_letters")
+    deployed.gate()
+    held_for(deployed, LETTERS, 3)
+    release(deployed, LETTERS)
+    for _ in range(3):
+        deployed.gate()
+    found = deployed.instance.get_runs()
+    due = sorted(run.tags[".dagster/scheduled_execution_time"] for run in found)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    assert due == [(hour - timedelta(hours=n)).isoformat() for n in (2, 1, 0)]
+    for run in found:
+        assert run.tags["dagster/schedule_name"] == "hourly_letters"
+        assert run.tags["dagster/partition"] == "a"
+        assert run.tags["due"] == run.tags[".dagster/scheduled_execution_time"]
+    with deployed.store.read() as conn:
+        assert set(conn.scalars(sa.select(t.missed_ticks.c.outcome))) == {"launched"}
+
+
+def test_a_tick_that_dagster_evaluated_in_the_last_moment_is_not_missed(deployed: Deployment):
+    deployed.start("hourly_letters")
+    deployed.gate()
+    held_for(deployed, LETTERS, 3)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    deployed.evaluated("hourly_letters", hour - timedelta(hours=1))
+    release(deployed, LETTERS)
+    deployed.gate()
+    deployed.gate()
+    [run] = deployed.instance.get_runs()
+    assert run.tags[".dagster/scheduled_execution_time"] == hour.isoformat()
+
+
+def test_of_a_campaign_that_wants_the_latest_tick_the_others_are_skipped(deployed: Deployment):
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    held_for(deployed, MAPS, 75)
+    release(deployed, MAPS)
+    deployed.gate()
+    deployed.gate()
+    [run] = deployed.instance.get_runs()
+    assert run.job_name == "atlas_job"
+    with deployed.store.read() as conn:
+        ticks = conn.execute(sa.select(t.missed_ticks).order_by(t.missed_ticks.c.tick_at)).all()
+    assert [tick.outcome for tick in ticks][-2:] == ["skipped", "launched"]
+    assert len(ticks) in (3, 4)
+    assert run.tags[".dagster/scheduled_execution_time"] == ticks[-1].tick_at.isoformat()
+
+
+# --- the next attempt ---------------------------------------------------------------------------
+
+
+def test_the_next_attempt_keeps_what_the_run_was_and_drops_what_became_of_it(
+    deployed: Deployment,
+):
+    first = paused(
+        deployed, "letters", "b", **{"dagster/backfill": "fill", "dagster/max_retries": "2"}
+    )
+    deployed.gate()
+    [run] = asked(deployed, but=first)
+    assert run.status is DagsterRunStatus.QUEUED
+    expected = {
+        "dagster/partition": "b",
+        "dagster/backfill": "fill",
+        "dagster/max_retries": "2",
+        "dagster/parent_run_id": first,
+        "dagster/root_run_id": first,
+        "team": "post",
+    }
+    assert expected.items() <= run.tags.items()
+    assert "tidegate/state" not in run.tags
+
+
+def test_a_campaign_run_is_asked_for_once_however_often_the_gate_looks(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    for _ in range(3):
+        deployed.tick("tidegate_resume")
+    assert len(asked(deployed, but=first)) == 1
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.PENDING
+
+
+def test_a_request_whose_run_never_appeared_is_made_again(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    deployed.tick("tidegate_resume")
+    [run] = asked(deployed, but=first)
+    deployed.instance.delete_run(run.run_id)
+    deployed.tick("tidegate_resume")
+    assert len(asked(deployed, but=first)) == 1
+
+
+def test_an_attempt_that_paused_before_it_began_does_not_block_the_next(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    deployed.tick("tidegate_resume")
+    [second] = asked(deployed, but=first)
+    deployed.instance.add_run_tags(second.run_id, {"tidegate/state": "paused"})
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        run = runs.find(conn, "letters", "b")
+        assert run is not None
+        runs.begin_attempt(conn, now, run, second.run_id, owner_is_over=True)
+        run = runs.find(conn, "letters", "b")
+        assert run is not None
+        runs.move(conn, now, run, RunStatus.PAUSED, reason="held", actor=second.run_id)
+    deployed.instance.report_run_canceled(second)
+    deployed.gate()
+    newer = [run for run in asked(deployed, but=first) if run.run_id != second.run_id]
+    assert len(newer) == 1
+    assert newer[0].tags["dagster/parent_run_id"] == second.run_id
+
+
+def test_a_person_who_was_faster_is_not_doubled(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    by_hand = deployed.launch("letters", "b", again_after=deployed.instance.get_run_by_id(first))
+    deployed.tick("tidegate_resume")
+    assert [run.run_id for run in asked(deployed, but=first)] == [by_hand]
+
+
+def test_a_person_who_cancels_the_next_attempt_cancels_the_campaign_run(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    deployed.tick("tidegate_resume")
+    [run] = asked(deployed, but=first)
+    deployed.tick("tidegate_pause")
+    deployed.instance.report_run_canceled(run)
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.CANCELLED
+    deployed.tick("tidegate_resume")
+    assert len(asked(deployed, but=first)) == 1
+
+
+def test_a_run_that_could_not_start_makes_its_campaign_run_failed(deployed: Deployment):
+    first = paused(deployed, "letters", "b")
+    deployed.tick("tidegate_resume")
+    [run] = asked(deployed, but=first)
+    deployed.instance.report_run_failed(run)
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
+
+
+def test_the_next_attempt_of_a_job_without_partitions_belongs_to_the_same_campaign_run(
+    deployed: Deployment,
+):
+    first = paused(deployed, "postcard")
+    deployed.tick("tidegate_resume")
+    [run] = asked(deployed, but=first)
+    assert partition_of(run) == first
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "postcard", first).status is RunStatus.PENDING
+
+
+def test_a_held_campaign_run_waits_alone(deployed: Deployment):
+    paused(deployed, "letters", "a")
+    paused(deployed, "letters", "b")
+    hold(deployed, Target(TargetKind.CAMPAIGN_RUN, "letters/a"))
+    deployed.gate()
+    asked_for = [run for run in deployed.instance.get_runs() if not run.is_finished]
+    assert [run.tags["dagster/partition"] for run in asked_for] == ["b"]
+
+
+# --- a canary -----------------------------------------------------------------------------------
+
+
+def test_a_queued_run_tries_a_half_open_service_and_has_a_place_of_its_own(
+    deployed: Deployment,
+):
+    deployed.gate()
+    hold(deployed, MAPS, HoldSource.BREAKER)
+    set_state(deployed, "maps", BreakerState.OPEN)
+    deployed.tick("tidegate_pause")
+    one, other = deployed.launch("atlas_job"), deployed.launch("atlas_job")
+    set_state(deployed, "maps", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    tags = {run.run_id: run.tags.get(CANARY_TAG) for run in deployed.instance.get_runs()}
+    assert tags == {one: "maps", other: None}
+    deployed.tick("tidegate_resume")
+    assert deployed.dagster.pools()["maps"] == "1"
+    run = deployed.instance.get_run_by_id(one)
+    assert run is not None
+    deployed.instance.report_run_canceled(run)
+    deployed.tick("tidegate_pause")
+    assert deployed.dagster.pools()["maps"] == "0"
+
+
+def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
+    deployed: Deployment,
+):
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    hold(deployed, MAPS, HoldSource.BREAKER)
+    set_state(deployed, "maps", BreakerState.OPEN)
+    deployed.tick("tidegate_pause")
+    assert deployed.trigger_states()["daily_atlas"] == "STOPPED"
+    set_state(deployed, "maps", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    assert deployed.trigger_states()["daily_atlas"] == "DECLARED_IN_CODE"
+    assert deployed.dagster.pools()["maps"] == "0"
+    deployed.tick("tidegate_pause")
+    assert deployed.trigger_states()["daily_atlas"] == "DECLARED_IN_CODE"
+
+
+# --- what the gate says of itself ---------------------------------------------------------------
+
+
+def test_every_part_says_what_it_saw_and_that_it_lives(deployed: Deployment):
+    deployed.gate()
+    hold(deployed, MAPS)
+    assert "service maps (operator: test)" in (deployed.tick("tidegate_pause").skip_reason or "")
+    with deployed.store.read() as conn:
+        beats = {beat.part: beat for beat in heartbeats.read(conn)}
+    assert set(beats) == {"pause", "resume", "breaker"}
+    assert all(beat.location == LOCATION for beat in beats.values())
+    assert "pool maps unset -> 0" in beats["pause"].summary
