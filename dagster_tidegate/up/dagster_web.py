@@ -29,6 +29,11 @@ query Partitions {
   } } } }
 }
 """
+AT_WORK = """
+query AtWork {
+  runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) { ... on Runs { count } }
+}
+"""
 TIMEOUT_S = 10.0
 
 
@@ -93,6 +98,18 @@ def recent_partition(url: str, job: str) -> str:
                 if found["pipelineName"] == job and names:
                     return min(names)
     raise LookupError(f"no job {job!r} with partitions at {url}")
+
+
+def at_work(url: str) -> int:
+    """Return how many runs have left the queue and not ended.
+
+    Args:
+        url: Address of the webserver.
+
+    Raises:
+        OSError: If it does not answer.
+    """
+    return _ask(url, AT_WORK)["runsOrError"]["count"]
 
 
 def _ask(url: str, query: str) -> dict[str, Any]:

@@ -8,20 +8,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
+from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.instance import Dagster
-from dagster_tidegate.store import schema
+from dagster_tidegate.store import holds, schema
 from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.up import dagster_web
 from dagster_tidegate.up import home as homes
 from dagster_tidegate.up.children import Children
-from dagster_tidegate.up.dagster_web import all_well, answers
+from dagster_tidegate.up.guard import GRACE_S
 from dagster_tidegate.up.ports import LOOPBACK, require_free
 
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
+PAUSE_TIMEOUT_S = 5.0
+ACTOR = "tidegate up"
 # Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
 # also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
 LOGS = Path("tidegate", "logs")
@@ -97,9 +103,9 @@ def start(
     for name, command in commands.items():
         children.start(name, command, env=env, cwd=workspace.parent)
     for name, ready in (
-        ("sandbox", lambda: answers(f"{sandbox}/_stats")),
-        ("webserver", lambda: answers(f"{web}/server_info")),
-        ("daemon", lambda: all_well(web)),
+        ("sandbox", lambda: dagster_web.answers(f"{sandbox}/_stats")),
+        ("webserver", lambda: dagster_web.answers(f"{web}/server_info")),
+        ("daemon", lambda: dagster_web.all_well(web)),
     ):
         children.wait_until(
             lambda ready=ready: given_up() or ready(),
@@ -138,6 +144,9 @@ def run(
 ) -> None:
     """Run the deployment until SIGINT, SIGTERM or SIGHUP.
 
+    Runs that work then pause first, for a few seconds at most, and go on at the next start. A
+    second signal skips that.
+
     Args:
         workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
         port: Port of Dagster's webserver.
@@ -157,7 +166,7 @@ def run(
     began = time.monotonic()
     parent = os.getppid()
     home = homes.prepare(workspace.parent)
-    with _stop_signals() as stopped, homes.lock(home, tell) as lock:
+    with _stop_signals() as (stopped, at_once), homes.lock(home, tell) as lock:
         require_free(port, user="Dagster's webserver", option="--port")
         require_free(sandbox_port, user="the sandbox", option="--sandbox-port")
         os.environ["DAGSTER_HOME"] = str(home)
@@ -177,13 +186,15 @@ def run(
                 env=os.environ,
                 given_up=gone,
             )
-            if not gone():
-                took = time.monotonic() - began
-                ready(Addresses(address(port), address(sandbox_port), home, children.logs, took))
+            if gone():
+                return
+            took = time.monotonic() - began
+            ready(Addresses(address(port), address(sandbox_port), home, children.logs, took))
             while not gone():
                 children.check()
                 stopped.wait(LOOK_EVERY_S)
             tell("stopping")
+            _pause_work(address(port), tell, at_once)
 
 
 def upgrade_store(url: str) -> None:
@@ -195,14 +206,53 @@ def upgrade_store(url: str) -> None:
         store.dispose()
 
 
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that is set by the signals that ask a process to stop."""
-    stopped = threading.Event()
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, lambda *_: stopped.set()) for number in asking}
+def _pause_work(web: str, tell: Callable[[str], None], at_once: threading.Event) -> None:
+    """Let runs stop between two records: a run whose process is ended in its work has failed.
+
+    The hold ends by itself when there is nothing left that it could hold, so that the next start
+    has nothing to undo.
+    """
+    store = Store(default_url())
     try:
-        yield stopped
+        if not dagster_web.at_work(web):
+            return
+        with store.begin() as conn:
+            now = store.now(conn)
+            holds.place(
+                conn,
+                now,
+                EVERYTHING,
+                source=HoldSource.OPERATOR,
+                reason="tidegate up is stopping",
+                actor=ACTOR,
+                expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
+            )
+        until = time.monotonic() + PAUSE_TIMEOUT_S
+        while left := dagster_web.at_work(web):
+            if time.monotonic() > until or at_once.is_set():
+                tell(f"{left} runs did not pause in time; they are ended in their work")
+                return
+            at_once.wait(0.1)
+    except (OSError, SQLAlchemyError) as error:
+        tell(f"runs are ended in their work: they can't be paused ({error})")
+    finally:
+        store.dispose()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Yield two events: set by a signal that asks the process to stop, and by a second one."""
+    stopped, at_once = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        (at_once if stopped.is_set() else stopped).set()
+
+    former = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield stopped, at_once
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.sandbox.leads import write_lead_file
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.up.ports import free
+
+ROOT = Path(__file__).parents[2]
 
 DEFINITIONS = """
 import dagster as dg
@@ -85,8 +94,13 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "TIDEGATE_SANDBOX_URL")
     }
 
-    def start(*options: str, home: Path | None = None, under: tuple[str, ...] = ()) -> Up:
-        ours = {} if home is None else {"DAGSTER_HOME": str(home)}
+    def start(
+        *options: str,
+        home: Path | None = None,
+        under: tuple[str, ...] = (),
+        **variables: str,
+    ) -> Up:
+        ours = variables if home is None else {**variables, "DAGSTER_HOME": str(home)}
         if "--port" not in options:
             options = (*options, "--port", str(free()), "--sandbox-port", str(free()))
         command = [*under, sys.executable, "-m", "dagster_tidegate.cli", "up", *options]
@@ -131,6 +145,56 @@ def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
     running.signal(signal.SIGINT)
     assert running.wait() == 0
     assert running.left_over() == []
+
+
+@pytest.mark.timeout(400)
+def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tmp_path: Path):
+    leads, home = tmp_path / "leads", tmp_path / "home"
+    leads.mkdir()
+    write_lead_file(leads / "people.csv", 150)
+    port, sandbox_port = free(), free()
+
+    def start() -> Up:
+        return up(
+            *("--workspace", str(ROOT / "workspace.yaml"), "--latency", "0.05"),
+            *("--port", str(port), "--sandbox-port", str(sandbox_port)),
+            home=home,
+            TIDEGATE_LEADS=str(leads),
+        ).wait_until_ready()
+
+    running = start()
+    with SandboxControl(f"http://127.0.0.1:{sandbox_port}") as sandbox:
+        wait_until(lambda: sandbox.stats()["apollo"]["effects"] > 20)
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0
+    assert running.left_over() == []
+    store = Store(f"sqlite:///{home / 'tidegate.db'}")
+    assert campaign_run(store).status is RunStatus.PAUSED
+
+    running = start()
+    wait_until(lambda: campaign_run(store).status is RunStatus.COMPLETED)
+    assert campaign_run(store).attempt == 2
+    with SandboxControl(f"http://127.0.0.1:{sandbox_port}") as sandbox:
+        # The sandbox was started anew: what it has not seen, the first attempt had done.
+        assert 0 < sandbox.stats()["apollo"]["effects"] < 130
+        assert sandbox.stats()["instantly"]["effects"] == 150
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0
+    store.dispose()
+
+
+def campaign_run(store: Store) -> CampaignRun:
+    with store.read() as conn:
+        found = runs.find(conn, "outreach", "people")
+    assert found is not None
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 def test_killed_it_leaves_no_child_and_the_next_takes_over(up):
