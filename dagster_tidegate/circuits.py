@@ -223,11 +223,17 @@ class MemoryCircuits:
                 ok=former.ok + seen.ok,
                 slow=former.slow + seen.slow,
                 failed=former.failed + seen.failed,
-                last_ok_at=seen.last_ok_at or former.last_ok_at,
-                last_failed_at=seen.last_failed_at or former.last_failed_at,
-                retry_at=seen.retry_at or former.retry_at,
+                last_ok_at=_later(former.last_ok_at, seen.last_ok_at),
+                last_failed_at=_later(former.last_failed_at, seen.last_failed_at),
+                retry_at=_later(former.retry_at, seen.retry_at),
             )
         self.rows[key] = seen
+
+
+def _later(former: datetime | None, present: datetime | None) -> datetime | None:
+    """Return the later time: a clock that is set back must not take back what was known."""
+    times = [at for at in (former, present) if at is not None]
+    return max(times, default=None)
 
 
 def tally(

@@ -453,9 +453,13 @@ def _add(dialect: str) -> Any:
             "failed": kept.failed + told.failed,
             "failed_in_row": told.failed_in_row,
             "row_since": told.row_since,
-            "last_ok_at": sa.func.coalesce(told.last_ok_at, kept.last_ok_at),
-            "last_failed_at": sa.func.coalesce(told.last_failed_at, kept.last_failed_at),
-            "retry_at": sa.func.coalesce(told.retry_at, kept.retry_at),
+            **{
+                name: sa.case(
+                    (kept[name] > told[name], kept[name]),
+                    else_=sa.func.coalesce(told[name], kept[name]),
+                )
+                for name in ("last_ok_at", "last_failed_at", "retry_at")
+            },
         },
     )
 
@@ -539,7 +543,8 @@ def _read_back() -> sa.Select:
         .cte("counted")
     )
     failing = sa.select(rows.c.worker).where(rows.c.in_row > 0)
-    silent = sa.case((rows.c.worker.not_in(failing) & (rows.c.bucket > recent), rows.c.ok), else_=0)
+    heard = rows.c.worker.in_(failing) | (rows.c.worker == sa.bindparam("asking", type_=sa.String))
+    silent = sa.case((~heard & (rows.c.bucket > recent), rows.c.ok), else_=0)
     total = (
         sa.select(
             sa.func.sum(rows.c.ok).label("ok"),
