@@ -28,7 +28,7 @@ def opened(home: Path, request: pytest.FixtureRequest, kind: str, **settings) ->
     database = None
     if kind == "postgres":
         make = request.getfixturevalue("make_database")
-        database = make().set(drivername="postgresql").render_as_string(hide_password=False)
+        database = make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     store = Store(f"sqlite:///{home}.db")
     metadata.create_all(store.engine)
     with deployment(home, store, dagster_database=database, **settings) as deployed:

@@ -36,7 +36,7 @@ def shared(
     store = Store(f"sqlite:///{home}.db")
     if request.param == "postgres":
         make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        database = make().set(drivername="postgresql").render_as_string(hide_password=False)
+        database = make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
         store = Store(make().render_as_string(hide_password=False))
     t.metadata.create_all(store.engine)
     with deployment(home, store, dagster_database=database) as deployed:

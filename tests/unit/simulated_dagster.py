@@ -1,7 +1,7 @@
 """A Dagster in memory, as far as the gate sees it, that can die in the middle of a write."""
 # ruff: noqa: ARG002 -- the signatures are those of `instance.Dagster`
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from uuid import uuid4
@@ -48,6 +48,15 @@ class FragileStore(Store):
     def __init__(self, url: str, fuse: Fuse, **kwargs) -> None:
         super().__init__(url, **kwargs)
         self._fuse = fuse
+        self.between: Callable[[], None] | None = None  # what another does before the next read
+
+    @contextmanager
+    def read(self):
+        between, self.between = self.between, None
+        if between is not None:
+            between()
+        with super().read() as conn:
+            yield conn
 
     @contextmanager
     def begin(self):
@@ -70,6 +79,7 @@ class SimulatedDagster:
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.instance = None
+        self.between: Callable[[], None] | None = None  # what another does before it is looked at
 
     # --- what the gate uses ---------------------------------------------------------------------
 
@@ -77,6 +87,9 @@ class SimulatedDagster:
         return self.limit
 
     def pools(self) -> Mapping[str, str]:
+        between, self.between = self.between, None
+        if between is not None:
+            between()
         return dict(self.rows)
 
     def pool(self, name: str) -> str:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import dagster as dg
 import hypothesis.strategies as st
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -77,6 +78,7 @@ TARGETS = [
 ]
 PARTITIONS = ["p0", "p1", "p2"]
 pool_values = st.sampled_from([UNSET, "0", "1", "2", "3", "5", "20"])
+ticks = st.sampled_from([None, "_pause", "_resume"])
 statuses = st.sampled_from([RUNNING, STOPPED, DECLARED_IN_CODE])
 
 
@@ -112,6 +114,7 @@ class TheGate(RuleBasedStateMachine):
         self.gate = Gate(self.dagster, self.store, SERVICES, "here", SHAPES)  # type: ignore[arg-type] -- simulated
         self.cursor = self.clock.time
         self.stale: tuple[Observed, list[Action]] | None = None
+        self.edited: set[str] = set()
         self.requested: list[dg.RunRequest] = []
         self.keys: set[str] = set()
         self.refused = 0
@@ -209,6 +212,7 @@ class TheGate(RuleBasedStateMachine):
             return
         self.dagster.edit_pool(pool, value)
         self.pools[pool] = value
+        self.edited.add(pool)
 
     @rule(selector=st.sampled_from(list(TRIGGERS)), status=statuses)
     def a_person_switches_a_trigger(self, selector: str, status: str) -> None:
@@ -219,6 +223,7 @@ class TheGate(RuleBasedStateMachine):
             return
         self.dagster.edit_trigger(selector, status)
         self.triggers[selector] = status
+        self.edited.add(selector)
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -279,6 +284,14 @@ class TheGate(RuleBasedStateMachine):
 
     # --- the gate -------------------------------------------------------------------------------
 
+    @rule(finish=st.booleans())
+    def the_daemon_goes_round(self, finish: bool) -> None:
+        self.dagster_launches()
+        self.runs_work(finish)
+        self.pause_tick(None)
+        self.resume_tick(None)
+        self.dagster_submits()
+
     @rule(kill=st.none() | st.integers(0, 25))
     def pause_tick(self, kill: int | None) -> None:
         self._killable(kill, self._pause)
@@ -288,17 +301,23 @@ class TheGate(RuleBasedStateMachine):
         self._killable(kill, self._resume)
 
     @precondition(lambda self: self.stale is None)
-    @rule()
-    def another_gate_observes(self) -> None:
+    @rule(between=ticks)
+    def another_gate_observes(self, between: str | None) -> None:
+        """What the first gate does may fall between its looks at the store and at Dagster."""
+        self.dagster.between = getattr(self, between) if between else None
         seen = observe(self.gate)
+        self.dagster.between = None
         self.stale = seen, plan(seen)
 
     @precondition(lambda self: self.stale is not None)
-    @rule()
-    def the_other_gate_applies(self) -> None:
+    @rule(between=ticks)
+    def the_other_gate_applies(self, between: str | None) -> None:
+        """What the first gate does may fall between its plan in the store and its writes."""
         assert self.stale is not None
         (seen, actions), self.stale = self.stale, None
+        self.store.between = getattr(self, between) if between else None
         apply(self.gate, seen, actions, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
+        self.store.between = None
 
     def _pause(self) -> None:
         turn(self.gate, Direction.TIGHTEN, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
@@ -342,7 +361,7 @@ class TheGate(RuleBasedStateMachine):
                     conn, self.clock(), hold.target, source=hold.source, actor="end", force=True
                 )
         if self.stale is not None:
-            self.the_other_gate_applies()
+            self.the_other_gate_applies(None)
         for _ in range(60):
             before = self._picture()
             self.pause_tick(None)
@@ -361,7 +380,13 @@ class TheGate(RuleBasedStateMachine):
         with self.store.read() as conn:
             assert not takeovers.live(conn)
             every = runs.with_status(conn, *RunStatus)
+            left = conn.scalars(
+                sa.select(t.takeovers.c.name).where(
+                    t.takeovers.c.outcome == takeovers.Outcome.LEFT_TO_OPERATOR
+                )
+            ).all()
             attempts = {run.name: runs.attempts(conn, run.id) for run in every}
+        assert set(left) <= self.edited, "left to a person who had changed nothing"
         for pool, value in self.pools.items():
             assert same_pool(self.dagster.pools().get(pool, UNSET), value), pool
         for selector, status in self.triggers.items():

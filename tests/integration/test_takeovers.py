@@ -1,0 +1,157 @@
+"""What the gate keeps in the store, on both databases: takeovers, campaigns, ticks, heartbeats."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.store import campaigns, heartbeats, missed_ticks, takeovers
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
+from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
+from tests.conftest import Clock
+
+
+def take(store: Store, clock: Clock, *, former: str = "5", seen: int = 0) -> Takeover | None:
+    with store.begin() as conn:
+        return takeovers.take(
+            conn,
+            clock(),
+            kind=TakeoverKind.POOL,
+            name="mail",
+            label="mail",
+            campaign=None,
+            location="here",
+            former=former,
+            set_to="0",
+            seen=seen,
+        )
+
+
+def taken(store: Store, clock: Clock) -> Takeover:
+    found = take(store, clock)
+    assert found is not None
+    return found
+
+
+def test_only_one_of_two_gates_takes_a_thing_over(store: Store, clock: Clock):
+    first = taken(store, clock)
+    assert (first.pending, first.version, first.set_from, first.set_to) == (True, 1, "5", "0")
+    assert take(store, clock) is None
+    with store.read() as conn:
+        assert takeovers.live(conn) == [first]
+
+
+def test_a_value_that_another_gate_wrote_meanwhile_is_not_taken_for_the_former_one(
+    store: Store, clock: Clock
+):
+    with store.read() as conn:
+        seen = takeovers.newest_id(conn)
+    # Another gate takes the pool over, ramps it, and is done, after this one has read the store
+    # and before or while it looks at Dagster.
+    other = taken(store, clock)
+    with store.begin() as conn:
+        assert takeovers.end(conn, clock(), other, Outcome.RESTORED)
+    assert take(store, clock, former="1", seen=seen) is None
+    assert take(store, clock, former="5", seen=other.id) is not None
+
+
+def test_who_knows_an_older_version_changes_nothing(store: Store, clock: Clock):
+    old = taken(store, clock)
+    with store.begin() as conn:
+        new = takeovers.written(conn, old)
+    assert new is not None
+    with store.begin() as conn:
+        assert not takeovers.locked(conn, old)
+        assert takeovers.locked(conn, new)
+        assert takeovers.written(conn, old) is None
+        assert takeovers.intend(conn, clock(), old, found="0", set_to="1") is None
+        assert takeovers.leave(conn, clock(), old, "7") is None
+        assert not takeovers.end(conn, clock(), old, Outcome.RESTORED)
+    with store.read() as conn:
+        assert takeovers.live(conn) == [new]
+
+
+def test_a_value_that_dagster_has_already_is_not_pending(store: Store, clock: Clock):
+    takeover = taken(store, clock)
+    with store.begin() as conn:
+        takeover = takeovers.intend(conn, clock(), takeover, found="0", set_to="0")
+        assert takeover is not None
+        assert not takeover.pending
+        takeover = takeovers.intend(
+            conn, clock(), takeover, found="0", set_to="1", ramp_step_at=clock()
+        )
+    assert takeover is not None
+    assert (takeover.pending, takeover.ramp_step_at) == (True, clock())
+
+
+def test_every_change_that_a_person_would_ask_about_is_an_event(store: Store, clock: Clock):
+    takeover: Takeover | None = taken(store, clock)
+    with store.begin() as conn:
+        assert takeover is not None
+        takeover = takeovers.leave(conn, clock(), takeover, "7")
+        assert takeover is not None
+        assert takeover.left_at == clock()
+        takeovers.end(conn, clock(), takeover, Outcome.LEFT_TO_OPERATOR)
+    with store.read() as conn:
+        rows = conn.execute(sa.select(t.events).order_by(t.events.c.id)).all()
+        assert takeovers.live(conn) == []
+    assert [(row.name, row.from_status, row.to_status) for row in rows] == [
+        ("pool mail", "5", "0"),
+        ("pool mail", "0", "7"),
+        ("pool mail", "0", "left_to_operator"),
+    ]
+    assert {row.actor for row in rows} == {"gate"}
+
+
+def test_campaigns_are_kept_as_they_are_and_those_of_other_locations_stay(
+    store: Store, clock: Clock
+):
+    trigger = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=True)
+    letters = CampaignShape("letters", "here", "all", 3, {"send": "mail"}, (trigger,))
+    digest = CampaignShape("digest", "here", "none")
+    other = CampaignShape("other", "there", "latest", ops={"ask": "maps"})
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "there", [other])
+        campaigns.save(conn, clock(), "here", [letters, digest])
+        assert campaigns.read(conn) == [digest, letters, other]
+        changed = replace(letters, ops={"send": "mail+maps"}, triggers=())
+        campaigns.save(conn, clock(), "here", [changed])
+        assert campaigns.read(conn) == [changed, other]
+        campaigns.save(conn, clock(), "here", [])
+        assert campaigns.read(conn) == [other]
+
+
+def test_a_missed_tick_is_written_down_once_and_settled_once(store: Store, clock: Clock):
+    tick = MissedTick("letters", "hourly", clock())
+    skipped = MissedTick("letters", "hourly", clock.advance(60), TickOutcome.SKIPPED, "none")
+    with store.begin() as conn:
+        missed_ticks.record(conn, clock(), [tick, skipped])
+        missed_ticks.record(conn, clock(), [replace(tick, outcome=TickOutcome.SKIPPED)])
+        assert missed_ticks.waiting(conn, ["letters", "digest"]) == [tick]
+        assert missed_ticks.waiting(conn, ["digest"]) == []
+        missed_ticks.settle(conn, clock(), tick, TickOutcome.LAUNCHED)
+        missed_ticks.settle(conn, clock(), tick, TickOutcome.FAILED, "too late")
+        rows = conn.execute(sa.select(t.missed_ticks).order_by(t.missed_ticks.c.tick_at)).all()
+    assert [(row.outcome, row.reason) for row in rows] == [
+        ("launched", None),
+        ("skipped", "none"),
+    ]
+
+
+def test_a_heartbeat_keeps_its_cursor_until_it_gets_another(store: Store, clock: Clock):
+    def beat(summary: str, cursor: datetime | None = None) -> None:
+        with store.begin() as conn:
+            heartbeats.beat(
+                conn, clock(), location="here", part="pause", summary=summary, cursor=cursor
+            )
+
+    start = clock()
+    beat("one", start)
+    clock.advance(5)
+    beat("two")
+    with store.read() as conn:
+        [found] = heartbeats.read(conn)
+    assert (found.at, found.cursor, found.summary) == (clock(), start, "two")
