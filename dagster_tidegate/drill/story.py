@@ -336,7 +336,7 @@ class Story:
             all_paused_at=self._seen.get("work"),
             ever_paused=ever_paused,
             runs=[
-                DagsterRun(run.job_name, run.status.value, run.tags.get(STATE_TAG) == "paused")
+                DagsterRun(run.job_name, run.status.value, STATE_TAG in run.tags)
                 for run in stage.instance.get_runs()
             ],
             tries=tries,
