@@ -1,5 +1,6 @@
 """The store as the storage of a plain `pybreaker.CircuitBreaker`, beside breakers of a fleet."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -9,10 +10,10 @@ import pybreaker
 
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.breaker import PYBREAKER_STATES
-from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.circuit import Circuit, Tally
 from dagster_tidegate.circuits import Circuits
 from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.seen import Seen, bucket_of
+from dagster_tidegate.seen import Counts
 from dagster_tidegate.statuses import BreakerState
 
 STATES = {theirs: ours for ours, theirs in PYBREAKER_STATES.items()}
@@ -42,6 +43,7 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
         self._circuits = circuits
         self._policy = policy
         self._worker = worker
+        self._counts = Counts(policy.name, -1, worker, time.monotonic)
         self._in_row = 0
 
     def _circuit(self) -> Circuit:
@@ -80,35 +82,41 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
 
     def increment_counter(self) -> None:
         """Count a failure."""
-        self._in_row = self.counter + 1
-        self._tell(failed=1)
+        counts = self._count()
+        counts.fail(self._circuits.now(), None)
+        tally = self._tell(counts)
+        if tally.last_ok_at is not None:
+            counts.succeeded_until(tally.last_ok_at)
+        self._in_row = tally.failed_in_row
 
     def reset_counter(self) -> None:
         """Begin to count failures anew."""
-        if self.counter:
+        counts = self._count()
+        if self._in_row:
+            counts.last_ok = counts.ticks()
+            counts.ok()
+            self._tell(counts)
             self._in_row = 0
-            self._tell(ok=1)
 
-    def _tell(self, *, ok: int = 0, failed: int = 0) -> None:
-        now = self._circuits.now()
-        seen = Seen(
-            service=self._policy.name,
-            generation=self._circuit().generation,
-            worker=self._worker,
-            bucket=bucket_of(self._policy, now),
-            at=now,
-            ok=ok,
-            failed=failed,
-            failed_in_row=self._in_row,
-            row_since=now if failed else None,
-            last_ok_at=now if ok else None,
-            last_failed_at=now if failed else None,
-        )
-        self._circuits.record(self._policy, seen)
+    def _count(self) -> Counts:
+        """Return the counters of the present generation."""
+        generation = self._circuit().generation
+        if self._counts.generation != generation:
+            self._counts = Counts(self._policy.name, generation, self._worker, time.monotonic)
+            self._in_row = 0
+        return self._counts
+
+    def _tell(self, counts: Counts) -> Tally:
+        seen = counts.untold(self._policy, self._circuits.now())
+        assert seen is not None
+        _, tally = self._circuits.record(self._policy, seen)
+        counts.told(seen)
+        return tally
 
     @property
     def counter(self) -> int:
-        """Failures in a row of this process."""
+        """Failures in a row, of all processes, when this one failed last."""
+        self._count()
         return self._in_row
 
     def increment_success_counter(self) -> None:

@@ -1,0 +1,155 @@
+"""Breakers of real processes that share a real database."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from dagster_tidegate.breaker import BreakerOpenError
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.hooks import StateChanged
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Store
+
+processes = multiprocessing.get_context("fork")
+SOON = 60.0
+
+
+def policy(**fields: Any) -> ServicePolicy:
+    return ServicePolicy(**{"name": "openai", "consecutive_failures": 5, "jitter": 0} | fields)
+
+
+def run(workers: int, body: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run `body(barrier, *args)` in so many processes at once; return what they return."""
+    barrier = processes.Barrier(workers, timeout=SOON)
+    started, readers = [], []
+    for _ in range(workers):
+        reader, writer = processes.Pipe(duplex=False)
+        process = processes.Process(target=send_result, args=(writer, body, barrier, *args))
+        process.start()
+        writer.close()
+        started.append(process)
+        readers.append(reader)
+    results = []
+    for reader in readers:
+        assert reader.poll(SOON), "a process gave no result"
+        results.append(reader.recv())
+    for process in started:
+        process.join(SOON)
+        assert process.exitcode == 0
+    return results
+
+
+def send_result(writer: Connection, body: Callable[..., Any], *args: Any) -> None:
+    writer.send(body(*args))
+
+
+def fail() -> None:
+    raise ConnectionError("down")
+
+
+def fail_until_open(barrier: Any, url: str) -> tuple[int, int]:
+    changes: list[StateChanged] = []
+
+    def hook(event: Any) -> None:
+        if isinstance(event, StateChanged):
+            changes.append(event)
+
+    fleet = Fleet(Store(url), [policy(reset_timeout_s=600)], hooks=[hook])
+    breaker = fleet.breaker("openai")
+    failures = 0
+    barrier.wait()
+    while breaker.circuit.state == BreakerState.CLOSED:
+        try:
+            breaker.call(fail)
+        except ConnectionError:
+            failures += 1
+        except BreakerOpenError:
+            pass
+    fleet.close()
+    return len(changes), failures
+
+
+def test_a_trip_happens_once_however_many_see_the_service_die(store_url: str):
+    results = run(16, fail_until_open, store_url)
+    assert sum(changes for changes, _ in results) == 1
+    store = Store(store_url)
+    with store.read() as conn:
+        events = conn.execute(sa.select(t.events.c.kind, t.events.c.to_status)).all()
+        live = conn.scalar(sa.select(sa.func.count()).select_from(t.holds))
+    store.dispose()
+    assert sorted(map(tuple, events)) == [("hold", "placed"), ("service", "open")]
+    assert live == 1
+
+
+def try_for(barrier: Any, url: str, seconds: float) -> list[tuple[float, float]]:
+    rules = policy(trial_calls=2, success_threshold=100)
+    fleet = Fleet(Store(url), [rules])
+    breaker = fleet.breaker("openai")
+    calls: list[tuple[float, float]] = []
+
+    def call() -> None:
+        began = time.monotonic()
+        time.sleep(0.2)
+        calls.append((began, time.monotonic()))
+
+    barrier.wait()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(BreakerOpenError):
+            breaker.call(call)
+        fleet.wait_for_change(0.05)
+    fleet.close()
+    return calls
+
+
+def test_never_more_trial_calls_at_once_than_permitted(store_url: str):
+    fleet = Fleet(Store(store_url), [policy()])
+    fleet.breaker("openai").half_open()
+    fleet.close()
+    calls = [call for calls in run(16, try_for, store_url, 3.0) for call in calls]
+    edges = sorted([(began, 1) for began, _ in calls] + [(ended, -1) for _, ended in calls])
+    running = most = 0
+    for _, step in edges:
+        running += step
+        most = max(most, running)
+    assert most == 2
+
+
+def hang_in_a_trial_call(url: str, began: Connection) -> None:
+    def hang() -> None:
+        began.send(os.getpid())
+        time.sleep(600)
+
+    Fleet(Store(url), [policy(trial_lease_s=1)]).breaker("openai").call(hang)
+
+
+def test_a_worker_killed_in_its_trial_call_blocks_nobody(store_url: str):
+    fleet = Fleet(Store(store_url), [policy(trial_lease_s=1)])
+    breaker = fleet.breaker("openai")
+    breaker.half_open()
+    reader, writer = processes.Pipe(duplex=False)
+    process = processes.Process(target=hang_in_a_trial_call, args=(store_url, writer))
+    process.start()
+    assert reader.poll(SOON)
+    os.kill(reader.recv(), signal.SIGKILL)
+    process.join(SOON)
+    with pytest.raises(BreakerOpenError) as refused:
+        breaker.call(int)
+    assert refused.value.state == BreakerState.HALF_OPEN
+    assert refused.value.retry_at is not None
+    while fleet.now() < refused.value.retry_at:
+        fleet.wait_for_change((refused.value.retry_at - fleet.now()).total_seconds())
+    fleet.refresh()
+    assert breaker.call(int) == 0
+    assert breaker.circuit.state == BreakerState.CLOSED
+    fleet.close()

