@@ -5,9 +5,7 @@
 does what is missing, so that a tick that never happened, or broke off, is made up for.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 import dagster as dg
 
@@ -15,23 +13,12 @@ from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate.catch_up import CatchUpper
-from dagster_tidegate.gate.follow import follow
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.plan import Observed
-from dagster_tidegate.gate.resume import ask
-from dagster_tidegate.gate.turn import BUDGET_S, Direction, turn
+from dagster_tidegate.gate.ticks import BREAKER, pause_tick, resume_tick
 from dagster_tidegate.instance import Dagster, Repository
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import campaigns as stored_campaigns
 from dagster_tidegate.store import heartbeats, holds
 from dagster_tidegate.store.campaigns import CampaignShape
-
-PAUSE = "pause"
-RESUME = "resume"
-BREAKER = "breaker"
-PARTS = (PAUSE, RESUME, BREAKER)
-# The first tick of all looks so far back for runs that began before the gate was there.
-FIRST_LOOK_BACK = timedelta(hours=1)
 
 Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
 
@@ -64,31 +51,15 @@ def build_pause_sensor(
         pause_sensor = build_pause_sensor(campaigns=[Campaign(job=outreach)])
         ```
     """
+    saved: list[Sequence[CampaignShape]] = []
 
     def tick(
         _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
-        deadline = time.monotonic() + BUDGET_S
         known = {campaign.name: campaign for campaign in campaigns}
-        with gate.store.read() as conn:
-            now = gate.store.now(conn)
-            beats = {(beat.location, beat.part): beat for beat in heartbeats.read(conn)}
-            stored = [s for s in stored_campaigns.read(conn) if s.location == gate.location]
-        if {shape.name: shape for shape in stored} != {shape.name: shape for shape in gate.shapes}:
-            with gate.store.begin() as conn:
-                stored_campaigns.save(conn, now, gate.location, gate.shapes)
         upper = CatchUpper(gate, repository, known)
-        seen, done = turn(gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record)
-        beat = beats.get((gate.location, PAUSE))
-        cursor = now - FIRST_LOOK_BACK if beat is None or beat.cursor is None else beat.cursor
-        cursor, moved = follow(gate, known, cursor, deadline)
-        if moved:
-            done.append(f"{moved} campaign runs followed Dagster")
-        summary = _summary(seen, done)
-        with gate.store.begin() as conn:
-            heartbeats.beat(
-                conn, now, location=gate.location, part=PAUSE, summary=summary, cursor=cursor
-            )
+        summary = pause_tick(gate, known, upper, new_code=saved != [gate.shapes])
+        saved[:] = [gate.shapes]
         return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
@@ -124,19 +95,12 @@ def build_resume_sensor(
     def tick(
         context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
-        deadline = time.monotonic() + BUDGET_S
         known = {campaign.name: campaign for campaign in campaigns}
         upper = CatchUpper(gate, repository, known)
-        seen, done = turn(gate, Direction.LOOSEN, deadline=deadline, missed_ticks=upper.record)
-        asked = ask(gate, seen, known, upper)
-        summary = _summary(seen, [*done, *asked.notes])
-        with gate.store.begin() as conn:
-            heartbeats.beat(
-                conn, gate.store.now(conn), location=gate.location, part=RESUME, summary=summary
-            )
-        if asked.requests:
+        summary, requests = resume_tick(gate, known, upper)
+        if requests:
             context.log.info(summary)  # a tick that asks for runs has no skip reason
-            return dg.SensorResult(run_requests=list(asked.requests))
+            return dg.SensorResult(run_requests=list(requests))
         return dg.SensorResult(skip_reason=summary)
 
     jobs = [campaign.job for campaign in campaigns]
@@ -236,13 +200,6 @@ def _sensor(
         return tick(context, fleet, gate, repository)
 
     return gate_sensor
-
-
-def _summary(seen: Observed, done: Sequence[str]) -> str:
-    saw = ", ".join(f"{hold.target} ({hold.source}: {hold.reason})" for hold in seen.holds[:5])
-    more = f" and {len(seen.holds) - 5} more" if len(seen.holds) > 5 else ""
-    held = f"held: {saw}{more}" if seen.holds else "nothing is held"
-    return "; ".join([held, *(done or ["nothing to do"])])
 
 
 def _states(circuits: Sequence[Circuit]) -> str:

@@ -34,7 +34,7 @@ class Gate:
         store: The store of the fleet.
         policies: The policies of the services, by name.
         location: The gate's code location; empty for whoever trips a breaker or places a hold.
-        shapes: The campaigns of the code location; those of others are in the store.
+        shapes: The campaigns of the code location; without them, all that are in the store.
         enabled: False where Tidegate is switched off: then no hold counts.
     """
 
@@ -55,8 +55,7 @@ def observe(gate: Gate) -> Observed:
         if not live and not taken:
             return Observed(now=now, location=gate.location)
         newest = takeovers.newest_id(conn)
-        own = {shape.name for shape in gate.shapes}
-        shapes = [*gate.shapes, *(s for s in campaigns.read(conn) if s.name not in own)]
+        shapes = gate.shapes or campaigns.read(conn)
         rows = conn.execute(sa.select(t.services.c.name, t.services.c.state))
         states = {row.name: row.state for row in rows}
         failures = _last_failures(conn, taken)

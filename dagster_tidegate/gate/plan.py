@@ -74,7 +74,7 @@ class Observed:
         location: The code location of the gate.
         holds: The live holds.
         services: All services that anybody knows, by name.
-        campaigns: All campaigns that anybody knows.
+        campaigns: The campaigns of the code location; all, for a gate that has none.
         takeovers: The live takeovers.
         pools: Pools that have a limit: `default` or the number, by name.
         default_limit: The limit of pools that have none of their own, or None.
@@ -381,6 +381,8 @@ def _triggers(seen: Observed) -> Iterator[Action]:
 
 
 def _taken_trigger(seen: Observed, takeover: Takeover, *, held: bool) -> Iterator[Action]:
+    if not held and takeover.location != seen.location:
+        return  # its own gate knows whether it is held, and what it missed
     state = seen.triggers.get(takeover.name)
     value = UNSET if state is None else state.status
     if takeover.left_at is not None:
@@ -392,8 +394,6 @@ def _taken_trigger(seen: Observed, takeover: Takeover, *, held: bool) -> Iterato
         yield Leave(takeover, value)
         return
     target = STOPPED if held else takeover.former
-    if not held and takeover.location != seen.location:
-        return  # its own gate knows what it missed
     if value != target:
         yield Write(takeover, value, target, None, tightens=held)
     elif not held:

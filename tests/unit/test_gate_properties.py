@@ -353,13 +353,14 @@ class TheGate(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "states"):
             return
-        for service in SERVICES:
-            self.recover(service)
-        with self.store.begin() as conn:
-            for hold in holds.live(conn, self.clock()):
-                holds.release(
-                    conn, self.clock(), hold.target, source=hold.source, actor="end", force=True
-                )
+        self._all_holds_go()
+        for _ in range(2):  # a run that is paused again and again
+            self.time_passes(90)
+            for _ in range(4):
+                self.the_daemon_goes_round(False)
+            self.an_operator_holds(EVERYTHING, None)
+            self.the_daemon_goes_round(False)
+            self.an_operator_releases(EVERYTHING)
         if self.stale is not None:
             self.the_other_gate_applies(None)
         for _ in range(60):
@@ -375,6 +376,15 @@ class TheGate(RuleBasedStateMachine):
                 break
         self._all_is_as_it_was()
         self.store.dispose()
+
+    def _all_holds_go(self) -> None:
+        for service in SERVICES:
+            self.recover(service)
+        with self.store.begin() as conn:
+            for hold in holds.live(conn, self.clock()):
+                holds.release(
+                    conn, self.clock(), hold.target, source=hold.source, actor="end", force=True
+                )
 
     def _all_is_as_it_was(self) -> None:
         with self.store.read() as conn:
