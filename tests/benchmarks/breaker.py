@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pybreaker
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from dagster_tidegate.breaker import Breaker, BreakerOpenError
 from dagster_tidegate.fleet import Fleet
@@ -108,7 +109,7 @@ def store_statements(url: str) -> float:
     breaker = fleet.breaker("bench")
     count = 0
 
-    @sa.event.listens_for(store.engine, "before_cursor_execute")
+    @event.listens_for(store.engine, "before_cursor_execute")
     def _count(*_: Any) -> None:
         nonlocal count
         count += 1

@@ -1,0 +1,57 @@
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from dagster_tidegate import hooks
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState
+
+DOCS = (Path(__file__).parents[2] / "docs" / "breaker.md").read_text()
+
+
+@pytest.mark.parametrize("name", ServicePolicy.model_fields)
+def test_every_field_of_the_policy_is_documented_with_its_default(name: str):
+    row = re.search(rf"^\| `{name}` \| (.*?) ?\|", DOCS, re.MULTILINE)
+    assert row, f"docs/breaker.md has no row for {name}"
+    default = ServicePolicy.model_fields[name].default
+    if name == "name":
+        assert row[1] == ""
+    elif isinstance(default, list):
+        assert row[1] == ", ".join(map(str, default))
+    else:
+        assert row[1] == (f"{default:g}" if isinstance(default, int | float) else str(default))
+
+
+def test_no_field_is_documented_that_does_not_exist():
+    table = DOCS.partition("| field | default |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(ServicePolicy.model_fields)
+
+
+def test_the_diagram_has_every_edge():
+    edges = set(re.findall(r"(\w+) --> (\w+):", DOCS))
+    assert edges == {(str(a), str(b)) for a, b in product(BreakerState, repeat=2) if a != b}
+    named = set(re.findall(r"--> \w+: (\w+)$", DOCS, re.MULTILINE))
+    table = DOCS.partition("| edge |")[2].partition("\n\n")[0]
+    assert named <= set(re.findall(r"^\| (\w+)", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("event", hooks.Event.__args__)
+def test_every_event_is_documented(event: type):
+    assert f"`{event.__name__}`" in DOCS
+
+
+def test_the_example_works(tmp_path: Path):
+    from dagster_tidegate.store.database import Store
+    from dagster_tidegate.store.tables import metadata
+
+    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
+    store = Store(url)
+    metadata.create_all(store.engine)
+    example = DOCS.partition("```python\n")[2].partition("```")[0]
+    names: dict = {}
+    exec(example.replace("sqlite:////tmp/tidegate.db", url), names)
+    assert names["openai"]._admission.counts.totals()[0] == 2
+    names["fleet"].close()
+    store.dispose()
