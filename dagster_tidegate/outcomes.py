@@ -156,7 +156,7 @@ def parse_retry_after(value: str, now: datetime, cap_s: float) -> float | None:
         Seconds from `now`; None, with a line in the log, for what can't be meant.
 
     Example:
-        >>> parse_retry_after("120", datetime.now(UTC), cap_s=60)
+        >>> parse_retry_after("120", datetime.now(UTC), cap_s=60.0)
         60.0
     """
     value = value.strip()

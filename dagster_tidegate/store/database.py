@@ -77,6 +77,7 @@ class Store:
     def begin(self) -> Iterator[sa.Connection]:
         """Open a transaction that writes; commits at the end, rolls back on an error."""
         with self.engine.begin() as conn:
+            push.pending(conn)  # forget what a transaction left that was rolled back
             yield conn
             told = push.pending(conn)
         if told:

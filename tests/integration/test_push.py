@@ -1,0 +1,71 @@
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from dagster_tidegate.store import push
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Store
+
+
+@pytest.fixture
+def waker() -> Iterator[push.Waker]:
+    waker = push.Waker()
+    yield waker
+    waker.close()
+
+
+@pytest.fixture
+def listener(store_url: str, waker: push.Waker) -> Iterator[push.Listener]:
+    store = Store(store_url)
+    listener = push.listen(store.engine, waker)
+    yield listener
+    listener.close()
+    store.dispose()
+
+
+def test_a_change_is_heard_when_it_is_committed(store: Store, listener: push.Listener):
+    with store.begin() as conn:
+        push.notify(conn)
+        assert not listener.wait(0.1)
+    assert listener.wait(5)
+    assert not listener.wait(0)
+
+
+def test_a_change_that_is_rolled_back_is_not_heard(store: Store, listener: push.Listener):
+    with suppress(RuntimeError), store.begin() as conn:
+        push.notify(conn)
+        raise RuntimeError
+    with store.begin() as conn:
+        conn.execute(sa.select(t.services))
+    assert not listener.wait(0.2)
+
+
+def test_other_writing_is_not_heard(store: Store, listener: push.Listener):
+    with store.begin() as conn:
+        conn.execute(t.services.insert().values(name="openai", changed_at=store.now(conn)))
+    assert not listener.wait(0.2)
+
+
+def test_a_wait_can_be_ended(listener: push.Listener, waker: push.Waker):
+    began = time.monotonic()
+    threading.Timer(0.1, waker.wake).start()
+    assert not listener.wait(60)
+    assert time.monotonic() - began < 30
+
+
+def test_the_file_beside_a_sqlite_database_stays_small(sqlite_url: str, waker: push.Waker):
+    store = Store(sqlite_url)
+    path = Path(f"{store.url.database}-push")
+    path.write_bytes(b"." * (push.LARGEST_FILE - 1))
+    listener = push.listen(store.engine, waker)
+    for _ in range(3):
+        push.touch(store.engine)
+        assert listener.wait(5)
+    assert path.stat().st_size <= 2
+    listener.close()
+    store.dispose()
