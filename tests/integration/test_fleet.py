@@ -90,6 +90,7 @@ def test_every_process_is_told_of_a_trip_and_of_the_recovery(
         other.call(int)
     assert [hold.reason for hold in there.holds_on(services=["openai"])] == ["Down x3"]
     breaker.half_open()
+    until(lambda: other.circuit.state == BreakerState.HALF_OPEN, there)
     breaker.call(int)
     until(lambda: other.circuit.state == BreakerState.CLOSED, there)
     assert there.holds_on(services=["openai"]) == []

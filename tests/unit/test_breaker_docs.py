@@ -1,10 +1,21 @@
+import doctest
 import re
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from dagster_tidegate import hooks
+from dagster_tidegate import (
+    breaker,
+    fleet,
+    hooks,
+    log_hook,
+    outcomes,
+    policy,
+    prometheus_hook,
+    pybreaker_storage,
+)
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 
@@ -55,3 +66,12 @@ def test_the_example_works(tmp_path: Path):
     assert names["openai"]._admission.counts.totals()[0] == 2
     names["fleet"].close()
     store.dispose()
+
+
+@pytest.mark.parametrize(
+    "module", [outcomes, policy, breaker, fleet, log_hook, prometheus_hook, pybreaker_storage]
+)
+def test_the_examples_in_docstrings_work(module: ModuleType):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
