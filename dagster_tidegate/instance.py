@@ -120,14 +120,6 @@ class Dagster:
             for pool in self.instance.event_log_storage.get_pool_limits()
         }
 
-    def pool(self, name: str) -> str:
-        """Return the limit of a pool: the number, or `default`, also where it has no row."""
-        storage = self.instance.event_log_storage
-        found = storage.get_concurrency_infos([name]).get(name)
-        if found is None or found.limit is None:
-            return UNSET
-        return DEFAULT if found.using_default_limit else str(found.limit)
-
     def set_pool(self, name: str, value: str) -> None:
         """Give a pool a limit.
 

@@ -7,7 +7,7 @@ plan finds out from Dagster's value whether the write had arrived.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -17,6 +17,9 @@ from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Action, End, Leave, Observed, Take, Write, same_pool
 from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, TakeoverKind
+
+# So many writes share a transaction of the store: each costs a commit, and others wait for it.
+AT_ONCE = 10
 
 
 class MissedTicks(Protocol):
@@ -63,16 +66,13 @@ def apply(
                 if takeover is not None and takeover.pending:
                     writes.append(takeover)
     errors: list[Exception] = []
-    for takeover in writes:
+    # In one order for all gates, so that no two wait for each other.
+    writes.sort(key=lambda takeover: takeover.id)
+    for first in range(0, len(writes), AT_ONCE):
         if time.monotonic() > deadline:
             done.append("out of time: the next tick goes on")
             break
-        try:
-            if _write(gate, takeover, missed_ticks):
-                done.append(f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}")
-        except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
-            error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
-            errors.append(error)
+        done += _write(gate, writes[first : first + AT_ONCE], missed_ticks, errors)
     if errors:
         raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
     return done
@@ -105,42 +105,57 @@ def _intend(
     )
 
 
-def _write(gate: Gate, takeover: Takeover, missed_ticks: MissedTicks) -> bool:
+def _write(
+    gate: Gate,
+    writes: Sequence[Takeover],
+    missed_ticks: MissedTicks,
+    errors: list[Exception],
+) -> list[str]:
+    """Write some values to Dagster, and return which were."""
     with gate.store.read() as conn:
         now = gate.store.now(conn)
-    if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
-        missed_ticks(takeover, now)
+    for takeover in writes:
+        if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
+            missed_ticks(takeover, now)
+    done = []
     with gate.store.begin() as conn:
-        if not takeovers.locked(conn, takeover):
-            return False
-        if not _is_as_planned(gate, takeover):
-            # No gate writes without the lock and this version, so it was a person. The next plan
-            # could not tell that from a write of ours where they have set what was to be set.
-            takeovers.leave(conn, now, takeover, _found(gate, takeover))
-            return False
-        if takeover.kind is TakeoverKind.POOL:
-            gate.dagster.set_pool(takeover.name, takeover.set_to)
-        elif not gate.dagster.set_trigger(
-            takeover.kind, takeover.label, takeover.name, takeover.set_to, now
-        ):
-            if takeover.location == gate.location:
-                takeovers.end(conn, now, takeover, Outcome.GONE)
-            return False
-        takeovers.written(conn, takeover)
+        mine = [takeover for takeover in writes if takeovers.locked(conn, takeover)]
+        has_pools = any(takeover.kind is TakeoverKind.POOL for takeover in mine)
+        pools = gate.dagster.pools() if has_pools else {}
+        for takeover in mine:
+            try:
+                if _write_one(conn, gate, takeover, pools, now):
+                    done.append(f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}")
+            except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
+                error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
+                errors.append(error)
+    return done
+
+
+def _write_one(
+    conn: sa.Connection, gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: datetime
+) -> bool:
+    if takeover.kind is TakeoverKind.POOL:
+        found = pools.get(takeover.name, UNSET)
+        as_planned = same_pool(found, takeover.set_from)
+    else:
+        found = gate.dagster.trigger(takeover.name)
+        as_planned = found in (takeover.set_from, UNSET)
+    if not as_planned:
+        # No gate writes without the lock and this version, so it was a person. The next plan
+        # could not tell that from a write of ours where they have set what was to be set.
+        takeovers.leave(conn, now, takeover, found)
+        return False
+    if takeover.kind is TakeoverKind.POOL:
+        gate.dagster.set_pool(takeover.name, takeover.set_to)
+    elif not gate.dagster.set_trigger(
+        takeover.kind, takeover.label, takeover.name, takeover.set_to, now
+    ):
+        if takeover.location == gate.location:
+            takeovers.end(conn, now, takeover, Outcome.GONE)
+        return False
+    takeovers.written(conn, takeover)
     return True
-
-
-def _is_as_planned(gate: Gate, takeover: Takeover) -> bool:
-    found = _found(gate, takeover)
-    if takeover.kind is TakeoverKind.POOL:
-        return same_pool(found, takeover.set_from)
-    return found in (takeover.set_from, UNSET)
-
-
-def _found(gate: Gate, takeover: Takeover) -> str:
-    if takeover.kind is TakeoverKind.POOL:
-        return gate.dagster.pool(takeover.name)
-    return gate.dagster.trigger(takeover.name)
 
 
 def _label(takeover: Takeover) -> str:

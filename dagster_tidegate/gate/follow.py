@@ -5,7 +5,7 @@ from Dagster: that a run was queued, and how it ended.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.instance import RunChange, partition_of
+from dagster_tidegate.instance import partition_of
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.runs import Attempt
 
 ACTOR = "dagster"
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
@@ -31,6 +31,7 @@ _ENDS = {
 }
 _WAITS = {_Status.QUEUED, _Status.STARTING}
 _RUNS = {_Status.STARTED, _Status.CANCELING}
+_UNFINISHED = {RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED}
 # Moves that Dagster makes in one step and a campaign run in several.
 _WAYS = {
     RunStatus.PENDING: [RunStatus.PENDING],
@@ -58,14 +59,13 @@ def follow(
     since, moved = cursor - OVERLAP, 0
     while time.monotonic() < deadline:
         changes = gate.dagster.changes(since, PAGE)
-        ours = [change for change in changes if change.run.job_name in campaigns]
+        ours = [change.run for change in changes if change.run.job_name in campaigns]
         if ours:
-            with gate.store.begin() as conn:
-                now = gate.store.now(conn)
-                moved += sum(
-                    _follow(conn, now, change, campaigns[change.run.job_name].priority)
-                    for change in ours
-                )
+            with gate.store.read() as conn:
+                stale = _stale(conn, ours)
+            for run in stale:
+                with gate.store.begin() as conn:
+                    moved += _follow(conn, gate.store.now(conn), run, campaigns[run.job_name])
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
@@ -74,48 +74,71 @@ def follow(
     return cursor, moved
 
 
-def _follow(conn: sa.Connection, now: datetime, change: RunChange, priority: int) -> bool:
-    run = change.run
+def next_status(
+    run: _Status, status: RunStatus, *, owns: bool, attempt: Attempt | None
+) -> RunStatus | None:
+    """Return what a campaign run becomes when a Dagster run has a status. Pure.
+
+    Args:
+        run: Status of the Dagster run.
+        status: Status of the campaign run.
+        owns: Whether the Dagster run's attempt is the campaign run's newest.
+        attempt: The attempt of the Dagster run, or None where it made none.
+
+    Returns:
+        The status that it gets, or None where it keeps the one that it has.
+    """
+    if attempt is not None:
+        # What ended was written down when it did; of what still works, the record loop tells.
+        return _ENDS.get(run) if owns and attempt.ended_at is None else None
+    if run in _ENDS:
+        to = _ENDS[run]
+        if status is RunStatus.PAUSED and to is RunStatus.COMPLETED:
+            return None  # whatever it did, it did not work through the records
+        return to if status in _UNFINISHED else None
+    if run in _WAITS:
+        return None if status in (RunStatus.PENDING, RunStatus.PROCESSING) else RunStatus.PENDING
+    if run in _RUNS and status is RunStatus.PENDING:
+        return RunStatus.PROCESSING
+    return None
+
+
+def _stale(conn: sa.Connection, found: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
+    """Those Dagster runs whose campaign runs are not known, or may have to be moved."""
+    attempts = runs.attempts_of(conn, [run.run_id for run in found])
+    known = runs.named(conn, [(run.job_name, partition_of(run)) for run in found])
+    stale = []
+    for run in found:
+        campaign_run = known.get((run.job_name, partition_of(run)))
+        attempt = attempts.get(run.run_id)
+        if campaign_run is None or next_status(
+            run.status,
+            campaign_run.status,
+            owns=attempt is not None and attempt.number == campaign_run.attempt,
+            attempt=attempt,
+        ):
+            stale.append(run)
+    return stale
+
+
+def _follow(conn: sa.Connection, now: datetime, run: dg.DagsterRun, campaign: Campaign) -> bool:
     attempt = runs.attempt_of(conn, run.run_id)
-    campaign_run = runs.ensure(conn, now, run.job_name, partition_of(run), priority=priority)
-    if run.status in _ENDS:
-        to = _ENDS[run.status]
-        if attempt is not None:
-            if attempt.ended_at is not None or attempt.number != campaign_run.attempt:
-                return False  # it was written down when it ended, or another has taken over
-        else:
-            newest = runs.latest_attempt(conn, campaign_run.id)
-            if newest is not None and newest.ended_at is None:
-                return False  # another works on the campaign run
-            if campaign_run.status not in (
-                RunStatus.PENDING,
-                RunStatus.PROCESSING,
-                RunStatus.PAUSED,
-            ):
-                return False
-    elif attempt is not None:
-        return False  # the record loop writes for itself
-    elif run.status in _WAITS:
-        if campaign_run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
-            return False
-        to = RunStatus.PENDING
-    elif run.status in _RUNS:
-        if campaign_run.status is not RunStatus.PENDING:
-            return False
-        to = RunStatus.PROCESSING
-    else:
+    campaign_run = runs.ensure(
+        conn, now, run.job_name, partition_of(run), priority=campaign.priority
+    )
+    newest = runs.latest_attempt(conn, campaign_run.id)
+    if attempt is None and newest is not None and newest.ended_at is None:
+        return False  # another Dagster run works on it
+    owns = attempt is not None and attempt.number == campaign_run.attempt
+    to = next_status(run.status, campaign_run.status, owns=owns, attempt=attempt)
+    if to is None:
         return False
-    return _move(conn, now, campaign_run, to, f"Dagster run {run.run_id} is {run.status.value}")
-
-
-def _move(conn: sa.Connection, now: datetime, run: CampaignRun, to: RunStatus, reason: str) -> bool:
-    if run.status is RunStatus.PAUSED and to is RunStatus.COMPLETED:
-        return False  # whatever it did, it did not work through the records
     moved = False
     for status in _WAYS[to]:
-        current = runs.get(conn, run.id)
+        current = runs.get(conn, campaign_run.id)
         if current is None or current.status is status:
             continue
+        reason = f"Dagster run {run.run_id} is {run.status.value}"
         moved = runs.move(conn, now, current, status, reason=reason, actor=ACTOR)
         if not moved:
             return False

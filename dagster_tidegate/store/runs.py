@@ -227,6 +227,28 @@ def attempt_of(conn: sa.Connection, dagster_run: str) -> Attempt | None:
     return None if row is None else _attempt(row)
 
 
+def attempts_of(conn: sa.Connection, dagster_runs: Collection[str]) -> Mapping[str, Attempt]:
+    """Return the attempts that some Dagster runs made, by the id of the Dagster run."""
+    rows = conn.execute(
+        sa.select(t.attempts).where(t.attempts.c.dagster_run.in_(dagster_runs))
+    ).all()
+    return {row.dagster_run: _attempt(row) for row in rows}
+
+
+def named(
+    conn: sa.Connection, names: Collection[tuple[str, str]]
+) -> Mapping[tuple[str, str], CampaignRun]:
+    """Return those campaign runs that there are of some campaigns and partitions."""
+    rows = conn.execute(
+        sa.select(t.campaign_runs).where(
+            t.campaign_runs.c.campaign.in_({campaign for campaign, _ in names}),
+            t.campaign_runs.c.partition.in_({partition for _, partition in names}),
+        )
+    )
+    found = [run for row in rows if (run := _run(row)) is not None]
+    return {(run.campaign, run.partition): run for run in found}
+
+
 def begin_attempt(
     conn: sa.Connection,
     now: datetime,

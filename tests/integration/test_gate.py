@@ -36,7 +36,9 @@ def shared(
     store = Store(f"sqlite:///{home}.db")
     if request.param == "postgres":
         make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        database = make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+        database = (
+            make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+        )
         store = Store(make().render_as_string(hide_password=False))
     t.metadata.create_all(store.engine)
     with deployment(home, store, dagster_database=database) as deployed:
@@ -404,6 +406,39 @@ def test_a_run_that_could_not_start_makes_its_campaign_run_failed(deployed: Depl
     deployed.instance.report_run_failed(run)
     deployed.tick("tidegate_pause")
     assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
+
+
+def test_a_run_that_ends_beside_the_one_that_works_changes_nothing(deployed: Deployment):
+    works, other = deployed.launch("letters", "b"), deployed.launch("letters", "b")
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        run = runs.ensure(conn, now, "letters", "b")
+        runs.begin_attempt(conn, now, run, works, owner_is_over=True)
+    ended = deployed.instance.get_run_by_id(other)
+    assert ended is not None
+    deployed.instance.report_run_canceled(ended)
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.PROCESSING
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [("report_run_failed", RunStatus.FAILED), ("report_run_canceled", RunStatus.CANCELLED)],
+)
+def test_a_campaign_run_ends_as_the_dagster_run_that_works_on_it(
+    deployed: Deployment, report: str, status: RunStatus
+):
+    run_id = deployed.launch("letters", "b")
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.PENDING
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        run = runs.ensure(conn, now, "letters", "b")
+        runs.begin_attempt(conn, now, run, run_id, owner_is_over=True)
+    getattr(deployed.instance, report)(deployed.instance.get_run_by_id(run_id))
+    for _ in range(2):
+        deployed.tick("tidegate_pause")
+        assert campaign_run(deployed, "letters", "b").status is status
 
 
 def test_the_next_attempt_of_a_job_without_partitions_belongs_to_the_same_campaign_run(

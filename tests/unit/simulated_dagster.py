@@ -92,9 +92,6 @@ class SimulatedDagster:
             between()
         return dict(self.rows)
 
-    def pool(self, name: str) -> str:
-        return self.rows.get(name, UNSET if self.limit is None else DEFAULT)
-
     def set_pool(self, name: str, value: str) -> None:
         self.fuse.burn()
         if value in (UNSET, DEFAULT):
@@ -207,7 +204,7 @@ class SimulatedDagster:
         return found
 
     def _limit(self, pool: str) -> int | None:
-        value = self.pool(pool)
+        value = self.rows.get(pool, UNSET)
         return self.limit if value in (UNSET, DEFAULT) else int(value)
 
     # --- what a person does ---------------------------------------------------------------------
