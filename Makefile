@@ -29,6 +29,9 @@ lint: $(TESTS) ## Lint and types.
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
+	$(BIN)/python -m tests.benchmarks.breaker
+
 format: $(TESTS) ## Lay out the code and mend what ruff can mend.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
