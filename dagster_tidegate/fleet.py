@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.util import Finalize, register_after_fork
@@ -33,7 +34,7 @@ from dagster_tidegate.hooks import (
 )
 from dagster_tidegate.outcomes import Outcome
 from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.seen import Counts
+from dagster_tidegate.seen import Counts, Seen
 from dagster_tidegate.snapshot import FleetSnapshot
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.breakers import StoredCircuits
@@ -249,25 +250,25 @@ class Fleet:
         """Tell the fleet of the successes since the last time."""
         with self._lock:
             breakers = list(self._breakers.values())
-        told = []
-        locked: list[Lock] = []
-        try:
+        told: list[tuple[Breaker, Counts, Seen]] = []
+        events: list[Event] = []
+        with ExitStack() as locks:
             for breaker in breakers:
-                if breaker._telling.acquire(blocking=False):  # else a failure is being told
-                    locked.append(breaker._telling)
-                    self._count_retired(breaker)
-                    counts = breaker._admission.counts
-                    if seen := counts.untold(breaker.policy, self.now()):
-                        told.append((breaker, counts, seen))
+                if not breaker._telling.acquire(blocking=False):
+                    continue  # a failure is being told, and the successes with it
+                locks.callback(breaker._telling.release)
+                events += self._count_retired(breaker)
+                counts = breaker._admission.counts
+                if seen := counts.untold(breaker.policy, self.now()):
+                    told.append((breaker, counts, seen))
             if told:
                 batch = [(breaker.policy, seen) for breaker, _, seen in told]
                 self._do(lambda circuits: circuits.flush(batch))
-            for breaker, counts, seen in told:
+            for _, counts, seen in told:
                 counts.told(seen)
-                self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
-        finally:
-            for lock in locked:
-                lock.release()
+                events.append(_counted(seen))
+        for event in events:
+            self._emit(event)
 
     def close(self) -> None:
         """Tell what is untold and let go of thread and connection. Happens at exit by itself."""
@@ -331,11 +332,13 @@ class Fleet:
                 counts.succeeded_until(tally.last_ok_at)
             breaker._row = (counts, counts.totals()[0], tally.failed_in_row)
             after = machine.after_calls(before, breaker.policy, tally, now, label, random())
-        self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
+            events = [*self._count_retired(breaker), _counted(seen)]
         if after is not before:
             self._make(before, after)
         elif before.generation != counts.generation:
             self.refresh()
+        for event in events:
+            self._emit(event)
 
     def _make(self, before: Circuit, after: Circuit, actor: str | None = None) -> bool:
         """Make a change, unless somebody else was faster; either way know the result."""
@@ -450,12 +453,13 @@ class Fleet:
             if breaker := self._breakers.get(circuit.name):
                 self._reseat(breaker)
 
-    def _count_retired(self, breaker: Breaker) -> None:
+    def _count_retired(self, breaker: Breaker) -> list[Event]:
         """Count the calls of older generations; they decide nothing any more."""
+        events: list[Event] = []
         while breaker._retired:
-            counts = breaker._retired.pop()
-            if seen := counts.untold(breaker.policy, self.now()):
-                self._emit(CallsCounted(breaker.policy.name, seen.ok, seen.slow, seen.failed))
+            if seen := breaker._retired.pop().untold(breaker.policy, self.now()):
+                events.append(_counted(seen))
+        return events
 
     # --- the store, lost and regained -----------------------------------------------------------
 
@@ -551,6 +555,10 @@ class Fleet:
             self._store.engine.dispose(close=False)
         for breaker in self._breakers.values():
             breaker._begin_life()
+
+
+def _counted(seen: Seen) -> CallsCounted:
+    return CallsCounted(seen.service, seen.ok, seen.slow, seen.failed)
 
 
 _fleets: WeakSet[Fleet] = WeakSet()

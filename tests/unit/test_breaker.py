@@ -635,3 +635,17 @@ def test_a_hook_that_raises_changes_nothing(clock: Clock, caplog: pytest.LogCapt
     trip(breaker)
     assert breaker.circuit.state == BreakerState.OPEN
     assert "a hook failed on StateChanged" in caplog.text
+
+
+def test_a_hook_may_call_the_service_itself(clock: Clock):
+    def hook(event: Any) -> None:
+        if isinstance(event, CallsCounted):
+            breaker.fleet.flush()
+            with suppress(Down, BreakerOpenError):
+                breaker.call(fail)
+
+    policy = ServicePolicy(name="openai", consecutive_failures=10)
+    breaker = Fleet(MemoryCircuits(clock=clock), [policy], hooks=[hook]).breaker("openai")
+    with pytest.raises((Down, BreakerOpenError)):
+        breaker.call(fail)  # the hook calls, fails, and is told of that in turn
+    assert breaker.circuit.reason == "Down x10"
