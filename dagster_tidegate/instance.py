@@ -232,8 +232,13 @@ class Dagster:
                 found[run.run_id] = run
         return list(found.values())
 
-    def queued(self, job: str, limit: int) -> Sequence[dg.DagsterRun]:
-        """Return the queued runs of a job, the oldest first."""
+    def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
+        """Return the queued runs, or those of a job, the oldest first.
+
+        Args:
+            limit: How many at most.
+            job: Name of the job, or None for all.
+        """
         return [
             record.dagster_run
             for record in self.instance.get_run_records(

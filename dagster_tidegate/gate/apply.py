@@ -7,9 +7,8 @@ plan finds out from Dagster's value whether the write had arrived.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
 
 import sqlalchemy as sa
 
@@ -22,12 +21,8 @@ from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, 
 AT_ONCE = 10
 
 
-class MissedTicks(Protocol):
-    """Writes down which ticks a schedule has missed when it is given back."""
-
-    def __call__(self, takeover: Takeover, until: datetime) -> None:
-        """Write down the ticks that a schedule missed until a time."""
-        ...
+MissedTicks = Callable[[Takeover, datetime], None]
+"""Writes down which ticks a schedule has missed until a time, before it is given back."""
 
 
 def apply(

@@ -12,7 +12,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
-from dagster_tidegate.holds import Hold, TargetKind
+from dagster_tidegate.holds import Hold, TargetKind, run_name
 from dagster_tidegate.instance import CANARY_TAG, Dagster, partition_of
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -21,8 +21,9 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
 
-# How many queued runs of a campaign are looked at for a canary.
-MOST_QUEUED = 20
+# How many queued runs are looked at for a canary, before each campaign is asked for its own.
+MOST_QUEUED = 500
+MOST_QUEUED_EACH = 5
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,20 @@ def candidates(
         paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
     held = held_runs(live)
     paused = [run for run in paused if run.name not in held]
-    queued: list[dg.DagsterRun] = []
-    for campaign in able if not paused else []:
-        queued += [
+    if paused or not able:
+        return Candidates([], paused, [])
+    found = gate.dagster.queued(MOST_QUEUED)
+    if not any(run.job_name in able for run in found) and len(found) == MOST_QUEUED:
+        found = [run for job in able for run in gate.dagster.queued(MOST_QUEUED_EACH, job)]
+    return Candidates(
+        [],
+        [],
+        [
             run
-            for run in gate.dagster.queued(campaign, MOST_QUEUED)
-            if f"{campaign}/{partition_of(run)}" not in held
-        ]
-        if queued:
-            break
-    return Candidates([], paused, queued)
+            for run in found
+            if run.job_name in able and run_name(run.job_name, partition_of(run)) not in held
+        ],
+    )
 
 
 def held_runs(live: Sequence[Hold]) -> set[str]:

@@ -79,6 +79,7 @@ class SimulatedDagster:
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.instance = None
+        self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
 
     # --- what the gate uses ---------------------------------------------------------------------
@@ -93,6 +94,8 @@ class SimulatedDagster:
         return dict(self.rows)
 
     def set_pool(self, name: str, value: str) -> None:
+        if name in self.broken:
+            raise OSError(f"Dagster can't write {name}")
         self.fuse.burn()
         if value in (UNSET, DEFAULT):
             self.rows.pop(name, None)
@@ -141,9 +144,9 @@ class SimulatedDagster:
             and (PARTITION_TAG in run.tags or not run.is_finished)
         ]
 
-    def queued(self, job: str, limit: int) -> Sequence[dg.DagsterRun]:
+    def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]
-        return [run for run in waiting if run.job_name == job][:limit]
+        return [run for run in waiting if job in (None, run.job_name)][:limit]
 
     def in_progress(self, pools: frozenset[str]) -> Mapping[str, int]:
         active = [run for run in self.all_runs.values() if run.status in IN_PROGRESS]
@@ -181,6 +184,9 @@ class SimulatedDagster:
         )
         self.put(run)
         return run
+
+    def end(self, run_id: str) -> None:
+        self.set_status(run_id, dg.DagsterRunStatus.CANCELED)
 
     def set_status(self, run_id: str, status: dg.DagsterRunStatus) -> None:
         self.put(self.all_runs[run_id].with_status(status))

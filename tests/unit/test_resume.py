@@ -1,0 +1,176 @@
+"""What the gate asks Dagster for, and what it does when Dagster refuses a change."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.gate.observe import Gate, observe
+from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
+from dagster_tidegate.gate.turn import Direction, turn
+from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import holds, runs, takeovers
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.tables import metadata
+from tests.unit.simulated_dagster import FragileStore, Fuse, SimulatedDagster
+from tests.unit.test_gate_properties import Clock
+
+SHAPES = [
+    CampaignShape("slow", "here", "none", ops={"send": "mail"}),
+    CampaignShape("urgent", "here", "none", priority=5, ops={"send": "mail"}),
+    CampaignShape("other", "here", "none", ops={"ask": "maps"}),
+]
+MAIL = Target(TargetKind.SERVICE, "mail")
+
+
+class World:
+    """A gate, its store and a simulated Dagster."""
+
+    def __init__(self) -> None:
+        self.fuse, self.clock = Fuse(), Clock()
+        self.store = FragileStore("sqlite://", self.fuse, clock=self.clock)
+        metadata.create_all(self.store.engine)
+        self.dagster = SimulatedDagster(self.fuse, self.clock, None)
+        policies = {
+            "mail": ServicePolicy(name="mail", ramp_interval_s=30),
+            "maps": ServicePolicy(name="maps", ramp_interval_s=0),
+        }
+        self.gate = Gate(self.dagster, self.store, policies, "here", SHAPES)  # type: ignore[arg-type] -- simulated
+        self.campaigns = {
+            shape.name: Campaign(job=SimpleNamespace(name=shape.name))  # type: ignore[arg-type] -- only its name is used
+            for shape in SHAPES
+        }
+
+    def paused(self, campaign: str, partition: str, priority: int = 0) -> None:
+        shape = next(shape for shape in SHAPES if shape.name == campaign)
+        run = self.dagster.create(campaign, shape.pools, {"dagster/partition": partition})
+        with self.store.begin() as conn:
+            found = runs.ensure(conn, self.clock(), campaign, partition, priority=priority)
+            runs.begin_attempt(conn, self.clock(), found, run.run_id, owner_is_over=True)
+            found = runs.ensure(conn, self.clock(), campaign, partition)
+            runs.move(conn, self.clock(), found, RunStatus.PAUSED, actor=run.run_id)
+        self.dagster.end(run.run_id)
+
+    def hold(self, target: Target) -> None:
+        with self.store.begin() as conn:
+            holds.place(
+                conn,
+                self.clock(),
+                target,
+                source=HoldSource.OPERATOR,
+                reason="test",
+                actor="ann",
+            )
+
+    def release(self, target: Target) -> None:
+        with self.store.begin() as conn:
+            holds.release(conn, self.clock(), target, source=HoldSource.OPERATOR, actor="ann")
+
+    def turn(self, direction: Direction) -> list[str]:
+        deadline = time.monotonic() + 60
+        return turn(
+            self.gate, direction, deadline=deadline, missed_ticks=lambda _takeover, _until: None
+        )[1]
+
+    def ask(self) -> Asked:
+        return ask(
+            self.gate,
+            observe(self.gate),
+            self.campaigns,
+            SimpleNamespace(repository=None),  # type: ignore[arg-type] -- nothing was missed
+        )
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.store.dispose()
+
+
+def partitions(asked: Asked) -> list[str]:
+    return [request.tags["dagster/partition"] for request in asked.requests]
+
+
+def test_paused_runs_resume_by_priority_and_then_in_the_order_of_their_pause(world: World):
+    for partition in ("s1", "s2"):
+        world.paused("slow", partition)
+    for partition in ("u1", "u2"):
+        world.paused("urgent", partition, priority=5)
+    assert partitions(world.ask()) == ["u1", "u2", "s1", "s2"]
+
+
+def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: World):
+    for partition in ("s1", "s2", "s3"):
+        world.paused("slow", partition)
+    world.paused("other", "o1")
+    world.hold(MAIL)
+    world.turn(Direction.TIGHTEN)
+    assert partitions(world.ask()) == ["o1"]
+    world.release(MAIL)
+    world.turn(Direction.LOOSEN)
+    assert world.dagster.pools() == {"mail": "1"}
+    assert partitions(world.ask()) == ["s1", "o1"]
+    world.clock.time += timedelta(seconds=31)
+    world.turn(Direction.LOOSEN)
+    assert world.dagster.pools() == {"mail": "2"}
+    assert partitions(world.ask()) == ["s1", "s2", "o1"]
+
+
+def test_one_tick_asks_for_so_many_runs_and_no_more(world: World):
+    for n in range(MOST_REQUESTS + 5):
+        world.paused("other", f"o{n}")
+    assert len(world.ask().requests) == MOST_REQUESTS
+
+
+def test_a_paused_run_that_is_held_itself_is_not_asked_for(world: World):
+    world.paused("other", "o1")
+    world.paused("other", "o2")
+    world.hold(Target(TargetKind.CAMPAIGN_RUN, "other/o1"))
+    assert partitions(world.ask()) == ["o2"]
+
+
+def test_a_change_that_fails_does_not_keep_the_others_back_and_is_made_up_for(world: World):
+    world.hold(EVERYTHING)
+    world.dagster.broken = {"mail"}
+    with pytest.raises(ExceptionGroup, match="1 changes failed") as raised:
+        world.turn(Direction.TIGHTEN)
+    assert "pool mail" in str(raised.value.exceptions[0].__notes__)
+    assert world.dagster.pools() == {"maps": "0"}
+    world.dagster.broken = set()
+    world.turn(Direction.TIGHTEN)
+    assert world.dagster.pools() == {"maps": "0", "mail": "0"}
+    with world.store.read() as conn:
+        assert not any(takeover.pending for takeover in takeovers.live(conn))
+
+
+def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
+    world.hold(EVERYTHING)
+    said = turn(
+        world.gate,
+        Direction.TIGHTEN,
+        deadline=time.monotonic() + 0.0,
+        missed_ticks=lambda _takeover, _until: None,
+    )[1]
+    assert world.dagster.pools() == {}
+    assert said == []
+    world.turn(Direction.TIGHTEN)
+    assert world.dagster.pools() == {"mail": "0", "maps": "0"}
+
+
+def test_with_tidegate_switched_off_nothing_stays_held(world: World):
+    world.hold(EVERYTHING)
+    world.turn(Direction.TIGHTEN)
+    off = Gate(world.gate.dagster, world.store, world.gate.policies, "here", SHAPES, enabled=False)
+    world.gate = off
+    world.turn(Direction.LOOSEN)
+    world.clock.time += timedelta(minutes=10)
+    for _ in range(8):
+        world.clock.time += timedelta(minutes=1)
+        world.turn(Direction.LOOSEN)
+    assert world.dagster.pools() == {}
