@@ -22,7 +22,7 @@ up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
 	@exec $(BIN)/tidegate up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
 
 test: lint ## Lint, types and all tests.
-	$(BIN)/pytest -n auto --dist loadscope
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(TESTS) ## Lint and types.
 	$(BIN)/ruff check
