@@ -21,6 +21,8 @@ from dagster_tidegate.store.runs import Attempt
 ACTOR = "dagster"
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
 OVERLAP = timedelta(seconds=10)
+# And with the clock of the machine that changed it, which may be behind the database's.
+MOST_SKEW = timedelta(seconds=60)
 PAGE = 200
 
 _Status = dg.DagsterRunStatus
@@ -69,6 +71,8 @@ def follow(
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
+            with gate.store.read() as conn:
+                cursor = max(cursor, gate.store.now(conn) - MOST_SKEW)
             break
         since = changes[-1].at
     return cursor, moved
