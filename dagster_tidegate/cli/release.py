@@ -4,21 +4,22 @@ import click
 
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.holds import HoldSource
-from dagster_tidegate.store import holds
+from dagster_tidegate.store import breakers, holds
 
 
 @click.command()
 @targets.arguments
-@click.option("--force", is_flag=True, help="Release the breaker's own hold too.")
+@click.option("--force", is_flag=True, help="Release the breaker's own hold too, and close it.")
 def release(kind: str, name: str | None, actor: str, url: str | None, force: bool) -> None:
     """Release what operators hold: a service, a campaign, a run or everything."""
     target = targets.target(kind, name)
     store = targets.open_store(url)
     with store.begin() as conn:
+        now = store.now(conn)
         try:
             released = holds.release(
                 conn,
-                store.now(conn),
+                now,
                 target,
                 source=HoldSource.OPERATOR,
                 actor=actor,
@@ -26,6 +27,9 @@ def release(kind: str, name: str | None, actor: str, url: str | None, force: boo
             )
         except holds.NotYourHoldError as error:
             raise click.ClickException(str(error).replace("use force", "use --force")) from error
+        if any(hold.source is HoldSource.BREAKER for hold in released):
+            # An open breaker without its hold would refuse calls that nothing else keeps back.
+            breakers.close(conn, now, target.name, actor=actor)
     for hold in released:
         click.echo(f"released: {target}, held by {hold.actor} ({hold.reason})")
     if not released:

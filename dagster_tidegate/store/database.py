@@ -13,6 +13,7 @@ from dagster_tidegate.store import push
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5
 
 
 def default_url() -> str:
@@ -62,7 +63,12 @@ class Store:
             if self.url.drivername == "postgresql":
                 self.url = self.url.set(drivername="postgresql+psycopg")
             self.engine = sa.create_engine(
-                self.url, pool_pre_ping=True, pool_size=2, max_overflow=8, pool_recycle=1800
+                self.url,
+                connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+                pool_pre_ping=True,
+                pool_size=2,
+                max_overflow=8,
+                pool_recycle=1800,
             )
         else:
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dagster_tidegate.cli import main
-from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs, schema
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
@@ -86,20 +87,16 @@ def test_a_blank_reason_is_refused(run: Run) -> None:
     assert (result.exit_code, "needs a reason" in result.output) == (1, True)
 
 
-def test_a_breakers_hold_needs_force(run: Run, store: Store) -> None:
-    with store.begin() as conn:
-        holds.place(
-            conn,
-            store.now(conn),
-            Target(TargetKind.SERVICE, "openai"),
-            source=HoldSource.BREAKER,
-            reason="503 x5",
-            actor="breaker",
-        )
+def test_a_breakers_hold_needs_force_which_closes_the_breaker(run: Run, store: Store) -> None:
+    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    fleet.breaker("openai").open()
     refused = run("release", "service", "openai")
     assert refused.exit_code == 1
-    assert "held by breaker (503 x5); use --force" in refused.output
+    assert "held by breaker (opened by hand); use --force" in refused.output
     assert run("release", "service", "openai", "--force").exit_code == 0
+    assert fleet.refresh().services["openai"].state is BreakerState.CLOSED
+    assert fleet.holds_on(services=["openai"]) == []
+    fleet.close()
 
 
 def test_status_names_each_paused_campaign_and_why(run: Run, store: Store) -> None:
