@@ -81,8 +81,9 @@ class CatchUpper:
         with self.gate.store.begin() as conn:
             now = self.gate.store.now(conn)
             if judged and campaign.catch_up is not CatchUp.ALL:
-                for older in missed_ticks.waiting(conn, [campaign.name]):
-                    if older.schedule == takeover.label and older.tick_at < judged[-1][0]:
+                for older in missed_ticks.waiting(conn):
+                    of_this = (older.campaign, older.schedule) == (campaign.name, takeover.label)
+                    if of_this and older.tick_at < judged[-1][0]:
                         missed_ticks.settle(
                             conn, now, older, TickOutcome.SKIPPED, "a later tick was missed too"
                         )

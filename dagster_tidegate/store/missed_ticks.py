@@ -56,11 +56,11 @@ def record(conn: sa.Connection, now: datetime, ticks: Collection[MissedTick]) ->
         )
 
 
-def waiting(conn: sa.Connection, campaigns: Collection[str]) -> Sequence[MissedTick]:
-    """Return the ticks of some campaigns that are yet to be launched, the oldest first."""
+def waiting(conn: sa.Connection) -> Sequence[MissedTick]:
+    """Return the ticks that are yet to be launched, the oldest first."""
     rows = conn.execute(
         sa.select(t.missed_ticks)
-        .where(t.missed_ticks.c.outcome.is_(None), t.missed_ticks.c.campaign.in_(campaigns))
+        .where(t.missed_ticks.c.outcome.is_(None))
         .order_by(t.missed_ticks.c.tick_at, t.missed_ticks.c.campaign, t.missed_ticks.c.schedule)
     )
     return [MissedTick(row.campaign, row.schedule, row.tick_at, None, row.reason) for row in rows]
