@@ -296,7 +296,6 @@ def begin_attempt(
         t.campaign_runs.update()
         .where(
             t.campaign_runs.c.id == run.id,
-            t.campaign_runs.c.status == run.status,
             t.campaign_runs.c.attempt == run.attempt,
         )
         .values(
