@@ -1,13 +1,13 @@
 """The ledger: which records of a campaign run are done, with their result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.statuses import RecordStatus
+from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import Attempt
 from dagster_tidegate.store.upsert import insert
@@ -112,6 +112,16 @@ def write_progress(
             },
         )
     )
+
+
+def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
+    """Return which paused campaign runs have begun which of some ops, as (id, op)."""
+    rows = conn.execute(
+        sa.select(t.progress.c.campaign_run, t.progress.c.op)
+        .join(t.campaign_runs)
+        .where(t.campaign_runs.c.status == RunStatus.PAUSED, t.progress.c.op.in_(ops))
+    )
+    return {(row.campaign_run, row.op) for row in rows}
 
 
 def statuses(conn: sa.Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
