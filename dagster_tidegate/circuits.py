@@ -96,13 +96,19 @@ class MemoryCircuits:
 
     Args:
         circuits: Breakers to begin with.
+        holds: Holds of operators that go on meanwhile; one that expires still ends.
         clock: Gives the time (UTC); for tests.
     """
 
     def __init__(
-        self, circuits: Iterable[Circuit] = (), *, clock: Callable[[], datetime] | None = None
+        self,
+        circuits: Iterable[Circuit] = (),
+        *,
+        holds: Iterable[Hold] = (),
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.clock = clock
+        self.holds = tuple(hold for hold in holds if hold.source == HoldSource.OPERATOR)
         self.circuits = {circuit.name: circuit for circuit in circuits}
         self.began = {circuit.name: circuit.generation for circuit in self.circuits.values()}
         self.rows: dict[tuple[str, datetime, str, int], Seen] = {}
@@ -119,20 +125,22 @@ class MemoryCircuits:
             now = self.now()
             for name in names:
                 self._get(name, now)
+            own = [
+                Hold(
+                    id=-number,  # no row of the store
+                    target=Target(TargetKind.SERVICE, circuit.name),
+                    source=HoldSource.BREAKER,
+                    reason=circuit.reason or str(circuit.state),
+                    actor="breaker",
+                    placed_at=circuit.opened_at or circuit.changed_at,
+                )
+                for number, circuit in enumerate(self.circuits.values(), start=1)
+                if circuit.state != BreakerState.CLOSED
+            ]
+            live = [hold for hold in (*self.holds, *own) if hold.live(now)]
             return FleetSnapshot(
                 services=dict(self.circuits),
-                holds=tuple(
-                    Hold(
-                        id=-number,  # no row of the store
-                        target=Target(TargetKind.SERVICE, circuit.name),
-                        source=HoldSource.BREAKER,
-                        reason=circuit.reason or str(circuit.state),
-                        actor="breaker",
-                        placed_at=circuit.opened_at or circuit.changed_at,
-                    )
-                    for number, circuit in enumerate(self.circuits.values(), start=1)
-                    if circuit.state != BreakerState.CLOSED
-                ),
+                holds=tuple(sorted(live, key=lambda hold: (hold.placed_at, hold.id))),
                 read_at=now,
                 read_ticks=time.monotonic(),
             )

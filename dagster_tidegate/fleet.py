@@ -486,7 +486,9 @@ class Fleet:
             if self._own is not None:
                 return self._own
             known = () if self._snapshot is None else self._snapshot.services.values()
-            self._own = MemoryCircuits(known, clock=self._clock or self._reckon)
+            # Nobody can have told this process that a hold was released: it goes on.
+            held = () if self._snapshot is None else self._snapshot.holds
+            self._own = MemoryCircuits(known, holds=held, clock=self._clock or self._reckon)
             self._lost_at = self._ticks()
             own = self._own
         log.warning("the store can't be reached; each process has its own breakers: %s", error)

@@ -263,6 +263,29 @@ def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.
     assert [e.degraded for e in events if isinstance(e, StateChanged)] == [True, False]
 
 
+def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
+    make_fleet: Callable[..., Fleet], clock: Clock
+):
+    fleet = make_fleet(clock=clock)
+    fleet.close()  # without the watcher, which would find the store again
+    until_then = clock() + timedelta(hours=1)
+    operator = {"source": HoldSource.OPERATOR, "reason": "do not send", "actor": "ann"}
+    with fleet.store.begin() as conn:
+        target = Target(TargetKind.SERVICE, "openai")
+        holds.place(conn, clock(), target, **operator, expires_at=until_then)
+        holds.place(conn, clock(), Target(TargetKind.CAMPAIGN, "outreach"), **operator)
+    fleet.refresh()
+    breaker = fleet.breaker("openai")
+    fleet._watch_failed(exc.OperationalError("SELECT", None, Exception("gone")))
+    assert fleet.snapshot().degraded
+    with pytest.raises(BreakerOpenError, match="held by ann: do not send"):
+        breaker.call(int)
+    assert len(fleet.holds_on(services=["openai"], campaign="outreach")) == 2
+    clock.advance(3600)
+    assert breaker.call(int) == 0
+    assert [str(hold.target) for hold in fleet.refresh().holds] == ["campaign outreach"]
+
+
 def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
     line = Severed(MemoryCircuits(clock=clock))
     fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
