@@ -236,15 +236,8 @@ class Fleet:
     def refresh(self) -> FleetSnapshot:
         """Read breakers and holds now, instead of when told of a change."""
         with self._reading:
-            if self._own is None:
-                try:
-                    read = self._shared.read(self.policies)
-                except UNREACHABLE as error:
-                    self._lose(error)
-                    read = self._read_own()
-            else:
-                read = self._read_own()
-            return self._apply(read)
+            read, own = self._do(self._read)
+            return self._apply(read, own)
 
     def flush(self) -> None:
         """Tell the fleet of the successes since the last time."""
@@ -326,7 +319,7 @@ class Fleet:
             seen = counts.untold(breaker.policy, now) if current else None
             if seen is None or not (seen.failed or seen.slow):
                 return  # of an older generation, or another thread has told of it by now
-            before, tally = self._do(lambda circuits: circuits.record(breaker.policy, seen))
+            (before, tally), _ = self._do(lambda circuits: circuits.record(breaker.policy, seen))
             counts.told(seen)
             if tally.last_ok_at is not None:
                 counts.succeeded_until(tally.last_ok_at)
@@ -343,22 +336,23 @@ class Fleet:
     def _make(self, before: Circuit, after: Circuit, actor: str | None = None) -> bool:
         """Make a change, unless somebody else was faster; either way know the result."""
         actor = actor or self.worker
-        won = self._do(lambda circuits: circuits.change(before, after, actor))
-        self._after(before, after if won else before, actor)
+        won, own = self._do(lambda circuits: circuits.change(before, after, actor))
+        self._after(before, after if won else before, actor, own)
         if not won:
             self.refresh()
         return won
 
-    def _after(self, before: Circuit, after: Circuit, actor: str) -> None:
+    def _after(
+        self, before: Circuit, after: Circuit, actor: str, own: MemoryCircuits | None
+    ) -> None:
         """Take over a change that this process made, and tell hooks and listeners."""
         if after is before:
             return
-        self._apply_one(after)
+        self._apply_one(after, own)
         self.refresh()
         if after.generation == before.generation:
             return
-        degraded = self._own is not None
-        self._emit(StateChanged(after.name, before, after, actor, degraded))
+        self._emit(StateChanged(after.name, before, after, actor, degraded=own is not None))
         if breaker := self._breakers.get(after.name):
             breaker._state_changed(before, after)
 
@@ -372,8 +366,8 @@ class Fleet:
         raise RuntimeError(f"{breaker.policy.name} changed ten times while it was to be changed")
 
     def _take_trial(self, breaker: Breaker) -> TrialAnswer:
-        answer = self._do(lambda circuits: circuits.take_trial(breaker.policy, self.worker))
-        self._after(answer.before, answer.after, self.worker)
+        answer, own = self._do(lambda circuits: circuits.take_trial(breaker.policy, self.worker))
+        self._after(answer.before, answer.after, self.worker, own)
         if answer.after.generation != breaker._admission.circuit.generation:
             self.refresh()
         return answer
@@ -381,11 +375,11 @@ class Fleet:
     def _end_trial(
         self, breaker: Breaker, trial: Trial, outcome: Outcome, retry_at: datetime | None
     ) -> None:
-        before, after = self._do(
+        (before, after), own = self._do(
             lambda circuits: circuits.end_trial(breaker.policy, trial, outcome, retry_at)
         )
         breaker._ask_at = float("-inf")
-        self._after(before, after, self.worker)
+        self._after(before, after, self.worker, own)
         if before.generation != trial.generation:
             self.refresh()
 
@@ -408,17 +402,30 @@ class Fleet:
                 self._watcher.start()
             return snapshot
 
-    def _apply(self, read: FleetSnapshot, *, anew: bool = False) -> FleetSnapshot:
-        """Know what was read, breaker by breaker, unless something newer is known already."""
+    def _apply(
+        self, read: FleetSnapshot, own: MemoryCircuits | None, *, regained: bool = False
+    ) -> FleetSnapshot:
+        """Know what was read, breaker by breaker, unless something newer is known already.
+
+        Args:
+            read: What was read.
+            own: The memory in which, or None: in the store. If the store was lost or regained
+                since, what was read is of no use any more.
+            regained: The store takes the place of the process's own memory.
+        """
         learned = []
         with self._changed:
+            if regained:
+                self._own = None
+            elif self._own is not own and self._snapshot is not None:
+                return self._snapshot
             known: Mapping[str, Circuit] = {} if self._snapshot is None else self._snapshot.services
             services = dict(read.services)
             for name, circuit in read.services.items():
                 former = known.get(name)
                 if former is None:
                     continue
-                if former.generation > circuit.generation and not anew:
+                if former.generation > circuit.generation and not regained:
                     services[name] = former
                 elif former.generation != circuit.generation:
                     learned.append(ChangeLearned(name, former, circuit))
@@ -442,8 +449,10 @@ class Fleet:
             self._emit(event)
         return result
 
-    def _apply_one(self, circuit: Circuit) -> None:
+    def _apply_one(self, circuit: Circuit, own: MemoryCircuits | None) -> None:
         with self._changed:
+            if self._own is not own:
+                return  # the generations of the one say nothing about those of the other
             snapshot = self.snapshot()
             self._snapshot = replace(
                 snapshot, services={**snapshot.services, circuit.name: circuit}
@@ -463,46 +472,53 @@ class Fleet:
 
     # --- the store, lost and regained -----------------------------------------------------------
 
-    def _do(self, step: Callable[[Circuits], T]) -> T:
-        """Do a step in the store, or in the process's own memory if that can't be reached."""
-        own = self._own
-        if own is None:
-            try:
-                return step(self._shared)
-            except UNREACHABLE as error:
-                own = self._lose(error)
-                self._apply(self._read_own())
-        return step(own)
+    def _do(self, step: Callable[[Circuits], T]) -> tuple[T, MemoryCircuits | None]:
+        """Do a step in the store, or in the process's own memory if that can't be reached.
 
-    def _read_own(self) -> FleetSnapshot:
-        assert self._own is not None
-        return replace(self._own.read(self.policies), degraded=True)
+        Returns:
+            Its result, and the memory in which it was done; None: in the store.
+        """
+        with self._lock:
+            if (own := self._own) is not None:
+                return step(own), own
+        try:
+            return step(self._shared), None
+        except UNREACHABLE as error:
+            return self._lose(error, step)
 
-    def _lose(self, error: Exception) -> MemoryCircuits:
-        """Go on under the process's own breakers."""
+    def _read(self, circuits: Circuits) -> FleetSnapshot:
+        return replace(circuits.read(self.policies), degraded=circuits is not self._shared)
+
+    def _lose(self, error: Exception, step: Callable[[Circuits], T]) -> tuple[T, MemoryCircuits]:
+        """Go on under the process's own breakers, and do a step there."""
         if "no such table" in str(error) or "no such column" in str(error):
             raise error  # the store is there, and not set up
+        # The store may be back at any moment; not between the loss and the step.
         with self._lock:
-            if self._own is not None:
-                return self._own
-            known = () if self._snapshot is None else self._snapshot.services.values()
-            # Nobody can have told this process that a hold was released: it goes on.
-            held = () if self._snapshot is None else self._snapshot.holds
-            self._own = MemoryCircuits(known, holds=held, clock=self._clock or self._reckon)
-            self._lost_at = self._ticks()
-            own = self._own
-        log.warning("the store can't be reached; each process has its own breakers: %s", error)
-        self._emit(StoreLost(error))
-        if self._watcher is not None:
-            self._watcher.wake()
-        return own
+            own, known = self._own, self._snapshot
+            lost = own is None
+            if own is None:
+                own = self._own = MemoryCircuits(
+                    known.services.values() if known else (),
+                    holds=known.holds if known else (),
+                    clock=self._clock or self._reckon,
+                )
+                self._lost_at = self._ticks()
+            result = step(own)
+            read = self._read(own)
+        self._apply(read, own)
+        if lost:
+            log.warning("the store can't be reached; each process has its own breakers: %s", error)
+            self._emit(StoreLost(error))
+            if self._watcher is not None:
+                self._watcher.wake()
+        return result, own
 
     def _watch_failed(self, error: Exception) -> None:
         """Go on without a watcher, which tries again by itself."""
         if isinstance(error, UNREACHABLE):
             try:
-                self._lose(error)
-                self._apply(self._read_own())
+                self._lose(error, self._read)
                 return
             except UNREACHABLE:
                 pass  # it is there, and something else is wrong with it
@@ -541,10 +557,8 @@ class Fleet:
                     if self._shared.change(there, after, self.worker):
                         events.append(StateChanged(name, there, after, self.worker))
             read = self._shared.read(self.policies)
-            with self._lock:
-                self._own = None
-                lost_for_s = self._ticks() - self._lost_at
-            self._apply(read, anew=True)
+            lost_for_s = self._ticks() - self._lost_at
+            self._apply(read, None, regained=True)
         log.warning("the store is back after %.1f s", lost_for_s)
         for event in (*events, StoreRegained(lost_for_s)):
             self._emit(event)

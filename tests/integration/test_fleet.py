@@ -286,6 +286,51 @@ def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
     assert [str(hold.target) for hold in fleet.refresh().holds] == ["campaign outreach"]
 
 
+def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
+    line = Severed(MemoryCircuits(clock=clock))
+
+    def back(happened: Any) -> None:
+        if isinstance(happened, StoreLost):  # as the watcher, woken by the loss
+            line.cut = False
+            fleet._regain()
+
+    fleet = Fleet(line, [policy()], hooks=[back])  # type: ignore[arg-type] - by getattr
+    breaker = fleet.breaker("openai")
+    for number in (1, 2, 3):
+        line.cut = True
+        with pytest.raises(Down if number < 3 else BreakerOpenError):
+            breaker.call(fail)
+        assert not fleet.snapshot().degraded
+    assert line.circuits.read([]).services["openai"].reason == "Down x3"
+
+
+@pytest.mark.parametrize("step", ["read", "change"])
+def test_a_store_that_is_lost_just_after_an_answer_leaves_one_state(clock: Clock, step: str):
+    shared = MemoryCircuits(clock=clock)
+    line = Severed(shared)
+    fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
+    breaker = fleet.breaker("openai")
+    answer = getattr(shared, step)
+
+    def lost_after(*args: Any) -> Any:
+        result = answer(*args)
+        if not line.cut:
+            line.cut = True  # as seen by the watcher, in its thread
+            fleet._watch_failed(exc.OperationalError("SELECT", None, Exception("gone")))
+        return result
+
+    setattr(shared, step, lost_after)
+    with suppress(BreakerOpenError):
+        fleet.refresh() if step == "read" else breaker.open()
+    assert fleet.snapshot().degraded
+    assert fleet._own is not None
+    assert breaker.circuit == fleet._own.circuits["openai"]
+    trip(breaker)
+    clock.advance(30)
+    assert breaker.call(int) == 0
+    assert breaker.circuit.state == BreakerState.CLOSED
+
+
 def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
     line = Severed(MemoryCircuits(clock=clock))
     fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
