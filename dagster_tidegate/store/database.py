@@ -13,7 +13,6 @@ from dagster_tidegate.store import push
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 5
 
 
 def default_url() -> str:
@@ -62,14 +61,9 @@ class Store:
             # psycopg 3, also where the URL names no driver: it can be told of a NOTIFY.
             if self.url.drivername == "postgresql":
                 self.url = self.url.set(drivername="postgresql+psycopg")
-            self.engine = sa.create_engine(
-                self.url,
-                connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
-                pool_pre_ping=True,
-                pool_size=2,
-                max_overflow=8,
-                pool_recycle=1800,
-            )
+            from dagster_tidegate.store import postgres  # its driver is an extra
+
+            self.engine = postgres.create_engine(self.url)
         else:
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
         self.clock = clock

@@ -1,5 +1,6 @@
 """Brings a database to a revision of the schema, and says which one it has."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -68,8 +69,12 @@ def require_head(store: Store) -> None:
 
 
 def _migrate(store: Store, revision: str, *, up: bool) -> None:
-    with store.begin() as conn:
+    with ExitStack() as stack:
+        conn = stack.enter_context(store.begin())
         if not store.is_sqlite:
+            from dagster_tidegate.store import postgres  # its driver is an extra
+
+            stack.enter_context(postgres.unbounded(conn))
             conn.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         config = _config()
         config.attributes["connection"] = conn

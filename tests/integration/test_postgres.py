@@ -1,0 +1,144 @@
+"""A PostgreSQL server that hangs holds up nobody without bound."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from dagster_tidegate.fleet import UNREACHABLE, Fleet
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.store import postgres, schema
+from dagster_tidegate.store.database import Store
+
+
+class Down(Exception):
+    """The service is down."""
+
+
+class Proxy:
+    """Stands before a server, and can stop to forward while it keeps its connections."""
+
+    def __init__(self, server: sa.URL) -> None:
+        self.server = server
+        self.flows = threading.Event()
+        self.flows.set()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.sockets: list[socket.socket] = [self.listening]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> sa.URL:
+        port = self.listening.getsockname()[1]
+        return self.server.set(host="127.0.0.1", port=port, query={})
+
+    def close(self) -> None:
+        self.flows.set()
+        for each in self.sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.listening.accept()
+                behind = self._connect()
+                self.sockets += [client, behind]
+                for ends in ((client, behind), (behind, client)):
+                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        host = self.server.normalized_query.get("host", (self.server.host or "127.0.0.1",))[0]
+        port = self.server.port or int(self.server.normalized_query.get("port", ("5432",))[0])
+        if not os.path.isabs(host):
+            return socket.create_connection((host, port))
+        behind = socket.socket(socket.AF_UNIX)
+        behind.connect(str(Path(host) / f".s.PGSQL.{port}"))
+        return behind
+
+    def _forward(self, reader: socket.socket, writer: socket.socket) -> None:
+        with suppress(OSError):
+            while read := reader.recv(1 << 16):
+                self.flows.wait()
+                writer.sendall(read)
+
+
+@pytest.fixture
+def proxy(postgres_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(sa.make_url(postgres_url))
+    yield proxy
+    proxy.close()
+
+
+def test_a_call_does_not_wait_for_a_server_that_hangs(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(postgres, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(postgres, "CONNECT_TIMEOUT_S", 2)
+    store = Store(proxy.url.render_as_string(hide_password=False))
+    fleet = Fleet(store, [ServicePolicy(name="openai", consecutive_failures=50)])
+    breaker = fleet.breaker("openai")
+    proxy.flows.clear()
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            breaker.call(fail)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [type(error) for error in raised] == [Down]
+    assert fleet.snapshot().degraded
+    proxy.flows.set()
+    until = time.monotonic() + 20
+    while fleet.snapshot().degraded and time.monotonic() < until:
+        fleet.wait_for_change(1)
+    assert not fleet.snapshot().degraded
+    fleet.close()
+    store.dispose()
+
+
+def fail() -> None:
+    raise Down
+
+
+def test_a_statement_that_takes_too_long_counts_as_a_lost_store(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(postgres, "STATEMENT_TIMEOUT_S", 0.2)
+    store = Store(f"{postgres_url}{'&' if '?' in postgres_url else '?'}options=-cwork_mem%3D2MB")
+    with pytest.raises(UNREACHABLE, match="statement timeout"), store.begin() as conn:
+        conn.execute(sa.text("SELECT pg_sleep(5)"))
+    with store.read() as conn:
+        assert conn.scalar(sa.text("SHOW work_mem")) == "2MB", "the URL's own options hold"
+    store.dispose()
+
+
+def test_a_migration_takes_as_long_as_it_needs(
+    make_database: Callable[..., sa.URL], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(postgres, "STATEMENT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(postgres, "ANSWER_TIMEOUT_S", 0.3)
+    url = make_database()
+    store, other = Store(url.render_as_string(hide_password=False)), sa.create_engine(url)
+    with other.begin() as conn:
+        conn.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": schema.LOCK})
+        migration = threading.Thread(target=schema.upgrade, args=(store,))
+        migration.start()
+        migration.join(1)
+        assert migration.is_alive()
+    migration.join(20)
+    assert schema.current(store) == schema.head()
+    with pytest.raises(UNREACHABLE), store.begin() as conn:
+        conn.execute(sa.text("SELECT pg_sleep(5)"))
+    store.dispose()
+    other.dispose()
