@@ -5,6 +5,7 @@ beside the database, and whoever wants to know looks at its size, which costs no
 database's own `data_version` would not do, since every record of the ledger moves it.
 """
 
+import logging
 import os
 import selectors
 import socket
@@ -19,6 +20,8 @@ from sqlalchemy import exc
 CHANNEL = "tidegate"
 LOOK_S = 0.04
 LARGEST_FILE = 1 << 16
+log = logging.getLogger(__name__)
+_failed: set[Path] = set()
 
 
 def notify(conn: sa.Connection) -> None:
@@ -43,11 +46,30 @@ def sidecar(engine: sa.Engine) -> Path | None:
 
 
 def touch(engine: sa.Engine) -> None:
-    """Tell the processes that share a SQLite database; after the commit, so that they see it."""
+    """Tell the processes that share a SQLite database; after the commit, so that they see it.
+
+    Where that fails, the commit stands all the same, and the others learn of it by looking.
+    """
     path = sidecar(engine)
     if path is None:
         return
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        _add_byte(path, Path(str(engine.url.database)))
+    except OSError as error:
+        if path not in _failed:
+            _failed.add(path)
+            log.warning("can't tell of changes at once, others see them in seconds: %s", error)
+
+
+def _add_byte(path: Path, database: Path) -> None:
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:
+        # Who may write the database may tell of it, whatever the umask of who came first.
+        mode = database.stat().st_mode & 0o666
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+        with suppress(PermissionError):  # another user was faster, and did it
+            os.fchmod(file, mode)
     try:
         if os.fstat(file).st_size >= LARGEST_FILE:
             os.ftruncate(file, 0)
@@ -144,8 +166,8 @@ class _FileListener:
             return None
         try:
             found = os.stat(self._path)
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return None  # not there yet, or not for this user: then it is told nothing
         return found.st_size, found.st_mtime_ns
 
 

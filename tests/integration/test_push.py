@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -68,4 +69,33 @@ def test_the_file_beside_a_sqlite_database_stays_small(sqlite_url: str, waker: p
         assert listener.wait(5)
     assert path.stat().st_size <= 2
     listener.close()
+    store.dispose()
+
+
+def test_a_file_that_can_not_be_written_costs_a_warning_and_no_commit(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+):
+    store = Store(sqlite_url)
+    path = Path(f"{store.url.database}-push")
+    path.mkdir()  # as unwritable for root as another user's file is for the rest
+    for name in ("openai", "apollo"):
+        with store.begin() as conn:
+            conn.execute(t.services.insert().values(name=name, changed_at=store.now(conn)))
+            push.notify(conn)
+    with store.read() as conn:
+        assert len(conn.execute(sa.select(t.services)).all()) == 2
+    assert caplog.text.count("can't tell of changes at once") == 1
+    store.dispose()
+
+
+def test_who_may_write_the_database_may_tell_of_it(sqlite_url: str):
+    store = Store(sqlite_url)
+    database = Path(str(store.url.database))
+    database.chmod(0o660)
+    umask = os.umask(0o077)
+    try:
+        push.touch(store.engine)
+    finally:
+        os.umask(umask)
+    assert Path(f"{database}-push").stat().st_mode & 0o777 == 0o660
     store.dispose()
