@@ -5,7 +5,7 @@ version of Dagster changes any of it, this module is the one to change; each tes
 after a fact about Dagster says which fact it was.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -232,6 +232,12 @@ class Dagster:
                 found[run.run_id] = run
         return list(found.values())
 
+    def canaries(self) -> Sequence[dg.DagsterRun]:
+        """Return the runs that try a service and have not ended."""
+        # By their priority: Dagster can't look for one service among several in a tag.
+        found = self.runs(tags={PRIORITY_TAG: str(CANARY_PRIORITY)}, unfinished=True)
+        return [run for run in found if tried_by(run)]
+
     def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         """Return the queued runs, or those of a job, the oldest first.
 
@@ -397,18 +403,24 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
     return kept
 
 
-def canary_tags(tags: Mapping[str, str], service: str) -> dict[str, str]:
-    """Return what makes a run the canary of a service: it is first in the queue, and marked.
+def canary_tags(tags: Mapping[str, str], services: Collection[str]) -> dict[str, str]:
+    """Return what makes a run the canary of services: it is first in the queue, and marked.
 
     Args:
         tags: The tags that the run has.
-        service: Name of the half open service.
+        services: Names of the half open services.
     """
     return {
-        CANARY_TAG: service,
+        CANARY_TAG: ",".join(sorted(services)),
         FORMER_PRIORITY_TAG: tags.get(PRIORITY_TAG, ""),
         PRIORITY_TAG: str(CANARY_PRIORITY),
     }
+
+
+def tried_by(run: dg.DagsterRun) -> frozenset[str]:
+    """Return the services that a run is the canary of."""
+    tag = run.tags.get(CANARY_TAG)
+    return frozenset(tag.split(",") if tag else ())
 
 
 def request_key(campaign_run: int, number: int) -> str:

@@ -120,8 +120,8 @@ class ServicePolicy(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_fits_a_pool(cls, name: str) -> str:
-        if any(c in "+@" or c.isspace() or not c.isprintable() for c in name):
-            raise ValueError(f"{name!r} can't be a service's name: use no '+', '@' or space")
+        if any(c in "+@," or c.isspace() or not c.isprintable() for c in name):
+            raise ValueError(f"{name!r} can't be a service's name: use no '+', '@', ',' or space")
         return name
 
     @field_validator("failure_statuses")

@@ -22,7 +22,7 @@ def pool(*services: str, campaign: str | None = None) -> str:
 
     Raises:
         ValueError: If neither a service nor a campaign is given, or a name has a character that
-            separates names in a pool (`+`, `@`, white space).
+            separates names in a pool (`+`, `@`, white space) or in a tag (`,`).
 
     Example:
         >>> pool("perplexity", "openai")
@@ -33,8 +33,8 @@ def pool(*services: str, campaign: str | None = None) -> str:
     if not services and campaign is None:
         raise ValueError("pool() needs at least one service or a campaign")
     for name in (*services, *([] if campaign is None else [campaign])):
-        if not name or any(c in "+@" or c.isspace() for c in name):
-            raise ValueError(f"{name!r} can't be part of a pool name: use no '+', '@' or space")
+        if not name or any(c in "+@," or c.isspace() for c in name):
+            raise ValueError(f"{name!r} can't be part of a pool name: use no '+', '@', ',' or space")
     return "+".join(sorted(set(services))) + ("" if campaign is None else f"@{campaign}")
 
 

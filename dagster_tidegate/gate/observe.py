@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
 from dagster_tidegate.holds import Hold, TargetKind, run_name
-from dagster_tidegate.instance import CANARY_TAG, Dagster, partition_of
+from dagster_tidegate.instance import Dagster, partition_of, tried_by
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import campaigns, holds, runs, takeovers
+from dagster_tidegate.store import campaigns, holds, ledger, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
@@ -62,9 +62,19 @@ def observe(gate: Gate) -> Observed:
         failures = _last_failures(conn, taken)
     known = {*states, *gate.policies, *_held_services(live)}
     half_open = _to_be_tried(states, gate.policies)
-    found = {
-        service: candidates(gate, service, live, shapes, known) for service in sorted(half_open)
-    }
+    canary_runs = gate.dagster.canaries() if half_open else []
+    # A campaign that needs several half open services tries them all with one run: if each of
+    # them kept the others from being tried, none would ever close.
+    but_for_them = Cover(live, known, without=half_open)
+    held = held_runs(live)
+    found = {}
+    for service in sorted(half_open):
+        waiting = [run for run in canary_runs if service in tried_by(run)]
+        found[service] = (
+            Candidates(waiting, [], [])
+            if waiting
+            else candidates(gate, service, shapes, but_for_them, held)
+        )
     canaries = {
         service
         for service, runs_ in found.items()
@@ -96,33 +106,33 @@ def observe(gate: Gate) -> Observed:
 def candidates(
     gate: Gate,
     service: str,
-    live: Sequence[Hold],
     shapes: Sequence[CampaignShape],
-    known: Collection[str],
+    but_for_them: Cover,
+    held: Collection[str],
 ) -> Candidates:
     """Return the runs that could try a service, of campaigns that nothing else holds.
 
     Args:
         gate: What the gate works with.
         service: Name of the half open service.
-        live: The live holds.
         shapes: All campaigns.
-        known: Names of all services.
+        but_for_them: What is held but for what half open services hold.
+        held: Names of the campaign runs that have a hold of their own.
     """
-    waiting = gate.dagster.runs(tags={CANARY_TAG: service}, unfinished=True)
-    if waiting:
-        return Candidates(waiting, [], [])
-    but_for_it = Cover(live, known, without={service})
-    able = [
-        shape.name
-        for shape in shapes
-        if any(service in but_for_it.needs(pool).services for pool in shape.pools)
-        and not but_for_it.campaign(shape)
-    ]
+    able: dict[str, set[str]] = {}
+    for shape in shapes:
+        calling = {
+            op for op, pool in shape.ops.items() if service in but_for_them.needs(pool).services
+        }
+        if calling and not but_for_them.campaign(shape):
+            able[shape.name] = calling
     with gate.store.read() as conn:
         paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
-    held = held_runs(live)
+        begun = ledger.begun(conn, {op for calling in able.values() for op in calling})
     paused = [run for run in paused if run.name not in held]
+    # A run that stands before the service already tries it at once; another may first have an
+    # hour of other work to do.
+    paused.sort(key=lambda run: not any((run.id, op) in begun for op in able[run.campaign]))
     if paused or not able:
         return Candidates([], paused, [])
     found = gate.dagster.queued(MOST_QUEUED)

@@ -311,8 +311,10 @@ def _canary_limit(seen: Observed, cover: Cover, takeover: Takeover) -> int:
         or (hold.target.kind is TargetKind.SERVICE and hold.target.name in need.services)
         or (hold.target.kind is TargetKind.CAMPAIGN and hold.target.name == need.campaign)
     ]
-    tried = {h.target.name for h in covering if h.source is HoldSource.BREAKER}
-    if len(covering) != 1 or not tried <= set(seen.canaries) or not tried:
+    if any(
+        hold.source is not HoldSource.BREAKER or hold.target.name not in seen.canaries
+        for hold in covering
+    ):
         return 0
     # Runs that have left the queue hold a place each, also those that are past the service.
     limit = seen.in_progress.get(takeover.name, 0) + 1

@@ -64,26 +64,31 @@ def ask(
         ticks = [tick for tick in missed_ticks.waiting(conn) if tick.campaign in campaigns]
     requests: list[dg.RunRequest] = []
     notes: list[str] = []
+    shapes = {shape.name: shape for shape in gate.shapes}
+    cover = Cover(seen.holds, seen.services)
+    tried: set[str] = set()
     for service, found in seen.candidates.items():
-        if found.waiting:
+        if found.waiting or service in tried:
             continue
         mine = [run for run in found.paused if run.campaign in campaigns]
         request = None
         if found.paused and mine[:1] == list(found.paused[:1]):
-            request = _next_attempt(gate, catch_upper.repository, mine[0], service)
+            tries = _half_open(seen, cover, shapes[mine[0].campaign])
+            request = _next_attempt(gate, catch_upper.repository, mine[0], tries)
         elif found.queued and found.queued[0].job_name in campaigns:
             run = found.queued[0]
-            gate.dagster.add_tags(run.run_id, canary_tags(run.tags, service))
-            notes.append(f"run {run.run_id[:8]} tries {service}")
+            tries = _half_open(seen, cover, shapes[run.job_name])
+            gate.dagster.add_tags(run.run_id, canary_tags(run.tags, tries))
+            tried |= tries
+            notes.append(f"run {run.run_id[:8]} tries {', '.join(sorted(tries))}")
         if request is not None:
             requests.append(request)
-            notes.append(f"{mine[0].name} tries {service}")
+            tried |= tries
+            notes.append(f"{mine[0].name} tries {', '.join(sorted(tries))}")
     if not paused and not ticks:
         return Asked(requests, notes)
-    shapes = {shape.name: shape for shape in gate.shapes}
     with gate.store.read() as conn:
         active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
-    cover = Cover(seen.holds, seen.services)
     room = _Room(seen, shapes, active)
     held = held_runs(seen.holds)
     for run in paused:
@@ -109,6 +114,12 @@ def ask(
             requests.extend(missing)
             notes.append(f"{tick.schedule} catches up {tick.tick_at:%Y-%m-%d %H:%M}")
     return Asked(requests, notes)
+
+
+def _half_open(seen: Observed, cover: Cover, shape: CampaignShape) -> set[str]:
+    """The half open services that a run of a campaign has to try."""
+    needed = {service for pool in shape.pools for service in cover.needs(pool).services}
+    return needed & seen.candidates.keys()
 
 
 class _Room:
@@ -139,7 +150,7 @@ class _Room:
 
 
 def _next_attempt(
-    gate: Gate, repository: Repository, run: CampaignRun, canary: str | None = None
+    gate: Gate, repository: Repository, run: CampaignRun, tries: Collection[str] = ()
 ) -> dg.RunRequest | None:
     """The request for the next Dagster run of a campaign run; None where there is one already."""
     others = gate.dagster.runs_of(run.campaign, run.partition)
@@ -165,6 +176,6 @@ def _next_attempt(
             run_config=parent.run_config,
             asset_selection=list(parent.asset_selection) if parent.asset_selection else None,
         )
-    if canary is not None:
-        tags |= canary_tags(tags, canary)
+    if tries:
+        tags |= canary_tags(tags, tries)
     return request.with_replaced_attrs(tags=tags)

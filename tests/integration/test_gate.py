@@ -485,6 +485,52 @@ def test_a_queued_run_tries_a_half_open_service_and_has_a_place_of_its_own(
     assert deployed.dagster.pools()["maps"] == "0"
 
 
+def test_two_half_open_services_that_a_campaign_needs_are_tried_by_one_run(deployed: Deployment):
+    first = paused(deployed, "guide")
+    for service, target in (("mail", MAIL), ("maps", MAPS)):
+        hold(deployed, target, HoldSource.BREAKER)
+        set_state(deployed, service, BreakerState.OPEN)
+    deployed.tick("tidegate_pause")
+    set_state(deployed, "mail", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    assert asked(deployed, but=first) == []  # maps can't be called yet
+    set_state(deployed, "maps", BreakerState.HALF_OPEN)
+    for service in ("mail", "maps"):
+        deployed.up(service)
+    for _ in range(2):
+        deployed.tick("tidegate_resume")
+    [run] = asked(deployed, but=first)
+    assert run.tags[CANARY_TAG] == "mail,maps"
+    assert deployed.dagster.pools() == {"mail": "1", "maps": "1", "mail@letters": "1"}
+    deployed.dequeue()
+    assert deployed.wait(run.run_id) == "SUCCESS"
+    assert deployed.calls() == ["maps one", "mail one"]
+    deployed.gate()
+    assert deployed.dagster.pools() == {}
+
+
+def test_a_paused_run_that_calls_the_service_at_once_tries_it_before_an_earlier_one(
+    deployed: Deployment,
+):
+    earlier, later = paused(deployed, "letters", "a"), paused(deployed, "letters", "b")
+    with deployed.store.begin() as conn:
+        conn.execute(
+            t.progress.insert().values(
+                campaign_run=campaign_run(deployed, "letters", "b").id,
+                op="send",
+                done=3,
+                failed=0,
+                total=10,
+                updated_at=deployed.store.now(conn),
+            )
+        )
+    hold(deployed, MAIL, HoldSource.BREAKER)
+    set_state(deployed, "mail", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    [run] = [run for run in asked(deployed, but=later) if run.run_id != earlier]
+    assert (run.tags["dagster/partition"], run.tags[CANARY_TAG]) == ("b", "mail")
+
+
 def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
     deployed: Deployment,
 ):

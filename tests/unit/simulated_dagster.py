@@ -16,6 +16,7 @@ from dagster_tidegate.instance import (
     TriggerState,
     partition_of,
     pools_of,
+    tried_by,
 )
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
@@ -143,6 +144,9 @@ class SimulatedDagster:
             and partition_of(run) == partition
             and (PARTITION_TAG in run.tags or not run.is_finished)
         ]
+
+    def canaries(self) -> Sequence[dg.DagsterRun]:
+        return [r for r in self.all_runs.values() if tried_by(r) and not r.is_finished]
 
     def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]

@@ -24,7 +24,7 @@ from dagster_tidegate.gate.plan import Action, Observed, plan, same_pool
 from dagster_tidegate.gate.resume import ask
 from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
-from dagster_tidegate.instance import CANARY_TAG, TriggerState, partition_of
+from dagster_tidegate.instance import TriggerState, partition_of, tried_by
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -277,9 +277,9 @@ class TheGate(RuleBasedStateMachine):
                 )
             self.dagster.set_status(run.run_id, dg.DagsterRunStatus.CANCELED)
         elif finish:
-            canary = run.tags.get(CANARY_TAG)
-            if canary and self.states[canary] is BreakerState.HALF_OPEN:
-                self.recover(canary)
+            for service in tried_by(run):
+                if self.states[service] is BreakerState.HALF_OPEN:
+                    self.recover(service)
             self.dagster.set_status(run.run_id, dg.DagsterRunStatus.SUCCESS)
 
     # --- the gate -------------------------------------------------------------------------------
@@ -440,15 +440,13 @@ class TheGate(RuleBasedStateMachine):
             campaign=run.job_name,
             partition=partition_of(run),
         )
-        canary = run.tags.get(CANARY_TAG)
         return [
             hold
             for hold in found
             if not (
-                canary is not None
-                and hold.source is HoldSource.BREAKER
-                and hold.target.name == canary
-                and self.states[canary] is not BreakerState.OPEN
+                hold.source is HoldSource.BREAKER
+                and hold.target.name in tried_by(run)
+                and self.states[hold.target.name] is not BreakerState.OPEN
             )
         ]
 

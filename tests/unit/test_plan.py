@@ -298,6 +298,18 @@ def test_a_canary_gets_no_place_where_something_else_holds_too():
     assert not plan(seen(taken(), holds=holds, canaries={"mail"}, pools=pools))
 
 
+def test_a_canary_of_two_services_gets_its_place_when_all_that_hold_are_tried():
+    holds = [hold(), hold(Target(TargetKind.SERVICE, "maps"))]
+    state = seen(taken(name="maps+mail", label="maps+mail"), holds=holds, pools={"maps+mail": "0"})
+
+    def opened(canaries: set[str]) -> list[str]:
+        actions = plan(replace(state, canaries=canaries))
+        return [action.set_to for action in actions if isinstance(action, Write)]
+
+    assert opened({"mail"}) == opened({"maps"}) == []
+    assert opened({"mail", "maps"}) == ["1"]
+
+
 def test_when_the_canary_has_left_the_queue_the_pool_is_closed_again():
     pools = {"mail": "1", "maps+mail": "0"}
     [action] = plan(seen(taken(set_to="1"), holds=[hold()], pools=pools))

@@ -17,9 +17,10 @@ class Client(dg.ConfigurableResource):
     ("fields", "says"),
     [
         ({"name": ""}, "at least 1 character"),
-        ({"name": "open ai"}, "use no '+', '@' or space"),
-        ({"name": "a+b"}, "use no '+', '@' or space"),
-        ({"name": "x\x00"}, "use no '+', '@' or space"),
+        ({"name": "open ai"}, "use no '+', '@', ',' or space"),
+        ({"name": "a+b"}, "use no '+', '@', ',' or space"),
+        ({"name": "a,b"}, "use no '+', '@', ',' or space"),
+        ({"name": "x\x00"}, "use no '+', '@', ',' or space"),
         ({"name": "x" * 129}, "at most 128 characters"),
         ({"consecutive_failures": 0}, "greater than or equal to 1"),
         ({"consecutive_failures": None}, "would never trip: set one of consecutive_failures"),

@@ -55,6 +55,25 @@ def postcard():
     send_one()
 
 
+@dg.op(pool=pool("maps"), out=dg.Out(dg.Nothing))
+def look_up(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+    for record in breakers.records(context, [{"key": "one"}], key="key"):
+        with record:
+            record.result = breakers.breaker("maps").call(call, "maps", record.key)
+
+
+@dg.op(pool=pool("mail"), ins={"start": dg.In(dg.Nothing)})
+def post(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+    for record in breakers.records(context, [{"key": "one"}], key="key"):
+        with record:
+            record.result = breakers.breaker("mail").call(call, "mail", record.key)
+
+
+@dg.job
+def guide():
+    post(start=look_up())
+
+
 @dg.op
 def prepare() -> None:
     pass
@@ -108,6 +127,7 @@ CAMPAIGNS = [
     Campaign(job=letters, catch_up=CatchUp.ALL),
     Campaign(job=postcard, triggers=[new_postcards]),
     Campaign(job=atlas_job, catch_up=CatchUp.LATEST),
+    Campaign(job=guide),
 ]
 
 breakers = BreakerResource(
@@ -124,7 +144,7 @@ breakers = BreakerResource(
 )
 
 defs = dg.Definitions(
-    jobs=[letters, postcard, prepared_postcard, atlas_job],
+    jobs=[letters, postcard, prepared_postcard, atlas_job, guide],
     assets=[atlas],
     schedules=[hourly_letters, daily_atlas],
     sensors=[
