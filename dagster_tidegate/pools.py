@@ -34,7 +34,9 @@ def pool(*services: str, campaign: str | None = None) -> str:
         raise ValueError("pool() needs at least one service or a campaign")
     for name in (*services, *([] if campaign is None else [campaign])):
         if not name or any(c in "+@," or c.isspace() for c in name):
-            raise ValueError(f"{name!r} can't be part of a pool name: use no '+', '@', ',' or space")
+            raise ValueError(
+                f"{name!r} can't be part of a pool name: use no '+', '@', ',' or space"
+            )
     return "+".join(sorted(set(services))) + ("" if campaign is None else f"@{campaign}")
 
 

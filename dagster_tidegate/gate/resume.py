@@ -165,6 +165,8 @@ def _next_attempt(
     with gate.store.read() as conn:
         newest = runs.latest_attempt(conn, run.id)
     parent = None if newest is None else gate.dagster.run(newest.dagster_run)
+    if parent is not None and not parent.is_finished:
+        return None  # one of its branches has paused, another still works
     request = dg.RunRequest(run_key=request_key(run.id, number), job_name=run.campaign)
     if parent is None:  # Dagster has forgotten it
         tags = {PARTITION_TAG: run.partition}

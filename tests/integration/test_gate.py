@@ -452,6 +452,29 @@ def test_the_next_attempt_of_a_job_without_partitions_belongs_to_the_same_campai
     assert campaign_run(deployed, "postcard", first).status is RunStatus.PENDING
 
 
+def test_a_run_that_has_paused_in_one_branch_resumes_when_the_others_have_ended(
+    deployed: Deployment,
+):
+    deployed.gate()
+    first = deployed.launch("postcard")
+    working = deployed.instance.get_run_by_id(first)
+    assert working is not None
+    deployed.instance.report_run_canceling(working)
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, "postcard", first)
+        runs.begin_attempt(conn, now, found, first, owner_is_over=True)
+        found = runs.find(conn, "postcard", first)
+        assert found is not None
+        runs.move(conn, now, found, RunStatus.PAUSED, reason="held", actor=first)
+    deployed.gate()
+    assert asked(deployed, but=first) == []
+    deployed.instance.report_run_canceled(working)
+    deployed.gate()
+    [run] = asked(deployed, but=first)
+    assert partition_of(run) == first
+
+
 def test_a_held_campaign_run_waits_alone(deployed: Deployment):
     paused(deployed, "letters", "a")
     paused(deployed, "letters", "b")
