@@ -5,7 +5,7 @@ from datetime import timedelta
 import click
 
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.holds import HoldSource
+from dagster_tidegate.holds import Hold, HoldSource
 from dagster_tidegate.store import holds
 
 
@@ -16,11 +16,15 @@ from dagster_tidegate.store import holds
 def hold(
     kind: str, name: str | None, actor: str, url: str | None, reason: str, length: timedelta | None
 ) -> None:
-    """Hold a service, a campaign, a run (campaign/partition) or everything."""
+    """Hold a service, a campaign, a run (campaign/partition) or everything.
+
+    Held by you already, it gets the new reason and end.
+    """
     target = targets.target(kind, name)
     store = targets.open_store(url)
     with store.begin() as conn:
         now = store.now(conn)
+        before = {hold.id: hold for hold in holds.live(conn, now)}
         try:
             placed = holds.place(
                 conn,
@@ -33,8 +37,15 @@ def hold(
             )
         except ValueError as error:
             raise click.ClickException(str(error)) from error
-    until = (
-        "until released" if placed.expires_at is None else f"until {placed.expires_at:%F %T} UTC"
-    )
-    again = "" if placed.placed_at == now else ", as it was already"
-    click.echo(f"{target} is held by {placed.actor} {until}{again}: {placed.reason}")
+    former = before.get(placed.id)
+    if former is None:
+        again = ""
+    elif former == placed:
+        again = ", as it was already"
+    else:
+        again = f", no longer {_until(former)} ({former.reason})"
+    click.echo(f"{target} is held by {placed.actor} {_until(placed)}{again}: {placed.reason}")
+
+
+def _until(hold: Hold) -> str:
+    return "until released" if hold.expires_at is None else f"until {hold.expires_at:%F %T} UTC"

@@ -25,7 +25,9 @@ def place(
     actor: str,
     expires_at: datetime | None = None,
 ) -> Hold:
-    """Place a hold, or find the live one that its owner has placed before.
+    """Place a hold, or change the live one that its owner has placed before.
+
+    A hold has one owner and one end: what was said last holds. The same again is harmless.
 
     Args:
         conn: A connection of the store that writes.
@@ -62,11 +64,25 @@ def place(
     ).one_or_none()
     if row is None:
         owned = [t.holds.c[column] == value for column, value in owner.items()]
-        return _hold(
-            conn.execute(sa.select(t.holds).where(*owned, t.holds.c.released_at.is_(None))).one()
-        )
+        owned.append(t.holds.c.released_at.is_(None))
+        found = _hold(conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one())
+        if (found.reason, found.expires_at) == (reason, expires_at):
+            return found
+        values = {"reason": reason, "expires_at": expires_at}
+        change = t.holds.update().where(t.holds.c.id == found.id).values(values)
+        row = conn.execute(change.returning(t.holds)).one()
+        from_status, to_status = "placed", "changed"
+    else:
+        from_status, to_status = None, "placed"
     events.write(
-        conn, now, kind="hold", name=str(target), to_status="placed", reason=reason, actor=actor
+        conn,
+        now,
+        kind="hold",
+        name=str(target),
+        from_status=from_status,
+        to_status=to_status,
+        reason=reason,
+        actor=actor,
     )
     push.notify(conn)
     return _hold(row)

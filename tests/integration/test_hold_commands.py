@@ -62,6 +62,15 @@ def test_a_hold_can_end_by_itself(run: Run, store: Store) -> None:
     assert (hold.expires_at - hold.placed_at).total_seconds() == 7200
 
 
+def test_a_hold_placed_again_says_what_holds_now_and_what_does_no_more(run: Run) -> None:
+    run("hold", "everything", "--reason", "storm", "--actor", "ana", "--for", "2h")
+    again = run("hold", "everything", "--reason", "flood", "--actor", "ana")
+    assert again.output.startswith("everything is held by ana until released, no longer until 2")
+    assert again.output.endswith(" UTC (storm): flood\n")
+    (hold,) = json.loads(run("status", "--json").output)["holds"]
+    assert (hold["reason"], hold["expires_at"]) == ("flood", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

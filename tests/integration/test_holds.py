@@ -43,6 +43,18 @@ def test_placing_twice_is_harmless(store: Store) -> None:
     assert happened(store) == [("placed", "ana")]
 
 
+def test_who_places_a_hold_again_changes_its_reason_and_its_end(store: Store, clock) -> None:
+    first = place(store, expires_at=clock() + timedelta(hours=1))
+    later = place(store, reason="still at it", expires_at=clock() + timedelta(hours=3))
+    assert (later.id, later.placed_at, later.reason) == (first.id, first.placed_at, "still at it")
+    clock.advance(2 * 3600)
+    assert live(store) == [later]
+    assert place(store, reason="still at it").expires_at is None
+    clock.advance(2 * 3600)
+    assert [hold.id for hold in live(store)] == [first.id]
+    assert happened(store) == [("placed", "ana"), ("changed", "ana"), ("changed", "ana")]
+
+
 def test_two_people_and_a_breaker_place_three_holds(store: Store) -> None:
     place(store)
     place(store, actor="bo")
