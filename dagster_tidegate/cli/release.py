@@ -16,20 +16,16 @@ def release(kind: str, name: str | None, actor: str, url: str | None, force: boo
     store = targets.open_store(url)
     with store.begin() as conn:
         now = store.now(conn)
+        released = []
+        if force:
+            live = [hold for hold in holds.live(conn, now) if hold.target == target]
+            released = [hold for hold in live if hold.source is HoldSource.BREAKER]
+        if released:
+            breakers.close(conn, now, target.name, actor=actor)
         try:
-            released = holds.release(
-                conn,
-                now,
-                target,
-                source=HoldSource.OPERATOR,
-                actor=actor,
-                force=force,
-            )
+            released += holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
         except holds.NotYourHoldError as error:
             raise click.ClickException(str(error).replace("use force", "use --force")) from error
-        if any(hold.source is HoldSource.BREAKER for hold in released):
-            # An open breaker without its hold would refuse calls that nothing else keeps back.
-            breakers.close(conn, now, target.name, actor=actor)
     for hold in released:
         click.echo(f"released: {target}, held by {hold.actor} ({hold.reason})")
     if not released:

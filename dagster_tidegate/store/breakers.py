@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -178,13 +177,11 @@ def change(
         reason=after.reason or before.reason,
         actor=actor,
     )
-    target = Target(TargetKind.SERVICE, after.name)
     if after.state == BreakerState.CLOSED:
-        # Refused if an operator released the breaker's by force, and has one of their own.
-        with suppress(holds.NotYourHoldError):
-            holds.release(conn, now, target, source=HoldSource.BREAKER, actor=ACTOR)
+        _end_hold(conn, now, after.name, actor=ACTOR)
     else:
         reason = after.reason or str(after.state)
+        target = Target(TargetKind.SERVICE, after.name)
         holds.place(conn, now, target, source=HoldSource.BREAKER, reason=reason, actor=ACTOR)
     return True
 
@@ -220,16 +217,24 @@ def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Ci
 
 
 def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Circuit:
-    """Close a breaker by hand, and release its own hold. A closed one stays as it is.
+    """Close a breaker by hand, and release its own hold by force. A closed one stays as it is.
 
     Raises:
         LookupError: If the store has no such service.
     """
     before = read_one(conn, name, lock=True)
     after = machine.closed(before, now)
+    _end_hold(conn, now, name, actor=actor)
     if after is not before:
         change(conn, now, before, after, actor=actor)
     return after
+
+
+def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> None:
+    target = Target(TargetKind.SERVICE, name)
+    for hold in holds.live(conn, now):
+        if hold.target == target and hold.source == HoldSource.BREAKER:
+            holds.end(conn, now, hold, actor=actor, by_force=actor != ACTOR)
 
 
 def take_trial(

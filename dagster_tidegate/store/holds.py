@@ -105,13 +105,15 @@ def release(
         target: What to let go.
         source: Who releases: the breaker, or an operator.
         actor: The name of who releases, for the record.
-        force: Also release holds of the other source.
+        force: Also release holds of the other source; not the breaker's, which
+            `store.breakers.close` releases with the breaker.
 
     Returns:
         The holds that were released.
 
     Raises:
-        NotYourHoldError: If only holds of the other source are on the target, and not `force`.
+        NotYourHoldError: If only holds of the other source are on the target, and not `force`;
+            or if `force` would leave a breaker open without its hold.
     """
     expire(conn, now)
     live_here = [hold for hold in live(conn, now) if hold.target == target]
@@ -120,24 +122,34 @@ def release(
         others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_here)
         raise NotYourHoldError(f"{target} is held by {others}; use force to release it anyway")
     for hold in mine:
-        conn.execute(
-            t.holds.update()
-            .where(t.holds.c.id == hold.id, t.holds.c.released_at.is_(None))
-            .values(released_at=now, released_by=actor)
-        )
-        events.write(
-            conn,
-            now,
-            kind="hold",
-            name=str(target),
-            from_status="placed",
-            to_status="released" if hold.source == source else "released_by_force",
-            reason=hold.reason,
-            actor=actor,
-        )
-    if mine:
-        push.notify(conn)
+        if hold.source == HoldSource.BREAKER and source != HoldSource.BREAKER:
+            raise NotYourHoldError(
+                f"{target} is held by {hold.actor} ({hold.reason}), and without that its breaker "
+                "would stay open: release it with store.breakers.close"
+            )
+    for hold in mine:
+        end(conn, now, hold, actor=actor, by_force=hold.source != source)
     return mine
+
+
+def end(conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, by_force: bool) -> None:
+    """Release one live hold, and record who did and whether it was another's."""
+    conn.execute(
+        t.holds.update()
+        .where(t.holds.c.id == hold.id, t.holds.c.released_at.is_(None))
+        .values(released_at=now, released_by=actor)
+    )
+    events.write(
+        conn,
+        now,
+        kind="hold",
+        name=str(hold.target),
+        from_status="placed",
+        to_status="released_by_force" if by_force else "released",
+        reason=hold.reason,
+        actor=actor,
+    )
+    push.notify(conn)
 
 
 def expire(conn: sa.Connection, now: datetime) -> int:

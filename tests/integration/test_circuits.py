@@ -203,17 +203,21 @@ def test_recovery_leaves_the_operators_hold_alone(store: Store, clock: Clock):
     assert [hold.actor for hold in circuits.read([]).holds] == ["ann"]
 
 
-def test_an_operator_closes_it_even_where_the_breakers_hold_was_released_by_force(
+def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
     store: Store, clock: Clock
 ):
     circuits, rules = StoredCircuits(store), policy()
     opened(circuits, rules)
-    target = Target(TargetKind.SERVICE, "openai")
     with store.begin() as conn:
-        holds.release(conn, clock(), target, source=HoldSource.OPERATOR, actor="ann", force=True)
-        holds.place(conn, clock(), target, source=HoldSource.OPERATOR, reason="audit", actor="ann")
         breakers.close(conn, clock(), "openai", actor="ann")
-    assert state(circuits) == CLOSED
+        (released_by,) = conn.execute(sa.select(t.holds.c.released_by)).scalars()
+        kept = conn.execute(sa.select(t.events).order_by(t.events.c.id)).all()
+    assert (state(circuits), circuits.read([]).holds) == (CLOSED, ())
+    assert released_by == "ann"
+    assert [(e.kind, e.to_status, e.actor) for e in kept[-2:]] == [
+        ("hold", "released_by_force", "ann"),
+        ("service", "closed", "ann"),
+    ]
 
 
 def test_an_operator_keeps_it_closed(store: Store, clock: Clock):

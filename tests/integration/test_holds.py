@@ -69,14 +69,17 @@ def test_the_recovery_of_a_breaker_leaves_the_operators_hold(store: Store) -> No
     assert [hold.actor for hold in live(store)] == ["ana"]
 
 
-def test_the_breakers_hold_is_released_by_a_person_only_with_force(store: Store) -> None:
+def test_the_breakers_hold_is_not_released_without_its_breaker(store: Store) -> None:
     place(store, source=HoldSource.BREAKER, actor="breaker", reason="503 x5")
     with pytest.raises(holds.NotYourHoldError, match=r"held by breaker \(503 x5\)"):
         release(store)
     assert len(live(store)) == 1
-    release(store, force=True)
-    assert live(store) == []
-    assert happened(store)[-1] == ("released_by_force", "ana")
+    with pytest.raises(holds.NotYourHoldError, match=r"release it with store\.breakers\.close"):
+        release(store, force=True)
+    place(store)
+    with pytest.raises(holds.NotYourHoldError, match=r"would stay open"):
+        release(store, force=True)
+    assert len(live(store)) == 2
 
 
 def test_releasing_what_is_not_held_is_harmless(store: Store) -> None:
