@@ -84,6 +84,15 @@ def test_a_call_does_not_wait_for_a_server_that_hangs(
     store = Store(proxy.url.render_as_string(hide_password=False))
     fleet = Fleet(store, [ServicePolicy(name="openai", consecutive_failures=50)])
     breaker = fleet.breaker("openai")
+    listening = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN tidegate'")
+    with store.read() as conn, store.read() as other:
+        for _ in range(200):
+            if conn.scalar(listening):
+                break
+            conn.rollback()
+            fleet.wait_for_change(0.05)
+        other.scalar(listening)
+    # Both are idle in the pool: the watcher takes one, the call another.
     proxy.flows.clear()
     raised: list[BaseException] = []
 
