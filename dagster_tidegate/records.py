@@ -4,12 +4,12 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.fleet import UNREACHABLE, Fleet
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
@@ -17,10 +17,12 @@ from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 NAMESPACE = uuid.UUID("6a1b2f0e-5d6c-4a63-9c39-0f6a6c1c7d11")
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
+LONGEST_WAIT_S = 300.0
 PROGRESS_EVERY_S = 1.0
 LOG_EVERY_S = 10.0
 MOST_REFUSALS = 60
@@ -88,6 +90,7 @@ class Records(Generic[T]):
         items: A list, a DataFrame or any iterable.
         key: The field of an item that is its key, or a function that returns it.
         services: Names of the services that the op calls.
+        failed_since: Records that failed in an attempt before this one are tried again.
         holds: Returns the live holds that cover this op now.
         on_stop: Ends the Dagster run as paused; never returns.
         max_tries: How often a record is tried that the service fails; at least 1.
@@ -119,6 +122,7 @@ class Records(Generic[T]):
         items: Iterable[T],
         key: str | Callable[[T], object],
         services: Sequence[str],
+        failed_since: int,
         holds: Callable[[], Sequence[Hold]],
         on_stop: Callable[[Stop], NoReturn],
         max_tries: int = 10,
@@ -138,11 +142,10 @@ class Records(Generic[T]):
         self._max_tries, self._max_failed = max_tries, max_failed
         self._log = log
         self.total = len(self._items) if isinstance(self._items, Sized) else None
-        with fleet.store.read() as conn:
-            self._known = dict(ledger.statuses(conn, run.id, op))
+        self._known = patiently(lambda: self._read_known(failed_since), log)
         self.done = sum(status is RecordStatus.DONE for status in self._known.values())
         self.failed = sum(status is RecordStatus.FAILED for status in self._known.values())
-        self._order: list[str] = []
+        self._order: dict[str, None] = {}
         self._started: str | None = None  # the record that the ledger has as started
         self._next: Record[T] | None = None
         self._settled = True
@@ -173,8 +176,7 @@ class Records(Generic[T]):
         Those of earlier attempts are among them, so that a resumed op returns what an unbroken
         one would have returned. Records that failed have none.
         """
-        with self._fleet.store.read() as conn:
-            found = ledger.results(conn, self.run.id, self.op)
+        found = patiently(self._read_results, self._log)
         return [found[key] for key in self._order if key in found]
 
     def settle(self, record: Record[T], error: BaseException | None) -> bool:
@@ -265,24 +267,15 @@ class Records(Generic[T]):
 
     def _todo(self) -> Iterator[Record[T]]:
         seen: set[str] = set()
-        # A pause leaves failed records alone. Whoever runs a campaign run again after it ended
-        # wants them tried again.
-        skipped = {RecordStatus.DONE}
-        if self.run.status in ("paused", "processing"):
-            skipped.add(RecordStatus.FAILED)
         for row, item in enumerate(self._items):
             key = self._key_of(row, item)
             if key in seen:
                 self._log.warning("Row %d repeats the key %s; it is handled once", row, key)
                 continue
             seen.add(key)
-            self._order.append(key)
-            known = self._known.pop(key, None)
-            if known in skipped:
-                continue
-            if known is RecordStatus.FAILED:
-                self.failed -= 1
-            yield Record(self, item, key)
+            self._order.setdefault(key)
+            if self._known.get(key) not in (RecordStatus.DONE, RecordStatus.FAILED):
+                yield Record(self, item, key)
 
     def _key_of(self, row: int, item: T) -> str:
         found: Any = None
@@ -305,26 +298,46 @@ class Records(Generic[T]):
         else:
             self._started = None
         self._commit(entries)
+        self._known[entry.key] = entry.status
 
     def _commit(self, entries: Sequence[Entry]) -> None:
-        with self._fleet.store.begin() as conn:
-            ledger.write(conn, self._fleet.now(), self._attempt, self.op, entries)
+        def write() -> None:
+            # Twice is the same as once, and a newer attempt is looked for each time.
+            with self._fleet.store.begin() as conn:
+                ledger.write(conn, self._fleet.now(), self._attempt, self.op, entries)
+
+        patiently(write, self._log)
 
     def _abandon(self) -> None:
-        with self._fleet.store.begin() as conn:
-            ledger.abandon(conn, self._attempt, self.op)
+        def abandon() -> None:
+            with self._fleet.store.begin() as conn:
+                ledger.abandon(conn, self._attempt, self.op)
+
+        patiently(abandon, self._log)
+        self._started = None
 
     def _write_progress(self) -> None:
-        with self._fleet.store.begin() as conn:
-            ledger.write_progress(
-                conn,
-                self._fleet.now(),
-                self._attempt,
-                self.op,
-                done=self.done,
-                failed=self.failed,
-                total=self.total,
-            )
+        def write() -> None:
+            with self._fleet.store.begin() as conn:
+                ledger.write_progress(
+                    conn,
+                    self._fleet.now(),
+                    self._attempt,
+                    self.op,
+                    done=self.done,
+                    failed=self.failed,
+                    total=self.total,
+                )
+
+        patiently(write, self._log)
+
+    def _read_known(self, failed_since: int) -> dict[str, RecordStatus]:
+        with self._fleet.store.read() as conn:
+            return dict(ledger.statuses(conn, self.run.id, self.op, failed_since=failed_since))
+
+    def _read_results(self) -> Mapping[str, Any]:
+        with self._fleet.store.read() as conn:
+            return ledger.results(conn, self.run.id, self.op)
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -342,6 +355,37 @@ class Records(Generic[T]):
                 f"{self.failed} of {handled} records failed; max_failed allows "
                 f"{self._max_failed:.0%}. Their errors are in the ledger"
             )
+
+
+def patiently(step: Callable[[], R], log: logging.Logger) -> R:
+    """Do a step in the store; while it can't be reached, wait for it instead of failing.
+
+    Args:
+        step: What is to be done; it may be done twice.
+        log: Where the wait is told.
+
+    Returns:
+        What the step returns.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: If the store was away for longer than `LONGEST_WAIT_S`.
+    """
+    waits_until = None
+    backoff = FIRST_BACKOFF_S
+    while True:
+        try:
+            return step()
+        except UNREACHABLE as error:
+            now = time.monotonic()
+            if waits_until is None:
+                waits_until = now + LONGEST_WAIT_S
+                log.warning(
+                    "No record goes on without the ledger; waiting for the store: %s", error
+                )
+            if now >= waits_until or "no such table" in str(error):
+                raise
+        time.sleep(backoff)
+        backoff = min(backoff * 2, LONGEST_BACKOFF_S)
 
 
 def _rows(items: Any) -> Any:

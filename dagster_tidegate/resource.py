@@ -3,25 +3,33 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import dagster as dg
 from pydantic import Field
 
-from dagster_tidegate import holds
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG, partition_of
-from dagster_tidegate.pause import end_as_paused, resumed
+from dagster_tidegate.pause import CampaignPaused, end_as_paused, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
-from dagster_tidegate.records import Records
+from dagster_tidegate.records import Records, patiently
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
-from dagster_tidegate.store.runs import Attempt, CampaignRun
+from dagster_tidegate.store.runs import (
+    Attempt,
+    AttemptPausedError,
+    AttemptRefusedError,
+    CampaignRun,
+)
 
 T = TypeVar("T")
+MOST_TURNS = 10
+# The loops that each op has made, so that two do not share a place in the ledger.
+_loops: WeakKeyDictionary[dg.OpExecutionContext, set[str]] = WeakKeyDictionary()
 
 
 class ServiceConfig(ServicePolicy, dg.Config):
@@ -83,6 +91,7 @@ class BreakerResource(dg.ConfigurableResource):
         items: Iterable[T],
         *,
         key: str | Callable[[T], object],
+        name: str | None = None,
         max_tries: int = 10,
         max_failed: float = 0.5,
     ) -> Records[T]:
@@ -95,6 +104,7 @@ class BreakerResource(dg.ConfigurableResource):
             context: The op's context.
             items: A list, a DataFrame or any iterable.
             key: The field of an item that is its key, or a function that returns it.
+            name: Tells several loops of one op apart; the same in every attempt.
             max_tries: How often a record is tried that the service fails; at least 1.
             max_failed: Share of the handled records that may fail before the op fails, 0 to 1.
 
@@ -102,11 +112,16 @@ class BreakerResource(dg.ConfigurableResource):
             The loop; see `Records`.
 
         Raises:
+            CampaignPaused: If another op of this run has paused it.
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
+            ValueError: If the op has a loop of this name already.
         """
         fleet = self.fleet
-        run, attempt = _begin(context, fleet)
-        op = str(context.op_handle)
+        op = _loop_name(context, name)
+        try:
+            run, attempt, failed_since = patiently(lambda: _begin(context, fleet), context.log)
+        except AttemptPausedError as error:
+            raise CampaignPaused(str(error)) from error
         needed = _still_needed(context, fleet.policies)
         return Records(
             fleet=fleet,
@@ -116,6 +131,7 @@ class BreakerResource(dg.ConfigurableResource):
             items=items,
             key=key,
             services=sorted(needs(context.op_def.pool, fleet.policies).services),
+            failed_since=failed_since,
             holds=lambda: _covering(context, fleet, run, needed),
             on_stop=lambda stop: end_as_paused(context, fleet, run, attempt, stop),
             max_tries=max_tries,
@@ -137,22 +153,48 @@ def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
     return Fleet(Store(url), [ServicePolicy.model_validate_json(policy) for policy in policies])
 
 
-def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Attempt]:
-    """Make the Dagster run of `context` the owner of its campaign run."""
-    with fleet.store.begin() as conn:
-        now = fleet.store.now(conn)
-        run = runs.ensure(conn, now, context.job_name, partition_of(context.run))
-        newest = runs.latest_attempt(conn, run.id)
-        attempt = runs.begin_attempt(
-            conn,
-            now,
-            run,
-            context.run_id,
-            owner_is_over=newest is not None and _is_over(context.instance, newest.dagster_run),
+def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:
+    """Return how the ledger calls a loop: as Dagster calls the step, and by its own name."""
+    shard = context.get_mapping_key()
+    step = str(context.op_handle) + ("" if shard is None else f"[{shard}]")
+    loop = step if name is None else f"{step}:{name}"
+    loops = _loops.setdefault(context, set())
+    if loop in loops:
+        raise ValueError(
+            f"op {step} has a loop of records {'without a name' if name is None else name!r} "
+            "already: give each of its loops a name, records(..., name=...)"
+        )
+    loops.add(loop)
+    return loop
+
+
+def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Attempt, int]:
+    """Make the Dagster run of `context` the owner of its campaign run.
+
+    Returns:
+        The campaign run, the attempt, and the attempt with which the work began that it resumes.
+    """
+    partition = partition_of(context.run)
+    for _ in range(MOST_TURNS):
+        with fleet.store.read() as conn:
+            found = runs.find(conn, context.job_name, partition)
+            newest = None if found is None else runs.latest_attempt(conn, found.id)
+        # Dagster is asked before the transaction: meanwhile nobody could write.
+        over = newest is not None and _is_over(context.instance, newest.dagster_run)
+        with fleet.store.begin() as conn:
+            now = fleet.store.now(conn)
+            run = runs.ensure(conn, now, context.job_name, partition)
+            if newest == runs.latest_attempt(conn, run.id):
+                attempt = runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
+                failed_since = runs.began_with(runs.attempts(conn, run.id))
+                break
+    else:
+        raise AttemptRefusedError(
+            f"{context.job_name}/{partition} changed hands {MOST_TURNS} times meanwhile"
         )
     if newest is not None and newest.number < attempt.number:
         resumed(context.instance, newest)
-    return run, attempt
+    return run, attempt, failed_since
 
 
 def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -164,21 +206,17 @@ def _covering(
     context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, needed: Sequence[str]
 ) -> Sequence[Hold]:
     """Return the holds that cover an op, but for the one that a canary is there to try."""
-    snapshot = fleet.snapshot()
-    held = holds.covering(
-        snapshot.holds,
-        fleet.now(),
-        services=needed,
-        campaign=run.campaign,
-        partition=run.partition,
-    )
+    held = fleet.holds_on(services=needed, campaign=run.campaign, partition=run.partition)
     canary = context.run.tags.get(CANARY_TAG)
     if canary is None or not held:
         return held
-    tried = Target(TargetKind.SERVICE, canary)
-    if snapshot.services[canary].state is BreakerState.OPEN:
-        return held
-    return [h for h in held if h.target != tried or h.source is not HoldSource.BREAKER]
+    circuits = fleet.snapshot().services
+    tried = {
+        Target(TargetKind.SERVICE, service)
+        for service in canary.split(",")
+        if circuits[service].state is not BreakerState.OPEN
+    }
+    return [h for h in held if h.target not in tried or h.source is not HoldSource.BREAKER]
 
 
 def _still_needed(context: dg.OpExecutionContext, known: Iterable[str]) -> list[str]:

@@ -124,11 +124,22 @@ def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
     return {(row.campaign_run, row.op) for row in rows}
 
 
-def statuses(conn: sa.Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
-    """Return the status of every record of an op that the ledger knows, by key."""
+def statuses(
+    conn: sa.Connection, campaign_run: int, op: str, *, failed_since: int = 0
+) -> Mapping[str, RecordStatus]:
+    """Return the status of every record of an op that the ledger knows, by key.
+
+    Args:
+        conn: A connection of the store.
+        campaign_run: Id of the campaign run.
+        op: Name of the op.
+        failed_since: Records that failed in an attempt before this one are left out.
+    """
     rows = conn.execute(
         sa.select(t.ledger.c.key, t.ledger.c.status).where(
-            t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op
+            t.ledger.c.campaign_run == campaign_run,
+            t.ledger.c.op == op,
+            (t.ledger.c.status != RecordStatus.FAILED) | (t.ledger.c.attempt >= failed_since),
         )
     )
     return {row.key: RecordStatus(row.status) for row in rows}

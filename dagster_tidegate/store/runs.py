@@ -21,6 +21,10 @@ class AttemptRefusedError(Exception):
     """A Dagster run may not work on a campaign run: another attempt owns it."""
 
 
+class AttemptPausedError(AttemptRefusedError):
+    """A Dagster run may not work on a campaign run any more: it has paused, and is ending."""
+
+
 @dataclass(frozen=True)
 class CampaignRun:
     """One partition of a campaign. Times are UTC."""
@@ -86,7 +90,7 @@ def ensure(
 
 def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | None:
     """Return the campaign run of a partition, or None where there is none."""
-    return _run(
+    return _found(
         conn.execute(
             sa.select(t.campaign_runs).where(
                 t.campaign_runs.c.campaign == campaign, t.campaign_runs.c.partition == partition
@@ -97,7 +101,7 @@ def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | No
 
 def get(conn: sa.Connection, campaign_run: int) -> CampaignRun | None:
     """Return a campaign run by its id, or None where there is none."""
-    return _run(
+    return _found(
         conn.execute(
             sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run)
         ).one_or_none()
@@ -119,7 +123,7 @@ def with_status(
             t.campaign_runs.c.priority.desc(), t.campaign_runs.c.paused_at, t.campaign_runs.c.id
         )
     )
-    return [run for row in rows if (run := _run(row)) is not None]
+    return [_run(row) for row in rows]
 
 
 def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
@@ -219,6 +223,21 @@ def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[Attempt]:
     return [_attempt(row) for row in rows]
 
 
+def began_with(series: Sequence[Attempt]) -> int:
+    """Return the number of the attempt with which the work began that the newest one resumes.
+
+    Args:
+        series: The attempts at a campaign run, the oldest first; at least one.
+
+    Example:
+        After a failure and a re-execution that paused twice, that is the re-execution.
+    """
+    first = len(series) - 1
+    while first > 0 and series[first - 1].outcome is RunStatus.PAUSED:
+        first -= 1
+    return series[first].number
+
+
 def attempt_of(conn: sa.Connection, dagster_run: str) -> Attempt | None:
     """Return the attempt that a Dagster run made, or None where it made none."""
     row = conn.execute(
@@ -245,7 +264,7 @@ def named(
             t.campaign_runs.c.partition.in_({partition for _, partition in names}),
         )
     )
-    found = [run for row in rows if (run := _run(row)) is not None]
+    found = [_run(row) for row in rows]
     return {(run.campaign, run.partition): run for run in found}
 
 
@@ -270,18 +289,27 @@ def begin_attempt(
         The attempt; its number fences the writes of older ones.
 
     Raises:
-        AttemptRefusedError: If another attempt still owns the campaign run, this Dagster run's
-            attempt is over, or another took the campaign run at the same moment.
+        AttemptPausedError: If this Dagster run's attempt has paused.
+        AttemptRefusedError: If the Dagster run of another attempt has not ended, or this Dagster
+            run's attempt is over.
     """
+    # Ops of one run may begin at the same moment: the second waits here, and finds the first's.
+    row = conn.execute(
+        sa.select(t.campaign_runs).where(t.campaign_runs.c.id == run.id).with_for_update()
+    ).one()
+    run = _run(row)
     newest = latest_attempt(conn, run.id)
     if newest is not None and newest.dagster_run == dagster_run:
         if newest.ended_at is None:
             return newest
-        raise AttemptRefusedError(
+        refusal = AttemptRefusedError
+        if newest.outcome is RunStatus.PAUSED:
+            refusal = AttemptPausedError
+        raise refusal(
             f"{run.name}: attempt {newest.number} ended as {newest.outcome}; its Dagster run "
             f"{dagster_run} can't work on it any more"
         )
-    if newest is not None and newest.ended_at is None and not owner_is_over:
+    if newest is not None and not owner_is_over:
         raise AttemptRefusedError(
             f"{run.name} is owned by attempt {newest.number}, Dagster run {newest.dagster_run}, "
             "which has not ended. Wait for it, or terminate it"
@@ -292,12 +320,9 @@ def begin_attempt(
             f"over from {dagster_run}"
         )
     number = run.attempt + 1
-    taken = conn.execute(
+    conn.execute(
         t.campaign_runs.update()
-        .where(
-            t.campaign_runs.c.id == run.id,
-            t.campaign_runs.c.attempt == run.attempt,
-        )
+        .where(t.campaign_runs.c.id == run.id)
         .values(
             status=RunStatus.PROCESSING,
             attempt=number,
@@ -305,9 +330,7 @@ def begin_attempt(
             paused_at=None,
             changed_at=now,
         )
-    ).rowcount
-    if not taken:
-        raise AttemptRefusedError(f"{run.name} was taken by another run at the same moment")
+    )
     if newest is not None and newest.ended_at is None:
         conn.execute(
             t.attempts.update()
@@ -332,9 +355,11 @@ def begin_attempt(
     return Attempt(run.id, number, dagster_run, now, None, None)
 
 
-def _run(row: sa.Row | None) -> CampaignRun | None:
-    if row is None:
-        return None
+def _found(row: sa.Row | None) -> CampaignRun | None:
+    return None if row is None else _run(row)
+
+
+def _run(row: sa.Row) -> CampaignRun:
     return CampaignRun(**{**row._mapping, "status": RunStatus(row.status)})
 
 

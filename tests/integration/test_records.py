@@ -1,6 +1,7 @@
 """The record loop inside real Dagster runs: each record once, a clean pause, and the way back."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from dagster_shared.error import SerializableErrorInfo
+from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
@@ -412,3 +414,159 @@ def test_a_newer_attempt_ends_the_older_one(campaign: Campaign) -> None:
     error = error_of(result)
     assert "attempt 2 owns the campaign run" in error.message
     assert len(campaign.sent) == 2
+
+
+def execute(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, breakers: BreakerResource
+) -> dg.ExecuteInProcessResult:
+    return job.execute_in_process(
+        instance=instance, resources={"breakers": breakers}, raise_on_error=False
+    )
+
+
+def test_each_shard_of_a_mapped_op_has_a_ledger_of_its_own(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    sent: list[str] = []
+
+    @dg.op(out=dg.DynamicOut())
+    def split() -> Iterator[dg.DynamicOutput]:
+        for shard in ("north", "south"):
+            yield dg.DynamicOutput(shard, mapping_key=shard)
+
+    @dg.op
+    def send(context: dg.OpExecutionContext, breakers: BreakerResource, shard: str) -> None:
+        for record in breakers.records(context, LEADS[:2], key="email"):
+            with record:
+                sent.append(f"{shard} {record.key}")
+
+    @dg.job
+    def mapped() -> None:
+        split().map(send)
+
+    assert execute(mapped, instance, breakers).success
+    assert len(sent) == len(set(sent)) == 4
+
+
+def test_two_loops_of_an_op_need_names_and_then_both_work(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    handled: list[str] = []
+
+    @dg.op(config_schema={"named": bool})
+    def verify_and_send(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+        for name in ("verify", "send"):
+            chosen = name if context.op_config["named"] else None
+            for record in breakers.records(context, LEADS, key="email", name=chosen):
+                with record:
+                    handled.append(f"{name} {record.key}")
+
+    @dg.job
+    def both() -> None:
+        verify_and_send()
+
+    def run(named: bool) -> dg.ExecuteInProcessResult:
+        return both.execute_in_process(
+            instance=instance,
+            resources={"breakers": breakers},
+            raise_on_error=False,
+            run_config={"ops": {"verify_and_send": {"config": {"named": named}}}},
+        )
+
+    refused = run(named=False)
+    assert "give each of its loops a name" in error_of(refused).message
+    handled.clear()
+    assert run(named=True).success
+    assert len(handled) == len(set(handled)) == 2 * len(LEADS)
+
+
+def test_a_loop_that_is_iterated_again_repeats_nothing(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    sent: list[str] = []
+
+    @dg.op
+    def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list:
+        records = breakers.records(context, LEADS, key="email")
+        for part in (islice(records, 2), records):
+            for record in part:
+                with record:
+                    sent.append(record.key)
+                    record.result = record.key
+        return records.results()
+
+    @dg.job
+    def outreach() -> None:
+        send()
+
+    result = execute(outreach, instance, breakers)
+    assert sent == [lead["email"] for lead in LEADS]
+    assert result.output_for_node("send") == sent
+
+
+def test_a_branch_that_begins_after_another_paused_the_run_is_paused_too(
+    instance: dg.DagsterInstance, breakers: BreakerResource
+) -> None:
+    @dg.op(pool=pool("instantly"))
+    def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+        for record in breakers.records(context, LEADS, key="email"):
+            with record:
+                pass
+
+    @dg.op(retry_policy=dg.RetryPolicy(max_retries=2))
+    def tidy(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+        for record in breakers.records(context, LEADS, key="email"):
+            with record:
+                pass
+
+    @dg.job
+    def branches() -> None:
+        send()
+        tidy()
+
+    Campaign(instance, breakers).hold(INSTANTLY)
+    result = execute(branches, instance, breakers)
+    kinds = [event.event_type for event in result.all_events]
+    assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in kinds
+    errors = {
+        event.step_key: (event.step_failure_data.error.cls_name)
+        for event in result.get_step_failure_events()
+        if event.step_failure_data.error is not None
+    }
+    assert set(errors.values()) == {CampaignPaused.__name__}
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_with_the_kill_switch_nothing_pauses(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign.hold(OUTREACH)
+    monkeypatch.setattr(campaign.breakers.fleet, "enabled", False)
+    assert campaign.run().success
+    assert len(campaign.sent) == 5
+
+
+def test_records_wait_for_a_store_that_is_away_for_a_moment(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy SQLite and a PostgreSQL that restarts look the same from here."""
+    write, failures = ledger.write, iter(range(3))
+
+    def away(*arguments: Any) -> None:
+        if next(failures, None) is not None:
+            raise OperationalError("INSERT", {}, Exception("the store is away"))
+        write(*arguments)
+
+    monkeypatch.setattr(ledger, "write", away)
+    assert campaign.run().success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
+
+
+def test_a_store_that_was_never_made_is_not_waited_for(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    breakers = BreakerResource(services=SERVICES, store_url=f"sqlite:///{tmp_path / 'new.db'}")
+    result = Campaign(instance, breakers).run()
+    assert "no such table" in error_of(result).message

@@ -1,12 +1,19 @@
 """Campaign runs and attempts: allowed moves, who owns one, and the fence around the ledger."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from dagster_tidegate.statuses import RUN_MOVES, RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry
-from dagster_tidegate.store.runs import Attempt, AttemptRefusedError, CampaignRun
+from dagster_tidegate.store.runs import (
+    Attempt,
+    AttemptPausedError,
+    AttemptRefusedError,
+    CampaignRun,
+)
 
 
 def begin(
@@ -96,8 +103,40 @@ def test_a_second_run_takes_over_when_the_first_ended_in_dagster(store: Store) -
 def test_a_run_that_paused_can_not_work_on(store: Store) -> None:
     run, _ = begin(store, "run-1")
     move(store, run, RunStatus.PAUSED)
-    with pytest.raises(AttemptRefusedError, match="attempt 1 ended as paused"):
+    with pytest.raises(AttemptPausedError, match="attempt 1 ended as paused"):
         begin(store, "run-1")
+
+
+def test_a_paused_run_that_still_works_in_dagster_is_not_taken_over(store: Store) -> None:
+    run, _ = begin(store, "run-1")
+    move(store, run, RunStatus.PAUSED)
+    with pytest.raises(AttemptRefusedError, match="which has not ended"):
+        begin(store, "run-2")
+
+
+def test_two_ops_of_a_run_that_begin_at_the_same_moment_share_an_attempt(store: Store) -> None:
+    with store.begin() as conn:
+        runs.ensure(conn, store.now(conn), "outreach", "leads-1")
+    with ThreadPoolExecutor(4) as ops:
+        numbers = list(ops.map(lambda _: begin(store, "run-1")[1].number, range(8)))
+    assert numbers == [1] * 8
+
+
+def test_failed_records_of_the_work_that_is_resumed_are_known_and_older_ones_are_not(
+    store: Store,
+) -> None:
+    run, first = begin(store, "run-1")
+    write(store, first, Entry("old", RecordStatus.FAILED))
+    move(store, run, RunStatus.FAILED)
+    run, second = begin(store, "run-2", owner_is_over=True)
+    write(store, second, Entry("new", RecordStatus.FAILED))
+    move(store, run, RunStatus.PAUSED)
+    run, _ = begin(store, "run-3", owner_is_over=True)
+    with store.read() as conn:
+        since = runs.began_with(runs.attempts(conn, run.id))
+        known = ledger.statuses(conn, run.id, "send", failed_since=since)
+    assert since == 2
+    assert known == {"new": RecordStatus.FAILED}
 
 
 def test_an_earlier_run_can_not_come_back(store: Store) -> None:
@@ -120,7 +159,7 @@ def test_results_of_every_attempt_are_kept(store: Store) -> None:
     run, first = begin(store, "run-1")
     write(store, first, Entry("a", RecordStatus.DONE, {"n": 1}))
     move(store, run, RunStatus.PAUSED)
-    _, second = begin(store, "run-2")
+    _, second = begin(store, "run-2", owner_is_over=True)
     write(store, second, Entry("b", RecordStatus.DONE, {"n": 2}), Entry("c", RecordStatus.FAILED))
     with store.read() as conn:
         assert ledger.results(conn, run.id, "send") == {"a": {"n": 1}, "b": {"n": 2}}
