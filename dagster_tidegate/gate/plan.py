@@ -27,6 +27,8 @@ from dagster_tidegate.store.takeovers import (
     TakeoverKind,
 )
 
+# The steps of a pool that no code location took, of services whose policy this one doesn't know.
+UNKNOWN_INTERVAL_S = 30.0
 # A pool that has no limit of its own ramps up to this, and then has none again.
 TOP_OF_RAMP = 16
 
@@ -332,9 +334,13 @@ def _ramp(
     names = cover.needs(takeover.name).services
     services = [seen.services.get(name, ServiceView()) for name in names]
     intervals = [service.ramp_interval_s for service in services]
-    if None in intervals and takeover.location != seen.location:
+    unknown = None in intervals
+    if unknown and takeover.location not in (seen.location, ""):
         return None
-    interval = timedelta(seconds=max((i for i in intervals if i is not None), default=0))
+    # Whoever trips a breaker takes pools for nobody, also for a gate that knows the policy.
+    least = UNKNOWN_INTERVAL_S if unknown and not takeover.location else 0
+    known = [i for i in intervals if i is not None]
+    interval = timedelta(seconds=max(known, default=least))
     if not interval:
         return takeover.former, None
     step_at = takeover.ramp_step_at

@@ -198,6 +198,17 @@ def test_a_gate_that_does_not_know_the_policies_leaves_the_ramp_to_one_that_does
     assert plan(replace(stranger, pools={"mail": "0"})) == []
 
 
+def test_a_pool_that_no_location_took_is_given_back_by_any_of_them():
+    state = seen(taken("6", location=""), services={"mail": ServiceView(None)}, location="there")
+    [first] = plan(replace(state, pools={"mail": "0"}))
+    assert isinstance(first, Write)
+    assert first.set_to == "1"
+    at_the_top = taken("6", "4", location="", ramp_step_at=NOW - timedelta(seconds=30))
+    [last] = plan(replace(state, takeovers=[at_the_top], pools={"mail": "4"}))
+    assert isinstance(last, Write)
+    assert last.set_to == "6"
+
+
 def test_a_schedule_goes_back_to_what_it_was_by_its_own_gate():
     stopped = {"selector": TriggerState("STOPPED")}
     [action] = plan(seen(taken_schedule("DECLARED_IN_CODE"), triggers=stopped))
