@@ -32,6 +32,7 @@ def apply(
     *,
     deadline: float,
     missed_ticks: MissedTicks,
+    errors: list[Exception],
 ) -> list[str]:
     """Apply actions. What another gate did first is left out, and so is what comes too late.
 
@@ -41,6 +42,7 @@ def apply(
         actions: The plan.
         deadline: When to stop (`time.monotonic`); the next tick does the rest.
         missed_ticks: Called before a schedule is given back.
+        errors: Gets what could not be written; the rest is applied all the same.
 
     Returns:
         What was done, for people.
@@ -60,7 +62,6 @@ def apply(
                 takeover = _intend(conn, now, seen, action)
                 if takeover is not None and takeover.pending:
                     writes.append(takeover)
-    errors: list[Exception] = []
     # In one order for all gates, so that no two wait for each other.
     writes.sort(key=lambda takeover: takeover.id)
     for first in range(0, len(writes), AT_ONCE):
@@ -68,8 +69,6 @@ def apply(
             done.append("out of time: the next tick goes on")
             break
         done += _write(gate, writes[first : first + AT_ONCE], missed_ticks, errors)
-    if errors:
-        raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
     return done
 
 
@@ -109,12 +108,18 @@ def _write(
     """Write some values to Dagster, and return which were."""
     with gate.store.read() as conn:
         now = gate.store.now(conn)
+    ready = []
     for takeover in writes:
-        if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
-            missed_ticks(takeover, now)
+        try:
+            if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
+                missed_ticks(takeover, now)
+            ready.append(takeover)
+        except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
+            error.add_note(f"while writing down what {_label(takeover)} missed")
+            errors.append(error)
     done = []
     with gate.store.begin() as conn:
-        mine = [takeover for takeover in writes if takeovers.locked(conn, takeover)]
+        mine = [takeover for takeover in ready if takeovers.locked(conn, takeover)]
         has_pools = any(takeover.kind is TakeoverKind.POOL for takeover in mine)
         pools = gate.dagster.pools() if has_pools else {}
         for takeover in mine:

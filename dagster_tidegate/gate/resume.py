@@ -71,7 +71,7 @@ def ask(
         if found.waiting or service in tried:
             continue
         mine = [run for run in found.paused if run.campaign in campaigns]
-        request = None
+        request, tries = None, set()
         if found.paused and mine[:1] == list(found.paused[:1]):
             tries = _half_open(seen, cover, shapes[mine[0].campaign])
             request = _next_attempt(gate, catch_upper.repository, mine[0], tries)

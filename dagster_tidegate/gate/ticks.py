@@ -12,7 +12,7 @@ from dagster_tidegate.gate.follow import follow
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Observed
 from dagster_tidegate.gate.resume import ask
-from dagster_tidegate.gate.turn import BUDGET_S, Direction, turn
+from dagster_tidegate.gate.turn import BUDGET_S, Direction, check, turn
 from dagster_tidegate.store import campaigns as stored_campaigns
 from dagster_tidegate.store import heartbeats
 
@@ -48,7 +48,10 @@ def pause_tick(
     if new_code or beat is None:  # without a heartbeat the store is new
         with gate.store.begin() as conn:
             stored_campaigns.save(conn, now, gate.location, gate.shapes)
-    seen, done = turn(gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record)
+    errors: list[Exception] = []
+    seen, done = turn(
+        gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record, errors=errors
+    )
     cursor = now - FIRST_LOOK_BACK if beat is None or beat.cursor is None else beat.cursor
     cursor, moved = follow(gate, campaigns, cursor, deadline)
     if moved:
@@ -58,6 +61,7 @@ def pause_tick(
         heartbeats.beat(
             conn, now, location=gate.location, part=PAUSE, summary=summary, cursor=cursor
         )
+    check(errors, done)
     return summary
 
 
@@ -75,13 +79,18 @@ def resume_tick(
         What it saw and did, for people, and the runs that Dagster should launch.
     """
     deadline = time.monotonic() + BUDGET_S
-    seen, done = turn(gate, Direction.LOOSEN, deadline=deadline, missed_ticks=upper.record)
+    errors: list[Exception] = []
+    seen, done = turn(
+        gate, Direction.LOOSEN, deadline=deadline, missed_ticks=upper.record, errors=errors
+    )
     asked = ask(gate, seen, campaigns, upper)
     summary = _summary(seen, [*done, *asked.notes])
     with gate.store.begin() as conn:
         heartbeats.beat(
             conn, gate.store.now(conn), location=gate.location, part=RESUME, summary=summary
         )
+    if not asked.requests:  # Dagster launches nothing of a tick that fails
+        check(errors, done)
     return summary, asked.requests
 
 

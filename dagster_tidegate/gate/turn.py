@@ -1,6 +1,7 @@
 """One turn of the gate: observe, plan, apply, until there is nothing left to do."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from enum import Flag, auto
 
@@ -27,7 +28,12 @@ class Direction(Flag):
 
 
 def turn(
-    gate: Gate, direction: Direction, *, deadline: float, missed_ticks: MissedTicks
+    gate: Gate,
+    direction: Direction,
+    *,
+    deadline: float,
+    missed_ticks: MissedTicks,
+    errors: list[Exception],
 ) -> tuple[Observed, list[str]]:
     """Make Dagster look as it should, in one or both directions.
 
@@ -36,6 +42,7 @@ def turn(
         direction: Which changes to make.
         deadline: When to stop (`time.monotonic`).
         missed_ticks: Called before a schedule is given back.
+        errors: Gets what could not be written, for `check`.
 
     Returns:
         What was observed last, and what was done, for people.
@@ -44,11 +51,24 @@ def turn(
     seen = observe(gate)
     for _ in range(MOST_ROUNDS):
         actions = [action for action in plan(seen) if _is(action, direction)]
-        if not actions or time.monotonic() > deadline:
+        if not actions or errors or time.monotonic() > deadline:
             break
-        done += apply(gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks)
+        done += apply(
+            gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks, errors=errors
+        )
         seen = observe(gate)
+    done += [f"failed {'; '.join(getattr(e, '__notes__', ()))}: {e}" for e in errors]
     return seen, done
+
+
+def check(errors: Sequence[Exception], done: Sequence[str]) -> None:
+    """Raise what could not be written, after all else is done.
+
+    Raises:
+        ExceptionGroup: If anything failed.
+    """
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
 
 
 def reconcile(instance: dg.DagsterInstance, fleet: Fleet) -> list[str]:
@@ -65,7 +85,16 @@ def reconcile(instance: dg.DagsterInstance, fleet: Fleet) -> list[str]:
     """
     gate = Gate(Dagster(instance), fleet.store, fleet.policies, enabled=fleet.enabled)
     deadline = time.monotonic() + BUDGET_S
-    return turn(gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=_none_given_back)[1]
+    errors: list[Exception] = []
+    _, done = turn(
+        gate,
+        Direction.TIGHTEN,
+        deadline=deadline,
+        missed_ticks=_none_given_back,
+        errors=errors,
+    )
+    check(errors, done)
+    return done
 
 
 def _is(action: Action, direction: Direction) -> bool:

@@ -316,17 +316,40 @@ class TheGate(RuleBasedStateMachine):
         assert self.stale is not None
         (seen, actions), self.stale = self.stale, None
         self.store.between = getattr(self, between) if between else None
-        apply(self.gate, seen, actions, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
+        errors: list[Exception] = []
+        apply(
+            self.gate,
+            seen,
+            actions,
+            deadline=time.monotonic() + 60,
+            missed_ticks=_no_ticks,
+            errors=errors,
+        )
+        assert not errors
         self.store.between = None
 
     def _pause(self) -> None:
-        turn(self.gate, Direction.TIGHTEN, deadline=time.monotonic() + 60, missed_ticks=_no_ticks)
+        errors: list[Exception] = []
+        turn(
+            self.gate,
+            Direction.TIGHTEN,
+            deadline=time.monotonic() + 60,
+            missed_ticks=_no_ticks,
+            errors=errors,
+        )
+        assert not errors
         self.cursor, _ = follow(self.gate, self.campaigns, self.cursor, time.monotonic() + 60)
 
     def _resume(self) -> None:
+        errors: list[Exception] = []
         seen, _ = turn(
-            self.gate, Direction.LOOSEN, deadline=time.monotonic() + 60, missed_ticks=_no_ticks
+            self.gate,
+            Direction.LOOSEN,
+            deadline=time.monotonic() + 60,
+            missed_ticks=_no_ticks,
+            errors=errors,
         )
+        assert not errors
         asked = ask(self.gate, seen, self.campaigns, SimpleNamespace(repository=None))  # type: ignore[arg-type] -- no ticks
         self.requested = list(asked.requests)
 

@@ -10,11 +10,12 @@ import pytest
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
+from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import holds, runs, takeovers
+from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.tables import metadata
 from tests.unit.simulated_dagster import FragileStore, Fuse, SimulatedDagster
@@ -33,6 +34,7 @@ class World:
 
     def __init__(self) -> None:
         self.fuse, self.clock = Fuse(), Clock()
+        self.errors: list[Exception] = []
         self.store = FragileStore("sqlite://", self.fuse, clock=self.clock)
         metadata.create_all(self.store.engine)
         self.dagster = SimulatedDagster(self.fuse, self.clock, None)
@@ -74,7 +76,11 @@ class World:
     def turn(self, direction: Direction) -> list[str]:
         deadline = time.monotonic() + 60
         return turn(
-            self.gate, direction, deadline=deadline, missed_ticks=lambda _takeover, _until: None
+            self.gate,
+            direction,
+            deadline=deadline,
+            missed_ticks=lambda _takeover, _until: None,
+            errors=self.errors,
         )[1]
 
     def ask(self) -> Asked:
@@ -138,15 +144,37 @@ def test_a_paused_run_that_is_held_itself_is_not_asked_for(world: World):
 def test_a_change_that_fails_does_not_keep_the_others_back_and_is_made_up_for(world: World):
     world.hold(EVERYTHING)
     world.dagster.broken = {"mail"}
-    with pytest.raises(ExceptionGroup, match="1 changes failed") as raised:
-        world.turn(Direction.TIGHTEN)
-    assert "pool mail" in str(raised.value.exceptions[0].__notes__)
+    said = world.turn(Direction.TIGHTEN)
+    assert said[-1] == "failed while setting pool mail to 0: Dagster can't write mail"
     assert world.dagster.pools() == {"maps": "0"}
+    world.errors.clear()
     world.dagster.broken = set()
     world.turn(Direction.TIGHTEN)
     assert world.dagster.pools() == {"maps": "0", "mail": "0"}
     with world.store.read() as conn:
         assert not any(takeover.pending for takeover in takeovers.live(conn))
+
+
+def test_a_change_that_fails_keeps_no_heartbeat_and_no_paused_run_back(world: World):
+    world.paused("other", "o1")
+    world.hold(MAIL)
+    world.dagster.broken = {"mail"}
+    upper = SimpleNamespace(repository=None, record=lambda _takeover, _until: None)
+    with pytest.raises(ExceptionGroup, match="1 changes failed"):
+        pause_tick(world.gate, world.campaigns, upper, new_code=True)  # type: ignore[arg-type] -- simulated
+    world.dagster.broken = set()
+    pause_tick(world.gate, world.campaigns, upper, new_code=False)  # type: ignore[arg-type] -- simulated
+    world.release(MAIL)
+    world.dagster.broken = {"mail"}
+    said, requests = resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
+    assert [request.tags["dagster/partition"] for request in requests] == ["o1"]
+    with world.store.read() as conn:
+        beats = {beat.part: beat.summary for beat in heartbeats.read(conn)}
+    assert beats["resume"] == said
+    assert "failed while setting pool mail" in said
+    world.dagster.create("other", SHAPES[2].pools, requests[0].tags)
+    with pytest.raises(ExceptionGroup, match="1 changes failed"):
+        resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
 
 
 def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
@@ -156,6 +184,7 @@ def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
         Direction.TIGHTEN,
         deadline=time.monotonic() + 0.0,
         missed_ticks=lambda _takeover, _until: None,
+        errors=[],
     )[1]
     assert world.dagster.pools() == {}
     assert said == []
