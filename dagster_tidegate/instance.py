@@ -7,7 +7,7 @@ after a fact about Dagster says which fact it was.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
@@ -88,10 +88,11 @@ class TriggerState:
 
 @dataclass(frozen=True)
 class RunChange:
-    """A Dagster run whose record changed, and when (UTC)."""
+    """A Dagster run whose record changed, and when; and when it was created (UTC)."""
 
     run: dg.DagsterRun
     at: datetime
+    created_at: datetime
 
 
 class Dagster:
@@ -270,7 +271,11 @@ class Dagster:
             limit: How many at most.
         """
         return [
-            RunChange(record.dagster_run, record.update_timestamp.replace(tzinfo=UTC))
+            RunChange(
+                record.dagster_run,
+                record.update_timestamp.replace(tzinfo=UTC),
+                _rounded_up(record.create_timestamp.replace(tzinfo=UTC)),
+            )
             for record in self.instance.get_run_records(
                 dg.RunsFilter(updated_after=since),
                 limit=limit,
@@ -397,8 +402,9 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
     }
     if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):
         kept[SCHEDULED_EXECUTION_TIME_TAG] = scheduled
-    if (former := run.tags.get(FORMER_PRIORITY_TAG)) is not None:
+    if tried_by(run):
         kept.pop(PRIORITY_TAG, None)
+        former = run.tags.get(FORMER_PRIORITY_TAG)
         kept |= {PRIORITY_TAG: former} if former else {}
     return kept
 
@@ -410,10 +416,12 @@ def canary_tags(tags: Mapping[str, str], services: Collection[str]) -> dict[str,
         tags: The tags that the run has.
         services: Names of the half open services.
     """
+    # One that is a canary already, of fewer services, has no other priority than a canary's.
+    former = tags.get(FORMER_PRIORITY_TAG if CANARY_TAG in tags else PRIORITY_TAG)
     return {
         CANARY_TAG: ",".join(sorted(services)),
-        FORMER_PRIORITY_TAG: tags.get(PRIORITY_TAG, ""),
         PRIORITY_TAG: str(CANARY_PRIORITY),
+        **({FORMER_PRIORITY_TAG: former} if former else {}),
     }
 
 
@@ -491,6 +499,11 @@ def evaluate(
     ) as context:
         result = schedule.evaluate_tick(context)
     return result.run_requests or [], result.skip_message
+
+
+def _rounded_up(created_at: datetime) -> datetime:
+    # SQLite stamps new runs with whole seconds, and changes of them with microseconds.
+    return created_at if created_at.microsecond else created_at + timedelta(seconds=1)
 
 
 def _zone_of(schedule: dg.ScheduleDefinition) -> str:

@@ -79,6 +79,7 @@ class SimulatedDagster:
         self.states: dict[str, TriggerState] = {}
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
+        self.created: dict[str, datetime] = {}
         self.instance = None
         self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
@@ -158,7 +159,7 @@ class SimulatedDagster:
 
     def changes(self, since: datetime, limit: int) -> Sequence[RunChange]:
         found = [
-            RunChange(self.all_runs[run_id], at)
+            RunChange(self.all_runs[run_id], at, self.created[run_id])
             for run_id, at in self.changed.items()
             if at > since
         ]
@@ -174,6 +175,7 @@ class SimulatedDagster:
     def put(self, run: dg.DagsterRun) -> None:
         self.all_runs[run.run_id] = run
         self.changed[run.run_id] = self.clock()
+        self.created.setdefault(run.run_id, self.changed[run.run_id])
 
     def create(self, job: str, pools: frozenset[str], tags: Mapping[str, str]) -> dg.DagsterRun:
         run = dg.DagsterRun(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from types import SimpleNamespace
 
+import dagster as dg
 import pytest
 
 from dagster_tidegate.campaign import Campaign
@@ -13,6 +14,7 @@ from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
+from dagster_tidegate.instance import canary_tags, tags_for_next
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
@@ -175,6 +177,16 @@ def test_a_change_that_fails_keeps_no_heartbeat_and_no_paused_run_back(world: Wo
     world.dagster.create("other", SHAPES[2].pools, requests[0].tags)
     with pytest.raises(ExceptionGroup, match="1 changes failed"):
         resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
+
+
+@pytest.mark.parametrize("former", [{}, {"dagster/priority": "7"}])
+def test_a_canary_has_its_former_priority_again_in_the_next_attempt(former: dict[str, str]):
+    once = {**former, **canary_tags(former, {"mail"})}
+    twice = {**once, **canary_tags(once, {"mail", "maps"})}
+    assert twice["tidegate/canary"] == "mail,maps"
+    assert "" not in twice.values()
+    tags = tags_for_next(dg.DagsterRun(job_name="other", tags=twice))
+    assert tags.get("dagster/priority") == former.get("dagster/priority")
 
 
 def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
