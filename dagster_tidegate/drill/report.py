@@ -64,7 +64,8 @@ class Evidence:
         not_needing: Campaigns that do not.
         wanted: What the drill's leads have to bring about at the service that sends, once each.
         effects: How often each of these took effect there, by the sandbox's own count.
-        repeats: Calls there that would have taken effect again under the same idempotency key.
+        repeats: Idempotency keys, at all services, under which a call arrived that would have
+            taken effect again.
         calls_total: Calls that arrived at all services; health checks aside.
         arrivals: When calls arrived at the service, since it was made to fail.
         answered: When it answered calls as it should, since it was healed.
@@ -116,7 +117,8 @@ class Report:
         records_total: Leads that were to be handed over to the service that sends.
         records_done: Leads that arrived there.
         records_lost: Leads that did not.
-        records_duplicated: Leads that took effect there more than once, or would have.
+        records_duplicated: Leads that took effect there more than once, and records of any op
+            that would have at their service, had it not known the idempotency key.
         calls_total: Calls that arrived at all services; health checks aside.
         calls_while_open: Calls that arrived at the service while its breaker was open.
         runs_failed: Dagster runs that ended as FAILURE.
@@ -206,11 +208,10 @@ def broken(seen: Evidence) -> list[str]:
     if found.records_lost:
         missing = sorted(lead for lead in seen.wanted if not seen.effects.get(lead))
         problems.append(f"{found.records_lost} records lost: {_some(missing)}")
-    if found.records_duplicated:
-        twice = sorted(lead for lead, count in seen.effects.items() if count > 1)
-        problems.append(
-            f"{found.records_duplicated} records took effect twice, or would have: {_some(twice)}"
-        )
+    if twice := sorted(lead for lead, count in seen.effects.items() if count > 1):
+        problems.append(f"{len(twice)} records took effect twice: {_some(twice)}")
+    if seen.repeats:
+        problems.append(f"{seen.repeats} records were sent again after they had taken effect")
     if unknown := sorted(seen.effects.keys() - seen.wanted):
         problems.append(f"{len(unknown)} records arrived that nobody sent: {_some(unknown)}")
     if found.runs_failed:

@@ -28,7 +28,6 @@ SENDER = "instantly"
 """The service that each lead has to reach once, in the end."""
 FILES = 6
 """More than run at once, so that some wait in the queue when the service fails."""
-ENOUGH_CALLS = 20
 OPERATORS_LIMIT = "3"
 DAEMON_AWAY_S = 3.0
 LOOK_EVERY_S = 0.05
@@ -216,7 +215,9 @@ class Story:
         return any(shape.name == CAMPAIGN for shape in self._shapes())
 
     def _underway(self) -> bool:
-        return self._stage.sandbox.stats()[self._plan.service]["effects"] >= ENOUGH_CALLS
+        # In the middle of a file: a run is to be broken off between two records.
+        half = self._files[self._last_file] / 2
+        return self._stage.sandbox.stats()[self._plan.service]["effects"] >= half
 
     def _tripped(self) -> bool:
         with self._stage.store.read() as conn:
@@ -321,7 +322,7 @@ class Story:
             not_needing=self._not_needing(),
             wanted=self._wanted,
             effects=effects,
-            repeats=stats[SENDER]["keys_repeated"],
+            repeats=sum(counts["keys_repeated"] for counts in stats.values()),
             calls_total=sum(counts["calls"] for counts in stats.values()),
             arrivals=[datetime.fromisoformat(call["at"]) for call in calls],
             answered=[
