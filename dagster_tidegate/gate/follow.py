@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.instance import partition_of
+from dagster_tidegate.instance import RunChange, partition_of
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt
@@ -42,6 +42,8 @@ _WAYS = {
     RunStatus.FAILED: [RunStatus.PROCESSING, RunStatus.FAILED],  # also one that never began
     RunStatus.CANCELLED: [RunStatus.CANCELLED],
 }
+# What an ended campaign run becomes first.
+_AGAIN = RunStatus.PENDING
 
 
 def follow(
@@ -61,13 +63,14 @@ def follow(
     since, moved = cursor - OVERLAP, 0
     while time.monotonic() < deadline:
         changes = gate.dagster.changes(since, PAGE)
-        ours = [change.run for change in changes if change.run.job_name in campaigns]
+        ours = [change for change in changes if change.run.job_name in campaigns]
         if ours:
             with gate.store.read() as conn:
                 stale = _stale(conn, ours)
-            for run in stale:
+            for change in stale:
+                campaign = campaigns[change.run.job_name]
                 with gate.store.begin() as conn:
-                    moved += _follow(conn, gate.store.now(conn), run, campaigns[run.job_name])
+                    moved += _follow(conn, gate.store.now(conn), change, campaign)
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
@@ -79,7 +82,7 @@ def follow(
 
 
 def next_status(
-    run: _Status, status: RunStatus, *, owns: bool, attempt: Attempt | None
+    run: _Status, status: RunStatus, *, owns: bool, attempt: Attempt | None, newer: bool
 ) -> RunStatus | None:
     """Return what a campaign run becomes when a Dagster run has a status. Pure.
 
@@ -88,6 +91,7 @@ def next_status(
         status: Status of the campaign run.
         owns: Whether the Dagster run's attempt is the campaign run's newest.
         attempt: The attempt of the Dagster run, or None where it made none.
+        newer: Whether the Dagster run was created after the campaign run got its status.
 
     Returns:
         The status that it gets, or None where it keeps the one that it has.
@@ -99,20 +103,22 @@ def next_status(
         to = _ENDS[run]
         if status is RunStatus.PAUSED and to is RunStatus.COMPLETED:
             return None  # whatever it did, it did not work through the records
-        return to if status in _UNFINISHED else None
+        again = newer and status is not to  # a person did it again, and it was soon over
+        return to if status in _UNFINISHED or again else None
     if run in _WAITS:
         return None if status in (RunStatus.PENDING, RunStatus.PROCESSING) else RunStatus.PENDING
-    if run in _RUNS and status is RunStatus.PENDING:
+    if run in _RUNS and (status is RunStatus.PENDING or (newer and status not in _UNFINISHED)):
         return RunStatus.PROCESSING
     return None
 
 
-def _stale(conn: sa.Connection, found: Sequence[dg.DagsterRun]) -> list[dg.DagsterRun]:
+def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
     """Those Dagster runs whose campaign runs are not known, or may have to be moved."""
-    attempts = runs.attempts_of(conn, [run.run_id for run in found])
-    known = runs.named(conn, [(run.job_name, partition_of(run)) for run in found])
+    attempts = runs.attempts_of(conn, [change.run.run_id for change in found])
+    known = runs.named(conn, [(c.run.job_name, partition_of(c.run)) for c in found])
     stale = []
-    for run in found:
+    for change in found:
+        run = change.run
         campaign_run = known.get((run.job_name, partition_of(run)))
         attempt = attempts.get(run.run_id)
         if campaign_run is None or next_status(
@@ -120,12 +126,14 @@ def _stale(conn: sa.Connection, found: Sequence[dg.DagsterRun]) -> list[dg.Dagst
             campaign_run.status,
             owns=attempt is not None and attempt.number == campaign_run.attempt,
             attempt=attempt,
+            newer=campaign_run.changed_at < change.created_at,
         ):
-            stale.append(run)
+            stale.append(change)
     return stale
 
 
-def _follow(conn: sa.Connection, now: datetime, run: dg.DagsterRun, campaign: Campaign) -> bool:
+def _follow(conn: sa.Connection, now: datetime, change: RunChange, campaign: Campaign) -> bool:
+    run = change.run
     attempt = runs.attempt_of(conn, run.run_id)
     campaign_run = runs.ensure(
         conn, now, run.job_name, partition_of(run), priority=campaign.priority
@@ -134,11 +142,20 @@ def _follow(conn: sa.Connection, now: datetime, run: dg.DagsterRun, campaign: Ca
     if attempt is None and newest is not None and newest.ended_at is None:
         return False  # another Dagster run works on it
     owns = attempt is not None and attempt.number == campaign_run.attempt
-    to = next_status(run.status, campaign_run.status, owns=owns, attempt=attempt)
-    if to is None:
+    to = next_status(
+        run.status,
+        campaign_run.status,
+        owns=owns,
+        attempt=attempt,
+        newer=campaign_run.changed_at < change.created_at,
+    )
+    if to is None or (attempt is None and change.at < campaign_run.changed_at):
         return False
+    # Not the time of this tick: what Dagster did after it is newer.
+    now = min(now, max(change.at, campaign_run.changed_at))
+    begins = [] if campaign_run.status in _UNFINISHED or to not in _ENDS.values() else [_AGAIN]
     moved = False
-    for status in _WAYS[to]:
+    for status in [*begins, *_WAYS[to]]:
         current = runs.get(conn, campaign_run.id)
         if current is None or current.status is status:
             continue

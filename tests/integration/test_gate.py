@@ -441,6 +441,39 @@ def test_a_campaign_run_ends_as_the_dagster_run_that_works_on_it(
         assert campaign_run(deployed, "letters", "b").status is status
 
 
+@pytest.mark.parametrize("looks_between", [True, False])
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        (["PIPELINE_START"], RunStatus.PROCESSING),
+        (["PIPELINE_START", "PIPELINE_SUCCESS"], RunStatus.COMPLETED),
+        (["PIPELINE_CANCELED"], RunStatus.CANCELLED),
+    ],
+)
+def test_a_re_execution_that_was_never_seen_in_the_queue_is_followed(
+    deployed: Deployment, events: list[str], status: RunStatus, looks_between: bool
+):
+    first = deployed.launch("letters", "b")
+    deployed.tick("tidegate_pause")
+    run = deployed.instance.get_run_by_id(first)
+    assert run is not None
+    deployed.instance.report_run_failed(run)
+    if looks_between:
+        deployed.tick("tidegate_pause")
+        assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
+    again = deployed.launch("letters", "b", again_after=run)
+    for event in events:
+        deployed.instance.report_dagster_event(dg.DagsterEvent(event, "letters"), again)
+    found = []
+    for _ in range(2):
+        deployed.tick("tidegate_pause")
+        found.append(campaign_run(deployed, "letters", "b").status)
+    ended = deployed.instance.get_run_by_id(again)
+    if ended is not None and not ended.is_finished:
+        deployed.instance.report_run_canceled(ended)
+    assert found[-1] is status
+
+
 def test_the_next_attempt_of_a_job_without_partitions_belongs_to_the_same_campaign_run(
     deployed: Deployment,
 ):
