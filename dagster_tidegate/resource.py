@@ -11,7 +11,7 @@ from pydantic import Field
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import CANARY_TAG, partition_of
+from dagster_tidegate.instance import partition_of, tried_by
 from dagster_tidegate.pause import CampaignPaused, end_as_paused, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
@@ -207,14 +207,11 @@ def _covering(
 ) -> Sequence[Hold]:
     """Return the holds that cover an op, but for the one that a canary is there to try."""
     held = fleet.holds_on(services=needed, campaign=run.campaign, partition=run.partition)
-    canary = context.run.tags.get(CANARY_TAG)
-    if canary is None or not held:
-        return held
     circuits = fleet.snapshot().services
     tried = {
         Target(TargetKind.SERVICE, service)
-        for service in canary.split(",")
-        if circuits[service].state is not BreakerState.OPEN
+        for service in tried_by(context.run)
+        if service in circuits and circuits[service].state is not BreakerState.OPEN
     }
     return [h for h in held if h.target not in tried or h.source is not HoldSource.BREAKER]
 

@@ -105,12 +105,12 @@ def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: in
 The sensor new_lead_files finds the lead files and starts a run of outreach for each.
 
 [bold]Try[/], in another terminal:
-  {away}{tidegate} sandbox fail instantly --for 60
+  {away}{tidegate} sandbox fail instantly --for 120
 [bold]and look at[/]
-  {where.web}/runs  runs that needed instantly end as Canceled, with the reason; others go on
+  {where.web}/runs  runs that come to instantly end as Canceled, with the reason; others go on
   {where.web}/deployment/concurrency  its pools are at 0
   {where.web}/automation  schedules and sensors of campaigns that need it are stopped
-A while after the minute all of it is back, and each run goes on where it stopped.
+A while after the two minutes all of it is back, and each run goes on where it stopped.
 """)
 
 
