@@ -46,6 +46,8 @@ from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKi
 
 AssetJob = UnresolvedAssetJobDefinition
 
+PART_TAG = "tidegate/part"
+"""A sensor of the gate has it, with the part of the gate that it is, whatever its name."""
 PARTITION_TAG = "tidegate/partition"
 CANARY_TAG = "tidegate/canary"
 FORMER_PRIORITY_TAG = "tidegate/former_priority"

@@ -14,8 +14,8 @@ from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate.catch_up import CatchUpper
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.ticks import BREAKER, pause_tick, resume_tick
-from dagster_tidegate.instance import Dagster, Repository
+from dagster_tidegate.gate.ticks import BREAKER, PAUSE, RESUME, pause_tick, resume_tick
+from dagster_tidegate.instance import PART_TAG, Dagster, Repository
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import heartbeats, holds
 from dagster_tidegate.store.campaigns import CampaignShape
@@ -63,7 +63,7 @@ def build_pause_sensor(
         return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
-        tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+        PAUSE, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
     )
 
 
@@ -105,7 +105,7 @@ def build_resume_sensor(
 
     jobs = [campaign.job for campaign in campaigns]
     return _sensor(
-        tick, campaigns, jobs, resource_key, name, minimum_interval_seconds, default_status
+        RESUME, tick, campaigns, jobs, resource_key, name, minimum_interval_seconds, default_status
     )
 
 
@@ -159,11 +159,12 @@ def build_breaker_sensor(
         return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
-        tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+        BREAKER, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
     )
 
 
 def _sensor(
+    part: str,
     tick: Tick,
     campaigns: Sequence[Campaign],
     jobs: Sequence,
@@ -181,6 +182,7 @@ def _sensor(
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         required_resource_keys={resource_key},
+        tags={PART_TAG: part},
     )
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         fleet: Fleet = getattr(context.resources, resource_key).fleet
