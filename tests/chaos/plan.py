@@ -1,0 +1,122 @@
+"""What is to happen in a round of chaos; all of it follows from the seed of the round."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dagster_tidegate.sandbox.faults import Fault, Mode
+
+SERVICES = ("apollo", "millionverifier", "instantly")
+"""Who is called: two that are probed, and one that is tried by a canary."""
+
+
+class Kind(StrEnum):
+    """What strikes."""
+
+    WORKER = "worker"
+    """SIGKILL of the process that works on the round's campaign run."""
+    DAEMON = "daemon"
+    """SIGKILL of Dagster's daemon; it is started again."""
+    POSTGRES = "postgres"
+    """SIGKILL of the database server; it is started again."""
+    OUTAGE = "outage"
+    """A fault of the service."""
+
+
+@dataclass(frozen=True)
+class Blow:
+    """Something that strikes.
+
+    Attributes:
+        kind: What.
+        attempt: After the beginning of which attempt; 0 is the beginning of the round.
+        after_s: How long after it, seconds.
+        for_s: How long what was struck stays away, seconds; 0 for a worker.
+        fault: What is wrong with the service.
+    """
+
+    kind: Kind
+    attempt: int
+    after_s: float
+    for_s: float = 0.0
+    fault: Fault | None = None
+
+    def __str__(self) -> str:
+        what = self.kind.value if self.fault is None else f"{self.fault.mode} of the service"
+        lasts = f" for {self.for_s:.1f} s" if self.for_s else ""
+        return f"{what} {self.after_s:.2f} s after attempt {self.attempt}{lasts}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A round: one campaign run, and what strikes meanwhile.
+
+    Attributes:
+        seed: Where all of it comes from.
+        database: Where the store is, `sqlite` or `postgres`.
+        service: The service that each record calls.
+        records: How many records there are.
+        blows: What strikes, at least one.
+    """
+
+    seed: int
+    database: str
+    service: str
+    records: int
+    blows: Sequence[Blow]
+
+    @property
+    def partition(self) -> str:
+        """Name of the campaign run's partition; `of` reads the plan back from it."""
+        return f"{self.service}-{self.seed}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the records."""
+        return [f"{n}@{self.partition}.example" for n in range(self.records)]
+
+    def __str__(self) -> str:
+        blows = "; ".join(map(str, self.blows))
+        return f"{self.partition} ({self.database}, {self.records} records): {blows}"
+
+
+def plan(seed: int) -> Plan:
+    """Return the plan of a round."""
+    draw = random.Random(seed)
+    database = ("sqlite", "postgres")[seed % 2]
+    records = draw.randint(20, 80)
+    # About as long as the records take, so that most of the blows fall among them.
+    longest_s = records * 0.035
+    kinds = [kind for kind, share in _SHARES[database].items() if draw.random() < share]
+    blows = []
+    for kind in kinds or [Kind.WORKER]:
+        if kind is Kind.WORKER:
+            for attempt in range(1, draw.choice((1, 1, 2, 3)) + 1):
+                blows.append(Blow(kind, attempt, draw.uniform(0, longest_s)))
+        elif kind is Kind.OUTAGE:
+            fault = draw.choice(_FAULTS)
+            attempt, after_s = draw.choice((1, 1, 2)), draw.uniform(0, longest_s)
+            blows.append(Blow(kind, attempt, after_s, draw.uniform(0.5, 4), fault))
+        else:
+            blows.append(Blow(kind, 0, draw.uniform(0, 12), draw.uniform(0, 4)))
+    return Plan(seed, database, draw.choice(SERVICES), records, tuple(blows))
+
+
+def of(partition: str) -> Plan:
+    """Return the plan of the round that has a partition."""
+    return plan(int(partition.rpartition("-")[2]))
+
+
+_SHARES = {
+    "sqlite": {Kind.WORKER: 0.75, Kind.DAEMON: 0.2, Kind.OUTAGE: 0.4},
+    "postgres": {Kind.WORKER: 0.65, Kind.DAEMON: 0.15, Kind.OUTAGE: 0.35, Kind.POSTGRES: 0.3},
+}
+_FAULTS = (
+    Fault(mode=Mode.OUTAGE),
+    Fault(mode=Mode.OUTAGE, status=500),
+    Fault(mode=Mode.RATE_LIMIT, retry_after_s=1),
+    Fault(mode=Mode.SHARE, share=0.5),
+    # Calls take effect at once and are answered late: who dies meanwhile leaves them in doubt.
+    Fault(mode=Mode.SLOW, latency_s=0.3),
+)

@@ -1,0 +1,128 @@
+"""The code location of the chaos: a campaign per service, and one run of it per round."""
+
+import os
+
+import dagster as dg
+import httpx
+import sqlalchemy as sa
+
+from dagster_tidegate import (
+    BreakerResource,
+    Campaign,
+    Record,
+    ServiceConfig,
+    build_breaker_sensor,
+    build_pause_sensor,
+    build_resume_sensor,
+    pool,
+)
+from dagster_tidegate.records import patiently
+from dagster_tidegate.statuses import RecordStatus
+from dagster_tidegate.store import tables as t
+from tests.chaos.evidence import Notes
+from tests.chaos.plan import SERVICES, of
+
+SANDBOX = os.environ["TIDEGATE_SANDBOX_URL"]
+rounds = dg.DynamicPartitionsDefinition(name="rounds")
+
+
+def service_config(name: str) -> ServiceConfig:
+    return ServiceConfig(
+        name=name,
+        consecutive_failures=3,
+        reset_timeout_s=1.0,
+        reset_timeout_cap_s=2.0,
+        retry_after_cap_s=3.0,
+        jitter=0,
+        ramp_interval_s=0,
+        linger_s=1.0 if name == "millionverifier" else 0.0,
+        probe_url=None if name == "instantly" else f"{SANDBOX}/{name}/health",
+    )
+
+
+def call(http: httpx.Client, service: str, partition: str, record: Record) -> str:
+    headers = {"Idempotency-Key": record.idempotency_key}
+    if service == "millionverifier":
+        query = {"email": record.key}
+        response = http.get("millionverifier/api/v3", params=query, headers=headers)
+    else:
+        path = {"apollo": "apollo/api/v1/people/match", "instantly": "instantly/api/v2/leads"}
+        body = {"email": record.key, "campaign": partition}
+        response = http.post(path[service], json=body, headers=headers)
+    response.raise_for_status()
+    return record.key
+
+
+def in_doubt(breakers: BreakerResource, campaign: str, partition: str) -> list[str]:
+    """Return the keys that the ledger has as started, as an operator would look them up."""
+    query = (
+        sa.select(t.ledger.c.key)
+        .join(t.campaign_runs)
+        .where(
+            t.campaign_runs.c.campaign == campaign,
+            t.campaign_runs.c.partition == partition,
+            t.ledger.c.status == RecordStatus.STARTED,
+        )
+    )
+    with breakers.fleet.store.read() as conn:
+        return list(conn.scalars(query))
+
+
+def campaign_of(service: str) -> dg.JobDefinition:
+    @dg.op(name=f"call_{service}", pool=pool(service))
+    def call_service(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[str]:
+        partition = context.partition_key
+        notes = Notes(partition)
+        items = [{"email": key} for key in of(partition).keys]
+        records = breakers.records(context, items, key="email", max_tries=1000)
+        # From here on no former attempt can write: what it left as started is in doubt.
+        doubtful = patiently(lambda: in_doubt(breakers, service, partition), context.log)
+        notes.listed(context.run_id, doubtful)
+        breaker = breakers.breaker(service)
+        with httpx.Client(base_url=SANDBOX, timeout=10, trust_env=False) as http:
+            for record in records:
+                with record:
+                    notes.sent(context.run_id, record.key, record.idempotency_key)
+                    record.result = breaker.call(call, http, service, partition, record)
+        return records.results()
+
+    @dg.op(name=f"take_{service}")
+    def take(context: dg.OpExecutionContext, results: list[str]) -> None:
+        Notes(context.partition_key).results(results)
+
+    @dg.job(name=service, partitions_def=rounds, executor_def=dg.in_process_executor)
+    def campaign() -> None:
+        take(call_service())
+
+    return campaign
+
+
+jobs = {service: campaign_of(service) for service in SERVICES}
+campaigns = [Campaign(job=job) for job in jobs.values()]
+
+
+@dg.sensor(
+    jobs=list(jobs.values()),
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def new_rounds(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    # The run key lets each be asked for many times and run once.
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(run_key=key, job_name=of(key).service, partition_key=key)
+            for key in rounds.get_partition_keys(dynamic_partitions_store=context.instance)
+        ]
+    )
+
+
+defs = dg.Definitions(
+    jobs=list(jobs.values()),
+    sensors=[
+        new_rounds,
+        build_pause_sensor(campaigns=campaigns, minimum_interval_seconds=1),
+        build_resume_sensor(campaigns=campaigns, minimum_interval_seconds=1),
+        build_breaker_sensor(campaigns=campaigns, minimum_interval_seconds=1),
+    ],
+    resources={"breakers": BreakerResource(services=[service_config(name) for name in SERVICES])},
+)

@@ -1,0 +1,125 @@
+"""Plays rounds of chaos on a stage, several at once, and judges each."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from dagster_tidegate.fleet import UNREACHABLE
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import ledger, runs
+from tests.chaos.plan import Blow, Kind, Plan
+from tests.chaos.stage import AT_ONCE, Stage
+from tests.chaos.verdict import Evidence, findings
+
+LOOK_EVERY_S = 0.02
+ASK_EVERY_S = 0.5
+ROUND_TIMEOUT_S = 180.0
+RETRY_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Played:
+    """A round that was played.
+
+    Attributes:
+        plan: What was to happen.
+        struck: What struck; a blow whose moment never came is not among them.
+        attempts: How many attempts worked on it.
+        in_doubt: How many records an attempt found in doubt.
+        repeated: How many calls arrived once more after they had taken effect.
+        seconds: How long it took.
+        findings: What went wrong.
+    """
+
+    plan: Plan
+    struck: Sequence[Blow]
+    attempts: int
+    in_doubt: int
+    repeated: int
+    seconds: float
+    findings: Sequence[str]
+
+
+def play(stage: Stage, plans: Sequence[Plan]) -> Iterator[Played]:
+    """Play rounds, as many at once as the deployment runs; yields each when it is over."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for done in as_completed(pool.submit(play_one, stage, plan) for plan in plans):
+            yield done.result()
+
+
+def play_one(stage: Stage, plan: Plan) -> Played:
+    """Play a round to its end, or until nothing happens any more."""
+    notes = stage.notes(plan.partition)
+    stage.begin(plan.partition)
+    began = alive_at = ask_at = time.monotonic()
+    beginnings, todo, struck = [began], list(plan.blows), []
+    status: RunStatus | None = None
+    striking: list[Future] = []
+    while status is not RunStatus.COMPLETED:
+        stage.check()
+        now, workers = time.monotonic(), notes.workers()
+        if now > min(began + ROUND_TIMEOUT_S, alive_at + RETRY_TIMEOUT_S):
+            break
+        beginnings += [now] * (len(workers) - len(beginnings) + 1)
+        for blow in list(todo):
+            begun = len(beginnings) > blow.attempt
+            if begun and now >= beginnings[blow.attempt] + blow.after_s:
+                todo.remove(blow)
+                if blow.kind is not Kind.WORKER:
+                    striking.append(stage.strike(plan.service, blow))
+                elif not stage.kill_worker(workers[blow.attempt - 1]):
+                    continue
+                struck.append(blow)
+        if now >= ask_at:
+            ask_at = now + ASK_EVERY_S
+            status = _status(stage, plan)
+            if status not in (RunStatus.FAILED, RunStatus.CANCELLED):
+                alive_at = now
+        time.sleep(LOOK_EVERY_S)
+    for blow_ended in striking:
+        blow_ended.result()
+    found = _evidence(stage, plan)
+    return Played(
+        plan=plan,
+        struck=struck,
+        attempts=len(notes.workers()),
+        in_doubt=len(found.listed),
+        repeated=sum(found.repeats.values()),
+        seconds=time.monotonic() - began,
+        findings=findings(found),
+    )
+
+
+def _status(stage: Stage, plan: Plan) -> RunStatus | None:
+    try:
+        with stage.store.read() as conn:
+            found = runs.find(conn, plan.service, plan.partition)
+    except UNREACHABLE:
+        return None  # it is what was struck
+    return None if found is None else found.status
+
+
+def _evidence(stage: Stage, plan: Plan) -> Evidence:
+    notes = stage.notes(plan.partition)
+    sent = notes.all_sent()
+    its = {each.idempotency_key for each in sent}
+    counts = {k: v for k, v in stage.sandbox.keys(plan.service).items() if k in its}
+    effects = stage.sandbox.effects(plan.service)
+    prefix = f"{plan.partition}/" if plan.service == "instantly" else ""
+    with stage.store.read() as conn:
+        found = runs.find(conn, plan.service, plan.partition)
+        written = {} if found is None else ledger.statuses(conn, found.id, f"call_{plan.service}")
+    return Evidence(
+        wanted=plan.keys,
+        at_once=1,
+        sent=sent,
+        listed=notes.all_listed(),
+        arrivals={key: count["arrivals"] for key, count in counts.items()},
+        effects={key: count["effects"] for key, count in counts.items()},
+        repeats={key: count["repeats"] for key, count in counts.items()},
+        subjects={key: effects.get(prefix + key, 0) for key in plan.keys},
+        ledger=written,
+        status=None if found is None else found.status,
+        results=notes.all_results(),
+    )

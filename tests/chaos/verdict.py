@@ -1,0 +1,90 @@
+"""What went wrong in a round of chaos, by what the service itself counted."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A record that the ledger had as started when an attempt began: it was in doubt."""
+
+    run: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A call that a worker was about to make."""
+
+    run: str
+    key: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a round after its end.
+
+    Attributes:
+        wanted: The keys of its records, in order.
+        at_once: How many of them an attempt handles at a time.
+        sent: Every call that a worker was about to make, attempt after attempt.
+        listed: The records in doubt that each attempt found in the ledger, before its first call.
+        arrivals: By idempotency key, how many calls the service saw.
+        effects: By idempotency key, how many of them took effect.
+        repeats: By idempotency key, how many more would have, had the service not known the key.
+        subjects: By record, how often the service did what it is there for.
+        ledger: What the ledger has, by key.
+        status: What became of the campaign run; None if it is not known.
+        results: What the op gave to the op behind it; None if it gave nothing.
+    """
+
+    wanted: Sequence[str]
+    at_once: int
+    sent: Sequence[Sent]
+    listed: Sequence[Listed]
+    arrivals: Mapping[str, int]
+    effects: Mapping[str, int]
+    repeats: Mapping[str, int]
+    subjects: Mapping[str, int]
+    ledger: Mapping[str, RecordStatus]
+    status: RunStatus | None
+    results: Sequence[str] | None
+
+
+def findings(found: Evidence) -> list[str]:
+    """Return what was lost, repeated or not listed; nothing, if all is well."""
+    wrong = []
+    if found.status is not RunStatus.COMPLETED:
+        wrong.append(f"the campaign run is {found.status}")
+    keys: dict[str, set[str]] = {}
+    for sent in found.sent:
+        keys.setdefault(sent.key, set()).add(sent.idempotency_key)
+    listed = Counter(each.key for each in found.listed)
+    for key in found.wanted:
+        its = keys.get(key, set())
+        if not any(found.effects.get(each) for each in its):
+            wrong.append(f"{key} was lost: it never took effect")
+        if found.subjects.get(key, 0) > 1:
+            wrong.append(f"{key} took effect {found.subjects[key]} times")
+        if len(its) > 1:
+            wrong.append(f"{key} was sent under {len(its)} idempotency keys")
+        repeats = sum(found.repeats.get(each, 0) for each in its)
+        if repeats > listed[key]:
+            wrong.append(
+                f"{key} was sent {repeats} times after it had taken effect, and listed as in "
+                f"doubt {listed[key]} times"
+            )
+        if (status := found.ledger.get(key)) is not RecordStatus.DONE:
+            wrong.append(f"{key} is {status} in the ledger")
+    if strangers := set(found.ledger) - set(found.wanted):
+        wrong.append(f"the ledger has records that nobody gave: {sorted(strangers)}")
+    for run, count in Counter(each.run for each in found.listed).items():
+        if count > found.at_once:
+            wrong.append(f"{count} records were in doubt when Dagster run {run} began")
+    if found.status is RunStatus.COMPLETED and found.results != list(found.wanted):
+        wrong.append(f"the op's results are not those of an unbroken run: {found.results}")
+    return wrong
