@@ -16,6 +16,8 @@ class Kind(StrEnum):
 
     WORKER = "worker"
     """SIGKILL of the process that works on the round's campaign run."""
+    YOUNGEST = "youngest"
+    """SIGKILL of the youngest of all workers, which may only be starting."""
     DAEMON = "daemon"
     """SIGKILL of Dagster's daemon; it is started again."""
     POSTGRES = "postgres"
@@ -99,7 +101,8 @@ def plan(seed: int) -> Plan:
             attempt, after_s = draw.choice((1, 1, 2)), draw.uniform(0, longest_s)
             blows.append(Blow(kind, attempt, after_s, draw.uniform(0.5, 4), fault))
         else:
-            blows.append(Blow(kind, 0, draw.uniform(0, 12), draw.uniform(0, 4)))
+            away_s = 0.0 if kind is Kind.YOUNGEST else draw.uniform(0, 4)
+            blows.append(Blow(kind, 0, draw.uniform(0, 12), away_s))
     return Plan(seed, database, draw.choice(SERVICES), records, tuple(blows))
 
 
@@ -109,8 +112,14 @@ def of(partition: str) -> Plan:
 
 
 _SHARES = {
-    "sqlite": {Kind.WORKER: 0.75, Kind.DAEMON: 0.2, Kind.OUTAGE: 0.4},
-    "postgres": {Kind.WORKER: 0.65, Kind.DAEMON: 0.15, Kind.OUTAGE: 0.35, Kind.POSTGRES: 0.3},
+    "sqlite": {Kind.WORKER: 0.75, Kind.YOUNGEST: 0.1, Kind.DAEMON: 0.2, Kind.OUTAGE: 0.35},
+    "postgres": {
+        Kind.WORKER: 0.65,
+        Kind.YOUNGEST: 0.1,
+        Kind.DAEMON: 0.15,
+        Kind.OUTAGE: 0.3,
+        Kind.POSTGRES: 0.3,
+    },
 }
 _FAULTS = (
     Fault(mode=Mode.OUTAGE),

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from subprocess import SubprocessError
 from threading import Lock
@@ -95,6 +95,8 @@ class Stage:
 
     def strike(self, service: str, blow: Blow) -> Future[object]:
         """Let something strike that is no worker; the future is done when it is back."""
+        if blow.kind is Kind.YOUNGEST:
+            return self._hands.submit(self._kill_youngest)
         if blow.kind is Kind.DAEMON:
             return self._hands.submit(self._kill_daemon, blow.for_s)
         if blow.kind is Kind.POSTGRES:
@@ -115,6 +117,15 @@ class Stage:
         except psutil.NoSuchProcess:
             return False
         return True
+
+    def _kill_youngest(self) -> None:
+        assert self._code_server is not None
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._code_server.process.pid).children()
+            # Beside them is the process that looks after their shared resources.
+            workers = [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+            if workers:
+                max(workers, key=psutil.Process.create_time).kill()
 
     def _kill_daemon(self, for_s: float) -> None:
         """Kill the daemon, and start it again after some seconds."""
