@@ -1,19 +1,21 @@
 # Two commands need nothing but Python 3.11+ and make: `make up` and `make test`.
 #   make up PORT=3001 SANDBOX_PORT=8766      other ports
 #   make test PYTHON=python3.12              another Python, in an environment of its own
+#   make chaos SEED=4711 ROUNDS=1            a round of chaos once more
 
 # The first of these that is there; say PYTHON=... for another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 PORT ?= 3000
 SANDBOX_PORT ?= 8765
+ROUNDS ?= 200
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 
-.PHONY: up test lint format bench clean help
+.PHONY: up test lint format bench chaos clean help
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,6 +33,9 @@ lint: $(TESTS) ## Lint and types.
 
 bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
+
+chaos: $(TESTS) ## Kill workers, the daemon and the database at random: make chaos [ROUNDS=200] [SEED=4711].
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 format: $(TESTS) ## Lay out the code and mend what ruff can mend.
 	$(BIN)/ruff check --fix
