@@ -6,8 +6,15 @@ import click
 
 SUBCOMMANDS = {
     "status": "Show what is paused, since when, and why.",
+    "why": "Say why a service, campaign, run or Dagster run is paused, or that it is not.",
     "hold": "Hold a service, a campaign, a run (campaign/partition) or everything.",
     "release": "Release what operators hold: a service, a campaign, a run or everything.",
+    "start": "Start a run of a campaign, or say why it can't start.",
+    "campaigns": "List the campaigns: what they need, and how their runs are.",
+    "runs": "List campaign runs and how far they are; show one with all that went wrong.",
+    "services": "List the services: policies, and what the fleet saw of them.",
+    "history": "List who changed what, when and why.",
+    "doctor": "Check Dagster and the store, and say what to do about what is wrong.",
     "up": "Start everything on this machine, and stay until Ctrl-C.",
     "sandbox": "Run the local services, make them fail, ask what arrived.",
     "drill": "Take the campaigns through an outage and report what happened.",

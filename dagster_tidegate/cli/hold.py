@@ -1,51 +1,86 @@
 """`tidegate hold`: keep something from running."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import click
+import sqlalchemy as sa
 
+from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli.change import as_dicts, change, note_unknown, tell_effects
+from dagster_tidegate.cli.reading import open_store
+from dagster_tidegate.cli.status import hold_as_dict
 from dagster_tidegate.holds import Hold, HoldSource
 from dagster_tidegate.store import holds
+from dagster_tidegate.wording import LONGEST_REASON
 
 
 @click.command()
 @targets.arguments
-@click.option("--reason", required=True, help="Why, for everybody who finds it paused.")
+@click.option(
+    "--reason",
+    required=True,
+    type=targets.Words("reason", LONGEST_REASON),
+    help="Why, for everybody who finds it paused.",
+)
 @click.option("--for", "length", type=targets.Duration(), help="Release by itself after 30m, 2h.")
+@click.option(
+    "--until", type=targets.Moment(), help="Release by itself at a time: 2026-03-01T18:00Z."
+)
+@output.json_option
 def hold(
-    kind: str, name: str | None, actor: str, url: str | None, reason: str, length: timedelta | None
+    kind: str,
+    name: str | None,
+    actor: str,
+    url: str | None,
+    dry_run: bool,
+    reason: str,
+    length: timedelta | None,
+    until: datetime | None,
+    as_json: bool,
 ) -> None:
     """Hold a service, a campaign, a run (campaign/partition) or everything.
 
     Held by you already, it gets the new reason and end.
     """
+    if length is not None and until is not None:
+        raise click.UsageError("say --for or --until, not both")
     target = targets.target(kind, name)
-    store = targets.open_store(url)
-    with store.begin() as conn:
-        now = store.now(conn)
-        before = {hold.id: hold for hold in holds.live(conn, now)}
-        try:
-            placed = holds.place(
-                conn,
-                now,
-                target,
-                source=HoldSource.OPERATOR,
-                reason=reason,
-                actor=actor,
-                expires_at=None if length is None else now + length,
-            )
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
-    former = before.get(placed.id)
+    store = open_store(url)
+
+    def place(conn: sa.Connection, now: datetime) -> Hold:
+        return holds.place(
+            conn,
+            now,
+            target,
+            source=HoldSource.OPERATOR,
+            reason=reason,
+            actor=actor,
+            expires_at=until if length is None else now + length,
+        )
+
+    try:
+        placed, before, found = change(store, target, place, dry_run=dry_run)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    note_unknown(before, target)
+    if as_json:
+        affected = as_dicts(found)
+        output.print_json({"dry_run": dry_run, "hold": hold_as_dict(placed), "campaigns": affected})
+        return
+    former = next((hold for hold in before.holds if hold.id == placed.id), None)
     if former is None:
         again = ""
     elif former == placed:
         again = ", as it was already"
     else:
         again = f", no longer {_until(former)} ({former.reason})"
-    click.echo(f"{target} is held by {placed.actor} {_until(placed)}{again}: {placed.reason}")
+    is_held = "would be held" if dry_run else "is held"
+    said = f"{target} {is_held} by {placed.actor} {_until(placed)}{again}: {placed.reason}"
+    click.echo(output.text(said).plain)
+    if dry_run:
+        tell_effects(found, target)
 
 
 def _until(hold: Hold) -> str:
-    return "until released" if hold.expires_at is None else f"until {hold.expires_at:%F %T} UTC"
+    return f"until {output.moment(hold.expires_at) or 'released'}"

@@ -1,32 +1,61 @@
 """`tidegate release`: let something run again."""
 
-import click
+from datetime import datetime
 
+import click
+import sqlalchemy as sa
+
+from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.holds import HoldSource
+from dagster_tidegate.cli.change import as_dicts, change, note_unknown, tell_effects
+from dagster_tidegate.cli.reading import open_store
+from dagster_tidegate.cli.status import hold_as_dict
+from dagster_tidegate.holds import Hold, HoldSource
 from dagster_tidegate.store import breakers, holds
 
 
 @click.command()
 @targets.arguments
 @click.option("--force", is_flag=True, help="Release the breaker's own hold too, and close it.")
-def release(kind: str, name: str | None, actor: str, url: str | None, force: bool) -> None:
+@output.json_option
+def release(
+    kind: str,
+    name: str | None,
+    actor: str,
+    url: str | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Release what operators hold: a service, a campaign, a run or everything."""
     target = targets.target(kind, name)
-    store = targets.open_store(url)
-    with store.begin() as conn:
-        now = store.now(conn)
+    store = open_store(url)
+
+    def let_go(conn: sa.Connection, now: datetime) -> list[Hold]:
         released = []
         if force:
             live = [hold for hold in holds.live(conn, now) if hold.target == target]
             released = [hold for hold in live if hold.source is HoldSource.BREAKER]
         if released:
             breakers.close(conn, now, target.name, actor=actor)
-        try:
-            released += holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
-        except holds.NotYourHoldError as error:
-            raise click.ClickException(str(error).replace("use force", "use --force")) from error
+        return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
+
+    try:
+        released, before, found = change(store, target, let_go, dry_run=dry_run)
+    except holds.NotYourHoldError as error:
+        raise click.ClickException(
+            output.text(str(error).replace("use force", "use --force")).plain
+        ) from error
+    if as_json:
+        listed = [hold_as_dict(hold) for hold in released]
+        affected = as_dicts(found)
+        output.print_json({"dry_run": dry_run, "released": listed, "campaigns": affected})
+        return
+    verb = "would be released" if dry_run else "released"
     for hold in released:
-        click.echo(f"released: {target}, held by {hold.actor} ({hold.reason})")
+        click.echo(output.text(f"{verb}: {target}, held by {hold.actor} ({hold.reason})").plain)
     if not released:
-        click.echo(f"{target} was not held")
+        click.echo(output.text(f"{target} was not held").plain)
+        note_unknown(before, target)
+    elif dry_run:
+        tell_effects(found, target)

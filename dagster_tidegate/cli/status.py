@@ -1,180 +1,222 @@
 """`tidegate status`: what is paused, since when, and why."""
 
-import json
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import click
-import sqlalchemy as sa
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from dagster_tidegate import holds as covers
-from dagster_tidegate.circuit import Circuit
-from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.pools import needs
-from dagster_tidegate.statuses import BreakerState, RunStatus, campaign_status
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape
-from dagster_tidegate.store.heartbeats import Heartbeat
-
-STALE_AFTER = timedelta(seconds=60)
-COLOURS = {"closed": "green", "half_open": "yellow", "open": "red", "paused": "yellow"}
-COLOURS |= {"failed": "red", "running": "green", "completed": "green"}
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the store says of the fleet at a moment, UTC."""
-
-    now: datetime
-    services: list[Circuit]
-    campaigns: list[tuple[CampaignShape, dict[RunStatus, int], list[Hold]]]
-    holds: list[Hold]
-    heartbeats: list[Heartbeat]
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.views.situation import Situation
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@click.option("--url", help="SQLAlchemy URL of the store, if not the default.")
-def status(as_json: bool, url: str | None) -> None:
+@output.json_option
+@click.option("--watch", is_flag=True, help="Show it anew until Ctrl-C; JSON is one line each.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(0.2, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often, with --watch.",
+)
+@url_option
+def status(as_json: bool, watch: bool, interval_s: float, url: str | None) -> None:
     """Show what is paused, since when, and why."""
-    store = targets.open_store(url)
-    with store.read() as conn:
-        found = read(conn, store.now(conn))
+    store = open_store(url)
+    if watch:
+        _watch(store, interval_s, as_json=as_json)
+        return
+    with reading(store) as (_, seen):
+        pass
     if as_json:
-        click.echo(json.dumps(as_dict(found), indent=2))
+        output.print_json(as_dict(seen))
     else:
-        show(found, Console())
+        output.console().print(render(seen))
 
 
-def read(conn: sa.Connection, now: datetime) -> Status:
-    """Read the status of everything.
-
-    Args:
-        conn: A connection of the store.
-        now: The database's time, UTC.
-    """
-    services = breakers.read(conn)
-    live = list(holds.live(conn, now))
-    counts = runs.counts(conn)
-    listed = []
-    for shape in campaigns.read(conn):
-        needed = {name for pool in shape.pools for name in needs(pool, services).services}
-        covering = covers.covering(live, now, services=needed, campaign=shape.name)
-        listed.append((shape, dict(counts.get(shape.name, {})), covering))
-    return Status(now, list(services.values()), listed, live, list(heartbeats.read(conn)))
-
-
-def as_dict(found: Status) -> dict[str, Any]:
-    """Return the status as JSON can hold it; times are ISO 8601."""
+def as_dict(seen: Situation) -> dict[str, Any]:
+    """Return the situation as JSON shows it."""
     return {
-        "at": found.now.isoformat(),
+        "at": seen.now,
+        "enabled": seen.enabled,
         "services": [
             {
                 "name": service.name,
                 "state": service.state,
-                "since": service.changed_at.isoformat(),
+                "since": service.changed_at,
                 "reason": service.reason,
-                "not_probed_before": _iso(service.open_until),
+                "not_probed_before": service.open_until,
             }
-            for service in found.services
+            for service in seen.circuits.values()
         ],
         "campaigns": [
             {
-                "name": shape.name,
-                "location": shape.location,
-                "status": campaign_status(counts, held=bool(covering)),
-                "runs": {status.value: counts.get(status, 0) for status in RunStatus},
-                "holds": [hold.id for hold in covering],
+                "name": name,
+                "location": campaign.shape.location,
+                "status": campaign.status,
+                "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
+                "holds": [hold.id for hold in campaign.holds],
             }
-            for shape, counts, covering in found.campaigns
+            for name, campaign in seen.campaigns.items()
         ],
-        "holds": [
-            {
-                "id": hold.id,
-                "target_kind": hold.target.kind,
-                "target_name": hold.target.name,
-                "source": hold.source,
-                "reason": hold.reason,
-                "actor": hold.actor,
-                "placed_at": hold.placed_at.isoformat(),
-                "expires_at": _iso(hold.expires_at),
-            }
-            for hold in found.holds
-        ],
+        "holds": [hold_as_dict(hold) for hold in seen.holds],
         "gate": [
             {
                 "location": beat.location,
                 "part": beat.part,
-                "at": beat.at.isoformat(),
-                "stale": found.now - beat.at > STALE_AFTER,
+                "at": beat.at,
+                "stale": seen.stale(beat.at),
                 "summary": beat.summary,
             }
-            for beat in found.heartbeats
+            for beat in seen.heartbeats
         ],
+        "gate_stale": bool(seen.silent_parts()),
     }
 
 
-def show(found: Status, console: Console) -> None:
-    """Print the status as tables."""
-    services = Table("service", "state", "for", "why", "probed", title="Services")
-    for service in found.services:
+def hold_as_dict(hold: Hold) -> dict[str, Any]:
+    """Return a hold as JSON shows it."""
+    return {
+        "id": hold.id,
+        "target_kind": hold.target.kind,
+        "target_name": hold.target.name,
+        "source": hold.source,
+        "reason": hold.reason,
+        "actor": hold.actor,
+        "placed_at": hold.placed_at,
+        "expires_at": hold.expires_at,
+    }
+
+
+def render(seen: Situation) -> RenderableType:
+    """Return the situation as tables."""
+    parts: list[RenderableType] = []
+    services = output.table("Services", "service", "state", "for", "why", "probed")
+    for service in seen.circuits.values():
         due = service.open_until
         waits = service.state is BreakerState.OPEN and due is not None
         services.add_row(
-            service.name,
-            _coloured(service.state),
-            _length(found.now - service.changed_at),
-            escape(service.reason or ""),
-            f"in {_length(max(due - found.now, timedelta(0)))}" if waits and due else "",
+            output.text(service.name),
+            output.status(service.state),
+            output.length(seen.now - service.changed_at),
+            output.text(service.reason),
+            f"in {output.length(max(due - seen.now, timedelta(0)))}" if waits and due else "",
         )
-    console.print(services)
-    listed = Table("campaign", "status", "runs", "why", title="Campaigns")
-    for shape, counts, covering in found.campaigns:
-        listed.add_row(
-            shape.name,
-            _coloured(campaign_status(counts, held=bool(covering))),
-            ", ".join(f"{counts[status]} {status}" for status in RunStatus if status in counts),
-            escape(covers.describe(covering)) if covering else "",
+    parts.append(services)
+    campaigns = output.table("Campaigns", "campaign", "status", "runs", "why")
+    for name, campaign in seen.campaigns.items():
+        campaigns.add_row(
+            output.text(name),
+            output.status(campaign.status),
+            run_counts(campaign.runs),
+            output.text(covers.describe(campaign.holds) if campaign.holds else ""),
         )
-    console.print(listed)
-    if found.holds:
-        live = Table("hold on", "by", "for", "until", "reason", title="Holds")
-        for hold in found.holds:
+    parts.append(campaigns)
+    if seen.holds:
+        live = output.table("Holds", "hold on", "by", "for", "until", "reason")
+        for hold in seen.holds:
             live.add_row(
-                escape(str(hold.target)),
-                escape(hold.actor),
-                _length(found.now - hold.placed_at),
-                "released" if hold.expires_at is None else f"{hold.expires_at:%F %T} UTC",
-                escape(hold.reason),
+                output.text(hold.target),
+                output.text(hold.actor),
+                output.length(seen.now - hold.placed_at),
+                "released" if hold.expires_at is None else output.moment(hold.expires_at),
+                output.text(hold.reason),
             )
-        console.print(live)
-    if not found.heartbeats:
-        console.print("[yellow]The gate has not run yet: are its sensors on, and the daemon?")
-    for beat in found.heartbeats:
-        if found.now - beat.at > STALE_AFTER:
-            console.print(
-                f"[red]The gate is stale: its {beat.part} sensor in {beat.location} last finished "
-                f"{_length(found.now - beat.at)} ago. Is the daemon running?"
+        parts.append(live)
+    parts += warnings(seen)
+    return Group(*parts)
+
+
+def warnings(seen: Situation) -> list[Text]:
+    """Return what is wrong with the gate, a line each."""
+    found = []
+    if not seen.enabled:
+        found.append(
+            Text(
+                "TIDEGATE_ENABLED is false here: processes that have it so heed no hold.", "yellow"
             )
+        )
+    if not seen.campaigns:
+        found.append(
+            Text(
+                "No gate has told of its campaigns yet: are its sensors on, and the daemon? "
+                "See 'tidegate doctor'.",
+                "yellow",
+            )
+        )
+    for part in seen.silent_parts():
+        since = (
+            "has never finished a tick"
+            if part.last is None
+            else f"last finished {output.length(seen.now - part.last)} ago"
+        )
+        found.append(
+            output.text(
+                f"The gate is stale: its {part.part} sensor in {part.location} {since}. "
+                "See 'tidegate doctor'.",
+                "red",
+            )
+        )
+    return found
 
 
-def _coloured(value: str) -> str:
-    colour = COLOURS.get(value)
-    return value if colour is None else f"[{colour}]{value}[/]"
+def run_counts(runs: Any) -> str:
+    """Return how many campaign runs have each status, for people."""
+    return ", ".join(f"{runs[status]} {status}" for status in RunStatus if runs.get(status))
 
 
-def _length(time: timedelta) -> str:
-    seconds = int(time.total_seconds())
-    if seconds < 120:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
+def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
+    console = Console(highlight=False)
+    if as_json:
+        _repeat(store, interval_s, lambda seen: click.echo(output.json_line(as_dict(seen))))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False, screen=True) as live:
+
+            def show(seen: Situation) -> None:
+                note = Text(f"{seen.now:%F %T} UTC, every {interval_s:g} s; Ctrl-C ends", "dim")
+                live.update(Group(note, render(seen)), refresh=True)
+
+            _repeat(
+                store,
+                interval_s,
+                show,
+                lambda error: live.update(Text(str(error), "red"), refresh=True),
+            )
+    else:
+        _repeat(store, interval_s, lambda seen: output.console().print(render(seen)))
 
 
-def _iso(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
+def _repeat(
+    store: Store,
+    interval_s: float,
+    show: Callable[[Situation], object],
+    show_error: Callable[[click.ClickException], object] = lambda error: click.echo(
+        f"Error: {error.message}", err=True
+    ),
+) -> None:
+    """Show the situation again and again. A store that is away is told, and waited for."""
+    try:
+        while True:
+            try:
+                with reading(store) as (_, seen):
+                    pass
+                show(seen)
+            except click.ClickException as error:
+                show_error(error)
+            time.sleep(interval_s)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # who read it has read enough
+        return

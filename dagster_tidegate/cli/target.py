@@ -1,18 +1,17 @@
-"""What an operator holds or releases, as the command line says it."""
+"""What an operator holds, releases or asks about, as the command line says it."""
 
 import getpass
 import re
 import socket
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from sqlalchemy.exc import ArgumentError, OperationalError
 
+from dagster_tidegate.cli.reading import url_option
 from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
-from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.wording import LONGEST_ACTOR, LONGEST_NAME, checked
 
 KINDS = {
     "service": TargetKind.SERVICE,
@@ -20,6 +19,7 @@ KINDS = {
     "run": TargetKind.CAMPAIGN_RUN,
     "everything": TargetKind.EVERYTHING,
 }
+EXAMPLES = {"service": "instantly", "campaign": "outreach", "run": "outreach/leads-1"}
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -44,6 +44,62 @@ class Duration(click.ParamType):
         return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
+class Moment(click.ParamType):
+    """A time in ISO 8601 with its zone, such as `2026-03-01T18:00Z`."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the time, in UTC.
+
+        Raises:
+            click.BadParameter: If it is none, or has no zone.
+        """
+        if isinstance(value, datetime):
+            return value
+        refusal = (
+            f"{value!r} is no time with a zone: use 2026-03-01T18:00Z or 2026-03-01T18:00+01:00"
+        )
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(refusal, param, ctx)
+        if time.tzinfo is None:
+            self.fail(refusal, param, ctx)
+        return time.astimezone(UTC)
+
+
+class Words(click.ParamType):
+    """Text that people give: on one line, without control characters, of bounded length.
+
+    Args:
+        what: What it is, for the refusal.
+        longest: How many characters it may have.
+    """
+
+    name = "text"
+
+    def __init__(self, what: str, longest: int) -> None:
+        self.what = what
+        self.longest = longest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text.
+
+        Raises:
+            click.BadParameter: If it may not be kept.
+        """
+        try:
+            return checked(value, self.what, self.longest)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+NAME = Words("name", LONGEST_NAME)
+
+
 def target(kind: str, name: str | None) -> Target:
     """Return the target that the command line names.
 
@@ -55,8 +111,8 @@ def target(kind: str, name: str | None) -> Target:
             raise click.UsageError("'everything' takes no name")
         return EVERYTHING
     if not name:
-        raise click.UsageError(f"name the {kind}, for example: {kind} {_example(kind)}")
-    if kind == "run" and "/" not in name:
+        raise click.UsageError(f"name the {kind}, for example: {kind} {EXAMPLES[kind]}")
+    if kind == "run" and not all(name.partition("/")):
         raise click.UsageError(f"{name!r} names no campaign run: say campaign/partition")
     return Target(KINDS[kind], name)
 
@@ -66,33 +122,23 @@ def operator() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
+actor_option = click.option(
+    "--actor",
+    default=operator,
+    show_default="user@host",
+    type=Words("actor", LONGEST_ACTOR),
+    help="Who does it.",
+)
+
+
 def arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments and options that name a target and an actor."""
     for decorate in (
-        click.argument("name", required=False),
+        click.argument("name", required=False, type=NAME),
         click.argument("kind", type=click.Choice(list(KINDS))),
-        click.option("--actor", default=operator, show_default="user@host", help="Who does it."),
-        click.option("--url", help="SQLAlchemy URL of the store, if not the default."),
+        actor_option,
+        url_option,
+        click.option("--dry-run", is_flag=True, help="Only say what would be affected."),
     ):
         command = decorate(command)
     return command
-
-
-def open_store(url: str | None) -> Store:
-    """Open the store for a command, or say in one line why it can't be.
-
-    Raises:
-        click.ClickException: If there is none, it can't be reached, or has another schema.
-    """
-    try:
-        store = Store(url or default_url())
-        schema.require_head(store)
-    except (ValueError, ArgumentError, schema.SchemaError) as error:
-        raise click.ClickException(str(error)) from error
-    except OperationalError as error:
-        raise click.ClickException(f"the store can't be reached: {error.orig}") from error
-    return store
-
-
-def _example(kind: str) -> str:
-    return {"service": "instantly", "campaign": "outreach", "run": "outreach/leads-1"}[kind]

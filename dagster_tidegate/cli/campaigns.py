@@ -1,0 +1,83 @@
+"""`tidegate campaigns`: what the campaigns need, and how their runs are."""
+
+from typing import Any
+
+import click
+
+from dagster_tidegate import holds as covers
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli.reading import open_store, reading, url_option
+from dagster_tidegate.cli.status import run_counts, warnings
+from dagster_tidegate.statuses import CampaignStatus, RunStatus
+from dagster_tidegate.views.situation import CampaignSituation
+
+
+@click.command()
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in CampaignStatus]),
+    help="Only those that have this status; may be given more than once.",
+)
+@click.option("--service", help="Only those that need this service.")
+@output.json_option
+@url_option
+def campaigns(
+    statuses: tuple[str, ...], service: str | None, as_json: bool, url: str | None
+) -> None:
+    """List the campaigns: what they need, and how their runs are."""
+    with reading(open_store(url)) as (_, seen):
+        found = [
+            campaign
+            for campaign in seen.campaigns.values()
+            if (not statuses or campaign.status in statuses)
+            and (service is None or service in campaign.services)
+        ]
+    if as_json:
+        output.print_json([as_dict(campaign) for campaign in found])
+        return
+    out = output.console()
+    listed = output.table(
+        "Campaigns",
+        "campaign",
+        "status",
+        "needs",
+        "runs",
+        "triggers",
+        "catch-up",
+        "priority",
+        "why",
+    )
+    for campaign in found:
+        shape = campaign.shape
+        listed.add_row(
+            output.text(shape.name),
+            output.status(campaign.status),
+            output.text(", ".join(sorted(campaign.services))),
+            run_counts(campaign.runs),
+            output.text(", ".join(trigger.name for trigger in shape.triggers)),
+            output.text(shape.catch_up),
+            str(shape.priority),
+            output.text(covers.describe(campaign.holds) if campaign.holds else ""),
+        )
+    out.print(listed)
+    for warning in warnings(seen):
+        out.print(warning)
+
+
+def as_dict(campaign: CampaignSituation) -> dict[str, Any]:
+    """Return a campaign as JSON shows it."""
+    shape = campaign.shape
+    return {
+        "name": shape.name,
+        "location": shape.location,
+        "status": campaign.status,
+        "services": campaign.services,
+        "ops": shape.ops,
+        "triggers": [{"kind": t.kind, "name": t.name} for t in shape.triggers],
+        "catch_up": shape.catch_up,
+        "priority": shape.priority,
+        "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
+        "holds": [hold.id for hold in campaign.holds],
+    }

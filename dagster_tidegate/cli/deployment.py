@@ -1,0 +1,60 @@
+"""How the commands reach Dagster: its instance, and the code locations of its workspace."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from dagster_tidegate.workspace import Workspace
+
+
+def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option that names the workspace file."""
+    return click.option(
+        "--workspace",
+        "-w",
+        type=click.Path(dir_okay=False, resolve_path=True, path_type=Path),
+        default="workspace.yaml",
+        show_default=True,
+        help="The workspace file of the deployment.",
+    )(command)
+
+
+@contextmanager
+def loaded(path: Path) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
+    """Open the Dagster instance and load its code locations, which takes seconds.
+
+    Raises:
+        click.ClickException: If there is no instance, or no workspace file.
+    """
+    import dagster as dg
+
+    from dagster_tidegate import workspace
+
+    if not path.is_file():
+        raise click.ClickException(
+            f"there is no workspace file {path}: run this where workspace.yaml is, or say "
+            "--workspace FILE"
+        )
+    try:
+        with dg.DagsterInstance.get() as instance, working("loading the code locations"):
+            found = workspace.load(instance, path)
+            with found as opened:
+                yield instance, opened
+    except workspace.WorkspaceError as error:
+        raise click.ClickException(str(error)) from error
+    except dg.DagsterInvariantViolationError as error:
+        raise click.ClickException(f"the Dagster instance can't be opened: {error}") from error
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something is under way."""
+    with Console(stderr=True).status(f"[dim]{what} ...[/]"):
+        yield

@@ -1,0 +1,70 @@
+"""`tidegate history`: who changed what, when and why."""
+
+from datetime import timedelta
+
+import click
+
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli.reading import open_store, reading, url_option
+from dagster_tidegate.cli.target import NAME, Duration
+from dagster_tidegate.store import history as stored
+
+KINDS = ("service", "hold", "campaign_run", "takeover", "start")
+
+
+@click.command()
+@click.argument("name", required=False, type=NAME)
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(KINDS),
+    help="Only changes of this kind; may be given more than once.",
+)
+@click.option("--since", type=Duration(), help="Only changes of the last 30m, 2h, 7d.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="How many at most, the newest.",
+)
+@output.json_option
+@url_option
+def history(
+    name: str | None,
+    kinds: tuple[str, ...],
+    since: timedelta | None,
+    limit: int,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """List who changed what, when and why.
+
+    With NAME only what is about that service, campaign or campaign/partition.
+    """
+    with reading(open_store(url)) as (conn, seen):
+        found = stored.read(
+            conn,
+            name=name,
+            kinds=kinds,
+            since=None if since is None else seen.now - since,
+            limit=limit,
+        )
+    if as_json:
+        output.print_json(found)
+        return
+    table = output.table("", "at", "what", "change", "by", "why")
+    for event in found:
+        kind = event.kind.replace("_", " ")
+        change = (
+            f"{event.from_status} -> {event.to_status}" if event.from_status else event.to_status
+        )
+        table.add_row(
+            output.moment(event.at),
+            output.text(f"{kind} {event.name}" if kind != "takeover" else f"took {event.name}"),
+            output.text(change),
+            output.text(event.actor),
+            output.text(event.reason),
+        )
+    output.console().print(table if found else "nothing has been written down")

@@ -1,0 +1,97 @@
+"""How the commands show what they found: tables for people, JSON for programs."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dagster_tidegate.wording import shown
+
+COLOURS = {
+    "closed": "green",
+    "running": "green",
+    "processing": "green",
+    "completed": "green",
+    "ok": "green",
+    "half_open": "yellow",
+    "paused": "yellow",
+    "pending": "cyan",
+    "warning": "yellow",
+    "open": "red",
+    "failed": "red",
+    "cancelled": "red",
+    "error": "red",
+}
+# What is not shown on a terminal is read by grep and by eyes in a log: it is not cut short.
+WIDTH_ELSEWHERE = 200
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def console() -> Console:
+    """Return where a command prints."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=WIDTH_ELSEWHERE)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Return an empty table; its cells show text as it is and obey no markup in it."""
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def text(value: object, style: str = "") -> Text:
+    """Return what a cell shows of a value: text that people gave can do nothing to a terminal."""
+    return Text("" if value is None else shown(str(value)), style)
+
+
+def status(value: str | None) -> Text:
+    """Return a status in its colour."""
+    return text(value, COLOURS.get(str(value), ""))
+
+
+def length(time: timedelta) -> str:
+    """Return a length of time for people: `90 s`, `12 min`, `3 h`, `4 d`."""
+    seconds = int(time.total_seconds())
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
+
+
+def moment(time: datetime | None) -> str:
+    """Return a time for people; nothing for none."""
+    return "" if time is None else f"{time:%F %T} UTC"
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; times are ISO 8601, in UTC."""
+    click.echo(json.dumps(_plain(value), indent=2))
+
+
+def json_line(value: object) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, Collection) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value

@@ -1,0 +1,94 @@
+"""How the commands reach the store: where it is, and what is said when it can't be read."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from dagster_tidegate.fleet import UNREACHABLE, enabled_by_environment
+from dagster_tidegate.store import schema
+from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.views import situation
+from dagster_tidegate.views.situation import Situation
+
+LOCAL_HOME = Path(".tidegate", "home")
+
+url_option = click.option(
+    "--url",
+    help="SQLAlchemy URL of the store. Default: TIDEGATE_STORE_URL, else tidegate.db in "
+    "DAGSTER_HOME.",
+)
+
+
+def use_local_home() -> None:
+    """Make the home that `tidegate up` keeps in the current directory the DAGSTER_HOME.
+
+    Only where no DAGSTER_HOME is set, so that commands beside a running `tidegate up` find it.
+    """
+    if not os.environ.get("DAGSTER_HOME") and LOCAL_HOME.is_dir():
+        os.environ["DAGSTER_HOME"] = str(LOCAL_HOME.resolve())
+
+
+def open_store(url: str | None) -> Store:
+    """Open the store for a command, or say in one line why it can't be.
+
+    Raises:
+        click.ClickException: If there is none, it can't be reached, or has another schema.
+    """
+    use_local_home()
+    try:
+        store = Store(url or default_url())
+    except (ValueError, ArgumentError) as error:
+        raise click.ClickException(str(error)) from error
+    with explained():
+        schema.require_head(store)
+    return store
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what can be wrong with the store into one line that a person can act on.
+
+    Raises:
+        click.ClickException: With that line.
+    """
+    try:
+        yield
+    except UNREACHABLE as error:
+        raise click.ClickException(unreachable(error)) from error
+    except schema.SchemaError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def unreachable(error: Exception) -> str:
+    """Return in one line that the store can't be reached, and why."""
+    why = error.orig if isinstance(error, DBAPIError) else error
+    return f"the store can't be reached: {' '.join(str(why).split())}"
+
+
+@contextmanager
+def reading(store: Store) -> Iterator[tuple[sa.Connection, Situation]]:
+    """Read the situation, and whatever else is read of the store at the same moment.
+
+    Raises:
+        click.ClickException: If the store can't be read.
+    """
+    on = enabled()
+    with explained(), store.read() as conn:
+        yield conn, situation.read(conn, store.now(conn), enabled=on)
+
+
+def enabled() -> bool:
+    """Return whether Tidegate is switched on here.
+
+    Raises:
+        click.ClickException: If TIDEGATE_ENABLED is neither true nor false.
+    """
+    try:
+        return enabled_by_environment()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,220 @@
+"""`tidegate runs`: how far campaign runs are, and what went wrong in one."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from difflib import get_close_matches
+
+import click
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli.reading import open_store, reading, url_option
+from dagster_tidegate.cli.target import NAME
+from dagster_tidegate.cli.why import answer_for, tell
+from dagster_tidegate.cli.why import as_dict as answer_as_dict
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import run_details
+from dagster_tidegate.store import runs as stored
+from dagster_tidegate.store.run_details import ListedRun, Progress, Record, RunDetails
+
+BAR_WIDTH = 20
+
+
+class _ListsByDefault(click.Group):
+    """`tidegate runs outreach` is `tidegate runs list outreach`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ListsByDefault)
+def runs() -> None:
+    """List campaign runs and how far they are; show one with all that went wrong.
+
+    'tidegate runs [CAMPAIGN]' is 'tidegate runs list [CAMPAIGN]'.
+    """
+
+
+@runs.command("list")
+@click.argument("campaign", required=False, type=NAME)
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in RunStatus]),
+    help="Only those that have this status; may be given more than once.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="How many at most, those that changed last.",
+)
+@output.json_option
+@url_option
+def list_(
+    campaign: str | None, statuses: tuple[str, ...], limit: int, as_json: bool, url: str | None
+) -> None:
+    """List the campaign runs, of one campaign or of all, and how far each is."""
+    with reading(open_store(url)) as (conn, seen):
+        wanted = [RunStatus(status) for status in statuses]
+        found = run_details.listed(conn, campaign=campaign, statuses=wanted, limit=limit)
+        if not found and campaign is not None and campaign not in seen.campaigns:
+            close = get_close_matches(campaign, seen.campaigns, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate campaigns'"
+            message = output.text(f"no campaign is named {campaign!r}; {hint}").plain
+            raise click.ClickException(message)
+    if as_json:
+        output.print_json([_run_as_dict(each) for each in found])
+        return
+    listed = output.table(
+        "Campaign runs", "run", "status", "attempt", "op", "", "records", "failed", "rate", "left",
+        "why",
+    )  # fmt: skip
+    for each in found:
+        at = current_op(each.progress)
+        listed.add_row(
+            output.text(each.run.name),
+            output.status(each.run.status),
+            str(each.run.attempt),
+            *_progress_cells(at, works=each.run.status is RunStatus.PROCESSING),
+            output.text(each.run.reason),
+        )
+    output.console().print(listed if found else "no campaign runs")
+
+
+@runs.command()
+@click.argument("name", metavar="CAMPAIGN/PARTITION", type=NAME)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="How many records of each kind are listed at most.",
+)
+@output.json_option
+@url_option
+def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
+    """Show one campaign run: attempts, progress, records in doubt, failed records."""
+    campaign, _, partition = name.partition("/")
+    with reading(open_store(url)) as (conn, seen):
+        run = stored.find(conn, campaign, partition)
+        if run is None:
+            found = run_details.listed(conn, campaign=campaign, limit=1000)
+            close = get_close_matches(name, [each.run.name for each in found], n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate runs'"
+            message = output.text(f"no campaign run is named {name!r}; {hint}").plain
+            raise click.ClickException(message)
+        details = run_details.details(conn, run, limit=limit)
+        answer = answer_for(conn, seen, run.name, "run")
+    if as_json:
+        shown = _details_as_dict(details)
+        output.print_json({**shown, "why": answer_as_dict(answer)})
+        return
+    tell(answer, seen)
+    out = output.console()
+    ops = output.table("Progress", "op", "", "records", "failed", "rate", "left", "updated")
+    for each in details.progress:
+        cells = _progress_cells(each, works=run.status is RunStatus.PROCESSING)
+        ops.add_row(*cells, output.moment(each.updated_at))
+    out.print(ops)
+    attempts = output.table("Attempts", "attempt", "Dagster run", "began", "ended", "ended as")
+    for attempt in details.attempts:
+        attempts.add_row(
+            str(attempt.number),
+            output.text(attempt.dagster_run),
+            output.moment(attempt.started_at),
+            output.moment(attempt.ended_at),
+            output.status(attempt.outcome),
+        )
+    out.print(attempts)
+    doubtful = details.in_doubt()
+    if doubtful:
+        title = "In doubt: sent again with the same idempotency key by the next attempt"
+        out.print(_records(title, doubtful))
+    in_hand = details.started_count - len(doubtful)
+    if in_hand > 0 and len(details.started) == details.started_count:
+        out.print(f"{in_hand} records are in hand")
+    if details.failed:
+        title = f"Failed records ({len(details.failed)} of {details.failed_count}, newest first)"
+        out.print(_records(title, details.failed))
+    if not doubtful and not details.failed:
+        out.print("no record is in doubt, none has failed")
+
+
+def current_op(progress: Sequence[Progress]) -> Progress | None:
+    """Return how far the op is that a campaign run is at: the last that was heard of."""
+    return max(progress, key=lambda each: each.updated_at, default=None)
+
+
+def _progress_cells(at: Progress | None, *, works: bool) -> list:
+    if at is None:
+        return ["", "", "", "", "", ""]
+    handled = at.done + at.failed
+    bar = "" if at.total is None else ProgressBar(max(at.total, 1), handled, width=BAR_WIDTH)
+    left = at.seconds_left()
+    return [
+        output.text(at.op),
+        bar,
+        f"{handled}/{'?' if at.total is None else at.total}",
+        output.text(at.failed or "", "red"),
+        f"{at.rate:.3g}/s" if works and at.rate else "",
+        output.length(timedelta(seconds=left)) if works and left is not None else "",
+    ]
+
+
+def _records(title: str, found: Sequence[Record]) -> Table:
+    table = output.table(title, "op", "record", "attempt", "at", "error")
+    for record in found:
+        table.add_row(
+            output.text(record.op),
+            output.text(record.key),
+            str(record.attempt),
+            output.moment(record.at),
+            output.text(record.error),
+        )
+    return table
+
+
+def _run_as_dict(each: ListedRun) -> dict:
+    run = each.run
+    return {
+        "name": run.name,
+        "campaign": run.campaign,
+        "partition": run.partition,
+        "status": run.status,
+        "attempt": run.attempt,
+        "priority": run.priority,
+        "reason": run.reason,
+        "paused_at": run.paused_at,
+        "created_at": run.created_at,
+        "changed_at": run.changed_at,
+        "progress": [
+            {
+                "op": at.op,
+                "done": at.done,
+                "failed": at.failed,
+                "total": at.total,
+                "records_per_second": at.rate,
+                "seconds_left": at.seconds_left(),
+                "updated_at": at.updated_at,
+            }
+            for at in each.progress
+        ],
+    }
+
+
+def _details_as_dict(details: RunDetails) -> dict:
+    doubtful = details.in_doubt()
+    return {
+        **_run_as_dict(ListedRun(details.run, details.progress)),
+        "attempts": details.attempts,
+        "in_doubt": doubtful,
+        "in_hand_count": details.started_count - len(doubtful),
+        "failed": details.failed,
+        "failed_count": details.failed_count,
+    }

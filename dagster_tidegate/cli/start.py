@@ -1,0 +1,134 @@
+"""`tidegate start`: start a run of a campaign, or say why it can't start."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import sqlalchemy as sa
+
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli.deployment import loaded, workspace_option
+from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
+from dagster_tidegate.cli.why import answer_for, as_dict, tell
+from dagster_tidegate.store import events
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.views.starting import Refusal, Verdict, verdict
+
+if TYPE_CHECKING:
+    from dagster_tidegate.workspace import Workspace
+
+HELD = 3
+UNDER_WAY = 4
+EXIT_CODES = {Refusal.HELD: HELD, Refusal.UNDER_WAY: UNDER_WAY}
+ACTOR_TAG = "tidegate/started_by"
+
+
+@click.command()
+@click.argument("campaign", type=targets.NAME)
+@click.option("--partition", type=targets.NAME, help="The partition, where the job has any.")
+@click.option("--queue", is_flag=True, help="Start it though it is held: it waits in the queue.")
+@click.option("--validate", is_flag=True, help="Only say whether it could start.")
+@targets.actor_option
+@workspace_option
+@output.json_option
+@url_option
+def start(
+    campaign: str,
+    partition: str | None,
+    queue: bool,
+    validate: bool,
+    actor: str,
+    workspace: Path,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Start a run of a campaign, or say why it can't start.
+
+    Exit codes: 0 it is in the queue, or could be; 1 it failed; 2 the command line is wrong; 3 it
+    is held, and --queue was not said; 4 it is under way already, or paused and about to resume.
+    """
+    store = open_store(url)
+    name = campaign if partition is None else f"{campaign}/{partition}"
+    with reading(store) as (conn, seen):
+        judged = _judged(conn, seen, name)
+        location = seen.campaigns[campaign].shape.location
+    refused = judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD)
+    if refused and not validate:
+        _refuse(judged, seen, as_json=as_json)
+    from dagster_tidegate.workspace import LaunchError
+
+    run_id = None
+    try:
+        with loaded(workspace) as (_, code):
+            code.check(campaign, partition, location)
+            if not validate:
+                run_id = _launch(store, code, campaign, partition, location, actor)
+    except LaunchError as error:
+        raise click.ClickException(output.text(str(error)).plain) from error
+    if refused:
+        _refuse(judged, seen, as_json=as_json)
+    _tell(judged, seen, run_id, as_json=as_json)
+
+
+def _judged(conn: sa.Connection, seen: Situation, name: str) -> Verdict:
+    campaign, _, partition = name.partition("/")
+    if campaign not in seen.campaigns:
+        answer_for(conn, seen, campaign, "campaign")  # says what would be right
+    return verdict(answer_for(conn, seen, name, "run" if partition else "campaign"))
+
+
+def _refuse(judged: Verdict, seen: Situation, *, as_json: bool) -> None:
+    assert judged.refusal is not None
+    if as_json:
+        output.print_json(
+            {
+                "can_start": False,
+                "name": judged.answer.target.name,
+                "refusal": judged.refusal,
+                "text": judged.text,
+                "why": as_dict(judged.answer),
+            }
+        )
+    else:
+        click.echo(output.text(judged.text).plain, err=True)
+        if judged.refusal is Refusal.HELD:
+            tell(judged.answer, seen)
+            click.echo("with --queue it waits in Dagster's queue, and starts when released")
+    raise click.exceptions.Exit(EXIT_CODES[judged.refusal])
+
+
+def _tell(judged: Verdict, seen: Situation, run_id: str | None, *, as_json: bool) -> None:
+    answer = judged.answer
+    name = answer.target.name
+    if as_json:
+        found = {"can_start": True, "name": name, "dagster_run": run_id, "why": as_dict(answer)}
+        output.print_json(found)
+        return
+    done = f"{name} can start" if run_id is None else f"{name} is queued: Dagster run {run_id}"
+    click.echo(output.text(done).plain)
+    if answer.paused or answer.obstacles:
+        tell(answer, seen)
+
+
+def _launch(
+    store: Store,
+    code: "Workspace",
+    campaign: str,
+    partition: str | None,
+    location: str,
+    actor: str,
+) -> str:
+    run_id = code.launch(campaign, partition=partition, tags={ACTOR_TAG: actor}, location=location)
+    with explained(), store.begin() as conn:
+        events.write(
+            conn,
+            store.now(conn),
+            kind="start",
+            name=f"{campaign}/{partition or run_id}",
+            to_status="requested",
+            reason=f"Dagster run {run_id}",
+            actor=actor,
+        )
+    return run_id

@@ -1,0 +1,150 @@
+"""`tidegate why`: the one answer to why something is paused."""
+
+import re
+from typing import Any
+
+import click
+import sqlalchemy as sa
+
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli.reading import open_store, reading, url_option
+from dagster_tidegate.cli.status import hold_as_dict
+from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.views.why import Answer, UnknownNameError, find
+from dagster_tidegate.views.why import why as explain
+
+RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+@click.command()
+@click.argument("name", type=targets.NAME)
+@click.option(
+    "--kind",
+    type=click.Choice(list(targets.KINDS)),
+    help="What NAME is, where a service and a campaign are called the same.",
+)
+@output.json_option
+@url_option
+def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
+    """Say why a service, campaign, run or Dagster run is paused, or that it is not.
+
+    NAME is a service, a campaign, campaign/partition, the id of a Dagster run, or everything.
+    """
+    store = open_store(url)
+    with reading(store) as (conn, seen):
+        if RUN_ID.fullmatch(name):
+            answer = _of_dagster_run(conn, seen, name)
+        else:
+            answer = answer_for(conn, seen, name, kind)
+    if as_json:
+        output.print_json(as_dict(answer))
+    else:
+        tell(answer, seen)
+
+
+def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None = None) -> Answer:
+    """Return why what has a name is paused.
+
+    Raises:
+        click.ClickException: If nothing has the name, or several things have it.
+    """
+    campaign, _, partition = name.partition("/")
+    run = runs.find(conn, campaign, partition)
+    found = {} if run is None else {run.name: run}
+    try:
+        target = find(seen, name, found, None if kind is None else targets.KINDS[kind])
+    except UnknownNameError as error:
+        message = output.text(str(error).replace("say which kind", "say with --kind which")).plain
+        raise click.ClickException(message) from error
+    return explain(seen, target, run)
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON shows it."""
+    return {
+        "target_kind": answer.target.kind,
+        "target_name": answer.target.name,
+        "status": answer.status,
+        "paused": answer.paused,
+        "summary": answer.summary,
+        "retry_at": answer.retry_at,
+        "holds": [
+            {
+                **hold_as_dict(reason.hold),
+                "retry_at": reason.retry_at,
+                "being_tried": reason.being_tried,
+            }
+            for reason in answer.reasons
+        ],
+        "obstacles": [
+            {"kind": obstacle.kind, "text": obstacle.text} for obstacle in answer.obstacles
+        ],
+        "last_word": answer.last_word,
+    }
+
+
+def tell(answer: Answer, seen: Situation) -> None:
+    """Print an answer for people."""
+    out = output.console()
+    status = f" ({answer.status})" if answer.status else ""
+    out.print(output.text(f"{answer.target}{status}: {answer.summary}"), soft_wrap=True)
+    if answer.reasons:
+        table = output.table("", "hold on", "by", "why", "since", "until")
+        for reason in answer.reasons:
+            hold = reason.hold
+            if reason.being_tried:
+                until = "being tried now"
+            elif reason.retry_at is not None and reason.retry_at > seen.now:
+                until = f"probed in {output.length(reason.retry_at - seen.now)}, then as it answers"
+            elif reason.retry_at is not None:
+                until = "due to be probed"
+            else:
+                until = output.moment(hold.expires_at) or "released"
+            table.add_row(
+                output.text(hold.target),
+                output.text(hold.actor),
+                output.text(hold.reason),
+                f"{output.moment(hold.placed_at)} ({output.length(seen.now - hold.placed_at)})",
+                until,
+            )
+        out.print(table)
+    for obstacle in answer.obstacles:
+        out.print(output.text(f"- {obstacle.text}", "yellow"), soft_wrap=True)
+    if answer.last_word and answer.status in ("paused", "failed", "cancelled"):
+        out.print(output.text(f"last word: {answer.last_word}"), soft_wrap=True)
+
+
+def _of_dagster_run(conn: sa.Connection, seen: Situation, run_id: str) -> Answer:
+    attempt = runs.attempt_of(conn, run_id)
+    run = None if attempt is None else runs.get(conn, attempt.campaign_run)
+    if run is not None:
+        return explain(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
+    job, partition = _job_of(run_id)
+    if job not in seen.campaigns:
+        raise click.ClickException(
+            output.text(f"Dagster run {run_id} is of job {job!r}, which is no campaign").plain
+        )
+    found: CampaignRun | None = runs.find(conn, job, partition)
+    return explain(seen, Target(TargetKind.CAMPAIGN_RUN, f"{job}/{partition}"), found)
+
+
+def _job_of(run_id: str) -> tuple[str, str]:
+    """The job and the partition of a Dagster run that has not begun to work yet."""
+    import dagster as dg
+
+    from dagster_tidegate.instance import partition_of
+
+    try:
+        with dg.DagsterInstance.get() as instance:
+            run = instance.get_run_by_id(run_id)
+    except dg.DagsterInvariantViolationError as error:
+        raise click.ClickException(
+            f"the store knows no Dagster run {run_id}, and Dagster can't be asked: {error}"
+        ) from error
+    if run is None:
+        raise click.ClickException(f"neither the store nor Dagster knows a run {run_id}")
+    return run.job_name, partition_of(run)

@@ -1,0 +1,96 @@
+"""Finds out the facts about a deployment. Whatever can't be found out is a fact too."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import dagster as dg
+from packaging.requirements import Requirement
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from dagster_tidegate import workspace
+from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
+from dagster_tidegate.store import numbers, schema
+from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.views import situation
+from dagster_tidegate.workspace import WorkspaceError
+
+PACKAGE = "dagster-tidegate"
+
+
+def gather(workspace_file: Path | None, store_url: str | None, *, enabled: bool) -> Facts:
+    """Find out all that `diagnose` judges.
+
+    Args:
+        workspace_file: The `workspace.yaml`; None: there is none to look at.
+        store_url: The store; None: that of the environment.
+        enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
+    """
+    package = metadata.metadata(PACKAGE)
+    known = {
+        "python": Version(platform.python_version(), package["Requires-Python"] or ""),
+        "dagster": Version(dg.__version__, _claimed("dagster")),
+        "enabled": enabled,
+        "store": look_at_store(store_url, enabled=enabled),
+    }
+    try:
+        with dg.DagsterInstance.get() as instance:
+            known["settings"] = workspace.settings(instance)
+            known["daemons"] = workspace.daemons(instance)
+            known |= _locations(instance, workspace_file)
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong with Dagster is a finding
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        known["instance_error"] = lines[0] if lines else repr(error)
+    return Facts(**known)
+
+
+def look_at_store(url: str | None, *, enabled: bool) -> StoreFacts:
+    """Find out what the store says, or why it says nothing.
+
+    Args:
+        url: Its URL; None: that of the environment.
+        enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
+    """
+    try:
+        store = Store(url or default_url())
+    except (ValueError, ArgumentError) as error:
+        return StoreFacts(url="the store", error=str(error))
+    shown = store.url.render_as_string()
+    try:
+        head, found = schema.head(), schema.current(store)
+        if found != head:
+            return StoreFacts(shown, revision=found, head=head)
+        with store.read() as conn:
+            now = store.now(conn)
+            return StoreFacts(
+                shown,
+                revision=found,
+                head=head,
+                situation=situation.read(conn, now, enabled=enabled),
+                called=frozenset(
+                    name for name, seen in numbers.read(conn, now).items() if seen.ok or seen.failed
+                ),
+            )
+    except SQLAlchemyError as error:
+        return StoreFacts(shown, error=" ".join(str(getattr(error, "orig", error)).split()))
+    finally:
+        store.dispose()
+
+
+def _locations(instance: dg.DagsterInstance, workspace_file: Path | None) -> dict:
+    if workspace_file is None or not workspace_file.is_file():
+        return {"workspace_error": f"there is no workspace file {workspace_file or ''}".strip()}
+    try:
+        with workspace.load(instance, workspace_file) as loaded:
+            return {"locations": loaded.locations()}
+    except WorkspaceError as error:
+        return {"workspace_error": str(error)}
+
+
+def _claimed(name: str) -> str:
+    """The versions of a dependency that this package claims to work with."""
+    for line in metadata.requires(PACKAGE) or ():
+        requirement = Requirement(line)
+        if requirement.name == name and requirement.marker is None:
+            return str(requirement.specifier)
+    raise LookupError(f"{PACKAGE} does not depend on {name}")

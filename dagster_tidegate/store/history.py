@@ -1,0 +1,71 @@
+"""The record of who changed what, when and why, read back."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.store import tables as t
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change that was written down.
+
+    Attributes:
+        id: Number of the event; later ones have higher numbers.
+        at: When, UTC.
+        kind: Of what: `service`, `hold`, `campaign_run`, `takeover` or `start`.
+        name: Its name.
+        from_status: What it was; None where it is new.
+        to_status: What it became.
+        reason: Why.
+        actor: Who did it.
+    """
+
+    id: int
+    at: datetime
+    kind: str
+    name: str
+    from_status: str | None
+    to_status: str
+    reason: str | None
+    actor: str
+
+
+def read(
+    conn: sa.Connection,
+    *,
+    name: str | None = None,
+    kinds: Collection[str] = (),
+    since: datetime | None = None,
+    limit: int,
+) -> Sequence[Event]:
+    """Return the newest events, the oldest of them first.
+
+    Args:
+        conn: A connection of the store.
+        name: Only those about this service, campaign or campaign run: with the name itself, with
+            holds on it, and of a campaign also with its campaign runs.
+        kinds: Only those of these kinds.
+        since: Only those from this time on, UTC.
+        limit: How many at most.
+    """
+    c = t.events.c
+    query = sa.select(t.events)
+    if name is not None:
+        # A hold's event is named as its target: "service openai".
+        about = sa.or_(
+            c.name == name,
+            c.name.startswith(f"{name}/", autoescape=True),
+            c.name.endswith(f" {name}", autoescape=True),
+            sa.and_(c.kind == "hold", c.name.contains(f" {name}/", autoescape=True)),
+        )
+        query = query.where(about)
+    if kinds:
+        query = query.where(c.kind.in_(kinds))
+    if since is not None:
+        query = query.where(c.at >= since)
+    rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).all()
+    return [Event(**row._mapping) for row in reversed(rows)]

@@ -1,0 +1,76 @@
+"""What the fleet saw of its services lately, for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import tables as t
+
+TRIPS_WITHIN = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the fleet saw of a service. Outcomes are kept for about two windows of its policy.
+
+    Attributes:
+        ok: Calls that succeeded, the slow ones included.
+        slow: Calls that succeeded and took too long.
+        failed: Calls that failed.
+        since: The beginning of the oldest outcome that is kept (UTC); None where there is none.
+        workers: Processes that made calls.
+        last_ok_at: The last success, UTC.
+        last_failed_at: The last failure, UTC.
+        trips: How often its breaker opened within `TRIPS_WITHIN`, failed probes aside.
+    """
+
+    ok: int = 0
+    slow: int = 0
+    failed: int = 0
+    since: datetime | None = None
+    workers: int = 0
+    last_ok_at: datetime | None = None
+    last_failed_at: datetime | None = None
+    trips: int = 0
+
+
+def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
+    """Return what the fleet saw of each service lately, by name.
+
+    Args:
+        conn: A connection of the store.
+        now: The database's time, UTC.
+    """
+    o, e = t.outcomes.c, t.events.c
+    opened = conn.execute(
+        sa.select(e.name.label("service"), sa.func.count().label("times"))
+        .where(
+            e.kind == "service",
+            e.from_status == BreakerState.CLOSED,
+            e.to_status == BreakerState.OPEN,
+            e.at >= now - TRIPS_WITHIN,
+        )
+        .group_by(e.name)
+    )
+    trips: dict[str, int] = {row.service: row.times for row in opened}
+    rows = conn.execute(
+        sa.select(
+            o.service,
+            sa.func.sum(o.ok).label("ok"),
+            sa.func.sum(o.slow).label("slow"),
+            sa.func.sum(o.failed).label("failed"),
+            sa.func.min(o.bucket).label("since"),
+            sa.func.count(o.worker.distinct()).label("workers"),
+            sa.func.max(o.last_ok_at).label("last_ok_at"),
+            sa.func.max(o.last_failed_at).label("last_failed_at"),
+        ).group_by(o.service)
+    )
+    found = {name: Numbers(trips=count) for name, count in trips.items()}
+    for row in rows:
+        values = {**row._mapping}
+        name = values.pop("service")
+        found[name] = Numbers(**values, trips=trips.get(name, 0))
+    return found

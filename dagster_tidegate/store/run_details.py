@@ -1,0 +1,175 @@
+"""Campaign runs as a person looks at them: how far they are, and what went wrong."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.runs import Attempt, CampaignRun
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an op of a campaign run is.
+
+    Attributes:
+        op: Its name.
+        done: Records that are done.
+        failed: Records that failed.
+        total: All records; None where the input is a generator.
+        rate: Records a second, lately; None where it is not known.
+        updated_at: When this was written, UTC.
+    """
+
+    op: str
+    done: int
+    failed: int
+    total: int | None
+    rate: float | None
+    updated_at: datetime
+
+    def seconds_left(self) -> float | None:
+        """Return how long it takes at this rate, in seconds; None where that is not known."""
+        if self.total is None or not self.rate:
+            return None
+        return max(0, self.total - self.done - self.failed) / self.rate
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A campaign run, and how far its ops are, in the order in which they were begun."""
+
+    run: CampaignRun
+    progress: Sequence[Progress]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of the ledger that is in doubt or failed.
+
+    Attributes:
+        op: Name of the op.
+        key: Key of the record.
+        attempt: Number of the attempt that wrote this.
+        error: Why it failed; None of one in doubt.
+        at: When this was written, UTC.
+    """
+
+    op: str
+    key: str
+    attempt: int
+    error: str | None
+    at: datetime
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """All that the store knows of a campaign run.
+
+    Attributes:
+        run: The campaign run.
+        progress: How far its ops are.
+        attempts: Its attempts, the oldest first.
+        started: Records that were begun and have no result, at most as many as were asked for.
+            They are in doubt if their attempt is over, and in hand while it works.
+        started_count: How many there are.
+        failed: Records that failed, at most as many as were asked for.
+        failed_count: How many there are.
+    """
+
+    run: CampaignRun
+    progress: Sequence[Progress]
+    attempts: Sequence[Attempt]
+    started: Sequence[Record]
+    started_count: int
+    failed: Sequence[Record]
+    failed_count: int
+
+    def in_doubt(self) -> Sequence[Record]:
+        """Return the records whose effect may or may not have reached the service."""
+        over = {attempt.number for attempt in self.attempts if attempt.ended_at is not None}
+        newest = max((attempt.number for attempt in self.attempts), default=0)
+        return [r for r in self.started if r.attempt in over or r.attempt < newest]
+
+
+def listed(
+    conn: sa.Connection,
+    *,
+    campaign: str | None = None,
+    statuses: Collection[RunStatus] = (),
+    limit: int,
+) -> Sequence[ListedRun]:
+    """Return campaign runs and how far they are, the one that changed last first.
+
+    Args:
+        conn: A connection of the store.
+        campaign: Only those of this campaign.
+        statuses: Only those that have one of these.
+        limit: How many at most.
+    """
+    query = sa.select(t.campaign_runs.c.campaign, t.campaign_runs.c.partition)
+    if campaign is not None:
+        query = query.where(t.campaign_runs.c.campaign == campaign)
+    if statuses:
+        query = query.where(t.campaign_runs.c.status.in_(statuses))
+    query = query.order_by(t.campaign_runs.c.changed_at.desc(), t.campaign_runs.c.id.desc())
+    names = [(row.campaign, row.partition) for row in conn.execute(query.limit(limit))]
+    known = runs.named(conn, names)
+    found = [known[name] for name in names if name in known]
+    progress = _progress(conn, [run.id for run in found])
+    return [ListedRun(run, progress.get(run.id, [])) for run in found]
+
+
+def details(conn: sa.Connection, run: CampaignRun, *, limit: int) -> RunDetails:
+    """Return all that the store knows of a campaign run.
+
+    Args:
+        conn: A connection of the store.
+        run: The campaign run.
+        limit: How many records of each kind at most.
+    """
+    started, started_count = _records(conn, run, RecordStatus.STARTED, limit)
+    failed, failed_count = _records(conn, run, RecordStatus.FAILED, limit)
+    return RunDetails(
+        run=run,
+        progress=_progress(conn, [run.id]).get(run.id, []),
+        attempts=runs.attempts(conn, run.id),
+        started=started,
+        started_count=started_count,
+        failed=failed,
+        failed_count=failed_count,
+    )
+
+
+def _progress(conn: sa.Connection, ids: Sequence[int]) -> Mapping[int, list[Progress]]:
+    rows = conn.execute(
+        sa.select(t.progress)
+        .where(t.progress.c.campaign_run.in_(ids))
+        .order_by(t.progress.c.updated_at, t.progress.c.op)
+    )
+    found: dict[int, list[Progress]] = {}
+    for row in rows:
+        found.setdefault(row.campaign_run, []).append(
+            Progress(
+                row.op, row.done, row.failed, row.total, row._mapping.get("rate"), row.updated_at
+            )
+        )
+    return found
+
+
+def _records(
+    conn: sa.Connection, run: CampaignRun, status: RecordStatus, limit: int
+) -> tuple[Sequence[Record], int]:
+    of_status = (t.ledger.c.campaign_run == run.id, t.ledger.c.status == status)
+    count = conn.scalar(sa.select(sa.func.count()).select_from(t.ledger).where(*of_status)) or 0
+    rows = conn.execute(
+        sa.select(t.ledger)
+        .where(*of_status)
+        .order_by(t.ledger.c.at.desc(), t.ledger.c.op, t.ledger.c.key)
+        .limit(limit)
+    )
+    return [Record(row.op, row.key, row.attempt, row.error, row.at) for row in rows], count

@@ -1,0 +1,148 @@
+"""What the store says of the whole fleet at a moment: where every surface begins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from dagster_tidegate import holds as covers
+from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.holds import Hold, TargetKind
+from dagster_tidegate.pools import needs
+from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.heartbeats import Heartbeat
+from dagster_tidegate.store.takeovers import Takeover
+
+STALE_AFTER = timedelta(seconds=60)
+"""A part of the gate that has not finished its work for so long is stale."""
+PARTS = ("breaker", "pause", "resume")
+"""The parts of the gate of a code location, as their heartbeats name them."""
+
+
+@dataclass(frozen=True)
+class CampaignSituation:
+    """A campaign at a moment.
+
+    Attributes:
+        shape: What it is made of.
+        services: The services that its ops need.
+        runs: How many campaign runs have each status.
+        holds: The live holds that cover it, the oldest first.
+    """
+
+    shape: CampaignShape
+    services: frozenset[str]
+    runs: Mapping[RunStatus, int]
+    holds: Sequence[Hold]
+
+    @property
+    def status(self) -> CampaignStatus:
+        """Its status."""
+        return campaign_status(self.runs, held=bool(self.holds))
+
+
+@dataclass(frozen=True)
+class PartOfGate:
+    """A part of the gate that does not do its work.
+
+    Attributes:
+        location: Its code location.
+        part: `breaker`, `pause` or `resume`.
+        last: When it last finished its work (UTC), or None if it never did.
+    """
+
+    location: str
+    part: str
+    last: datetime | None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The fleet at a moment. Times are UTC.
+
+    Attributes:
+        now: The database's time.
+        enabled: Whether Tidegate is switched on where this was read (`TIDEGATE_ENABLED`).
+        circuits: The breaker of each service, by name.
+        trials: How many trial calls of a service are under way, where there are any.
+        campaigns: The campaigns, by name.
+        holds: The live holds, the oldest first.
+        takeovers: What the gate has changed in Dagster and not given back.
+        heartbeats: When each part of the gate last finished its work.
+    """
+
+    now: datetime
+    enabled: bool
+    circuits: Mapping[str, Circuit]
+    trials: Mapping[str, int]
+    campaigns: Mapping[str, CampaignSituation]
+    holds: Sequence[Hold]
+    takeovers: Sequence[Takeover]
+    heartbeats: Sequence[Heartbeat]
+
+    @property
+    def services(self) -> frozenset[str]:
+        """All services that anybody knows: with a breaker, or with a hold on them."""
+        held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
+        return frozenset(self.circuits) | held
+
+    def silent_parts(self) -> list[PartOfGate]:
+        """Return the parts of the gate, of each code location with campaigns, that are stale."""
+        beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
+        locations = sorted({campaign.shape.location for campaign in self.campaigns.values()})
+        return [
+            PartOfGate(location, part, beats.get((location, part)))
+            for location in locations
+            for part in PARTS
+            if self.stale(beats.get((location, part)))
+        ]
+
+    def stale(self, beat: datetime | None) -> bool:
+        """Return whether a part of the gate with this heartbeat is stale."""
+        return beat is None or self.now - beat > STALE_AFTER
+
+
+def read(conn: sa.Connection, now: datetime, *, enabled: bool) -> Situation:
+    """Read the situation of everything.
+
+    Args:
+        conn: A connection of the store.
+        now: The database's time, UTC.
+        enabled: Whether Tidegate is switched on here.
+    """
+    circuits = breakers.read(conn)
+    live = holds.live(conn, now)
+    known = {*circuits, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
+    counts = runs.counts(conn)
+    found = {}
+    for shape in campaigns.read(conn):
+        needed = {name for pool in shape.pools for name in needs(pool, known).services}
+        found[shape.name] = CampaignSituation(
+            shape,
+            frozenset(needed),
+            counts.get(shape.name, {}),
+            covers.covering(live, now, services=needed, campaign=shape.name),
+        )
+    return Situation(
+        now=now,
+        enabled=enabled,
+        circuits=circuits,
+        trials=_trials(conn, now),
+        campaigns=found,
+        holds=live,
+        takeovers=takeovers.live(conn),
+        heartbeats=heartbeats.read(conn),
+    )
+
+
+def _trials(conn: sa.Connection, now: datetime) -> Mapping[str, int]:
+    rows = conn.execute(
+        sa.select(t.trials.c.service, sa.func.count().label("calls"))
+        .where(t.trials.c.expires_at > now)
+        .group_by(t.trials.c.service)
+    )
+    return {row.service: row.calls for row in rows}
