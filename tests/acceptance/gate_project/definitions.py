@@ -1,0 +1,165 @@
+"""A code location for the acceptance tests of the gate: short campaigns with quick policies.
+
+Its services are those of the sandbox, called over HTTP by the clients of the reference deployment.
+"""
+
+import os
+
+import dagster as dg
+
+from dagster_tidegate import (
+    BreakerResource,
+    Campaign,
+    ServiceConfig,
+    build_breaker_sensor,
+    build_pause_sensor,
+    build_resume_sensor,
+    pool,
+)
+from resources.instantly import InstantlyResource
+from resources.openai import OpenAIResource
+
+SANDBOX = os.environ["TIDEGATE_SANDBOX_URL"]
+RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
+EVERY_S = 1
+if os.environ.get("GATE_PROJECT_BROKEN"):
+    raise RuntimeError("this code location can't be loaded")
+NEVER = "0 0 29 2 *"
+
+parts = dg.StaticPartitionsDefinition([str(number) for number in range(200)])
+
+
+def addresses(context: dg.OpExecutionContext) -> list[dict]:
+    return [{"email": f"{n}@acme.example", "part": context.partition_key} for n in range(RECORDS)]
+
+
+@dg.op(pool=pool("openai"))
+def compose(
+    context: dg.OpExecutionContext, breakers: BreakerResource, openai: OpenAIResource
+) -> list[dict]:
+    records = breakers.records(context, addresses(context), key="email")
+    for record in records:
+        with record:
+            about = f"{context.job_name}/{context.partition_key}/{record.key}"
+            text = openai.write("Say it.", about, idempotency_key=record.idempotency_key)
+            record.result = {**record.value, "text": text}
+    return records.results()
+
+
+def hand_over(
+    context: dg.OpExecutionContext,
+    breakers: BreakerResource,
+    instantly: InstantlyResource,
+    letters: list[dict],
+) -> None:
+    for record in breakers.records(context, letters, key="email"):
+        with record:
+            record.result = instantly.add_lead(
+                {"first_name": "", "last_name": "", "text": "", **record.value},
+                campaign=f"{context.job_name}-{context.partition_key}",
+                idempotency_key=record.idempotency_key,
+            )
+
+
+@dg.op(pool=pool("instantly", "openai", campaign="letters"))
+def send(
+    context: dg.OpExecutionContext,
+    breakers: BreakerResource,
+    instantly: InstantlyResource,
+    composed: list[dict],
+) -> None:
+    hand_over(context, breakers, instantly, composed)
+
+
+@dg.op(pool=pool("instantly"))
+def notify(
+    context: dg.OpExecutionContext, breakers: BreakerResource, instantly: InstantlyResource
+) -> None:
+    hand_over(context, breakers, instantly, addresses(context))
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def letters():
+    """Needs openai and then instantly."""
+    send(compose())
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def essays():
+    """Needs openai alone."""
+    compose()
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def notices():
+    """Needs instantly alone."""
+    notify()
+
+
+@dg.sensor(job=letters, default_status=dg.DefaultSensorStatus.RUNNING)
+def new_letters():
+    return dg.SkipReason("none")
+
+
+@dg.sensor(job=notices)
+def new_notices():
+    return dg.SkipReason("none")
+
+
+CAMPAIGNS = [
+    Campaign(job=letters, triggers=[new_letters]),
+    Campaign(job=essays),
+    Campaign(job=notices, triggers=[new_notices]),
+]
+
+
+def policy(name: str, probe_url: str | None = None) -> ServiceConfig:
+    return ServiceConfig(
+        name=name,
+        consecutive_failures=2,
+        reset_timeout_s=1,
+        reset_timeout_cap_s=4,
+        jitter=0,
+        ramp_interval_s=0,
+        probe_url=probe_url,
+    )
+
+
+breakers = BreakerResource(
+    services=[
+        policy("openai", probe_url=f"{SANDBOX}/openai/health"),
+        policy("instantly"),  # tried by a canary
+    ]
+)
+
+
+def schedule(job: dg.JobDefinition, *, runs: bool) -> dg.ScheduleDefinition:
+    status = dg.DefaultScheduleStatus.RUNNING if runs else dg.DefaultScheduleStatus.STOPPED
+
+    @dg.schedule(name=f"{job.name}_schedule", job=job, cron_schedule=NEVER, default_status=status)
+    def found():
+        return dg.RunRequest(partition_key="199")
+
+    return found
+
+
+defs = dg.Definitions(
+    jobs=[letters, essays, notices],
+    schedules=[
+        schedule(letters, runs=True),
+        schedule(essays, runs=False),
+        schedule(notices, runs=False),
+    ],
+    sensors=[
+        new_letters,
+        new_notices,
+        build_pause_sensor(campaigns=CAMPAIGNS, minimum_interval_seconds=EVERY_S),
+        build_resume_sensor(campaigns=CAMPAIGNS, minimum_interval_seconds=EVERY_S),
+        build_breaker_sensor(campaigns=CAMPAIGNS, minimum_interval_seconds=EVERY_S),
+    ],
+    resources={
+        "breakers": breakers,
+        "openai": OpenAIResource(breakers=breakers, base_url=f"{SANDBOX}/openai"),
+        "instantly": InstantlyResource(breakers=breakers, base_url=f"{SANDBOX}/instantly"),
+    },
+)

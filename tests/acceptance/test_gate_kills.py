@@ -1,0 +1,135 @@
+"""Dagster's daemon is killed at random moments of pausing and recovering; nothing shows of it.
+
+`TIDEGATE_ROUNDS` says how many rounds, `TIDEGATE_SEED` where they begin: round n of a seed is round
+0 of the seed n later, so that each can be replayed alone.
+"""
+
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dagster_tidegate.statuses import RunStatus
+from tests.acceptance.gate_stage import START_TIMEOUT_S, Stage, gate_stage
+
+ROUNDS = int(os.environ.get("TIDEGATE_ROUNDS", "5"))
+SEED = int(os.environ.get("TIDEGATE_SEED") or random.randrange(10**6))
+RECORDS = 25
+# The campaigns that need each service, and call it once for each record.
+NEEDING = {"openai": ("letters", "essays"), "instantly": ("letters", "notices")}
+# How long pausing and recovering take, about, seconds.
+PAUSING_S, RECOVERING_S = 2.0, 5.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happens in a round: it is all in the seed."""
+
+    seed: int
+    service: str
+    recovering: bool
+    delay_s: float
+    victims: tuple[str, ...]
+
+    @classmethod
+    def of(cls, seed: int) -> "Round":
+        chance = random.Random(seed)
+        recovering = chance.random() < 0.5
+        return cls(
+            seed=seed,
+            service=chance.choice(sorted(NEEDING)),
+            recovering=recovering,
+            delay_s=round(chance.uniform(0, RECOVERING_S if recovering else PAUSING_S), 3),
+            # With its code server, the sensors' ticks are broken off in their middle too.
+            victims=chance.choice([("daemon",), ("daemon", "code")]),
+        )
+
+    def __str__(self) -> str:
+        moment = "of recovering" if self.recovering else "of pausing"
+        return (
+            f"TIDEGATE_SEED={self.seed} TIDEGATE_ROUNDS=1: {self.service} fails, "
+            f"{' and '.join(self.victims)} killed after {self.delay_s} s {moment}"
+        )
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+def test_a_daemon_killed_at_any_moment_changes_nothing_of_the_outcome(tmp_path: Path):
+    home = tmp_path / "home"
+    with gate_stage(home, f"sqlite:///{home / 'tidegate.db'}", records=RECORDS) as stage:
+        for number in range(ROUNDS):
+            planned = Round.of(SEED + number)
+            print(f"round {number}: {planned}", flush=True)
+            began = time.monotonic()
+            try:
+                play(stage, planned, str(number))
+            except AssertionError as error:
+                error.add_note(f"round {number}: {planned}")
+                raise
+            print(f"  took {time.monotonic() - began:.1f} s", flush=True)
+
+
+def play(stage: Stage, planned: Round, partition: str) -> None:
+    service, jobs = planned.service, NEEDING[planned.service]
+    stage.sandbox.reset()
+    before = stage.settings()
+    for job in jobs:
+        stage.launch(job, partition)
+    stage.wait(lambda: stage.sandbox.stats()[service]["effects"] >= 3, f"{service} is called")
+
+    stage.outage(service)
+    if planned.recovering:
+        stage.wait(lambda: all_paused(stage, jobs, partition), "the campaigns are paused")
+        stage.heal(service)
+    kill_after(stage, planned)
+    if not planned.recovering:
+        stage.wait(lambda: all_paused(stage, jobs, partition), "the campaigns are paused")
+        stage.heal(service)
+    stage.settle(LONGEST_S)
+
+    assert stage.settings() == before
+    attempts = {job: stage.outcomes(job, partition) for job in jobs}
+    for job, outcomes in attempts.items():
+        # Each pause is followed by one next attempt; a canary that came too early pauses again.
+        *former, last = outcomes
+        assert last is RunStatus.COMPLETED, attempts
+        assert set(former) <= {RunStatus.PAUSED}, attempts
+        assert len(former) <= (1 if service == "openai" else 3), attempts
+        began = [run for run in stage.runs_of(job, partition) if not never_started(run.tags)]
+        assert len(began) == len(outcomes), began
+    assert any(len(outcomes) > 1 for outcomes in attempts.values()), attempts
+
+    stats = stage.sandbox.stats()
+    for name, callers in NEEDING.items():
+        wanted = RECORDS * len(set(callers) & set(jobs))
+        assert stats[name]["effects"] == stats[name]["subjects"] == wanted, (name, stats[name])
+    assert stage.sent_twice() == {}
+
+
+LONGEST_S = 60.0 + START_TIMEOUT_S
+
+
+def all_paused(stage: Stage, jobs: tuple[str, ...], partition: str) -> bool:
+    """Whether no campaign run works any more: each is paused or waits in the queue."""
+    found = [run for job in jobs for run in stage.runs_of(job, partition)]
+    return all(run.is_finished or run.status.value == "QUEUED" for run in found) and any(
+        stage.is_paused(run.run_id) for run in found
+    )
+
+
+def kill_after(stage: Stage, planned: Round) -> None:
+    """Kill and start again, at the moment that the round says."""
+    moment = time.monotonic() + planned.delay_s
+    stage.wait(lambda: time.monotonic() >= moment, "the moment has come")
+    stage.kill(*planned.victims)
+    if "code" in planned.victims:
+        stage.start_code()
+    stage.start_daemon()
+
+
+def never_started(tags: Mapping[str, str]) -> bool:
+    """Whether the daemon was killed while it was about to start the run."""
+    return tags.get("dagster/failure_reason") == "START_TIMEOUT"
