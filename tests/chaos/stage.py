@@ -1,7 +1,6 @@
 """The stage of the chaos: one deployment, of real processes, for many rounds."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -138,15 +137,16 @@ class Stage:
         """Kill the database server, and start it again after some seconds."""
         assert self._postgres is not None
         with self._databases:
-            pid = self._postgres.get_pid()
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
+            server = psutil.Process(self._postgres.get_pid())
+            server.kill()
+            server.wait(START_TIMEOUT_S)
             time.sleep(for_s)
-            until = time.monotonic() + 30
+            until = time.monotonic() + START_TIMEOUT_S
             while True:
                 try:
                     self._postgres.ensure_postgres_running()
-                except SubprocessError:  # its own children have not all noticed yet
+                except (SubprocessError, AssertionError):
+                    # The killed server's own children have not all noticed, or it is not ready yet.
                     if time.monotonic() > until:
                         raise
                     time.sleep(0.2)
