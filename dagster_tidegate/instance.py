@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
 from dagster._core.remote_origin import RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import (
@@ -25,6 +26,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     AUTO_RETRY_RUN_ID_TAG,
+    BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
@@ -289,6 +291,32 @@ class Dagster:
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
         self.instance.add_run_tags(run_id, dict(tags))
+
+    def hand_backfill_over(self, run_id: str) -> None:
+        """Let the run that follows a paused one stand for it in their backfill.
+
+        Dagster says that a backfill has failed when one of its runs is CANCELED, as a paused one
+        is, and that it is over when none of its runs is unfinished, as while all are paused. A
+        tag can't be taken away, so the paused run's names no backfill that there is.
+
+        Args:
+            run_id: The paused run. Nothing happens unless a run of its backfill has followed it.
+        """
+        run = self.run(run_id)
+        if run is None or BACKFILL_ID_TAG not in run.tags:
+            return
+        backfill_id = run.tags[BACKFILL_ID_TAG]
+        if not self.runs(
+            tags={PARENT_RUN_ID_TAG: run_id, BACKFILL_ID_TAG: backfill_id}, unfinished=True
+        ):
+            return
+        self.add_tags(run_id, {BACKFILL_ID_TAG: f"{backfill_id} (paused)"})
+        backfill = self.instance.get_backfill(backfill_id)
+        if backfill is not None and backfill.status is BulkActionStatus.COMPLETED_FAILED:
+            again = backfill._replace(
+                status=BulkActionStatus.REQUESTED, backfill_end_timestamp=None
+            )
+            self.instance.update_backfill(again)
 
     def end_as_paused(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.

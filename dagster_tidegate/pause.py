@@ -85,7 +85,9 @@ def resumed(instance: dg.DagsterInstance, attempt: Attempt) -> None:
         attempt: The attempt that the present one follows.
     """
     if attempt.outcome is RunStatus.PAUSED:
-        Dagster(instance).add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
+        dagster = Dagster(instance)
+        dagster.add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
+        dagster.hand_backfill_over(attempt.dagster_run)
 
 
 def _stop_the_queue(context: dg.OpExecutionContext, fleet: Fleet) -> None:
