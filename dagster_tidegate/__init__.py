@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from dagster_tidegate.campaign import Campaign as Campaign
     from dagster_tidegate.campaign import CatchUp as CatchUp
     from dagster_tidegate.fleet import Fleet as Fleet
+    from dagster_tidegate.pause import CampaignCancelled as CampaignCancelled
     from dagster_tidegate.pause import CampaignPaused as CampaignPaused
     from dagster_tidegate.policy import ServicePolicy as ServicePolicy
     from dagster_tidegate.pools import pool as pool
-    from dagster_tidegate.records import Record as Record
-    from dagster_tidegate.records import Records as Records
+    from dagster_tidegate.records.journal import Group as Group
+    from dagster_tidegate.records.loop import Records as Records
+    from dagster_tidegate.records.record import Record as Record
     from dagster_tidegate.resource import BreakerResource as BreakerResource
     from dagster_tidegate.resource import ServiceConfig as ServiceConfig
     from dagster_tidegate.sensors import build_breaker_sensor as build_breaker_sensor
@@ -27,11 +29,13 @@ _HOMES = {
     "BreakerOpenError": "breaker",
     "BreakerResource": "resource",
     "Campaign": "campaign",
+    "CampaignCancelled": "pause",
     "CampaignPaused": "pause",
     "CatchUp": "campaign",
     "Fleet": "fleet",
-    "Record": "records",
-    "Records": "records",
+    "Group": "records.journal",
+    "Record": "records.record",
+    "Records": "records.loop",
     "ServiceConfig": "resource",
     "ServicePolicy": "policy",
     "build_breaker_sensor": "sensors",

@@ -1,4 +1,4 @@
-"""Ends a Dagster run as paused: neither a success nor a failure."""
+"""Ends a Dagster run as paused or cancelled: neither a success nor a failure."""
 
 from typing import NoReturn
 
@@ -9,7 +9,8 @@ from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate import reconcile
 from dagster_tidegate.holds import TargetKind
 from dagster_tidegate.instance import Dagster
-from dagster_tidegate.records import Stop
+from dagster_tidegate.records.loop import Stop
+from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.ledger import AttemptOverError
@@ -32,10 +33,20 @@ class CampaignPaused(dg.Failure):
         super().__init__(description=message, allow_retries=False)
 
 
-def end_as_paused(
+class CampaignCancelled(dg.Failure):
+    """Raised in an op to end its run when its process was told to end, between two records.
+
+    As with `CampaignPaused`, Dagster calls op failure hooks for it and nothing else.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+
+
+def end(
     context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, attempt: Attempt, stop: Stop
 ) -> NoReturn:
-    """Write down that a campaign run is paused, and end its Dagster run as CANCELED.
+    """Write down that a campaign run is paused or cancelled, and end its Dagster run as CANCELED.
 
     The store is first: should the process die in between, the campaign run is paused and resumes,
     whatever Dagster makes of its run.
@@ -45,36 +56,41 @@ def end_as_paused(
         fleet: The breakers and the store.
         run: The campaign run.
         attempt: The attempt that stops.
-        stop: Why and where.
+        stop: Why and where: for a signal as cancelled, for holds as paused.
 
     Raises:
-        CampaignPaused: Always, but for the next.
+        CampaignPaused: For holds.
+        CampaignCancelled: For a signal.
         AttemptOverError: If another attempt has taken over.
     """
+    if stop.signal is not None:
+        to, raised = RunStatus.CANCELLED, CampaignCancelled
+        why = f"the process was told to end ({stop.signal.name})"
+    else:
+        to, raised = RunStatus.PAUSED, CampaignPaused
+        why = holds.describe(stop.holds)
     total = "" if stop.total is None else f"/{stop.total}"
-    why = holds.describe(stop.holds)
-    message = f"Paused at {stop.done}{total}: {why}"
+    message = f"{to.capitalize()} at {stop.done}{total}: {why}"
+    patiently(lambda: _move(fleet, run, attempt, to, message), context.log)
+    tags = {STATE_TAG: to.value, REASON_TAG: why[:LONGEST_TAG]}
+    if stop.holds:
+        _stop_the_queue(context, fleet)
+        services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
+        if services:
+            tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
+    context.log.info(message)
+    Dagster(context.instance).end_as_paused(context.run, message, tags)
+    raise raised(message)
+
+
+def _move(fleet: Fleet, run: CampaignRun, attempt: Attempt, to: RunStatus, message: str) -> None:
     with fleet.store.begin() as conn:
         current = runs.get(conn, run.id)
         if current is None or current.attempt != attempt.number:
             raise AttemptOverError(f"{run.name} belongs to a newer attempt than {attempt.number}")
-        if current.status is not RunStatus.PAUSED:  # another op of this run may have been first
-            runs.move(
-                conn,
-                fleet.store.now(conn),
-                current,
-                RunStatus.PAUSED,
-                reason=message,
-                actor=attempt.dagster_run,
-            )
-    _stop_the_queue(context, fleet)
-    services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
-    tags = {STATE_TAG: "paused", REASON_TAG: why[:LONGEST_TAG]}
-    if services:
-        tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
-    context.log.info(message)
-    Dagster(context.instance).end_as_paused(context.run, message, tags)
-    raise CampaignPaused(message)
+        if current.status is RunStatus.PROCESSING:  # another op of this run may have been first
+            now = fleet.store.now(conn)
+            runs.move(conn, now, current, to, reason=message, actor=attempt.dagster_run)
 
 
 def resumed(instance: dg.DagsterInstance, attempt: Attempt) -> None:

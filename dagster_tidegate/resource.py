@@ -1,6 +1,6 @@
 """The Dagster resource: breakers, records and the fleet, inside ops and sensors."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -12,10 +12,12 @@ from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import partition_of, tried_by
-from dagster_tidegate.pause import CampaignPaused, end_as_paused, resumed
+from dagster_tidegate.pause import CampaignPaused, end, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
-from dagster_tidegate.records import Records, patiently
+from dagster_tidegate.records.journal import Group
+from dagster_tidegate.records.loop import Records
+from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
@@ -64,6 +66,12 @@ class BreakerResource(dg.ConfigurableResource):
         description="SQLAlchemy URL of the store (sqlite or postgresql). Default: the environment "
         "variable TIDEGATE_STORE_URL, else tidegate.db in DAGSTER_HOME.",
     )
+    drain_timeout_s: float = Field(
+        default=25.0,
+        ge=0,
+        description="How long records in flight may go on when a hold or a signal stops their run, "
+        "in seconds. A container's grace period is to be at least 5 seconds longer.",
+    )
 
     @property
     def fleet(self) -> Fleet:
@@ -88,12 +96,14 @@ class BreakerResource(dg.ConfigurableResource):
     def records(
         self,
         context: dg.OpExecutionContext,
-        items: Iterable[T],
+        items: Iterable[T] | AsyncIterable[T],
         *,
         key: str | Callable[[T], object],
         name: str | None = None,
         max_tries: int = 10,
         max_failed: float = 0.5,
+        group: Group | None = None,
+        append_only: bool = False,
     ) -> Records[T]:
         """Return a loop over the records of an op that are not done yet.
 
@@ -102,11 +112,17 @@ class BreakerResource(dg.ConfigurableResource):
 
         Args:
             context: The op's context.
-            items: A list, a DataFrame or any iterable.
+            items: A list or another sequence, a DataFrame, or any iterable of items or DataFrames;
+                for `async for` also an asynchronous one.
             key: The field of an item that is its key, or a function that returns it.
             name: Tells several loops of one op apart; the same in every attempt.
             max_tries: How often a record is tried that the service fails; at least 1.
             max_failed: Share of the handled records that may fail before the op fails, 0 to 1.
+            group: Write the ends of records together, where it does no harm when a group of them
+                is done again after a crash. None: each for itself.
+            append_only: Your word that the input only ever grows at its end: the same items in the
+                same order at every attempt. A resumed op then begins where it stopped, without
+                looking at what is done.
 
         Returns:
             The loop; see `Records`.
@@ -133,9 +149,12 @@ class BreakerResource(dg.ConfigurableResource):
             services=sorted(needs(context.op_def.pool, fleet.policies).services),
             failed_since=failed_since,
             holds=lambda: _covering(context, fleet, run, needed),
-            on_stop=lambda stop: end_as_paused(context, fleet, run, attempt, stop),
+            on_stop=lambda stop: end(context, fleet, run, attempt, stop),
             max_tries=max_tries,
             max_failed=max_failed,
+            group=group,
+            append_only=append_only,
+            drain_timeout_s=self.drain_timeout_s,
             log=context.log,
         )
 
@@ -185,6 +204,8 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, A
             now = fleet.store.now(conn)
             run = runs.ensure(conn, now, context.job_name, partition)
             if newest == runs.latest_attempt(conn, run.id):
+                lease = None if newest is None else newest.lease_until
+                over = over or (lease is not None and lease < now)
                 attempt = runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
                 failed_since = runs.began_with(runs.attempts(conn, run.id))
                 break
@@ -206,6 +227,8 @@ def _covering(
     context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, needed: Sequence[str]
 ) -> Sequence[Hold]:
     """Return the holds that cover an op, but for the one that a canary is there to try."""
+    if not fleet.snapshot().holds:  # so it is nearly always, and before each record
+        return ()
     held = fleet.holds_on(services=needed, campaign=run.campaign, partition=run.partition)
     circuits = fleet.snapshot().services
     tried = {

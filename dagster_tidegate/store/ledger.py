@@ -14,62 +14,122 @@ from dagster_tidegate.store.upsert import insert
 
 
 class AttemptOverError(Exception):
-    """A write was refused: a newer attempt owns the campaign run."""
+    """A write was refused: the campaign run has ended, or a newer attempt owns it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What is to be written of one record.
 
     Attributes:
         key: Key of the record.
+        position: Its row in the input, from 0.
         status: Its status.
         result: What the author's code made of it, as JSON can hold it.
         error: Why it failed, for people.
     """
 
     key: str
+    position: int
     status: RecordStatus
     result: Any = None
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger has of one record."""
+
+    status: RecordStatus
+    attempt: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a record loop is.
+
+    Attributes:
+        done: How many records are done.
+        failed: How many failed.
+        total: How many there are, where that is known.
+        rate: Records per second of late, or None while nobody works on it.
+        position: Every record before this row of the input is settled.
+        position_key: The key of the record just before it.
+        series: In attempts since this one.
+        exact: Whether `done` and `failed` are what the ledger says.
+    """
+
+    done: int = 0
+    failed: int = 0
+    total: int | None = None
+    rate: float | None = None
+    position: int = 0
+    position_key: str | None = None
+    series: int = 0
+    exact: bool = False
+
+
 def write(
     conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]
-) -> None:
-    """Write entries of an op, unless a newer attempt owns the campaign run.
+) -> bool:
+    """Write entries of a loop, unless a newer attempt owns the campaign run.
+
+    What has happened is written also when the campaign run has ended; then nothing is started.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        attempt: The attempt that writes.
+        op: Name of the loop.
+        entries: What to write; of each record one entry.
+
+    Returns:
+        Whether all was written; False where the campaign run has ended, and something was to be
+        started.
 
     Raises:
-        AttemptOverError: If it does; nothing is written.
+        AttemptOverError: If a newer attempt owns it; nothing is written.
     """
-    _fence(conn, attempt)
-    statement = insert(conn, t.ledger)
-    conn.execute(
-        statement.on_conflict_do_update(
-            index_elements=["campaign_run", "op", "key"],
-            set_={
-                name: statement.excluded[name]
-                for name in ("status", "attempt", "result", "error", "at")
-            },
-        ),
-        [
-            {
-                "campaign_run": attempt.campaign_run,
-                "op": op,
-                "key": entry.key,
-                "status": entry.status,
-                "attempt": attempt.number,
-                "result": entry.result,
-                "error": entry.error,
-                "at": now,
-            }
-            for entry in entries
-        ],
-    )
+    status = _fence(conn, attempt)
+    working = status is RunStatus.PROCESSING
+    written = [e for e in entries if working or e.status is not RecordStatus.STARTED]
+    if written:
+        statement = insert(conn, t.ledger)
+        conn.execute(
+            statement.on_conflict_do_update(
+                index_elements=["campaign_run", "op", "key"],
+                set_={
+                    name: statement.excluded[name]
+                    for name in ("status", "position", "attempt", "result", "error", "at")
+                },
+            ),
+            [
+                {
+                    "campaign_run": attempt.campaign_run,
+                    "op": op,
+                    "key": entry.key,
+                    "status": entry.status,
+                    "position": entry.position,
+                    "attempt": attempt.number,
+                    "result": entry.result,
+                    "error": entry.error,
+                    "at": now,
+                }
+                for entry in written
+            ],
+        )
+    return len(written) == len(entries)
 
 
-def abandon(conn: sa.Connection, attempt: Attempt, op: str) -> None:
+def abandon(conn: sa.Connection, attempt: Attempt, op: str, *, keep: Collection[str] = ()) -> None:
     """Forget that this attempt started records which it stopped before: none is in doubt.
+
+    Args:
+        conn: A connection of the store that writes.
+        attempt: The attempt.
+        op: Name of the loop.
+        keep: Keys of those that are in doubt all the same.
 
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
@@ -81,37 +141,36 @@ def abandon(conn: sa.Connection, attempt: Attempt, op: str) -> None:
             t.ledger.c.op == op,
             t.ledger.c.attempt == attempt.number,
             t.ledger.c.status == RecordStatus.STARTED,
+            t.ledger.c.key.not_in(keep),
         )
     )
 
 
 def write_progress(
-    conn: sa.Connection,
-    now: datetime,
-    attempt: Attempt,
-    op: str,
-    *,
-    done: int,
-    failed: int,
-    total: int | None,
+    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, progress: Progress
 ) -> None:
-    """Write how far an op of a campaign run is."""
-    statement = insert(conn, t.progress).values(
-        campaign_run=attempt.campaign_run,
-        op=op,
-        done=done,
-        failed=failed,
-        total=total,
-        updated_at=now,
-    )
+    """Write how far a loop is.
+
+    Raises:
+        AttemptOverError: If a newer attempt owns the campaign run.
+    """
+    _fence(conn, attempt)
+    values = {**vars(progress), "updated_at": now}
     conn.execute(
-        statement.on_conflict_do_update(
-            index_elements=["campaign_run", "op"],
-            set_={
-                name: statement.excluded[name] for name in ("done", "failed", "total", "updated_at")
-            },
-        )
+        insert(conn, t.progress)
+        .values(campaign_run=attempt.campaign_run, op=op, **values)
+        .on_conflict_do_update(index_elements=["campaign_run", "op"], set_=values)
     )
+
+
+def progress(conn: sa.Connection, campaign_run: int, op: str) -> Progress | None:
+    """Return how far a loop is, or None where it never began."""
+    row = conn.execute(
+        sa.select(*(t.progress.c[name] for name in Progress.__dataclass_fields__)).where(
+            t.progress.c.campaign_run == campaign_run, t.progress.c.op == op
+        )
+    ).one_or_none()
+    return None if row is None else Progress(**row._mapping)
 
 
 def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
@@ -124,49 +183,81 @@ def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
     return {(row.campaign_run, row.op) for row in rows}
 
 
-def statuses(
+def look_up(
+    conn: sa.Connection, campaign_run: int, op: str, keys: Collection[str]
+) -> Mapping[str, Known]:
+    """Return what the ledger has of some records of a loop, by key."""
+    rows = conn.execute(
+        sa.select(t.ledger.c.key, t.ledger.c.status, t.ledger.c.attempt, t.ledger.c.position).where(
+            t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op, t.ledger.c.key.in_(keys)
+        )
+    )
+    return {
+        key: Known(RecordStatus(status), attempt, position)
+        for key, status, attempt, position in rows
+    }
+
+
+def counts(
     conn: sa.Connection, campaign_run: int, op: str, *, failed_since: int = 0
-) -> Mapping[str, RecordStatus]:
-    """Return the status of every record of an op that the ledger knows, by key.
+) -> Mapping[RecordStatus, int]:
+    """Return how many records of a loop have each status.
 
     Args:
         conn: A connection of the store.
         campaign_run: Id of the campaign run.
-        op: Name of the op.
+        op: Name of the loop.
         failed_since: Records that failed in an attempt before this one are left out.
     """
     rows = conn.execute(
-        sa.select(t.ledger.c.key, t.ledger.c.status).where(
+        sa.select(t.ledger.c.status, sa.func.count())
+        .where(
             t.ledger.c.campaign_run == campaign_run,
             t.ledger.c.op == op,
             (t.ledger.c.status != RecordStatus.FAILED) | (t.ledger.c.attempt >= failed_since),
+        )
+        .group_by(t.ledger.c.status)
+    )
+    return {RecordStatus(status): count for status, count in rows}
+
+
+def statuses(conn: sa.Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
+    """Return the status of every record of a loop that the ledger knows, by key."""
+    rows = conn.execute(
+        sa.select(t.ledger.c.key, t.ledger.c.status).where(
+            t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op
         )
     )
     return {row.key: RecordStatus(row.status) for row in rows}
 
 
-def results(conn: sa.Connection, campaign_run: int, op: str) -> Mapping[str, Any]:
-    """Return the results of the records of an op that are done, by key."""
+def results(conn: sa.Connection, campaign_run: int, op: str) -> list[Any]:
+    """Return the results of the records of a loop that are done, in the order of the input."""
     rows = conn.execute(
-        sa.select(t.ledger.c.key, t.ledger.c.result).where(
+        sa.select(t.ledger.c.result)
+        .where(
             t.ledger.c.campaign_run == campaign_run,
             t.ledger.c.op == op,
             t.ledger.c.status == RecordStatus.DONE,
         )
+        .order_by(t.ledger.c.position),
+        execution_options={"yield_per": 10_000},
     )
-    return {row.key: row.result for row in rows}
+    return list(rows.scalars())
 
 
-def _fence(conn: sa.Connection, attempt: Attempt) -> None:
+def _fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
     # FOR SHARE makes a newer attempt wait until this transaction is over (SQLite, which lets one
     # writer in at a time, needs no such word and is sent none).
-    owned = conn.scalar(
-        sa.select(t.campaign_runs.c.attempt)
+    row = conn.execute(
+        sa.select(t.campaign_runs.c.attempt, t.campaign_runs.c.status)
         .where(t.campaign_runs.c.id == attempt.campaign_run)
         .with_for_update(read=True)
-    )
-    if owned != attempt.number:
+    ).one_or_none()
+    owner = None if row is None else row.attempt
+    if row is None or owner != attempt.number:
         raise AttemptOverError(
             f"attempt {attempt.number} (Dagster run {attempt.dagster_run}) is over: attempt "
-            f"{owned} owns the campaign run. Nothing was written"
+            f"{owner} owns the campaign run. Nothing was written"
         )
+    return RunStatus(row.status)

@@ -39,6 +39,7 @@ class CampaignRun:
     paused_at: datetime | None
     created_at: datetime
     changed_at: datetime
+    pruned_at: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class Attempt:
     started_at: datetime
     ended_at: datetime | None
     outcome: RunStatus | None
+    lease_until: datetime | None = None
 
 
 def ensure(
@@ -207,6 +209,18 @@ def move(
     return True
 
 
+def set_lease(conn: sa.Connection, attempt: Attempt, until: datetime | None) -> None:
+    """Write until when an attempt that works is alive at least; None: it does not say."""
+    conn.execute(
+        t.attempts.update()
+        .where(
+            t.attempts.c.campaign_run == attempt.campaign_run,
+            t.attempts.c.number == attempt.number,
+        )
+        .values(lease_until=until)
+    )
+
+
 def latest_attempt(conn: sa.Connection, campaign_run: int) -> Attempt | None:
     """Return the newest attempt at a campaign run, or None before the first."""
     found = attempts(conn, campaign_run)
@@ -283,7 +297,8 @@ def begin_attempt(
         now: The database's time, UTC.
         run: The campaign run.
         dagster_run: Id of the Dagster run.
-        owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster.
+        owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster, or the
+            attempt's lease has lapsed.
 
     Returns:
         The attempt; its number fences the writes of older ones.
@@ -291,7 +306,7 @@ def begin_attempt(
     Raises:
         AttemptPausedError: If this Dagster run's attempt has paused.
         AttemptRefusedError: If the Dagster run of another attempt has not ended, or this Dagster
-            run's attempt is over.
+            run's attempt is over, or the ledger was deleted since the campaign run ended.
     """
     # Ops of one run may begin at the same moment: the second waits here, and finds the first's.
     row = conn.execute(
@@ -318,6 +333,11 @@ def begin_attempt(
         raise AttemptRefusedError(
             f"{run.name}: attempt {newest.number} of Dagster run {newest.dagster_run} has taken "
             f"over from {dagster_run}"
+        )
+    if run.pruned_at is not None:
+        raise AttemptRefusedError(
+            f"{run.name} ended as {run.status}, and its ledger was deleted at "
+            f"{run.pruned_at:%F %T} UTC: every record would be done again. Use a new partition"
         )
     number = run.attempt + 1
     conn.execute(

@@ -188,6 +188,7 @@ campaign_runs = sa.Table(
     sa.Column("paused_at", UTCDateTime),
     sa.Column("created_at", UTCDateTime, nullable=False),
     sa.Column("changed_at", UTCDateTime, nullable=False),
+    sa.Column("pruned_at", UTCDateTime),  # when its ledger was deleted; it can't begin again
     sa.UniqueConstraint("campaign", "partition"),
     sa.Index(None, "status", "paused_at"),
 )
@@ -201,9 +202,11 @@ attempts = sa.Table(
     sa.Column("started_at", UTCDateTime, nullable=False),
     sa.Column("ended_at", UTCDateTime),
     sa.Column("outcome", sa.String(16)),  # the status it left the campaign run in
+    # While a record loop is at work it renews this. Past: its process died, whatever Dagster says.
+    sa.Column("lease_until", UTCDateTime),
 )
 
-# How far an op of a campaign run is.
+# How far a record loop of a campaign run is.
 progress = sa.Table(
     "progress",
     metadata,
@@ -212,6 +215,13 @@ progress = sa.Table(
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("failed", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer),  # unknown for a generator
+    sa.Column("rate", sa.Float),  # records per second of late; None while nobody works on it
+    # Every record before this row of the input is settled, in attempts since `series`.
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("position_key", sa.String(512)),  # the key of the record just before it
+    sa.Column("series", sa.Integer, nullable=False),
+    # Whether done and failed are what the ledger says: written when the loop stops, not between.
+    sa.Column("exact", sa.Boolean, nullable=False),
     sa.Column("updated_at", UTCDateTime, nullable=False),
 )
 
@@ -222,6 +232,7 @@ ledger = sa.Table(
     sa.Column("op", sa.String(256), primary_key=True),
     sa.Column("key", sa.String(512), primary_key=True),
     *_status("status", RecordStatus),
+    sa.Column("position", sa.BigInteger, nullable=False),  # its row in the input, from 0
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("result", sa.JSON(none_as_null=True)),  # what the author's code returned
     sa.Column("error", sa.Text),

@@ -16,7 +16,7 @@ from dagster_tidegate import BreakerResource, ServiceConfig, pool
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG
 from dagster_tidegate.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
-from dagster_tidegate.records import MissingKeyError
+from dagster_tidegate.records.loop import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
 from dagster_tidegate.store import tables as t
@@ -554,10 +554,10 @@ def test_records_wait_for_a_store_that_is_away_for_a_moment(
     """A busy SQLite and a PostgreSQL that restarts look the same from here."""
     write, failures = ledger.write, iter(range(3))
 
-    def away(*arguments: Any) -> None:
+    def away(*arguments: Any) -> bool:
         if next(failures, None) is not None:
             raise OperationalError("INSERT", {}, Exception("the store is away"))
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(ledger, "write", away)
     assert campaign.run().success

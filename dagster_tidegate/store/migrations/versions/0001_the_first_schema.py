@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("paused_at", sa.DateTime(timezone=True)),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("pruned_at", sa.DateTime(timezone=True)),
         sa.CheckConstraint(
             "status IN ('pending', 'processing', 'paused', 'completed', 'failed', 'cancelled')",
             name=op.f("ck_campaign_runs_status"),
@@ -189,6 +190,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True)),
         sa.Column("outcome", sa.String(length=16)),
+        sa.Column("lease_until", sa.DateTime(timezone=True)),
         sa.ForeignKeyConstraint(
             ["campaign_run"], ["campaign_runs.id"], name=op.f("fk_attempts_campaign_run")
         ),
@@ -225,6 +227,7 @@ def upgrade() -> None:
         sa.Column("op", sa.String(length=256), nullable=False),
         sa.Column("key", sa.String(length=512), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("result", sa.JSON(none_as_null=True)),
         sa.Column("error", sa.Text()),
@@ -247,6 +250,11 @@ def upgrade() -> None:
         sa.Column("done", sa.Integer(), nullable=False),
         sa.Column("failed", sa.Integer(), nullable=False),
         sa.Column("total", sa.Integer()),
+        sa.Column("rate", sa.Float()),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("position_key", sa.String(length=512)),
+        sa.Column("series", sa.Integer(), nullable=False),
+        sa.Column("exact", sa.Boolean(), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["campaign_run"], ["campaign_runs.id"], name=op.f("fk_progress_campaign_run")
