@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import sqlalchemy as sa
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.execution.backfill import BulkActionStatus
@@ -24,6 +25,11 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from dagster._core.storage.schedules.migration import SCHEDULE_JOBS_SELECTOR_ID
+from dagster._core.storage.schedules.schema import InstigatorsTable, SecondaryIndexMigrationTable
+from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 from dagster._core.storage.tags import (
     AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
@@ -41,6 +47,7 @@ from dagster._core.storage.tags import (
     TICK_ID_TAG,
     WILL_RETRY_TAG,
 )
+from dagster._serdes import deserialize_value
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from dagster_tidegate.store.campaigns import Trigger
@@ -57,6 +64,15 @@ FORMER_PRIORITY_TAG = "tidegate/former_priority"
 CANARY_PRIORITY = 1_000_000
 RUN_KEY = "tidegate/"
 
+_LIMITS = ConcurrencyLimitsTable.c
+_POOLS = sa.select(_LIMITS.concurrency_key, _LIMITS.limit, _LIMITS.using_default_limit)
+_MIGRATED = SecondaryIndexMigrationTable.c
+_TRIGGERS = sa.select(
+    InstigatorsTable.c.instigator_body,
+    sa.exists().where(
+        _MIGRATED.name == SCHEDULE_JOBS_SELECTOR_ID, _MIGRATED.migration_completed.is_not(None)
+    ),
+)
 _KINDS = {
     InstigatorType.SCHEDULE: TakeoverKind.SCHEDULE,
     InstigatorType.SENSOR: TakeoverKind.SENSOR,
@@ -120,9 +136,17 @@ class Dagster:
 
     def pools(self) -> Mapping[str, str]:
         """Return the pools that have a limit: `default`, or the number, by name."""
+        storage, rows = self.instance.event_log_storage, []
+        if isinstance(storage, SqlEventLogStorage) and storage.has_default_pool_limit_col:
+            with storage.index_connection() as conn:
+                rows = conn.execute(_POOLS).all()
+        # Dagster's own way looks first whether there are pools of an older version; where there
+        # are any of this one it finds the same.
+        limits = [tuple(row) for row in rows] or [
+            (pool.name, pool.limit, pool.from_default) for pool in storage.get_pool_limits()
+        ]
         return {
-            pool.name: DEFAULT if pool.from_default else str(pool.limit)
-            for pool in self.instance.event_log_storage.get_pool_limits()
+            name: DEFAULT if from_default else str(limit) for name, limit, from_default in limits
         }
 
     def set_pool(self, name: str, value: str) -> None:
@@ -144,9 +168,18 @@ class Dagster:
 
     def triggers(self) -> Mapping[str, TriggerState]:
         """Return the stored states of all schedules and sensors, by selector id."""
+        storage, rows = self.instance.schedule_storage, []
+        if isinstance(storage, SqlScheduleStorage):
+            rows = storage.execute(_TRIGGERS)
+        # Dagster's own way asks three times whether its tables are of this version first.
+        states = (
+            [deserialize_value(body, InstigatorState) for body, _ in rows]
+            if rows and all(migrated for _, migrated in rows)
+            else self.instance.all_instigator_state()
+        )
         return {
             state.selector_id: TriggerState(state.status.value, _started_at(state))
-            for state in self.instance.all_instigator_state()
+            for state in states
         }
 
     def trigger(self, selector_id: str) -> str:
@@ -237,11 +270,42 @@ class Dagster:
                 found[run.run_id] = run
         return list(found.values())
 
+    def unfinished_of(self, partitions: Collection[str]) -> Sequence[dg.DagsterRun]:
+        """Return the runs that have not ended and work on one of some partitions, of any job.
+
+        Args:
+            partitions: Partitions, as `partition_of` returns them.
+        """
+        if not partitions:
+            return []
+        names = list(partitions)
+        filters = [
+            dg.RunsFilter(tags={tag: names}, statuses=NOT_FINISHED_STATUSES)
+            for tag in (PARTITION_NAME_TAG, PARTITION_TAG, ROOT_RUN_ID_TAG)
+        ]
+        found = {run.run_id: run for each in filters for run in self.instance.get_runs(each)}
+        return [*found.values(), *(r for r in self.unfinished(names) if r.run_id not in found)]
+
     def canaries(self) -> Sequence[dg.DagsterRun]:
-        """Return the runs that try a service and have not ended."""
+        """Return the runs that try a service and have not ended.
+
+        One that never came into the queue is none: Dagster died, and has to be asked again.
+        """
         # By their priority: Dagster can't look for one service among several in a tag.
         found = self.runs(tags={PRIORITY_TAG: str(CANARY_PRIORITY)}, unfinished=True)
-        return [run for run in found if tried_by(run)]
+        return [
+            run
+            for run in found
+            if tried_by(run) and run.status is not dg.DagsterRunStatus.NOT_STARTED
+        ]
+
+    def unfinished(self, run_ids: Collection[str]) -> Sequence[dg.DagsterRun]:
+        """Return those of some runs that have not ended."""
+        if not run_ids:
+            return []
+        return self.instance.get_runs(
+            dg.RunsFilter(run_ids=list(run_ids), statuses=NOT_FINISHED_STATUSES)
+        )
 
     def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         """Return the queued runs, or those of a job, the oldest first.

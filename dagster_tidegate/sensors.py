@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.ticks import BREAKER, PAUSE, RESUME, pause_tick, resume_tick
+from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.instance import PART_TAG, Dagster, Repository
-from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import heartbeats, holds
 from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 
 Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
 
@@ -52,13 +51,14 @@ def build_pause_sensor(
         ```
     """
     saved: list[Sequence[CampaignShape]] = []
+    audit = Audit()
 
     def tick(
         _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
         known = {campaign.name: campaign for campaign in campaigns}
         upper = CatchUpper(gate, repository, known)
-        summary = pause_tick(gate, known, upper, new_code=saved != [gate.shapes])
+        summary = pause_tick(gate, known, upper, audit, new_code=saved != [gate.shapes])
         saved[:] = [gate.shapes]
         return dg.SensorResult(skip_reason=summary)
 
@@ -137,26 +137,7 @@ def build_breaker_sensor(
     def tick(
         _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
     ) -> dg.SensorResult:
-        with gate.store.begin() as conn:
-            expired = holds.expire(conn, gate.store.now(conn))
-        done = [f"{expired} holds expired"] if expired else []
-        now = fleet.refresh().read_at
-        probed = fleet.due_probes()
-        for service in probed:
-            circuit = fleet.breaker(service).probe()
-            done.append(f"probed {service}: {circuit.state}")
-        for service, policy in fleet.policies.items():
-            circuit = fleet.snapshot().services[service]
-            if policy.probe_url is None and circuit.due(now):
-                fleet.breaker(service).half_open()
-                done.append(f"{service} is half open")
-        circuits = [fleet.snapshot().services[service] for service in fleet.policies]
-        summary = "; ".join([_states(circuits), *done])
-        with gate.store.begin() as conn:
-            heartbeats.beat(
-                conn, gate.store.now(conn), location=gate.location, part=BREAKER, summary=summary
-            )
-        return dg.SensorResult(skip_reason=summary)
+        return dg.SensorResult(skip_reason=breaker_tick(gate, fleet))
 
     return _sensor(
         BREAKER, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
@@ -202,13 +183,3 @@ def _sensor(
         return tick(context, fleet, gate, repository)
 
     return gate_sensor
-
-
-def _states(circuits: Sequence[Circuit]) -> str:
-    others = [c for c in circuits if c.state is not BreakerState.CLOSED]
-    if not others:
-        return f"all {len(circuits)} breakers are closed"
-    return ", ".join(
-        f"{c.name} is {c.state}" + (f" until {c.open_until:%H:%M:%S} UTC" if c.open_until else "")
-        for c in others
-    )

@@ -1,9 +1,10 @@
 """Applies a plan to Dagster, so that it can be killed anywhere and two gates do no harm.
 
-What is to be written is committed to the store first. Then each write is one transaction of the
-store: lock the takeover, check that it is still as planned, look at Dagster once more, write,
-note that it is written. Killed before the end of it, the takeover stays pending, and the next
-plan finds out from Dagster's value whether the write had arrived.
+Under the lock of the gate, what is to be written is committed to the store, for takeovers that are
+still as they were planned. Then Dagster is looked at once more and written, and last the store
+notes what is written. No transaction of the store is open while Dagster works: it may be slow, and
+the records of the fleet must not wait for it. Killed before the end, a takeover stays pending, and
+the next plan finds out from Dagster's value whether the write had arrived.
 """
 
 import time
@@ -15,14 +16,19 @@ import sqlalchemy as sa
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Action, End, Leave, Observed, Take, Write, same_pool
 from dagster_tidegate.store import takeovers
+from dagster_tidegate.store.gate_lock import gate_lock
 from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, TakeoverKind
 
-# So many writes share a transaction of the store: each costs a commit, and others wait for it.
+# So many writes are noted in one transaction of the store: each costs a commit.
 AT_ONCE = 10
+# A gate that finds another at work for so long leaves the rest to the next tick, in seconds.
+PATIENCE_S = 5.0
 
 
 MissedTicks = Callable[[Takeover, datetime], None]
 """Writes down which ticks a schedule has missed until a time, before it is given back."""
+_Note = Callable[[sa.Connection], str | None]
+"""Writes down what came of a write to Dagster, and says so where it is worth it."""
 
 
 def apply(
@@ -46,7 +52,26 @@ def apply(
 
     Returns:
         What was done, for people.
+
+    Raises:
+        GateBusyError: If another gate is at work, and will be for longer than `PATIENCE_S`.
     """
+    wait_s = min(PATIENCE_S, max(0.0, deadline - time.monotonic()))
+    with gate_lock(gate.store, wait_s) as still_held:
+        done, writes = _decide(gate, seen, actions)
+        for first in range(0, len(writes), AT_ONCE):
+            if time.monotonic() > deadline:
+                done.append("out of time: the next tick goes on")
+                break
+            still_held()
+            done += _write(gate, writes[first : first + AT_ONCE], missed_ticks, errors)
+    return done
+
+
+def _decide(
+    gate: Gate, seen: Observed, actions: Sequence[Action]
+) -> tuple[list[str], list[Takeover]]:
+    """Write down in the store what is to be done, and return what was done and is to be written."""
     done: list[str] = []
     writes: list[Takeover] = []
     with gate.store.begin() as conn:
@@ -62,14 +87,7 @@ def apply(
                 takeover = _intend(conn, now, seen, action)
                 if takeover is not None and takeover.pending:
                     writes.append(takeover)
-    # In one order for all gates, so that no two wait for each other.
-    writes.sort(key=lambda takeover: takeover.id)
-    for first in range(0, len(writes), AT_ONCE):
-        if time.monotonic() > deadline:
-            done.append("out of time: the next tick goes on")
-            break
-        done += _write(gate, writes[first : first + AT_ONCE], missed_ticks, errors)
-    return done
+    return done, writes
 
 
 def _intend(
@@ -108,54 +126,52 @@ def _write(
     """Write some values to Dagster, and return which were."""
     with gate.store.read() as conn:
         now = gate.store.now(conn)
-    ready = []
+    has_pools = any(takeover.kind is TakeoverKind.POOL for takeover in writes)
+    pools = gate.dagster.pools() if has_pools else {}
+    notes: list[_Note] = []
     for takeover in writes:
         try:
             if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
                 missed_ticks(takeover, now)
-            ready.append(takeover)
+            notes.append(_write_one(gate, takeover, pools, now))
         except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
-            error.add_note(f"while writing down what {_label(takeover)} missed")
+            error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
             errors.append(error)
-    done = []
     with gate.store.begin() as conn:
-        mine = [takeover for takeover in ready if takeovers.locked(conn, takeover)]
-        has_pools = any(takeover.kind is TakeoverKind.POOL for takeover in mine)
-        pools = gate.dagster.pools() if has_pools else {}
-        for takeover in mine:
-            try:
-                if _write_one(conn, gate, takeover, pools, now):
-                    done.append(f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}")
-            except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
-                error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
-                errors.append(error)
-    return done
+        done = [note(conn) for note in notes]
+    return [said for said in done if said is not None]
 
 
-def _write_one(
-    conn: sa.Connection, gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: datetime
-) -> bool:
+def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: datetime) -> _Note:
     if takeover.kind is TakeoverKind.POOL:
         found = pools.get(takeover.name, UNSET)
         as_planned = same_pool(found, takeover.set_from)
     else:
         found = gate.dagster.trigger(takeover.name)
         as_planned = found in (takeover.set_from, UNSET)
-    if not as_planned:
-        # No gate writes without the lock and this version, so it was a person. The next plan
-        # could not tell that from a write of ours where they have set what was to be set.
+
+    def leave(conn: sa.Connection) -> None:
         takeovers.leave(conn, now, takeover, found)
-        return False
+
+    def end_as_gone(conn: sa.Connection) -> None:
+        if takeover.location == gate.location:
+            takeovers.end(conn, now, takeover, Outcome.GONE)
+
+    def written(conn: sa.Connection) -> str:
+        takeovers.written(conn, takeover)
+        return f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}"
+
+    if not as_planned:
+        # No other gate writes meanwhile, so it was a person. The next plan could not tell that
+        # from a write of ours where they have set what was to be set.
+        return leave
     if takeover.kind is TakeoverKind.POOL:
         gate.dagster.set_pool(takeover.name, takeover.set_to)
     elif not gate.dagster.set_trigger(
         takeover.kind, takeover.label, takeover.name, takeover.set_to, now
     ):
-        if takeover.location == gate.location:
-            takeovers.end(conn, now, takeover, Outcome.GONE)
-        return False
-    takeovers.written(conn, takeover)
-    return True
+        return end_as_gone
+    return written
 
 
 def _label(takeover: Takeover) -> str:

@@ -5,7 +5,7 @@ from Dagster: that a run was queued, and how it ended.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -16,7 +16,7 @@ from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.instance import RunChange, partition_of
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import Attempt, CampaignRun
 
 ACTOR = "dagster"
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
@@ -24,6 +24,9 @@ OVERLAP = timedelta(seconds=10)
 # And with the clock of the machine that changed it, which may be behind the database's.
 MOST_SKEW = timedelta(seconds=60)
 PAGE = 200
+# How often it is looked for Dagster runs that were deleted, in seconds, and for how many.
+AUDIT_S = 60.0
+AUDIT_PAGE = 500
 
 _Status = dg.DagsterRunStatus
 _ENDS = {
@@ -47,7 +50,11 @@ _AGAIN = RunStatus.PENDING
 
 
 def follow(
-    gate: Gate, campaigns: Mapping[str, Campaign], cursor: datetime, deadline: float
+    gate: Gate,
+    campaigns: Mapping[str, Campaign],
+    cursor: datetime,
+    now: datetime,
+    deadline: float,
 ) -> tuple[datetime, int]:
     """Bring campaign runs up to what Dagster's runs have become since a time.
 
@@ -55,6 +62,7 @@ def follow(
         gate: What the gate works with.
         campaigns: The campaigns of the gate, by name.
         cursor: Up to when Dagster's runs are known, UTC.
+        now: The database's time at the beginning of the tick, UTC.
         deadline: When to stop (`time.monotonic`).
 
     Returns:
@@ -74,11 +82,64 @@ def follow(
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
-            with gate.store.read() as conn:
-                cursor = max(cursor, gate.store.now(conn) - MOST_SKEW)
+            cursor = max(cursor, now - MOST_SKEW)
             break
         since = changes[-1].at
     return cursor, moved
+
+
+class Audit:
+    """Finds campaign runs whose Dagster run was deleted, of which Dagster tells nothing.
+
+    Each look takes the next page of those that are to work or do. One for which Dagster has no
+    run, now and at the look before, is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+        self._after = 0
+        self._missing: dict[int, CampaignRun] = {}
+
+    def __call__(self, gate: Gate, campaigns: Collection[str]) -> int:
+        """Look, if it is time to.
+
+        Args:
+            gate: What the gate works with.
+            campaigns: Names of the campaigns of the gate.
+
+        Returns:
+            How many campaign runs were cancelled.
+        """
+        if time.monotonic() < self._due:
+            return 0
+        self._due = time.monotonic() + AUDIT_S
+        with gate.store.read() as conn:
+            active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
+        ours = sorted((r for r in active if r.campaign in campaigns), key=lambda run: run.id)
+        page = [run for run in ours if run.id > self._after][:AUDIT_PAGE]
+        self._after = page[-1].id if len(page) == AUDIT_PAGE else 0
+        unchanged = [run for run in ours if self._missing.get(run.id) == run]
+        missing = _without_dagster_run(gate, {run.id: run for run in [*page, *unchanged]})
+        gone = [run for run in unchanged if run.id in missing]
+        self._missing = {id_: run for id_, run in missing.items() if run not in gone}
+        if not gone:
+            return 0
+        with gate.store.begin() as conn:
+            now = gate.store.now(conn)
+            reason = "its Dagster run was deleted"
+            return sum(
+                runs.move(conn, now, run, RunStatus.CANCELLED, reason=reason, actor=ACTOR)
+                for run in gone
+            )
+
+
+def _without_dagster_run(gate: Gate, found: Mapping[int, CampaignRun]) -> dict[int, CampaignRun]:
+    """Those campaign runs that no unfinished Dagster run works on."""
+    at_work = {
+        (run.job_name, partition_of(run))
+        for run in gate.dagster.unfinished_of({run.partition for run in found.values()})
+    }
+    return {id_: run for id_, run in found.items() if (run.campaign, run.partition) not in at_work}
 
 
 def next_status(

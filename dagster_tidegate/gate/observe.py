@@ -5,8 +5,8 @@ that was known, and so no value that another gate wrote is taken for the former 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 
 import dagster as dg
 import sqlalchemy as sa
@@ -16,14 +16,27 @@ from dagster_tidegate.holds import Hold, TargetKind, run_name
 from dagster_tidegate.instance import Dagster, partition_of, tried_by
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import campaigns, holds, ledger, runs, takeovers
+from dagster_tidegate.store import (
+    campaigns,
+    heartbeats,
+    holds,
+    ledger,
+    missed_ticks,
+    runs,
+    takeovers,
+)
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.missed_ticks import MissedTick
+from dagster_tidegate.store.query import Query, together
+from dagster_tidegate.store.runs import CampaignRun
 
 # How many queued runs are looked at for a canary, before each campaign is asked for its own.
 MOST_QUEUED = 500
 MOST_QUEUED_EACH = 5
+# And how many paused campaign runs.
+MOST_PAUSED = 20
 
 
 @dataclass(frozen=True)
@@ -47,21 +60,33 @@ class Gate:
     enabled: bool = True
 
 
-def observe(gate: Gate) -> Observed:
-    """Return what Dagster looks like, and what the store says that it should look like."""
+def observe(gate: Gate, *, resuming: bool = False) -> Observed:
+    """Return what Dagster looks like, and what the store says that it should look like.
+
+    Args:
+        gate: What the gate works with.
+        resuming: Whether also what waits to be resumed is wanted.
+    """
     with gate.store.read() as conn:
-        now = gate.store.now(conn)
-        live = holds.live(conn, now) if gate.enabled else []
-        taken = takeovers.live(conn)
-        if not live and not taken:
-            return Observed(now=now, location=gate.location)
-        newest = takeovers.newest_id(conn)
+        stored = _read(gate, conn, resuming=resuming)
+        live = stored.holds if gate.enabled else []
+        seen = Observed(
+            now=stored.now,
+            location=gate.location,
+            holds=live,
+            takeovers=stored.takeovers,
+            newest_takeover=stored.newest_takeover,
+            cursor=stored.cursor,
+            paused=stored.paused,
+            active=stored.active,
+            missed=stored.missed,
+        )
+        if not live and not stored.takeovers:
+            return seen
         shapes = gate.shapes or campaigns.read(conn)
-        rows = conn.execute(sa.select(t.services.c.name, t.services.c.state))
-        states = {row.name: row.state for row in rows}
-        failures = _last_failures(conn, taken)
-    known = {*states, *gate.policies, *_held_services(live)}
-    half_open = _to_be_tried(states, gate.policies)
+        failures = _last_failures(conn, stored.takeovers)
+    known = {*stored.states, *gate.policies, *_held_services(live)}
+    half_open = _to_be_tried(stored.states, gate.policies)
     canary_runs = gate.dagster.canaries() if half_open else []
     # A campaign that needs several half open services tries them all with one run: if each of
     # them kept the others from being tried, none would ever close.
@@ -86,20 +111,84 @@ def observe(gate: Gate) -> Observed:
         for pool in shape.pools
         if not canaries.isdisjoint(Cover(live, known).needs(pool).services)
     )
-    return Observed(
-        now=now,
-        location=gate.location,
-        holds=live,
+    return replace(
+        seen,
         services={name: _view(gate.policies.get(name), failures.get(name)) for name in known},
         campaigns=shapes,
-        takeovers=taken,
         pools=gate.dagster.pools(),
         default_limit=gate.dagster.default_limit(),
-        newest_takeover=newest,
         triggers=gate.dagster.triggers() if any(shape.triggers for shape in shapes) else {},
         canaries=canaries,
         in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
         candidates=found,
+    )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the store says, read in one statement. The fields are those of `Observed`."""
+
+    now: datetime
+    holds: Sequence[Hold]
+    takeovers: Sequence[takeovers.Takeover]
+    newest_takeover: int
+    states: Mapping[str, str]
+    cursor: datetime | None
+    paused: Sequence[CampaignRun]
+    active: Mapping[str, int]
+    missed: Sequence[MissedTick]
+
+
+_STATES = Query(sa.select(t.services.c.name, t.services.c.state), lambda name, state: (name, state))
+_PAUSED = Query(
+    sa.select(*(t.campaign_runs.c[field.name] for field in fields(CampaignRun))).where(
+        t.campaign_runs.c.status == RunStatus.PAUSED
+    ),
+    lambda status, **values: CampaignRun(status=RunStatus(status), **values),
+    order=lambda run: (-run.priority, run.paused_at, run.id),
+)
+# One that was never attempted is not ours: it waits in the queue anyway.
+_ACTIVE = Query(
+    sa.select(t.campaign_runs.c.campaign, sa.func.count().label("runs"))
+    .where(
+        t.campaign_runs.c.status.in_([RunStatus.PENDING, RunStatus.PROCESSING]),
+        t.campaign_runs.c.attempt > 0,
+    )
+    .group_by(t.campaign_runs.c.campaign),
+    lambda campaign, runs: (campaign, runs),
+)
+_CLOCK = Query(
+    sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("now")),
+    lambda now: now.astimezone(UTC),
+)
+
+
+def _read(gate: Gate, conn: sa.Connection, *, resuming: bool) -> _Stored:
+    store = gate.store
+    has_clock = store.clock is None and not store.is_sqlite
+    live, taken, newest, states, beats, *others = together(
+        conn,
+        holds.UNRELEASED,
+        takeovers.LIVE,
+        takeovers.NEWEST_ID,
+        _STATES,
+        heartbeats.LATEST,
+        *([_PAUSED, _ACTIVE, missed_ticks.WAITING] if resuming else []),
+        *([_CLOCK] if has_clock else []),
+    )
+    now = others.pop()[0] if has_clock else store.now(conn)
+    paused, active, missed = others or ([], [], [])
+    cursors = [b.cursor for b in beats if (b.location, b.part) == (gate.location, heartbeats.PAUSE)]
+    return _Stored(
+        now=now,
+        holds=[hold for hold in live if hold.live(now)],
+        takeovers=taken,
+        newest_takeover=newest[0],
+        states=dict(states),
+        cursor=cursors[0] if cursors else None,
+        paused=paused,
+        active=dict(active),
+        missed=missed,
     )
 
 
@@ -129,10 +218,20 @@ def candidates(
     with gate.store.read() as conn:
         paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
         begun = ledger.begun(conn, {op for calling in able.values() for op in calling})
-    paused = [run for run in paused if run.name not in held]
-    # A run that stands before the service already tries it at once; another may first have an
-    # hour of other work to do.
-    paused.sort(key=lambda run: not any((run.id, op) in begun for op in able[run.campaign]))
+        paused = [run for run in paused if run.name not in held]
+        # A run that stands before the service already tries it at once; another may first have an
+        # hour of other work to do.
+        paused.sort(key=lambda run: not any((run.id, op) in begun for op in able[run.campaign]))
+        del paused[MOST_PAUSED:]
+        newest = {run.id: runs.latest_attempt(conn, run.id) for run in paused}
+    # One whose other branches still work can't resume yet, and must not keep others from trying.
+    attempted = [attempt.dagster_run for attempt in newest.values() if attempt is not None]
+    at_work = {run.run_id for run in gate.dagster.unfinished(attempted)}
+    paused = [
+        run
+        for run in paused
+        if (attempt := newest[run.id]) is None or attempt.dagster_run not in at_work
+    ]
     if paused or not able:
         return Candidates([], paused, [])
     found = gate.dagster.queued(MOST_QUEUED)

@@ -15,6 +15,7 @@ from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.instance import TriggerState
 from dagster_tidegate.pools import PoolNeeds, needs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import (
     DECLARED_IN_CODE,
@@ -52,8 +53,10 @@ class Candidates:
     """The runs that could try a half open service.
 
     Attributes:
-        waiting: Dagster runs that are its canary already and have not ended.
-        paused: Paused campaign runs, in the order in which they resume.
+        waiting: Dagster runs that are its canary already, are in the queue or have left it, and
+            have not ended.
+        paused: Paused campaign runs whose Dagster runs have ended, in the order in which they are
+            to try it.
         queued: Dagster runs in the queue, the oldest first.
     """
 
@@ -86,6 +89,11 @@ class Observed:
         in_progress: How many runs that have left the queue use a pool; of the pools that a
             canary waits for.
         candidates: The runs that could try each half open service that has no health probe.
+        cursor: Up to when Dagster's run changes are known to the location; None where it has no
+            heartbeat yet.
+        paused: All paused campaign runs, in the order in which they resume; for who resumes.
+        active: How many campaign runs of each campaign have an attempt and are to work or do.
+        missed: The missed ticks that are yet to be launched.
     """
 
     now: datetime
@@ -101,6 +109,10 @@ class Observed:
     canaries: Collection[str] = ()
     in_progress: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
+    cursor: datetime | None = None
+    paused: Sequence[CampaignRun] = ()
+    active: Mapping[str, int] = field(default_factory=dict)
+    missed: Sequence[MissedTick] = ()
 
 
 @dataclass(frozen=True)

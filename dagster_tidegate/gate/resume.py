@@ -21,8 +21,7 @@ from dagster_tidegate.instance import (
     request_number,
     tags_for_next,
 )
-from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import missed_ticks, runs
+from dagster_tidegate.store import runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -58,10 +57,8 @@ def ask(
         campaigns: The campaigns of the gate, by name.
         catch_upper: Evaluates missed ticks.
     """
-    with gate.store.read() as conn:
-        # Chosen here and not in the query: a thousand names in it cost more than the rows.
-        paused = [r for r in runs.with_status(conn, RunStatus.PAUSED) if r.campaign in campaigns]
-        ticks = [tick for tick in missed_ticks.waiting(conn) if tick.campaign in campaigns]
+    paused = [run for run in seen.paused if run.campaign in campaigns]
+    ticks = [tick for tick in seen.missed if tick.campaign in campaigns]
     requests: list[dg.RunRequest] = []
     notes: list[str] = []
     shapes = {shape.name: shape for shape in gate.shapes}
@@ -70,26 +67,25 @@ def ask(
     for service, found in seen.candidates.items():
         if found.waiting or service in tried:
             continue
-        mine = [run for run in found.paused if run.campaign in campaigns]
-        request, tries = None, set()
-        if found.paused and mine[:1] == list(found.paused[:1]):
-            tries = _half_open(seen, cover, shapes[mine[0].campaign])
-            request = _next_attempt(gate, catch_upper.repository, mine[0], tries)
-        elif found.queued and found.queued[0].job_name in campaigns:
+        for run in found.paused:
+            if run.campaign not in campaigns:
+                break  # its own gate asks for it
+            tries = _half_open(seen, cover, shapes[run.campaign])
+            request = _next_attempt(gate, catch_upper.repository, run, tries)
+            if request is not None:
+                requests.append(request)
+                tried |= tries
+                notes.append(f"{run.name} tries {', '.join(sorted(tries))}")
+                break
+        if not found.paused and found.queued and found.queued[0].job_name in campaigns:
             run = found.queued[0]
             tries = _half_open(seen, cover, shapes[run.job_name])
             gate.dagster.add_tags(run.run_id, canary_tags(run.tags, tries))
             tried |= tries
             notes.append(f"run {run.run_id[:8]} tries {', '.join(sorted(tries))}")
-        if request is not None:
-            requests.append(request)
-            tried |= tries
-            notes.append(f"{mine[0].name} tries {', '.join(sorted(tries))}")
     if not paused and not ticks:
         return Asked(requests, notes)
-    with gate.store.read() as conn:
-        active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
-    room = _Room(seen, shapes, active)
+    room = _Room(seen, shapes)
     held = held_runs(seen.holds)
     for run in paused:
         if len(requests) >= MOST_REQUESTS:
@@ -125,28 +121,22 @@ def _half_open(seen: Observed, cover: Cover, shape: CampaignShape) -> set[str]:
 class _Room:
     """How many more runs the ramps of the pools let in."""
 
-    def __init__(
-        self,
-        seen: Observed,
-        shapes: Mapping[str, CampaignShape],
-        active: Collection[CampaignRun],
-    ) -> None:
+    def __init__(self, seen: Observed, shapes: Mapping[str, CampaignShape]) -> None:
         self._left: dict[str, int] = {}
         for takeover in seen.takeovers:
             if takeover.kind is TakeoverKind.POOL and takeover.left_at is None:
                 limit = limit_of(takeover.set_to, seen.default_limit)
                 self._left |= {} if limit is None else {takeover.name: limit}
-        for run in active if self._left else ():
-            # One that was never attempted is not ours: it waits in the queue anyway.
-            if run.attempt > 0 and run.campaign in shapes:
-                self.take(shapes[run.campaign])
+        for campaign, count in seen.active.items():
+            if campaign in shapes:
+                self.take(shapes[campaign], count)
 
     def for_(self, shape: CampaignShape) -> bool:
         return all(self._left.get(pool, 1) > 0 for pool in shape.pools)
 
-    def take(self, shape: CampaignShape) -> None:
+    def take(self, shape: CampaignShape, count: int = 1) -> None:
         for pool in shape.pools & self._left.keys():
-            self._left[pool] -= 1
+            self._left[pool] -= count
 
 
 def _next_attempt(
@@ -163,7 +153,10 @@ def _next_attempt(
         # Dagster died before it put the run into the queue; the same key makes it do so.
         number = request_number(other)
     with gate.store.read() as conn:
+        current = runs.get(conn, run.id)
         newest = runs.latest_attempt(conn, run.id)
+    if current is None or (current.status, current.attempt) != (run.status, run.attempt):
+        return None  # it went on since it was read
     parent = None if newest is None else gate.dagster.run(newest.dagster_run)
     if parent is not None and not parent.is_finished:
         return None  # one of its branches has paused, another still works

@@ -1,4 +1,4 @@
-"""What a tick of the pause sensor and one of the resume sensor do."""
+"""What a tick of each of the three sensors does."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,17 @@ from datetime import timedelta
 import dagster as dg
 
 from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate.catch_up import CatchUpper
-from dagster_tidegate.gate.follow import follow
+from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Observed
 from dagster_tidegate.gate.resume import ask
 from dagster_tidegate.gate.turn import BUDGET_S, Direction, check, turn
+from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns as stored_campaigns
-from dagster_tidegate.store import heartbeats
-
-# The parts of the gate, as their heartbeats name them.
-PAUSE = "pause"
-RESUME = "resume"
-BREAKER = "breaker"
+from dagster_tidegate.store import heartbeats, holds
 
 # The first tick of all looks so far back for runs that began before the gate was there.
 FIRST_LOOK_BACK = timedelta(hours=1)
@@ -27,7 +25,12 @@ MOST_HOLDS_TOLD = 5
 
 
 def pause_tick(
-    gate: Gate, campaigns: Mapping[str, Campaign], upper: CatchUpper, *, new_code: bool
+    gate: Gate,
+    campaigns: Mapping[str, Campaign],
+    upper: CatchUpper,
+    audit: Audit,
+    *,
+    new_code: bool,
 ) -> str:
     """Stop what must not run, and bring campaign runs up to what became of Dagster's runs.
 
@@ -35,31 +38,36 @@ def pause_tick(
         gate: What the gate works with.
         campaigns: The campaigns of the gate, by name.
         upper: Writes down what a schedule missed.
+        audit: Looks for Dagster runs that were deleted.
         new_code: Whether the campaigns may not be as the store knows them.
 
     Returns:
         What it saw and did, for people.
     """
     deadline = time.monotonic() + BUDGET_S
-    with gate.store.read() as conn:
-        now = gate.store.now(conn)
-        beats = {(beat.location, beat.part): beat for beat in heartbeats.read(conn)}
-    beat = beats.get((gate.location, PAUSE))
-    if new_code or beat is None:  # without a heartbeat the store is new
-        with gate.store.begin() as conn:
-            stored_campaigns.save(conn, now, gate.location, gate.shapes)
     errors: list[Exception] = []
     seen, done = turn(
         gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record, errors=errors
     )
-    cursor = now - FIRST_LOOK_BACK if beat is None or beat.cursor is None else beat.cursor
-    cursor, moved = follow(gate, campaigns, cursor, deadline)
+    if new_code or seen.cursor is None:  # without a heartbeat the store is new
+        with gate.store.begin() as conn:
+            stored_campaigns.save(conn, seen.now, gate.location, gate.shapes)
+    cursor, moved = follow(
+        gate, campaigns, seen.cursor or seen.now - FIRST_LOOK_BACK, seen.now, deadline
+    )
     if moved:
         done.append(f"{moved} campaign runs followed Dagster")
+    if gone := audit(gate, campaigns):
+        done.append(f"{gone} campaign runs cancelled whose Dagster runs were deleted")
     summary = _summary(seen, done)
     with gate.store.begin() as conn:
         heartbeats.beat(
-            conn, now, location=gate.location, part=PAUSE, summary=summary, cursor=cursor
+            conn,
+            seen.now,
+            location=gate.location,
+            part=heartbeats.PAUSE,
+            summary=summary,
+            cursor=cursor,
         )
     check(errors, done)
     return summary
@@ -87,11 +95,50 @@ def resume_tick(
     summary = _summary(seen, [*done, *asked.notes])
     with gate.store.begin() as conn:
         heartbeats.beat(
-            conn, gate.store.now(conn), location=gate.location, part=RESUME, summary=summary
+            conn, seen.now, location=gate.location, part=heartbeats.RESUME, summary=summary
         )
     if not asked.requests:  # Dagster launches nothing of a tick that fails
         check(errors, done)
     return summary, asked.requests
+
+
+def breaker_tick(gate: Gate, fleet: Fleet) -> str:
+    """Find out which failed services are back, and end holds whose time is over.
+
+    Args:
+        gate: What the gate works with.
+        fleet: The breakers.
+
+    Returns:
+        What it saw and did, for people.
+    """
+    with gate.store.begin() as conn:
+        expired = holds.expire(conn, gate.store.now(conn))
+    done = [f"{expired} holds expired"] if expired else []
+    now = fleet.refresh().read_at
+    for service in fleet.due_probes():
+        circuit = fleet.breaker(service).probe()
+        done.append(f"probed {service}: {circuit.state}")
+    for service, policy in fleet.policies.items():
+        circuit = fleet.snapshot().services[service]
+        if policy.probe_url is None and circuit.due(now):
+            fleet.breaker(service).half_open()
+            done.append(f"{service} is half open")
+    circuits = [fleet.snapshot().services[service] for service in fleet.policies]
+    summary = "; ".join([_states(circuits), *done])
+    with gate.store.begin() as conn:
+        heartbeats.beat(conn, now, location=gate.location, part=heartbeats.BREAKER, summary=summary)
+    return summary
+
+
+def _states(circuits: Sequence[Circuit]) -> str:
+    others = [c for c in circuits if c.state is not BreakerState.CLOSED]
+    if not others:
+        return f"all {len(circuits)} breakers are closed"
+    return ", ".join(
+        f"{c.name} is {c.state}" + (f" until {c.open_until:%H:%M:%S} UTC" if c.open_until else "")
+        for c in others
+    )
 
 
 def _summary(seen: Observed, done: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from dagster_tidegate.gate.apply import MissedTicks, apply
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import Action, End, Observed, Take, Write, plan
 from dagster_tidegate.instance import Dagster
+from dagster_tidegate.store.gate_lock import GateBusyError
 from dagster_tidegate.store.takeovers import Takeover
 
 # A turn whose changes cause more changes ends after so many; the next tick goes on.
@@ -48,15 +49,20 @@ def turn(
         What was observed last, and what was done, for people.
     """
     done: list[str] = []
-    seen = observe(gate)
+    resuming = Direction.LOOSEN in direction
+    seen = observe(gate, resuming=resuming)
     for _ in range(MOST_ROUNDS):
         actions = [action for action in plan(seen) if _is(action, direction)]
         if not actions or errors or time.monotonic() > deadline:
             break
-        done += apply(
-            gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks, errors=errors
-        )
-        seen = observe(gate)
+        try:
+            done += apply(
+                gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks, errors=errors
+            )
+        except GateBusyError as busy:
+            done.append(f"{busy}: the next tick goes on")
+            break
+        seen = observe(gate, resuming=resuming)
     done += [f"failed {'; '.join(getattr(e, '__notes__', ()))}: {e}" for e in errors]
     return seen, done
 

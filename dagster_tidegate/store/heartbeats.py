@@ -7,7 +7,13 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
+
+# The parts of the gate.
+PAUSE = "pause"
+RESUME = "resume"
+BREAKER = "breaker"
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,10 @@ def beat(
     )
 
 
+LATEST = Query(sa.select(t.heartbeats), Heartbeat, order=lambda beat: (beat.location, beat.part))
+"""The latest heartbeat of each part of each code location."""
+
+
 def read(conn: sa.Connection) -> Sequence[Heartbeat]:
     """Return the latest heartbeat of each part of each code location."""
-    rows = conn.execute(
-        sa.select(t.heartbeats).order_by(t.heartbeats.c.location, t.heartbeats.c.part)
-    )
-    return [Heartbeat(**row._mapping) for row in rows]
+    return LATEST.all(conn)

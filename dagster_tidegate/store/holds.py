@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
+
+# A hold that is released while it is placed makes another try necessary; so many are enough.
+MOST_TRIES = 10
 
 
 class NotYourHoldError(Exception):
@@ -55,25 +60,35 @@ def place(
         "source": source,
         "actor": actor,
     }
-    # Two who place it at once: the live index lets one in, and the other finds its hold.
-    row = conn.execute(
-        insert(conn, t.holds)
-        .values(**owner, reason=reason, placed_at=now, expires_at=expires_at)
-        .on_conflict_do_nothing()
-        .returning(t.holds)
-    ).one_or_none()
-    if row is None:
-        owned = [t.holds.c[column] == value for column, value in owner.items()]
-        owned.append(t.holds.c.released_at.is_(None))
-        found = _hold(conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one())
+    owned = [t.holds.c[column] == value for column, value in owner.items()]
+    owned.append(t.holds.c.released_at.is_(None))
+    said = {"reason": reason, "expires_at": expires_at}
+    for _ in range(MOST_TRIES):
+        # Two who place it at once: the live index lets one in, and the other finds its hold,
+        # unless that is released just then.
+        row = conn.execute(
+            insert(conn, t.holds)
+            .values(**owner, **said, placed_at=now)
+            .on_conflict_do_nothing()
+            .returning(t.holds)
+        ).one_or_none()
+        if row is not None:
+            from_status, to_status = None, "placed"
+            break
+        found = conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one_or_none()
+        if found is None:
+            continue
         if (found.reason, found.expires_at) == (reason, expires_at):
-            return found
-        values = {"reason": reason, "expires_at": expires_at}
-        change = t.holds.update().where(t.holds.c.id == found.id).values(values)
+            return _hold(found)
+        change = t.holds.update().where(t.holds.c.id == found.id).values(said)
         row = conn.execute(change.returning(t.holds)).one()
         from_status, to_status = "placed", "changed"
+        break
     else:
-        from_status, to_status = None, "placed"
+        raise RuntimeError(
+            f"the hold of {actor} on {target} was placed and released by others {MOST_TRIES} "
+            "times while it was being placed; place it again"
+        )
     events.write(
         conn,
         now,
@@ -176,28 +191,24 @@ def expire(conn: sa.Connection, now: datetime) -> int:
     return len(over)
 
 
+def _made(target_kind: str, target_name: str, source: str, **values: Any) -> Hold:
+    return Hold(
+        target=Target(TargetKind(target_kind), target_name), source=HoldSource(source), **values
+    )
+
+
+UNRELEASED = Query(
+    sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
+    _made,
+    order=lambda hold: (hold.placed_at, hold.id),
+)
+"""The holds that nobody has released, the oldest first; the time of some may be over."""
+
+
 def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
-    rows = conn.execute(
-        sa.select(t.holds)
-        .where(
-            t.holds.c.released_at.is_(None),
-            t.holds.c.expires_at.is_(None) | (t.holds.c.expires_at > now),
-        )
-        .order_by(t.holds.c.placed_at, t.holds.c.id)
-    )
-    return [_hold(row) for row in rows]
+    return [hold for hold in UNRELEASED.all(conn) if hold.live(now)]
 
 
 def _hold(row: sa.Row) -> Hold:
-    return Hold(
-        id=row.id,
-        target=Target(TargetKind(row.target_kind), row.target_name),
-        source=HoldSource(row.source),
-        reason=row.reason,
-        actor=row.actor,
-        placed_at=row.placed_at,
-        expires_at=row.expires_at,
-        released_at=row.released_at,
-        released_by=row.released_by,
-    )
+    return _made(**row._mapping)

@@ -8,6 +8,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 
@@ -56,14 +57,19 @@ def record(conn: sa.Connection, now: datetime, ticks: Collection[MissedTick]) ->
         )
 
 
+WAITING = Query(
+    sa.select(t.missed_ticks.c.campaign, t.missed_ticks.c.schedule, t.missed_ticks.c.tick_at).where(
+        t.missed_ticks.c.outcome.is_(None)
+    ),
+    MissedTick,
+    order=lambda tick: (tick.tick_at, tick.campaign, tick.schedule),
+)
+"""The ticks that are yet to be launched, the oldest first."""
+
+
 def waiting(conn: sa.Connection) -> Sequence[MissedTick]:
     """Return the ticks that are yet to be launched, the oldest first."""
-    rows = conn.execute(
-        sa.select(t.missed_ticks)
-        .where(t.missed_ticks.c.outcome.is_(None))
-        .order_by(t.missed_ticks.c.tick_at, t.missed_ticks.c.campaign, t.missed_ticks.c.schedule)
-    )
-    return [MissedTick(row.campaign, row.schedule, row.tick_at, None, row.reason) for row in rows]
+    return WAITING.all(conn)
 
 
 def settle(

@@ -1,20 +1,22 @@
 """Takeovers: what the gate changed in Dagster, and the value it had before.
 
 A change is three steps, so that a gate can die between any two: the store says what is to be
-written (`take`, `intend`; committed), Dagster is written, the store says that it was (`written`,
-in a transaction that no other gate gets into, see `locked`). Each step raises the version and
-works on one version alone.
+written (`take`, `intend`; committed), Dagster is written, the store says that it was (`written`).
+No other gate gets in between, see `store.gate_lock`. Each step raises the version and works on one
+version alone, so that what was planned before is not done after another gate has been there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 ACTOR = "gate"
@@ -83,20 +85,35 @@ class Takeover:
     left_at: datetime | None
 
 
-def live(conn: sa.Connection) -> Sequence[Takeover]:
-    """Return the takeovers that have not been given back, the oldest first."""
-    rows = conn.execute(
-        sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None)).order_by(t.takeovers.c.id)
-    )
-    return [_takeover(row) for row in rows]
+_COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
+
+
+def _takeover(kind: str, **values: Any) -> Takeover:
+    return Takeover(kind=TakeoverKind(kind), **values)
+
+
+LIVE = Query(
+    sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None)),
+    _takeover,
+    order=lambda takeover: takeover.id,
+)
+"""The takeovers that have not been given back, the oldest first."""
+
+NEWEST_ID = Query(sa.select(sa.func.max(t.takeovers.c.id).label("id")), lambda id: id or 0)
+"""The id of the newest takeover of all times, 0 before the first.
+
+Read before Dagster is looked at, and passed to `take`.
+"""
 
 
 def newest_id(conn: sa.Connection) -> int:
-    """Return the id of the newest takeover of all times; 0 before the first.
+    """Return the id of the newest takeover of all times, 0 before the first."""
+    return NEWEST_ID.all(conn)[0]
 
-    Read before Dagster is looked at, and passed to `take`.
-    """
-    return conn.scalar(sa.select(sa.func.max(t.takeovers.c.id))) or 0
+
+def live(conn: sa.Connection) -> Sequence[Takeover]:
+    """Return the takeovers that have not been given back, the oldest first."""
+    return LIVE.all(conn)
 
 
 def take(
@@ -126,7 +143,7 @@ def take(
         former: The value that Dagster has.
         set_to: The value that is to be written.
         running_since: When a schedule was last switched on, where known.
-        seen: `newest_id` from before `former` was read.
+        seen: `NEWEST_ID` from before `former` was read.
 
     Returns:
         The takeover, or None where another gate took it since `seen`: then `former` may be a
@@ -160,8 +177,9 @@ def take(
     ).one_or_none()
     if row is None:
         return None
-    _event(conn, now, _takeover(row), former, set_to, "taken over")
-    return _takeover(row)
+    takeover = _takeover(**row._mapping)
+    _event(conn, now, takeover, former, set_to, "taken over")
+    return takeover
 
 
 def intend(
@@ -197,21 +215,6 @@ def intend(
     if changed is not None and found != set_to:
         _event(conn, now, takeover, found, set_to, None)
     return changed
-
-
-def locked(conn: sa.Connection, takeover: Takeover) -> bool:
-    """Keep other gates from changing a takeover until this transaction ends.
-
-    Returns:
-        Whether it is still as it was read; where not, nothing is to be written to Dagster.
-    """
-    return bool(
-        conn.execute(
-            t.takeovers.update()
-            .where(t.takeovers.c.id == takeover.id, t.takeovers.c.version == takeover.version)
-            .values(version=t.takeovers.c.version)
-        ).rowcount
-    )
 
 
 def written(conn: sa.Connection, takeover: Takeover) -> Takeover | None:
@@ -260,7 +263,7 @@ def _change(conn: sa.Connection, takeover: Takeover, **values: object) -> Takeov
         .values(version=takeover.version + 1, **values)
         .returning(*_COLUMNS)
     ).one_or_none()
-    return None if row is None else _takeover(row)
+    return None if row is None else _takeover(**row._mapping)
 
 
 def _event(
@@ -281,10 +284,3 @@ def _event(
         reason=reason,
         actor=ACTOR,
     )
-
-
-_COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
-
-
-def _takeover(row: sa.Row) -> Takeover:
-    return Takeover(**{**row._mapping, "kind": TakeoverKind(row.kind)})

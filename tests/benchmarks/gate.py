@@ -38,9 +38,9 @@ from sqlalchemy import event
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate import reconcile
-from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP
+from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP, Audit
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.ticks import pause_tick, resume_tick
+from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import Dagster
 from dagster_tidegate.policy import ServicePolicy
@@ -67,6 +67,7 @@ class Setting:
         metadata.create_all(self.store.engine)
         names = [f"service{n}" for n in range(services)]
         self.policies = {name: ServicePolicy(name=name, ramp_interval_s=0) for name in names}
+        self.fleet = Fleet(self.store, self.policies.values())
         self.shapes = [self._campaign(n, names) for n in range(campaigns_)]
         with self.store.begin() as conn:
             campaigns.save(conn, self.store.now(conn), LOCATION, self.shapes)
@@ -116,11 +117,13 @@ class Setting:
         )
 
     def ticks(self) -> list[Callable[[], object]]:
-        """The ticks of the pause and the resume sensor."""
+        """The ticks of the three sensors."""
+        audit = Audit()
         nobody = SimpleNamespace(record=lambda _takeover, _until: None)
         return [
-            lambda: pause_tick(self.gate, self.campaigns, nobody, new_code=False),  # type: ignore[arg-type] -- misses no ticks
+            lambda: pause_tick(self.gate, self.campaigns, nobody, audit, new_code=False),  # type: ignore[arg-type] -- misses no ticks
             lambda: resume_tick(self.gate, self.campaigns, nobody),  # type: ignore[arg-type] -- misses no ticks
+            lambda: breaker_tick(self.gate, self.fleet),
         ]
 
     def hold(self, target: Target) -> None:
@@ -141,6 +144,7 @@ class Setting:
             )
 
     def close(self) -> None:
+        self.fleet.close()
         self.store.dispose()
         self.instance.dispose()
 
@@ -162,7 +166,7 @@ def counted() -> Iterator[list[str]]:
 
 
 def queries(setting: Setting) -> int:
-    """Statements of the costlier one of the two ticks, in which nothing changes."""
+    """Statements of the costliest of the ticks, in which nothing changes."""
     found = []
     for tick in setting.ticks():
         tick()
@@ -179,7 +183,7 @@ def duration(action: Callable[[], object]) -> float:
 
 
 def idle_tick(setting: Setting) -> float:
-    """Seconds of both ticks, the median of some."""
+    """Seconds of all three ticks, the median of some."""
     ticks = setting.ticks()
     return statistics.median(
         duration(lambda: [tick() for tick in ticks]) for _ in range(REPEATS * 3)
@@ -188,7 +192,7 @@ def idle_tick(setting: Setting) -> float:
 
 def pause_all(setting: Setting) -> tuple[float, int]:
     """Seconds until everything has stopped, and the ticks that it took."""
-    pause, _ = setting.ticks()
+    pause, *_ = setting.ticks()
     setting.hold(EVERYTHING)
     start = time.perf_counter()
     for count in range(1, 100):
@@ -205,12 +209,11 @@ def pause_all(setting: Setting) -> tuple[float, int]:
 def stop_queue(setting: Setting) -> float:
     """Seconds from a trip to the pools of the service at 0, and its schedules stopped."""
     times = []
-    fleet = Fleet(setting.store, setting.policies.values())
     for trip in range(TRIPS):
         name = f"service{trip % len(setting.policies)}"
         target = Target(TargetKind.SERVICE, name)
         setting.hold(target)
-        times.append(duration(lambda: reconcile(setting.instance, fleet)))
+        times.append(duration(lambda: reconcile(setting.instance, setting.fleet)))
         pools = setting.gate.dagster.pools()
         assert all(
             pools[pool] == "0"
@@ -221,7 +224,6 @@ def stop_queue(setting: Setting) -> float:
         setting.release(target)
         for tick in setting.ticks():
             tick()
-    fleet.close()
     return sorted(times)[int(len(times) * 0.99)]
 
 

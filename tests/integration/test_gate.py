@@ -3,23 +3,31 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from unittest import mock
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster import DagsterRunStatus
 
+from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.gate import reconcile
+from dagster_tidegate.gate import follow, reconcile
+from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.gate.follow import Audit
+from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG, partition_of
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import heartbeats, holds, runs
+from dagster_tidegate.store import campaigns, heartbeats, holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
+from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 MAIL = Target(TargetKind.SERVICE, "mail")
@@ -123,6 +131,20 @@ def paused(deployed: Deployment, job: str, partition: str | None = None, **tags:
 def asked(deployed: Deployment, but: str) -> list[dg.DagsterRun]:
     """The runs that there are, but for one."""
     return [run for run in deployed.instance.get_runs() if run.run_id != but]
+
+
+def gate_of(deployed: Deployment) -> Gate:
+    """The gate of the code location, in this process."""
+    with deployed.store.read() as conn:
+        shapes = campaigns.read(conn)
+    policies = [ServicePolicy(name=name, ramp_interval_s=0) for name in ("mail", "maps")]
+    return Gate(
+        deployed.dagster,
+        deployed.store,
+        {policy.name: policy for policy in policies},
+        LOCATION,
+        shapes,
+    )
 
 
 def outcomes(deployed: Deployment) -> dict[str, str | None]:
@@ -508,6 +530,51 @@ def test_a_run_that_has_paused_in_one_branch_resumes_when_the_others_have_ended(
     assert partition_of(run) == first
 
 
+def test_a_campaign_run_whose_queued_run_is_deleted_is_cancelled(deployed: Deployment):
+    deployed.gate()
+    hold(deployed, MAIL)
+    deployed.tick("tidegate_pause")
+    one, other = deployed.launch("letters", "a"), deployed.launch("letters", "b")
+    plain = deployed.launch("postcard")
+    deployed.tick("tidegate_pause")
+    for run_id in (one, plain):
+        deployed.instance.delete_run(run_id)
+    audit, gate = Audit(), gate_of(deployed)
+    campaigns = ["letters", "postcard"]
+    with mock.patch.object(follow, "AUDIT_S", 0):
+        assert audit(gate, campaigns) == 0  # it may only just have ended
+        assert audit(gate, campaigns) == 2
+        assert audit(gate, campaigns) == 0
+    assert deployed.status(other) is DagsterRunStatus.QUEUED
+    found = [campaign_run(deployed, "letters", name) for name in ("a", "b")]
+    found.append(campaign_run(deployed, "postcard", plain))
+    assert [run.status for run in found] == [
+        RunStatus.CANCELLED,
+        RunStatus.PENDING,
+        RunStatus.CANCELLED,
+    ]
+    assert found[0].reason == "its Dagster run was deleted"
+
+
+def test_next_attempts_and_runs_at_work_are_not_taken_for_deleted(deployed: Deployment):
+    deployed.gate()
+    first, plain = paused(deployed, "letters", "b"), paused(deployed, "postcard")
+    working = deployed.launch("guide")
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        run = runs.ensure(conn, now, "guide", working)
+        runs.begin_attempt(conn, now, run, working, owner_is_over=True)
+    for _ in range(2):
+        deployed.gate()
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.PENDING
+    assert campaign_run(deployed, "postcard", plain).status is RunStatus.PENDING
+    deployed.instance.delete_run(first)
+    audit, gate = Audit(), gate_of(deployed)
+    with mock.patch.object(follow, "AUDIT_S", 0):
+        for _ in range(3):
+            assert audit(gate, ["letters", "postcard", "guide"]) == 0
+
+
 def test_a_held_campaign_run_waits_alone(deployed: Deployment):
     paused(deployed, "letters", "a")
     paused(deployed, "letters", "b")
@@ -587,6 +654,46 @@ def test_a_paused_run_that_calls_the_service_at_once_tries_it_before_an_earlier_
     assert (run.tags["dagster/partition"], run.tags[CANARY_TAG]) == ("b", "mail")
 
 
+def test_a_canary_that_never_came_into_the_queue_is_asked_for_again(deployed: Deployment):
+    first = paused(deployed, "letters", "a")
+    hold(deployed, MAIL, HoldSource.BREAKER)
+    set_state(deployed, "mail", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    [canary] = asked(deployed, but=first)
+    # As it is where the daemon dies between the two things that it does.
+    deployed.instance.run_storage.delete_run(canary.run_id)
+    deployed.instance.run_storage.add_run(canary.with_status(DagsterRunStatus.NOT_STARTED))
+    deployed.tick("tidegate_resume")
+    [again] = asked(deployed, but=first)
+    assert again.run_id == canary.run_id
+    assert again.status is DagsterRunStatus.QUEUED
+    assert again.tags[CANARY_TAG] == "mail"
+
+
+def test_a_paused_run_whose_other_branch_still_works_keeps_no_other_from_trying(
+    deployed: Deployment,
+):
+    deployed.gate()
+    busy = deployed.launch("letters", "a")
+    working = deployed.instance.get_run_by_id(busy)
+    assert working is not None
+    deployed.instance.report_run_canceling(working)
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, "letters", "a")
+        runs.begin_attempt(conn, now, found, busy, owner_is_over=True)
+        found = runs.find(conn, "letters", "a")
+        assert found is not None
+        runs.move(conn, now, found, RunStatus.PAUSED, reason="held", actor=busy)
+    later = paused(deployed, "letters", "b")
+    hold(deployed, MAIL, HoldSource.BREAKER)
+    set_state(deployed, "mail", BreakerState.HALF_OPEN)
+    deployed.tick("tidegate_resume")
+    [canary] = [run for run in asked(deployed, but=busy) if run.run_id != later]
+    assert canary.tags["dagster/partition"] == "b"
+    deployed.instance.report_run_canceled(working)
+
+
 def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
     deployed: Deployment,
 ):
@@ -602,6 +709,50 @@ def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
     assert deployed.dagster.pools()["maps"] == "0"
     deployed.tick("tidegate_pause")
     assert deployed.trigger_states()["daily_atlas"] == "DECLARED_IN_CODE"
+
+
+# --- what an unchanged tick costs ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
+    deployed: Deployment, held: bool
+):
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    paused(deployed, "letters", "a")
+    if held:
+        hold(deployed, Target(TargetKind.EVERYTHING))
+    else:
+        deployed.until(lambda: len(deployed.instance.get_runs()) == 2)
+        hold(deployed, Target(TargetKind.CAMPAIGN_RUN, "letters/a"))
+        release(deployed, Target(TargetKind.CAMPAIGN_RUN, "letters/a"))
+    for name in ("tidegate_pause", "tidegate_resume"):
+        deployed.tick(name)
+    gate, audit = gate_of(deployed), Audit()
+    jobs = {shape.name: SimpleNamespace(name=shape.name) for shape in gate.shapes}
+    named = {name: Campaign(job=job) for name, job in jobs.items()}  # type: ignore[arg-type] -- only its name is used
+    upper = CatchUpper(gate, None, named)  # type: ignore[arg-type] -- nothing was missed
+    fleet = Fleet(Store(str_url(deployed)), gate.policies.values())
+    ticks = {
+        "pause": lambda: pause_tick(gate, named, upper, audit, new_code=False),
+        "resume": lambda: resume_tick(gate, named, upper),
+        "breaker": lambda: breaker_tick(gate, fleet),
+    }
+    made = {}
+    # What changed in the last minute is looked at once more; here that is all of it.
+    with (
+        mock.patch.object(follow, "OVERLAP", timedelta(0)),
+        mock.patch.object(follow, "MOST_SKEW", timedelta(0)),
+    ):
+        for name, tick in ticks.items():
+            tick()
+            with counted() as statements:
+                tick()
+            made[name] = statements
+    fleet.close()
+    fleet.store.dispose()
+    assert all(len(statements) <= 5 for statements in made.values()), made
 
 
 # --- what the gate says of itself ---------------------------------------------------------------

@@ -119,3 +119,23 @@ def test_many_who_place_the_same_hold_at_once_get_the_same_one(store: Store) -> 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: place(store).id, range(16)))
     assert len(set(found)) == 1
+
+
+def test_a_hold_that_is_released_while_it_is_placed_again_is_placed(store: Store) -> None:
+    place(store)
+    released = []
+
+    def release_in_between(_conn, _cursor, statement, *_rest) -> None:
+        # PostgreSQL lets another in between; SQLite lets one write at a time.
+        if statement.startswith("INSERT INTO holds") and not released:
+            released.append(True)
+            if not store.is_sqlite:
+                release(store)
+
+    sa.event.listen(store.engine, "after_cursor_execute", release_in_between)
+    try:
+        place(store, reason="maintenance")
+    finally:
+        sa.event.remove(store.engine, "after_cursor_execute", release_in_between)
+    assert released
+    assert [hold.reason for hold in live(store)] == ["maintenance"]

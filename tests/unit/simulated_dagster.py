@@ -1,7 +1,7 @@
 """A Dagster in memory, as far as the gate sees it, that can die in the middle of a write."""
 # ruff: noqa: ARG002 -- the signatures are those of `instance.Dagster`
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from uuid import uuid4
@@ -83,6 +83,7 @@ class SimulatedDagster:
         self.instance = None
         self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
+        self.before_write: Callable[[], None] | None = None  # or before its next write
 
     # --- what the gate uses ---------------------------------------------------------------------
 
@@ -98,6 +99,7 @@ class SimulatedDagster:
     def set_pool(self, name: str, value: str) -> None:
         if name in self.broken:
             raise OSError(f"Dagster can't write {name}")
+        self._let_another_in()
         self.fuse.burn()
         if value in (UNSET, DEFAULT):
             self.rows.pop(name, None)
@@ -118,6 +120,7 @@ class SimulatedDagster:
     def set_trigger(
         self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
     ) -> bool:
+        self._let_another_in()
         self.fuse.burn()
         self.states[selector_id] = TriggerState(status, None if status == "STOPPED" else now)
         self.fuse.burn()
@@ -147,7 +150,22 @@ class SimulatedDagster:
         ]
 
     def canaries(self) -> Sequence[dg.DagsterRun]:
-        return [r for r in self.all_runs.values() if tried_by(r) and not r.is_finished]
+        started = [
+            run
+            for run in self.all_runs.values()
+            if run.status is not dg.DagsterRunStatus.NOT_STARTED
+        ]
+        return [run for run in started if tried_by(run) and not run.is_finished]
+
+    def unfinished(self, run_ids: Collection[str]) -> Sequence[dg.DagsterRun]:
+        return [r for r in self.all_runs.values() if r.run_id in run_ids and not r.is_finished]
+
+    def unfinished_of(self, partitions: Collection[str]) -> Sequence[dg.DagsterRun]:
+        return [
+            run
+            for run in self.all_runs.values()
+            if partition_of(run) in partitions and not run.is_finished
+        ]
 
     def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]
@@ -170,6 +188,11 @@ class SimulatedDagster:
         run = self.all_runs[run_id]
         self.put(run.with_tags({**run.tags, **tags}))
 
+    def _let_another_in(self) -> None:
+        before_write, self.before_write = self.before_write, None
+        if before_write is not None:
+            before_write()
+
     # --- what Dagster does ----------------------------------------------------------------------
 
     def put(self, run: dg.DagsterRun) -> None:
@@ -177,11 +200,17 @@ class SimulatedDagster:
         self.changed[run.run_id] = self.clock()
         self.created.setdefault(run.run_id, self.changed[run.run_id])
 
-    def create(self, job: str, pools: frozenset[str], tags: Mapping[str, str]) -> dg.DagsterRun:
+    def create(
+        self,
+        job: str,
+        pools: frozenset[str],
+        tags: Mapping[str, str],
+        status: dg.DagsterRunStatus = dg.DagsterRunStatus.QUEUED,
+    ) -> dg.DagsterRun:
         run = dg.DagsterRun(
             job_name=job,
             run_id=str(uuid4()),
-            status=dg.DagsterRunStatus.QUEUED,
+            status=status,
             tags=tags,
             remote_job_origin=ORIGIN.get_job_origin(job),
             run_op_concurrency=RunOpConcurrency(
@@ -190,6 +219,10 @@ class SimulatedDagster:
         )
         self.put(run)
         return run
+
+    def delete(self, run_id: str) -> None:
+        for known in (self.all_runs, self.changed, self.created):
+            del known[run_id]
 
     def end(self, run_id: str) -> None:
         self.set_status(run_id, dg.DagsterRunStatus.CANCELED)

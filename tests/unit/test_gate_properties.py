@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from unittest import mock
 
 import dagster as dg
 import hypothesis.strategies as st
@@ -17,8 +18,10 @@ from hypothesis.stateful import (
 )
 
 from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.gate import apply as gate_apply
+from dagster_tidegate.gate import follow as gate_follow
 from dagster_tidegate.gate.apply import apply
-from dagster_tidegate.gate.follow import follow
+from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import Action, Observed, plan, same_pool
 from dagster_tidegate.gate.resume import ask
@@ -112,6 +115,8 @@ class TheGate(RuleBasedStateMachine):
         self.pools = {pool: self.dagster.pools().get(pool, UNSET) for pool in POOLS}
         self.triggers = dict(states)
         self.gate = Gate(self.dagster, self.store, SERVICES, "here", SHAPES)  # type: ignore[arg-type] -- simulated
+        self.audit = Audit()
+        self.deleted: set[str] = set()
         self.cursor = self.clock.time
         self.stale: tuple[Observed, list[Action]] | None = None
         self.edited: set[str] = set()
@@ -245,10 +250,32 @@ class TheGate(RuleBasedStateMachine):
             assert request.run_key is not None
             assert request.job_name is not None
             if request.run_key not in self.keys:
-                self.keys.add(request.run_key)
-                tags = {**request.tags, "dagster/run_key": request.run_key}
-                self.dagster.create(request.job_name, SHAPE[request.job_name].pools, tags)
+                self._create(request, dg.DagsterRunStatus.QUEUED)
+            for run in self.dagster.runs(tags={"dagster/run_key": request.run_key}):
+                if run.status is dg.DagsterRunStatus.NOT_STARTED:
+                    self.dagster.set_status(run.run_id, dg.DagsterRunStatus.QUEUED)
         self.requested = []
+
+    @rule()
+    def dagster_dies_while_it_submits(self) -> None:
+        """The first run is there, and not in the queue."""
+        for request in self.requested[:1]:
+            if request.run_key not in self.keys:
+                self._create(request, dg.DagsterRunStatus.NOT_STARTED)
+        self.requested = []
+
+    def _create(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+        assert request.run_key is not None
+        assert request.job_name is not None
+        self.keys.add(request.run_key)
+        tags = {**request.tags, "dagster/run_key": request.run_key}
+        self.dagster.create(request.job_name, SHAPE[request.job_name].pools, tags, status)
+
+    @rule(which=st.integers(0, 8))
+    def a_person_deletes_a_queued_run(self, which: int) -> None:
+        for run in self.dagster.queued(which + 1)[which:]:
+            self.deleted.add(f"{run.job_name}/{partition_of(run)}")
+            self.dagster.delete(run.run_id)
 
     @rule()
     def dagster_launches(self) -> None:
@@ -310,12 +337,16 @@ class TheGate(RuleBasedStateMachine):
         self.stale = seen, plan(seen)
 
     @precondition(lambda self: self.stale is not None)
-    @rule(between=ticks)
-    def the_other_gate_applies(self, between: str | None) -> None:
-        """What the first gate does may fall between its plan in the store and its writes."""
+    @rule(between=ticks, before_write=ticks)
+    def the_other_gate_applies(self, between: str | None, before_write: str | None) -> None:
+        """What the first gate does may fall between its plan in the store and its writes.
+
+        Between its look at Dagster and its write too: there only the lock helps.
+        """
         assert self.stale is not None
         (seen, actions), self.stale = self.stale, None
         self.store.between = getattr(self, between) if between else None
+        self.dagster.before_write = getattr(self, before_write) if before_write else None
         errors: list[Exception] = []
         apply(
             self.gate,
@@ -326,7 +357,7 @@ class TheGate(RuleBasedStateMachine):
             errors=errors,
         )
         assert not errors
-        self.store.between = None
+        self.store.between = self.dagster.before_write = None
 
     def _pause(self) -> None:
         errors: list[Exception] = []
@@ -338,7 +369,9 @@ class TheGate(RuleBasedStateMachine):
             errors=errors,
         )
         assert not errors
-        self.cursor, _ = follow(self.gate, self.campaigns, self.cursor, time.monotonic() + 60)
+        now = self.clock()
+        self.cursor, _ = follow(self.gate, self.campaigns, self.cursor, now, time.monotonic() + 60)
+        self.audit(self.gate, self.campaigns)
 
     def _resume(self) -> None:
         errors: list[Exception] = []
@@ -385,7 +418,7 @@ class TheGate(RuleBasedStateMachine):
             self.the_daemon_goes_round(False)
             self.an_operator_releases(EVERYTHING)
         if self.stale is not None:
-            self.the_other_gate_applies(None)
+            self.the_other_gate_applies(None, None)
         for _ in range(60):
             before = self._picture()
             self.pause_tick(None)
@@ -397,6 +430,8 @@ class TheGate(RuleBasedStateMachine):
             live, *_ = picture = self._picture()
             if not live and picture == before:
                 break
+        for _ in range(2):  # a run must be missing twice
+            self.pause_tick(None)
         self._all_is_as_it_was()
         self.store.dispose()
 
@@ -426,7 +461,9 @@ class TheGate(RuleBasedStateMachine):
             assert self.dagster.trigger(selector) == status, selector
         for run in every:
             blocked = any(self.dagster._limit(pool) == 0 for pool in SHAPE[run.campaign].pools)
-            if not blocked:
+            if run.name in self.deleted and run.status is RunStatus.CANCELLED:
+                assert run.reason == "its Dagster run was deleted"
+            elif not blocked:
                 assert run.status is RunStatus.COMPLETED, run
                 ended = [attempt.outcome for attempt in attempts[run.name]]
                 assert ended == [RunStatus.PAUSED] * (len(ended) - 1) + [RunStatus.COMPLETED]
@@ -491,10 +528,16 @@ def _no_ticks(takeover: Takeover, until: datetime) -> None:
     assert until > takeover.taken_at
 
 
-TestTheGate = TheGate.TestCase
-TestTheGate.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+class TestTheGate(TheGate.TestCase):
+    settings = settings(
+        max_examples=60,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+    def setUp(self) -> None:
+        for target, name in ((gate_apply, "PATIENCE_S"), (gate_follow, "AUDIT_S")):
+            patcher = mock.patch.object(target, name, 0)
+            patcher.start()
+            self.addCleanup(patcher.stop)

@@ -9,7 +9,11 @@ import dagster as dg
 import pytest
 
 from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.gate import apply as gate_apply
+from dagster_tidegate.gate.apply import apply
+from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.observe import Gate, observe
+from dagster_tidegate.gate.plan import plan
 from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.gate.turn import Direction, turn
@@ -29,6 +33,7 @@ SHAPES = [
     CampaignShape("other", "here", "none", ops={"ask": "maps"}),
 ]
 MAIL = Target(TargetKind.SERVICE, "mail")
+MAPS = Target(TargetKind.SERVICE, "maps")
 
 
 class World:
@@ -88,7 +93,7 @@ class World:
     def ask(self) -> Asked:
         return ask(
             self.gate,
-            observe(self.gate),
+            observe(self.gate, resuming=True),
             self.campaigns,
             SimpleNamespace(repository=None),  # type: ignore[arg-type] -- nothing was missed
         )
@@ -163,9 +168,9 @@ def test_a_change_that_fails_keeps_no_heartbeat_and_no_paused_run_back(world: Wo
     world.dagster.broken = {"mail"}
     upper = SimpleNamespace(repository=None, record=lambda _takeover, _until: None)
     with pytest.raises(ExceptionGroup, match="1 changes failed"):
-        pause_tick(world.gate, world.campaigns, upper, new_code=True)  # type: ignore[arg-type] -- simulated
+        pause_tick(world.gate, world.campaigns, upper, Audit(), new_code=True)  # type: ignore[arg-type] -- simulated
     world.dagster.broken = set()
-    pause_tick(world.gate, world.campaigns, upper, new_code=False)  # type: ignore[arg-type] -- simulated
+    pause_tick(world.gate, world.campaigns, upper, Audit(), new_code=False)  # type: ignore[arg-type] -- simulated
     world.release(MAIL)
     world.dagster.broken = {"mail"}
     said, requests = resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
@@ -215,3 +220,26 @@ def test_with_tidegate_switched_off_nothing_stays_held(world: World):
         world.clock.time += timedelta(minutes=1)
         world.turn(Direction.LOOSEN)
     assert world.dagster.pools() == {}
+
+
+def test_nothing_comes_between_a_gates_look_at_dagster_and_its_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gate_apply, "PATIENCE_S", 0)
+    world.hold(MAPS)
+    seen = observe(world.gate)
+    world.release(MAPS)
+    said = []
+    world.dagster.before_write = lambda: said.extend(world.turn(Direction.LOOSEN))
+    apply(
+        world.gate,
+        seen,
+        plan(seen),
+        deadline=time.monotonic() + 60,
+        missed_ticks=lambda _takeover, _until: None,
+        errors=world.errors,
+    )
+    assert said == ["another gate has been changing Dagster for 0 s: the next tick goes on"]
+    assert world.dagster.pools() == {"maps": "0"}
+    world.turn(Direction.LOOSEN)
+    assert world.dagster.pools() == {}, "closed for ever by a write that came late"
