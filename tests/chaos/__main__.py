@@ -56,7 +56,8 @@ def main() -> None:
     print(
         f"{len(done)} rounds in {time.monotonic() - began:.0f} s: "
         + ", ".join(f"{blows.count(kind)} x {kind}" for kind in sorted(set(blows)))
-        + f"; {sum(p.attempts for p in done)} attempts, {sum(p.in_doubt for p in done)} records in "
+        + f"; {sum(p.attempts for p in done)} attempts, {sum(p.by_hand for p in done)} of them "
+        f"asked for by hand, {sum(p.in_doubt for p in done)} records in "
         f"doubt, {sum(p.repeated for p in done)} sent again; wrong: {wrong or 'none'}"
     )
     sys.exit(1 if wrong else 0)

@@ -36,6 +36,14 @@ class Notes:
         """Note what the op returned."""
         (self._folder / "results").write_text(json.dumps(results))
 
+    def again(self) -> None:
+        """Ask for a run of the round's partition, once more or for the first time."""
+        self._append("asked")
+
+    def asked(self) -> int:
+        """Return how often a run was asked for."""
+        return len(self._lines("asked"))
+
     def all_listed(self) -> list[Listed]:
         """Return what was in doubt, attempt after attempt."""
         return [Listed(*line) for line in self._lines("listed")]

@@ -107,10 +107,12 @@ campaigns = [Campaign(job=job) for job in jobs.values()]
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def new_rounds(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    # The run key lets each be asked for many times and run once.
+    # The run key lets each be requested many times and run once for each time it was asked for.
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(run_key=key, job_name=of(key).service, partition_key=key)
+            dg.RunRequest(
+                run_key=f"{key}/{Notes(key).asked()}", job_name=of(key).service, partition_key=key
+            )
             for key in rounds.get_partition_keys(dynamic_partitions_store=context.instance)
         ]
     )

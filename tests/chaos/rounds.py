@@ -17,7 +17,7 @@ PLAYED_AT_ONCE = 2 * AT_ONCE
 LOOK_EVERY_S = 0.05
 ASK_EVERY_S = 0.5
 ROUND_TIMEOUT_S = 180.0
-RETRY_TIMEOUT_S = 30.0
+RETRY_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Played:
         plan: What was to happen.
         struck: What struck; a blow whose moment never came is not among them.
         attempts: How many attempts worked on it.
+        by_hand: How often it was started again because Dagster did not retry it.
         in_doubt: How many records an attempt found in doubt.
         repeated: How many calls arrived once more after they had taken effect.
         seconds: How long it took.
@@ -37,6 +38,7 @@ class Played:
     plan: Plan
     struck: Sequence[Blow]
     attempts: int
+    by_hand: int
     in_doubt: int
     repeated: int
     seconds: float
@@ -51,18 +53,16 @@ def play(stage: Stage, plans: Sequence[Plan]) -> Iterator[Played]:
 
 
 def play_one(stage: Stage, plan: Plan) -> Played:
-    """Play a round to its end, or until nothing happens any more."""
+    """Play a round to its end, or until its time is over."""
     notes = stage.notes(plan.partition)
     stage.begin(plan.partition)
     began = alive_at = ask_at = time.monotonic()
     beginnings, todo, struck = [began], list(plan.blows), []
     status: RunStatus | None = None
     striking: list[Future] = []
-    while status is not RunStatus.COMPLETED:
+    while status is not RunStatus.COMPLETED and time.monotonic() < began + ROUND_TIMEOUT_S:
         stage.check()
         now, workers = time.monotonic(), notes.workers()
-        if now > min(began + ROUND_TIMEOUT_S, alive_at + RETRY_TIMEOUT_S):
-            break
         beginnings += [now] * (len(workers) - len(beginnings) + 1)
         for blow in list(todo):
             begun = len(beginnings) > blow.attempt
@@ -78,6 +78,14 @@ def play_one(stage: Stage, plan: Plan) -> Played:
             status = _status(stage, plan)
             if status not in (RunStatus.FAILED, RunStatus.CANCELLED):
                 alive_at = now
+        if now > alive_at + RETRY_TIMEOUT_S:
+            alive_at = now
+            its = stage.dagster_runs(plan.partition)
+            if any(run.is_success for run in its):
+                break  # and yet it is failed: a finding
+            if all(run.is_finished for run in its):
+                # Dagster gives a retry up when anything goes wrong with it: a person asks again.
+                notes.again()
         time.sleep(LOOK_EVERY_S)
     for blow_ended in striking:
         blow_ended.result()
@@ -86,6 +94,7 @@ def play_one(stage: Stage, plan: Plan) -> Played:
         plan=plan,
         struck=struck,
         attempts=len(notes.workers()),
+        by_hand=notes.asked() - 1,
         in_doubt=len(found.listed),
         repeated=sum(found.repeats.values()),
         seconds=time.monotonic() - began,

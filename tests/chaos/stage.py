@@ -86,6 +86,7 @@ class Stage:
 
     def begin(self, partition: str) -> None:
         """Ask for a round's campaign run."""
+        self.notes(partition).again()
         self.instance.add_dynamic_partitions("rounds", [partition])
 
     def notes(self, partition: str) -> Notes:
@@ -153,6 +154,20 @@ class Stage:
                 else:
                     return
 
+    def wait_for_daemon(self) -> None:
+        """Wait until the daemon retries runs: it looks at no failure before its first look."""
+        wanted = {"EVENT_LOG_CONSUMER_CURSOR-PIPELINE_FAILURE"}
+        self._children.wait_until(
+            lambda: bool(self.instance.daemon_cursor_storage.get_cursor_values(wanted)),
+            timeout_s=START_TIMEOUT_S,
+            waiting_for="daemon",
+        )
+
+    def dagster_runs(self, partition: str) -> list[dg.DagsterRun]:
+        """Return the Dagster runs of a round's partition."""
+        its = dg.RunsFilter(tags={"dagster/partition": partition})
+        return list(self.instance.get_runs(its))
+
     def check(self) -> None:
         """Raise if a process ended that was not to."""
         with self._daemons:
@@ -214,4 +229,5 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
         made.start_code_server(code_port)
         sandbox.wait_until_up(START_TIMEOUT_S)
         made.start_daemon()
+        made.wait_for_daemon()
         yield made

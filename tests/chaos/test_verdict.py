@@ -39,8 +39,11 @@ def test_a_record_that_was_in_doubt_may_be_sent_once_more():
     ("changed", "said"),
     [
         ({"status": RunStatus.FAILED}, "the campaign run is failed"),
-        ({"effects": {"id-ada": 1, "id-alan": 1}}, "grace was lost"),
-        ({"sent": UNBROKEN.sent[:2]}, "grace was lost"),
+        (
+            {"effects": {"id-ada": 1, "id-alan": 1}},
+            "1 were lost, they never took effect",
+        ),
+        ({"sent": UNBROKEN.sent[:2]}, "1 were lost, they never took effect"),
         ({"subjects": {**UNBROKEN.subjects, "ada": 2}}, "ada took effect 2 times"),
         (
             {"sent": [*UNBROKEN.sent, Sent("run-2", "ada", "id-another")]},
@@ -57,7 +60,7 @@ def test_a_record_that_was_in_doubt_may_be_sent_once_more():
         ),
         (
             {"ledger": {**UNBROKEN.ledger, "ada": RecordStatus.STARTED}},
-            "ada is started in the ledger",
+            "1 are not done in the ledger",
         ),
         (
             {"ledger": {**UNBROKEN.ledger, "kurt": RecordStatus.DONE}},

@@ -64,10 +64,13 @@ def findings(found: Evidence) -> list[str]:
     for sent in found.sent:
         keys.setdefault(sent.key, set()).add(sent.idempotency_key)
     listed = Counter(each.key for each in found.listed)
+    lost, undone = [], []
     for key in found.wanted:
         its = keys.get(key, set())
         if not any(found.effects.get(each) for each in its):
-            wrong.append(f"{key} was lost: it never took effect")
+            lost.append(key)
+        if found.ledger.get(key) is not RecordStatus.DONE:
+            undone.append(key)
         if found.subjects.get(key, 0) > 1:
             wrong.append(f"{key} took effect {found.subjects[key]} times")
         if len(its) > 1:
@@ -78,8 +81,10 @@ def findings(found: Evidence) -> list[str]:
                 f"{key} was sent {repeats} times after it had taken effect, and listed as in "
                 f"doubt {listed[key]} times"
             )
-        if (status := found.ledger.get(key)) is not RecordStatus.DONE:
-            wrong.append(f"{key} is {status} in the ledger")
+    if lost:
+        wrong.append(f"{len(lost)} were lost, they never took effect: {lost}")
+    if undone:
+        wrong.append(f"{len(undone)} are not done in the ledger: {undone}")
     if strangers := set(found.ledger) - set(found.wanted):
         wrong.append(f"the ledger has records that nobody gave: {sorted(strangers)}")
     for run, count in Counter(each.run for each in found.listed).items():
