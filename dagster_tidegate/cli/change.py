@@ -13,6 +13,8 @@ from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import enabled, explained
 from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.effects import Effect, effects
@@ -54,7 +56,8 @@ def change(
             before = situation.read(conn, now, enabled=on)
             made = make(conn, now)
             after = situation.read(conn, now, enabled=on)
-            found.append((made, before, effects(before, after, target)))
+            run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
+            found.append((made, before, effects(before, after, target, run)))
             if dry_run:
                 raise _NotForGoodError
     except _NotForGoodError:
@@ -64,7 +67,7 @@ def change(
 
 def tell_effects(found: Sequence[Effect], target: Target) -> None:
     """Print what a change does, or would do, to the campaigns."""
-    if not found and target.kind is not TargetKind.CAMPAIGN_RUN:
+    if not found:
         click.echo("no campaign that the store knows is affected")
     for effect in found:
         click.echo(output.text(_sentence(effect, target)).plain)
@@ -100,27 +103,30 @@ def note_unknown(seen: Situation, target: Target) -> None:
 
 
 def _sentence(effect: Effect, target: Target) -> str:
-    runs = ", ".join(f"{count} {status}" for status, count in effect.runs.items() if count)
-    what = [f"campaign {effect.campaign} (runs: {runs or 'none'})"]
-    triggers = ", ".join(effect.triggers)
+    name = f"campaign {effect.campaign}" if effect.run is None else f"run {effect.run}"
     if not effect.changes:
         if effect.held_after and effect.still_held_by:
-            what.append(f"is paused anyway: {covers.describe(effect.still_held_by)}")
-        else:
-            what.append("stays as it is" if not effect.held_after else "stays paused")
-    elif effect.held_after:
-        what.append("pauses: processing runs stop after the record in hand")
-        if effect.queue_waits:
-            what.append("queued runs wait")
-        else:
-            what.append(
-                f"queued runs start and pause at their first record, as no op has a pool that "
-                f"{target} holds"
-            )
-        if triggers:
-            what.append(f"stopped: {triggers}")
-    else:
-        what.append("goes on: paused runs resume in order, as its ramps let them")
+            return f"{name} is paused anyway: {covers.describe(effect.still_held_by)}"
+        return f"{name} stays {'paused' if effect.held_after else 'as it is'}"
+    counts = {status: effect.runs.get(status, 0) for status in RunStatus}
+    triggers = ", ".join(effect.triggers)
+    if not effect.held_after:
+        what = [f"{name} goes on"]
+        if count := counts[RunStatus.PAUSED]:
+            what.append(f"{count} paused runs resume in order")
         if triggers:
             what.append(f"back as they were: {triggers}")
-    return f"{what[0]} {'; '.join(what[1:])}"
+        return "; ".join(what)
+    what = [f"{name} pauses"]
+    if count := counts[RunStatus.PROCESSING]:
+        still = " if they still need it" if target.kind is TargetKind.SERVICE else ""
+        what.append(f"{count} processing runs stop after the record in hand{still}")
+    pending = counts[RunStatus.PENDING]
+    if effect.queue_waits and pending:
+        what.append(f"{pending} pending runs wait in the queue")
+    elif not effect.queue_waits:
+        why = "a pool can't tell runs apart" if effect.run else "no op has a pool for it"
+        what.append(f"what is queued starts, and pauses at its first record ({why})")
+    if triggers:
+        what.append(f"stopped: {triggers}")
+    return "; ".join(what)

@@ -62,7 +62,7 @@ def history(
         )
         table.add_row(
             output.moment(event.at),
-            output.text(f"{kind} {event.name}" if kind != "takeover" else f"took {event.name}"),
+            output.text(event.name if event.kind == "takeover" else f"{kind} {event.name}"),
             output.text(change),
             output.text(event.actor),
             output.text(event.reason),

@@ -19,6 +19,7 @@ from dagster_tidegate.store import runs as stored
 from dagster_tidegate.store.run_details import ListedRun, Progress, Record, RunDetails
 
 BAR_WIDTH = 20
+TELLING = {RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 
 
 class _ListsByDefault(click.Group):
@@ -82,7 +83,7 @@ def list_(
             output.status(each.run.status),
             str(each.run.attempt),
             *_progress_cells(at, works=each.run.status is RunStatus.PROCESSING),
-            output.text(each.run.reason),
+            output.text(each.run.reason if each.run.status in TELLING else ""),
         )
     output.console().print(listed if found else "no campaign runs")
 
@@ -138,7 +139,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         out.print(_records(title, doubtful))
     in_hand = details.started_count - len(doubtful)
     if in_hand > 0 and len(details.started) == details.started_count:
-        out.print(f"{in_hand} records are in hand")
+        out.print(f"records in hand: {in_hand}")
     if details.failed:
         title = f"Failed records ({len(details.failed)} of {details.failed_count}, newest first)"
         out.print(_records(title, details.failed))

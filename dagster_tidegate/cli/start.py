@@ -95,7 +95,8 @@ def _refuse(judged: Verdict, seen: Situation, *, as_json: bool) -> None:
         click.echo(output.text(judged.text).plain, err=True)
         if judged.refusal is Refusal.HELD:
             tell(judged.answer, seen)
-            click.echo("with --queue it waits in Dagster's queue, and starts when released")
+            hint = "with --queue it waits in Dagster's queue, and starts when nothing holds it"
+            click.echo(hint, err=True)
     raise click.exceptions.Exit(EXIT_CODES[judged.refusal])
 
 

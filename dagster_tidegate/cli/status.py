@@ -13,7 +13,7 @@ from rich.text import Text
 from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.holds import Hold
+from dagster_tidegate.holds import Hold, HoldSource
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.situation import Situation
@@ -86,6 +86,12 @@ def as_dict(seen: Situation) -> dict[str, Any]:
     }
 
 
+def ends(hold: Hold) -> str:
+    """Return when a hold ends, for people."""
+    at_the_latest = "it recovers" if hold.source is HoldSource.BREAKER else "released"
+    return output.moment(hold.expires_at) or at_the_latest
+
+
 def hold_as_dict(hold: Hold) -> dict[str, Any]:
     """Return a hold as JSON shows it."""
     return {
@@ -131,7 +137,7 @@ def render(seen: Situation) -> RenderableType:
                 output.text(hold.target),
                 output.text(hold.actor),
                 output.length(seen.now - hold.placed_at),
-                "released" if hold.expires_at is None else output.moment(hold.expires_at),
+                ends(hold),
                 output.text(hold.reason),
             )
         parts.append(live)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.status import hold_as_dict
+from dagster_tidegate.cli.status import ends, hold_as_dict
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
@@ -90,8 +90,10 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 def tell(answer: Answer, seen: Situation) -> None:
     """Print an answer for people."""
     out = output.console()
-    status = f" ({answer.status})" if answer.status else ""
-    out.print(output.text(f"{answer.target}{status}: {answer.summary}"), soft_wrap=True)
+    name = str(answer.target).replace("campaign_run", "campaign run", 1)
+    known = answer.status and not (answer.paused and answer.status == "paused")
+    status = f" ({answer.status})" if known else ""
+    out.print(output.text(f"{name}{status} is {answer.summary}"), soft_wrap=True)
     if answer.reasons:
         table = output.table("", "hold on", "by", "why", "since", "until")
         for reason in answer.reasons:
@@ -103,7 +105,7 @@ def tell(answer: Answer, seen: Situation) -> None:
             elif reason.retry_at is not None:
                 until = "due to be probed"
             else:
-                until = output.moment(hold.expires_at) or "released"
+                until = ends(hold)
             table.add_row(
                 output.text(hold.target),
                 output.text(hold.actor),

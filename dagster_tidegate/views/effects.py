@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.views.situation import CampaignSituation, Situation
+from dagster_tidegate.views.why import why
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What becomes of a campaign.
+    """What becomes of a campaign, or of one campaign run.
 
     Attributes:
-        campaign: Its name.
+        campaign: Name of the campaign.
+        run: Name of the campaign run; None where it is about the whole campaign.
         held_before: Whether a hold covered it.
         held_after: Whether one will.
         still_held_by: The live holds that will cover it besides those that the change is about.
@@ -25,6 +28,7 @@ class Effect:
     """
 
     campaign: str
+    run: str | None
     held_before: bool
     held_after: bool
     still_held_by: tuple[Hold, ...]
@@ -38,18 +42,36 @@ class Effect:
         return self.held_before != self.held_after
 
 
-def effects(before: Situation, after: Situation, target: Target) -> Sequence[Effect]:
-    """Return what a change does to each campaign that it is about.
+def effects(
+    before: Situation, after: Situation, target: Target, run: CampaignRun | None = None
+) -> Sequence[Effect]:
+    """Return what a change does to all that it is about.
 
     Args:
         before: The situation before.
         after: The situation after.
         target: What is held or released.
+        run: The campaign run, where that is the target and it is there already.
     """
+    if target.kind is TargetKind.CAMPAIGN_RUN:
+        covering = why(after, target, run).reasons
+        return [
+            Effect(
+                campaign=target.name.partition("/")[0],
+                run=target.name,
+                held_before=why(before, target, run).paused,
+                held_after=bool(covering),
+                still_held_by=tuple(r.hold for r in covering if r.hold.target != target),
+                runs={} if run is None else {run.status: 1},
+                triggers=(),
+                queue_waits=False,  # a pool can't tell one run from another
+            )
+        ]
     return [
         Effect(
             campaign=name,
-            held_before=bool(before.campaigns[name].holds) if name in before.campaigns else False,
+            run=None,
+            held_before=name in before.campaigns and bool(before.campaigns[name].holds),
             held_after=bool(campaign.holds),
             still_held_by=tuple(hold for hold in campaign.holds if hold.target != target),
             runs=campaign.runs,

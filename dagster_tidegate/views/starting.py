@@ -41,7 +41,7 @@ def verdict(answer: Answer) -> Verdict:
         text = f"{name} is {answer.status} already: see 'tidegate runs show {name}'"
         return Verdict(Refusal.UNDER_WAY, text, answer)
     if answer.paused:
-        return Verdict(Refusal.HELD, f"{name} can't start: {answer.summary}", answer)
+        return Verdict(Refusal.HELD, f"{name} can't start, it is {answer.summary}", answer)
     if answer.status == RunStatus.PAUSED and "/" in name:
         text = f"{name} is paused and resumes by itself: nothing holds it any more"
         return Verdict(Refusal.UNDER_WAY, text, answer)

@@ -1,0 +1,178 @@
+"""Why something is paused: one answer, from the live holds and nothing else."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_tidegate.holds import EVERYTHING, TargetKind
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.views.starting import Refusal, verdict
+from dagster_tidegate.views.why import ObstacleKind, UnknownNameError, find, why
+from tests.unit.situations import (
+    LETTERS,
+    MAIL,
+    MAPS,
+    MONDAY,
+    NOW,
+    TARGETS,
+    breakers_hold,
+    campaign_run,
+    half_open,
+    hold,
+    open_circuit,
+    situation,
+    takeover,
+)
+
+
+def kinds(answer) -> list[ObstacleKind]:
+    return [obstacle.kind for obstacle in answer.obstacles]
+
+
+@given(
+    held=st.lists(st.sampled_from(TARGETS), unique=True, max_size=5),
+    asked=st.sampled_from(TARGETS),
+)
+def test_a_thing_is_paused_if_and_only_if_a_live_hold_covers_it(held, asked):
+    seen = situation([hold(target, id=n) for n, target in enumerate(held)])
+    covers = {
+        EVERYTHING: {EVERYTHING},
+        MAIL: {EVERYTHING, MAIL},
+        MAPS: {EVERYTHING, MAPS},
+        LETTERS: {EVERYTHING, MAIL, LETTERS},
+        MONDAY: {EVERYTHING, MAIL, LETTERS, MONDAY},
+    }
+    answer = why(seen, asked)
+    assert {reason.hold.target for reason in answer.reasons} == covers[asked] & set(held)
+    assert answer.paused == bool(covers[asked] & set(held))
+
+
+def test_a_hold_whose_time_is_over_covers_nothing():
+    over = hold(LETTERS, until=NOW - timedelta(seconds=1))
+    assert not why(situation([over]), LETTERS).paused
+
+
+def test_of_an_open_breaker_the_answer_says_when_it_is_probed():
+    seen = situation([breakers_hold(MAIL)], circuits=[open_circuit("mail", 20)])
+    answer = why(seen, LETTERS)
+    assert answer.retry_at == NOW + timedelta(seconds=20)
+    assert answer.summary == "paused: mail is open (503 x5); resumes by itself"
+
+
+def test_the_latest_of_several_ends_counts_and_a_hold_without_end_has_none():
+    seen = situation(
+        [breakers_hold(MAIL), hold(LETTERS, until=NOW + timedelta(hours=2))],
+        circuits=[open_circuit("mail", 20)],
+    )
+    assert why(seen, LETTERS).retry_at == NOW + timedelta(hours=2)
+    seen = situation([breakers_hold(MAIL), hold(LETTERS)], circuits=[open_circuit("mail", 20)])
+    assert why(seen, LETTERS).retry_at is None
+
+
+def test_a_half_open_service_is_being_tried():
+    seen = situation([breakers_hold(MAIL)], circuits=[half_open("mail")], trials={"mail": 1})
+    answer = why(seen, LETTERS)
+    assert (answer.reasons[0].being_tried, answer.retry_at) == (True, None)
+    assert kinds(answer) == [ObstacleKind.CANARY]
+    assert "1 trial calls are under way" in answer.obstacles[0].text
+
+
+def test_what_is_not_held_may_still_be_on_its_way_back():
+    ramping = takeover(TakeoverKind.POOL, "mail", set_to="2", former="8")
+    answer = why(situation(takeovers=[ramping]), LETTERS)
+    assert kinds(answer) == [ObstacleKind.RAMP]
+    assert answer.summary == (
+        "not paused, but pool mail lets 2 runs in at a time, on its way back to 8"
+    )
+    assert kinds(why(situation(takeovers=[ramping]), MAPS)) == []
+
+
+def test_a_pool_that_is_held_is_not_on_its_way_back():
+    stopped = takeover(TakeoverKind.POOL, "mail", set_to="0")
+    seen = situation([hold(MAIL)], takeovers=[stopped])
+    assert kinds(why(seen, LETTERS)) == []
+
+
+def test_a_pool_that_a_person_changed_and_a_schedule_that_is_not_back_are_told():
+    seen = situation(
+        takeovers=[
+            takeover(TakeoverKind.POOL, "mail", left_at=NOW),
+            takeover(TakeoverKind.SCHEDULE, "id-daily", label="daily", campaign="letters"),
+        ]
+    )
+    expected = {ObstacleKind.LEFT_TO_OPERATOR, ObstacleKind.TRIGGER_STOPPED}
+    assert set(kinds(why(seen, LETTERS))) == expected
+
+
+def test_a_stale_gate_and_the_kill_switch_are_told_with_every_answer():
+    seen = situation(silent=["pause"], enabled=False)
+    for target in TARGETS:
+        assert kinds(why(seen, target)) == [ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE]
+
+
+def test_a_paused_run_that_nothing_holds_resumes_with_a_tick():
+    answer = why(situation(), MONDAY, campaign_run(RunStatus.PAUSED, reason="Paused at 3/10"))
+    assert kinds(answer) == [ObstacleKind.NEXT_TICK]
+    assert answer.last_word == "Paused at 3/10"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mail", TargetKind.SERVICE),
+        ("letters", TargetKind.CAMPAIGN),
+        ("letters/monday", TargetKind.CAMPAIGN_RUN),
+        ("letters/2026/03", TargetKind.CAMPAIGN_RUN),
+        ("everything", TargetKind.EVERYTHING),
+    ],
+)
+def test_a_name_is_found_whatever_it_names(name, kind):
+    assert find(situation(), name, {}).kind is kind
+
+
+def test_a_misspelt_name_gets_the_right_one_suggested():
+    with pytest.raises(UnknownNameError, match="did you mean letters"):
+        find(situation(), "leters", {})
+    with pytest.raises(UnknownNameError, match="did you mean letters"):
+        find(situation(), "leters/monday", {})
+    with pytest.raises(UnknownNameError, match="known are guide, letters"):
+        find(situation(), "zzz", {})
+
+
+def test_a_name_of_two_things_is_not_guessed():
+    seen = situation([hold(LETTERS), hold(MAIL.__class__(TargetKind.SERVICE, "letters"), id=2)])
+    with pytest.raises(UnknownNameError, match="a service and a campaign: say which kind"):
+        find(seen, "letters", {})
+    assert find(seen, "letters", {}, TargetKind.CAMPAIGN) == LETTERS
+
+
+@pytest.mark.parametrize(
+    ("held", "status", "refusal"),
+    [
+        ([], None, None),
+        ([], RunStatus.COMPLETED, None),
+        ([], RunStatus.FAILED, None),
+        ([], RunStatus.PENDING, Refusal.UNDER_WAY),
+        ([], RunStatus.PROCESSING, Refusal.UNDER_WAY),
+        ([], RunStatus.PAUSED, Refusal.UNDER_WAY),
+        ([MAIL], None, Refusal.HELD),
+        ([MAIL], RunStatus.PAUSED, Refusal.HELD),
+        ([MAIL], RunStatus.PENDING, Refusal.UNDER_WAY),
+        ([MAPS], None, None),
+    ],
+)
+def test_what_may_be_started(held, status, refusal):
+    seen = situation([hold(target) for target in held])
+    run = None if status is None else campaign_run(status)
+    judged = verdict(why(seen, MONDAY, run))
+    assert judged.refusal is refusal
+    if refusal is Refusal.HELD:
+        assert "service mail is held by ana (new copy)" in judged.text
+
+
+def test_a_running_campaign_without_partitions_may_be_started_again():
+    seen = situation(counts={"letters": {RunStatus.PROCESSING: 1}})
+    assert verdict(why(seen, LETTERS)).refusal is None
