@@ -9,6 +9,8 @@ from dagster_tidegate.sandbox.faults import Fault, Mode
 
 SERVICES = ("apollo", "millionverifier", "instantly")
 """Who is called: two that are probed, and one that is tried by a canary."""
+CONCURRENCY = 4
+GROUPED = 10
 
 
 class Kind(StrEnum):
@@ -18,12 +20,26 @@ class Kind(StrEnum):
     """SIGKILL of the process that works on the round's campaign run."""
     YOUNGEST = "youngest"
     """SIGKILL of the youngest of all workers, which may only be starting."""
+    TERMINATION = "termination"
+    """SIGTERM of the process that works on the round's campaign run."""
     DAEMON = "daemon"
     """SIGKILL of Dagster's daemon; it is started again."""
     POSTGRES = "postgres"
     """SIGKILL of the database server; it is started again."""
     OUTAGE = "outage"
     """A fault of the service."""
+
+
+class Form(StrEnum):
+    """How the op goes through its records."""
+
+    LOOP = "loop"
+    THREADS = "threads"
+    """`map` with a function."""
+    TASKS = "tasks"
+    """`map` with an `async` function."""
+    GROUPED = "grouped"
+    """A loop whose ends are written together; the input only grows at its end."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Plan:
         seed: Where all of it comes from.
         database: Where the store is, `sqlite` or `postgres`.
         service: The service that each record calls.
+        form: How the op goes through them.
         records: How many records there are.
         blows: What strikes, at least one.
     """
@@ -65,6 +82,7 @@ class Plan:
     seed: int
     database: str
     service: str
+    form: Form
     records: int
     blows: Sequence[Blow]
 
@@ -74,26 +92,37 @@ class Plan:
         return f"{self.service}-{self.seed}"
 
     @property
+    def at_once(self) -> int:
+        """How many records are in flight at a time."""
+        return CONCURRENCY if self.form in (Form.THREADS, Form.TASKS) else 1
+
+    @property
+    def grouped(self) -> int:
+        """How many records a crash may repeat that are not listed as in doubt."""
+        return GROUPED if self.form is Form.GROUPED else 0
+
+    @property
     def keys(self) -> list[str]:
         """The keys of the records."""
         return [f"{n}@{self.partition}.example" for n in range(self.records)]
 
     def __str__(self) -> str:
         blows = "; ".join(map(str, self.blows))
-        return f"{self.partition} ({self.database}, {self.records} records): {blows}"
+        return f"{self.partition} ({self.database}, {self.form}, {self.records} records): {blows}"
 
 
 def plan(seed: int) -> Plan:
     """Return the plan of a round."""
     draw = random.Random(seed)
     database = ("sqlite", "postgres")[seed % 2]
-    records = draw.randint(20, 80)
+    form = draw.choice(tuple(Form))
+    records = draw.randint(20, 80) * (CONCURRENCY if form in (Form.THREADS, Form.TASKS) else 1)
     # About as long as the records take, so that most of the blows fall among them.
-    longest_s = records * 0.035
+    longest_s = 0.035 * records / (CONCURRENCY if form in (Form.THREADS, Form.TASKS) else 1)
     kinds = [kind for kind, share in _SHARES[database].items() if draw.random() < share]
     blows = []
     for kind in kinds or [Kind.WORKER]:
-        if kind is Kind.WORKER:
+        if kind in (Kind.WORKER, Kind.TERMINATION):
             for attempt in range(1, draw.choice((1, 1, 2, 3)) + 1):
                 blows.append(Blow(kind, attempt, draw.uniform(0, longest_s)))
         elif kind is Kind.OUTAGE:
@@ -103,7 +132,7 @@ def plan(seed: int) -> Plan:
         else:
             away_s = 0.0 if kind is Kind.YOUNGEST else draw.uniform(0, 4)
             blows.append(Blow(kind, 0, draw.uniform(0, 12), away_s))
-    return Plan(seed, database, draw.choice(SERVICES), records, tuple(blows))
+    return Plan(seed, database, draw.choice(SERVICES), form, records, tuple(blows))
 
 
 def of(partition: str) -> Plan:
@@ -112,9 +141,16 @@ def of(partition: str) -> Plan:
 
 
 _SHARES = {
-    "sqlite": {Kind.WORKER: 0.75, Kind.YOUNGEST: 0.1, Kind.DAEMON: 0.2, Kind.OUTAGE: 0.35},
-    "postgres": {
+    "sqlite": {
         Kind.WORKER: 0.65,
+        Kind.TERMINATION: 0.15,
+        Kind.YOUNGEST: 0.1,
+        Kind.DAEMON: 0.2,
+        Kind.OUTAGE: 0.35,
+    },
+    "postgres": {
+        Kind.WORKER: 0.6,
+        Kind.TERMINATION: 0.15,
         Kind.YOUNGEST: 0.1,
         Kind.DAEMON: 0.15,
         Kind.OUTAGE: 0.3,

@@ -1,6 +1,7 @@
 """The code location of the chaos: a campaign per service, and one run of it per round."""
 
 import os
+from typing import Any
 
 import dagster as dg
 import httpx
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from dagster_tidegate import (
     BreakerResource,
     Campaign,
+    Group,
     Record,
     ServiceConfig,
     build_breaker_sensor,
@@ -16,11 +18,11 @@ from dagster_tidegate import (
     build_resume_sensor,
     pool,
 )
-from dagster_tidegate.records import patiently
+from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import tables as t
 from tests.chaos.evidence import Notes
-from tests.chaos.plan import SERVICES, of
+from tests.chaos.plan import GROUPED, SERVICES, Form, of
 
 SANDBOX = os.environ["TIDEGATE_SANDBOX_URL"]
 rounds = dg.DynamicPartitionsDefinition(name="rounds")
@@ -40,17 +42,14 @@ def service_config(name: str) -> ServiceConfig:
     )
 
 
-def call(http: httpx.Client, service: str, partition: str, record: Record) -> str:
+def request(service: str, partition: str, record: Record) -> dict[str, Any]:
     headers = {"Idempotency-Key": record.idempotency_key}
     if service == "millionverifier":
         query = {"email": record.key}
-        response = http.get("millionverifier/api/v3", params=query, headers=headers)
-    else:
-        path = {"apollo": "apollo/api/v1/people/match", "instantly": "instantly/api/v2/leads"}
-        body = {"email": record.key, "campaign": partition}
-        response = http.post(path[service], json=body, headers=headers)
-    response.raise_for_status()
-    return record.key
+        return {"method": "GET", "url": f"{service}/api/v3", "params": query, "headers": headers}
+    path = {"apollo": "apollo/api/v1/people/match", "instantly": "instantly/api/v2/leads"}
+    body = {"email": record.key, "campaign": partition}
+    return {"method": "POST", "url": path[service], "json": body, "headers": headers}
 
 
 def in_doubt(breakers: BreakerResource, campaign: str, partition: str) -> list[str]:
@@ -72,18 +71,49 @@ def campaign_of(service: str) -> dg.JobDefinition:
     @dg.op(name=f"call_{service}", pool=pool(service))
     def call_service(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[str]:
         partition = context.partition_key
-        notes = Notes(partition)
-        items = [{"email": key} for key in of(partition).keys]
-        records = breakers.records(context, items, key="email", max_tries=1000)
+        notes, plan = Notes(partition), of(partition)
+        grouped = plan.form is Form.GROUPED
+        records = breakers.records(
+            context,
+            [{"email": key} for key in plan.keys],
+            key="email",
+            max_tries=1000,
+            group=Group(records=GROUPED, seconds=1.0) if grouped else None,
+            append_only=grouped,
+        )
         # From here on no former attempt can write: what it left as started is in doubt.
         doubtful = patiently(lambda: in_doubt(breakers, service, partition), context.log)
         notes.listed(context.run_id, doubtful)
         breaker = breakers.breaker(service)
+
+        def send(record: Record) -> None:
+            http.request(**request(service, partition, record)).raise_for_status()
+
+        def call(record: Record) -> str:
+            notes.sent(context.run_id, record.key, record.idempotency_key)
+            breaker.call(
+                lambda: http.request(**request(service, partition, record)).raise_for_status()
+            )
+            return record.key
+
+        async def call_async(record: Record) -> str:
+            async def send_async() -> None:
+                response = await http_async.request(**request(service, partition, record))
+                response.raise_for_status()
+
+            notes.sent(context.run_id, record.key, record.idempotency_key)
+            await breaker.call_async(send_async)
+            return record.key
+
+        if plan.form is Form.TASKS:
+            http_async = httpx.AsyncClient(base_url=SANDBOX, timeout=10, trust_env=False)
+            return records.map(call_async, concurrency=plan.at_once)
         with httpx.Client(base_url=SANDBOX, timeout=10, trust_env=False) as http:
+            if plan.form is Form.THREADS:
+                return records.map(call, concurrency=plan.at_once)
             for record in records:
                 with record:
-                    notes.sent(context.run_id, record.key, record.idempotency_key)
-                    record.result = breaker.call(call, http, service, partition, record)
+                    record.result = call(record)
         return records.results()
 
     @dg.op(name=f"take_{service}")

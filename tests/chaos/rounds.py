@@ -1,5 +1,6 @@
 """Plays rounds of chaos on a stage, several at once, and judges each."""
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -14,6 +15,7 @@ from tests.chaos.verdict import Evidence, findings
 
 # More than work at once: some wait for their retry.
 PLAYED_AT_ONCE = 2 * AT_ONCE
+SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 LOOK_EVERY_S = 0.05
 ASK_EVERY_S = 0.5
 ROUND_TIMEOUT_S = 180.0
@@ -68,9 +70,9 @@ def play_one(stage: Stage, plan: Plan) -> Played:
             begun = len(beginnings) > blow.attempt
             if begun and now >= beginnings[blow.attempt] + blow.after_s:
                 todo.remove(blow)
-                if blow.kind is not Kind.WORKER:
+                if blow.kind not in SIGNALS:
                     striking.append(stage.strike(plan.service, blow))
-                elif not stage.kill_worker(workers[blow.attempt - 1]):
+                elif not stage.hit_worker(workers[blow.attempt - 1], SIGNALS[blow.kind]):
                     continue
                 struck.append(blow)
         if now >= ask_at:
@@ -78,7 +80,9 @@ def play_one(stage: Stage, plan: Plan) -> Played:
             status = _status(stage, plan)
             if status not in (RunStatus.FAILED, RunStatus.CANCELLED):
                 alive_at = now
-        if now > alive_at + RETRY_TIMEOUT_S:
+        # What was cancelled stays so until somebody starts it again.
+        wait_s = 0 if status is RunStatus.CANCELLED else RETRY_TIMEOUT_S
+        if now > alive_at + wait_s:
             alive_at = now
             its = stage.dagster_runs(plan.partition)
             if any(run.is_success for run in its):
@@ -86,6 +90,7 @@ def play_one(stage: Stage, plan: Plan) -> Played:
             if all(run.is_finished for run in its):
                 # Dagster gives a retry up when anything goes wrong with it: a person asks again.
                 notes.again()
+                alive_at = now + RETRY_TIMEOUT_S
         time.sleep(LOOK_EVERY_S)
     for blow_ended in striking:
         blow_ended.result()
@@ -123,7 +128,9 @@ def _evidence(stage: Stage, plan: Plan) -> Evidence:
         written = {} if found is None else ledger.statuses(conn, found.id, f"call_{plan.service}")
     return Evidence(
         wanted=plan.keys,
-        at_once=1,
+        at_once=plan.at_once,
+        grouped=plan.grouped,
+        crashes=max(0, len(notes.workers()) - 1),
         sent=sent,
         listed=notes.all_listed(),
         arrivals={key: count["arrivals"] for key, count in counts.items()},

@@ -1,6 +1,7 @@
 """The stage of the chaos: one deployment, of real processes, for many rounds."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -105,15 +106,15 @@ class Stage:
         fault = blow.fault.model_copy(update={"for_s": blow.for_s})
         return self._hands.submit(self.sandbox.place, service, fault)
 
-    def kill_worker(self, pid: int) -> bool:
-        """Kill a worker. Returns whether it still worked."""
+    def hit_worker(self, pid: int, number: signal.Signals) -> bool:
+        """Send a worker a signal. Returns whether it was still there."""
         assert self._code_server is not None
         try:
             # Another process may have got its id meanwhile: only a child of the code server is it.
             worker = psutil.Process(pid)
             if worker.ppid() != self._code_server.process.pid:
                 return False
-            worker.kill()
+            worker.send_signal(number)
         except psutil.NoSuchProcess:
             return False
         return True

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from tests.chaos.plan import Kind, of, plan
+from tests.chaos.plan import Form, Kind, of, plan
 from tests.chaos.verdict import Evidence, Listed, Sent, findings
 
 KEYS = ["ada", "alan", "grace"]
 UNBROKEN = Evidence(
     wanted=KEYS,
     at_once=1,
+    grouped=0,
+    crashes=1,
     sent=[Sent("run-1", key, f"id-{key}") for key in KEYS],
     listed=[],
     arrivals={f"id-{key}": 1 for key in KEYS},
@@ -35,6 +37,11 @@ def test_a_record_that_was_in_doubt_may_be_sent_once_more():
     assert findings(found) == []
 
 
+def test_a_crash_may_repeat_a_group():
+    assert findings(replace(UNBROKEN, repeats=SENT_AGAIN, grouped=1)) == []
+    assert findings(replace(UNBROKEN, repeats=SENT_AGAIN, grouped=1, crashes=0)) != []
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -49,10 +56,10 @@ def test_a_record_that_was_in_doubt_may_be_sent_once_more():
             {"sent": [*UNBROKEN.sent, Sent("run-2", "ada", "id-another")]},
             "ada was sent under 2 idempotency keys",
         ),
-        ({"repeats": SENT_AGAIN}, "alan was sent 1 times after it had taken effect"),
+        ({"repeats": SENT_AGAIN}, "not listed as in doubt: ['alan']"),
         (
             {"repeats": SENT_AGAIN, "listed": [Listed("run-2", "ada")]},
-            "alan was sent 1 times after it had taken effect",
+            "not listed as in doubt: ['alan']",
         ),
         (
             {"listed": [Listed("run-2", "ada"), Listed("run-2", "alan")]},
@@ -79,8 +86,9 @@ def test_a_round_is_played_again_by_its_seed():
     assert plan(4711) == plan(4711) == of(plan(4711).partition)
 
 
-def test_rounds_strike_everything():
+def test_rounds_strike_everything_in_every_form():
     plans = [plan(seed) for seed in range(200)]
     assert all(each.blows for each in plans)
     assert {blow.kind for each in plans for blow in each.blows} == set(Kind)
+    assert {each.form for each in plans} == set(Form)
     assert {each.database for each in plans} == {"sqlite", "postgres"}

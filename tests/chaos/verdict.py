@@ -31,6 +31,9 @@ class Evidence:
     Attributes:
         wanted: The keys of its records, in order.
         at_once: How many of them an attempt handles at a time.
+        grouped: How many records a crash may repeat that are not listed: those whose ends are
+            written together; 0 where each is written for itself.
+        crashes: How many attempts may have been cut off.
         sent: Every call that a worker was about to make, attempt after attempt.
         listed: The records in doubt that each attempt found in the ledger, before its first call.
         arrivals: By idempotency key, how many calls the service saw.
@@ -44,6 +47,8 @@ class Evidence:
 
     wanted: Sequence[str]
     at_once: int
+    grouped: int
+    crashes: int
     sent: Sequence[Sent]
     listed: Sequence[Listed]
     arrivals: Mapping[str, int]
@@ -64,7 +69,7 @@ def findings(found: Evidence) -> list[str]:
     for sent in found.sent:
         keys.setdefault(sent.key, set()).add(sent.idempotency_key)
     listed = Counter(each.key for each in found.listed)
-    lost, undone = [], []
+    lost, undone, unlisted = [], [], []
     for key in found.wanted:
         its = keys.get(key, set())
         if not any(found.effects.get(each) for each in its):
@@ -76,11 +81,12 @@ def findings(found: Evidence) -> list[str]:
         if len(its) > 1:
             wrong.append(f"{key} was sent under {len(its)} idempotency keys")
         repeats = sum(found.repeats.get(each, 0) for each in its)
-        if repeats > listed[key]:
-            wrong.append(
-                f"{key} was sent {repeats} times after it had taken effect, and listed as in "
-                f"doubt {listed[key]} times"
-            )
+        unlisted += [key] * (repeats - listed[key])
+    if len(unlisted) > found.grouped * found.crashes:
+        wrong.append(
+            f"{len(unlisted)} times a record was sent again after it had taken effect, and was "
+            f"not listed as in doubt: {unlisted}"
+        )
     if lost:
         wrong.append(f"{len(lost)} were lost, they never took effect: {lost}")
     if undone:
