@@ -13,6 +13,7 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
 from dagster._core.remote_origin import RemoteRepositoryOrigin
@@ -24,6 +25,7 @@ from dagster._core.scheduler.instigation import (
     SensorInstigatorData,
     TickStatus,
 )
+from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
@@ -356,6 +358,52 @@ class Dagster:
         """Add tags to a run."""
         self.instance.add_run_tags(run_id, dict(tags))
 
+    def create_with_ops(self, request: dg.RunRequest, like: dg.DagsterRun) -> None:
+        """Create the run of a request that is to have the ops which another run was launched with.
+
+        Dagster has no such request. But it submits a run that is there under a request's key and
+        did not come into the queue, as it does where it died in between.
+
+        Args:
+            request: The request, which is to be returned to Dagster too.
+            like: The run with a selection of ops.
+
+        Raises:
+            dagster.DagsterInvalidSubsetError: If the job has none of the ops any more.
+        """
+        assert self._repository is not None  # who asks for runs has one
+        job = self._repository.definition.get_job(like.job_name).get_subset(
+            op_selection=like.op_selection
+        )
+        plan = create_execution_plan(
+            job,
+            run_config=like.run_config,
+            instance_ref=self.instance.get_ref(),
+            tags=request.tags,
+            repository_load_data=self._repository.definition.repository_load_data,
+        )
+        key = {RUN_KEY_TAG: request.run_key or "", SENSOR_NAME_TAG: self._repository.sensor}
+        self.instance.create_run(
+            job_name=like.job_name,
+            run_id=None,
+            run_config=like.run_config,
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags={**request.tags, **key},
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=None,
+            execution_plan_snapshot=snapshot_from_execution_plan(plan, job.get_job_snapshot_id()),
+            job_snapshot=job.get_job_snapshot(),
+            parent_job_snapshot=job.get_parent_job_snapshot(),
+            asset_selection=None,
+            asset_check_selection=None,
+            resolved_op_selection=like.resolved_op_selection,
+            op_selection=like.op_selection,
+            remote_job_origin=like.remote_job_origin,
+            job_code_origin=like.job_code_origin,
+            asset_graph=job.asset_layer.asset_graph,
+        )
+
     def hand_backfill_over(self, run_id: str) -> None:
         """Let the run that follows a paused one stand for it in their backfill.
 
@@ -399,10 +447,17 @@ class Dagster:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of a code location: what is defined in it, and what Dagster calls it."""
+    """A repository of a code location: what is defined in it, and what Dagster calls it.
+
+    Attributes:
+        origin: What Dagster calls it.
+        definition: What is defined in it.
+        sensor: Name of the sensor of it that is being evaluated.
+    """
 
     origin: RemoteRepositoryOrigin
     definition: dg.RepositoryDefinition
+    sensor: str
 
     @classmethod
     def of(cls, context: dg.SensorEvaluationContext) -> "Repository":
@@ -414,7 +469,8 @@ class Repository:
         location, name = context.code_location_origin, context.repository_name
         if location is None or name is None or context.repository_def is None:
             raise ValueError(f"sensor {context.sensor_name} is not evaluated in a repository")
-        return cls(RemoteRepositoryOrigin(location, name), context.repository_def)
+        origin = RemoteRepositoryOrigin(location, name)
+        return cls(origin, context.repository_def, context.sensor_name)
 
     @property
     def location(self) -> str:
@@ -472,6 +528,17 @@ def partition_of(run: dg.DagsterRun) -> str:
         or run.root_run_id
         or run.run_id
     )
+
+
+def ancestors(run: dg.DagsterRun) -> set[str]:
+    """Return the ids of the runs that a run repeats: the one before it, and the first."""
+    found = {
+        run.parent_run_id,
+        run.root_run_id,
+        run.tags.get(PARENT_RUN_ID_TAG),
+        run.tags.get(ROOT_RUN_ID_TAG),
+    }
+    return {run_id for run_id in found if run_id is not None}
 
 
 def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.instance import RunChange, partition_of
+from dagster_tidegate.instance import RunChange, ancestors, partition_of
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
@@ -152,7 +152,7 @@ def next_status(
         status: Status of the campaign run.
         owns: Whether the Dagster run's attempt is the campaign run's newest.
         attempt: The attempt of the Dagster run, or None where it made none.
-        newer: Whether the Dagster run was created after the campaign run got its status.
+        newer: Whether the Dagster run began after what gave the campaign run its status.
 
     Returns:
         The status that it gets, or None where it keeps the one that it has.
@@ -187,7 +187,8 @@ def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
             campaign_run.status,
             owns=attempt is not None and attempt.number == campaign_run.attempt,
             attempt=attempt,
-            newer=campaign_run.changed_at < change.created_at,
+            # `_follow` looks more closely at what repeats an earlier run.
+            newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
         ):
             stale.append(change)
     return stale
@@ -208,7 +209,9 @@ def _follow(conn: sa.Connection, now: datetime, change: RunChange, campaign: Cam
         campaign_run.status,
         owns=owns,
         attempt=attempt,
-        newer=campaign_run.changed_at < change.created_at,
+        # Dagster marks a run that failed after it has made the one that repeats it.
+        newer=campaign_run.changed_at < change.created_at
+        or (newest is not None and newest.dagster_run in ancestors(run)),
     )
     if to is None or (attempt is None and change.at < campaign_run.changed_at):
         return False

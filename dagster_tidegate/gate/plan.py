@@ -423,15 +423,14 @@ def _taken_trigger(seen: Observed, takeover: Takeover, *, held: bool) -> Iterato
 
 
 def _written_late(takeover: Takeover, state: TriggerState | None) -> bool:
-    """Whether Dagster's scheduler wrote a row back that it had read before the takeover.
+    """Whether Dagster's daemon wrote a row back that it had read before the takeover.
 
-    It does so about once an hour, to note how far it is. A person who starts the schedule gives
-    it a new start time; this keeps the old one.
+    It does so to note how far it is: of a schedule about once an hour, of a sensor in every tick.
+    A person who starts it gives it a new start time; this keeps the old one. So does a person who
+    resets a sensor, who gets what they want when nothing holds it any more.
     """
-    return (
-        takeover.kind is TakeoverKind.SCHEDULE
-        and state is not None
-        and state.status == takeover.former
-        and state.started_at is not None
-        and state.started_at < takeover.taken_at
-    )
+    if state is None or state.status != takeover.former:
+        return False
+    if state.started_at is None:  # as of a sensor that was never started by hand
+        return takeover.running_since is None
+    return state.started_at < takeover.taken_at

@@ -64,6 +64,14 @@ def ask(
     shapes = {shape.name: shape for shape in gate.shapes}
     cover = Cover(seen.holds, seen.services)
     tried: set[str] = set()
+
+    def next_attempt(run: CampaignRun, tries: Collection[str] = ()) -> dg.RunRequest | None:
+        try:
+            return _next_attempt(gate, catch_upper.repository, run, tries)
+        except dg.DagsterInvalidSubsetError as error:  # one must not keep the others paused
+            notes.append(f"{run.name} can't resume with the ops that it was launched with: {error}")
+            return None
+
     for service, found in seen.candidates.items():
         if found.waiting or service in tried:
             continue
@@ -71,7 +79,7 @@ def ask(
             if run.campaign not in campaigns:
                 break  # its own gate asks for it
             tries = _half_open(seen, cover, shapes[run.campaign])
-            request = _next_attempt(gate, catch_upper.repository, run, tries)
+            request = next_attempt(run, tries)
             if request is not None:
                 requests.append(request)
                 tried |= tries
@@ -93,7 +101,7 @@ def ask(
         shape = shapes.get(run.campaign)
         if shape is None or cover.campaign(shape) or run.name in held or not room.for_(shape):
             continue
-        request = _next_attempt(gate, catch_upper.repository, run)
+        request = next_attempt(run)
         if request is not None:
             room.take(shape)
             requests.append(request)
@@ -145,13 +153,14 @@ def _next_attempt(
     """The request for the next Dagster run of a campaign run; None where there is one already."""
     others = gate.dagster.runs_of(run.campaign, run.partition)
     number = max((request_number(other) for other in others), default=0) + 1
+    is_there = False
     for other in others:
         if other.is_finished:
             continue
         if other.status is not dg.DagsterRunStatus.NOT_STARTED or not request_number(other):
             return None  # asked for before, or a person was faster
         # Dagster died before it put the run into the queue; the same key makes it do so.
-        number = request_number(other)
+        number, is_there = request_number(other), True
     with gate.store.read() as conn:
         current = runs.get(conn, run.id)
         newest = runs.latest_attempt(conn, run.id)
@@ -173,4 +182,7 @@ def _next_attempt(
         )
     if tries:
         tags |= canary_tags(tags, tries)
-    return request.with_replaced_attrs(tags=tags)
+    request = request.with_replaced_attrs(tags=tags)
+    if parent is not None and parent.op_selection and not is_there:
+        gate.dagster.create_with_ops(request, parent)
+    return request

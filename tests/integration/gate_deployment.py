@@ -7,13 +7,14 @@ queue, a look at the schedules.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
 import yaml
+from dagster._core.definitions.selector import JobSubsetSelector
 from dagster._core.remote_representation.external import RemoteSensor
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -72,11 +73,14 @@ class Deployment:
         *,
         tags: Mapping[str, str] | None = None,
         again_after: dg.DagsterRun | None = None,
+        ops: Sequence[str] | None = None,
     ) -> str:
         """Put a run of a job, or a re-execution, into the queue and return its id."""
         context = self.workspace.create_request_context()
         location = context.get_code_location(LOCATION)
-        remote = self.repository.get_full_job(job)
+        remote = location.get_job(
+            JobSubsetSelector(location.name, self.repository.name, job, ops, None)
+        )
         plan = location.get_execution_plan(remote, {}, None, None, instance=self.instance)
         tags = dict(tags or {})
         if partition is not None:
@@ -94,11 +98,11 @@ class Deployment:
             step_keys_to_execute=None,
             execution_plan_snapshot=plan.execution_plan_snapshot,
             job_snapshot=remote.job_snapshot,
-            parent_job_snapshot=None,
+            parent_job_snapshot=remote.parent_job_snapshot,
             asset_selection=None,
             asset_check_selection=None,
-            resolved_op_selection=None,
-            op_selection=None,
+            resolved_op_selection=remote.resolved_op_selection,
+            op_selection=ops,
             remote_job_origin=remote.get_remote_origin(),
             job_code_origin=remote.get_python_origin(),
             asset_graph=self.repository.asset_graph,

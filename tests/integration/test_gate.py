@@ -1,6 +1,6 @@
 """The gate against a real Dagster: what pauses, and that all of it comes back as it was."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -111,9 +111,15 @@ def campaign_run(deployed: Deployment, campaign: str, partition: str) -> Campaig
     return run
 
 
-def paused(deployed: Deployment, job: str, partition: str | None = None, **tags: str) -> str:
+def paused(
+    deployed: Deployment,
+    job: str,
+    partition: str | None = None,
+    ops: Sequence[str] | None = None,
+    **tags: str,
+) -> str:
     """Make a Dagster run that has paused itself, and return its id."""
-    run_id = deployed.launch(job, partition, tags=tags)
+    run_id = deployed.launch(job, partition, tags=tags, ops=ops)
     run = deployed.instance.get_run_by_id(run_id)
     assert run is not None
     with deployed.store.begin() as conn:
@@ -364,6 +370,22 @@ def test_the_next_attempt_keeps_what_the_run_was_and_drops_what_became_of_it(
     assert "tidegate/state" not in run.tags
 
 
+def test_a_run_that_was_launched_with_some_ops_resumes_with_them(deployed: Deployment):
+    deployed.up("maps")
+    first = paused(deployed, "guide", ops=["look_up"])
+    deployed.gate()
+    [run] = asked(deployed, but=first)
+    assert run.status is DagsterRunStatus.QUEUED
+    assert (run.op_selection, run.tags["dagster/parent_run_id"]) == (["look_up"], first)
+    deployed.gate()
+    assert len(asked(deployed, but=first)) == 1
+    deployed.dequeue()
+    assert deployed.wait(run.run_id) == "SUCCESS"
+    assert deployed.calls() == ["maps one"]
+    deployed.gate()
+    assert campaign_run(deployed, "guide", first).status is RunStatus.COMPLETED
+
+
 def test_a_campaign_run_is_asked_for_once_however_often_the_gate_looks(deployed: Deployment):
     first = paused(deployed, "letters", "b")
     for _ in range(3):
@@ -494,6 +516,27 @@ def test_a_re_execution_that_was_never_seen_in_the_queue_is_followed(
     if ended is not None and not ended.is_finished:
         deployed.instance.report_run_canceled(ended)
     assert found[-1] is status
+
+
+def test_a_retry_that_works_through_no_records_completes_its_campaign_run(deployed: Deployment):
+    first = deployed.launch("letters", "b")
+    run = deployed.instance.get_run_by_id(first)
+    assert run is not None
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, "letters", "b")
+        runs.begin_attempt(conn, now, found, first, owner_is_over=True)
+    deployed.instance.report_run_failed(run)
+    again = deployed.launch("letters", "b", again_after=run)
+    # Dagster marks the failed run after it has made the retry, so that it changed later.
+    deployed.instance.add_run_tags(first, {"dagster/auto_retry_run_id": again})
+    deployed.tick("tidegate_pause")
+    for event in ("PIPELINE_START", "PIPELINE_SUCCESS"):
+        deployed.instance.report_dagster_event(dg.DagsterEvent(event, "letters"), again)
+        deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.COMPLETED
+    deployed.tick("tidegate_pause")
+    assert campaign_run(deployed, "letters", "b").status is RunStatus.COMPLETED
 
 
 def test_the_next_attempt_of_a_job_without_partitions_belongs_to_the_same_campaign_run(

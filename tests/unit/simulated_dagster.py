@@ -77,6 +77,7 @@ class SimulatedDagster:
         self.limit = limit
         self.rows: dict[str, str] = {}
         self.states: dict[str, TriggerState] = {}
+        self.before_stop: dict[str, TriggerState | None] = {}  # by the gate
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.created: dict[str, datetime] = {}
@@ -122,6 +123,8 @@ class SimulatedDagster:
     ) -> bool:
         self._let_another_in()
         self.fuse.burn()
+        if status == "STOPPED":
+            self.before_stop[selector_id] = self.states.get(selector_id)
         self.states[selector_id] = TriggerState(status, None if status == "STOPPED" else now)
         self.fuse.burn()
         return True
@@ -252,6 +255,12 @@ class SimulatedDagster:
         value = self.rows.get(pool, UNSET)
         return self.limit if value in (UNSET, DEFAULT) else int(value)
 
+    def write_back(self, selector_id: str) -> None:
+        """Write a row back that was read before it was stopped."""
+        before = self.before_stop.get(selector_id)
+        if before is not None:
+            self.states[selector_id] = before
+
     # --- what a person does ---------------------------------------------------------------------
 
     def edit_pool(self, name: str, value: str) -> None:
@@ -261,5 +270,6 @@ class SimulatedDagster:
             self.rows[name] = value
 
     def edit_trigger(self, selector_id: str, status: str) -> None:
+        self.before_stop.pop(selector_id, None)
         started = self.clock() if status == RUNNING else None
         self.states[selector_id] = TriggerState(status, started)

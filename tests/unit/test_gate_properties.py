@@ -230,6 +230,13 @@ class TheGate(RuleBasedStateMachine):
         self.triggers[selector] = status
         self.edited.add(selector)
 
+    @rule(selector=st.sampled_from(list(TRIGGERS)))
+    def the_daemon_writes_a_row_back_late(self, selector: str) -> None:
+        with self.store.read() as conn:
+            live = takeovers.live(conn)
+        if any(t.name == selector and t.set_to == STOPPED and t.left_at is None for t in live):
+            self.dagster.write_back(selector)
+
     # --- runs -----------------------------------------------------------------------------------
 
     @rule(campaign=st.sampled_from(list(SHAPE)), partition=st.sampled_from(PARTITIONS))

@@ -238,10 +238,15 @@ def test_a_schedule_that_a_person_started_is_left_alone():
     assert plan(seen(takeover, triggers=started)) == [Leave(takeover, "RUNNING")]
 
 
-def test_a_row_that_the_scheduler_wrote_back_late_is_not_a_person():
-    late = {"selector": TriggerState("RUNNING", NOW - timedelta(hours=5))}
+@pytest.mark.parametrize("kind", [TakeoverKind.SCHEDULE, TakeoverKind.SENSOR])
+@pytest.mark.parametrize("since", [NOW - timedelta(hours=5), None])
+def test_a_row_that_the_daemon_wrote_back_late_is_not_a_person(
+    kind: TakeoverKind, since: datetime | None
+):
+    late = {"selector": TriggerState("RUNNING", since)}
+    takeover = replace(taken_schedule(), kind=kind, running_since=since)
     holds = [hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)]
-    [action] = plan(seen(taken_schedule(), holds=holds, triggers=late))
+    [action] = plan(seen(takeover, holds=holds, triggers=late))
     assert isinstance(action, Write)
     assert (action.found, action.set_to) == ("RUNNING", "STOPPED")
 
