@@ -1,7 +1,7 @@
 """`tidegate runs`: how far campaign runs are, and what went wrong in one."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 
 import click
@@ -113,7 +113,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         details = run_details.details(conn, run, limit=limit)
         answer = answer_for(conn, seen, run.name, "run")
     if as_json:
-        shown = _details_as_dict(details)
+        shown = _details_as_dict(details, seen.now)
         output.print_json({**shown, "why": answer_as_dict(answer)})
         return
     tell(answer, seen)
@@ -133,7 +133,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
             output.status(attempt.outcome),
         )
     out.print(attempts)
-    doubtful = details.in_doubt()
+    doubtful = details.in_doubt(seen.now)
     if doubtful:
         title = "In doubt: sent again with the same idempotency key by the next attempt"
         out.print(_records(title, doubtful))
@@ -209,8 +209,8 @@ def _run_as_dict(each: ListedRun) -> dict:
     }
 
 
-def _details_as_dict(details: RunDetails) -> dict:
-    doubtful = details.in_doubt()
+def _details_as_dict(details: RunDetails, now: datetime) -> dict:
+    doubtful = details.in_doubt(now)
     return {
         **_run_as_dict(ListedRun(details.run, details.progress)),
         "attempts": details.attempts,

@@ -21,7 +21,7 @@ class Progress:
         done: Records that are done.
         failed: Records that failed.
         total: All records; None where the input is a generator.
-        rate: Records a second, lately; None where it is not known.
+        rate: Records a second, lately; None while nobody works on it.
         updated_at: When this was written, UTC.
     """
 
@@ -75,7 +75,8 @@ class RunDetails:
         progress: How far its ops are.
         attempts: Its attempts, the oldest first.
         started: Records that were begun and have no result, at most as many as were asked for.
-            They are in doubt if their attempt is over, and in hand while it works.
+            They are in doubt if their attempt is over, or its process has died, and in hand
+            while it works.
         started_count: How many there are.
         failed: Records that failed, at most as many as were asked for.
         failed_count: How many there are.
@@ -89,11 +90,19 @@ class RunDetails:
     failed: Sequence[Record]
     failed_count: int
 
-    def in_doubt(self) -> Sequence[Record]:
-        """Return the records whose effect may or may not have reached the service."""
-        over = {attempt.number for attempt in self.attempts if attempt.ended_at is not None}
-        newest = max((attempt.number for attempt in self.attempts), default=0)
-        return [r for r in self.started if r.attempt in over or r.attempt < newest]
+    def in_doubt(self, now: datetime) -> Sequence[Record]:
+        """Return the records whose effect may or may not have reached the service.
+
+        Args:
+            now: The database's time, UTC.
+        """
+        at_work = {
+            attempt.number
+            for attempt in self.attempts
+            if attempt.ended_at is None
+            and (attempt.lease_until is None or attempt.lease_until >= now)
+        }
+        return [record for record in self.started if record.attempt not in at_work]
 
 
 def listed(
@@ -154,9 +163,7 @@ def _progress(conn: sa.Connection, ids: Sequence[int]) -> Mapping[int, list[Prog
     found: dict[int, list[Progress]] = {}
     for row in rows:
         found.setdefault(row.campaign_run, []).append(
-            Progress(
-                row.op, row.done, row.failed, row.total, row._mapping.get("rate"), row.updated_at
-            )
+            Progress(row.op, row.done, row.failed, row.total, row.rate, row.updated_at)
         )
     return found
 

@@ -1,0 +1,165 @@
+"""Each thing that can be wrong with a deployment is found, and a healthy one has no finding."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dagster_tidegate.doctor.checks import (
+    CODES,
+    Facts,
+    Severity,
+    StoreFacts,
+    Version,
+    diagnose,
+    unchecked,
+)
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, SensorCode, Settings
+from tests.unit.situations import SHAPES, situation
+
+DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+SETTINGS = Settings("QueuedRunCoordinator", True, "run", 0, True, 10)
+SENSORS = [SensorCode(f"tidegate_{p}", p, True, None) for p in ("breaker", "pause", "resume")]
+
+
+def op(name: str, pool: str | None, *resources: str) -> OpCode:
+    return OpCode(name, pool, frozenset(resources))
+
+
+HERE = LocationCode(
+    name="here",
+    dagster_version="1.13.27",
+    sensors=SENSORS,
+    jobs={
+        "letters": [op("begin", "@letters"), op("send", "mail", "breakers", "mail")],
+        "guide": [op("post", "mail+maps@guide", "breakers")],
+        "tour": [op("look_up", "maps@tour", "breakers")],
+        "somebody_elses": [op("load", "their_pool", "warehouse"), op("tidy", None)],
+    },
+    reaches_breakers=frozenset({"breakers", "mail"}),
+    policies={name: ServicePolicy(name=name) for name in ("mail", "maps")},
+)
+STORE = StoreFacts(
+    "sqlite:////home/tidegate.db", revision="0001", head="0001", situation=situation(),
+    called=frozenset({"mail"}),
+)  # fmt: skip
+WELL = Facts(
+    python=Version("3.11.7", ">=3.11,<3.14"),
+    dagster=Version("1.13.27", ">=1.13.26,<2"),
+    enabled=True,
+    store=STORE,
+    settings=SETTINGS,
+    daemons=[Daemon("SENSOR", True, datetime(2026, 3, 1, tzinfo=UTC), None)],
+    locations=[HERE],
+)
+
+
+def with_settings(**values: object) -> Facts:
+    return replace(WELL, settings=replace(SETTINGS, **values))
+
+
+def with_location(**values: object) -> Facts:
+    return replace(WELL, locations=[replace(HERE, **values)])
+
+
+def with_job(name: str, *ops: OpCode) -> Facts:
+    return with_location(jobs={**HERE.jobs, name: ops})
+
+
+def with_store(**values: object) -> Facts:
+    return replace(WELL, store=replace(STORE, **values))
+
+
+def sensors(**values: object) -> Sequence[SensorCode]:
+    return [SENSORS[0], SENSORS[1], replace(SENSORS[2], **values)]
+
+
+GONE = CampaignShape("flood", "there", "none", ops={"pump": "maps"})
+OTHER_MAIL = ServicePolicy(name="mail", consecutive_failures=2)
+ILL = {
+    "python_version": replace(WELL, python=Version("3.10.1", ">=3.11,<3.14")),
+    "dagster_version": with_location(dagster_version="1.12.0"),
+    "kill_switch": replace(WELL, enabled=False),
+    "instance_unreadable": replace(WELL, settings=None, instance_error="no DAGSTER_HOME"),
+    "run_coordinator": with_settings(run_coordinator="DefaultRunCoordinator", queues=False),
+    "pool_granularity": with_settings(pool_granularity="op"),
+    "run_buffer": with_settings(run_buffer=1),
+    "run_monitoring": with_settings(run_monitoring=False),
+    "free_slots": with_settings(free_slots_after_s=None),
+    "daemon_dead": replace(WELL, daemons=[Daemon("SENSOR", False, None, None)]),
+    "daemon_failing": replace(WELL, daemons=[Daemon("SENSOR", True, None, "boom")]),
+    "workspace_unreadable": replace(WELL, locations=[], workspace_error="no file"),
+    "location_broken": replace(WELL, locations=[LocationCode("here", error="a\nSyntaxError: b\n")]),
+    "location_gone": with_store(situation=situation(shapes=[*SHAPES, GONE])),
+    "sensor_missing": with_location(sensors=SENSORS[:2]),
+    "sensor_stopped": with_location(sensors=sensors(runs=False)),
+    "sensor_failing": with_location(sensors=sensors(error="boom")),
+    "store_unreachable": with_store(situation=None, error="connection refused"),
+    "store_revision": with_store(situation=None, revision=None),
+    "store_elsewhere": with_location(store_url="sqlite:////elsewhere/tidegate.db"),
+    "gate_stale": with_store(situation=situation(silent=["resume"])),
+    "policies_unreadable": with_location(policy_error="resource breakers: ..."),
+    "policies_differ": replace(
+        WELL, locations=[HERE, LocationCode("there", policies={"mail": OTHER_MAIL})]
+    ),
+    "pool_missing": with_job("tour", op("look_up", "maps@tour", "breakers"), op("x", None, "mail")),
+    "pool_unknown": with_job("tour", op("look_up", "maps+mial@tour", "breakers")),
+    "pool_lacks_service": with_job("tour", op("look_up", "maps@tour", "breakers", "mail")),
+    "campaign_pool": with_job("tour", op("look_up", "maps@tuor", "breakers")),
+    "not_a_campaign": with_job("new", op("look_up", "maps", "breakers")),
+    "calls_without_pool": with_store(called=frozenset({"mail", "fax"})),
+}
+
+
+def test_a_healthy_deployment_has_no_finding():
+    assert diagnose(WELL) == []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_illness_has_its_finding_and_no_other(code: str):
+    [finding] = diagnose(ILL[code])
+    assert finding.code == code
+    assert finding.about
+    assert finding.what
+    assert finding.do
+
+
+def test_a_finding_says_what_to_do():
+    def do(code: str) -> str:
+        return diagnose(ILL[code])[0].do
+
+    assert do("store_revision") == "tidegate store upgrade"
+    assert "concurrency: {pools: {granularity: run}}" in do("pool_granularity")
+    assert do("sensor_stopped").startswith("dagster sensor start tidegate_resume")
+    assert do("pool_missing") == "@dg.op(pool=pool('mail'))"
+    assert "did you mean 'mail'" in diagnose(ILL["pool_unknown"])[0].what
+    assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
+
+
+def test_errors_come_before_warnings():
+    facts = replace(ILL["kill_switch"], settings=replace(SETTINGS, run_buffer=2))
+    assert [f.severity for f in diagnose(facts)] == [Severity.ERROR, Severity.WARNING]
+
+
+def test_a_password_is_never_shown():
+    store_url = "postgresql://me:secret@db/tidegate"
+    [finding] = diagnose(with_location(store_url=store_url))
+    assert "secret" not in str(finding)
+    same = StoreFacts("postgresql+psycopg://me:***@db/tidegate", "", "1", "1")
+    facts = replace(with_location(store_url=store_url), store=same)
+    assert "store_elsewhere" not in [finding.code for finding in diagnose(facts)]
+
+
+def test_what_could_not_be_looked_at_is_said():
+    assert "Code locations" in " ".join(unchecked(ILL["workspace_unreadable"]))
+    assert "campaigns were not checked" in " ".join(unchecked(ILL["store_unreachable"]))
+    assert len(unchecked(WELL)) < len(unchecked(ILL["instance_unreadable"]))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_finding_is_documented(code: str):
+    assert f"| `{code}` | {CODES[code]}" in DOCS
