@@ -112,20 +112,29 @@ class Deployment:
 
     def tick(self, sensor: str) -> InstigatorTick:
         """Evaluate a sensor once, as the daemon does, and return its tick."""
+        for _ in self.steps(sensor):
+            pass
+        tick = self.last_tick(sensor)
+        assert tick.error is None, tick.error.to_string()
+        return tick
+
+    def steps(self, sensor: str) -> Iterator[object]:
+        """Evaluate a sensor once, with a step for each run that it asks for."""
         remote = self.repository.get_sensor(sensor)
-        state = self._state(remote)
-        for _ in _process_tick_generator(
+        return _process_tick_generator(
             self.workspace,
             logging.getLogger("tests"),
             remote,
-            state,
+            self._state(remote),
             None,
             self.instance.get_tick_retention_settings(InstigatorType.SENSOR),
             None,
-        ):
-            pass
+        )
+
+    def last_tick(self, sensor: str) -> InstigatorTick:
+        """Return the latest tick of a sensor."""
+        remote = self.repository.get_sensor(sensor)
         [tick] = self.instance.get_ticks(remote.get_remote_origin_id(), remote.selector_id, limit=1)
-        assert tick.error is None, tick.error.to_string()
         return tick
 
     def gate(self) -> list[str]:

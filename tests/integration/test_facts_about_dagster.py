@@ -1,24 +1,44 @@
 """Facts about Dagster that the gate stands on. A new version that changes one turns it red."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
+from uuid import uuid4
 
 import dagster as dg
 import pytest
+import yaml
 from dagster import DagsterRunStatus
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin
 from dagster._core.scheduler.instigation import (
     InstigatorStatus,
     InstigatorType,
     ScheduleInstigatorData,
+    TickStatus,
 )
+from dagster._core.storage.dagster_run import CANCELABLE_RUN_STATUSES
+from dagster._core.workspace.load import location_origins_from_yaml_paths
+from dagster._daemon import sensor as sensor_daemon
+from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster._daemon.monitoring import concurrency as slot_monitoring
+from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
+from dagster._grpc.client import DEFAULT_SENSOR_GRPC_TIMEOUT
+from dagster_webserver.webserver import DagsterWebserver
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
-from tests.integration.gate_deployment import Deployment, deployment
+from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 HOUR = timedelta(hours=1)
 
@@ -44,7 +64,7 @@ def dagster(
 ) -> Iterator[Deployment]:
     """A deployment for all tests of a database that need no settings of their own."""
     home = tmp_path_factory.mktemp("facts") / request.param
-    with opened(home, request, request.param) as deployed:
+    with opened(home, request, request.param, run_retries={"enabled": True}) as deployed:
         deployed.up("mail")
         yield deployed
 
@@ -229,6 +249,163 @@ def test_a_run_with_the_tags_of_a_lineage_alone_has_a_retry_budget_of_its_own(
     assert {member.run_id for member in group} == {root, run.run_id}, "and yet it is shown"
 
 
+def test_stopping_a_sensor_in_mid_tick_drops_requests_only_where_the_instance_looks(
+    dagster: Deployment,
+):
+    dagster.dagster.set_pool("mail", "0")
+    before = len(dagster.instance.get_runs())
+    sensor = dagster.repository.get_sensor("two_requests")
+    dagster.instance.start_sensor(sensor)
+    # Open source Dagster never looks; Dagster+ does after so many runs, and drops the others.
+    assert dagster.instance.get_tick_termination_check_interval() is None
+    for asked_for in range(2):
+        with mock.patch.object(
+            type(dagster.instance),
+            "get_tick_termination_check_interval",
+            lambda _instance, asked_for=asked_for: 1 if asked_for else None,
+        ):
+            for _ in dagster.steps("two_requests"):
+                if len(dagster.instance.get_runs()) == before + 1:
+                    dagster.instance.stop_sensor(
+                        sensor.get_remote_origin_id(), sensor.selector_id, None
+                    )
+        expected = 1 if asked_for else 2
+        assert len(dagster.instance.get_runs()) == before + expected
+        for run in dagster.instance.get_runs(limit=expected):
+            dagster.instance.delete_run(run.run_id)
+        dagster.instance.start_sensor(sensor)
+
+
+def test_a_sensor_that_keeps_failing_stays_on_and_starts_nothing_that_could_alert(
+    dagster: Deployment,
+):
+    dagster.instance.start_sensor(dagster.repository.get_sensor("broken"))
+    before = len(dagster.instance.get_runs())
+    for _ in range(3):
+        for _ in dagster.steps("broken"):
+            pass
+        tick = dagster.last_tick("broken")
+        assert tick.status is TickStatus.FAILURE
+        assert tick.error is not None
+        assert "this sensor is broken" in tick.error.to_string()
+    assert dagster.trigger_states()["broken"] == "RUNNING"
+    assert len(dagster.instance.get_runs()) == before
+
+
+def test_the_daemon_looks_at_sensors_every_5_seconds_and_gives_each_60():
+    assert sensor_daemon.MIN_INTERVAL_LOOP_TIME == 5
+    assert DEFAULT_SENSOR_GRPC_TIMEOUT == 60
+
+
+# --- running work -------------------------------------------------------------------------------
+
+EXECUTORS = ["pauses_in_one_process", "pauses_in_two_processes"]
+
+
+def _events(deployed: Deployment, run_id: str) -> list[str]:
+    return [
+        entry.dagster_event.event_type_value
+        for entry in deployed.instance.all_logs(run_id)
+        if entry.dagster_event is not None
+    ]
+
+
+@pytest.mark.parametrize("job", EXECUTORS)
+def test_reported_as_canceling_a_run_that_raises_ends_canceled(dagster: Deployment, job: str):
+    dagster.tick("alarm")
+    run_id = dagster.launch(job)
+    dagster.dequeue()
+    assert dagster.wait(run_id) == "CANCELED"
+    events = _events(dagster, run_id)
+    assert "PIPELINE_FAILURE" not in events
+    # The op has a retry policy; `allow_retries=False` keeps it out.
+    assert "STEP_UP_FOR_RETRY" not in events
+    # For Dagster the step failed all the same: op failure hooks fire, run failure sensors don't.
+    assert "STEP_FAILURE" in events
+    dagster.tick("alarm")
+    assert "hook Failure" in dagster.calls()
+    assert not any(call.startswith("alarm") for call in dagster.calls())
+    (dagster.home / "calls").unlink()
+
+
+def test_run_failure_sensors_tell_of_failures_and_run_retries_retry_only_those(
+    dagster: Deployment,
+):
+    dagster.up("mail")
+    dagster.dagster.set_pool("mail", "0")
+    retries = EventLogConsumerDaemon()
+    dagster.tick("alarm")
+    list(retries.run_iteration(dagster.workspace))
+    budget = {"dagster/max_retries": "1"}
+    cancelled, failed = (dagster.launch("postcard", tags=budget) for _ in range(2))
+    run = dagster.instance.get_run_by_id(cancelled)
+    assert run is not None
+    dagster.instance.report_run_canceling(run)
+    dagster.instance.report_run_canceled(run)
+    _fail(dagster, failed)
+    dagster.tick("alarm")
+    assert dagster.calls() == [f"alarm {failed}"]
+    (dagster.home / "calls").unlink()
+    for error in retries.run_iteration(dagster.workspace):
+        assert not error
+    retried = [run.parent_run_id for run in dagster.instance.get_runs(limit=10)]
+    assert failed in retried
+    assert cancelled not in retried
+
+
+def test_a_run_in_starting_can_not_be_cancelled(dagster: Deployment):
+    assert DagsterRunStatus.STARTING not in CANCELABLE_RUN_STATUSES
+    assert {DagsterRunStatus.QUEUED, DagsterRunStatus.STARTED} == set(CANCELABLE_RUN_STATUSES)
+    dagster.dagster.set_pool("mail", "0")
+    run_id = dagster.launch("postcard")
+    dagster.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_STARTING", "postcard"), run_id)
+    with TestClient(DagsterWebserver(dagster.workspace).create_asgi_app()) as client:
+        answer = client.post("/graphql", json={"query": TERMINATE, "variables": {"run": run_id}})
+    assert answer.json()["data"]["terminateRun"]["__typename"] == "TerminateRunFailure"
+    assert dagster.status(run_id) is DagsterRunStatus.STARTING
+    run = dagster.instance.get_run_by_id(run_id)
+    assert run is not None
+    dagster.instance.report_run_canceled(run)
+
+
+TERMINATE = """
+mutation Terminate($run: String!) { terminateRun(runId: $run) { __typename } }
+"""
+
+
+def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: Deployment):
+    dagster.down("mail")
+    run_id = dagster.launch("waiting")
+    dagster.dequeue()
+    dagster.wait(run_id, DagsterRunStatus.STARTED)
+    run = dagster.instance.get_run_by_id(run_id)
+    assert run is not None
+    dagster.instance.report_run_canceled(run)
+    assert dagster.status(run_id) is DagsterRunStatus.CANCELED
+    dagster.up("mail")
+    assert dagster.wait(run_id, DagsterRunStatus.SUCCESS) == "SUCCESS"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("freed", [False, True])
+def test_a_run_that_is_cancelled_keeps_its_slot_unless_monitoring_frees_it(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str, freed: bool
+):
+    monitoring = {"enabled": True, **({"free_slots_after_run_end_seconds": 1} if freed else {})}
+    with opened(tmp_path / "home", request, kind, run_monitoring=monitoring) as deployed:
+        slots = deployed.instance.event_log_storage
+        slots.set_concurrency_slots("mail", 1)
+        run_id = deployed.launch("postcard")
+        slots.claim_concurrency_slot("mail", run_id, "send_one")
+        run = deployed.instance.get_run_by_id(run_id)
+        deployed.instance.report_run_canceled(run)
+        assert slots.get_concurrency_info("mail").active_slot_count == 1
+        later = datetime.now(UTC) + timedelta(minutes=10)
+        with mock.patch.object(slot_monitoring, "get_current_datetime", return_value=later):
+            list(execute_concurrency_slots_iteration(deployed.workspace, logging.getLogger()))
+        assert slots.get_concurrency_info("mail").active_slot_count == (0 if freed else 1)
+
+
 # --- schedules ----------------------------------------------------------------------------------
 
 
@@ -326,6 +503,91 @@ def test_rows_of_a_code_location_that_is_missing_for_12_hours_are_deleted(dagste
     assert "gone" in dagster.trigger_states()
     dagster.schedules(start + 13 * HOUR)
     assert "gone" not in dagster.trigger_states()
+
+
+# --- other --------------------------------------------------------------------------------------
+
+
+def test_a_backfill_has_no_paused_status_and_goes_on_enqueueing(dagster: Deployment):
+    assert not [status for status in BulkActionStatus if "PAUSE" in status.value]
+    for pool in ("mail", "mail@letters"):
+        dagster.dagster.set_pool(pool, "0")
+    [partitions] = [
+        found for found in dagster.repository.get_partition_sets() if found.job_name == "letters"
+    ]
+    backfill = PartitionBackfill(
+        backfill_id=f"fill{uuid4().hex[:6]}",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=datetime.now(UTC).timestamp(),
+        partition_set_origin=partitions.get_remote_origin(),
+        partition_names=["a", "b", "c"],
+    )
+    dagster.instance.add_backfill(backfill)
+    for error in execute_backfill_iteration(dagster.workspace, logging.getLogger()):
+        assert not error
+    dagster.dequeue()
+    found = dagster.instance.get_runs(
+        dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id})
+    )
+    assert {run.tags["dagster/partition"]: run.status for run in found} == dict.fromkeys(
+        "abc", DagsterRunStatus.QUEUED
+    )
+    now = dagster.instance.get_backfill(backfill.backfill_id)
+    assert now is not None
+    assert now.status is BulkActionStatus.REQUESTED
+    dagster.instance.update_backfill(now.with_status(BulkActionStatus.CANCELED))
+
+
+def test_a_python_file_of_a_workspace_is_relative_to_it_and_a_python_module_is_not(tmp_path: Path):
+    workspace = tmp_path / "workspace.yaml"
+    python_file = {"relative_path": "code/defs.py", "working_directory": "code"}
+    python_module = {"module_name": "defs", "working_directory": "code"}
+    load_from = [{"python_file": python_file}, {"python_module": python_module}]
+    workspace.write_text(yaml.safe_dump({"load_from": load_from}))
+    of_file, of_module = location_origins_from_yaml_paths([str(workspace)])
+    assert isinstance(of_file, ManagedGrpcPythonEnvCodeLocationOrigin)
+    assert isinstance(of_module, ManagedGrpcPythonEnvCodeLocationOrigin)
+    assert of_file.loadable_target_origin.python_file == str(tmp_path / "code" / "defs.py")
+    assert of_file.loadable_target_origin.working_directory == str(tmp_path / "code")
+    assert of_module.loadable_target_origin.working_directory != str(tmp_path / "code")
+
+
+class OurWebserver(DagsterWebserver):
+    """Dagster's, with a page of ours."""
+
+    def build_routes(self):
+        return [Route("/ours", self._ours), *super().build_routes()]
+
+    async def _ours(self, _request: Request) -> JSONResponse:
+        with self._process_context.create_request_context() as context:
+            return JSONResponse(sorted(location.name for location in context.code_locations))
+
+
+def test_a_webserver_with_more_routes_serves_ours_beside_dagsters(dagster: Deployment):
+    app = OurWebserver(dagster.workspace).create_asgi_app()
+    with TestClient(app) as client:
+        assert client.get("/ours").json() == [LOCATION]
+        assert client.get("/server_info").json()["dagster_version"] == dg.__version__
+
+
+def test_an_asset_takes_observations_and_checks_without_a_run(dagster: Deployment):
+    key = dg.AssetKey(["services", "mail"])
+    dagster.instance.report_runless_asset_event(
+        dg.AssetObservation(key, metadata={"state": "open"})
+    )
+    dagster.instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(asset_key=key, check_name="is_up", passed=False)
+    )
+    [seen] = dagster.instance.fetch_observations(key, limit=1).records
+    assert seen.asset_observation is not None
+    assert seen.asset_observation.metadata["state"].value == "open"
+    check = dg.AssetCheckKey(key, "is_up")
+    storage = dagster.instance.event_log_storage
+    [evaluated] = storage.get_asset_check_execution_history(check, limit=1)
+    assert evaluated.status.value == "FAILED"
+    assert (seen.run_id, evaluated.run_id) == ("", "")
 
 
 # --- statuses -----------------------------------------------------------------------------------

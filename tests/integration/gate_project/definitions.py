@@ -1,6 +1,7 @@
 """A small code location for the tests of the gate. Services are up while a file is there."""
 
 import os
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -94,6 +95,57 @@ def same_key():
     return dg.RunRequest(run_key="the same")
 
 
+@dg.sensor(job=postcard)
+def two_requests():
+    return [dg.RunRequest(run_key="one"), dg.RunRequest(run_key="two")]
+
+
+@dg.sensor(job=postcard)
+def broken():
+    raise ValueError("this sensor is broken")
+
+
+@dg.failure_hook
+def tell_of_failure(context: dg.HookContext) -> None:
+    with CALLS.open("a") as calls:
+        calls.write(f"hook {type(context.op_exception).__name__}\n")
+
+
+@dg.run_failure_sensor
+def alarm(context: dg.RunFailureSensorContext) -> None:
+    with CALLS.open("a") as calls:
+        calls.write(f"alarm {context.dagster_run.run_id}\n")
+
+
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+def pause_by_hand(context: dg.OpExecutionContext) -> None:
+    context.instance.report_run_canceling(context.run, "paused by hand")
+    raise dg.Failure("paused by hand", allow_retries=False)
+
+
+@dg.job(executor_def=dg.in_process_executor, hooks={tell_of_failure})
+def pauses_in_one_process():
+    pause_by_hand()
+
+
+@dg.job(hooks={tell_of_failure})
+def pauses_in_two_processes():
+    pause_by_hand()
+
+
+@dg.op
+def wait_for_mail() -> None:
+    until = time.monotonic() + 60
+    while not (UP / "mail").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def waiting():
+    wait_for_mail()
+
+
 @dg.asset(pool=pool("maps"))
 def atlas(breakers: BreakerResource) -> None:
     breakers.breaker("maps").call(call, "maps", "atlas")
@@ -144,12 +196,24 @@ breakers = BreakerResource(
 )
 
 defs = dg.Definitions(
-    jobs=[letters, postcard, prepared_postcard, atlas_job, guide],
+    jobs=[
+        letters,
+        postcard,
+        prepared_postcard,
+        atlas_job,
+        guide,
+        pauses_in_one_process,
+        pauses_in_two_processes,
+        waiting,
+    ],
     assets=[atlas],
     schedules=[hourly_letters, daily_atlas],
     sensors=[
         new_postcards,
         same_key,
+        two_requests,
+        broken,
+        alarm,
         build_pause_sensor(campaigns=CAMPAIGNS),
         build_resume_sensor(campaigns=CAMPAIGNS),
         build_breaker_sensor(campaigns=CAMPAIGNS),
