@@ -22,6 +22,8 @@ class Kind(StrEnum):
     """SIGKILL of the youngest of all workers, which may only be starting."""
     TERMINATION = "termination"
     """SIGTERM of the process that works on the round's campaign run."""
+    FREEZE = "freeze"
+    """SIGSTOP of that process, and after a while SIGCONT: it was given up, and lives on."""
     DAEMON = "daemon"
     """SIGKILL of Dagster's daemon; it is started again."""
     POSTGRES = "postgres"
@@ -50,7 +52,7 @@ class Blow:
         kind: What.
         attempt: After the beginning of which attempt; 0 is the beginning of the round.
         after_s: How long after it, seconds.
-        for_s: How long what was struck stays away, seconds; 0 for a worker.
+        for_s: How long what was struck stays away, seconds; 0 for a worker that is gone.
         fault: What is wrong with the service.
     """
 
@@ -125,6 +127,8 @@ def plan(seed: int) -> Plan:
         if kind in (Kind.WORKER, Kind.TERMINATION):
             for attempt in range(1, draw.choice((1, 1, 2, 3)) + 1):
                 blows.append(Blow(kind, attempt, draw.uniform(0, longest_s)))
+        elif kind is Kind.FREEZE:
+            blows.append(Blow(kind, 1, draw.uniform(0, longest_s), draw.uniform(2, 8)))
         elif kind is Kind.OUTAGE:
             fault = draw.choice(_FAULTS)
             attempt, after_s = draw.choice((1, 1, 2)), draw.uniform(0, longest_s)
@@ -142,8 +146,9 @@ def of(partition: str) -> Plan:
 
 _SHARES = {
     "sqlite": {
-        Kind.WORKER: 0.65,
+        Kind.WORKER: 0.6,
         Kind.TERMINATION: 0.15,
+        Kind.FREEZE: 0.1,
         Kind.YOUNGEST: 0.1,
         Kind.DAEMON: 0.2,
         Kind.OUTAGE: 0.35,
@@ -151,6 +156,7 @@ _SHARES = {
     "postgres": {
         Kind.WORKER: 0.6,
         Kind.TERMINATION: 0.15,
+        Kind.FREEZE: 0.1,
         Kind.YOUNGEST: 0.1,
         Kind.DAEMON: 0.15,
         Kind.OUTAGE: 0.3,

@@ -1,6 +1,5 @@
 """Plays rounds of chaos on a stage, several at once, and judges each."""
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -15,7 +14,7 @@ from tests.chaos.verdict import Evidence, findings
 
 # More than work at once: some wait for their retry.
 PLAYED_AT_ONCE = 2 * AT_ONCE
-SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
+AT_WORKER = {Kind.WORKER, Kind.TERMINATION, Kind.FREEZE}
 LOOK_EVERY_S = 0.05
 ASK_EVERY_S = 0.5
 ROUND_TIMEOUT_S = 180.0
@@ -70,9 +69,9 @@ def play_one(stage: Stage, plan: Plan) -> Played:
             begun = len(beginnings) > blow.attempt
             if begun and now >= beginnings[blow.attempt] + blow.after_s:
                 todo.remove(blow)
-                if blow.kind not in SIGNALS:
+                if blow.kind not in AT_WORKER:
                     striking.append(stage.strike(plan.service, blow))
-                elif not stage.hit_worker(workers[blow.attempt - 1], SIGNALS[blow.kind]):
+                elif not stage.hit_worker(workers[blow.attempt - 1], blow):
                     continue
                 struck.append(blow)
         if now >= ask_at:

