@@ -2,6 +2,7 @@
 #   make up PORT=3001 SANDBOX_PORT=8766      other ports
 #   make test PYTHON=python3.12              another Python, in an environment of its own
 #   make chaos SEED=4711 ROUNDS=1            a round of chaos once more
+#   make test-dagster DAGSTER=1.13.26        the integration tests with another Dagster
 
 # The first of these that is there; say PYTHON=... for another.
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -9,13 +10,16 @@ VENV ?= .venv
 PORT ?= 3000
 SANDBOX_PORT ?= 8765
 ROUNDS ?= 200
+CONSTRAINTS ?= constraints.txt
+DAGSTER ?= newest
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
+OTHER := .venv-dagster-$(DAGSTER)
 
-.PHONY: up test lint format bench chaos clean help
+.PHONY: up test test-dagster lint format bench chaos clean help
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,6 +29,15 @@ up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
 
 test: lint ## Lint, types and all tests.
 	$(BIN)/pytest -n auto --dist worksteal
+
+test-dagster: ## The integration tests with another Dagster: make test-dagster [DAGSTER=1.13.26].
+	@mkdir -p $(OTHER)
+	@grep -v '^dagster' constraints.txt > $(OTHER)/constraints.new
+	@test $(DAGSTER) = newest || echo 'dagster==$(DAGSTER)' >> $(OTHER)/constraints.new
+	@cmp -s $(OTHER)/constraints.new $(OTHER)/constraints.txt || cp $(OTHER)/constraints.new $(OTHER)/constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt $(OTHER)/.installed-tests
+	@$(OTHER)/bin/python -c 'import dagster; print("Dagster", dagster.__version__)'
+	$(OTHER)/bin/pytest -n auto --dist worksteal tests/integration
 
 lint: $(TESTS) ## Lint and types.
 	$(BIN)/ruff check
@@ -42,7 +55,7 @@ format: $(TESTS) ## Lay out the code and mend what ruff can mend.
 	$(BIN)/ruff format
 
 clean: ## Remove the environment and what was built.
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say PYTHON=/path/to/python3" >&2; exit 1; }
@@ -51,12 +64,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # pip reads dependency groups since 25.1.
-$(DEPLOYMENT): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt 'pip>=25.1'
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[postgres,sandbox]' --group deployment
+$(DEPLOYMENT): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[postgres,sandbox]' --group deployment
 	@touch $@
 
-$(TESTS): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt 'pip>=25.1'
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[metrics,postgres,sandbox]' --group deployment --group test
+$(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[metrics,postgres,sandbox]' --group deployment --group test
 	@touch $@ $(DEPLOYMENT)
