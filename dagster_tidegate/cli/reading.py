@@ -39,14 +39,23 @@ def open_store(url: str | None) -> Store:
     Raises:
         click.ClickException: If there is none, it can't be reached, or has another schema.
     """
-    use_local_home()
-    try:
-        store = Store(url or default_url())
-    except (ValueError, ArgumentError) as error:
-        raise click.ClickException(str(error)) from error
+    store = named_store(url)
     with explained():
         schema.require_head(store)
     return store
+
+
+def named_store(url: str | None) -> Store:
+    """Return the store that a command means, whatever is in it.
+
+    Raises:
+        click.ClickException: If neither `url` nor the environment names one.
+    """
+    use_local_home()
+    try:
+        return Store(url or default_url())
+    except (ValueError, ArgumentError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class _ListsByDefault(click.Group):
     """`tidegate runs outreach` is `tidegate runs list outreach`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # the shell completes what is there
+            return super().parse_args(ctx, args)
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)

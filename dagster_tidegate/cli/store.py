@@ -5,35 +5,19 @@ from contextlib import contextmanager
 
 import click
 from alembic.util import CommandError
-from sqlalchemy.exc import ArgumentError, OperationalError
 
+from dagster_tidegate.cli.reading import explained, named_store, url_option
 from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import Store, default_url
-
-
-def _open(url: str | None) -> Store:
-    try:
-        return Store(url or default_url())
-    except (ValueError, ArgumentError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn errors of the database into one line that a person can act on."""
     try:
-        yield
-    except OperationalError as error:
-        raise click.ClickException(f"the store can't be reached: {error.orig}") from error
+        with explained():
+            yield
     except CommandError as error:
         raise click.ClickException(str(error)) from error
-
-
-url_option = click.option(
-    "--url",
-    help="SQLAlchemy URL of the store. Default: TIDEGATE_STORE_URL, else tidegate.db in "
-    "DAGSTER_HOME.",
-)
 
 
 @click.group()
@@ -46,7 +30,7 @@ def store() -> None:
 @click.argument("revision", default="head")
 def upgrade(url: str | None, revision: str) -> None:
     """Bring the store up to REVISION (default: the newest)."""
-    opened = _open(url)
+    opened = named_store(url)
     with _explained():
         schema.upgrade(opened, revision)
         click.echo(f"{opened.url.render_as_string()} is at {schema.current(opened)}")
@@ -58,7 +42,7 @@ def upgrade(url: str | None, revision: str) -> None:
 @click.argument("revision")
 def downgrade(url: str | None, yes: bool, revision: str) -> None:
     """Bring the store down to REVISION; 'base' removes every table and what it holds."""
-    opened = _open(url)
+    opened = named_store(url)
     if not yes:
         click.confirm(
             f"Take {opened.url.render_as_string()} down to {revision}? Data is lost", abort=True
@@ -72,7 +56,7 @@ def downgrade(url: str | None, yes: bool, revision: str) -> None:
 @url_option
 def current(url: str | None) -> None:
     """Print the store's revision, and whether this version works with it. Exit code 1 if not."""
-    opened = _open(url)
+    opened = named_store(url)
     with _explained():
         found = schema.current(opened)
         click.echo(f"{found or 'none'} (this version needs {schema.head()})")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 
@@ -10,6 +11,10 @@ from packaging.specifiers import SpecifierSet
 from dagster_tidegate.pools import needs
 from dagster_tidegate.views.situation import PARTS, Situation
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
+
+
+SILENT_AFTER = timedelta(minutes=2)
+"""A daemon has a heartbeat twice a minute."""
 
 
 class Severity(StrEnum):
@@ -77,6 +82,7 @@ class Facts:
     """What was found out about a deployment.
 
     Attributes:
+        now: When, UTC.
         python: Python's version.
         dagster: Dagster's version here.
         enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
@@ -88,6 +94,7 @@ class Facts:
         store: The store.
     """
 
+    now: datetime
     python: Version
     dagster: Version
     enabled: bool
@@ -117,6 +124,7 @@ CODES: Mapping[str, str] = {
     "run_monitoring": "Runs are not monitored.",
     "free_slots": "Runs that were cancelled keep their places in pools.",
     "daemon_dead": "A daemon that the instance needs has no recent heartbeat.",
+    "daemon_silent": "A daemon has had no heartbeat for two minutes: it is busy, or dead.",
     "daemon_failing": "A daemon reports errors.",
     "workspace_unreadable": "The workspace can't be read.",
     "location_broken": "A code location can't be loaded.",
@@ -294,6 +302,14 @@ def _daemons(facts: Facts) -> Iterator[Finding]:
             "that)",
         )
     for daemon in facts.daemons:
+        # Dagster itself waits for half an hour before it calls a daemon dead.
+        if daemon.alive and daemon.last is not None and facts.now - daemon.last > SILENT_AFTER:
+            yield _warning(
+                "daemon_silent",
+                daemon.name,
+                f"its last heartbeat was at {daemon.last:%F %T} UTC: it is busy, or dead",
+                "see that the process of dagster-daemon runs, and start it if it does not",
+            )
         if daemon.alive and daemon.error is not None:
             yield _warning(
                 "daemon_failing",

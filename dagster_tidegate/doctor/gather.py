@@ -1,6 +1,7 @@
 """Finds out the facts about a deployment. Whatever can't be found out is a fact too."""
 
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def gather(workspace_file: Path | None, store_url: str | None, *, enabled: bool)
     """
     package = metadata.metadata(PACKAGE)
     known = {
+        "now": datetime.now(UTC),
         "python": Version(platform.python_version(), package["Requires-Python"] or ""),
         "dagster": Version(dg.__version__, _claimed("dagster")),
         "enabled": enabled,

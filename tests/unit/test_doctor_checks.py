@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from dagster_tidegate.doctor.checks import (
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, SensorCode, Settings
-from tests.unit.situations import SHAPES, situation
+from tests.unit.situations import NOW, SHAPES, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SETTINGS = Settings("QueuedRunCoordinator", True, "run", 0, True, 10)
@@ -48,12 +48,13 @@ STORE = StoreFacts(
     called=frozenset({"mail"}),
 )  # fmt: skip
 WELL = Facts(
+    now=NOW,
     python=Version("3.11.7", ">=3.11,<3.14"),
     dagster=Version("1.13.27", ">=1.13.26,<2"),
     enabled=True,
     store=STORE,
     settings=SETTINGS,
-    daemons=[Daemon("SENSOR", True, datetime(2026, 3, 1, tzinfo=UTC), None)],
+    daemons=[Daemon("SENSOR", True, NOW, None)],
     locations=[HERE],
 )
 
@@ -91,6 +92,9 @@ ILL = {
     "run_monitoring": with_settings(run_monitoring=False),
     "free_slots": with_settings(free_slots_after_s=None),
     "daemon_dead": replace(WELL, daemons=[Daemon("SENSOR", False, None, None)]),
+    "daemon_silent": replace(
+        WELL, daemons=[Daemon("SENSOR", True, NOW - timedelta(minutes=3), None)]
+    ),
     "daemon_failing": replace(WELL, daemons=[Daemon("SENSOR", True, None, "boom")]),
     "workspace_unreadable": replace(WELL, locations=[], workspace_error="no file"),
     "location_broken": replace(WELL, locations=[LocationCode("here", error="a\nSyntaxError: b\n")]),
