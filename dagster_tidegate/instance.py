@@ -61,6 +61,7 @@ PART_TAG = "tidegate/part"
 """A sensor of the gate has it, with the part of the gate that it is, whatever its name."""
 PARTITION_TAG = "tidegate/partition"
 CANARY_TAG = "tidegate/canary"
+SUPERSEDED_TAG = "tidegate/superseded_by"
 FORMER_PRIORITY_TAG = "tidegate/former_priority"
 # Above what people use; a canary waits for a place that is made for it alone.
 CANARY_PRIORITY = 1_000_000
@@ -601,6 +602,21 @@ def request_number(run: dg.DagsterRun) -> int:
     """Return the number in the run key of a run; 0 where the gate did not ask for it."""
     prefix, _, number = run.tags.get(RUN_KEY_TAG, "").rpartition("/")
     return int(number) if prefix.startswith(RUN_KEY) and number.isdecimal() else 0
+
+
+def is_superseded(run: dg.DagsterRun, newest: str) -> bool:
+    """Return whether the gate asked for a run to follow another than the newest that worked.
+
+    Of two daemons each may launch what the gate asked for, and a person may be faster. An
+    automatic retry or a re-execution follows the run that it names, whatever tags it inherited.
+
+    Args:
+        run: The run that is about to work.
+        newest: Id of the run that worked on the campaign run last, or does.
+    """
+    parent = run.tags.get(PARENT_RUN_ID_TAG)
+    asked = request_number(run) > 0 and run.parent_run_id is None
+    return asked and parent is not None and newest not in (parent, run.run_id)
 
 
 def tick_tags(schedule: dg.ScheduleDefinition, at: datetime) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dagster_tidegate import holds
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate import reconcile
 from dagster_tidegate.holds import TargetKind
-from dagster_tidegate.instance import Dagster
+from dagster_tidegate.instance import SUPERSEDED_TAG, Dagster
 from dagster_tidegate.records.loop import Stop
 from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import RunStatus
@@ -93,8 +93,29 @@ def _move(fleet: Fleet, run: CampaignRun, attempt: Attempt, to: RunStatus, messa
             runs.move(conn, now, current, to, reason=message, actor=attempt.dagster_run)
 
 
+def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoReturn:
+    """End a Dagster run that was to resume what another has resumed already, as CANCELED.
+
+    Args:
+        context: Context of the op that was to begin.
+        newest: The attempt that was faster.
+
+    Raises:
+        CampaignCancelled: Always.
+    """
+    message = (
+        f"Not resumed twice: Dagster run {newest.dagster_run} was faster, as attempt "
+        f"{newest.number}. Nothing is left to do here"
+    )
+    tags = {SUPERSEDED_TAG: newest.dagster_run}
+    Dagster(context.instance).end_as_paused(context.run, message, tags)
+    raise CampaignCancelled(message)
+
+
 def resumed(instance: dg.DagsterInstance, attempt: Attempt) -> None:
     """Mark the Dagster run of a paused attempt as resumed: who looks for paused runs finds others.
+
+    A backfill that it belongs to goes on with the run that follows it.
 
     Args:
         instance: The Dagster instance.

@@ -11,8 +11,8 @@ from pydantic import Field
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import partition_of, tried_by
-from dagster_tidegate.pause import CampaignPaused, end, resumed
+from dagster_tidegate.instance import is_superseded, partition_of, tried_by
+from dagster_tidegate.pause import CampaignPaused, end, end_as_superseded, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.records.journal import Group
@@ -129,6 +129,7 @@ class BreakerResource(dg.ConfigurableResource):
 
         Raises:
             CampaignPaused: If another op of this run has paused it.
+            CampaignCancelled: If the gate asked for this run, and another was faster.
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
             ValueError: If the op has a loop of this name already.
         """
@@ -198,6 +199,9 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, A
         with fleet.store.read() as conn:
             found = runs.find(conn, context.job_name, partition)
             newest = None if found is None else runs.latest_attempt(conn, found.id)
+            begun = runs.attempt_of(conn, context.run_id) is not None
+        if newest is not None and not begun and is_superseded(context.run, newest.dagster_run):
+            end_as_superseded(context, newest)
         # Dagster is asked before the transaction: meanwhile nobody could write.
         over = newest is not None and _is_over(context.instance, newest.dagster_run)
         with fleet.store.begin() as conn:

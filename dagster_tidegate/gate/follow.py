@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.instance import RunChange, ancestors, partition_of
+from dagster_tidegate.instance import SUPERSEDED_TAG, RunChange, ancestors, partition_of
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
@@ -71,7 +71,11 @@ def follow(
     since, moved = cursor - OVERLAP, 0
     while time.monotonic() < deadline:
         changes = gate.dagster.changes(since, PAGE)
-        ours = [change for change in changes if change.run.job_name in campaigns]
+        ours = [
+            change
+            for change in changes
+            if change.run.job_name in campaigns and SUPERSEDED_TAG not in change.run.tags
+        ]
         if ours:
             with gate.store.read() as conn:
                 stale = _stale(conn, ours)

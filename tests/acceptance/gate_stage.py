@@ -20,7 +20,7 @@ from typing import Any
 import dagster as dg
 import yaml
 from dagster._core.instance.ref import InstanceRef
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster_graphql.schema import create_schema
@@ -126,7 +126,8 @@ class Stage:
         context = self._workspace.create_request_context()
         execute = self._schema.execute_async(query, context_value=context, variables=variables)
         result = asyncio.run(execute)
-        assert result.data is not None and not result.errors, result.errors
+        assert not result.errors, result.errors
+        assert result.data is not None
         [answer] = result.data.values()
         return answer
 
@@ -187,13 +188,19 @@ class Stage:
 
     # What is looked at
 
-    def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = LONGEST_S) -> None:
+    def wait(
+        self,
+        condition: Callable[[], Any],
+        what: str,
+        timeout_s: float = LONGEST_S,
+        every_s: float = LOOK_EVERY_S,
+    ) -> None:
         """Wait until something is so, or fail with what the processes said."""
         until = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > until:
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n{self.describe()}")
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(every_s)
 
     def describe(self) -> str:
         """Return what one wants to know of a test that went wrong."""
@@ -218,6 +225,32 @@ class Stage:
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run.status.value == "CANCELED" and run.tags.get("tidegate/state") == "paused"
+
+    def is_resumed(self, run_id: str) -> bool:
+        """Return whether a Dagster run had ended as paused and has a next attempt."""
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status.value == "CANCELED" and run.tags.get("tidegate/state") == "resumed"
+
+    def is_over(self, run_id: str) -> bool:
+        """Return whether a Dagster run has ended."""
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.is_finished
+
+    def said(self, run_id: str) -> str:
+        """Return the errors that the page of a Dagster run shows."""
+        events = [entry.dagster_event for entry in self.instance.all_logs(run_id)]
+        return "\n".join(
+            event.step_failure_data.error.to_string()
+            for event in events
+            if event is not None and event.is_step_failure and event.step_failure_data.error
+        )
+
+    def at_work(self) -> list[str]:
+        """Return the Dagster runs that have left the queue and not ended."""
+        found = self.instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))
+        return [run.run_id for run in found]
 
     def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
         """Return the Dagster runs of a campaign run, the oldest first."""
