@@ -19,7 +19,7 @@ DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 OTHER := .venv-dagster-$(DAGSTER)
 
-.PHONY: up test test-dagster lint format bench chaos clean help
+.PHONY: up test test-dagster with-dagster lint format bench chaos clean help
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,14 +30,17 @@ up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
 test: lint ## Lint, types and all tests.
 	$(BIN)/pytest -n auto --dist worksteal
 
-test-dagster: ## The integration tests with another Dagster: make test-dagster [DAGSTER=1.13.26].
+test-dagster: with-dagster ## The integration tests with another Dagster: make test-dagster [DAGSTER=1.13.26].
+	$(OTHER)/bin/pytest -n auto --dist worksteal tests/integration
+
+# Everything else is as in constraints.txt; `newest` is what pip finds.
+with-dagster:
 	@mkdir -p $(OTHER)
 	@grep -v '^dagster' constraints.txt > $(OTHER)/constraints.new
 	@test $(DAGSTER) = newest || echo 'dagster==$(DAGSTER)' >> $(OTHER)/constraints.new
 	@cmp -s $(OTHER)/constraints.new $(OTHER)/constraints.txt || cp $(OTHER)/constraints.new $(OTHER)/constraints.txt
 	@$(MAKE) --no-print-directory VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt $(OTHER)/.installed-tests
 	@$(OTHER)/bin/python -c 'import dagster; print("Dagster", dagster.__version__)'
-	$(OTHER)/bin/pytest -n auto --dist worksteal tests/integration
 
 lint: $(TESTS) ## Lint and types.
 	$(BIN)/ruff check
