@@ -29,8 +29,8 @@ LOCATION = "chaos"
 SOCKET = "workers.sock"
 SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 SANDBOX_LATENCY_S = 0.02
-AT_ONCE = 6
-START_TIMEOUT_S = 60.0
+AT_ONCE = 8
+START_TIMEOUT_S = 120.0
 SETTINGS = {
     "run_coordinator": {
         "module": "dagster.core.run_coordinator",
@@ -41,7 +41,7 @@ SETTINGS = {
     "run_monitoring": {
         "enabled": True,
         "poll_interval_seconds": 1,
-        "start_timeout_seconds": 30,
+        "start_timeout_seconds": 60,
         "free_slots_after_run_end_seconds": 1,
     },
     # Who was killed is taken up again by Dagster itself.
