@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,10 @@ import sqlalchemy as sa
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import Attempt
-from dagster_tidegate.store.upsert import insert
+from dagster_tidegate.store.upsert import insert, insert_on
+
+_OF_ALL = ("op", "attempt", "at")
+_OF_AN_ENTRY = ("key", "position", "status", "result", "error")
 
 
 class AttemptOverError(Exception):
@@ -91,35 +95,26 @@ def write(
     Raises:
         AttemptOverError: If a newer attempt owns it; nothing is written.
     """
-    status = _fence(conn, attempt)
-    working = status is RunStatus.PROCESSING
-    written = [e for e in entries if working or e.status is not RecordStatus.STARTED]
-    if written:
-        statement = insert(conn, t.ledger)
-        conn.execute(
-            statement.on_conflict_do_update(
-                index_elements=["campaign_run", "op", "key"],
-                set_={
-                    name: statement.excluded[name]
-                    for name in ("status", "position", "attempt", "result", "error", "at")
-                },
-            ),
-            [
-                {
-                    "campaign_run": attempt.campaign_run,
-                    "op": op,
-                    "key": entry.key,
-                    "status": entry.status,
-                    "position": entry.position,
-                    "attempt": attempt.number,
-                    "result": entry.result,
-                    "error": entry.error,
-                    "at": now,
-                }
-                for entry in written
-            ],
-        )
-    return len(written) == len(entries)
+    own = {"run_": attempt.campaign_run, "op_": op, "attempt_": attempt.number, "at_": now}
+    # The end of a record and the start of the next are one statement, and one trip.
+    together = 2 if len(entries) == 2 else 1
+    rows = [
+        own
+        | {
+            f"{name}_of_{row}": getattr(entry, name)
+            for row, entry in enumerate(entries[first : first + together])
+            for name in _OF_AN_ENTRY
+        }
+        for first in range(0, len(entries), together)
+    ]
+    written = conn.execute(
+        _writing(conn.dialect.name, together),
+        rows[0] if len(rows) == 1 else rows,
+        execution_options={"preserve_rowcount": True},
+    ).rowcount
+    if written < len(entries):
+        _fence(conn, attempt)
+    return written == len(entries)
 
 
 def abandon(conn: sa.Connection, attempt: Attempt, op: str, *, keep: Collection[str] = ()) -> None:
@@ -246,9 +241,47 @@ def results(conn: sa.Connection, campaign_run: int, op: str) -> list[Any]:
     return list(rows.scalars())
 
 
-def _fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
+@cache
+def _writing(dialect: str, rows: int) -> sa.Insert:
+    """The statement that writes so many entries, if their attempt owns the campaign run."""
+    run = t.campaign_runs.c
+    entries = sa.union_all(
+        *(
+            sa.select(
+                *(
+                    sa.bindparam(f"{name}_of_{row}", type_=t.ledger.c[name].type).label(name)
+                    for name in _OF_AN_ENTRY
+                )
+            )
+            for row in range(rows)
+        )
+    ).subquery("entries")
+    own = {name: sa.bindparam(f"{name}_", type_=t.ledger.c[name].type) for name in _OF_ALL}
     # FOR SHARE makes a newer attempt wait until this transaction is over (SQLite, which lets one
     # writer in at a time, needs no such word and is sent none).
+    owned = (
+        sa.select(run.id, *own.values(), *entries.c)
+        .select_from(t.campaign_runs.join(entries, sa.true()))
+        .where(
+            run.id == sa.bindparam("run_"),
+            run.attempt == own["attempt"],
+            (run.status == RunStatus.PROCESSING) | (entries.c.status != RecordStatus.STARTED),
+        )
+        .with_for_update(read=True, of=t.campaign_runs)
+    )
+    statement = insert_on(dialect, t.ledger)
+    return statement.from_select(
+        ["campaign_run", *own, *_OF_AN_ENTRY], owned
+    ).on_conflict_do_update(
+        index_elements=["campaign_run", "op", "key"],
+        set_={
+            name: statement.excluded[name]
+            for name in ("status", "position", "attempt", "result", "error", "at")
+        },
+    )
+
+
+def _fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
     row = conn.execute(
         sa.select(t.campaign_runs.c.attempt, t.campaign_runs.c.status)
         .where(t.campaign_runs.c.id == attempt.campaign_run)

@@ -6,5 +6,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 def insert(conn: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT into `table` that has `on_conflict_do_nothing` and `..._do_update`."""
-    dialect = postgresql if conn.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+    return insert_on(conn.dialect.name, table)
+
+
+def insert_on(dialect: str, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """Return the same for a dialect, by its name."""
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)

@@ -1,0 +1,547 @@
+"""The record loop by itself, on real databases: how it reads, writes, stops and goes on."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import pandas as pd
+import pytest
+
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.records import lease, rows
+from dagster_tidegate.records.journal import Group
+from dagster_tidegate.records.loop import InputChangedError, Records, Stop
+from dagster_tidegate.records.record import Record
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import holds, ledger, runs
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.ledger import AttemptOverError
+from dagster_tidegate.store.runs import Attempt, AttemptRefusedError
+
+OPERATOR = Target(TargetKind.SERVICE, "openai")
+LOG = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """What the op raises when the loop stops."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop)
+        self.stop = stop
+
+
+class Work:
+    """One campaign run, and the attempts at it."""
+
+    def __init__(self, url: str) -> None:
+        self.fleet = Fleet(Store(url), [ServicePolicy(name="openai")])
+        self.begin()
+
+    @property
+    def store(self) -> Store:
+        return self.fleet.store
+
+    def begin(self, *, over: bool = True) -> Attempt:
+        """Begin the next attempt, as a Dagster run of its own."""
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            self.run = runs.ensure(conn, now, "outreach", "leads-1")
+            number = self.run.attempt + 1
+            self.attempt = runs.begin_attempt(
+                conn, now, self.run, f"run-{number}", owner_is_over=over
+            )
+            self.series = runs.began_with(runs.attempts(conn, self.run.id))
+            self.run = runs.ensure(conn, now, "outreach", "leads-1")
+        return self.attempt
+
+    def end(self, status: RunStatus) -> None:
+        with self.store.begin() as conn:
+            current = runs.get(conn, self.run.id)
+            assert current is not None
+            runs.move(conn, self.store.now(conn), current, status, actor="test")
+
+    def records(self, items: Any, **options: Any) -> Records:
+        def stop(why: Stop) -> NoReturn:
+            self.end(RunStatus.PAUSED if why.signal is None else RunStatus.CANCELLED)
+            raise Stopped(why)
+
+        return Records(
+            **{
+                "fleet": self.fleet,
+                "run": self.run,
+                "attempt": self.attempt,
+                "op": "send",
+                "items": items,
+                "key": str,
+                "services": ["openai"],
+                "failed_since": self.series,
+                "holds": lambda: self.fleet.holds_on(services=["openai"]),
+                "on_stop": stop,
+                "drain_timeout_s": 10.0,
+                "log": LOG,
+                **options,
+            }
+        )
+
+    def hold(self) -> None:
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            holds.place(
+                conn, now, OPERATOR, source=HoldSource.OPERATOR, reason="maintenance", actor="ana"
+            )
+        self.fleet.refresh()
+
+    def release(self) -> None:
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            holds.release(conn, now, OPERATOR, source=HoldSource.OPERATOR, actor="ana")
+        self.fleet.refresh()
+
+    def statuses(self) -> dict[str, RecordStatus]:
+        with self.store.read() as conn:
+            return dict(ledger.statuses(conn, self.run.id, "send"))
+
+    def progress(self) -> ledger.Progress:
+        with self.store.read() as conn:
+            found = ledger.progress(conn, self.run.id, "send")
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def work(store_url: str) -> Iterator[Work]:
+    work = Work(store_url)
+    yield work
+    work.fleet.close()
+    work.store.dispose()
+
+
+def go_through(records: Records, each: Callable[[Record], Any] = lambda _: None) -> list[str]:
+    seen = []
+    for record in records:
+        with record:
+            seen.append(record.key)
+            record.result = each(record)
+    return seen
+
+
+# --- the input ------------------------------------------------------------------------------------
+
+
+def test_chunks_of_a_frame_are_rows(work: Work) -> None:
+    frames = iter(
+        [pd.DataFrame({"mail": ["a", "b"], "n": [1, None]}), pd.DataFrame({"mail": ["c"]})]
+    )
+    records = work.records(frames, key="mail")
+    seen: list[dict] = []
+    go_through(records, lambda record: seen.append(record.value))
+    assert seen == [{"mail": "a", "n": 1}, {"mail": "b", "n": None}, {"mail": "c"}]
+
+
+def test_an_input_of_several_chunks_is_gone_through_once_and_in_order(work: Work) -> None:
+    count = rows.MOST_AT_ONCE * 2 + 10
+    keys = [str(n) for n in range(count)]
+    seen = go_through(work.records((key for key in keys), group=Group(records=400)))
+    assert seen == keys
+    assert go_through(work.records(keys)) == []
+    assert work.progress().done == count
+
+
+def test_an_asynchronous_input_is_gone_through_in_an_asynchronous_loop(work: Work) -> None:
+    async def items() -> AsyncIterator[str]:
+        for key in "abc":
+            await asyncio.sleep(0)
+            yield key
+
+    async def op() -> list[Any]:
+        records = work.records(items())
+        async for record in records:
+            with record:
+                await asyncio.sleep(0)
+                record.result = record.key.upper()
+        return records.results()
+
+    assert asyncio.run(op()) == ["A", "B", "C"]
+
+
+def test_an_asynchronous_input_in_a_for_loop_is_refused(work: Work) -> None:
+    async def items() -> AsyncIterator[str]:
+        yield "a"
+
+    with pytest.raises(TypeError, match="async for"):
+        go_through(work.records(items()))
+
+
+def test_repeated_keys_are_told_and_counted(work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    assert go_through(work.records(["a", "b", "a", *["b"] * 20])) == ["a", "b"]
+    assert "Row 2 repeats the key a" in caplog.text
+    assert "21 rows repeat a key" in caplog.text
+    assert len(caplog.records) < 15
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+def test_map_works_on_so_many_at_once_and_returns_the_results_in_order(work: Work) -> None:
+    together = threading.Barrier(4)
+
+    def handle(record: Record) -> str:
+        together.wait(timeout=20)  # breaks unless four are here at once
+        return record.key * 2
+
+    records = work.records(list("abcdefgh"))
+    assert records.map(handle, concurrency=4) == ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh"]
+    assert (records.done, records.failed) == (8, 0)
+
+
+def test_map_never_works_on_more(work: Work) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def handle(_: Record) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+
+    work.records([str(n) for n in range(40)]).map(handle, concurrency=3)
+    assert most == 3
+
+
+def test_map_of_an_async_handler_runs_on_one_event_loop(work: Work) -> None:
+    here = 0
+    all_here = asyncio.Event()
+
+    async def handle(record: Record) -> str:
+        nonlocal here
+        here += 1
+        if here == 3:
+            all_here.set()
+        await asyncio.wait_for(all_here.wait(), 20)
+        return record.key.upper()
+
+    assert work.records(list("abc")).map(handle, concurrency=3) == ["A", "B", "C"]
+
+
+def test_a_record_that_fails_in_map_is_written_down_and_the_others_go_on(work: Work) -> None:
+    def handle(record: Record) -> str:
+        if record.key == "b":
+            raise ValueError("no such lead")
+        return record.key
+
+    assert work.records(list("abcd")).map(handle, concurrency=2) == ["a", "c", "d"]
+    assert work.statuses()["b"] is RecordStatus.FAILED
+
+
+def test_a_record_that_the_service_fails_in_map_is_tried_again_with_the_same_key(
+    work: Work,
+) -> None:
+    keys: list[str] = []
+
+    def handle(record: Record) -> None:
+        keys.append(record.idempotency_key)
+        if record.tries == 1:
+            raise ConnectionError("reset by peer")
+
+    records = work.records(["a"])
+    records.map(handle, concurrency=2)
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+    assert records.done == 1
+
+
+def test_a_hold_lets_what_is_in_flight_in_map_finish_and_begins_no_other(work: Work) -> None:
+    held = threading.Event()
+
+    def handle(record: Record) -> str:
+        if record.key == "b":
+            work.hold()
+            held.set()
+        assert held.wait(20)
+        return record.key
+
+    with pytest.raises(Stopped) as stopped:
+        work.records(list("abcdefgh")).map(handle, concurrency=2)
+    done = work.statuses()
+    assert done == {"a": RecordStatus.DONE, "b": RecordStatus.DONE}
+    assert stopped.value.stop.done == 2
+    work.release()
+    work.begin()
+    assert work.records(list("abcdefgh")).map(lambda r: r.key) == list("abcdefgh")
+
+
+def test_what_outlives_the_drain_timeout_stays_in_doubt(work: Work) -> None:
+    forever = threading.Event()
+
+    def handle(record: Record) -> None:
+        if record.key == "b":
+            work.hold()
+            forever.wait(20)
+
+    with pytest.raises(Stopped):
+        work.records(list("ab"), drain_timeout_s=0.3).map(handle, concurrency=2)
+    forever.set()
+    assert work.statuses()["b"] is RecordStatus.STARTED
+    work.release()
+    work.begin()
+    doubts = {}
+    go_through(work.records(list("ab")), lambda r: doubts.update({r.key: r.in_doubt}))
+    assert doubts == {"b": True}
+
+
+def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
+    def handle(record: Record) -> None:
+        with record:
+            pass
+
+    records = work.records(["a"], max_failed=1.0)
+    records.map(handle)
+    assert records.failed == 1
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+def test_a_group_is_written_when_it_is_full_and_the_rest_at_the_end(work: Work) -> None:
+    in_ledger = []
+    go_through(
+        work.records(list("abcde"), group=Group(records=2, seconds=60)),
+        lambda _: in_ledger.append(len(work.statuses())),
+    )
+    assert in_ledger == [0, 0, 2, 2, 4]
+    assert len(work.statuses()) == 5
+
+
+def test_a_group_that_is_old_is_written(work: Work) -> None:
+    records = iter(work.records(list("abc"), group=Group(records=100, seconds=0.01)))
+    for in_ledger in (0, 0, 2):
+        with next(records):
+            assert len(work.statuses()) == in_ledger
+            time.sleep(0.02)  # older than a group may become, from the second record on
+
+
+def test_a_pause_writes_what_a_group_has(work: Work) -> None:
+    with pytest.raises(Stopped):
+        go_through(work.records(list("abcd"), group=Group(records=100)), lambda _: work.hold())
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+@pytest.mark.parametrize("values", [{"records": 0}, {"seconds": 0}])
+def test_a_group_that_is_never_written_is_refused(values: dict) -> None:
+    with pytest.raises(ValueError, match="at least 1 record"):
+        Group(**values)
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+class Watched(list):
+    """A list that knows which rows were read."""
+
+    def __init__(self, values: Any) -> None:
+        super().__init__(values)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def pause_after(work: Work, items: Any, key: str, **options: Any) -> None:
+    with pytest.raises(Stopped):
+        go_through(work.records(items, **options), lambda r: work.hold() if r.key == key else None)
+    work.release()
+    work.begin()
+
+
+def test_an_input_that_only_grows_is_not_read_again(work: Work) -> None:
+    items = Watched(str(n) for n in range(rows.MOST_AT_ONCE * 3))
+    pause_after(work, items, str(rows.MOST_AT_ONCE * 2), append_only=True)
+    items.read.clear()
+    items.append("new")
+    assert len(go_through(work.records(items, append_only=True))) == rows.MOST_AT_ONCE
+    assert min(items.read) == rows.MOST_AT_ONCE * 2 - 1
+    assert work.progress().done == len(items)
+
+
+def test_an_iterator_that_only_grows_goes_on_where_it_stopped(work: Work) -> None:
+    items = [str(n) for n in range(1200)]
+    pause_after(work, iter(items), "1000", append_only=True)
+    assert go_through(work.records(iter(items), append_only=True)) == items[1001:]
+
+
+@pytest.mark.parametrize("now", ["shifted", "shorter"])
+def test_an_input_that_did_not_only_grow_is_found_out(work: Work, now: str) -> None:
+    items = [str(n) for n in range(1200)]
+    pause_after(work, items, "1000", append_only=True)
+    changed = ["before", *items] if now == "shifted" else items[:100]
+    with pytest.raises(InputChangedError, match="append_only"):
+        go_through(work.records(changed, append_only=True))
+
+
+def test_records_that_failed_are_tried_again_by_a_re_execution_that_only_grew(work: Work) -> None:
+    def handle(record: Record) -> None:
+        if record.key == "1":
+            raise ValueError("no such lead")
+
+    items = [str(n) for n in range(20)]
+    go_through(work.records(items, append_only=True), handle)
+    work.end(RunStatus.FAILED)
+    work.begin()
+    assert go_through(work.records(items, append_only=True)) == ["1"]
+    assert (work.progress().done, work.progress().failed) == (20, 0)
+
+
+def test_counts_are_right_after_an_attempt_that_died(work: Work) -> None:
+    loop = iter(work.records(list("abcd"), group=Group(records=1)))
+    for _ in range(2):
+        with next(loop):
+            pass
+    next(loop)  # and here its process dies: nothing more is written
+    work.end(RunStatus.FAILED)
+    work.begin()
+    records = work.records(list("abcd"))
+    assert records.done == 2
+    with suppress(AttemptOverError):  # the generator of the dead one is closed
+        del loop
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_record_in_flight_as_cancelled(work: Work, number: int) -> None:
+    former = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        go_through(work.records(list("abc")), lambda _: os.kill(os.getpid(), number))
+    assert stopped.value.stop.signal == number
+    assert work.statuses() == {"a": RecordStatus.DONE}
+    assert signal.getsignal(number) == former
+    work.begin()
+    assert go_through(work.records(list("abc"))) == ["b", "c"]
+
+
+def test_a_signal_in_map_lets_what_is_in_flight_finish(work: Work) -> None:
+    def handle(record: Record) -> None:
+        if record.key == "b":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+
+    with pytest.raises(Stopped):
+        work.records(list("abcdef")).map(handle, concurrency=2)
+    assert set(work.statuses().values()) == {RecordStatus.DONE}
+    assert len(work.statuses()) < 6
+
+
+def test_a_signal_has_its_way_when_the_record_takes_too_long(work: Work) -> None:
+    def handle(_: Record) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_through(work.records(list("ab"), drain_timeout_s=0.2), handle)
+    assert work.statuses() == {"a": RecordStatus.STARTED}
+
+
+def test_a_signal_at_the_last_record_is_not_lost(work: Work) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        go_through(work.records(["a"]), lambda _: os.kill(os.getpid(), signal.SIGINT))
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+# --- one live attempt -----------------------------------------------------------------------------
+
+
+def test_a_run_that_was_ended_from_outside_finishes_its_record_and_begins_no_other(
+    work: Work,
+) -> None:
+    """As when a person marks the run as canceled in Dagster while its process lives on."""
+    with pytest.raises(AttemptOverError, match="no further record"):
+        go_through(work.records(list("abc")), lambda _: work.end(RunStatus.CANCELLED))
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_the_writes_of_an_older_attempt_are_refused(work: Work) -> None:
+    with pytest.raises(AttemptOverError, match="attempt 2 owns"):
+        go_through(work.records(list("abc")), lambda _: work.begin() and None)
+    assert work.statuses() == {"a": RecordStatus.STARTED}
+
+
+def test_an_attempt_at_work_has_a_lease_and_one_that_is_not_has_none(work: Work) -> None:
+    def lease_until() -> Any:
+        with work.store.read() as conn:
+            newest = runs.latest_attempt(conn, work.run.id)
+        assert newest is not None
+        return newest.lease_until
+
+    seen = []
+    go_through(work.records(["a"]), lambda _: seen.append(lease_until()))
+    assert seen[0] > work.fleet.now() + lease.LEASE / 2
+    assert lease_until() is None
+
+
+def test_a_lease_is_renewed_while_a_record_takes_long(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    renewed = threading.Event()
+    write = runs.set_lease
+
+    def note(conn: Any, attempt: Attempt, until: Any) -> None:
+        write(conn, attempt, until)
+        if threading.current_thread() is not threading.main_thread():
+            renewed.set()
+
+    monkeypatch.setattr(runs, "set_lease", note)
+    assert go_through(work.records(["a"]), lambda _: renewed.wait(20)) == ["a"]
+    assert renewed.is_set()
+
+
+def test_a_campaign_run_whose_ledger_was_deleted_does_not_begin_again(work: Work) -> None:
+    from dagster_tidegate.store import tables as t
+
+    go_through(work.records(["a"]))
+    work.end(RunStatus.COMPLETED)
+    with work.store.begin() as conn:
+        conn.execute(t.campaign_runs.update().values(pruned_at=work.store.now(conn)))
+    with pytest.raises(AttemptRefusedError, match="every record would be done again"):
+        work.begin()
+
+
+# --- in doubt -------------------------------------------------------------------------------------
+
+
+def test_a_record_that_was_cut_off_stays_listed_until_it_is_settled(work: Work) -> None:
+    loop = iter(work.records(list("abc")))
+    next(loop)  # and here its process dies
+    work.end(RunStatus.FAILED)
+    work.begin()
+    work.hold()
+    with pytest.raises(Stopped):  # begun, and stopped before the record
+        go_through(work.records(list("abc")))
+    assert work.statuses() == {"a": RecordStatus.STARTED}
+    with suppress(AttemptOverError):
+        del loop
+
+
+def test_progress_has_a_rate_while_somebody_works(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_EVERY_S", 0.0)
+    rates = []
+    go_through(work.records(list("abc")), lambda _: rates.append(work.progress().rate))
+    assert rates[0] is None
+    assert rates[-1] > 0
+    assert work.progress() == ledger.Progress(
+        done=3, failed=0, total=3, position=3, position_key="c", series=1, exact=True
+    )
