@@ -29,6 +29,8 @@ from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.storage.schedules.migration import SCHEDULE_JOBS_SELECTOR_ID
 from dagster._core.storage.schedules.schema import InstigatorsTable, SecondaryIndexMigrationTable
 from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
@@ -69,6 +71,12 @@ RUN_KEY = "tidegate/"
 
 _LIMITS = ConcurrencyLimitsTable.c
 _POOLS = sa.select(_LIMITS.concurrency_key, _LIMITS.limit, _LIMITS.using_default_limit)
+_RUNS = sa.select(
+    RunsTable.c.run_body,
+    RunsTable.c.status,
+    RunsTable.c.update_timestamp,
+    RunsTable.c.create_timestamp,
+).order_by(RunsTable.c.update_timestamp)
 _MIGRATED = SecondaryIndexMigrationTable.c
 _TRIGGERS = sa.select(
     InstigatorsTable.c.instigator_body,
@@ -341,18 +349,32 @@ class Dagster:
             since: The time, UTC.
             limit: How many at most.
         """
-        return [
-            RunChange(
-                record.dagster_run,
-                record.update_timestamp.replace(tzinfo=UTC),
-                _rounded_up(record.create_timestamp.replace(tzinfo=UTC)),
-            )
-            for record in self.instance.get_run_records(
+        storage = self.instance.run_storage
+        if isinstance(storage, SqlRunStorage):
+            # Dagster's own way asks PostgreSQL each time which columns the table has.
+            query = _RUNS.where(RunsTable.c.update_timestamp > since.replace(tzinfo=None))
+            rows = storage.fetchall(query.limit(limit))
+            found = [
+                (
+                    deserialize_value(row["run_body"], dg.DagsterRun).with_status(
+                        dg.DagsterRunStatus(row["status"])
+                    ),
+                    row["update_timestamp"],
+                    row["create_timestamp"],
+                )
+                for row in rows
+            ]
+        else:
+            records = self.instance.get_run_records(
                 dg.RunsFilter(updated_after=since),
                 limit=limit,
                 order_by="update_timestamp",
                 ascending=True,
             )
+            found = [(r.dagster_run, r.update_timestamp, r.create_timestamp) for r in records]
+        return [
+            RunChange(run, at.replace(tzinfo=UTC), _rounded_up(created_at.replace(tzinfo=UTC)))
+            for run, at, created_at in found
         ]
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:

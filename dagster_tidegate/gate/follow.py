@@ -130,7 +130,7 @@ class Audit:
             return 0
         with gate.store.begin() as conn:
             now = gate.store.now(conn)
-            reason = "its Dagster run was deleted"
+            reason = "Dagster has no run of it any more"
             return sum(
                 runs.move(conn, now, run, RunStatus.CANCELLED, reason=reason, actor=ACTOR)
                 for run in gone

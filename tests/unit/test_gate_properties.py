@@ -469,7 +469,7 @@ class TheGate(RuleBasedStateMachine):
         for run in every:
             blocked = any(self.dagster._limit(pool) == 0 for pool in SHAPE[run.campaign].pools)
             if run.name in self.deleted and run.status is RunStatus.CANCELLED:
-                assert run.reason == "its Dagster run was deleted"
+                assert run.reason == "Dagster has no run of it any more"
             elif not blocked:
                 assert run.status is RunStatus.COMPLETED, run
                 ended = [attempt.outcome for attempt in attempts[run.name]]
