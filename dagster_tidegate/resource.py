@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import cache
 from typing import TypeVar
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import dagster as dg
@@ -27,9 +28,11 @@ from dagster_tidegate.store.runs import (
     AttemptRefusedError,
     CampaignRun,
 )
+from dagster_tidegate.store.tables import metadata
 
 T = TypeVar("T")
 MOST_TURNS = 10
+MEMORY = "memory:"
 # The loops that each op has made, so that two do not share a place in the ledger.
 _loops: WeakKeyDictionary[dg.OpExecutionContext, set[str]] = WeakKeyDictionary()
 
@@ -72,6 +75,22 @@ class BreakerResource(dg.ConfigurableResource):
         description="How long records in flight may go on when a hold or a signal stops their run, "
         "in seconds. A container's grace period is to be at least 5 seconds longer.",
     )
+
+    @classmethod
+    def in_memory(cls, services: Sequence[ServiceConfig]) -> "BreakerResource":
+        """Return a resource for a unit test: its store is new, in memory, and nobody else's.
+
+        Args:
+            services: The services that campaigns call, each with its policy.
+
+        Example:
+            ```python
+            def test_send():
+                breakers = BreakerResource.in_memory([ServiceConfig(name="instantly")])
+                assert outreach.execute_in_process(resources={"breakers": breakers}).success
+            ```
+        """
+        return cls(services=list(services), store_url=f"{MEMORY}{uuid4().hex}")
 
     @property
     def fleet(self) -> Fleet:
@@ -170,7 +189,12 @@ class BreakerResource(dg.ConfigurableResource):
 @cache
 def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
     # One per process: Dagster makes a resource anew for every step and every sensor tick.
-    return Fleet(Store(url), [ServicePolicy.model_validate_json(policy) for policy in policies])
+    if url.startswith(MEMORY):
+        store = Store("sqlite://")
+        metadata.create_all(store.engine)
+    else:
+        store = Store(url)
+    return Fleet(store, [ServicePolicy.model_validate_json(policy) for policy in policies])
 
 
 def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:

@@ -6,6 +6,7 @@ does what is missing, so that a tick that never happened, or broke off, is made 
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import dagster as dg
 
@@ -18,6 +19,7 @@ from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.instance import PART_TAG, Dagster, Repository
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
+from dagster_tidegate.store.retention import Retention
 
 Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
 
@@ -116,12 +118,13 @@ def build_breaker_sensor(
     name: str = "tidegate_breaker",
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
+    keep_ledgers: timedelta | None = timedelta(days=90),
 ) -> dg.SensorDefinition:
     """Build the sensor that finds out whether a failed service is back.
 
     A service with a health probe is asked when its breaker is due. One without becomes half open
     then, and the resume sensor lets one campaign run try it. Holds whose time is over are
-    released.
+    released, and ledgers whose time is over are deleted, a little at each tick.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
@@ -129,15 +132,22 @@ def build_breaker_sensor(
         name: Name of the sensor.
         minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
         default_status: Whether it runs where nobody has switched it on or off.
+        keep_ledgers: How long a ledger is kept after its campaign run has ended; None: for ever.
+            A campaign run whose ledger was deleted can't be executed again.
 
     Returns:
         The sensor, for the `sensors` of `dg.Definitions`.
     """
 
+    retention = Retention(keep_ledgers)
+
     def tick(
         _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
     ) -> dg.SensorResult:
-        return dg.SensorResult(skip_reason=breaker_tick(gate, fleet))
+        summary = breaker_tick(gate, fleet)
+        if deleted := retention.turn(fleet.store, fleet.now()):
+            summary += f"; {deleted} entries of old ledgers deleted"
+        return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
         BREAKER, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import click
 from alembic.util import CommandError
 
 from dagster_tidegate.cli.reading import explained, named_store, url_option
-from dagster_tidegate.store import schema
+from dagster_tidegate.store import retention, schema
 
 
 @contextmanager
@@ -62,3 +63,26 @@ def current(url: str | None) -> None:
         click.echo(f"{found or 'none'} (this version needs {schema.head()})")
         if found != schema.head():
             raise click.ClickException("run 'tidegate store upgrade'")
+
+
+@store.command()
+@url_option
+@click.option(
+    "--days", type=click.FloatRange(min=0), default=90.0, show_default=True, help="How old."
+)
+def prune(url: str | None, days: float) -> None:
+    """Delete the ledgers of campaign runs that ended more than so many DAYS ago.
+
+    The breaker sensor does so by itself, as its keep_ledgers says. A campaign run whose ledger was
+    deleted can't be executed again.
+    """
+    opened = named_store(url)
+    with _explained():
+        schema.require_head(opened)
+        with opened.read() as conn:
+            before = opened.now(conn) - timedelta(days=days)
+        total, more = 0, True
+        while more:  # each round deletes something, so that it ends
+            deleted, more = retention.prune(opened, before, batches=100)
+            total += deleted
+        click.echo(f"{total} entries deleted")

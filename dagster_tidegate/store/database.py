@@ -120,7 +120,9 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     engine = sa.create_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
-        poolclass=sa.StaticPool if in_memory else sa.QueuePool,
+        poolclass=sa.QueuePool,
+        # In memory the one connection is the database, and threads take turns.
+        **({"pool_size": 1, "max_overflow": 0} if in_memory else {}),
     )
 
     @event.listens_for(engine, "connect")

@@ -99,3 +99,20 @@ def test_the_campaign_of_the_docs_runs_and_a_hook_tells_a_pause_from_a_failure(
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELED
     assert "somebody should look" not in caplog.text
+
+
+def test_the_loops_and_the_unit_test_of_the_docs_work() -> None:
+    names: dict[str, Any] = {"__name__": "campaigns"}
+    exec(compile(examples(CAMPAIGNS), str(CAMPAIGNS), "exec"), names)
+    names["test_nightly"]()
+
+    @dg.job
+    def asynchronous() -> None:
+        names["follow"]()
+
+    breakers = BreakerResource.in_memory([ServiceConfig(name="crm")])
+    result = asynchronous.execute_in_process(resources={"breakers": breakers})
+    assert result.output_for_node("follow") == [
+        {"id": 1, "name": "Ada"},
+        {"id": 2, "name": "Ada"},
+    ]
