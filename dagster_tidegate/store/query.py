@@ -1,6 +1,6 @@
 """Several queries in one statement, for whoever looks often and mostly finds nothing new."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -60,8 +60,8 @@ def together(conn: sa.Connection, *queries: Query[Any]) -> list[list[Any]]:
         for part in range(len(parts))
     ]
     found: list[list[Any]] = [[] for _ in queries]
-    row: Sequence[Any]
-    for row in conn.execute(sa.union_all(*selects)):
+    rows: Any = conn.execute(sa.union_all(*selects))
+    for row in rows:
         part = row[0]
         found[part].append(queries[part].make(**{key: row[place] for place, key in mine[part]}))
     return [sorted(things, key=query.order) for query, things in zip(queries, found, strict=True)]
