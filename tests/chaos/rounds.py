@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from threading import Event
 
 from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.statuses import RunStatus
@@ -48,13 +49,18 @@ class Played:
 
 def play(stage: Stage, plans: Sequence[Plan]) -> Iterator[Played]:
     """Play rounds, several at once; yields each when it is over."""
+    stopped = Event()
     with ThreadPoolExecutor(PLAYED_AT_ONCE) as pool:
-        for done in as_completed(pool.submit(play_one, stage, plan) for plan in plans):
-            yield done.result()
+        try:
+            for done in as_completed(pool.submit(_play, stage, plan, stopped) for plan in plans):
+                yield done.result()
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
 
 
-def play_one(stage: Stage, plan: Plan) -> Played:
-    """Play a round to its end, or until its time is over."""
+def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
+    """Play a round to its end, or until its time is over, or it is stopped."""
     notes = stage.notes(plan.partition)
     stage.begin(plan.partition)
     began = alive_at = ask_at = time.monotonic()
@@ -90,7 +96,8 @@ def play_one(stage: Stage, plan: Plan) -> Played:
                 # Dagster gives a retry up when anything goes wrong with it: a person asks again.
                 notes.again()
                 alive_at = now + RETRY_TIMEOUT_S
-        time.sleep(LOOK_EVERY_S)
+        if stopped.wait(LOOK_EVERY_S):
+            break
     for blow_ended in striking:
         blow_ended.result()
     found = _evidence(stage, plan)

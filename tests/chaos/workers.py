@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
@@ -23,7 +24,6 @@ from dagster._core.launcher.base import (
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster._utils.interrupts import capture_interrupts
 
-PID_TAG = "chaos/pid"
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -53,13 +53,11 @@ class ForkLauncher(RunLauncher, ConfigurableClass):
         return cls(config_value["path"], inst_data)
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        run_id = context.dagster_run.run_id
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(ANSWER_TIMEOUT_S)
             asking.connect(self._path)
-            asking.sendall(run_id.encode() + b"\n")
-            pid = int(asking.makefile().readline())
-        self._instance.add_run_tags(run_id, {PID_TAG: str(pid)})
+            asking.sendall(context.dagster_run.run_id.encode() + b"\n")
+            asking.recv(1)
 
     def terminate(self, run_id: str) -> bool:
         raise NotImplementedError("nobody terminates a run of the chaos through Dagster")
@@ -70,12 +68,16 @@ class ForkLauncher(RunLauncher, ConfigurableClass):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         try:
-            status = psutil.Process(int(run.tags[PID_TAG])).status()
+            status = psutil.Process(int(_pid_file(self._path, run.run_id).read_text())).status()
         except psutil.NoSuchProcess:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its process is gone")
         if status == psutil.STATUS_STOPPED:
             return CheckRunHealthResult(WorkerStatus.FAILED, "its process does not answer")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+
+def _pid_file(path: str, run_id: str) -> Path:
+    return Path(f"{path}.{run_id}")
 
 
 def serve(path: str) -> None:
@@ -92,7 +94,9 @@ def serve(path: str) -> None:
                 run_id = asked.makefile().readline().strip()
                 pid = os.fork()
                 if pid:
-                    asked.sendall(f"{pid}\n".encode())
+                    # Here, and not by who asked: that one may be killed before it has the answer.
+                    _pid_file(path, run_id).write_text(str(pid))
+                    asked.sendall(b".")
                     continue
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
