@@ -232,14 +232,15 @@ def candidates(
         for run in paused
         if (attempt := newest[run.id]) is None or attempt.dagster_run not in at_work
     ]
-    if paused or not able:
-        return Candidates([], paused, [])
+    if not able:
+        return Candidates([], [], [])
+    # Also beside paused ones: those may all have a run in the queue already.
     found = gate.dagster.queued(MOST_QUEUED)
     if not any(run.job_name in able for run in found) and len(found) == MOST_QUEUED:
         found = [run for job in able for run in gate.dagster.queued(MOST_QUEUED_EACH, job)]
     return Candidates(
         [],
-        [],
+        paused,
         [
             run
             for run in found

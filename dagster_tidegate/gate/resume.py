@@ -85,7 +85,7 @@ def ask(
                 tried |= tries
                 notes.append(f"{run.name} tries {', '.join(sorted(tries))}")
                 break
-        if not found.paused and found.queued and found.queued[0].job_name in campaigns:
+        if service not in tried and found.queued and found.queued[0].job_name in campaigns:
             run = found.queued[0]
             tries = _half_open(seen, cover, shapes[run.job_name])
             gate.dagster.add_tags(run.run_id, canary_tags(run.tags, tries))

@@ -18,12 +18,12 @@ from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import canary_tags, tags_for_next
+from dagster_tidegate.instance import canary_tags, tags_for_next, tried_by
 from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignShape
-from dagster_tidegate.store.tables import metadata
+from dagster_tidegate.store.tables import metadata, services
 from tests.unit.simulated_dagster import FragileStore, Fuse, SimulatedDagster
 from tests.unit.test_gate_properties import Clock
 
@@ -192,6 +192,22 @@ def test_a_canary_has_its_former_priority_again_in_the_next_attempt(former: dict
     assert "" not in twice.values()
     tags = tags_for_next(dg.DagsterRun(job_name="other", tags=twice))
     assert tags.get("dagster/priority") == former.get("dagster/priority")
+
+
+def test_a_queued_run_tries_where_each_paused_run_has_one_in_the_queue_already(world: World):
+    world.paused("slow", "s1")
+    again = world.dagster.create("slow", SHAPES[0].pools, {"dagster/partition": "s1"})
+    with world.store.begin() as conn:
+        conn.execute(
+            services.insert().values(
+                name="mail", state=BreakerState.HALF_OPEN, changed_at=world.clock()
+            )
+        )
+        holds.place(
+            conn, world.clock(), MAIL, source=HoldSource.BREAKER, reason="503", actor="breaker"
+        )
+    assert world.ask().requests == []
+    assert tried_by(world.dagster.all_runs[again.run_id]) == {"mail"}
 
 
 def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
