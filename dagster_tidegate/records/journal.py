@@ -1,6 +1,5 @@
 """A record loop's side of the ledger: what is written of its records, and when."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
+from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Known, Progress
 from dagster_tidegate.store.runs import Attempt
 
@@ -118,7 +118,7 @@ class Journal:
 
     def settle(self, record: Record, status: RecordStatus, error: str | None = None) -> None:
         """Note how a record ended; `end` writes it."""
-        result = _checked(record) if status is RecordStatus.DONE else None
+        result = _kept(record) if status is RecordStatus.DONE else None
         if not self._entries:
             self._since = time.monotonic()
         self._entries.append(Entry(record.key, record.position, status, result, error))
@@ -287,14 +287,13 @@ def seconds_left(progress: Progress) -> float | None:
     return max(0, progress.total - progress.done - progress.failed) / progress.rate
 
 
-def _checked(record: Record) -> Any:
+def _kept(record: Record) -> JsonText | None:
     if record.result is None:
         return None
     try:
-        json.dumps(record.result, allow_nan=False)
+        return JsonText.of(record.result)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"the result of record {record.key} can't be kept in the ledger: {error}. Set it to "
             "something that JSON can hold"
         ) from error
-    return record.result

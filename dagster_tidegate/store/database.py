@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from dagster_tidegate.store import push
+from dagster_tidegate.store.json_text import json_text
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
@@ -120,6 +121,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     engine = sa.create_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        json_serializer=json_text,
         poolclass=sa.QueuePool,
         # In memory the one connection is the database, and threads take turns.
         **({"pool_size": 1, "max_overflow": 0} if in_memory else {}),

@@ -1,12 +1,14 @@
 """The ledger: which records of a campaign run are done, with their result."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
@@ -14,15 +16,13 @@ from dagster_tidegate.store.runs import Attempt
 from dagster_tidegate.store.upsert import insert, insert_on
 
 _OF_ALL = ("op", "attempt", "at")
-_OF_AN_ENTRY = ("key", "position", "status", "result", "error")
 
 
 class AttemptOverError(Exception):
     """A write was refused: the campaign run has ended, or a newer attempt owns it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What is to be written of one record.
 
     Attributes:
@@ -40,8 +40,7 @@ class Entry:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What the ledger has of one record."""
 
     status: RecordStatus
@@ -95,26 +94,50 @@ def write(
     Raises:
         AttemptOverError: If a newer attempt owns it; nothing is written.
     """
-    own = {"run_": attempt.campaign_run, "op_": op, "attempt_": attempt.number, "at_": now}
-    # The end of a record and the start of the next are one statement, and one trip.
-    together = 2 if len(entries) == 2 else 1
-    rows = [
-        own
-        | {
-            f"{name}_of_{row}": getattr(entry, name)
-            for row, entry in enumerate(entries[first : first + together])
-            for name in _OF_AN_ENTRY
-        }
-        for first in range(0, len(entries), together)
-    ]
+    if len(entries) > 2:
+        return _write_many(conn, now, attempt, op, entries)
+    # The end of a record and the start of the next are one statement, the fence included.
+    values: dict[str, Any] = {
+        "run_": attempt.campaign_run,
+        "op_": op,
+        "attempt_": attempt.number,
+        "at_": now,
+    }
+    for row, entry in enumerate(entries):
+        values |= {f"{name}_of_{row}": value for name, value in entry._asdict().items()}
     written = conn.execute(
-        _writing(conn.dialect.name, together),
-        rows[0] if len(rows) == 1 else rows,
+        _writing(conn.dialect.name, len(entries)),
+        values,
         execution_options={"preserve_rowcount": True},
     ).rowcount
     if written < len(entries):
         _fence(conn, attempt)
     return written == len(entries)
+
+
+def _write_many(
+    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]
+) -> bool:
+    working = _fence(conn, attempt) is RunStatus.PROCESSING
+    run, number = attempt.campaign_run, attempt.number
+    rows = [
+        {
+            "campaign_run": run,
+            "op": op,
+            "key": key,
+            "position": position,
+            "status": status,
+            "attempt": number,
+            "result": result,
+            "error": error,
+            "at": now,
+        }
+        for key, position, status, result, error in entries
+        if working or status is not RecordStatus.STARTED
+    ]
+    if rows:
+        conn.execute(_upsert(conn.dialect.name), rows)
+    return len(rows) == len(entries)
 
 
 def abandon(conn: sa.Connection, attempt: Attempt, op: str, *, keep: Collection[str] = ()) -> None:
@@ -182,15 +205,33 @@ def look_up(
     conn: sa.Connection, campaign_run: int, op: str, keys: Collection[str]
 ) -> Mapping[str, Known]:
     """Return what the ledger has of some records of a loop, by key."""
+    is_sqlite = conn.dialect.name == "sqlite"
     rows = conn.execute(
-        sa.select(t.ledger.c.key, t.ledger.c.status, t.ledger.c.attempt, t.ledger.c.position).where(
-            t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op, t.ledger.c.key.in_(keys)
-        )
+        _looking_up(conn.dialect.name),
+        {
+            "run_": campaign_run,
+            "op_": op,
+            "keys_": json.dumps(list(keys)) if is_sqlite else list(keys),
+        },
     )
     return {
         key: Known(RecordStatus(status), attempt, position)
         for key, status, attempt, position in rows
     }
+
+
+@cache
+def _looking_up(dialect: str) -> sa.Select:
+    # All keys are one parameter: a list of parameters costs more than the look.
+    entry = t.ledger.c
+    if dialect == "sqlite":
+        keys = sa.func.json_each(sa.bindparam("keys_")).table_valued("value")
+        wanted = entry.key.in_(sa.select(keys.c.value))
+    else:
+        wanted = entry.key == sa.any_(sa.bindparam("keys_", type_=ARRAY(sa.String)))
+    return sa.select(entry.key, entry.status, entry.attempt, entry.position).where(
+        entry.campaign_run == sa.bindparam("run_"), entry.op == sa.bindparam("op_"), wanted
+    )
 
 
 def counts(
@@ -250,7 +291,7 @@ def _writing(dialect: str, rows: int) -> sa.Insert:
             sa.select(
                 *(
                     sa.bindparam(f"{name}_of_{row}", type_=t.ledger.c[name].type).label(name)
-                    for name in _OF_AN_ENTRY
+                    for name in Entry._fields
                 )
             )
             for row in range(rows)
@@ -269,10 +310,18 @@ def _writing(dialect: str, rows: int) -> sa.Insert:
         )
         .with_for_update(read=True, of=t.campaign_runs)
     )
-    statement = insert_on(dialect, t.ledger)
-    return statement.from_select(
-        ["campaign_run", *own, *_OF_AN_ENTRY], owned
-    ).on_conflict_do_update(
+    return _or_replace(
+        insert_on(dialect, t.ledger).from_select(["campaign_run", *own, *Entry._fields], owned)
+    )
+
+
+@cache
+def _upsert(dialect: str) -> sa.Insert:
+    return _or_replace(insert_on(dialect, t.ledger))
+
+
+def _or_replace(statement: Any) -> sa.Insert:
+    return statement.on_conflict_do_update(
         index_elements=["campaign_run", "op", "key"],
         set_={
             name: statement.excluded[name]

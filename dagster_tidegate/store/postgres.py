@@ -9,6 +9,8 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from dagster_tidegate.store.json_text import json_text
+
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 30.0
 """The server ends a statement after so long."""
@@ -61,6 +63,7 @@ def create_engine(url: sa.URL) -> sa.Engine:
             **{name: value for name, value in bounds.items() if name not in url.query},
             "options": " ".join([options, *given]),
         },
+        json_serializer=json_text,
         pool_pre_ping=True,
         pool_size=2,
         max_overflow=8,

@@ -122,21 +122,21 @@ def test_two_ops_of_a_run_that_begin_at_the_same_moment_share_an_attempt(store: 
     assert numbers == [1] * 8
 
 
-def test_failed_records_of_the_work_that_is_resumed_are_known_and_older_ones_are_not(
+def test_failed_records_of_the_work_that_is_resumed_count_and_older_ones_do_not(
     store: Store,
 ) -> None:
     run, first = begin(store, "run-1")
-    write(store, first, Entry("old", RecordStatus.FAILED))
+    write(store, first, Entry("old", 0, RecordStatus.FAILED))
     move(store, run, RunStatus.FAILED)
     run, second = begin(store, "run-2", owner_is_over=True)
-    write(store, second, Entry("new", RecordStatus.FAILED))
+    write(store, second, Entry("new", 1, RecordStatus.FAILED))
     move(store, run, RunStatus.PAUSED)
     run, _ = begin(store, "run-3", owner_is_over=True)
     with store.read() as conn:
         since = runs.began_with(runs.attempts(conn, run.id))
-        known = ledger.statuses(conn, run.id, "send", failed_since=since)
+        counts = ledger.counts(conn, run.id, "send", failed_since=since)
     assert since == 2
-    assert known == {"new": RecordStatus.FAILED}
+    assert counts == {RecordStatus.FAILED: 1}
 
 
 def test_an_earlier_run_can_not_come_back(store: Store) -> None:
@@ -150,24 +150,29 @@ def test_late_writes_of_an_older_attempt_are_refused_and_write_nothing(store: St
     run, first = begin(store, "run-1")
     begin(store, "run-2", owner_is_over=True)
     with pytest.raises(AttemptOverError, match="attempt 2 owns the campaign run"):
-        write(store, first, Entry("a@example.org", RecordStatus.DONE, {"sent": True}))
+        write(store, first, Entry("a@example.org", 0, RecordStatus.DONE, {"sent": True}))
     with store.read() as conn:
         assert ledger.statuses(conn, run.id, "send") == {}
 
 
 def test_results_of_every_attempt_are_kept(store: Store) -> None:
     run, first = begin(store, "run-1")
-    write(store, first, Entry("a", RecordStatus.DONE, {"n": 1}))
+    write(store, first, Entry("a", 0, RecordStatus.DONE, {"n": 1}))
     move(store, run, RunStatus.PAUSED)
     _, second = begin(store, "run-2", owner_is_over=True)
-    write(store, second, Entry("b", RecordStatus.DONE, {"n": 2}), Entry("c", RecordStatus.FAILED))
+    write(
+        store,
+        second,
+        Entry("b", 1, RecordStatus.DONE, {"n": 2}),
+        Entry("c", 2, RecordStatus.FAILED),
+    )
     with store.read() as conn:
-        assert ledger.results(conn, run.id, "send") == {"a": {"n": 1}, "b": {"n": 2}}
+        assert ledger.results(conn, run.id, "send") == [{"n": 1}, {"n": 2}]
 
 
 def test_a_clean_stop_leaves_no_record_in_doubt(store: Store) -> None:
     run, attempt = begin(store, "run-1")
-    write(store, attempt, Entry("a", RecordStatus.DONE), Entry("b", RecordStatus.STARTED))
+    write(store, attempt, Entry("a", 0, RecordStatus.DONE), Entry("b", 1, RecordStatus.STARTED))
     with store.begin() as conn:
         ledger.abandon(conn, attempt, "send")
     with store.read() as conn:
