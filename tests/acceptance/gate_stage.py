@@ -43,7 +43,6 @@ SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
 LONGEST_S = 120.0
 LOOK_EVERY_S = 0.1
-START_TIMEOUT_S = 30
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
@@ -354,6 +353,7 @@ def gate_stage(
     dagster_url: str | None = None,
     records: int = 20,
     latency_s: float = 0.02,
+    start_timeout_s: int = 180,
 ) -> Iterator[Stage]:
     """Set a stage up, and take it down.
 
@@ -363,6 +363,7 @@ def gate_stage(
         dagster_url: URL of a PostgreSQL database for Dagster itself; SQLite in `home` if None.
         records: How many records each campaign run has.
         latency_s: How long the sandbox takes to answer, seconds.
+        start_timeout_s: How long Dagster gives a run to start, seconds.
 
     Yields:
         The stage, once the gate has looked at it, with settings of all kinds.
@@ -379,10 +380,9 @@ def gate_stage(
             "enabled": True,
             "poll_interval_seconds": 1,
             "free_slots_after_run_end_seconds": 1,
-            "start_timeout_seconds": START_TIMEOUT_S,
+            "start_timeout_seconds": start_timeout_s,
         },
-        # A daemon that is killed between noting that it starts a run and starting it leaves a run
-        # that has failed after that time.
+        # A run that did not start in that time has failed.
         "run_retries": {"enabled": True, "max_retries": 2},
         "sensors": {"use_threads": True, "num_workers": 4},
         "telemetry": {"enabled": False},

@@ -95,6 +95,7 @@ def test_an_operators_hold_survives_the_recovery(stage: Stage):
         assert_each_arrived_once(stage, "letters", partition)
 
 
+@pytest.mark.filterwarnings("ignore:Error loading repository location")
 def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: Stage):
     before = stage.settings()
     runs = {job: stage.launch(job, "0") for job in ("letters", "essays")}
