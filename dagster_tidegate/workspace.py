@@ -6,6 +6,7 @@ module that knows Dagster's inner API.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -382,7 +383,10 @@ def load(instance: dg.DagsterInstance, path: Path) -> Iterator[Workspace]:
         target.create_origins()
     except (dg.DagsterError, CheckError, yaml.YAMLError, OSError, ValueError) as error:
         raise WorkspaceError(f"{path} can't be read as a workspace: {error}") from error
-    with WorkspaceProcessContext(instance, target, code_server_log_level="CRITICAL") as process:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a location that can't be loaded, `locations` tells
+        process = WorkspaceProcessContext(instance, target, code_server_log_level="CRITICAL")
+    with process:
         yield Workspace(process.create_request_context())
 
 

@@ -1,6 +1,7 @@
 """`tidegate why`: the one answer to why something is paused."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.why import Answer, UnknownNameError, find
+from dagster_tidegate.views.why import Answer, UnknownNameError, Waiting, find, in_queue
 from dagster_tidegate.views.why import why as explain
 
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -125,28 +126,42 @@ def _of_dagster_run(conn: sa.Connection, seen: Situation, run_id: str) -> Answer
     run = None if attempt is None else runs.get(conn, attempt.campaign_run)
     if run is not None:
         return explain(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
-    job, partition = _job_of(run_id)
-    if job not in seen.campaigns:
-        raise click.ClickException(
-            output.text(f"Dagster run {run_id} is of job {job!r}, which is no campaign").plain
-        )
-    found: CampaignRun | None = runs.find(conn, job, partition)
-    return explain(seen, Target(TargetKind.CAMPAIGN_RUN, f"{job}/{partition}"), found)
+    waits = _in_dagster(run_id)
+    if waits.job not in seen.campaigns:
+        message = f"Dagster run {run_id} is of job {waits.job!r}, which is no campaign"
+        raise click.ClickException(output.text(message).plain)
+    found: CampaignRun | None = runs.find(conn, waits.job, waits.partition)
+    target = Target(TargetKind.CAMPAIGN_RUN, f"{waits.job}/{waits.partition}")
+    answer = explain(seen, target, found)
+    return replace(answer, obstacles=(*answer.obstacles, *in_queue(waits)))
 
 
-def _job_of(run_id: str) -> tuple[str, str]:
-    """The job and the partition of a Dagster run that has not begun to work yet."""
+def _in_dagster(run_id: str) -> Waiting:
+    """What Dagster says of a run that has not begun to work yet."""
     import dagster as dg
 
-    from dagster_tidegate.instance import partition_of
+    from dagster_tidegate.gate.plan import limit_of
+    from dagster_tidegate.instance import UNSET, Dagster, partition_of, pools_of, tried_by
 
     try:
         with dg.DagsterInstance.get() as instance:
             run = instance.get_run_by_id(run_id)
+            if run is None:
+                raise click.ClickException(f"neither the store nor Dagster knows a run {run_id}")
+            dagster = Dagster(instance)
+            limits, pools = dagster.pools(), pools_of(run)
+            used = dagster.in_progress(pools)
+            return Waiting(
+                job=run.job_name,
+                partition=partition_of(run),
+                queued=run.status is dg.DagsterRunStatus.QUEUED,
+                pools={
+                    pool: (limit_of(limits.get(pool, UNSET), dagster.default_limit()), used[pool])
+                    for pool in sorted(pools)
+                },
+                tries=tried_by(run),
+            )
     except dg.DagsterInvariantViolationError as error:
         raise click.ClickException(
             f"the store knows no Dagster run {run_id}, and Dagster can't be asked: {error}"
         ) from error
-    if run is None:
-        raise click.ClickException(f"neither the store nor Dagster knows a run {run_id}")
-    return run.job_name, partition_of(run)

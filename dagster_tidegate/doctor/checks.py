@@ -12,7 +12,6 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.views.situation import PARTS, Situation
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
 
-
 SILENT_AFTER = timedelta(minutes=2)
 """A daemon has a heartbeat twice a minute."""
 

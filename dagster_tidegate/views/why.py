@@ -1,6 +1,6 @@
 """The one answer to "why is this paused?". Pure: every surface shows what `why` returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -171,6 +171,40 @@ def why(seen: Situation, target: Target, run: CampaignRun | None = None) -> Answ
     else:
         status = None if run is None else str(run.status)
     return _answer(seen, target, status, held, services, run)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A Dagster run that has begun no op, as Dagster knows it.
+
+    Attributes:
+        job: Name of its job.
+        partition: The partition of the campaign run that it works on.
+        queued: Whether it is in the queue.
+        pools: The limit of each of its pools (None: no limit), and how many runs use it.
+        tries: The half open services that it is the canary of.
+    """
+
+    job: str
+    partition: str
+    queued: bool
+    pools: Mapping[str, tuple[int | None, int]]
+    tries: Collection[str] = ()
+
+
+def in_queue(run: Waiting) -> list[Obstacle]:
+    """Return what a run waits for in Dagster's queue."""
+    if not run.queued:
+        return []
+    found = []
+    if run.tries:
+        text = f"it is the canary of {', '.join(sorted(run.tries))}, and first in the queue"
+        found.append(Obstacle(ObstacleKind.CANARY, text))
+    for pool, (limit, used) in run.pools.items():
+        if limit is not None and used >= limit:
+            text = f"it waits for pool {pool}, which has {used} runs and lets in {limit}"
+            found.append(Obstacle(ObstacleKind.POOL_FULL, text))
+    return found
 
 
 def _answer(
