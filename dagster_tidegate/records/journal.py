@@ -209,15 +209,17 @@ class Journal:
         run = self._attempt.campaign_run
         with self._fleet.store.read() as conn:
             found = ledger.progress(conn, run, self._op) or Progress(exact=True)
-            if not found.exact or found.series != self._series:
+            same = found.series == self._series
+            if not found.exact or not same:
                 counts = ledger.counts(conn, run, self._op, failed_since=self._series)
-                same = found.series == self._series
+                # Those that failed before this series are tried again, wherever they are.
+                whole = same or found.failed == 0
                 found = replace(
                     found,
                     done=counts.get(RecordStatus.DONE, 0),
                     failed=counts.get(RecordStatus.FAILED, 0),
-                    position=found.position if same else 0,
-                    position_key=found.position_key if same else None,
+                    position=found.position if whole else 0,
+                    position_key=found.position_key if whole else None,
                 )
         found = replace(found, total=self._total, series=self._series, exact=False, rate=None)
         self._write_progress(found)

@@ -308,9 +308,14 @@ class Records(Generic[T]):
         """Write down what became of tries, all in one transaction."""
         fatal: BaseException | None = None
         for record, error in finished:
-            if error is not None and self._ends_the_loop(record, error):
-                fatal = fatal or error
-            elif wait_s := self._judge_try(record, error):
+            try:
+                if error is not None and self._ends_the_loop(record, error):
+                    raise error
+                wait_s = self._judge_try(record, error)
+            except BaseException as raised:  # noqa: BLE001 -- raised below, after the others
+                fatal = fatal or raised
+                continue
+            if wait_s:
                 heapq.heappush(again, (time.monotonic() + wait_s, record.position, record))
         self._journal.end()
         if fatal is not None:
@@ -394,14 +399,14 @@ class Records(Generic[T]):
 
     def _take(self, chunk: rows.Chunk) -> None:
         """Find the records of a chunk that are to be done."""
-        self._marks.append(self._end)
+        begin = end = self._end
         found: dict[str, tuple[int, Any]] = {}
         for row, item in chunk:
             key = self._key_of(row, item)
-            self._end = (row + 1, key)
+            end = (row + 1, key)
             if row < self._start:
                 self._check_input(row, key)
-                self._marks[-1] = self._end
+                begin = end
             elif key in found or key in self._open:
                 self._repeats(row, key)
             else:
@@ -411,12 +416,20 @@ class Records(Generic[T]):
             entry = known.get(key)
             if entry is None or self._is_to_be_done(entry):
                 record = Record(
-                    item, key, row, scope=self._scope, settle=self._settle, in_doubt=bool(entry)
+                    item,
+                    key,
+                    row,
+                    scope=self._scope,
+                    settle=self._settle,
+                    in_doubt=_is_in_doubt(entry),
                 )
                 self._upcoming.append(record)
                 self._open[key] = record
             elif entry.attempt == self._attempt.number and entry.position != row:
                 self._repeats(row, key)
+        # Only now: who stops before has settled nothing of this chunk.
+        self._marks.append(begin)
+        self._end = end
 
     def _is_to_be_done(self, entry: Known) -> bool:
         return entry.status is RecordStatus.STARTED or (
@@ -535,3 +548,7 @@ class Records(Generic[T]):
             self._log.warning("%d rows repeat a key; each is handled once", self._repeated)
         self._judge(1)
         self._leave()
+
+
+def _is_in_doubt(entry: Known | None) -> bool:
+    return entry is not None and entry.status is RecordStatus.STARTED

@@ -18,7 +18,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.records import lease, rows
 from dagster_tidegate.records.journal import Group
-from dagster_tidegate.records.loop import InputChangedError, Records, Stop
+from dagster_tidegate.records.loop import InputChangedError, MissingKeyError, Records, Stop
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
@@ -299,6 +299,18 @@ def test_what_outlives_the_drain_timeout_stays_in_doubt(work: Work) -> None:
     assert doubts == {"b": True}
 
 
+def test_a_result_that_json_can_not_hold_ends_map_and_the_others_are_written(work: Work) -> None:
+    together = threading.Barrier(2)
+
+    def handle(record: Record) -> Any:
+        together.wait(timeout=20)
+        return object() if record.key == "a" else record.key
+
+    with pytest.raises(TypeError, match="record a can't be kept"):
+        work.records(list("ab")).map(handle, concurrency=2)
+    assert work.statuses() == {"a": RecordStatus.STARTED, "b": RecordStatus.DONE}
+
+
 def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
     def handle(record: Record) -> None:
         with record:
@@ -378,6 +390,28 @@ def test_an_iterator_that_only_grows_goes_on_where_it_stopped(work: Work) -> Non
     items = [str(n) for n in range(1200)]
     pause_after(work, iter(items), "1000", append_only=True)
     assert go_through(work.records(iter(items), append_only=True)) == items[1001:]
+
+
+def test_nothing_is_lost_of_a_chunk_that_could_not_be_read_to_its_end(work: Work) -> None:
+    items = ["a", "b", "", "d"]
+    with pytest.raises(MissingKeyError, match="row 2"):
+        go_through(work.records(items, append_only=True))
+    work.end(RunStatus.FAILED)
+    work.begin()
+    assert go_through(work.records(list("abcd"), append_only=True)) == list("abcd")
+
+
+def test_a_cancelled_run_goes_on_where_it_stopped(work: Work) -> None:
+    items = Watched(str(n) for n in range(rows.MOST_AT_ONCE * 2))
+    with pytest.raises(Stopped):
+        go_through(
+            work.records(items, append_only=True),
+            lambda r: os.kill(os.getpid(), signal.SIGTERM) if r.key == "600" else None,
+        )
+    work.begin()
+    items.read.clear()
+    assert len(go_through(work.records(items, append_only=True))) == len(items) - 601
+    assert min(items.read) == rows.MOST_AT_ONCE - 1
 
 
 @pytest.mark.parametrize("now", ["shifted", "shorter"])
