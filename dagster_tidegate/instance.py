@@ -453,11 +453,11 @@ class Dagster:
             )
             self.instance.update_backfill(again)
 
-    def end_as_paused(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
+    def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.
 
-        Dagster knows a status SUSPENDED since 1.13.26, but nothing in it writes it yet. When that
-        changes, this is the place.
+        So ends a run that pauses, too: Dagster knows a status SUSPENDED since 1.13.26, but nothing
+        in it writes it yet. When that changes, this is the place.
 
         Args:
             run: The run.
@@ -465,7 +465,10 @@ class Dagster:
             tags: Tags by which it is found.
         """
         self.add_tags(run.run_id, tags)
-        self.instance.report_run_canceling(run, message)
+        current = self.instance.get_run_by_id(run.run_id)
+        # A person may have asked for it already.
+        if current is None or current.status is not dg.DagsterRunStatus.CANCELING:
+            self.instance.report_run_canceling(run, message)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def end(
         if services:
             tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
     context.log.info(message)
-    Dagster(context.instance).end_as_paused(context.run, message, tags)
+    Dagster(context.instance).end_as_canceled(context.run, message, tags)
     raise raised(message)
 
 
@@ -108,7 +108,7 @@ def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoRetu
         f"{newest.number}. Nothing is left to do here"
     )
     tags = {SUPERSEDED_TAG: newest.dagster_run}
-    Dagster(context.instance).end_as_paused(context.run, message, tags)
+    Dagster(context.instance).end_as_canceled(context.run, message, tags)
     raise CampaignCancelled(message)
 
 
