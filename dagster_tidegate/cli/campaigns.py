@@ -4,12 +4,11 @@ from typing import Any
 
 import click
 
-from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.status import run_counts, warnings
+from dagster_tidegate.cli.status import run_counts, warnings, why_of
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
-from dagster_tidegate.views.situation import CampaignSituation
+from dagster_tidegate.views.situation import CampaignSituation, Situation
 
 
 @click.command()
@@ -35,7 +34,7 @@ def campaigns(
             and (service is None or service in campaign.services)
         ]
     if as_json:
-        output.print_json([as_dict(campaign) for campaign in found])
+        output.print_json([as_dict(campaign, seen) for campaign in found])
         return
     out = output.console()
     listed = output.table(
@@ -59,14 +58,14 @@ def campaigns(
             output.text(", ".join(trigger.name for trigger in shape.triggers)),
             output.text(shape.catch_up),
             str(shape.priority),
-            output.text(covers.describe(campaign.holds) if campaign.holds else ""),
+            output.text(why_of(seen, shape.name)),
         )
     out.print(listed)
     for warning in warnings(seen):
         out.print(warning)
 
 
-def as_dict(campaign: CampaignSituation) -> dict[str, Any]:
+def as_dict(campaign: CampaignSituation, seen: Situation) -> dict[str, Any]:
     """Return a campaign as JSON shows it."""
     shape = campaign.shape
     return {
@@ -80,4 +79,5 @@ def as_dict(campaign: CampaignSituation) -> dict[str, Any]:
         "priority": shape.priority,
         "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
         "holds": [hold.id for hold in campaign.holds],
+        "why": why_of(seen, shape.name),
     }

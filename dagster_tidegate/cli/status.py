@@ -10,13 +10,13 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.holds import Hold, HoldSource
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.views.why import ObstacleKind, why
 
 
 @click.command()
@@ -68,6 +68,7 @@ def as_dict(seen: Situation) -> dict[str, Any]:
                 "status": campaign.status,
                 "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
                 "holds": [hold.id for hold in campaign.holds],
+                "why": why_of(seen, name),
             }
             for name, campaign in seen.campaigns.items()
         ],
@@ -127,7 +128,7 @@ def render(seen: Situation) -> RenderableType:
             output.text(name),
             output.status(campaign.status),
             run_counts(campaign.runs),
-            output.text(covers.describe(campaign.holds) if campaign.holds else ""),
+            output.text(why_of(seen, name)),
         )
     parts.append(campaigns)
     if seen.holds:
@@ -176,6 +177,15 @@ def warnings(seen: Situation) -> list[Text]:
             )
         )
     return found
+
+
+def why_of(seen: Situation, campaign: str) -> str:
+    """Return why a campaign is paused, or what else holds it back; empty where nothing does."""
+    answer = why(seen, Target(TargetKind.CAMPAIGN, campaign))
+    if answer.paused:
+        return answer.summary.removeprefix("paused: ")
+    of_all = (ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE)  # `warnings` has these
+    return "; ".join(each.text for each in answer.obstacles if each.kind not in of_all)
 
 
 def run_counts(runs: Any) -> str:

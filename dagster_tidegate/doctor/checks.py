@@ -499,12 +499,14 @@ def _op(facts: Facts, location: LocationCode, job: str, op: OpCode) -> Iterator[
             f"@dg.op(pool=pool({', '.join(repr(name) for name in sorted(clients | named))})), if "
             "it calls it",
         )
-    if not op.pool or not (reaches or named):
-        return  # nobody's business
-    services, _, _ = op.pool.partition("@")
+    seen = facts.store.situation
+    of_campaign = seen is not None and job in seen.campaigns
+    services, _, _ = (op.pool or "").partition("@")
     for name in services.split("+"):
         if name and name not in facts.services:
-            close = get_close_matches(name, facts.services, n=1)
+            close = get_close_matches(name, facts.services, n=1, cutoff=0.7)
+            if not (reaches or named or (of_campaign and close)):
+                continue  # somebody else's pool
             hint = f"did you mean {close[0]!r}?" if close else f"known: {_listed(facts.services)}"
             yield _warning(
                 "pool_unknown",

@@ -144,6 +144,13 @@ def test_a_finding_says_what_to_do():
     assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
 
 
+def test_a_pool_that_looks_like_a_service_is_taken_for_a_typo_in_a_campaign_only():
+    [finding] = diagnose(with_job("tour", op("look_up", "maps@tour"), op("post", "mial")))
+    assert (finding.code, "did you mean 'mail'" in finding.what) == ("pool_unknown", True)
+    assert diagnose(with_job("somebody_elses", op("post", "mial"))) == []
+    assert diagnose(with_job("tour", op("look_up", "maps@tour"), op("x", "warehouse"))) == []
+
+
 def test_errors_come_before_warnings():
     facts = replace(ILL["kill_switch"], settings=replace(SETTINGS, run_buffer=2))
     assert [f.severity for f in diagnose(facts)] == [Severity.ERROR, Severity.WARNING]

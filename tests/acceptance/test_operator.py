@@ -1,0 +1,106 @@
+"""An operator in an outage, with nothing but the command line and a deployment that is real."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_tidegate.drill.stage import Stage, stage
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import holds, runs
+from dagster_tidegate.up import dagster_web
+
+ROOT = Path(__file__).parents[2]
+WORKSPACE = ROOT / "workspace.yaml"
+LONGEST_S = 150.0
+
+
+class Operator:
+    """Runs commands as an operator does: as processes, in the project's directory."""
+
+    def __init__(self, scene: Stage) -> None:
+        self.scene = scene
+
+    def run(self, *arguments: str, expect: int | None = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "dagster_tidegate.cli", *arguments],
+            cwd=ROOT,
+            env=self.scene.env,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_S,
+        )
+        assert expect in (None, done.returncode), done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str, expect: int | None = 0) -> Any:
+        return json.loads(self.run(*arguments, "--json", expect=expect))
+
+    def findings(self) -> set[str]:
+        found = self.json("doctor", expect=None)["findings"]
+        return {finding["code"] for finding in found}
+
+    def status_of(self, name: str) -> RunStatus | None:
+        with self.scene.store.read() as conn:
+            run = runs.find(conn, *name.split("/"))
+        return None if run is None else run.status
+
+    def holds(self) -> set[str]:
+        with self.scene.store.read() as conn:
+            return {hold.target.name for hold in holds.live(conn, self.scene.store.now(conn))}
+
+
+def until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so after {LONGEST_S} s: {what}"
+        time.sleep(0.2)  # between two looks at processes that tell nobody
+
+
+@pytest.mark.timeout(600)
+def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
+    with stage(WORKSPACE, tmp_path, store_url=None) as scene:
+        operator = Operator(scene)
+
+        # A healthy deployment has no finding, as soon as each sensor has had a tick.
+        until(lambda: not operator.findings(), "no finding")
+
+        operator.run("sandbox", "leads", str(scene.leads / "people.csv"), "--count", "30")
+        # The service goes down; a run of the one campaign that needs it alone pauses by itself.
+        operator.run("sandbox", "fail", "millionverifier")
+        partition = dagster_web.recent_partition(scene.web, "list_hygiene")
+        day_before = str(date.fromisoformat(partition) - timedelta(days=1))
+        started = operator.json("start", "list_hygiene", "--partition", partition)
+        name = f"list_hygiene/{partition}"
+        until(lambda: operator.status_of(name) is RunStatus.PAUSED, f"{name} is paused")
+        why = operator.json("why", name)
+        assert [hold["target_name"] for hold in why["holds"]] == ["millionverifier"]
+        assert operator.json("why", started["dagster_run"])["holds"] == why["holds"]
+        assert operator.json("why", "account_digest")["paused"] is False
+        refused = operator.json("start", "list_hygiene", "--partition", day_before, expect=3)
+        assert refused["refusal"] == "held"
+
+        # A hold of the operator's own outlives the recovery.
+        operator.run("hold", "campaign", "list_hygiene", "--reason", "check the list first")
+        operator.run("sandbox", "heal")
+        until(lambda: "millionverifier" not in operator.holds(), "millionverifier is back")
+        why = operator.json("why", name)
+        assert [hold["reason"] for hold in why["holds"]] == ["check the list first"]
+        plan = operator.run("release", "campaign", "list_hygiene", "--dry-run")
+        assert "campaign list_hygiene goes on; 1 paused runs resume" in plan
+        [listed] = operator.json("campaigns", "--status", "paused")
+        assert listed["name"] == "list_hygiene"
+
+        operator.run("release", "campaign", "list_hygiene")
+        until(lambda: operator.status_of(name) is RunStatus.COMPLETED, f"{name} completes")
+        shown = operator.json("runs", "show", name)
+        assert [attempt["outcome"] for attempt in shown["attempts"]] == ["paused", "completed"]
+        assert (shown["in_doubt"], shown["failed_count"]) == ([], 0)
+        told = [e["to_status"] for e in operator.json("history", name, "--kind", "campaign_run")]
+        assert told.index("paused") < told.index("completed")
