@@ -332,7 +332,7 @@ class Stage:
 
     def settle(self, timeout_s: float = LONGEST_S) -> None:
         """Wait until nothing is under way and nothing is held."""
-        self.wait(lambda: not self.left_over(), "everything is over", timeout_s)
+        self.wait(lambda: not self.left_over(), "everything is over", timeout_s, every_s=0.25)
 
 
 def start_code(children: Children, env: Mapping[str, str], port: int) -> None:

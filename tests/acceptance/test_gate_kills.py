@@ -34,6 +34,7 @@ class Round:
 
     seed: int
     service: str
+    jobs: tuple[str, ...]
     recovering: bool
     delay_s: float
     victims: tuple[str, ...]
@@ -42,9 +43,12 @@ class Round:
     def of(cls, seed: int) -> "Round":
         chance = random.Random(seed)
         recovering = chance.random() < 0.5
+        service = chance.choice(sorted(NEEDING))
         return cls(
             seed=seed,
-            service=chance.choice(sorted(NEEDING)),
+            service=service,
+            # Most rounds have one campaign run, to be short.
+            jobs=chance.choice([NEEDING[service], *((job,) for job in NEEDING[service])]),
             recovering=recovering,
             delay_s=round(chance.uniform(0, RECOVERING_S if recovering else PAUSING_S), 3),
             # With its code server, the sensors' ticks are broken off in their middle too.
@@ -54,7 +58,8 @@ class Round:
     def __str__(self) -> str:
         moment = "of recovering" if self.recovering else "of pausing"
         return (
-            f"TIDEGATE_SEED={self.seed} TIDEGATE_ROUNDS=1: {self.service} fails, "
+            f"TIDEGATE_SEED={self.seed} TIDEGATE_ROUNDS=1: {self.service} fails under "
+            f"{' and '.join(self.jobs)}, "
             f"{' and '.join(self.victims)} killed after {self.delay_s} s {moment}"
         )
 
@@ -78,7 +83,7 @@ def test_a_daemon_killed_at_any_moment_changes_nothing_of_the_outcome(tmp_path: 
 
 
 def play(stage: Stage, planned: Round, partition: str) -> None:
-    service, jobs = planned.service, NEEDING[planned.service]
+    service, jobs = planned.service, planned.jobs
     stage.sandbox.reset()
     before = stage.settings()
     for job in jobs:
