@@ -22,7 +22,7 @@ from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG, partition_of
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import campaigns, heartbeats, holds, runs
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
@@ -92,6 +92,7 @@ def release(deployed: Deployment, target: Target, source: HoldSource = HoldSourc
 
 def set_state(deployed: Deployment, service: str, state: BreakerState) -> None:
     with deployed.store.begin() as conn:
+        breakers.ensure(conn, deployed.store.now(conn), [service])
         conn.execute(
             t.services.update()
             .where(t.services.c.name == service)
