@@ -83,7 +83,7 @@ def as_dict(seen: Situation) -> dict[str, Any]:
             }
             for beat in seen.heartbeats
         ],
-        "gate_stale": bool(seen.silent_parts()),
+        "gate_stale": bool(seen.stale_gates()),
     }
 
 
@@ -163,18 +163,10 @@ def warnings(seen: Situation) -> list[Text]:
                 "yellow",
             )
         )
-    for part in seen.silent_parts():
-        since = (
-            "has never finished a tick"
-            if part.last is None
-            else f"last finished {output.length(seen.now - part.last)} ago"
-        )
+    for gate in seen.stale_gates():
+        sentence = str(gate)
         found.append(
-            output.text(
-                f"The gate is stale: its {part.part} sensor in {part.location} {since}. "
-                "See 'tidegate doctor'.",
-                "red",
-            )
+            output.text(f"{sentence[0].upper()}{sentence[1:]}. See 'tidegate doctor'.", "red")
         )
     return found
 

@@ -410,17 +410,15 @@ def _gate(facts: Facts) -> Iterator[Finding]:
     if seen is None:
         return
     here = {location.name for location in facts.locations}
-    for part in seen.silent_parts():
-        if here and part.location not in here:
-            continue  # told as location_gone
-        since = "never finished a tick" if part.last is None else f"finished {part.last:%F %T} UTC"
-        yield _error(
-            "gate_stale",
-            f"{part.location}: {part.part}",
-            f"it last {since}" if part.last else f"it has {since}",
-            "see the findings of daemon, code location and sensors; without any, read the "
-            "sensor's ticks in the page Automation",
-        )
+    for gate in seen.stale_gates():
+        if not here or gate.location in here:  # others are told as location_gone
+            yield _error(
+                "gate_stale",
+                gate.location,
+                str(gate),
+                "see the findings of daemon, code location and sensors; without any, read the "
+                "ticks of the sensors in the page Automation",
+            )
     for location in facts.locations:
         known = any(c.shape.location == location.name for c in seen.campaigns.values())
         if location.sensors and location.error is None and not known:

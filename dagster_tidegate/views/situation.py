@@ -46,18 +46,24 @@ class CampaignSituation:
 
 
 @dataclass(frozen=True)
-class PartOfGate:
-    """A part of the gate that does not do its work.
+class StaleGate:
+    """The gate of a code location, where parts of it do not do their work.
 
     Attributes:
-        location: Its code location.
-        part: `breaker`, `pause` or `resume`.
-        last: When it last finished its work (UTC), or None if it never did.
+        location: The code location.
+        parts: Which of `PARTS`.
+        last: When the first of them to fall silent last finished its work (UTC), or None if one
+            of them never did.
     """
 
     location: str
-    part: str
+    parts: tuple[str, ...]
     last: datetime | None
+
+    def __str__(self) -> str:
+        parts = ", ".join(self.parts)
+        since = f"at {self.last:%F %T} UTC" if self.last else "never, one of them"
+        return f"the gate of {self.location} is stale: its sensors {parts} last finished {since}"
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,18 @@ class Situation:
         held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
         return frozenset(self.circuits) | held
 
-    def silent_parts(self) -> list[PartOfGate]:
-        """Return the parts of the gate, of each code location with campaigns, that are stale."""
+    def stale_gates(self) -> list[StaleGate]:
+        """Return the gates of code locations with campaigns of which a part is stale."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
-        locations = sorted({campaign.shape.location for campaign in self.campaigns.values()})
-        return [
-            PartOfGate(location, part, beats.get((location, part)))
-            for location in locations
-            for part in PARTS
-            if self.stale(beats.get((location, part)))
-        ]
+        found = []
+        for location in sorted({each.shape.location for each in self.campaigns.values()}):
+            last = {part: beats.get((location, part)) for part in PARTS}
+            parts = tuple(part for part in PARTS if self.stale(last[part]))
+            if parts:
+                known = [beat for part in parts if (beat := last[part]) is not None]
+                oldest = min(known) if len(known) == len(parts) else None
+                found.append(StaleGate(location, parts, oldest))
+        return found
 
     def stale(self, beat: datetime | None) -> bool:
         """Return whether a part of the gate with this heartbeat is stale."""

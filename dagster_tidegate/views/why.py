@@ -254,13 +254,11 @@ def _gate(seen: Situation, target: Target) -> Iterator[Obstacle]:
     of_campaign = target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
     campaign = seen.campaigns.get(name) if of_campaign else None
     location = None if campaign is None else campaign.shape.location
-    for part in seen.silent_parts():
-        if location in (None, part.location):
-            since = "has never run" if part.last is None else f"last ran at {part.last:%F %T} UTC"
+    for gate in seen.stale_gates():
+        if location in (None, gate.location):
             yield Obstacle(
                 ObstacleKind.GATE_STALE,
-                f"the gate is stale: its {part.part} sensor in {part.location} {since}. Nothing is "
-                "stopped or resumed meanwhile: see 'tidegate doctor'",
+                f"{gate}. Nothing is stopped or resumed meanwhile: see 'tidegate doctor'",
             )
 
 

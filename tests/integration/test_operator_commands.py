@@ -137,7 +137,8 @@ def test_a_stale_gate_is_told_wherever_one_looks(run: Run, store: Store) -> None
         heartbeats.beat(conn, long_ago, location="here", part="resume", summary="")
     assert as_json(run("status", "--json"))["gate_stale"] is True
     for command in (["status"], ["why", "letters"], ["campaigns"]):
-        assert "resume sensor in here last" in run(*command).output
+        said = run(*command).output
+        assert re.search("gate of here is stale: its sensors resume last finished at", said)
 
 
 def test_the_kill_switch_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
