@@ -226,8 +226,11 @@ class Dagster:
             stored = new
         if isinstance(stored.instigator_data, ScheduleInstigatorData):
             started = None if to is InstigatorStatus.STOPPED else now.timestamp()
+            # Where this time is not there, or an hour old, the scheduler notes it at its next look:
+            # in the row that it had read before, also of a stopped schedule, and with its status.
+            looked_at = now.timestamp()
             stored = stored.with_data(
-                ScheduleInstigatorData(stored.instigator_data.cron_schedule, started)
+                ScheduleInstigatorData(stored.instigator_data.cron_schedule, started, looked_at)
             )
         elif isinstance(stored.instigator_data, SensorInstigatorData) and status == RUNNING:
             stored = stored.with_data(
