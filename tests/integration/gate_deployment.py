@@ -173,7 +173,7 @@ class Deployment:
             )
         )
 
-    def wait(self, run_id: str, *statuses: dg.DagsterRunStatus, timeout_s: float = 60) -> str:
+    def wait(self, run_id: str, *statuses: dg.DagsterRunStatus, timeout_s: float = 240) -> str:
         """Wait until a run has one of some statuses (any end, if none is given)."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
