@@ -49,6 +49,7 @@ lint: $(TESTS) ## Lint and types.
 
 bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
+	$(BIN)/python -m tests.benchmarks.records
 
 chaos: $(TESTS) ## Kill workers, the daemon and the database at random: make chaos [ROUNDS=200] [SEED=4711].
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
