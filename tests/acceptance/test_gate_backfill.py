@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.gate_stage import LOCATION, REPOSITORY, Stage, gate_stage
 
+# Half a minute each on an idle machine.
+pytestmark = pytest.mark.timeout(600)
 RECORDS = 20
 LAUNCH = """
 mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {

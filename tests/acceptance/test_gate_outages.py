@@ -9,6 +9,8 @@ import pytest
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from tests.acceptance.gate_stage import Stage, gate_stage
 
+# Half a minute each on an idle machine.
+pytestmark = pytest.mark.timeout(600)
 RECORDS = 20
 PAUSED_ONCE = [RunStatus.PAUSED, RunStatus.COMPLETED]
 # Long enough for many ticks of the gate, in which it could do what it should not.
