@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.gate_stage import LOCATION, REPOSITORY, Stage, gate_stage
 
-# Half a minute each on an idle machine.
+# A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)
 RECORDS = 20
 LAUNCH = """

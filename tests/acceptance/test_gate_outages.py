@@ -9,7 +9,7 @@ import pytest
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from tests.acceptance.gate_stage import Stage, gate_stage
 
-# Half a minute each on an idle machine.
+# A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)
 RECORDS = 20
 PAUSED_ONCE = [RunStatus.PAUSED, RunStatus.COMPLETED]

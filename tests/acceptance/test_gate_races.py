@@ -14,7 +14,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds
 from tests.acceptance.gate_stage import Stage, gate_stage
 
-# Half a minute each on an idle machine.
+# A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)
 RECORDS = 20
 NO_RETRIES = {"dagster/max_retries": "0"}
