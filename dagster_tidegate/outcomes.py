@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -60,6 +61,20 @@ CALLERS_ERROR_NAMES = frozenset(
         "httpx.CookieConflict",
     }
 )
+# The service was never reached.
+NOT_SENT: tuple[type[Exception], ...] = (ConnectionRefusedError, socket.gaierror)
+NOT_SENT_NAMES = frozenset(
+    {
+        "httpx.ConnectError",
+        "httpx.ConnectTimeout",
+        "httpx.PoolTimeout",
+        "requests.exceptions.ConnectTimeout",
+        "urllib3.exceptions.NewConnectionError",
+        "aiohttp.client_exceptions.ClientConnectorError",
+    }
+)
+# It answered that it would not do what it was asked.
+NOT_DONE = frozenset({501, 503})
 RETRY_AFTER_ABSURD_S = 30 * 86400.0
 
 
@@ -107,6 +122,31 @@ def default_outcome(
     if isinstance(error, CALLERS_ERRORS) or names & CALLERS_ERROR_NAMES:
         return Outcome.IGNORED
     return Outcome.FAILURE
+
+
+def may_have_arrived(error: BaseException | None) -> bool:
+    """Tell whether what failed may have taken effect at the service all the same.
+
+    Args:
+        error: What the guarded call raised.
+
+    Returns:
+        False where the service was never reached, or answered that it did nothing: 503, 501 and
+        statuses below 500. True for all else, such as a timeout.
+
+    Example:
+        >>> may_have_arrived(TimeoutError()), may_have_arrived(ConnectionRefusedError())
+        (True, False)
+    """
+    while error is not None:
+        status = status_of(error)
+        if status is not None:
+            return status >= 500 and status not in NOT_DONE
+        names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+        if isinstance(error, NOT_SENT) or names & NOT_SENT_NAMES:
+            return False
+        error = error.__cause__
+    return True
 
 
 def every_error(_error: Exception) -> Outcome:

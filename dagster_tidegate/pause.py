@@ -9,7 +9,7 @@ from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.gate import reconcile
 from dagster_tidegate.holds import TargetKind
 from dagster_tidegate.instance import SUPERSEDED_TAG, Dagster
-from dagster_tidegate.records.loop import Stop
+from dagster_tidegate.records.loop import Stop, Stopping
 from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
@@ -22,7 +22,7 @@ REASON_TAG = "tidegate/reason"
 LONGEST_TAG = 250
 
 
-class CampaignPaused(dg.Failure):
+class CampaignPaused(dg.Failure, Stopping):
     """Raised in an op to end its run as paused.
 
     Dagster calls op failure hooks for it, and for nothing else of a pause: a hook that should
@@ -33,7 +33,7 @@ class CampaignPaused(dg.Failure):
         super().__init__(description=message, allow_retries=False)
 
 
-class CampaignCancelled(dg.Failure):
+class CampaignCancelled(dg.Failure, Stopping):
     """Raised in an op to end its run when its process was told to end, between two records.
 
     As with `CampaignPaused`, Dagster calls op failure hooks for it and nothing else.
@@ -59,10 +59,13 @@ def end(
         stop: Why and where: for a signal as cancelled, for holds as paused.
 
     Raises:
-        CampaignPaused: For holds.
-        CampaignCancelled: For a signal.
+        CampaignPaused: For holds, or if another op of the run has paused it.
+        CampaignCancelled: For a signal, or if it was cancelled already.
         AttemptOverError: If another attempt has taken over.
     """
+    if stop.ended is not None:
+        raised = CampaignPaused if stop.ended is RunStatus.PAUSED else CampaignCancelled
+        raise raised(f"{run.name} is {stop.ended} already; this op stops at {stop.done}")
     if stop.signal is not None:
         to, raised = RunStatus.CANCELLED, CampaignCancelled
         why = f"the process was told to end ({stop.signal.name})"
@@ -112,19 +115,23 @@ def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoRetu
     raise CampaignCancelled(message)
 
 
-def resumed(instance: dg.DagsterInstance, attempt: Attempt) -> None:
+def resumed(context: dg.OpExecutionContext, attempt: Attempt) -> None:
     """Mark the Dagster run of a paused attempt as resumed: who looks for paused runs finds others.
 
     A backfill that it belongs to goes on with the run that follows it.
 
     Args:
-        instance: The Dagster instance.
+        context: Context of the op that goes on.
         attempt: The attempt that the present one follows.
     """
-    if attempt.outcome is RunStatus.PAUSED:
-        dagster = Dagster(instance)
+    dagster = Dagster(context.instance)
+    if attempt.outcome is not RunStatus.PAUSED or dagster.run(attempt.dagster_run) is None:
+        return
+    try:
         dagster.add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
         dagster.hand_backfill_over(attempt.dagster_run)
+    except Exception as error:  # noqa: BLE001 -- the records must not wait for a tag
+        context.log.warning("Run %s is not marked as resumed: %r", attempt.dagster_run, error)
 
 
 def _stop_the_queue(context: dg.OpExecutionContext, fleet: Fleet) -> None:

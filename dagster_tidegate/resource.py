@@ -155,9 +155,12 @@ class BreakerResource(dg.ConfigurableResource):
         fleet = self.fleet
         op = _loop_name(context, name)
         try:
-            run, attempt, failed_since = patiently(lambda: _begin(context, fleet), context.log)
+            run, series = patiently(lambda: _begin(context, fleet), context.log)
         except AttemptPausedError as error:
             raise CampaignPaused(str(error)) from error
+        attempt = series[-1]
+        if len(series) > 1:
+            resumed(context, series[-2])
         needed = _still_needed(context, fleet.policies)
         return Records(
             fleet=fleet,
@@ -167,7 +170,7 @@ class BreakerResource(dg.ConfigurableResource):
             items=items,
             key=key,
             services=sorted(needs(context.op_def.pool, fleet.policies).services),
-            failed_since=failed_since,
+            failed_since=runs.began_with(series),
             holds=lambda: _covering(context, fleet, run, needed),
             on_stop=lambda stop: end(context, fleet, run, attempt, stop),
             max_tries=max_tries,
@@ -212,11 +215,11 @@ def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:
     return loop
 
 
-def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Attempt, int]:
+def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Sequence[Attempt]]:
     """Make the Dagster run of `context` the owner of its campaign run.
 
     Returns:
-        The campaign run, the attempt, and the attempt with which the work began that it resumes.
+        The campaign run, and the attempts at it; the last is this run's.
     """
     partition = partition_of(context.run)
     for _ in range(MOST_TURNS):
@@ -234,16 +237,11 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, A
             if newest == runs.latest_attempt(conn, run.id):
                 lease = None if newest is None else newest.lease_until
                 over = over or (lease is not None and lease < now)
-                attempt = runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
-                failed_since = runs.began_with(runs.attempts(conn, run.id))
-                break
-    else:
-        raise AttemptRefusedError(
-            f"{context.job_name}/{partition} changed hands {MOST_TURNS} times meanwhile"
-        )
-    if newest is not None and newest.number < attempt.number:
-        resumed(context.instance, newest)
-    return run, attempt, failed_since
+                runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
+                return run, runs.attempts(conn, run.id)
+    raise AttemptRefusedError(
+        f"{context.job_name}/{partition} changed hands {MOST_TURNS} times meanwhile"
+    )
 
 
 def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SOON_S = 0.05
 
 
 class Interrupts:
@@ -24,6 +25,7 @@ class Interrupts:
     Attributes:
         received: The signal that came, or None.
         handled: Set it when the signal has been answered for; else it is sent again at the end.
+        left_early: Set it where nothing can be raised at the end: the loop was left by `break`.
     """
 
     def __init__(self, grace_s: float, log: logging.Logger) -> None:
@@ -31,9 +33,10 @@ class Interrupts:
         self._log = log
         self._former: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
-        self._over = False
+        self._over = False  # the grace, or the loop
         self.received: signal.Signals | None = None
         self.handled = False
+        self.left_early = False
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
@@ -44,14 +47,23 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._restore()
-        if self.received is not None and not self.handled and not self._over:
-            signal.raise_signal(self.received)
+        # Not where somebody else has taken the signal since. Whoever puts this handler back, as
+        # one of two loops by turns does, gets the former one.
+        for number, former in self._former.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, former or signal.SIG_DFL)
+        unanswered = self.received is not None and not self.handled and not self._over
+        self._over = True
+        if not unanswered or self.received is None:
+            return
+        if self.left_early:
+            threading.Timer(SOON_S, self._send).start()
+        else:
+            self._pass_on(self.received, None)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._over:  # the grace is over
-            self._restore()
-            signal.raise_signal(number)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            self._pass_on(number, frame)
         elif self.received is None:
             self.received = signal.Signals(number)
             self._timer = threading.Timer(self._grace_s, self._end)
@@ -60,18 +72,21 @@ class Interrupts:
 
     def _end(self) -> None:
         self._over = True
+        self._log.warning(
+            "A signal came %.0f s ago and the record is not done: it is cut off, and in doubt",
+            self._grace_s,
+        )
+        self._send()
+
+    def _send(self) -> None:
         main = threading.main_thread().ident
         if main is not None and self.received is not None:
-            self._log.warning(
-                "%s came %.0f s ago and the record is not done: it is cut off, and in doubt",
-                self.received.name,
-                self._grace_s,
-            )
             signal.pthread_kill(main, self.received)
 
-    def _restore(self) -> None:
-        # Not where somebody else has taken the signal since.
-        for number, former in self._former.items():
-            if signal.getsignal(number) == self._note:
-                signal.signal(number, former or signal.SIG_DFL)
-        self._former = {}
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        former = self._former[number]
+        if callable(former):
+            former(number, frame)
+        elif former != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

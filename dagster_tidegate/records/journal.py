@@ -149,15 +149,11 @@ class Journal:
         """Write everything that is to be written.
 
         Raises:
-            AttemptOverError: If the campaign run has ended and records were to be started, or if
-                a newer attempt owns it.
+            AttemptOverError: If the campaign run has ended and the loop would go on, or if a newer
+                attempt owns it.
         """
-        if not self._entries:
-            return
-        entries, self._entries = self._entries, []
-        if not self._writing(
-            lambda conn, now: ledger.write(conn, now, self._attempt, self._op, entries)
-        ):
+        starts = any(entry.status is RecordStatus.STARTED for entry in self._entries)
+        if not self._write_entries() and (starts or self._group is not None):
             raise AttemptOverError(
                 f"the campaign run of attempt {self._attempt.number} (Dagster run "
                 f"{self._attempt.dagster_run}) has ended: no further record is begun"
@@ -171,14 +167,18 @@ class Journal:
             key: Key of the record before it.
             unfinished: Keys of records whose work has not come to an end.
         """
-        self.flush()
-        doubtful = {record.key for record in self._started.values() if record.in_doubt}
+        self._entries = [e for e in self._entries if e.status is not RecordStatus.STARTED]
+        self._write_entries()
+        untouched = [
+            record.key
+            for record in self._started.values()
+            if not record.in_doubt and record.key not in unfinished
+        ]
         progress = self._progress(position, key, exact=True, rate=None)
 
         def leave(conn: sa.Connection, now: datetime) -> None:
-            if self._started:
-                keep = doubtful.union(unfinished)
-                ledger.abandon(conn, self._attempt, self._op, keep=keep)
+            if untouched:
+                ledger.abandon(conn, self._attempt, self._op, untouched)
             ledger.write_progress(conn, now, self._attempt, self._op, progress)
 
         self._writing(leave)
@@ -204,6 +204,17 @@ class Journal:
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             self._log.info(describe(progress))
+
+    def _write_entries(self) -> bool:
+        """Write the entries, and return whether the campaign run goes on."""
+        if not self._entries:
+            return True
+        entries = self._entries
+        goes_on = self._writing(
+            lambda conn, now: ledger.write(conn, now, self._attempt, self._op, entries)
+        )
+        self._entries = []  # not before they are written: what is cut off is written once more
+        return goes_on
 
     def _begin(self) -> Progress:
         run = self._attempt.campaign_run

@@ -48,7 +48,7 @@ class Lease:
         while not self._over.wait(RENEW_S):
             try:
                 self._write(LEASE)
-            except UNREACHABLE as error:
+            except Exception as error:  # noqa: BLE001 -- the next renewal may succeed
                 self._log.warning("The lease was not renewed: %s", error)
 
     def _write(self, lease: timedelta | None) -> None:

@@ -12,25 +12,27 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from signal import Signals
 from typing import Any, Generic, NoReturn, TypeVar
 
 from dagster_tidegate.breaker import BreakerOpenError
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
+from dagster_tidegate.outcomes import may_have_arrived
 from dagster_tidegate.records import rows
 from dagster_tidegate.records.interrupts import Interrupts
 from dagster_tidegate.records.journal import Group, Journal
 from dagster_tidegate.records.lease import Lease
-from dagster_tidegate.records.patience import backoff_s
+from dagster_tidegate.records.patience import backoff_s, patiently
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.workers import Finished, Handler, Workers
-from dagster_tidegate.statuses import RecordStatus
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import runs
 from dagster_tidegate.store.ledger import AttemptOverError, Known
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 
@@ -38,13 +40,17 @@ T = TypeVar("T")
 
 MOST_REFUSALS = 60
 FEWEST_TO_JUDGE = 10
-MOST_TOLD = 10  # repeated keys that are told one by one
+MOST_TOLD = 10  # repeated keys, and failed records, that are told one by one
+LONGEST_ERROR = 2000
 STOP_S = 4.0  # for the rest, where a signal stops records at once and their time is over
 LOOK_EVERY_S = 0.2  # while it waits, the loop looks for holds and signals so often
 
 
+LONGEST_KEY = 512
+
+
 class MissingKeyError(ValueError):
-    """A record has no key; the message names its row."""
+    """A record has no key, or none that can be kept; the message names its row."""
 
 
 class InputChangedError(ValueError):
@@ -55,14 +61,27 @@ class TooManyFailedError(Exception):
     """More records failed than the author allows."""
 
 
+class Stopping:
+    """What `on_stop` raises is one of these: it ends the loops around, and no record of theirs."""
+
+
 @dataclass(frozen=True)
 class Stop:
-    """Why and where a loop stopped between two records: for holds, or for a signal."""
+    """Why and where a loop stopped between two records.
+
+    Attributes:
+        done: How many records are done.
+        total: How many there are, where that is known.
+        holds: It stopped for these holds,
+        signal: or for this signal,
+        ended: or because its attempt was ended already, by another op or in Dagster, as this.
+    """
 
     done: int
     total: int | None
     holds: Sequence[Hold] = ()
     signal: Signals | None = None
+    ended: RunStatus | None = None
 
 
 class Records(Generic[T]):
@@ -154,6 +173,8 @@ class Records(Generic[T]):
             fleet, attempt, op, series=failed_since, group=group, total=self.total, log=log
         )
         self._start = self._journal.found.position if append_only else 0
+        self._at_work = False
+        self._used_up = False  # an iterator that has been gone through
         self._begin()
 
     def _begin(self) -> None:
@@ -164,6 +185,8 @@ class Records(Generic[T]):
         self._marks: deque[tuple[int, str | None]] = deque()
         self._end: tuple[int, str | None] = (0, None)  # the same, of what was not read yet
         self._repeated = 0
+        self._failed_here = 0
+        self._over: AttemptOverError | None = None
         self._left = False
         self._mapping = False
         self._wait_s = 0.0  # before the next try of a record
@@ -250,33 +273,44 @@ class Records(Generic[T]):
             self._journal.start([record])
             self._flying[record.key] = record
             before = record.tries
-            yield record
+            try:
+                yield record
+            finally:
+                if record.tries == before:
+                    del self._flying[record.key]
             if record.tries == before:
                 raise RuntimeError(
                     f"record {record.key} was not entered: use 'with record:' in the loop"
                 )
             if self._wait_s:
                 self._wait(self._wait_s, interrupts)
+            if self._over is not None:
+                raise self._over
         self._look_back()
 
     def _settle(self, record: Record[T], error: BaseException | None) -> bool:
         """Write down what became of a try. Called by the `with` block of a record."""
         if self._mapping:
             raise RuntimeError("map ends its records itself: no 'with record:' in its handler")
+        if record.key not in self._flying:
+            raise RuntimeError(f"record {record.key} has ended: enter it once each time it comes")
         if error is not None and self._ends_the_loop(record, error):
             self._journal.flush()
             return False
         self._wait_s = self._judge_try(record, error)
         if not self._wait_s:
             upcoming = self._upcoming[0] if self._upcoming and not self._holds() else None
-            self._journal.end([] if upcoming is None else [upcoming])
+            try:
+                self._journal.end([] if upcoming is None else [upcoming])
+            except AttemptOverError as over:
+                self._over = over  # raised by the loop, which knows how the attempt ended
         return True
 
     # --- several at once -------------------------------------------------------------------------
 
     def _at_once(self, workers: Workers, concurrency: int, interrupts: Interrupts) -> None:
         """Keep so many records in flight. This thread alone writes the ledger."""
-        fresh = self._fresh()
+        chunks = self._chunks()
         again: list[tuple[float, int, Record[T]]] = []  # a heap: when, and what
         while True:
             if interrupts.received or self._holds():
@@ -285,22 +319,25 @@ class Records(Generic[T]):
             ready = []
             while again and again[0][0] <= time.monotonic():
                 ready.append(heapq.heappop(again)[2])
-            ready += islice(fresh, concurrency - len(self._flying) - len(again) - len(ready))
+            room = concurrency - len(self._flying) - len(again) - len(ready)
+            # One chunk a turn: a slow input keeps nobody from what is there already.
+            if room and not self._upcoming and (chunk := next(chunks, None)) is not None:
+                self._take(chunk)
+                more = True
+            else:
+                more = bool(self._upcoming)
+            while room and self._upcoming:
+                ready.append(self._upcoming.popleft())
+                room -= 1
             self._journal.start(ready)
             for record in ready:
                 record.tries += 1
                 self._flying[record.key] = record
                 workers.submit(record)
-            if not self._flying and not again:
+            if not self._flying and not again and not more:
                 return
-            self._collect(workers.finished(LOOK_EVERY_S), again)
+            self._collect(workers.finished(0.0 if room and more else LOOK_EVERY_S), again)
             self._look_back()
-
-    def _fresh(self) -> Iterator[Record[T]]:
-        for chunk in self._chunks():
-            self._take(chunk)
-            while self._upcoming:
-                yield self._upcoming.popleft()
 
     def _collect(
         self, finished: Sequence[Finished], again: list[tuple[float, int, Record[T]]]
@@ -326,7 +363,7 @@ class Records(Generic[T]):
     ) -> None:
         """Let the records in flight come to their end, within bounds."""
         until = time.monotonic() + timeout_s
-        while self._flying and (left := until - time.monotonic()) > 0:
+        while workers.busy and (left := until - time.monotonic()) > 0:
             self._collect(workers.finished(min(left, LOOK_EVERY_S)), again)
 
     def _drain(self, workers: Workers) -> None:
@@ -352,8 +389,11 @@ class Records(Generic[T]):
         if error is None:
             self._journal.settle(record, RecordStatus.DONE)
         else:
-            self._log.warning("Record %s failed: %r", record.key, error)
-            self._journal.settle(record, RecordStatus.FAILED, repr(error))
+            text = _as_text(error)
+            self._failed_here += 1
+            if self._failed_here <= MOST_TOLD:
+                self._log.warning("Record %s failed: %s", record.key, text)
+            self._journal.settle(record, RecordStatus.FAILED, text)
         self._flying.pop(record.key, None)
         del self._open[record.key]
         return 0.0
@@ -362,14 +402,20 @@ class Records(Generic[T]):
         if isinstance(error, BreakerOpenError):
             # The hold that an open breaker places stops the loop before the next try. Half open,
             # while others have the trial calls, it waits for what becomes of them.
-            return record.tries >= MOST_REFUSALS
+            if record.tries < MOST_REFUSALS:
+                return False
+            self._flying.pop(record.key, None)
+            return True
         # Nothing outside Exception says how the record ended: it stays in doubt.
-        return not isinstance(error, Exception) or isinstance(error, AttemptOverError)
+        return not isinstance(error, Exception) or isinstance(error, AttemptOverError | Stopping)
 
     def _to_be_tried_again(self, record: Record[T], error: BaseException) -> bool:
-        if isinstance(error, BreakerOpenError):
-            return True
-        return record.tries < self._max_tries and self._is_service_failure(error)
+        refused = isinstance(error, BreakerOpenError)
+        cause = error.__cause__ if refused else error  # what a refusal came from
+        if self._is_service_failure(cause):
+            record.in_doubt = record.in_doubt or may_have_arrived(cause)
+            return refused or record.tries < self._max_tries
+        return refused
 
     def _is_service_failure(self, error: BaseException | None) -> bool:
         while error is not None:
@@ -383,15 +429,22 @@ class Records(Generic[T]):
     def _chunks(self) -> Iterator[rows.Chunk]:
         if isinstance(self._items, AsyncIterable):
             raise TypeError("the input is asynchronous: use 'async for record in records'")
+        self._use_up(isinstance(self._items, Iterator))
         return rows.chunks(self._items, self._first_row())
 
     async def _async_chunks(self) -> AsyncIterator[rows.Chunk]:
         if isinstance(self._items, AsyncIterable):
+            self._use_up(isinstance(self._items, AsyncIterator))
             async for chunk in rows.async_chunks(self._items, self._first_row()):
                 yield chunk
         else:
-            for chunk in rows.chunks(self._items, self._first_row()):
+            for chunk in self._chunks():
                 yield chunk
+
+    def _use_up(self, at_once: bool) -> None:
+        if self._used_up:
+            raise RuntimeError("the input is an iterator and has been gone through already")
+        self._used_up = at_once
 
     def _first_row(self) -> int:
         # One more than needed: its key shows whether it is still the same input.
@@ -439,14 +492,25 @@ class Records(Generic[T]):
     def _key_of(self, row: int, item: Any) -> str:
         found: Any = None
         if callable(self._key):
-            found = self._key(item)
-        elif isinstance(item, dict):
+            try:
+                found = self._key(item)
+            except (LookupError, AttributeError) as error:
+                raise MissingKeyError(
+                    f"row {row} has no key: {error!r} of {item!r:.200}"
+                ) from error
+        elif isinstance(item, Mapping):
             found = item.get(self._key)
         else:
             found = getattr(item, self._key, None)
-        if found is None or found == "" or found != found:  # the last: NaN
+        if _is_no_key(found):
             raise MissingKeyError(f"row {row} has no key ({self._key!r}): {item!r:.200}")
-        return str(found)
+        key = str(found)
+        if len(key) > LONGEST_KEY or _as_kept(key) != key:
+            raise MissingKeyError(
+                f"row {row} has a key that can't be kept, of {len(key)} characters: {key!r:.80}. "
+                f"It can have {LONGEST_KEY}, no NUL, and must be valid Unicode"
+            )
+        return key
 
     def _repeats(self, row: int, key: str) -> None:
         self._repeated += 1
@@ -464,6 +528,7 @@ class Records(Generic[T]):
         """Return up to which row all is settled, and the key of the row before it."""
         lowest = next(iter(self._open.values()), None)
         if lowest is None:
+            self._marks.clear()
             return self._end
         while len(self._marks) > 1 and self._marks[1][0] <= lowest.position:
             self._marks.popleft()
@@ -473,17 +538,35 @@ class Records(Generic[T]):
 
     @contextmanager
     def _working(self, extra_s: float = 0.0) -> Iterator[Interrupts]:
+        if self._at_work:
+            raise RuntimeError("these records are being gone through already")
         self._begin()
         grace_s = self._drain_timeout_s + extra_s
         with Lease(self._fleet, self._attempt, self._log), Interrupts(grace_s, self._log) as told:
+            self._at_work = True
             try:
                 yield told
             except AttemptOverError:
+                self._say_how_it_ended()
                 raise  # nothing may be written any more
-            except BaseException:
+            except BaseException as error:
+                told.left_early = isinstance(error, GeneratorExit)
                 if not self._left:
                     self._leave()
                 raise
+            finally:
+                self._at_work = False
+
+    def _say_how_it_ended(self) -> None:
+        def read() -> Attempt | None:
+            with self._fleet.store.read() as conn:
+                return runs.latest_attempt(conn, self.run.id)
+
+        newest = patiently(read, self._log)
+        if newest is None or newest.number != self._attempt.number:
+            return
+        if newest.outcome in (RunStatus.PAUSED, RunStatus.CANCELLED):
+            self._on_stop(Stop(self.done, self.total, ended=newest.outcome))
 
     def _look_back(self) -> None:
         self._judge(FEWEST_TO_JUDGE)
@@ -503,9 +586,10 @@ class Records(Generic[T]):
             held = self._linger(interrupts)
         if not interrupts.received and not held:
             return
+        number = interrupts.received
+        interrupts.handled = number is not None
         self._leave()
-        interrupts.handled = True
-        self._on_stop(Stop(self.done, self.total, held, interrupts.received))
+        self._on_stop(Stop(self.done, self.total, held, number))
 
     def _linger(self, interrupts: Interrupts) -> Sequence[Hold]:
         """Wait in place for breakers that may close soon; a person's hold is not waited out."""
@@ -544,6 +628,8 @@ class Records(Generic[T]):
                 f"the input has {self._end[0]} rows and had at least {self._start} in an earlier "
                 "attempt: without append_only=True each row is looked up"
             )
+        if self._failed_here > MOST_TOLD:
+            self._log.warning("%d records failed; see 'tidegate runs show'", self._failed_here)
         if self._repeated > MOST_TOLD:
             self._log.warning("%d rows repeat a key; each is handled once", self._repeated)
         self._judge(1)
@@ -552,3 +638,26 @@ class Records(Generic[T]):
 
 def _is_in_doubt(entry: Known | None) -> bool:
     return entry is not None and entry.status is RecordStatus.STARTED
+
+
+def _is_no_key(found: Any) -> bool:
+    kind = type(found)
+    if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+        return True  # as text it is its place in memory, another one in the next attempt
+    try:
+        return found is None or bool(found == "") or bool(found != found)  # the last: NaN
+    except (TypeError, ValueError):  # pandas' NA, an array
+        return True
+
+
+def _as_text(error: BaseException) -> str:
+    try:
+        text = repr(error)
+    except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
+        text = type(error).__name__
+    return _as_kept(text[:LONGEST_ERROR])
+
+
+def _as_kept(text: str) -> str:
+    """Text as every database can keep it."""
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()

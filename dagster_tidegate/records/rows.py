@@ -14,7 +14,7 @@ Chunk = list[tuple[int, Any]]
 
 def total(items: Any) -> int | None:
     """Return how many rows an input has, or None where that is not known beforehand."""
-    return len(items) if isinstance(items, Sized) else None
+    return len(items) if isinstance(items, Sized) and not _has_frames(items) else None
 
 
 def chunks(items: Iterable[Any], start: int = 0) -> Iterator[Chunk]:
@@ -30,7 +30,7 @@ def chunks(items: Iterable[Any], start: int = 0) -> Iterator[Chunk]:
     """
     if _is_frame(items):
         yield from _frame_chunks(items, start)
-    elif isinstance(items, Sequence):
+    elif isinstance(items, Sequence) and not _has_frames(items):
         for first in range(start, len(items), MOST_AT_ONCE):
             upto = min(first + MOST_AT_ONCE, len(items))
             yield [(row, items[row]) for row in range(first, upto)]
@@ -95,6 +95,10 @@ class _Portion:
 
 def _is_frame(items: Any) -> bool:
     return type(items).__module__.partition(".")[0] == "pandas" and hasattr(items, "itertuples")
+
+
+def _has_frames(items: Any) -> bool:
+    return isinstance(items, list | tuple) and _is_frame(next(iter(items), None))
 
 
 def _frame_chunks(frame: Any, start: int) -> Iterator[Chunk]:

@@ -22,6 +22,9 @@ class Workers:
     Args:
         handler: Takes a record and returns its result; a function, or an `async` one.
         concurrency: How many at once; the loop submits no more.
+
+    Attributes:
+        busy: How many records are worked on, or have not been told yet.
     """
 
     def __init__(self, handler: Handler, concurrency: int) -> None:
@@ -30,6 +33,7 @@ class Workers:
         self._todo: SimpleQueue[Record | None] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task] = set()
+        self.busy = 0
         if _is_async(handler):
             self._loop = asyncio.new_event_loop()
             threads = [Thread(target=self._serve, args=(self._loop,), daemon=True)]
@@ -55,6 +59,7 @@ class Workers:
 
     def submit(self, record: Record) -> None:
         """Let a record be worked on."""
+        self.busy += 1
         if self._loop is None:
             self._todo.put(record)
         else:
@@ -72,6 +77,7 @@ class Workers:
             return []
         while not self._finished.empty():
             found.append(self._finished.get())
+        self.busy -= len(found)
         return found
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:

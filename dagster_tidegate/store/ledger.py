@@ -88,13 +88,13 @@ def write(
         entries: What to write; of each record one entry.
 
     Returns:
-        Whether all was written; False where the campaign run has ended, and something was to be
-        started.
+        Whether the work may go on; False where the campaign run has ended or paused.
 
     Raises:
         AttemptOverError: If a newer attempt owns it; nothing is written.
     """
-    if len(entries) > 2:
+    starts = sum(entry.status is RecordStatus.STARTED for entry in entries)
+    if not starts or len(entries) > 2:
         return _write_many(conn, now, attempt, op, entries)
     # The end of a record and the start of the next are one statement, the fence included.
     values: dict[str, Any] = {
@@ -137,17 +137,17 @@ def _write_many(
     ]
     if rows:
         conn.execute(_upsert(conn.dialect.name), rows)
-    return len(rows) == len(entries)
+    return working
 
 
-def abandon(conn: sa.Connection, attempt: Attempt, op: str, *, keep: Collection[str] = ()) -> None:
-    """Forget that this attempt started records which it stopped before: none is in doubt.
+def abandon(conn: sa.Connection, attempt: Attempt, op: str, keys: Collection[str]) -> None:
+    """Forget that this attempt started some records, which it stopped before: none is in doubt.
 
     Args:
         conn: A connection of the store that writes.
         attempt: The attempt.
         op: Name of the loop.
-        keep: Keys of those that are in doubt all the same.
+        keys: Keys of the records.
 
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
@@ -159,7 +159,7 @@ def abandon(conn: sa.Connection, attempt: Attempt, op: str, *, keep: Collection[
             t.ledger.c.op == op,
             t.ledger.c.attempt == attempt.number,
             t.ledger.c.status == RecordStatus.STARTED,
-            t.ledger.c.key.not_in(keep),
+            t.ledger.c.key.in_(keys),
         )
     )
 

@@ -1,7 +1,7 @@
 """Campaign runs and their attempts: who owns one, and the moves of its status."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -57,7 +57,8 @@ class Attempt:
     started_at: datetime
     ended_at: datetime | None
     outcome: RunStatus | None
-    lease_until: datetime | None = None
+    # Not a difference between two: it changes while the same attempt works.
+    lease_until: datetime | None = field(default=None, compare=False)
 
 
 def ensure(

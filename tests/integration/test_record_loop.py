@@ -18,7 +18,13 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.records import lease, rows
 from dagster_tidegate.records.journal import Group
-from dagster_tidegate.records.loop import InputChangedError, MissingKeyError, Records, Stop
+from dagster_tidegate.records.loop import (
+    InputChangedError,
+    MissingKeyError,
+    Records,
+    Stop,
+    Stopping,
+)
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
@@ -30,7 +36,7 @@ OPERATOR = Target(TargetKind.SERVICE, "openai")
 LOG = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class Stopped(Exception, Stopping):
     """What the op raises when the loop stops."""
 
     def __init__(self, stop: Stop) -> None:
@@ -70,7 +76,8 @@ class Work:
 
     def records(self, items: Any, **options: Any) -> Records:
         def stop(why: Stop) -> NoReturn:
-            self.end(RunStatus.PAUSED if why.signal is None else RunStatus.CANCELLED)
+            if why.ended is None:
+                self.end(RunStatus.PAUSED if why.signal is None else RunStatus.CANCELLED)
             raise Stopped(why)
 
         return Records(
@@ -185,6 +192,72 @@ def test_repeated_keys_are_told_and_counted(work: Work, caplog: pytest.LogCaptur
     assert "Row 2 repeats the key a" in caplog.text
     assert "21 rows repeat a key" in caplog.text
     assert len(caplog.records) < 15
+
+
+@pytest.mark.parametrize(
+    ("item", "key"),
+    [
+        ({}, lambda item: item["id"]),
+        ({"id": pd.NA}, "id"),
+        ({"id": object()}, "id"),
+        ({"id": "x" * 513}, "id"),
+        ({"id": "a\0b"}, "id"),
+        ({"id": "\ud800"}, "id"),
+    ],
+)
+def test_a_key_that_can_not_be_kept_names_its_row(work: Work, item: dict, key: Any) -> None:
+    with pytest.raises(MissingKeyError, match="row 1 has"):
+        go_through(work.records([{"id": 7}, item], key=key))
+
+
+def test_a_list_of_frames_is_gone_through_row_by_row(work: Work) -> None:
+    records = work.records([pd.DataFrame({"n": [1, 2]}), pd.DataFrame({"n": [3]})], key="n")
+    assert records.total is None
+    assert go_through(records) == ["1", "2", "3"]
+
+
+def test_records_are_gone_through_by_one_loop_at_a_time(work: Work) -> None:
+    records = work.records(list("abc"))
+    first = iter(records)
+    with next(first):
+        pass
+    with pytest.raises(RuntimeError, match="being gone through already"):
+        next(iter(records))
+
+
+def test_an_iterator_that_was_gone_through_is_not_taken_for_an_empty_input(work: Work) -> None:
+    records = work.records(iter("abc"))
+    go_through(records)
+    with pytest.raises(RuntimeError, match="has been gone through"):
+        go_through(records)
+
+
+def test_a_record_is_entered_once(work: Work) -> None:
+    for record in work.records(["a"]):
+        with record:
+            pass
+        with pytest.raises(RuntimeError, match="record a has ended"), record:
+            pass
+    assert work.progress().done == 1
+
+
+def test_a_loop_that_is_left_early_leaves_nothing_in_doubt(work: Work) -> None:
+    for record in work.records(list("abc")):
+        if record.key == "b":
+            break
+        with record:
+            pass
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_slow_input_keeps_nothing_of_what_is_behind(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LONGEST_READ_S", 0.0)
+    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_EVERY_S", 0.0)
+    records = work.records(str(n) for n in range(30))
+    go_through(records)
+    assert len(records._marks) < 3
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -311,6 +384,28 @@ def test_a_result_that_json_can_not_hold_ends_map_and_the_others_are_written(wor
     assert work.statuses() == {"a": RecordStatus.STARTED, "b": RecordStatus.DONE}
 
 
+def test_map_begins_with_what_a_slow_input_has_given(work: Work) -> None:
+    begun = threading.Event()
+
+    def slow() -> Iterator[str]:
+        yield "a"
+        assert begun.wait(20)  # would never come if map read ahead
+        yield "b"
+
+    records = work.records(slow())
+    assert records.map(lambda record: begun.set() or record.key, concurrency=2) == ["a", "b"]
+
+
+def test_an_error_that_ends_map_does_not_wait_for_nobody(work: Work) -> None:
+    def handle(_: Record) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work.records(list("ab"), drain_timeout_s=120.0).map(handle, concurrency=1)
+    assert time.monotonic() - began < 60
+
+
 def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
     def handle(record: Record) -> None:
         with record:
@@ -346,6 +441,15 @@ def test_a_pause_writes_what_a_group_has(work: Work) -> None:
     with pytest.raises(Stopped):
         go_through(work.records(list("abcd"), group=Group(records=100)), lambda _: work.hold())
     assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_group_ends_with_its_campaign_run(work: Work) -> None:
+    with pytest.raises(Stopped):
+        go_through(
+            work.records(list("abcdef"), group=Group(records=2)),
+            lambda r: work.end(RunStatus.CANCELLED) if r.key == "c" else None,
+        )
+    assert len(work.statuses()) == 4
 
 
 @pytest.mark.parametrize("values", [{"records": 0}, {"seconds": 0}])
@@ -493,6 +597,34 @@ def test_a_signal_at_the_last_record_is_not_lost(work: Work) -> None:
     assert work.statuses() == {"a": RecordStatus.DONE}
 
 
+def interrupt_and_wait() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+
+
+def test_two_loops_by_turns_do_not_put_a_signal_off_after_they_ended(work: Work) -> None:
+    first, second = work.records(list("ab"), op="one"), work.records(list("ab"), op="two")
+    for one, two in zip(first, second, strict=True):
+        with one:
+            pass
+        with two:
+            pass
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_and_wait()
+
+
+def test_a_signal_is_not_lost_when_the_loop_is_left_by_break(work: Work) -> None:
+    def leave() -> None:
+        for record in work.records(list("ab")):
+            with record:
+                os.kill(os.getpid(), signal.SIGINT)
+            break
+        time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+
+
 # --- one live attempt -----------------------------------------------------------------------------
 
 
@@ -500,9 +632,27 @@ def test_a_run_that_was_ended_from_outside_finishes_its_record_and_begins_no_oth
     work: Work,
 ) -> None:
     """As when a person marks the run as canceled in Dagster while its process lives on."""
-    with pytest.raises(AttemptOverError, match="no further record"):
+    with pytest.raises(Stopped) as stopped:
         go_through(work.records(list("abc")), lambda _: work.end(RunStatus.CANCELLED))
+    assert stopped.value.stop.ended is RunStatus.CANCELLED
     assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_run_that_dagster_has_given_up_begins_no_other_record(work: Work) -> None:
+    with pytest.raises(AttemptOverError, match="no further record"):
+        go_through(work.records(list("abc")), lambda _: work.end(RunStatus.FAILED))
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_loop_inside_a_record_stops_the_loop_around_it(work: Work) -> None:
+    def inner(record: Record) -> None:
+        go_through(work.records(list("xy"), op=f"inner-{record.key}"), lambda _: work.hold())
+
+    with pytest.raises(Stopped):
+        go_through(work.records(list("ab")), inner)
+    work.release()
+    work.begin()
+    assert go_through(work.records(list("ab"))) == ["a", "b"]
 
 
 def test_the_writes_of_an_older_attempt_are_refused(work: Work) -> None:
@@ -579,3 +729,55 @@ def test_progress_has_a_rate_while_somebody_works(
     assert work.progress() == ledger.Progress(
         done=3, failed=0, total=3, position=3, position_key="c", series=1, exact=True
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "in_doubt"), [(TimeoutError("read"), True), (ConnectionRefusedError("no"), False)]
+)
+def test_what_may_have_reached_the_service_is_in_doubt_when_the_loop_stops(
+    work: Work, error: Exception, in_doubt: bool
+) -> None:
+    def handle(_: Record) -> None:
+        work.hold()
+        raise error
+
+    with pytest.raises(Stopped):
+        go_through(work.records(["a"]), handle)
+    assert work.statuses() == ({"a": RecordStatus.STARTED} if in_doubt else {})
+
+
+def test_what_is_done_is_written_also_when_the_first_write_is_cut_off(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the end of the grace, while the store is away."""
+    write, cut = ledger.write, []
+
+    def once(*arguments: Any) -> bool:
+        if arguments[-1][0].status is RecordStatus.DONE and not cut:
+            cut.append(True)
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(ledger, "write", once)
+    with pytest.raises(KeyboardInterrupt):
+        go_through(work.records(list("ab")))
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_what_an_earlier_try_of_the_step_left_in_doubt_stays_so(work: Work) -> None:
+    """Dagster tries a step again in the same run: the attempt is the same."""
+    many = [str(n) for n in range(rows.MOST_AT_ONCE * 2)]
+    with work.store.begin() as conn:
+        entry = ledger.Entry(many[-1], len(many) - 1, RecordStatus.STARTED)
+        ledger.write(conn, work.store.now(conn), work.attempt, "send", [entry])
+    with pytest.raises(Stopped):
+        go_through(work.records(many), lambda _: work.hold())
+    assert work.statuses()[many[-1]] is RecordStatus.STARTED
+
+
+def test_an_error_with_any_text_is_written_down(work: Work) -> None:
+    def handle(_: Record) -> None:
+        raise ValueError("NUL \0 and half a character \ud800")
+
+    go_through(work.records(["a"], max_failed=1.0), handle)
+    assert work.statuses() == {"a": RecordStatus.FAILED}

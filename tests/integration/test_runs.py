@@ -174,7 +174,7 @@ def test_a_clean_stop_leaves_no_record_in_doubt(store: Store) -> None:
     run, attempt = begin(store, "run-1")
     write(store, attempt, Entry("a", 0, RecordStatus.DONE), Entry("b", 1, RecordStatus.STARTED))
     with store.begin() as conn:
-        ledger.abandon(conn, attempt, "send")
+        ledger.abandon(conn, attempt, "send", ["a", "b"])
     with store.read() as conn:
         assert ledger.statuses(conn, run.id, "send") == {"a": RecordStatus.DONE}
 
