@@ -143,7 +143,7 @@ def error_of(result: dg.ExecuteInProcessResult) -> SerializableErrorInfo:
     return data.error.cause or data.error
 
 
-class ServiceDown(ConnectionError):
+class ServiceDown(ConnectionRefusedError):
     pass
 
 
