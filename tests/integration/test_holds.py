@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store import holds
@@ -132,10 +133,10 @@ def test_a_hold_that_is_released_while_it_is_placed_again_is_placed(store: Store
             if not store.is_sqlite:
                 release(store)
 
-    sa.event.listen(store.engine, "after_cursor_execute", release_in_between)
+    event.listen(store.engine, "after_cursor_execute", release_in_between)
     try:
         place(store, reason="maintenance")
     finally:
-        sa.event.remove(store.engine, "after_cursor_execute", release_in_between)
+        event.remove(store.engine, "after_cursor_execute", release_in_between)
     assert released
     assert [hold.reason for hold in live(store)] == ["maintenance"]
