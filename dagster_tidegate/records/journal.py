@@ -283,21 +283,9 @@ def describe(progress: Progress) -> str:
     parts = [f"{progress.done}{of} records done", f"{progress.failed} failed"]
     if progress.rate is not None:
         parts.append(f"{progress.rate:.1f} a second")
-        if (left := seconds_left(progress)) is not None:
+        if (left := progress.seconds_left()) is not None:
             parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
     return ", ".join(parts)
-
-
-def seconds_left(progress: Progress) -> float | None:
-    """Return how long a loop will take at its rate of late, in seconds, or None if unknown.
-
-    Example:
-        >>> seconds_left(Progress(done=100, failed=0, total=300, rate=10.0))
-        20.0
-    """
-    if progress.total is None or not progress.rate:
-        return None
-    return max(0, progress.total - progress.done - progress.failed) / progress.rate
 
 
 def _kept(record: Record) -> JsonText | None:

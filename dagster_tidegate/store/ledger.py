@@ -72,6 +72,17 @@ class Progress:
     series: int = 0
     exact: bool = False
 
+    def seconds_left(self) -> float | None:
+        """Return how long it takes at its rate, in seconds, or None where that is not known.
+
+        Example:
+            >>> Progress(done=100, failed=0, total=300, rate=10.0).seconds_left()
+            20.0
+        """
+        if self.total is None or not self.rate:
+            return None
+        return max(0, self.total - self.done - self.failed) / self.rate
+
 
 def write(
     conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]

@@ -7,36 +7,22 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True)
+class Progress(ledger.Progress):
     """How far an op of a campaign run is.
 
     Attributes:
         op: Its name.
-        done: Records that are done.
-        failed: Records that failed.
-        total: All records; None where the input is a generator.
-        rate: Records a second, lately; None while nobody works on it.
         updated_at: When this was written, UTC.
     """
 
     op: str
-    done: int
-    failed: int
-    total: int | None
-    rate: float | None
     updated_at: datetime
-
-    def seconds_left(self) -> float | None:
-        """Return how long it takes at this rate, in seconds; None where that is not known."""
-        if self.total is None or not self.rate:
-            return None
-        return max(0, self.total - self.done - self.failed) / self.rate
 
 
 @dataclass(frozen=True)
@@ -162,9 +148,8 @@ def _progress(conn: sa.Connection, ids: Sequence[int]) -> Mapping[int, list[Prog
     )
     found: dict[int, list[Progress]] = {}
     for row in rows:
-        found.setdefault(row.campaign_run, []).append(
-            Progress(row.op, row.done, row.failed, row.total, row.rate, row.updated_at)
-        )
+        values = {name: value for name, value in row._mapping.items() if name != "campaign_run"}
+        found.setdefault(row.campaign_run, []).append(Progress(**values))
     return found
 
 

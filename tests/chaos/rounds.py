@@ -20,6 +20,8 @@ LOOK_EVERY_S = 0.05
 ASK_EVERY_S = 0.5
 ROUND_TIMEOUT_S = 600.0
 RETRY_TIMEOUT_S = 15.0
+LATE_RETRY_S = 120.0
+ENDS = {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED}
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
             break
     for blow_ended in striking:
         blow_ended.result()
+    # A retry may come late; it may send nothing, and what it does is judged with the rest.
+    until = time.monotonic() + LATE_RETRY_S
+    while time.monotonic() < until and not stopped.wait(ASK_EVERY_S):
+        if all(run.is_finished for run in stage.dagster_runs(plan.partition)):
+            if _status(stage, plan) in ENDS:
+                break
     found = _evidence(stage, plan)
     return Played(
         plan=plan,
