@@ -105,9 +105,9 @@ def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
     # A retry may come late; it may send nothing, and what it does is judged with the rest.
     until = time.monotonic() + LATE_RETRY_S
     while time.monotonic() < until and not stopped.wait(ASK_EVERY_S):
-        if all(run.is_finished for run in stage.dagster_runs(plan.partition)):
-            if _status(stage, plan) in ENDS:
-                break
+        over = all(run.is_finished for run in stage.dagster_runs(plan.partition))
+        if over and _status(stage, plan) in ENDS:
+            break
     found = _evidence(stage, plan)
     return Played(
         plan=plan,
