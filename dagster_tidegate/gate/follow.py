@@ -162,8 +162,14 @@ def next_status(
         The status that it gets, or None where it keeps the one that it has.
     """
     if attempt is not None:
+        if not owns:
+            return None
         # What ended was written down when it did; of what still works, the record loop tells.
-        return _ENDS.get(run) if owns and attempt.ended_at is None else None
+        if attempt.ended_at is None:
+            return _ENDS.get(run)
+        # But Dagster may give a run up whose process lives, and has nothing left to do.
+        given_up = status in (RunStatus.FAILED, RunStatus.CANCELLED) and attempt.outcome is status
+        return RunStatus.COMPLETED if given_up and run is _Status.SUCCESS else None
     if run in _ENDS:
         to = _ENDS[run]
         if status is RunStatus.PAUSED and to is RunStatus.COMPLETED:

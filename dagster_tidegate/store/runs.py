@@ -65,7 +65,7 @@ def ensure(
     conn: sa.Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
 ) -> CampaignRun:
     """Return the campaign run of a partition; it is created as pending where it is new."""
-    created = conn.execute(
+    created = conn.scalar(
         insert(conn, t.campaign_runs)
         .values(
             campaign=campaign,
@@ -76,7 +76,8 @@ def ensure(
             changed_at=now,
         )
         .on_conflict_do_nothing()
-    ).rowcount
+        .returning(t.campaign_runs.c.id)
+    )
     if created:
         events.write(
             conn,

@@ -3,9 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from dagster_tidegate.statuses import RUN_MOVES, RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, runs
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry
 from dagster_tidegate.store.runs import (
@@ -98,6 +100,14 @@ def test_a_second_run_takes_over_when_the_first_ended_in_dagster(store: Store) -
     begin(store, "run-1")
     _, second = begin(store, "run-2", owner_is_over=True)
     assert second.number == 2
+
+
+def test_a_campaign_run_is_created_once(store: Store) -> None:
+    for _ in range(2):
+        with store.begin() as conn:
+            runs.ensure(conn, store.now(conn), "outreach", "leads-1")
+    with store.read() as conn:
+        assert conn.scalar(sa.select(sa.func.count()).select_from(t.events)) == 1
 
 
 def test_a_run_that_paused_can_not_work_on(store: Store) -> None:

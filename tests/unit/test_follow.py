@@ -1,0 +1,38 @@
+"""What a campaign run becomes when Dagster's run has a status."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+
+from dagster_tidegate.gate.follow import next_status
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store.runs import Attempt
+
+SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def became(
+    run: dg.DagsterRunStatus, status: RunStatus, outcome: RunStatus | None, *, owns: bool = True
+) -> RunStatus | None:
+    attempt = Attempt(1, 1, "run-1", NOW, None if outcome is None else NOW, outcome)
+    return next_status(run, status, owns=owns, attempt=attempt, newer=False)
+
+
+def test_an_attempt_ends_as_its_run_does() -> None:
+    assert became(SUCCESS, RunStatus.PROCESSING, None) is RunStatus.COMPLETED
+    assert became(FAILURE, RunStatus.PROCESSING, None) is RunStatus.FAILED
+
+
+@pytest.mark.parametrize("given_up_as", [RunStatus.FAILED, RunStatus.CANCELLED])
+def test_a_run_that_dagster_gave_up_and_that_came_back_is_completed(given_up_as: RunStatus) -> None:
+    assert became(SUCCESS, given_up_as, given_up_as) is RunStatus.COMPLETED
+
+
+def test_a_paused_run_is_not_completed_by_what_its_dagster_run_becomes() -> None:
+    assert became(SUCCESS, RunStatus.PAUSED, RunStatus.PAUSED) is None
+
+
+def test_an_older_attempt_changes_nothing() -> None:
+    assert became(SUCCESS, RunStatus.FAILED, RunStatus.FAILED, owns=False) is None
