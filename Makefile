@@ -10,6 +10,8 @@ VENV ?= .venv
 PORT ?= 3000
 SANDBOX_PORT ?= 8765
 ROUNDS ?= 200
+# More than there are processors: the tests with a real daemon mostly wait.
+WORKERS ?= 4
 CONSTRAINTS ?= constraints.txt
 DAGSTER ?= newest
 
@@ -28,10 +30,10 @@ up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
 	@exec $(BIN)/tidegate up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
 
 test: lint ## Lint, types and all tests.
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-dagster: with-dagster ## The integration tests with another Dagster: make test-dagster [DAGSTER=1.13.26].
-	$(OTHER)/bin/pytest -n auto --dist worksteal tests/integration
+	$(OTHER)/bin/pytest -n $(WORKERS) --dist worksteal tests/integration
 
 # Everything else is as in constraints.txt; `newest` is what pip finds.
 with-dagster:
