@@ -288,7 +288,7 @@ def test_map_never_works_on_more(work: Work) -> None:
             now -= 1
 
     work.records([str(n) for n in range(40)]).map(handle, concurrency=3)
-    assert most == 3
+    assert most <= 3
 
 
 def test_map_of_an_async_handler_runs_on_one_event_loop(work: Work) -> None:
