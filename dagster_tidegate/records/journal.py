@@ -220,11 +220,10 @@ class Journal:
         run = self._attempt.campaign_run
         with self._fleet.store.read() as conn:
             found = ledger.progress(conn, run, self._op) or Progress(exact=True)
-            same = found.series == self._series
-            if not found.exact or not same:
+            # Those that failed before this series are tried again, wherever they are.
+            whole = found.series == self._series or found.failed == 0
+            if not found.exact or not whole:
                 counts = ledger.counts(conn, run, self._op, failed_since=self._series)
-                # Those that failed before this series are tried again, wherever they are.
-                whole = same or found.failed == 0
                 found = replace(
                     found,
                     done=counts.get(RecordStatus.DONE, 0),
