@@ -11,7 +11,7 @@ PORT ?= 3000
 SANDBOX_PORT ?= 8765
 ROUNDS ?= 200
 # More than there are processors: the tests with a real daemon mostly wait.
-WORKERS ?= 4
+WORKERS ?= 3
 CONSTRAINTS ?= constraints.txt
 DAGSTER ?= newest
 
