@@ -124,12 +124,16 @@ def resumed(context: dg.OpExecutionContext, attempt: Attempt) -> None:
         context: Context of the op that goes on.
         attempt: The attempt that the present one follows.
     """
+    if attempt.outcome is not RunStatus.PAUSED:
+        return
     dagster = Dagster(context.instance)
-    if attempt.outcome is not RunStatus.PAUSED or dagster.run(attempt.dagster_run) is None:
+    run = dagster.run(attempt.dagster_run)
+    # Each loop of the run comes here: the tag, written last, says that one of them was first.
+    if run is None or run.tags.get(STATE_TAG) == "resumed":
         return
     try:
-        dagster.add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
         dagster.hand_backfill_over(attempt.dagster_run)
+        dagster.add_tags(attempt.dagster_run, {STATE_TAG: "resumed"})
     except Exception as error:  # noqa: BLE001 -- the records must not wait for a tag
         context.log.warning("Run %s is not marked as resumed: %r", attempt.dagster_run, error)
 

@@ -230,7 +230,11 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, S
         if newest is not None and not begun and is_superseded(context.run, newest.dagster_run):
             end_as_superseded(context, newest)
         # Dagster is asked before the transaction: meanwhile nobody could write.
-        over = newest is not None and _is_over(context.instance, newest.dagster_run)
+        over = (
+            newest is not None
+            and newest.dagster_run != context.run_id
+            and _is_over(context.instance, newest.dagster_run)
+        )
         with fleet.store.begin() as conn:
             now = fleet.store.now(conn)
             run = runs.ensure(conn, now, context.job_name, partition)

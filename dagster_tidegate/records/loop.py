@@ -44,8 +44,6 @@ MOST_TOLD = 10  # repeated keys, and failed records, that are told one by one
 LONGEST_ERROR = 2000
 STOP_S = 4.0  # for the rest, where a signal stops records at once and their time is over
 LOOK_EVERY_S = 0.2  # while it waits, the loop looks for holds and signals so often
-
-
 LONGEST_KEY = 512
 
 
@@ -581,12 +579,10 @@ class Records(Generic[T]):
             )
 
     def _stop_if_told(self, interrupts: Interrupts) -> None:
-        held: Sequence[Hold] = ()
-        if not interrupts.received:
-            held = self._linger(interrupts)
-        if not interrupts.received and not held:
+        held = () if interrupts.received else self._linger(interrupts)
+        number = interrupts.received  # it may have come meanwhile
+        if number is None and not held:
             return
-        number = interrupts.received
         interrupts.handled = number is not None
         self._leave()
         self._on_stop(Stop(self.done, self.total, held, number))

@@ -30,18 +30,22 @@ def prune(store: Store, before: datetime, *, batches: int) -> tuple[int, bool]:
     Returns:
         How many entries were deleted, and whether there may be more.
     """
-    deleted = 0
+    deleted, found = 0, None
     for _ in range(batches):
         with store.begin() as conn:
-            found = _next(conn, before)
             if found is None:
-                return deleted, False
-            conn.execute(
-                t.campaign_runs.update()
-                .where(t.campaign_runs.c.id == found, t.campaign_runs.c.pruned_at.is_(None))
-                .values(pruned_at=store.now(conn))
-            )
-            deleted += conn.execute(_batch(found)).rowcount
+                found = _next(conn, before)
+                if found is None:
+                    return deleted, False
+                conn.execute(
+                    t.campaign_runs.update()
+                    .where(t.campaign_runs.c.id == found, t.campaign_runs.c.pruned_at.is_(None))
+                    .values(pruned_at=store.now(conn))
+                )
+            of_this = conn.execute(_batch(found)).rowcount
+        deleted += of_this
+        if of_this < BATCH:  # that was the rest of it
+            found = None
     return deleted, True
 
 
