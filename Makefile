@@ -72,10 +72,10 @@ $(BIN)/python:
 # pip reads dependency groups since 25.1.
 $(DEPLOYMENT): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[postgres,sandbox]' --group deployment
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,api,metrics,otel,postgres,sandbox]' --group deployment
 	@touch $@
 
 $(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[metrics,postgres,sandbox]' --group deployment --group test
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,api,metrics,otel,postgres,sandbox]' --group deployment --group test
 	@touch $@ $(DEPLOYMENT)

@@ -32,6 +32,8 @@ class Campaign:
         triggers: Sensors that start its runs, or their names; they stop while it is paused.
         priority: Campaigns of higher priority resume first.
         most_ticks: How many missed ticks of a schedule are run at most with `CatchUp.ALL`.
+        owners: Names of the API tokens that may steer it besides administrators'; none: those of
+            every operator may.
 
     Raises:
         ValueError: If `most_ticks` is less than 1.
@@ -51,6 +53,7 @@ class Campaign:
     triggers: Sequence[dg.SensorDefinition | str] = ()
     priority: int = 0
     most_ticks: int = 100
+    owners: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.most_ticks < 1:
@@ -95,6 +98,7 @@ class Campaign:
             priority=self.priority,
             ops=dict(_pools(definition.get_job(self.name).graph)),
             triggers=tuple(sorted(triggers)),
+            owners=frozenset(self.owners),
         )
 
 

@@ -38,6 +38,7 @@ class CampaignShape:
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         triggers: The schedules and sensors that start its runs.
+        owners: Who steers it besides administrators; none: every operator.
     """
 
     name: str
@@ -46,6 +47,7 @@ class CampaignShape:
     priority: int = 0
     ops: Mapping[str, str] = field(default_factory=dict)
     triggers: tuple[Trigger, ...] = ()
+    owners: frozenset[str] = frozenset()
 
     @property
     def pools(self) -> frozenset[str]:
@@ -63,6 +65,9 @@ def read(conn: sa.Connection) -> Sequence[CampaignShape]:
         triggers.setdefault(row.campaign, []).append(
             Trigger(TakeoverKind(row.kind), row.name, row.selector_id, row.runs_by_default)
         )
+    owners: dict[str, set[str]] = {}
+    for row in conn.execute(sa.select(t.campaign_owners)):
+        owners.setdefault(row.campaign, set()).add(row.owner)
     return [
         CampaignShape(
             name=row.name,
@@ -71,6 +76,7 @@ def read(conn: sa.Connection) -> Sequence[CampaignShape]:
             priority=row.priority,
             ops=ops.get(row.name, {}),
             triggers=tuple(sorted(triggers.get(row.name, []))),
+            owners=frozenset(owners.get(row.name, ())),
         )
         for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
     ]
@@ -93,6 +99,7 @@ def save(
     )
     conn.execute(t.campaign_ops.delete().where(t.campaign_ops.c.campaign.in_(gone)))
     conn.execute(t.campaign_triggers.delete().where(t.campaign_triggers.c.campaign.in_(gone)))
+    conn.execute(t.campaign_owners.delete().where(t.campaign_owners.c.campaign.in_(gone)))
     conn.execute(
         t.campaigns.delete().where(
             (t.campaigns.c.location == location) | t.campaigns.c.name.in_(names)
@@ -133,3 +140,10 @@ def save(
     ]
     if triggers:
         conn.execute(t.campaign_triggers.insert(), triggers)
+    owners = [
+        {"campaign": campaign.name, "owner": owner}
+        for campaign in campaigns
+        for owner in sorted(campaign.owners)
+    ]
+    if owners:
+        conn.execute(t.campaign_owners.insert(), owners)

@@ -1,10 +1,16 @@
 """The record of who changed what, when and why."""
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+
+address: ContextVar[str | None] = ContextVar("address", default=None)
+"""The network address from where the change comes that is being made; None: this machine."""
 
 
 def write(
@@ -17,6 +23,8 @@ def write(
     from_status: str | None = None,
     reason: str | None = None,
     actor: str,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one event, in the transaction of the change that it tells of."""
     conn.execute(
@@ -28,5 +36,8 @@ def write(
             to_status=to_status,
             reason=reason,
             actor=actor,
+            address=address.get(),
+            before=before,
+            after=after,
         )
     )

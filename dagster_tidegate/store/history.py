@@ -1,8 +1,9 @@
 """The record of who changed what, when and why, read back."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,6 +23,9 @@ class Event:
         to_status: What it became.
         reason: Why.
         actor: Who did it.
+        address: From which network address; None: on this machine.
+        before: What was changed as it was, where the statuses do not say it all.
+        after: The same as it became.
     """
 
     id: int
@@ -32,6 +36,9 @@ class Event:
     to_status: str
     reason: str | None
     actor: str
+    address: str | None = None
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
 
 
 def read(

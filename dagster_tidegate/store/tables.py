@@ -163,6 +163,14 @@ campaign_ops = sa.Table(
     sa.Column("pool", sa.String(512), nullable=False),
 )
 
+# Who steers a campaign besides administrators; with no row, every operator does.
+campaign_owners = sa.Table(
+    "campaign_owners",
+    metadata,
+    sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
+    sa.Column("owner", sa.String(128), primary_key=True),
+)
+
 # The schedules and sensors that start runs of a campaign.
 campaign_triggers = sa.Table(
     "campaign_triggers",
@@ -300,6 +308,10 @@ events = sa.Table(
     sa.Column("to_status", sa.String(32), nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("actor", sa.String(256), nullable=False),
+    sa.Column("address", sa.String(64)),  # from where the actor came; None for this machine
+    # What was changed as it was and as it became, where a status does not say it all.
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON(none_as_null=True)),
     sa.Index(None, "kind", "name", "id"),
 )
 
@@ -312,4 +324,85 @@ heartbeats = sa.Table(
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Column("cursor", UTCDateTime),  # up to when Dagster's run changes were read
     sa.Column("summary", sa.Text, nullable=False),
+)
+
+# Who may use the API and the pages. The secret itself is nowhere, only its SHA-256 digest.
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),  # the actor of all that is done with it
+    sa.Column("role", sa.String(16), nullable=False),  # viewer, operator, admin
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", UTCDateTime, nullable=False),
+    sa.Column("created_by", sa.String(256), nullable=False),
+    sa.Column("expires_at", UTCDateTime),
+    sa.Column("revoked_at", UTCDateTime),
+    sa.Column("revoked_by", sa.String(256)),
+    sa.Column("used_at", UTCDateTime),  # about when it was last used
+)
+sa.Index(
+    "uq_tokens_live",
+    tokens.c.name,
+    unique=True,
+    sqlite_where=tokens.c.revoked_at.is_(None),
+    postgresql_where=tokens.c.revoked_at.is_(None),
+)
+
+# A browser that logged in with a token. It ends with the token at the latest.
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),  # of the secret in the cookie
+    sa.Column("token", sa.ForeignKey("tokens.id"), nullable=False),
+    sa.Column("created_at", UTCDateTime, nullable=False),
+    sa.Column("expires_at", UTCDateTime, nullable=False),
+    sa.Index(None, "expires_at"),
+)
+
+# What was answered to a request that must not take effect twice.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("actor", sa.String(256), primary_key=True),
+    sa.Column("key", sa.String(256), primary_key=True),
+    sa.Column("request", sa.String(64), nullable=False),  # digest of what was asked
+    sa.Column("status", sa.Integer),  # None while the first request is under way
+    sa.Column("body", sa.JSON(none_as_null=True)),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sa.Index(None, "at"),
+)
+
+# What people are told of, each once: an alert is live from when it is raised until its cause ends.
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),  # trip, recovery, gate_stale, ...
+    sa.Column("name", sa.String(512), nullable=False),  # what it is about
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("raised_at", UTCDateTime, nullable=False),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Column("sent_at", UTCDateTime),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_try_at", UTCDateTime),  # None: sent, or given up; moved on by who tries
+    sa.Column("error", sa.Text),  # why the latest try failed
+    sa.Index(None, "next_try_at"),
+)
+sa.Index(
+    "uq_alerts_live",
+    alerts.c.kind,
+    alerts.c.name,
+    unique=True,
+    sqlite_where=alerts.c.ended_at.is_(None),
+    postgresql_where=alerts.c.ended_at.is_(None),
+)
+
+# The oldest revision whose workers can still work with this schema; one row.
+compatibility = sa.Table(
+    "compatibility",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("oldest_revision", sa.String(32), nullable=False),
 )
