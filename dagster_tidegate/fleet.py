@@ -35,6 +35,7 @@ from dagster_tidegate.hooks import (
 from dagster_tidegate.outcomes import Outcome
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import Counts, Seen
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.snapshot import FleetSnapshot
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.breakers import StoredCircuits
@@ -44,7 +45,6 @@ from dagster_tidegate.watcher import Watcher
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-ENABLED_VARIABLE = "TIDEGATE_ENABLED"
 UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """What SQLAlchemy raises when the database can't be reached, or does not answer."""
 
@@ -57,12 +57,9 @@ def enabled_by_environment() -> bool:
     """Return whether `TIDEGATE_ENABLED` lets Tidegate work; it does if it is not set.
 
     Raises:
-        ValueError: If it is neither true nor false.
+        SettingsError: If it is neither true nor false.
     """
-    value = os.environ.get(ENABLED_VARIABLE, "true").strip().lower()
-    if value not in ("true", "1", "false", "0"):
-        raise ValueError(f"{ENABLED_VARIABLE} is {value!r}; it can be true or false")
-    return value in ("true", "1")
+    return load(GeneralSettings).enabled
 
 
 class Fleet:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster_tidegate import BreakerResource
+from dagster_tidegate.settings import ReferenceSettings, load
 from resources.apollo import ApolloResource
 from resources.instantly import InstantlyResource
 from resources.lead_directory import LeadDirectory
@@ -57,12 +58,13 @@ def resources_from_environment() -> dict[str, Any]:
     """Return the resources as these variables of the environment say.
 
     `TIDEGATE_SANDBOX_URL`, `TIDEGATE_LEADS` (a directory), `TIDEGATE_RESULTS_URL`, `DAGSTER_HOME`,
-    and `TIDEGATE_STORE_URL`, which the breakers read for themselves.
+    and `TIDEGATE_STORE_URL`, which the breakers read for themselves. docs/settings.md has them.
     """
-    environment = os.environ
+    settings = load(ReferenceSettings)
+    results = settings.results_url
     return build_resources(
-        sandbox_url=environment.get("TIDEGATE_SANDBOX_URL") or "http://127.0.0.1:8765",
-        leads=Path(environment.get("TIDEGATE_LEADS") or PROJECT / "pipelines" / "leads"),
-        home=Path(environment.get("DAGSTER_HOME") or PROJECT / ".tidegate" / "home"),
-        results_url=environment.get("TIDEGATE_RESULTS_URL") or None,
+        sandbox_url=settings.sandbox_url,
+        leads=settings.leads or PROJECT / "pipelines" / "leads",
+        home=Path(os.environ.get("DAGSTER_HOME") or PROJECT / ".tidegate" / "home"),
+        results_url=None if results is None else results.get_secret_value(),
     )

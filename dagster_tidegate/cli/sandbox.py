@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dagster_tidegate.settings import ReferenceSettings, SettingsError, load
+
 if TYPE_CHECKING:
     from dagster_tidegate.sandbox.control import SandboxControl
 
 # Written out here, so that `tidegate --help` need not import the server; a test compares.
 SERVICES = ("apollo", "millionverifier", "perplexity", "openai", "instantly")
 DEFAULT_PORT = 8765
-DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 URL_VARIABLE = "TIDEGATE_SANDBOX_URL"
 
 _service = click.argument("service", type=click.Choice(SERVICES))
 _url = click.option(
     "--url",
-    default=DEFAULT_URL,
-    envvar=URL_VARIABLE,
-    show_default=True,
-    show_envvar=True,
-    help="Address of the running sandbox.",
+    help=f"Address of the running sandbox. Default: {URL_VARIABLE}, else "
+    f"http://127.0.0.1:{DEFAULT_PORT}.",
 )
 _for = click.option(
     "--for", "for_s", type=float, metavar="SECONDS", help="Heal by itself after so long."
@@ -86,7 +84,9 @@ def serve(port: int, latency_s: float) -> None:
 @click.option("--wrong", is_flag=True, help="Answer 200 with something wrong in it.")
 @_for
 @_url
-def fail(url: str, service: str, rate_limit: bool, wrong: bool, **fields: float | None) -> None:
+def fail(
+    url: str | None, service: str, rate_limit: bool, wrong: bool, **fields: float | None
+) -> None:
     """Make SERVICE refuse its calls, or answer them wrongly."""
     chosen = {
         "rate_limit": rate_limit,
@@ -110,7 +110,7 @@ def fail(url: str, service: str, rate_limit: bool, wrong: bool, **fields: float 
 )
 @_for
 @_url
-def slow(url: str, service: str, **fields: float | None) -> None:
+def slow(url: str | None, service: str, **fields: float | None) -> None:
     """Make SERVICE answer late."""
     _place(url, service, {"mode": "slow", **fields})
 
@@ -118,7 +118,7 @@ def slow(url: str, service: str, **fields: float | None) -> None:
 @sandbox.command()
 @click.argument("services", nargs=-1, type=click.Choice(SERVICES))
 @_url
-def heal(url: str, services: tuple[str, ...]) -> None:
+def heal(url: str | None, services: tuple[str, ...]) -> None:
     """Make SERVICES well again; all of them if none is named."""
     with _running(url) as running:
         for service in services or SERVICES:
@@ -131,7 +131,7 @@ def heal(url: str, services: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 @click.option("--reset", is_flag=True, help="Set the counts back after showing them.")
 @_url
-def stats(url: str, as_json: bool, reset: bool) -> None:
+def stats(url: str | None, as_json: bool, reset: bool) -> None:
     """Show what arrived at each service."""
     with _running(url) as running:
         found = running.stats()
@@ -166,7 +166,7 @@ def leads(file: Path, count: int, seed: int) -> None:
     click.echo(f"{file}: {count} leads")
 
 
-def _place(url: str, service: str, fields: dict[str, Any]) -> None:
+def _place(url: str | None, service: str, fields: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
     from dagster_tidegate.sandbox.faults import Fault, explain
@@ -185,10 +185,14 @@ def _place(url: str, service: str, fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _running(url: str) -> "Iterator[SandboxControl]":
+def _running(url: str | None) -> "Iterator[SandboxControl]":
     from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
 
-    with SandboxControl(url) as running:
+    try:
+        address = load(ReferenceSettings, sandbox_url=url).sandbox_url
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+    with SandboxControl(address) as running:
         try:
             yield running
         except SandboxError as error:

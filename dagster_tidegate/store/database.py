@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import push
 from dagster_tidegate.store.json_text import json_text
 
@@ -22,8 +23,8 @@ def default_url() -> str:
     Raises:
         ValueError: If neither variable is set, or DAGSTER_HOME is not an absolute path.
     """
-    if url := os.environ.get(URL_VARIABLE):
-        return url
+    if url := load(GeneralSettings).store_url:
+        return url.get_secret_value()
     home = os.environ.get("DAGSTER_HOME", "")
     if not Path(home).is_absolute():
         raise ValueError(
