@@ -1,0 +1,55 @@
+"""Who asks, and what that allows. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What somebody may do. Each role may also do what those before it may."""
+
+    VIEWER = "viewer"
+    """Reads."""
+    OPERATOR = "operator"
+    """Holds, releases, starts, pauses, resumes, cancels."""
+    ADMIN = "admin"
+    """Everything: closes a breaker by force, and steers campaigns of other owners."""
+
+    def allows(self, needed: "Role") -> bool:
+        """Return whether this role may do what `needed` may.
+
+        Example:
+            >>> Role.OPERATOR.allows(Role.VIEWER)
+            True
+            >>> Role.VIEWER.allows(Role.OPERATOR)
+            False
+        """
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who makes a request.
+
+    Attributes:
+        name: The actor that changes are recorded with.
+        role: What the request may do.
+        address: The network address it comes from; None where there is none.
+        token: Id of the token that it was made with; None on a machine without tokens.
+    """
+
+    name: str
+    role: Role
+    address: str | None
+    token: int | None = None
+
+    def may_steer(self, owners: Collection[str]) -> bool:
+        """Return whether the request may steer a campaign.
+
+        Args:
+            owners: Who owns the campaign; nobody: every operator steers it.
+        """
+        if self.role is Role.ADMIN:
+            return True
+        return self.role is Role.OPERATOR and (not owners or self.name in owners)
