@@ -388,7 +388,12 @@ alerts = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_try_at", UTCDateTime),  # None: sent, or given up; moved on by who tries
     sa.Column("error", sa.Text),  # why the latest try failed
+    sa.Column("delivered_to", sa.JSON(none_as_null=True)),  # names of the targets that have it
+    # How often the same happened again without being told by itself, so that a service that
+    # comes and goes makes a bounded number of messages.
+    sa.Column("withheld", sa.Integer, nullable=False, server_default="0"),
     sa.Index(None, "next_try_at"),
+    sa.Index(None, "raised_at"),
 )
 sa.Index(
     "uq_alerts_live",
@@ -397,6 +402,15 @@ sa.Index(
     unique=True,
     sqlite_where=alerts.c.ended_at.is_(None),
     postgresql_where=alerts.c.ended_at.is_(None),
+)
+
+# How far a reader of the events is, so that it tells of each once.
+cursors = sa.Table(
+    "cursors",
+    metadata,
+    sa.Column("reader", sa.String(32), primary_key=True),
+    sa.Column("event", sa.BigInteger, nullable=False),  # the last event that was read
+    sa.Column("at", UTCDateTime, nullable=False),  # when it last looked, or nearly
 )
 
 # The oldest revision whose workers can still work with this schema; one row.

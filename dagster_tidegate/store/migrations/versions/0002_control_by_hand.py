@@ -24,10 +24,13 @@ def upgrade() -> None:
         sa.Column("tries", sa.Integer(), server_default="0", nullable=False),
         sa.Column("next_try_at", sa.DateTime(timezone=True)),
         sa.Column("error", sa.Text()),
+        sa.Column("delivered_to", sa.JSON(none_as_null=True)),
+        sa.Column("withheld", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alerts")),
     )
     with op.batch_alter_table("alerts") as batch_op:
         batch_op.create_index(batch_op.f("ix_alerts_next_try_at"), ["next_try_at"])
+        batch_op.create_index(batch_op.f("ix_alerts_raised_at"), ["raised_at"])
         batch_op.create_index(
             "uq_alerts_live",
             ["kind", "name"],
@@ -36,6 +39,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("ended_at IS NULL"),
         )
 
+    op.create_table(
+        "cursors",
+        sa.Column("reader", sa.String(length=32), nullable=False),
+        sa.Column("event", sa.BigInteger(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("reader", name=op.f("pk_cursors")),
+    )
     compatibility = op.create_table(
         "compatibility",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -132,12 +142,14 @@ def downgrade() -> None:
 
     op.drop_table("idempotency_keys")
     op.drop_table("compatibility")
+    op.drop_table("cursors")
     with op.batch_alter_table("alerts") as batch_op:
         batch_op.drop_index(
             "uq_alerts_live",
             sqlite_where=sa.text("ended_at IS NULL"),
             postgresql_where=sa.text("ended_at IS NULL"),
         )
+        batch_op.drop_index(batch_op.f("ix_alerts_raised_at"))
         batch_op.drop_index(batch_op.f("ix_alerts_next_try_at"))
 
     op.drop_table("alerts")
