@@ -1,5 +1,7 @@
 """The Dagster resource: breakers, records and the fleet, inside ops and sensors."""
 
+import logging
+import os
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import cache
 from typing import TypeVar
@@ -19,6 +21,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.patience import patiently
+from dagster_tidegate.settings import unknown
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
@@ -31,6 +34,7 @@ from dagster_tidegate.store.runs import (
 from dagster_tidegate.store.tables import metadata
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 MOST_TURNS = 10
 MEMORY = "memory:"
 # The loops that each op has made, so that two do not share a place in the ledger.
@@ -197,6 +201,8 @@ def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
         metadata.create_all(store.engine)
     else:
         store = Store(url)
+    for problem in unknown(os.environ):  # it works without; a command line would refuse
+        log.warning("%s: 'tidegate config' shows all settings", problem)
     return Fleet(store, [ServicePolicy.model_validate_json(policy) for policy in policies])
 
 

@@ -223,13 +223,9 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return a sentence for each setting that is unknown or can't be used.
-
-    Args:
-        environment: The variables that may be there; values are read from the process's own.
-    """
-    found = unknown(environment)
+def problems() -> list[str]:
+    """Return a sentence for each setting of this process that is unknown or can't be used."""
+    found = unknown(os.environ)
     for group in GROUPS:
         try:
             load(group)

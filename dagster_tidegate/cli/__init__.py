@@ -4,6 +4,8 @@ from importlib import import_module
 
 import click
 
+from dagster_tidegate.settings import problems
+
 SUBCOMMANDS = {
     "status": "Show what is paused, since when, and why.",
     "why": "Say why a service, campaign, run or Dagster run is paused, or that it is not.",
@@ -19,6 +21,7 @@ SUBCOMMANDS = {
     "sandbox": "Run the local services, make them fail, ask what arrived.",
     "drill": "Take the campaigns through an outage and report what happened.",
     "store": "Make, upgrade and inspect the store.",
+    "config": "Show the settings that are in force here, and where each comes from.",
 }
 """What the help says of each subcommand, so that it needs to import none."""
 
@@ -51,5 +54,9 @@ class _Subcommands(click.Group):
     "command line is wrong.",
 )
 @click.version_option(package_name="dagster-tidegate", prog_name="tidegate")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Pause campaigns when a third-party service fails, and resume them when it recovers."""
+    # A misspelt variable would mean another store than the fleet's.
+    if context.invoked_subcommand != "config" and (found := problems()):
+        raise click.ClickException("\n".join([*found, "'tidegate config' shows all settings"]))

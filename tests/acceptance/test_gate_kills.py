@@ -1,7 +1,7 @@
 """Dagster's daemon is killed at random moments of pausing and recovering; nothing shows of it.
 
-`TIDEGATE_ROUNDS` says how many rounds, `TIDEGATE_SEED` where they begin: round n of a seed is round
-0 of the seed n later, so that each can be replayed alone.
+`TIDEGATE_TEST_ROUNDS` says how many rounds, `TIDEGATE_TEST_SEED` where they begin: round n of a
+seed is round 0 of the seed n later, so that each can be replayed alone.
 """
 
 import os
@@ -16,8 +16,8 @@ import pytest
 from dagster_tidegate.statuses import RunStatus
 from tests.acceptance.gate_stage import LONGEST_S, Stage, gate_stage
 
-ROUNDS = int(os.environ.get("TIDEGATE_ROUNDS", "5"))
-SEED = int(os.environ.get("TIDEGATE_SEED") or random.randrange(10**6))
+ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "5"))
+SEED = int(os.environ.get("TIDEGATE_TEST_SEED") or random.randrange(10**6))
 RECORDS = 25
 # The campaigns that need each service, and call it once for each record.
 NEEDING = {"openai": ("letters", "essays"), "instantly": ("letters", "notices")}
@@ -58,7 +58,7 @@ class Round:
     def __str__(self) -> str:
         moment = "of recovering" if self.recovering else "of pausing"
         return (
-            f"TIDEGATE_SEED={self.seed} TIDEGATE_ROUNDS=1: {self.service} fails under "
+            f"TIDEGATE_TEST_SEED={self.seed} TIDEGATE_TEST_ROUNDS=1: {self.service} fails under "
             f"{' and '.join(self.jobs)}, "
             f"{' and '.join(self.victims)} killed after {self.delay_s} s {moment}"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.chaos.verdict import Listed, Sent
 
-VARIABLE = "TIDEGATE_CHAOS_EVIDENCE"
+VARIABLE = "TIDEGATE_TEST_EVIDENCE"
 
 
 class Notes:
