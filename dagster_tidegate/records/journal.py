@@ -86,7 +86,11 @@ class Journal:
         self._told_at = self._logged_at = time.monotonic()
         self._told = 0
         self._rate: float | None = None
-        self.found = patiently(self._begin, log)
+        self.begin()
+
+    def begin(self) -> None:
+        """Find out what earlier attempts, or another process of this one, have done."""
+        self.found = patiently(self._begin, self._log)
         self.done, self.failed = self.found.done, self.found.failed
 
     def look_up(self, keys: Collection[str]) -> Mapping[str, Known]:

@@ -1,57 +1,117 @@
-"""The sign of life of an attempt while a record loop is at work."""
+"""The sign of life of a record loop while it is at work, which keeps other processes out of it."""
 
 import logging
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from threading import Event, Thread
+from uuid import uuid4
 
 from dagster_tidegate.fleet import UNREACHABLE, Fleet
 from dagster_tidegate.records.patience import patiently
-from dagster_tidegate.store import runs
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import ledger, loops
+from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import Attempt
 
 LEASE = timedelta(seconds=120)
 RENEW_S = 30.0
 STOP_S = 5.0
+LOOK_EVERY_S = 1.0
 
 
 class Lease:
-    """Renews the lease of an attempt, in a thread of its own, while it is entered.
+    """Has a record loop for this process, and renews that in a thread, while it is entered.
 
-    Once it has lapsed another attempt may take the campaign run over although Dagster believes
-    that this one's run is alive. Between loops there is none, and Dagster's word alone counts.
+    Dagster may launch a run twice, as two daemons at once do. The second process waits here until
+    the first is through, and then finds every record done; or until the first has died and its
+    lease has lapsed. A lapsed lease also lets another attempt take the campaign run over although
+    Dagster believes that this one's run is alive. Between loops there is none, and Dagster's word
+    alone counts.
 
     Args:
         fleet: Has the store and its clock.
         attempt: The attempt.
+        op: Name of the loop.
         log: Where it is told that a lease could not be renewed.
+        given_up: Whether to wait no longer for another process.
+
+    Attributes:
+        waited: Whether another process had the loop first.
+        lost: Whether another process has taken the loop: this one was silent for too long.
     """
 
-    def __init__(self, fleet: Fleet, attempt: Attempt, log: logging.Logger) -> None:
-        self._fleet, self._attempt, self._log = fleet, attempt, log
+    def __init__(
+        self,
+        fleet: Fleet,
+        attempt: Attempt,
+        op: str,
+        log: logging.Logger,
+        given_up: Callable[[], bool],
+    ) -> None:
+        self._fleet, self._attempt, self._op = fleet, attempt, op
+        self._log = log
+        self._given_up = given_up
+        self._worker = uuid4().hex
         self._over = Event()
         self._thread = Thread(target=self._renew, name="tidegate-lease", daemon=True)
+        self.waited = False
+        self.lost = False
 
     def __enter__(self) -> "Lease":
-        patiently(lambda: self._write(LEASE), self._log)
+        try:
+            self._take()
+        except BaseException:
+            self._leave()
+            raise
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(STOP_S)
+        self._leave()
+
+    def _take(self) -> None:
+        while not patiently(self._claim, self._log):
+            if not self.waited:
+                self._log.warning(
+                    "Another process of Dagster run %s is at work on these records: it is waited "
+                    "for. Was the run launched twice?",
+                    self._attempt.dagster_run,
+                )
+            self.waited = True
+            if self._given_up():
+                raise AttemptOverError("stopped while another process was at work on the records")
+            time.sleep(LOOK_EVERY_S)
+            patiently(self._require_ours, self._log)
+        if self.waited:  # the other may have ended the work just before it gave the loop back
+            patiently(self._require_ours, self._log)
+
+    def _leave(self) -> None:
         try:
-            self._write(None)
+            with self._fleet.store.begin() as conn:
+                loops.leave(conn, self._attempt, self._op, self._worker)
         except UNREACHABLE as error:  # then it lapses by itself
             self._log.warning("The lease was not given back: %s", error)
 
     def _renew(self) -> None:
-        while not self._over.wait(RENEW_S):
+        while not self.lost and not self._over.wait(RENEW_S):
             try:
-                self._write(LEASE)
+                self.lost = not self._claim()
             except Exception as error:  # noqa: BLE001 -- the next renewal may succeed
                 self._log.warning("The lease was not renewed: %s", error)
 
-    def _write(self, lease: timedelta | None) -> None:
-        until = None if lease is None else self._fleet.now() + lease
+    def _claim(self) -> bool:
+        now = self._fleet.now()
         with self._fleet.store.begin() as conn:
-            runs.set_lease(conn, self._attempt, until)
+            return loops.claim(conn, now, self._attempt, self._op, self._worker, now + LEASE)
+
+    def _require_ours(self) -> None:
+        with self._fleet.store.begin() as conn:
+            status = ledger.fence(conn, self._attempt)
+        if status is not RunStatus.PROCESSING:
+            raise AttemptOverError(
+                f"another process of Dagster run {self._attempt.dagster_run} has ended the work "
+                f"of attempt {self._attempt.number}: the campaign run is {status}"
+            )

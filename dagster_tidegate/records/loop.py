@@ -71,6 +71,7 @@ class Stop:
         done: How many records are done.
         total: How many there are, where that is known.
         holds: It stopped for these holds,
+        outdated: or because the store has moved on, and this version may not: why,
         signal: or for this signal,
         ended: or because its attempt was ended already, by another op or in Dagster, as this.
     """
@@ -79,6 +80,7 @@ class Stop:
     total: int | None
     holds: Sequence[Hold] = ()
     signal: Signals | None = None
+    outdated: str | None = None
     ended: RunStatus | None = None
 
 
@@ -170,12 +172,13 @@ class Records(Generic[T]):
         self._journal = Journal(
             fleet, attempt, op, series=failed_since, group=group, total=self.total, log=log
         )
-        self._start = self._journal.found.position if append_only else 0
+        self._append_only = append_only
         self._at_work = False
         self._used_up = False  # an iterator that has been gone through
         self._begin()
 
     def _begin(self) -> None:
+        self._start = self._journal.found.position if self._append_only else 0
         self._upcoming: deque[Record[T]] = deque()  # read, and not begun
         self._flying: dict[str, Record[T]] = {}  # begun, and not known how it ends
         self._open: dict[str, Record[T]] = {}  # read, and not settled
@@ -311,7 +314,7 @@ class Records(Generic[T]):
         chunks = self._chunks()
         again: list[tuple[float, int, Record[T]]] = []  # a heap: when, and what
         while True:
-            if interrupts.received or self._holds():
+            if interrupts.received or self._holds() or self._fleet.outdated:
                 self._land(workers, again, self._drain_timeout_s)
                 self._stop_if_told(interrupts)
             ready = []
@@ -538,22 +541,36 @@ class Records(Generic[T]):
     def _working(self, extra_s: float = 0.0) -> Iterator[Interrupts]:
         if self._at_work:
             raise RuntimeError("these records are being gone through already")
-        self._begin()
         grace_s = self._drain_timeout_s + extra_s
-        with Lease(self._fleet, self._attempt, self._log), Interrupts(grace_s, self._log) as told:
-            self._at_work = True
+        with Interrupts(grace_s, self._log) as told:
             try:
-                yield told
+                with Lease(
+                    self._fleet, self._attempt, self.op, self._log, lambda: bool(told.received)
+                ) as lease:
+                    if lease.waited:
+                        self._journal.begin()
+                    self._begin()
+                    self._lease = lease
+                    with self._entered(told):
+                        yield told
             except AttemptOverError:
                 self._say_how_it_ended()
                 raise  # nothing may be written any more
-            except BaseException as error:
-                told.left_early = isinstance(error, GeneratorExit)
-                if not self._left:
-                    self._leave()
-                raise
-            finally:
-                self._at_work = False
+
+    @contextmanager
+    def _entered(self, told: Interrupts) -> Iterator[None]:
+        self._at_work = True
+        try:
+            yield
+        except AttemptOverError:
+            raise
+        except BaseException as error:
+            told.left_early = isinstance(error, GeneratorExit)
+            if not self._left:
+                self._leave()
+            raise
+        finally:
+            self._at_work = False
 
     def _say_how_it_ended(self) -> None:
         def read() -> Attempt | None:
@@ -567,6 +584,11 @@ class Records(Generic[T]):
             self._on_stop(Stop(self.done, self.total, ended=newest.outcome))
 
     def _look_back(self) -> None:
+        if self._lease.lost:
+            raise AttemptOverError(
+                "another process of this Dagster run has taken the records over: this one gave no "
+                "sign of life for too long"
+            )
         self._judge(FEWEST_TO_JUDGE)
         self._journal.tell(self._mark)
 
@@ -581,11 +603,12 @@ class Records(Generic[T]):
     def _stop_if_told(self, interrupts: Interrupts) -> None:
         held = () if interrupts.received else self._linger(interrupts)
         number = interrupts.received  # it may have come meanwhile
-        if number is None and not held:
+        outdated = self._fleet.outdated
+        if number is None and not held and outdated is None:
             return
         interrupts.handled = number is not None
         self._leave()
-        self._on_stop(Stop(self.done, self.total, held, number))
+        self._on_stop(Stop(self.done, self.total, held, number, outdated))
 
     def _linger(self, interrupts: Interrupts) -> Sequence[Hold]:
         """Wait in place for breakers that may close soon; a person's hold is not waited out."""

@@ -122,14 +122,14 @@ def write(
         execution_options={"preserve_rowcount": True},
     ).rowcount
     if written < len(entries):
-        _fence(conn, attempt)
+        fence(conn, attempt)
     return written == len(entries)
 
 
 def _write_many(
     conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]
 ) -> bool:
-    working = _fence(conn, attempt) is RunStatus.PROCESSING
+    working = fence(conn, attempt) is RunStatus.PROCESSING
     run, number = attempt.campaign_run, attempt.number
     rows = [
         {
@@ -151,6 +151,33 @@ def _write_many(
     return working
 
 
+def fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
+    """Keep a newer attempt from beginning until the transaction ends, if none has begun.
+
+    Args:
+        conn: A connection of the store that writes.
+        attempt: The attempt that is to own the campaign run.
+
+    Returns:
+        The status of the campaign run.
+
+    Raises:
+        AttemptOverError: If a newer attempt owns it.
+    """
+    row = conn.execute(
+        sa.select(t.campaign_runs.c.attempt, t.campaign_runs.c.status)
+        .where(t.campaign_runs.c.id == attempt.campaign_run)
+        .with_for_update(read=True)
+    ).one_or_none()
+    owner = None if row is None else row.attempt
+    if row is None or owner != attempt.number:
+        raise AttemptOverError(
+            f"attempt {attempt.number} (Dagster run {attempt.dagster_run}) is over: attempt "
+            f"{owner} owns the campaign run. Nothing was written"
+        )
+    return RunStatus(row.status)
+
+
 def abandon(conn: sa.Connection, attempt: Attempt, op: str, keys: Collection[str]) -> None:
     """Forget that this attempt started some records, which it stopped before: none is in doubt.
 
@@ -163,7 +190,7 @@ def abandon(conn: sa.Connection, attempt: Attempt, op: str, keys: Collection[str
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
     """
-    _fence(conn, attempt)
+    fence(conn, attempt)
     conn.execute(
         t.ledger.delete().where(
             t.ledger.c.campaign_run == attempt.campaign_run,
@@ -183,7 +210,7 @@ def write_progress(
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
     """
-    _fence(conn, attempt)
+    fence(conn, attempt)
     values = {**vars(progress), "updated_at": now}
     conn.execute(
         insert(conn, t.progress)
@@ -339,18 +366,3 @@ def _or_replace(statement: Any) -> sa.Insert:
             for name in ("status", "position", "attempt", "result", "error", "at")
         },
     )
-
-
-def _fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
-    row = conn.execute(
-        sa.select(t.campaign_runs.c.attempt, t.campaign_runs.c.status)
-        .where(t.campaign_runs.c.id == attempt.campaign_run)
-        .with_for_update(read=True)
-    ).one_or_none()
-    owner = None if row is None else row.attempt
-    if row is None or owner != attempt.number:
-        raise AttemptOverError(
-            f"attempt {attempt.number} (Dagster run {attempt.dagster_run}) is over: attempt "
-            f"{owner} owns the campaign run. Nothing was written"
-        )
-    return RunStatus(row.status)

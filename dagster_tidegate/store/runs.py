@@ -49,7 +49,18 @@ class CampaignRun:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One Dagster run that works, or worked, on a campaign run. Times are UTC."""
+    """One Dagster run that works, or worked, on a campaign run. Times are UTC.
+
+    Attributes:
+        campaign_run: Id of the campaign run.
+        number: Its place among the attempts, from 1.
+        dagster_run: Id of the Dagster run.
+        started_at: When it began.
+        ended_at: When it ended, or None.
+        outcome: The status that it left the campaign run in, or None.
+        lease_until: Until when a process of it is alive at least; None where no record loop is at
+            work, and Dagster's word alone counts.
+    """
 
     campaign_run: int
     number: int
@@ -59,6 +70,18 @@ class Attempt:
     outcome: RunStatus | None
     # Not a difference between two: it changes while the same attempt works.
     lease_until: datetime | None = field(default=None, compare=False)
+
+
+_ATTEMPTS = sa.select(
+    t.attempts,
+    sa.select(sa.func.max(t.loops.c.lease_until))
+    .where(
+        t.loops.c.campaign_run == t.attempts.c.campaign_run,
+        t.loops.c.attempt == t.attempts.c.number,
+    )
+    .scalar_subquery()
+    .label("lease_until"),
+)
 
 
 def ensure(
@@ -211,18 +234,6 @@ def move(
     return True
 
 
-def set_lease(conn: sa.Connection, attempt: Attempt, until: datetime | None) -> None:
-    """Write until when an attempt that works is alive at least; None: it does not say."""
-    conn.execute(
-        t.attempts.update()
-        .where(
-            t.attempts.c.campaign_run == attempt.campaign_run,
-            t.attempts.c.number == attempt.number,
-        )
-        .values(lease_until=until)
-    )
-
-
 def latest_attempt(conn: sa.Connection, campaign_run: int) -> Attempt | None:
     """Return the newest attempt at a campaign run, or None before the first."""
     found = attempts(conn, campaign_run)
@@ -232,9 +243,7 @@ def latest_attempt(conn: sa.Connection, campaign_run: int) -> Attempt | None:
 def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[Attempt]:
     """Return the attempts at a campaign run, the oldest first."""
     rows = conn.execute(
-        sa.select(t.attempts)
-        .where(t.attempts.c.campaign_run == campaign_run)
-        .order_by(t.attempts.c.number)
+        _ATTEMPTS.where(t.attempts.c.campaign_run == campaign_run).order_by(t.attempts.c.number)
     )
     return [_attempt(row) for row in rows]
 
@@ -256,17 +265,13 @@ def began_with(series: Sequence[Attempt]) -> int:
 
 def attempt_of(conn: sa.Connection, dagster_run: str) -> Attempt | None:
     """Return the attempt that a Dagster run made, or None where it made none."""
-    row = conn.execute(
-        sa.select(t.attempts).where(t.attempts.c.dagster_run == dagster_run)
-    ).one_or_none()
+    row = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run == dagster_run)).one_or_none()
     return None if row is None else _attempt(row)
 
 
 def attempts_of(conn: sa.Connection, dagster_runs: Collection[str]) -> Mapping[str, Attempt]:
     """Return the attempts that some Dagster runs made, by the id of the Dagster run."""
-    rows = conn.execute(
-        sa.select(t.attempts).where(t.attempts.c.dagster_run.in_(dagster_runs))
-    ).all()
+    rows = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run.in_(dagster_runs))).all()
     return {row.dagster_run: _attempt(row) for row in rows}
 
 

@@ -210,8 +210,18 @@ attempts = sa.Table(
     sa.Column("started_at", UTCDateTime, nullable=False),
     sa.Column("ended_at", UTCDateTime),
     sa.Column("outcome", sa.String(16)),  # the status it left the campaign run in
-    # While a record loop is at work it renews this. Past: its process died, whatever Dagster says.
-    sa.Column("lease_until", UTCDateTime),
+)
+
+# A record loop at work, and until when its process is alive at least: it renews that, and takes the
+# row away when it stops. Past: the process died, whatever Dagster says.
+loops = sa.Table(
+    "loops",
+    metadata,
+    sa.Column("campaign_run", sa.ForeignKey("campaign_runs.id"), primary_key=True),
+    sa.Column("op", sa.String(256), primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("worker", sa.String(32), nullable=False),  # tells two processes of an attempt apart
+    sa.Column("lease_until", UTCDateTime, nullable=False),
 )
 
 # How far a record loop of a campaign run is.

@@ -33,6 +33,9 @@ QUIET = [
 ]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
 LONGEST_S = 150
+# A page that polls takes long on a busy machine.
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 # One file more than dagster.yaml lets in at a time.
 FILES, LEADS = 4, 50
 
@@ -100,7 +103,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=browser, args=QUIET)
         page = running.new_page(viewport={"width": 1400, "height": 850})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE_MS)
         yield page
         running.close()
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -27,7 +28,7 @@ from dagster_tidegate.records.loop import (
 )
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import holds, ledger, runs
+from dagster_tidegate.store import holds, ledger, loops, runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import Attempt, AttemptRefusedError
@@ -680,16 +681,106 @@ def test_a_lease_is_renewed_while_a_record_takes_long(
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.02)
     renewed = threading.Event()
-    write = runs.set_lease
+    claim = loops.claim
 
-    def note(conn: Any, attempt: Attempt, until: Any) -> None:
-        write(conn, attempt, until)
-        if threading.current_thread() is not threading.main_thread():
+    def note(*args: Any) -> bool:
+        claimed = claim(*args)
+        if claimed and threading.current_thread() is not threading.main_thread():
             renewed.set()
+        return claimed
 
-    monkeypatch.setattr(runs, "set_lease", note)
-    assert go_through(work.records(["a"]), lambda _: renewed.wait(20)) == ["a"]
+    monkeypatch.setattr(loops, "claim", note)
+    assert go_through(work.records(["a"]), lambda _: renewed.wait(60)) == ["a"]
     assert renewed.is_set()
+
+
+def waits_for_another(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return what is set once a loop has found another process in it."""
+    monkeypatch.setattr(lease, "LOOK_EVERY_S", 0.01)
+    waits = threading.Event()
+    require_ours = lease.Lease._require_ours
+
+    def note(self: lease.Lease) -> None:
+        require_ours(self)
+        waits.set()
+
+    monkeypatch.setattr(lease.Lease, "_require_ours", note)
+    return waits
+
+
+def test_a_run_that_was_launched_twice_does_each_record_once(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = work.records(list("abc"))
+    waits, done = waits_for_another(monkeypatch), []
+    second = threading.Thread(target=lambda: done.extend(go_through(late)))
+
+    def launch_again(record: Record) -> None:
+        if record.key == "a":
+            second.start()
+        assert waits.wait(60)
+
+    assert go_through(work.records(list("abc")), launch_again) == ["a", "b", "c"]
+    second.join(60)
+    assert not second.is_alive()
+    assert done == []
+    assert (late.done, late.failed) == (3, 0)
+    assert (work.progress().done, work.progress().exact) == (3, True)
+
+
+def test_of_a_run_launched_twice_the_second_pauses_with_the_first(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = waits_for_another(monkeypatch)
+    late, ends = work.records(list("ab")), []
+
+    def go_through_too() -> None:
+        try:
+            go_through(late)
+        except Stopped as stopped:
+            ends.append(stopped.stop.ended)
+
+    second = threading.Thread(target=go_through_too)
+
+    def hold(_: Record) -> None:
+        second.start()
+        assert waits.wait(60)
+        work.hold()
+
+    with pytest.raises(Stopped):
+        go_through(work.records(list("ab")), hold)
+    second.join(60)
+    assert ends == [RunStatus.PAUSED]
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    monkeypatch.setattr(lease, "LEASE", timedelta(seconds=-1))  # as after a long silence
+    lost = threading.Event()
+    renew = lease.Lease._renew
+
+    def note(self: lease.Lease) -> None:
+        renew(self)
+        if self.lost:
+            lost.set()
+
+    monkeypatch.setattr(lease.Lease, "_renew", note)
+    first, second = work.records(list("abc")), work.records(list("abc"))
+
+    def overtaken(record: Record) -> None:
+        if record.key == "a":
+            monkeypatch.setattr(lease, "LEASE", timedelta(seconds=120))
+            with work.store.begin() as conn:
+                now = work.store.now(conn)
+                loops.claim(conn, now, work.attempt, "send", "x", now + timedelta(seconds=1))
+            assert lost.wait(60)
+
+    with pytest.raises(AttemptOverError, match="no sign of life"):
+        go_through(first, overtaken)
+    assert go_through(second) == ["b", "c"]
 
 
 def test_a_campaign_run_whose_ledger_was_deleted_does_not_begin_again(work: Work) -> None:

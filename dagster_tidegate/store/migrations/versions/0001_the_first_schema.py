@@ -190,7 +190,6 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True)),
         sa.Column("outcome", sa.String(length=16)),
-        sa.Column("lease_until", sa.DateTime(timezone=True)),
         sa.ForeignKeyConstraint(
             ["campaign_run"], ["campaign_runs.id"], name=op.f("fk_attempts_campaign_run")
         ),
@@ -242,6 +241,20 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "loops",
+        sa.Column(
+            "campaign_run", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("op", sa.String(length=256), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("worker", sa.String(length=32), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["campaign_run"], ["campaign_runs.id"], name=op.f("fk_loops_campaign_run")
+        ),
+        sa.PrimaryKeyConstraint("campaign_run", "op", name=op.f("pk_loops")),
+    )
+    op.create_table(
         "progress",
         sa.Column(
             "campaign_run", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
@@ -278,6 +291,7 @@ def downgrade() -> None:
     """Take this revision back."""
     op.drop_table("trials")
     op.drop_table("progress")
+    op.drop_table("loops")
     op.drop_table("ledger")
     op.drop_table("campaign_triggers")
     op.drop_table("campaign_ops")
