@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -116,6 +116,39 @@ class ServeSettings(Settings):
         default=(),
         description="Names, besides loopback's, by which browsers may ask for the pages "
         "(the `Host` header), separated by spaces or commas.",
+    )
+    trusted_proxies: Words = Field(
+        default=(),
+        description="Addresses or networks of the proxies in front, whose `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` are believed, separated by spaces or commas.",
+    )
+    session_hours: float = Field(
+        default=12.0,
+        gt=0,
+        le=720,
+        description="How long a browser stays logged in, at the most; it ends with its token.",
+    )
+    requests_per_token: int = Field(
+        default=1200, ge=1, description="How many requests a minute a token may make."
+    )
+    requests_per_address: int = Field(
+        default=3000, ge=1, description="How many requests a minute a network address may make."
+    )
+    refusals_per_address: int = Field(
+        default=10,
+        ge=1,
+        description="How many wrong tokens a minute a network address may try.",
+    )
+    request_bytes: int = Field(
+        default=1_000_000,
+        ge=10_000,
+        le=100_000_000,
+        description="How large the body of a request may be, in bytes.",
+    )
+    ui_changes: Literal["operator", "admin"] = Field(
+        default="operator",
+        description="The role that may change things in Dagster's own pages. They know no owners "
+        "of campaigns: where you have some, use `admin`.",
     )
 
 
