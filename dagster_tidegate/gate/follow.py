@@ -119,7 +119,10 @@ class Audit:
         self._due = time.monotonic() + AUDIT_S
         with gate.store.read() as conn:
             active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
-        ours = sorted((r for r in active if r.campaign in campaigns), key=lambda run: run.id)
+        ours = sorted(
+            (r for r in active if r.campaign in campaigns and not r.waits_for_start),
+            key=lambda run: run.id,
+        )
         page = [run for run in ours if run.id > self._after][:AUDIT_PAGE]
         self._after = page[-1].id if len(page) == AUDIT_PAGE else 0
         unchanged = [run for run in ours if self._missing.get(run.id) == run]

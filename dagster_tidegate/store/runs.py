@@ -27,7 +27,22 @@ class AttemptPausedError(AttemptRefusedError):
 
 @dataclass(frozen=True)
 class CampaignRun:
-    """One partition of a campaign. Times are UTC."""
+    """One partition of a campaign. Times are UTC.
+
+    Attributes:
+        id: Its id.
+        campaign: Name of the campaign.
+        partition: The partition.
+        status: Its status.
+        attempt: Number of the attempt that owns it; 0 before the first.
+        priority: Those of higher priority resume first.
+        reason: Why it is paused, failed or cancelled.
+        paused_at: When it was paused.
+        created_at: When it was created.
+        changed_at: When its status last changed.
+        pruned_at: When its ledger was deleted; it can't begin again.
+        waits_for_start: Whether a person created it, and nobody has launched a Dagster run yet.
+    """
 
     id: int
     campaign: str
@@ -40,6 +55,7 @@ class CampaignRun:
     created_at: datetime
     changed_at: datetime
     pruned_at: datetime | None = None
+    waits_for_start: bool = False
 
     @property
     def name(self) -> str:
@@ -88,6 +104,33 @@ def ensure(
     conn: sa.Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
 ) -> CampaignRun:
     """Return the campaign run of a partition; it is created as pending where it is new."""
+    create(conn, now, campaign, partition, priority=priority, actor="gate")
+    run = find(conn, campaign, partition)
+    assert run is not None  # inserted or found just above, and never deleted
+    return run
+
+
+def create(
+    conn: sa.Connection,
+    now: datetime,
+    campaign: str,
+    partition: str,
+    *,
+    priority: int = 0,
+    waits_for_start: bool = False,
+    actor: str,
+) -> bool:
+    """Create the campaign run of a partition, as pending; False where there is one already.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        campaign: Name of the campaign.
+        partition: The partition.
+        priority: Those of higher priority resume first.
+        waits_for_start: Whether a person launches its Dagster run later, with `claim_start`.
+        actor: Who creates it.
+    """
     created = conn.scalar(
         insert(conn, t.campaign_runs)
         .values(
@@ -95,6 +138,7 @@ def ensure(
             partition=partition,
             status=RunStatus.PENDING,
             priority=priority,
+            waits_for_start=waits_for_start,
             created_at=now,
             changed_at=now,
         )
@@ -108,11 +152,52 @@ def ensure(
             kind="campaign_run",
             name=run_name(campaign, partition),
             to_status=RunStatus.PENDING,
-            actor="gate",
+            actor=actor,
         )
-    run = find(conn, campaign, partition)
-    assert run is not None  # inserted or found just above, and never deleted
-    return run
+    return bool(created)
+
+
+def claim_start(conn: sa.Connection, now: datetime, run: CampaignRun, *, actor: str) -> bool:
+    """Make the caller the one who launches a Dagster run for a campaign run.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        run: The campaign run as the caller knows it.
+        actor: Who starts it.
+
+    Returns:
+        Whether the caller is to launch it; False where it is under way, or somebody was faster.
+    """
+    if run.waits_for_start:
+        claimed = conn.execute(
+            t.campaign_runs.update()
+            .where(t.campaign_runs.c.id == run.id, t.campaign_runs.c.waits_for_start)
+            .values(waits_for_start=False, reason=None, changed_at=now)
+        )
+        return bool(claimed.rowcount)
+    if run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
+        return False
+    return move(conn, now, run, RunStatus.PENDING, reason="started by hand", actor=actor)
+
+
+def give_start_back(conn: sa.Connection, now: datetime, campaign_run: int, reason: str) -> None:
+    """Let a campaign run wait for its start again: no Dagster run could be launched for it.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        campaign_run: Its id. Nothing happens unless it is pending still.
+        reason: Why.
+    """
+    conn.execute(
+        t.campaign_runs.update()
+        .where(
+            t.campaign_runs.c.id == campaign_run,
+            t.campaign_runs.c.status == RunStatus.PENDING,
+        )
+        .values(waits_for_start=True, reason=reason, changed_at=now)
+    )
 
 
 def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | None:
@@ -204,6 +289,7 @@ def move(
         )
         .values(
             status=to,
+            waits_for_start=False,
             reason=reason,
             paused_at=now if to is RunStatus.PAUSED else None,
             changed_at=now,
@@ -352,6 +438,7 @@ def begin_attempt(
         .where(t.campaign_runs.c.id == run.id)
         .values(
             status=RunStatus.PROCESSING,
+            waits_for_start=False,
             attempt=number,
             reason=None,
             paused_at=None,

@@ -197,6 +197,8 @@ campaign_runs = sa.Table(
     sa.Column("created_at", UTCDateTime, nullable=False),
     sa.Column("changed_at", UTCDateTime, nullable=False),
     sa.Column("pruned_at", UTCDateTime),  # when its ledger was deleted; it can't begin again
+    # Whether a person created it, and nobody has launched a Dagster run for it yet.
+    sa.Column("waits_for_start", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("campaign", "partition"),
     sa.Index(None, "status", "paused_at"),
 )

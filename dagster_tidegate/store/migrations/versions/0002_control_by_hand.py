@@ -116,9 +116,17 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("before", sa.JSON(none_as_null=True)))
         batch_op.add_column(sa.Column("after", sa.JSON(none_as_null=True)))
 
+    with op.batch_alter_table("campaign_runs") as batch_op:
+        batch_op.add_column(
+            sa.Column("waits_for_start", sa.Boolean(), server_default=sa.false(), nullable=False)
+        )
+
 
 def downgrade() -> None:
     """Take this revision back."""
+    with op.batch_alter_table("campaign_runs") as batch_op:
+        batch_op.drop_column("waits_for_start")
+
     with op.batch_alter_table("events") as batch_op:
         batch_op.drop_column("after")
         batch_op.drop_column("before")
