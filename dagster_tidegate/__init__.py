@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.sensors import build_breaker_sensor as build_breaker_sensor
     from dagster_tidegate.sensors import build_pause_sensor as build_pause_sensor
     from dagster_tidegate.sensors import build_resume_sensor as build_resume_sensor
+    from dagster_tidegate.store.retention import Keep as Keep
 
 # Loaded when first asked for: the breaker and the store are usable without Dagster, and the
 # command line answers without waiting for it.
@@ -34,6 +35,7 @@ _HOMES = {
     "CatchUp": "campaign",
     "Fleet": "fleet",
     "Group": "records.journal",
+    "Keep": "store.retention",
     "Record": "records.record",
     "Records": "records.loop",
     "ServiceConfig": "resource",

@@ -38,7 +38,9 @@ from dagster_tidegate.seen import Counts, Seen
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.snapshot import FleetSnapshot
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import compatibility
 from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.compatibility import OutdatedError
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.watcher import Watcher
 
@@ -167,6 +169,20 @@ class Fleet:
     def snapshot(self) -> FleetSnapshot:
         """Return what this process knows of breakers and holds; queries only the first time."""
         return self._snapshot or self._start()
+
+    @property
+    def outdated(self) -> str | None:
+        """Why this process may take no more records: the store has moved on. None if it may."""
+        return compatibility.refusal(self.snapshot().oldest_revision)
+
+    def require_current(self) -> None:
+        """Check that the store has not moved on.
+
+        Raises:
+            OutdatedError: If this version is too old for it; the message says what to do.
+        """
+        if (refusal := self.outdated) is not None:
+            raise OutdatedError(refusal)
 
     def now(self) -> datetime:
         """Return the database's time (UTC), reckoned from the last read; no query."""
@@ -433,6 +449,7 @@ class Fleet:
                 or former_snapshot.services != services
                 or former_snapshot.holds != read.holds
                 or former_snapshot.degraded != read.degraded
+                or former_snapshot.oldest_revision != read.oldest_revision
             )
             if changed:
                 self._version += 1

@@ -56,7 +56,7 @@ def end(
         fleet: The breakers and the store.
         run: The campaign run.
         attempt: The attempt that stops.
-        stop: Why and where: for a signal as cancelled, for holds as paused.
+        stop: Why and where: for a signal as cancelled, for holds or an outdated version as paused.
 
     Raises:
         CampaignPaused: For holds, or if another op of the run has paused it.
@@ -71,7 +71,7 @@ def end(
         why = f"the process was told to end ({stop.signal.name})"
     else:
         to, raised = RunStatus.PAUSED, CampaignPaused
-        why = holds.describe(stop.holds)
+        why = holds.describe(stop.holds) if stop.holds else stop.outdated or ""
     total = "" if stop.total is None else f"/{stop.total}"
     message = f"{to.capitalize()} at {stop.done}{total}: {why}"
     patiently(lambda: _move(fleet, run, attempt, to, message), context.log)

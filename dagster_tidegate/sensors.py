@@ -6,7 +6,6 @@ does what is missing, so that a tick that never happened, or broke off, is made 
 """
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 import dagster as dg
 
@@ -19,7 +18,7 @@ from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.instance import PART_TAG, Dagster, Repository
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
-from dagster_tidegate.store.retention import Retention
+from dagster_tidegate.store.retention import Keep, Retention
 
 Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
 
@@ -118,13 +117,13 @@ def build_breaker_sensor(
     name: str = "tidegate_breaker",
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
-    keep_ledgers: timedelta | None = timedelta(days=90),
+    keep: Keep | None = None,
 ) -> dg.SensorDefinition:
     """Build the sensor that finds out whether a failed service is back.
 
     A service with a health probe is asked when its breaker is due. One without becomes half open
     then, and the resume sensor lets one campaign run try it. Holds whose time is over are
-    released, and ledgers whose time is over are deleted, a little at each tick.
+    released, and what has been over for long is deleted, a little at each tick.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
@@ -132,21 +131,21 @@ def build_breaker_sensor(
         name: Name of the sensor.
         minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
         default_status: Whether it runs where nobody has switched it on or off.
-        keep_ledgers: How long a ledger is kept after its campaign run has ended; None: for ever.
-            A campaign run whose ledger was deleted can't be executed again.
+        keep: How long ledgers, events, released holds and so on are kept; None: as long as `Keep`
+            says by itself. A campaign run whose ledger was deleted can't be executed again.
 
     Returns:
         The sensor, for the `sensors` of `dg.Definitions`.
     """
 
-    retention = Retention(keep_ledgers)
+    retention = Retention(keep or Keep())
 
     def tick(
         _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
     ) -> dg.SensorResult:
         summary = breaker_tick(gate, fleet)
         if deleted := retention.turn(fleet.store, fleet.now()):
-            summary += f"; {deleted} entries of old ledgers deleted"
+            summary += f"; {deleted} rows deleted that were over for long"
         return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
@@ -177,6 +176,8 @@ def _sensor(
     )
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         fleet: Fleet = getattr(context.resources, resource_key).fleet
+        # Before all else: what it would write may be wrong by now.
+        fleet.require_current()
         repository = Repository.of(context)
         if not known or known[0][0] is not repository.definition:
             shapes = [campaign.shape(repository) for campaign in campaigns]

@@ -18,6 +18,7 @@ class FleetSnapshot:
         read_at: When this was read, by the database's clock.
         read_ticks: What `time.monotonic()` said then, in seconds.
         degraded: The store can't be reached; the breakers are this process's own meanwhile.
+        oldest_revision: The oldest revision whose workers the store still fits, where it says so.
     """
 
     services: Mapping[str, Circuit]
@@ -25,3 +26,4 @@ class FleetSnapshot:
     read_at: datetime
     read_ticks: float
     degraded: bool = False
+    oldest_revision: str | None = None

@@ -20,7 +20,8 @@ RETRY_S = 0.5
 RETRY_CAP_S = 10.0
 """A lost store is tried again after half a second, and then ever more seldom, up to this."""
 STOP_S = 5.0
-PRUNE_S = 60.0
+PRUNE_S = 300.0
+"""Each process of a fleet prunes so often: with many of them it is often enough, and no more."""
 
 
 class Watcher:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from dagster_tidegate.fleet import UNREACHABLE, enabled_by_environment
 from dagster_tidegate.store import schema
@@ -41,7 +41,7 @@ def open_store(url: str | None) -> Store:
     """
     store = named_store(url)
     with explained():
-        schema.require_head(store)
+        schema.require_compatible(store)
     return store
 
 
@@ -67,7 +67,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except UNREACHABLE as error:
+    except (*UNREACHABLE, ProgrammingError) as error:  # the latter: of what the URL says
         raise click.ClickException(unreachable(error)) from error
     except schema.SchemaError as error:
         raise click.ClickException(str(error)) from error

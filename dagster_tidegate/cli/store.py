@@ -1,13 +1,16 @@
 """`tidegate store`: the schema of the store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import click
 from alembic.util import CommandError
 
-from dagster_tidegate.cli.reading import explained, named_store, url_option
+from dagster_tidegate.cli.output import json_option, length, print_json
+from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
+from dagster_tidegate.cli.target import Duration
 from dagster_tidegate.store import retention, schema
 
 
@@ -61,28 +64,70 @@ def current(url: str | None) -> None:
     with _explained():
         found = schema.current(opened)
         click.echo(f"{found or 'none'} (this version needs {schema.head()})")
-        if found != schema.head():
-            raise click.ClickException("run 'tidegate store upgrade'")
+        schema.require_compatible(opened)
+
+
+class Kept(click.ParamType):
+    """How long one kind of what is over is kept: `events=30d`, `ledgers=forever`."""
+
+    name = "kind=age"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, timedelta | None]:
+        """Return the kind and the age, None for ever.
+
+        Raises:
+            click.BadParameter: If it is none.
+        """
+        if isinstance(value, tuple):
+            return value
+        kind, _, age = value.partition("=")
+        if kind not in retention.KINDS:
+            self.fail(f"{kind!r} is not kept; there are: {', '.join(retention.KINDS)}", param, ctx)
+        if age == "forever":
+            return kind, None
+        return kind, timedelta(0) if age == "0" else Duration().convert(age, param, ctx)
 
 
 @store.command()
 @url_option
 @click.option(
-    "--days", type=click.FloatRange(min=0), default=90.0, show_default=True, help="How old."
+    "--keep",
+    "kept",
+    type=Kept(),
+    multiple=True,
+    help="Keep a kind for so long: events=30d, ledgers=forever, sessions=0. May be repeated.",
 )
-def prune(url: str | None, days: float) -> None:
-    """Delete the ledgers of campaign runs that ended more than so many DAYS ago.
+@click.option("--dry-run", is_flag=True, help="Only say how many rows would be deleted.")
+@json_option
+def prune(
+    url: str | None,
+    kept: Sequence[tuple[str, timedelta | None]],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Delete what has been over for long: ledgers, events, released holds and so on.
 
-    The breaker sensor does so by itself, as its keep_ledgers says. A campaign run whose ledger was
-    deleted can't be executed again.
+    The breaker sensor does so by itself, a little at a time, as its `keep` says. A campaign run
+    whose ledger was deleted can't be executed again.
     """
-    opened = named_store(url)
+    opened = open_store(url)
+    keep = retention.Keep(**dict(kept))
     with _explained():
-        schema.require_head(opened)
         with opened.read() as conn:
-            before = opened.now(conn) - timedelta(days=days)
-        total, more = 0, True
+            now = opened.now(conn)
+            found = dict(retention.count(conn, now, keep)) if dry_run else {}
+        more = not dry_run
         while more:  # each round deletes something, so that it ends
-            deleted, more = retention.prune(opened, before, batches=100)
-            total += deleted
-        click.echo(f"{total} entries deleted")
+            pruned = retention.prune(opened, now, keep, batches=100)
+            for kind, deleted in pruned.deleted.items():
+                found[kind] = found.get(kind, 0) + deleted
+            more = pruned.more
+    if as_json:
+        print_json({"dry_run": dry_run, "deleted": found})
+        return
+    for kind, deleted in found.items():
+        age = getattr(keep, kind)
+        would = "would be deleted" if dry_run else "deleted"
+        click.echo(f"{kind.replace('_', ' ')}: {deleted} {would}, over for more than {length(age)}")

@@ -62,16 +62,14 @@ class StoreFacts:
     Attributes:
         url: Its URL, without the password.
         error: Why it can't be read; None if it can.
-        revision: The revision of its schema; None where it was never made.
-        head: The revision that this version works with.
+        refusal: Why this version does not work with it; None if it does.
         situation: What it says of the fleet; None where it can't be read.
         called: The services to which calls were made lately.
     """
 
     url: str
     error: str | None = None
-    revision: str | None = None
-    head: str = ""
+    refusal: str | None = None
     situation: Situation | None = None
     called: frozenset[str] = frozenset()
 
@@ -132,7 +130,7 @@ CODES: Mapping[str, str] = {
     "sensor_stopped": "A sensor of the gate is switched off.",
     "sensor_failing": "The last tick of a sensor of the gate failed.",
     "store_unreachable": "The store can't be read.",
-    "store_revision": "The store has another schema than this version works with.",
+    "store_revision": "The store has no schema that this version works with.",
     "store_elsewhere": "A code location uses another store than the one that is looked at.",
     "gate_stale": "A part of the gate has not finished its work for a minute.",
     "policies_unreadable": "The policies of a code location can't be read from outside.",
@@ -328,13 +326,9 @@ def _store(facts: Facts) -> Iterator[Finding]:
             "set TIDEGATE_STORE_URL (or DAGSTER_HOME) as the daemon has it, and check that the "
             "database runs",
         )
-    elif store.revision != store.head:
-        yield _error(
-            "store_revision",
-            store.url,
-            f"its schema has revision {store.revision or 'none'}; this version needs {store.head}",
-            "tidegate store upgrade",
-        )
+    elif store.refusal is not None:
+        what, _, remedy = store.refusal.rpartition(": ")
+        yield _error("store_revision", store.url, what, remedy)
 
 
 def _workspace(facts: Facts) -> Iterator[Finding]:

@@ -59,20 +59,18 @@ def look_at_store(url: str | None, *, enabled: bool) -> StoreFacts:
         return StoreFacts(url="the store", error=str(error))
     shown = store.url.render_as_string()
     try:
-        head, found = schema.head(), schema.current(store)
-        if found != head:
-            return StoreFacts(shown, revision=found, head=head)
+        schema.require_compatible(store)
         with store.read() as conn:
             now = store.now(conn)
             return StoreFacts(
                 shown,
-                revision=found,
-                head=head,
                 situation=situation.read(conn, now, enabled=enabled),
                 called=frozenset(
                     name for name, seen in numbers.read(conn, now).items() if seen.ok or seen.failed
                 ),
             )
+    except schema.SchemaError as error:
+        return StoreFacts(shown, refusal=str(error))
     except SQLAlchemyError as error:
         return StoreFacts(shown, error=" ".join(str(getattr(error, "orig", error)).split()))
     finally:

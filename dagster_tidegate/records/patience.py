@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from random import random
 from typing import TypeVar
 
 from dagster_tidegate.fleet import UNREACHABLE
@@ -47,4 +48,4 @@ def patiently(step: Callable[[], R], log: logging.Logger) -> R:
             if now >= waits_until or "no such table" in str(error):
                 raise
         tries += 1
-        time.sleep(backoff_s(tries))
+        time.sleep(backoff_s(tries) * (0.5 + random()))  # not all processes at the same moment

@@ -21,7 +21,7 @@ from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
 from dagster_tidegate.snapshot import FleetSnapshot
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import events, holds, push
+from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 
@@ -63,6 +63,7 @@ def read_all(conn: sa.Connection, now: datetime | None = None) -> FleetSnapshot:
         holds=tuple(hold for hold in every_hold if hold.live(at)),
         read_at=at,
         read_ticks=ticks,
+        oldest_revision=rows[0].oldest_revision if rows else None,
     )
 
 
@@ -317,23 +318,26 @@ def end_trial(
     return before, after
 
 
-def prune(conn: sa.Connection, now: datetime, policy: ServicePolicy) -> int:
-    """Delete outcomes of a service that no window reaches any more. Returns how many."""
+def prune(conn: sa.Connection, now: datetime, policies: Iterable[ServicePolicy]) -> int:
+    """Delete outcomes of some services that no window reaches any more. Returns how many."""
     o = t.outcomes.c
-    oldest = now - timedelta(seconds=2 * policy.window_s + bucket_s(policy))
-    old = sa.select(o.bucket, o.worker, o.generation).where(
-        o.service == policy.name, o.bucket <= oldest
+    reach: dict[timedelta, list[str]] = {}
+    for policy in policies:
+        longest = timedelta(seconds=2 * policy.window_s + bucket_s(policy))
+        reach.setdefault(longest, []).append(policy.name)
+    if not reach:
+        return 0
+    old = sa.or_(
+        *(o.service.in_(names) & (o.bucket <= now - longest) for longest, names in reach.items())
     )
     # Several prune at once: each takes what no other has in hand.
-    rows = conn.execute(old.limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)).all()
+    key = (o.service, o.bucket, o.worker, o.generation)
+    some = sa.select(*key).where(old).limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
+    rows = conn.execute(some).all()
     if not rows:
         return 0
-    return conn.execute(
-        t.outcomes.delete().where(
-            o.service == policy.name,
-            sa.tuple_(o.bucket, o.worker, o.generation).in_([tuple(row) for row in rows]),
-        )
-    ).rowcount
+    wanted = sa.tuple_(*key).in_([tuple(row) for row in rows])
+    return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
 
 class StoredCircuits:
@@ -388,8 +392,7 @@ class StoredCircuits:
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
         """Delete outcomes that no window reaches any more. Returns how many."""
         with self.store.begin() as conn:
-            now = self.store.now(conn)
-            return sum(prune(conn, now, policy) for policy in policies)
+            return prune(conn, self.store.now(conn), policies)
 
     def change(self, before: Circuit, after: Circuit, actor: str) -> bool:
         """See `Circuits.change`."""
@@ -496,6 +499,7 @@ def _read(*more: sa.ColumnElement) -> sa.CompoundSelect:
         return [sa.type_coerce(sa.null(), c.type).label(prefix + c.name) for c in columns]
 
     live = [c.label(f"hold_{c.name}") for c in t.holds.c]
+    more = (*more, compatibility.OLDEST.label("oldest_revision"))
     return sa.union_all(
         sa.select(*t.services.c, *nulls(t.holds.c, "hold_"), *more),
         sa.select(*nulls(t.services.c), *live, *more).where(t.holds.c.released_at.is_(None)),

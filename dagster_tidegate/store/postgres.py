@@ -1,13 +1,14 @@
 """Connections to PostgreSQL that wait for no answer without bound."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from random import random
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 
 from dagster_tidegate.store.json_text import json_text
 
@@ -16,6 +17,14 @@ STATEMENT_TIMEOUT_S = 30.0
 """The server ends a statement after so long."""
 ANSWER_TIMEOUT_S = 35.0
 """A connection is given up whose server says nothing for so long: it can't end anything itself."""
+
+MIGRATION_LOCK = 7_403_112
+"""One number for all who migrate: they do so one after the other."""
+LONGEST_MIGRATION_S = 600
+LOOK_S = 0.2
+LOCK_TIMEOUT_S = 2.0
+"""A migration keeps nobody waiting for longer while it waits for a lock itself."""
+LOCK_TRIES = 60
 
 
 class Connection(psycopg.Connection):
@@ -78,12 +87,52 @@ def create_engine(url: sa.URL) -> sa.Engine:
 
 
 @contextmanager
-def unbounded(conn: sa.Connection) -> Iterator[None]:
-    """Let the statements of this transaction take as long as they need."""
-    driver: Any = conn.connection.driver_connection
-    conn.execute(sa.text("SET LOCAL statement_timeout = 0"))
-    driver.unbounded = True
-    try:
-        yield
-    finally:
-        driver.unbounded = False
+def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Give the one connection that may migrate; its statements take as long as they need.
+
+    Args:
+        engine: The database.
+
+    Raises:
+        sqlalchemy.exc.TimeoutError: If somebody else has been migrating for `LONGEST_MIGRATION_S`.
+    """
+    with engine.connect() as conn:
+        driver: Any = conn.connection.driver_connection
+        conn.detach()  # its settings and its lock end with it
+        driver.unbounded = True
+        until = time.monotonic() + LONGEST_MIGRATION_S
+        # Asked for again and again: an index that is built beside its users would wait for who
+        # waits in a statement.
+        while not conn.scalar(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))):
+            conn.rollback()
+            if time.monotonic() > until:
+                raise exc.TimeoutError(f"another migration is at work for {LONGEST_MIGRATION_S} s")
+            time.sleep(LOOK_S)
+        conn.execute(sa.text("SET statement_timeout = 0"))
+        conn.execute(sa.text(f"SET lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
+        conn.commit()
+        yield conn
+
+
+def between_transactions(conn: sa.Connection, step: Callable[[], None]) -> None:
+    """Do a step that needs tables for itself, in a moment in which nobody else has them.
+
+    While it waits for a lock, all who come after it wait behind it: so it waits briefly, lets them
+    go first, and tries again.
+
+    Args:
+        conn: The connection that `migrating` gave.
+        step: What is to be done; it is begun anew, and finds done what it has committed.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: If the lock could not be had in `LOCK_TRIES` tries.
+    """
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            return step()
+        except exc.OperationalError as error:
+            conn.rollback()
+            if not tries_left or not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise
+            time.sleep(LOCK_TIMEOUT_S * (0.5 + random()))
+    return None

@@ -1,23 +1,21 @@
 """Brings a database to a revision of the schema, and says which one it has."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
-import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from dagster_tidegate.store import compatibility
 from dagster_tidegate.store.database import Store
 
 VERSION_TABLE = "tidegate_version"
-# One number for all who migrate at once; PostgreSQL lets them in one after the other.
-LOCK = 7_403_112
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SchemaError(Exception):
-    """The database does not have the schema that this version works with."""
+    """The database does not have a schema that this version works with."""
 
 
 def head() -> str:
@@ -54,34 +52,50 @@ def downgrade(store: Store, revision: str) -> None:
     _migrate(store, revision, up=False)
 
 
-def require_head(store: Store) -> None:
-    """Check that a database has the revision that this version works with.
+def require_compatible(store: Store) -> None:
+    """Check that this version works with the schema of a database.
+
+    A newer schema will do, for as long as it has everything that this version needs: workers go on
+    while a store is upgraded, before the new version is deployed.
 
     Raises:
-        SchemaError: If it has not; the message says what to do.
+        SchemaError: If it does not; the message says what to do.
     """
-    found, wanted = current(store), head()
-    if found != wanted:
+    found = current(store)
+    if found == head():
+        return
+    if found is None or found in _revisions():
         raise SchemaError(
             f"the store {store.url.render_as_string()} has revision {found or 'none'}, and this "
-            f"version of dagster-tidegate needs {wanted}: run 'tidegate store upgrade'"
+            f"version of dagster-tidegate needs {head()}: run 'tidegate store upgrade'"
         )
+    with store.read() as conn:
+        refusal = compatibility.refusal(compatibility.read(conn))
+    if refusal is not None:
+        raise SchemaError(refusal)
+
+
+def _revisions() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
 def _migrate(store: Store, revision: str, *, up: bool) -> None:
-    with ExitStack() as stack:
-        conn = stack.enter_context(store.begin())
-        if not store.is_sqlite:
-            from dagster_tidegate.store import postgres  # its driver is an extra
+    config = _config()
+    run = command.upgrade if up else command.downgrade
+    if store.is_sqlite:
+        # Others wait for their turn to write, or see the schema as it was before.
+        with store.begin() as conn:
+            config.attributes["connection"] = conn
+            run(config, revision)
+        return
+    from dagster_tidegate.store import postgres  # its driver is an extra
 
-            stack.enter_context(postgres.unbounded(conn))
-            conn.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-        config = _config()
+    with postgres.migrating(store.engine) as conn:
         config.attributes["connection"] = conn
-        (command.upgrade if up else command.downgrade)(config, revision)
+        postgres.between_transactions(conn, lambda: run(config, revision))
 
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     return config

@@ -1,15 +1,22 @@
-"""Old ledgers are deleted in batches, and their campaign runs do not begin again."""
+"""What is over for long is deleted in batches; campaign runs without ledger do not begin again."""
 
-from datetime import timedelta
+import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
 
+from dagster_tidegate.cli import main
+from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import ledger, retention, runs
+from dagster_tidegate.store import events, ledger, retention, runs, schema
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
-from dagster_tidegate.store.retention import Retention
+from dagster_tidegate.store.retention import KINDS, Keep, Retention
 from dagster_tidegate.store.runs import Attempt, AttemptRefusedError, CampaignRun
+from dagster_tidegate.store.tables import metadata
 from tests.conftest import Clock
 
 DAY_S = 24 * 3600
@@ -47,16 +54,28 @@ def left(store: Store, run: CampaignRun) -> int:
         return len(ledger.statuses(conn, run.id, "send"))
 
 
+def only(**kept: timedelta) -> Keep:
+    """Keep everything but some kinds for ever."""
+    return Keep(**{kind: kept.get(kind) for kind in KINDS})
+
+
+def prune(store: Store, keep: Keep, batches: int = 10) -> tuple[int, bool]:
+    with store.read() as conn:
+        now = store.now(conn)
+    pruned = retention.prune(store, now, keep, batches=batches)
+    return pruned.total, pruned.more
+
+
 def test_only_ledgers_of_what_ended_long_ago_are_deleted(store: Store, clock: Clock) -> None:
     old = ended(store, "old", RunStatus.COMPLETED)
     paused = ended(store, "paused", RunStatus.PAUSED)
     working = ended(store, "working", RunStatus.PROCESSING)
     clock.advance(100 * DAY_S)
     new = ended(store, "new", RunStatus.COMPLETED)
-    before = clock() - timedelta(days=90)
-    assert retention.prune(store, before, batches=10) == (5, False)
+    keep = only(ledgers=timedelta(days=90))
+    assert prune(store, keep) == (5, False)
     assert [left(store, run) for run in (old, paused, working, new)] == [0, 5, 5, 5]
-    assert retention.prune(store, before, batches=10) == (0, False)
+    assert prune(store, keep) == (0, False)
 
 
 def test_it_goes_on_where_it_stopped(
@@ -65,15 +84,127 @@ def test_it_goes_on_where_it_stopped(
     monkeypatch.setattr(retention, "BATCH", 2)
     old = ended(store, "old", RunStatus.FAILED)
     clock.advance(100 * DAY_S)
-    assert retention.prune(store, clock(), batches=1) == (2, True)
+    keep = only(ledgers=timedelta(0))
+    assert prune(store, keep, batches=1) == (2, True)
     with store.begin() as conn, pytest.raises(AttemptRefusedError, match="ledger was deleted"):
         begin(store, old, "again")(conn)
-    assert retention.prune(store, clock(), batches=10) == (3, False)
+    assert prune(store, keep) == (3, False)
     assert left(store, old) == 0
 
 
 def test_a_sensor_that_keeps_for_ever_deletes_nothing(store: Store, clock: Clock) -> None:
     ended(store, "old", RunStatus.COMPLETED)
     clock.advance(1000 * DAY_S)
-    assert Retention(None).turn(store, clock()) == 0
-    assert Retention(timedelta(days=90)).turn(store, clock()) == 5
+    assert Retention(only()).turn(store, clock()) == 0
+    assert Retention(only(ledgers=timedelta(days=90))).turn(store, clock()) == 5
+
+
+def with_history(store: Store, name: str) -> None:
+    """One of each thing that is over now, and one that is not."""
+    with store.begin() as conn:
+        now = store.now(conn)
+        past, soon = now - timedelta(seconds=1), now + timedelta(days=10_000)
+        for released in (now, None):
+            conn.execute(
+                t.holds.insert().values(
+                    target_kind=TargetKind.CAMPAIGN, target_name=name, source=HoldSource.OPERATOR,
+                    reason="test", actor=f"{released}", placed_at=past, released_at=released,
+                )
+            )  # fmt: skip
+            conn.execute(
+                t.takeovers.insert().values(
+                    kind="pool", name=f"{name}{released}", label=name, location="here",
+                    former="1", set_from="1", set_to="0", pending=False, version=1, taken_at=past,
+                    given_back_at=released,
+                )
+            )  # fmt: skip
+            conn.execute(
+                t.missed_ticks.insert().values(
+                    campaign=name, schedule="daily", tick_at=released or soon, recorded_at=past,
+                    settled_at=released,
+                )
+            )  # fmt: skip
+            conn.execute(
+                t.alerts.insert().values(
+                    kind="trip", name=name, title="t", body="b", raised_at=past, ended_at=released
+                )
+            )
+        token = conn.scalar(
+            t.tokens.insert()
+            .values(name=name, role="viewer", digest=name, created_at=past, created_by="test")
+            .returning(t.tokens.c.id)
+        )
+        for expires in (now, soon):
+            conn.execute(
+                t.sessions.insert().values(
+                    digest=f"{name}{expires}", token=token, created_at=past, expires_at=expires
+                )
+            )
+        conn.execute(t.idempotency_keys.insert().values(actor=name, key="k", request="r", at=now))
+        conn.execute(
+            t.outcomes.insert().values(service=name, bucket=now, worker="w", generation=0, ok=1)
+        )
+        events.write(conn, now, kind="hold", name=name, to_status="placed", actor="test")
+
+
+def rows(store: Store) -> dict[str, int]:
+    with store.read() as conn:
+        tables = {kind: metadata.tables[kind] for kind in KINDS if kind != "ledgers"}
+        return {
+            kind: conn.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            for kind, table in tables.items()
+        }
+
+
+def test_of_each_kind_goes_what_is_over_for_long_and_nothing_else(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for old in ("a", "b", "c"):
+        with_history(store, old)
+    clock.advance(400 * DAY_S)
+    with_history(store, "new")
+    with store.read() as conn:
+        dry = retention.count(conn, clock(), Keep())
+    before = rows(store)
+    assert prune(store, Keep(), batches=100) == (sum(dry.values()), False)
+    after = rows(store)
+    assert dry == {"ledgers": 0, **dict.fromkeys(after, 3)}
+    assert {kind: before[kind] - after[kind] for kind in after} == dict.fromkeys(after, 3)
+    with store.read() as conn:
+        assert conn.scalars(sa.select(t.holds.c.target_name).order_by(t.holds.c.id)).all() == [
+            "a", "b", "c", "new", "new",
+        ]  # fmt: skip
+        assert conn.scalars(sa.select(t.events.c.name)).all() == ["new"]
+    assert prune(store, Keep()) == (0, False)
+
+
+def test_the_newest_row_stays_so_that_no_id_is_given_twice(store: Store, clock: Clock) -> None:
+    with_history(store, "a")
+    clock.advance(400 * DAY_S)
+    prune(store, Keep())
+    assert rows(store)["events"] == 1
+
+
+def test_the_command_says_first_what_it_would_delete(empty_store_url: str) -> None:
+    clock = Clock(datetime.now(UTC) - timedelta(days=100))
+    store = Store(empty_store_url, clock=clock)
+    schema.upgrade(store)
+    ended(store, "old", RunStatus.COMPLETED)
+    with_history(store, "a")
+    said = []
+    for arguments in (["--dry-run"], [], []):
+        command = ["store", "prune", "--url", empty_store_url, "--keep", "events=forever", "--json"]
+        result = CliRunner().invoke(main, [*command, "--keep", "ledgers=99d", *arguments])
+        assert result.exit_code == 0, result.output
+        said.append(json.loads(result.stdout)["deleted"])
+    would, did, again = said
+    assert would == did
+    assert (did["ledgers"], did["missed_ticks"], "events" in did) == (5, 1, False)
+    assert set(again.values()) == {0}
+    store.dispose()
+
+
+def test_no_age_below_zero_is_accepted() -> None:
+    with pytest.raises(ValueError, match="events can't be kept"):
+        Keep(events=timedelta(days=-1))

@@ -49,7 +49,7 @@ def test_a_downgrade_to_base_leaves_no_table_and_can_be_upgraded_again(empty_sto
 
 def test_a_store_that_was_never_made_says_what_to_do(empty_store: Store) -> None:
     with pytest.raises(schema.SchemaError, match="run 'tidegate store upgrade'"):
-        schema.require_head(empty_store)
+        schema.require_compatible(empty_store)
 
 
 def test_a_status_that_is_no_lowercase_value_is_refused_by_the_database(store: Store) -> None:

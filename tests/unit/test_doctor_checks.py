@@ -44,7 +44,7 @@ HERE = LocationCode(
     policies={name: ServicePolicy(name=name) for name in ("mail", "maps")},
 )
 STORE = StoreFacts(
-    "sqlite:////home/tidegate.db", revision="0001", head="0001", situation=situation(),
+    "sqlite:////home/tidegate.db", situation=situation(),
     called=frozenset({"mail"}),
 )  # fmt: skip
 WELL = Facts(
@@ -103,7 +103,9 @@ ILL = {
     "sensor_stopped": with_location(sensors=sensors(runs=False)),
     "sensor_failing": with_location(sensors=sensors(error="boom")),
     "store_unreachable": with_store(situation=None, error="connection refused"),
-    "store_revision": with_store(situation=None, revision=None),
+    "store_revision": with_store(
+        situation=None, refusal="the store has revision none: run 'tidegate store upgrade'"
+    ),
     "store_elsewhere": with_location(store_url="sqlite:////elsewhere/tidegate.db"),
     "gate_stale": with_store(situation=situation(silent=["resume"])),
     "policies_unreadable": with_location(policy_error="resource breakers: ..."),
@@ -136,7 +138,7 @@ def test_a_finding_says_what_to_do():
     def do(code: str) -> str:
         return diagnose(ILL[code])[0].do
 
-    assert do("store_revision") == "tidegate store upgrade"
+    assert do("store_revision") == "run 'tidegate store upgrade'"
     assert "concurrency: {pools: {granularity: run}}" in do("pool_granularity")
     assert do("sensor_stopped").startswith("dagster sensor start tidegate_resume")
     assert do("pool_missing") == "@dg.op(pool=pool('mail'))"
@@ -160,7 +162,7 @@ def test_a_password_is_never_shown():
     store_url = "postgresql://me:secret@db/tidegate"
     [finding] = diagnose(with_location(store_url=store_url))
     assert "secret" not in str(finding)
-    same = StoreFacts("postgresql+psycopg://me:***@db/tidegate", "", "1", "1")
+    same = StoreFacts("postgresql+psycopg://me:***@db/tidegate", "")
     facts = replace(with_location(store_url=store_url), store=same)
     assert "store_elsewhere" not in [finding.code for finding in diagnose(facts)]
 

@@ -12,6 +12,8 @@ context.configure(
     render_as_batch=True,
     version_table=VERSION_TABLE,
     compare_type=True,
+    # On PostgreSQL no revision keeps its locks while the next one works.
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()
