@@ -28,6 +28,7 @@ class Code(StrEnum):
     """What went wrong. A code never changes its meaning; `CODES` has the status and title."""
 
     NOT_PAUSABLE = "not_pausable"
+    SECRET_IN_URL = "secret_in_url"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     CROSS_SITE = "cross_site"
@@ -38,6 +39,7 @@ class Code(StrEnum):
     CAMPAIGN_RUN_NOT_FOUND = "campaign_run_not_found"
     HOLD_NOT_FOUND = "hold_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    TOO_SLOW = "too_slow"
     HELD = "held"
     UNDER_WAY = "under_way"
     TRANSITION_NOT_ALLOWED = "transition_not_allowed"
@@ -46,6 +48,7 @@ class Code(StrEnum):
     CHANGED_MEANWHILE = "changed_meanwhile"
     IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use"
     TOO_LARGE = "too_large"
+    UNKNOWN_HOST = "unknown_host"
     INVALID = "invalid"
     NOT_LAUNCHABLE = "not_launchable"
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
@@ -58,6 +61,7 @@ class Code(StrEnum):
 
 CODES: Mapping[Code, tuple[int, str]] = {
     Code.NOT_PAUSABLE: (400, "It has ended, and can't be paused"),
+    Code.SECRET_IN_URL: (400, "A secret is in the URL"),
     Code.UNAUTHENTICATED: (401, "Say who you are"),
     Code.FORBIDDEN: (403, "You may not do this"),
     Code.CROSS_SITE: (403, "The request comes from another site"),
@@ -68,6 +72,7 @@ CODES: Mapping[Code, tuple[int, str]] = {
     Code.CAMPAIGN_RUN_NOT_FOUND: (404, "There is no such campaign run"),
     Code.HOLD_NOT_FOUND: (404, "There is no such hold"),
     Code.METHOD_NOT_ALLOWED: (405, "The path has no such method"),
+    Code.TOO_SLOW: (408, "The request did not come to its end in time"),
     Code.HELD: (409, "It is paused"),
     Code.UNDER_WAY: (409, "It is under way already"),
     Code.TRANSITION_NOT_ALLOWED: (409, "Its status does not allow this"),
@@ -76,6 +81,7 @@ CODES: Mapping[Code, tuple[int, str]] = {
     Code.CHANGED_MEANWHILE: (409, "Somebody else changed it at the same moment"),
     Code.IDEMPOTENCY_KEY_IN_USE: (409, "The first request with this key is under way"),
     Code.TOO_LARGE: (413, "The request is too large"),
+    Code.UNKNOWN_HOST: (421, "The server has another name"),
     Code.INVALID: (422, "The request is not valid"),
     Code.NOT_LAUNCHABLE: (422, "The code has no such run"),
     Code.IDEMPOTENCY_KEY_REUSED: (422, "The key belongs to another request"),
@@ -213,11 +219,16 @@ def _schema(_request: Request, error: SchemaError) -> JSONResponse:
     return Problem(Code.STORE_UNAVAILABLE, str(error), headers=_later()).response()
 
 
-def _unreachable(_request: Request, error: Exception) -> JSONResponse:
+def unreachable(error: Exception) -> Problem:
+    """Return the problem that the store can't be reached; why goes to the log."""
     # What the driver says may have the address of the database: it is for the log alone.
     log.error("the store can't be reached: %s", error)
     detail = "the store can't be reached; nothing was changed. Try again"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later()).response()
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later())
+
+
+def _unreachable(_request: Request, error: Exception) -> JSONResponse:
+    return unreachable(error).response()
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
