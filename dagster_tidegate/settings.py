@@ -159,7 +159,49 @@ class AlertSettings(Settings):
 
     urls: SecretWords = Field(
         default=(),
-        description="Apprise URLs that alerts are sent to, separated by spaces. They are secrets.",
+        description="Where alerts are sent to: Apprise URLs, separated by spaces, each with a name "
+        "before it if you like: `ops=slack://... mailto://...`. They are secrets.",
+    )
+    hold_expires_within_s: float = Field(
+        default=900.0,
+        ge=0,
+        le=86_400,
+        description="A hold that ends by itself is told of so many seconds before, or after three "
+        "quarters of its time.",
+    )
+    hold_older_than_s: float = Field(
+        default=86_400.0,
+        ge=60,
+        description="A hold that is older is told of, in seconds.",
+    )
+    gate_stale_after_s: float = Field(
+        default=180.0,
+        ge=60,
+        description="A gate of which a part has not finished its work for so many seconds is told "
+        "of.",
+    )
+    in_doubt_after_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Records that are in doubt for so many seconds are told of.",
+    )
+    resume_within_s: float = Field(
+        default=600.0,
+        ge=60,
+        description="Paused runs that nothing holds, and that did not resume for so many seconds, "
+        "are told of.",
+    )
+    repeat_after_s: float = Field(
+        default=600.0,
+        ge=10,
+        description="After two messages within an hour of the same kind about the same thing, the "
+        "next comes so many seconds after the one before; what happens meanwhile is summed up.",
+    )
+    per_minute: int = Field(
+        default=10,
+        ge=1,
+        le=600,
+        description="So many messages a minute at most; beyond that, alerts share one message.",
     )
 
 
