@@ -33,7 +33,7 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_shared.error import SerializableErrorInfo
 from pydantic import ValidationError
 
-from dagster_tidegate.instance import PART_TAG
+from dagster_tidegate.instance import PART_TAG, Dagster
 from dagster_tidegate.policy import ServicePolicy
 
 
@@ -43,6 +43,10 @@ class WorkspaceError(Exception):
 
 class LaunchError(Exception):
     """A run can't be launched; the message says why and what would be right."""
+
+
+class UnreachableError(LaunchError):
+    """Dagster, or a code location, can't do now what it is asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,11 @@ class Workspace:
         Raises:
             LaunchError: If not, or if there is no such job; the message says what would be right.
         """
-        known = self.partitions(job, location)
+        with _reaching(job):
+            self._check(job, partition, location)
+
+    def _check(self, job: str, partition: str | None, location: str | None) -> None:
+        known = self._partitions(job, location)
         if known is None:
             if partition is not None:
                 raise LaunchError(f"job {job!r} has no partitions: name none")
@@ -212,12 +220,8 @@ class Workspace:
             hint = f"did you mean {', '.join(close)}?" if close else f"the last are {last}"
             raise LaunchError(f"job {job!r} has no partition {partition!r}; {hint}")
 
-    def partitions(self, job: str, location: str | None = None) -> Sequence[str] | None:
-        """Return the partitions of a job; None where it has none.
-
-        Raises:
-            LaunchError: If there is no such job, or several.
-        """
+    def _partitions(self, job: str, location: str | None) -> Sequence[str] | None:
+        """The partitions of a job; None where it has none."""
         where, repository = self._find(job, location)
         sets = {found.job_name for found in repository.get_partition_sets()}
         assets = repository.get_asset_node_snaps(job)
@@ -253,7 +257,13 @@ class Workspace:
         Raises:
             LaunchError: If `check` says so, or its code makes no run of this partition.
         """
-        self.check(job, partition, location)
+        with _reaching(job):
+            self._check(job, partition, location)
+            return self._launch(job, partition, tags, location)
+
+    def _launch(
+        self, job: str, partition: str | None, tags: Mapping[str, str], location: str | None
+    ) -> str:
         where, repository = self._find(job, location)
         remote = repository.get_full_job(job)
         config: Mapping = {}
@@ -291,6 +301,54 @@ class Workspace:
         )
         return self._instance.submit_run(run.run_id, self._context).run_id
 
+    def terminate(self, job: str, partition: str) -> Sequence[str]:
+        """Ask Dagster to end the runs that work on a campaign run, or may.
+
+        Args:
+            job: Name of the campaign's job.
+            partition: Its partition; of a job without partitions, the id of its first run.
+
+        Returns:
+            The ids of those that had not ended.
+
+        Raises:
+            UnreachableError: If one can't be ended now, as while it starts.
+        """
+        unfinished = Dagster(self._instance).unfinished_of([partition])
+        found = [run for run in unfinished if run.job_name == job]
+        starting = [run.run_id for run in found if run.status is dg.DagsterRunStatus.STARTING]
+        if starting:
+            raise UnreachableError(
+                f"Dagster run {starting[0]} is starting, and can't be ended until it has: try "
+                "again in a moment"
+            )
+        for run in found:
+            if run.status is dg.DagsterRunStatus.NOT_STARTED:  # it never came into the queue
+                self._instance.report_run_canceled(run)
+            elif run.status is not dg.DagsterRunStatus.CANCELING:
+                self._terminate(run.run_id)
+        return [run.run_id for run in found]
+
+    def _terminate(self, run_id: str) -> None:
+        try:
+            ended = self._instance.run_coordinator.cancel_run(run_id)
+        except dg.DagsterError as error:
+            raise UnreachableError(f"Dagster run {run_id} can't be ended: {error}") from error
+        run = self._instance.get_run_by_id(run_id)
+        if not ended and run is not None and not run.is_finished:
+            raise UnreachableError(
+                f"Dagster run {run_id} is {run.status.value}, and its process can't be reached: "
+                "see its page"
+            )
+
+    def policies(self) -> Mapping[str, Mapping[str, ServicePolicy]]:
+        """Return the policies of each service, by its name and the code location that has it."""
+        found: dict[str, dict[str, ServicePolicy]] = {}
+        for location in self.locations():
+            for service, policy in location.policies.items():
+                found.setdefault(service, {})[location.name] = policy
+        return found
+
     def _find(self, job: str, location: str | None) -> tuple[CodeLocation, RemoteRepository]:
         found, errors = [], []
         for name, entry in self._context.get_code_location_entries().items():
@@ -306,8 +364,10 @@ class Workspace:
             names = ", ".join(sorted(where.name for where, _ in found))
             raise LaunchError(f"several code locations have a job {job!r}: {names}")
         if not found:
-            not_loaded = f"; {', '.join(errors)} can't be loaded" if errors else ""
-            raise LaunchError(f"no code location of this workspace has a job {job!r}{not_loaded}")
+            message = f"no code location of this workspace has a job {job!r}"
+            if errors:
+                raise UnreachableError(f"{message}; {', '.join(errors)} can't be loaded")
+            raise LaunchError(message)
         return found[0]
 
     def _location(self, name: str, location: CodeLocation) -> LocationCode:
@@ -388,6 +448,17 @@ def load(instance: dg.DagsterInstance, path: Path) -> Iterator[Workspace]:
         process = WorkspaceProcessContext(instance, target, code_server_log_level="CRITICAL")
     with process:
         yield Workspace(process.create_request_context())
+
+
+@contextmanager
+def _reaching(job: str) -> Iterator[None]:
+    """Say in one line what Dagster can't do."""
+    try:
+        yield
+    except DagsterUserCodeUnreachableError as error:
+        raise UnreachableError(f"the code location of {job} can't be reached: {error}") from error
+    except dg.DagsterError as error:
+        raise LaunchError(f"Dagster can't launch {job}: {error}") from error
 
 
 def _is_breakers(resource: RemoteResource) -> bool:

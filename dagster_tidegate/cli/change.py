@@ -1,68 +1,18 @@
-"""How `hold` and `release` change the holds, and say what that does."""
+"""How `hold` and `release` say what a change of the holds does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import sqlalchemy as sa
 
 from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
-from dagster_tidegate.cli.reading import enabled, explained
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import runs
-from dagster_tidegate.store.database import Store
-from dagster_tidegate.views import situation
-from dagster_tidegate.views.effects import Effect, effects
+from dagster_tidegate.views.effects import Effect
 from dagster_tidegate.views.situation import Situation
-
-R = TypeVar("R")
-
-
-class _NotForGoodError(Exception):
-    """Rolls a change back that was only made to see what it does."""
-
-
-def change(
-    store: Store,
-    target: Target,
-    make: Callable[[sa.Connection, datetime], R],
-    *,
-    dry_run: bool,
-) -> tuple[R, Situation, Sequence[Effect]]:
-    """Make a change in one transaction, and find out what it does.
-
-    Args:
-        store: The store.
-        target: What is held or released.
-        make: Makes the change.
-        dry_run: Take it back again.
-
-    Returns:
-        What `make` returned, the situation before, and what becomes of the campaigns.
-
-    Raises:
-        click.ClickException: If the store can't be reached.
-    """
-    on = enabled()
-    found: list[tuple[R, Situation, Sequence[Effect]]] = []
-    try:
-        with explained(), store.begin() as conn:
-            now = store.now(conn)
-            before = situation.read(conn, now, enabled=on)
-            made = make(conn, now)
-            after = situation.read(conn, now, enabled=on)
-            run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
-            found.append((made, before, effects(before, after, target, run)))
-            if dry_run:
-                raise _NotForGoodError
-    except _NotForGoodError:
-        pass
-    return found[0]
 
 
 def tell_effects(found: Sequence[Effect], target: Target) -> None:

@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 import click
 import sqlalchemy as sa
 
+from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.cli.change import as_dicts, change, note_unknown, tell_effects
-from dagster_tidegate.cli.reading import open_store
+from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
+from dagster_tidegate.cli.reading import enabled, explained, open_store
 from dagster_tidegate.cli.status import hold_as_dict
-from dagster_tidegate.holds import Hold, HoldSource
-from dagster_tidegate.store import holds
+from dagster_tidegate.holds import Hold
 from dagster_tidegate.wording import LONGEST_REASON
 
 
@@ -49,26 +49,27 @@ def hold(
     store = open_store(url)
 
     def place(conn: sa.Connection, now: datetime) -> Hold:
-        return holds.place(
+        return steering.hold(
             conn,
             now,
             target,
-            source=HoldSource.OPERATOR,
             reason=reason,
             actor=actor,
             expires_at=until if length is None else now + length,
         )
 
     try:
-        placed, before, found = change(store, target, place, dry_run=dry_run)
+        with explained():
+            change = steering.change(store, target, place, enabled=enabled(), dry_run=dry_run)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    note_unknown(before, target)
+    placed, found = change.made, change.effects
+    note_unknown(change.before, target)
     if as_json:
         affected = as_dicts(found)
         output.print_json({"dry_run": dry_run, "hold": hold_as_dict(placed), "campaigns": affected})
         return
-    former = next((hold for hold in before.holds if hold.id == placed.id), None)
+    former = next((hold for hold in change.before.holds if hold.id == placed.id), None)
     if former is None:
         again = ""
     elif former == placed:

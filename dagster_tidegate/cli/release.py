@@ -1,17 +1,19 @@
 """`tidegate release`: let something run again."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import click
 import sqlalchemy as sa
 
+from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.cli.change import as_dicts, change, note_unknown, tell_effects
-from dagster_tidegate.cli.reading import open_store
+from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
+from dagster_tidegate.cli.reading import enabled, explained, open_store
 from dagster_tidegate.cli.status import hold_as_dict
-from dagster_tidegate.holds import Hold, HoldSource
-from dagster_tidegate.store import breakers, holds
+from dagster_tidegate.holds import Hold
+from dagster_tidegate.store.holds import NotYourHoldError
 
 
 @click.command()
@@ -31,21 +33,17 @@ def release(
     target = targets.target(kind, name)
     store = open_store(url)
 
-    def let_go(conn: sa.Connection, now: datetime) -> list[Hold]:
-        released = []
-        if force:
-            live = [hold for hold in holds.live(conn, now) if hold.target == target]
-            released = [hold for hold in live if hold.source is HoldSource.BREAKER]
-        if released:
-            breakers.close(conn, now, target.name, actor=actor)
-        return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
+    def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
+        return steering.release(conn, now, target, actor=actor, force=force)
 
     try:
-        released, before, found = change(store, target, let_go, dry_run=dry_run)
-    except holds.NotYourHoldError as error:
+        with explained():
+            change = steering.change(store, target, let_go, enabled=enabled(), dry_run=dry_run)
+    except NotYourHoldError as error:
         raise click.ClickException(
             output.text(str(error).replace("use force", "use --force")).plain
         ) from error
+    released, found = change.made, change.effects
     if as_json:
         listed = [hold_as_dict(hold) for hold in released]
         affected = as_dicts(found)
@@ -56,6 +54,6 @@ def release(
         click.echo(output.text(f"{verb}: {target}, held by {hold.actor} ({hold.reason})").plain)
     if not released:
         click.echo(output.text(f"{target} was not held").plain)
-        note_unknown(before, target)
+        note_unknown(change.before, target)
     elif dry_run:
         tell_effects(found, target)

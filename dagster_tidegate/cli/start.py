@@ -1,28 +1,22 @@
 """`tidegate start`: start a run of a campaign, or say why it can't start."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import sqlalchemy as sa
 
+from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
 from dagster_tidegate.cli.why import answer_for, as_dict, tell
-from dagster_tidegate.store import events
-from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal, Verdict, verdict
-
-if TYPE_CHECKING:
-    from dagster_tidegate.workspace import Workspace
 
 HELD = 3
 UNDER_WAY = 4
 EXIT_CODES = {Refusal.HELD: HELD, Refusal.UNDER_WAY: UNDER_WAY}
-ACTOR_TAG = "tidegate/started_by"
 
 
 @click.command()
@@ -53,7 +47,7 @@ def start(
     name = campaign if partition is None else f"{campaign}/{partition}"
     with reading(store) as (conn, seen):
         judged = _judged(conn, seen, name)
-        location = seen.campaigns[campaign].shape.location
+        shape = seen.campaigns[campaign].shape
     refused = judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD)
     if refused and not validate:
         _refuse(judged, seen, as_json=as_json)
@@ -61,12 +55,16 @@ def start(
 
     run_id = None
     try:
-        with loaded(workspace) as (_, code):
-            code.check(campaign, partition, location)
-            if not validate:
-                run_id = _launch(store, code, campaign, partition, location, actor)
+        with loaded(workspace) as (_, code), explained():
+            if validate:
+                code.check(campaign, partition, shape.location)
+            else:
+                run_id = steering.start(store, code, shape, partition, actor=actor)
     except LaunchError as error:
         raise click.ClickException(output.text(str(error)).plain) from error
+    except steering.UnderWayError as error:  # somebody else was faster
+        click.echo(output.text(str(error)).plain, err=True)
+        raise click.exceptions.Exit(UNDER_WAY) from error
     if refused:
         _refuse(judged, seen, as_json=as_json)
     _tell(judged, seen, run_id, as_json=as_json)
@@ -111,25 +109,3 @@ def _tell(judged: Verdict, seen: Situation, run_id: str | None, *, as_json: bool
     click.echo(output.text(done).plain)
     if answer.paused or answer.obstacles:
         tell(answer, seen)
-
-
-def _launch(
-    store: Store,
-    code: "Workspace",
-    campaign: str,
-    partition: str | None,
-    location: str,
-    actor: str,
-) -> str:
-    run_id = code.launch(campaign, partition=partition, tags={ACTOR_TAG: actor}, location=location)
-    with explained(), store.begin() as conn:
-        events.write(
-            conn,
-            store.now(conn),
-            kind="start",
-            name=f"{campaign}/{partition or run_id}",
-            to_status="requested",
-            reason=f"Dagster run {run_id}",
-            actor=actor,
-        )
-    return run_id

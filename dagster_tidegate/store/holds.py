@@ -205,6 +205,12 @@ UNRELEASED = Query(
 """The holds that nobody has released, the oldest first; the time of some may be over."""
 
 
+def get(conn: sa.Connection, hold: int) -> Hold | None:
+    """Return a hold by its id, live or not; None where there is none."""
+    row = conn.execute(sa.select(t.holds).where(t.holds.c.id == hold)).one_or_none()
+    return None if row is None else _hold(row)
+
+
 def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
     return [hold for hold in UNRELEASED.all(conn) if hold.live(now)]

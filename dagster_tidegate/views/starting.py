@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.views.why import Answer
+from dagster_tidegate.views.why import Answer, ObstacleKind
 
 
 class Refusal(StrEnum):
@@ -37,7 +37,9 @@ def verdict(answer: Answer) -> Verdict:
             partitions and so each start makes a campaign run of its own.
     """
     name = answer.target.name
-    if answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and "/" in name:
+    waits = any(each.kind is ObstacleKind.NOT_STARTED for each in answer.obstacles)
+    at_work = answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and not waits
+    if at_work and "/" in name:
         text = f"{name} is {answer.status} already: see 'tidegate runs show {name}'"
         return Verdict(Refusal.UNDER_WAY, text, answer)
     if answer.paused:

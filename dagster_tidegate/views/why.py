@@ -30,6 +30,7 @@ class ObstacleKind(StrEnum):
     LEFT_TO_OPERATOR = "left_to_operator"
     TRIGGER_STOPPED = "trigger_stopped"
     NEXT_TICK = "next_tick"
+    NOT_STARTED = "not_started"
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,9 @@ def _answer(
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
         text = "its next attempt begins with one of the next ticks of the gate"
         obstacles.append(Obstacle(ObstacleKind.NEXT_TICK, text))
+    if run is not None and run.waits_for_start:
+        text = "a person created it, and nobody has started it yet"
+        obstacles.insert(0, Obstacle(ObstacleKind.NOT_STARTED, text))
     return Answer(
         target=target,
         status=status,

@@ -1,0 +1,1 @@
+"""One process and one port for the API and Dagster's webserver."""
