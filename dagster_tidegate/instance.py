@@ -456,6 +456,15 @@ class Dagster:
             )
             self.instance.update_backfill(again)
 
+    def is_canceling(self, run_id: str) -> bool:
+        """Return whether somebody asked Dagster to terminate a run.
+
+        Every launcher notes that before it sends the run's process a signal. A signal without it is
+        the machine's: a pod that is evicted, a container that is replaced.
+        """
+        run = self.run(run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
     def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.
 
@@ -468,9 +477,7 @@ class Dagster:
             tags: Tags by which it is found.
         """
         self.add_tags(run.run_id, tags)
-        current = self.instance.get_run_by_id(run.run_id)
-        # A person may have asked for it already.
-        if current is None or current.status is not dg.DagsterRunStatus.CANCELING:
+        if not self.is_canceling(run.run_id):  # a person may have asked for it already
             self.instance.report_run_canceling(run, message)
 
 

@@ -34,7 +34,7 @@ class CampaignPaused(dg.Failure, Stopping):
 
 
 class CampaignCancelled(dg.Failure, Stopping):
-    """Raised in an op to end its run when its process was told to end, between two records.
+    """Raised in an op to end its run when it was terminated in Dagster, between two records.
 
     As with `CampaignPaused`, Dagster calls op failure hooks for it and nothing else.
     """
@@ -56,44 +56,62 @@ def end(
         fleet: The breakers and the store.
         run: The campaign run.
         attempt: The attempt that stops.
-        stop: Why and where: for a signal as cancelled, for holds or an outdated version as paused.
+        stop: Why and where: as cancelled for a signal that somebody asked Dagster for; as paused
+            for any other signal, for holds, or for an outdated version.
 
     Raises:
-        CampaignPaused: For holds, or if another op of the run has paused it.
-        CampaignCancelled: For a signal, or if it was cancelled already.
+        CampaignPaused: If it is paused.
+        CampaignCancelled: If it is cancelled.
         AttemptOverError: If another attempt has taken over.
     """
     if stop.ended is not None:
-        raised = CampaignPaused if stop.ended is RunStatus.PAUSED else CampaignCancelled
-        raise raised(f"{run.name} is {stop.ended} already; this op stops at {stop.done}")
-    if stop.signal is not None:
-        to, raised = RunStatus.CANCELLED, CampaignCancelled
-        why = f"the process was told to end ({stop.signal.name})"
+        message = f"{run.name} is {stop.ended} already; this op stops at {stop.done}"
+        raise _raised(stop.ended, message)
+    to = RunStatus.PAUSED
+    if stop.signal is not None and Dagster(context.instance).is_canceling(context.run_id):
+        to, why = RunStatus.CANCELLED, "it was terminated in Dagster"
+    elif stop.holds:
+        why = holds.describe(stop.holds)
+    elif stop.signal is not None:
+        why = f"its process was told to end ({stop.signal.name}); it goes on by itself"
     else:
-        to, raised = RunStatus.PAUSED, CampaignPaused
-        why = holds.describe(stop.holds) if stop.holds else stop.outdated or ""
+        why = stop.outdated or ""
     total = "" if stop.total is None else f"/{stop.total}"
-    message = f"{to.capitalize()} at {stop.done}{total}: {why}"
-    patiently(lambda: _move(fleet, run, attempt, to, message), context.log)
+
+    def message() -> str:
+        return f"{to.capitalize()} at {stop.done}{total}: {why}"
+
+    to = patiently(lambda: _move(fleet, run, attempt, to, message()), context.log)
     tags = {STATE_TAG: to.value, REASON_TAG: why[:LONGEST_TAG]}
     if stop.holds:
         _stop_the_queue(context, fleet)
         services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
         if services:
             tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
-    context.log.info(message)
-    Dagster(context.instance).end_as_canceled(context.run, message, tags)
-    raise raised(message)
+    context.log.info(message())
+    Dagster(context.instance).end_as_canceled(context.run, message(), tags)
+    raise _raised(to, message())
 
 
-def _move(fleet: Fleet, run: CampaignRun, attempt: Attempt, to: RunStatus, message: str) -> None:
+def _raised(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:
+    return (CampaignPaused if status is RunStatus.PAUSED else CampaignCancelled)(message)
+
+
+def _move(
+    fleet: Fleet, run: CampaignRun, attempt: Attempt, to: RunStatus, message: str
+) -> RunStatus:
+    """Return the status with which the attempt ends: another op of it may have been first.
+
+    That op tells Dagster to end the run, which then looks as if a person had asked for it.
+    """
     with fleet.store.begin() as conn:
         current = runs.get(conn, run.id)
         if current is None or current.attempt != attempt.number:
             raise AttemptOverError(f"{run.name} belongs to a newer attempt than {attempt.number}")
-        if current.status is RunStatus.PROCESSING:  # another op of this run may have been first
+        if current.status is RunStatus.PROCESSING:
             now = fleet.store.now(conn)
             runs.move(conn, now, current, to, reason=message, actor=attempt.dagster_run)
+        return current.status if current.status in (RunStatus.PAUSED, RunStatus.CANCELLED) else to
 
 
 def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoReturn:

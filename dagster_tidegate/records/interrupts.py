@@ -24,6 +24,7 @@ class Interrupts:
 
     Attributes:
         received: The signal that came, or None.
+        cut_off: Whether it was put off for as long as it can be, and had its way.
         handled: Set it when the signal has been answered for; else it is sent again at the end.
         left_early: Set it where nothing can be raised at the end: the loop was left by `break`.
     """
@@ -35,6 +36,7 @@ class Interrupts:
         self._timer: threading.Timer | None = None
         self._over = False  # the grace, or the loop
         self.received: signal.Signals | None = None
+        self.cut_off = False
         self.handled = False
         self.left_early = False
 
@@ -71,7 +73,7 @@ class Interrupts:
             self._timer.start()
 
     def _end(self) -> None:
-        self._over = True
+        self._over = self.cut_off = True
         self._log.warning(
             "A signal came %.0f s ago and the record is not done: it is cut off, and in doubt",
             self._grace_s,

@@ -93,8 +93,7 @@ class Records(Generic[T]):
     pauses; failed by the service (what the service's policy counts as a failure) it is tried
     again, until it succeeds, the breaker opens, or `max_tries` is reached.
 
-    SIGTERM and SIGINT stop the loop too, as cancelled: after the records in flight, or after
-    `drain_timeout_s`.
+    SIGTERM and SIGINT stop the loop too: after the records in flight, or after `drain_timeout_s`.
 
     Args:
         fleet: Breakers, holds and the store.
@@ -174,6 +173,7 @@ class Records(Generic[T]):
         )
         self._append_only = append_only
         self._at_work = False
+        self._told: Interrupts | None = None
         self._used_up = False  # an iterator that has been gone through
         self._begin()
 
@@ -207,7 +207,7 @@ class Records(Generic[T]):
             for chunk in self._chunks():
                 self._take(chunk)
                 yield from self._in_turn(interrupts)
-            self._finish()
+            self._finish(interrupts)
 
     async def __aiter__(self) -> AsyncIterator[Record[T]]:
         with self._working() as interrupts:
@@ -220,7 +220,7 @@ class Records(Generic[T]):
                         yield record
                 finally:
                     work.close()
-            await asyncio.to_thread(self._finish)
+            await asyncio.to_thread(self._finish, interrupts)
 
     def map(self, handler: Handler, *, concurrency: int = 8) -> list[Any]:
         """Work on several records at once.
@@ -251,7 +251,7 @@ class Records(Generic[T]):
             except BaseException:
                 self._drain(workers)
                 raise
-            self._finish()
+            self._finish(interrupts)
         return self.results()
 
     def results(self) -> list[Any]:
@@ -297,6 +297,9 @@ class Records(Generic[T]):
             raise RuntimeError(f"record {record.key} has ended: enter it once each time it comes")
         if error is not None and self._ends_the_loop(record, error):
             self._journal.flush()
+            if self._told is not None and self._told.cut_off and not isinstance(error, Exception):
+                self._leave()
+                self._on_stop(Stop(self.done, self.total, signal=self._told.received))
             return False
         self._wait_s = self._judge_try(record, error)
         if not self._wait_s:
@@ -550,7 +553,7 @@ class Records(Generic[T]):
                     if lease.waited:
                         self._journal.begin()
                     self._begin()
-                    self._lease = lease
+                    self._lease, self._told = lease, told
                     with self._entered(told):
                         yield told
             except AttemptOverError:
@@ -641,7 +644,9 @@ class Records(Generic[T]):
             self._log.warning("In doubt, and sent again next time: %s", ", ".join(self._flying))
         self._journal.stop(*self._mark(), unfinished=self._flying)
 
-    def _finish(self) -> None:
+    def _finish(self, interrupts: Interrupts) -> None:
+        if interrupts.received:  # at the last record, or while it was looked for another
+            self._stop_if_told(interrupts)
         if self._end[0] < self._start:
             raise InputChangedError(
                 f"the input has {self._end[0]} rows and had at least {self._start} in an earlier "

@@ -171,13 +171,26 @@ def test_a_hold_stops_every_step_and_the_next_run_does_the_rest(campaign: Campai
     campaign.assert_all_done_once()
 
 
-def test_a_run_that_is_told_to_end_is_cancelled_with_nothing_in_doubt(campaign: Campaign):
-    cancelled = campaign.start()
+@pytest.mark.parametrize("terminated", [False, True], ids=["evicted", "terminated"])
+def test_a_run_whose_process_is_told_to_end_pauses_unless_a_person_terminated_it(
+    campaign: Campaign, terminated: bool
+):
+    stopped = campaign.start()
     campaign.wait_for(campaign.under_way)
-    cancelled[1].send_signal(signal.SIGTERM)
+    if terminated:  # as each launcher does before it sends the signal
+        run = campaign.instance.get_run_by_id(stopped[0])
+        assert run is not None
+        campaign.instance.report_run_canceling(run)
+    stopped[1].send_signal(signal.SIGTERM)
     campaign.go_on()
-    assert campaign.end_of(cancelled) is dg.DagsterRunStatus.CANCELED
-    assert campaign.run.status is RunStatus.CANCELLED
+    assert campaign.end_of(stopped) is dg.DagsterRunStatus.CANCELED
+    expected = RunStatus.CANCELLED if terminated else RunStatus.PAUSED
+    assert campaign.run.status is expected
+    run = campaign.instance.get_run_by_id(stopped[0])
+    assert run is not None
+    assert run.tags["tidegate/state"] == expected
+    why = "it was terminated in Dagster" if terminated else "its process was told to end (SIG"
+    assert run.tags["tidegate/reason"].startswith(why)
     assert campaign.calls().total() < 2 * jobs.COUNT
     assert campaign.in_doubt() == []
 

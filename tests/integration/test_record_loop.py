@@ -559,7 +559,7 @@ def test_counts_are_right_after_an_attempt_that_died(work: Work) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_record_in_flight_as_cancelled(work: Work, number: int) -> None:
+def test_a_signal_stops_after_the_record_in_flight(work: Work, number: int) -> None:
     former = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         go_through(work.records(list("abc")), lambda _: os.kill(os.getpid(), number))
@@ -582,19 +582,32 @@ def test_a_signal_in_map_lets_what_is_in_flight_finish(work: Work) -> None:
     assert len(work.statuses()) < 6
 
 
-def test_a_signal_has_its_way_when_the_record_takes_too_long(work: Work) -> None:
+def test_a_record_that_takes_too_long_is_cut_off_and_in_doubt(work: Work) -> None:
     def handle(_: Record) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(20)
+        time.sleep(60)
+        pytest.fail("it was not cut off")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         go_through(work.records(list("ab"), drain_timeout_s=0.2), handle)
+    assert stopped.value.stop.signal == signal.SIGINT
     assert work.statuses() == {"a": RecordStatus.STARTED}
+    doubts: list[bool] = []
+    work.begin()
+    go_through(work.records(list("ab")), lambda record: doubts.append(record.in_doubt))
+    assert doubts == [True, False]
 
 
-def test_a_signal_at_the_last_record_is_not_lost(work: Work) -> None:
-    with pytest.raises(KeyboardInterrupt):
+def test_a_signal_at_the_last_record_stops_the_op(work: Work) -> None:
+    with pytest.raises(Stopped) as stopped:
         go_through(work.records(["a"]), lambda _: os.kill(os.getpid(), signal.SIGINT))
+    assert stopped.value.stop.signal == signal.SIGINT
+    assert work.statuses() == {"a": RecordStatus.DONE}
+
+
+def test_a_signal_at_the_last_record_stops_map(work: Work) -> None:
+    with pytest.raises(Stopped):
+        work.records(["a"]).map(lambda _: os.kill(os.getpid(), signal.SIGINT))
     assert work.statuses() == {"a": RecordStatus.DONE}
 
 
