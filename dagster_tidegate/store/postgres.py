@@ -98,20 +98,33 @@ def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
     """
     with engine.connect() as conn:
         driver: Any = conn.connection.driver_connection
-        conn.detach()  # its settings and its lock end with it
         driver.unbounded = True
-        until = time.monotonic() + LONGEST_MIGRATION_S
-        # Asked for again and again: an index that is built beside its users would wait for who
-        # waits in a statement.
-        while not conn.scalar(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))):
-            conn.rollback()
-            if time.monotonic() > until:
-                raise exc.TimeoutError(f"another migration is at work for {LONGEST_MIGRATION_S} s")
-            time.sleep(LOOK_S)
-        conn.execute(sa.text("SET statement_timeout = 0"))
-        conn.execute(sa.text(f"SET lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
-        conn.commit()
-        yield conn
+        try:
+            until = time.monotonic() + LONGEST_MIGRATION_S
+            # Asked for again and again: an index that is built beside its users would wait for who
+            # waits in a statement.
+            while not conn.scalar(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))):
+                conn.rollback()
+                if time.monotonic() > until:
+                    raise exc.TimeoutError(f"another migration takes over {LONGEST_MIGRATION_S} s")
+                time.sleep(LOOK_S)
+            conn.execute(sa.text("SET statement_timeout = 0"))
+            conn.execute(sa.text(f"SET lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
+            _make_schema(conn)
+            conn.commit()
+            yield conn
+        finally:
+            conn.invalidate()  # its settings and its lock end with it
+
+
+def _make_schema(conn: sa.Connection) -> None:
+    """Make the schema that comes first in the `search_path` of the URL, where there is none yet."""
+    first = conn.scalar(sa.text("SHOW search_path")).split(",")[0].strip()
+    name = first[1:-1].replace('""', '"') if first.startswith('"') else first.lower()
+    # Looked at first: where there is one, no right to make another is needed.
+    there = sa.text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
+    if name != "$user" and not conn.scalar(there, {"name": name}):
+        conn.execute(sa.schema.CreateSchema(name, if_not_exists=True))
 
 
 def between_transactions(conn: sa.Connection, step: Callable[[], None]) -> None:

@@ -1,7 +1,11 @@
 """Brings a database to a revision of the schema, and says which one it has."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -83,8 +87,7 @@ def _migrate(store: Store, revision: str, *, up: bool) -> None:
     config = _config()
     run = command.upgrade if up else command.downgrade
     if store.is_sqlite:
-        # Others wait for their turn to write, or see the schema as it was before.
-        with store.begin() as conn:
+        with _sqlite_migrating(store.engine) as conn:
             config.attributes["connection"] = conn
             run(config, revision)
         return
@@ -93,6 +96,25 @@ def _migrate(store: Store, revision: str, *, up: bool) -> None:
     with postgres.migrating(store.engine) as conn:
         config.attributes["connection"] = conn
         postgres.between_transactions(conn, lambda: run(config, revision))
+
+
+@contextmanager
+def _sqlite_migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Give a connection in one transaction; others wait for their turn to write meanwhile.
+
+    SQLite alters a table by making it anew, which rows that refer to it would forbid: so that is
+    looked at in the end.
+    """
+    with engine.connect() as conn:
+        driver: Any = conn.connection.driver_connection
+        driver.execute("PRAGMA foreign_keys=OFF").close()
+        try:
+            with conn.begin():
+                yield conn
+                if broken := conn.exec_driver_sql("PRAGMA foreign_key_check").first():
+                    raise SchemaError(f"a row of {broken[0]} would refer to none of {broken[2]}")
+        finally:
+            driver.execute("PRAGMA foreign_keys=ON").close()
 
 
 def _config() -> Config:

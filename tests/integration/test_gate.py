@@ -1,5 +1,6 @@
 """The gate against a real Dagster: what pauses, and that all of it comes back as it was."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.instance import CANARY_TAG, partition_of
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, push, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
@@ -816,3 +817,35 @@ def test_every_part_says_what_it_saw_and_that_it_lives(deployed: Deployment):
     assert set(beats) == {"pause", "resume", "breaker"}
     assert all(beat.location == LOCATION for beat in beats.values())
     assert "pool maps unset -> 0" in beats["pause"].summary
+
+
+def test_a_gate_that_the_store_has_left_behind_refuses_and_says_what_to_do(deployed: Deployment):
+    store = deployed.store
+
+    def needs(revision: str) -> None:
+        with store.begin() as conn:
+            conn.execute(t.compatibility.delete())
+            conn.execute(t.compatibility.insert().values(id=1, oldest_revision=revision))
+            push.notify(conn)
+
+    def refusal(sensor: str) -> str | None:
+        for _ in deployed.steps(sensor):
+            pass
+        error = deployed.last_tick(sensor).error
+        return None if error is None else error.to_string()
+
+    needs("9999")
+    try:
+        until = time.monotonic() + 60
+        while refusal("tidegate_pause") is None:
+            assert time.monotonic() < until
+        for sensor in ("tidegate_pause", "tidegate_resume", "tidegate_breaker"):
+            said = refusal(sensor)
+            assert said is not None
+            assert "OutdatedError" in said
+            assert "needs revision 9999 or newer" in said
+    finally:
+        needs("0001")
+    until = time.monotonic() + 60
+    while refusal("tidegate_pause") is not None:
+        assert time.monotonic() < until

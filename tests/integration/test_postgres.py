@@ -140,7 +140,7 @@ def test_a_migration_takes_as_long_as_it_needs(
     url = make_database()
     store, other = Store(url.render_as_string(hide_password=False)), sa.create_engine(url)
     with other.begin() as conn:
-        conn.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": schema.LOCK})
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(postgres.MIGRATION_LOCK)))
         migration = threading.Thread(target=schema.upgrade, args=(store,))
         migration.start()
         migration.join(1)

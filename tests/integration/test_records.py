@@ -570,3 +570,35 @@ def test_a_store_that_was_never_made_is_not_waited_for(
     breakers = BreakerResource(services=SERVICES, store_url=f"sqlite:///{tmp_path / 'new.db'}")
     result = Campaign(instance, breakers).run()
     assert "no such table" in error_of(result).message
+
+
+def test_a_version_that_the_store_has_left_behind_pauses_between_two_records(
+    campaign: Campaign,
+) -> None:
+    fleet = campaign.breakers.fleet
+
+    def needs(revision: str) -> None:
+        with fleet.store.begin() as conn:
+            conn.execute(t.compatibility.delete())
+            conn.execute(t.compatibility.insert().values(id=1, oldest_revision=revision))
+        fleet.refresh()
+
+    def after() -> None:
+        if len(campaign.sent) == 2:
+            needs("9999")
+
+    campaign.after = after
+    result = campaign.run()
+    assert campaign.campaign_run.status is RunStatus.PAUSED
+    assert campaign.campaign_run.reason == f"Paused at 2/5: {fleet.outdated}"
+    assert str(fleet.outdated).endswith("deploy the version that the store was upgraded with")
+    run = campaign.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert run.tags[STATE_TAG] == "paused"
+    assert RecordStatus.STARTED not in campaign.ledger().values()
+    campaign.run()
+    assert len(campaign.sent) == 2, "a run that starts takes no record"
+    needs("0001")
+    assert campaign.run().success
+    assert sorted(campaign.sent) == sorted(lead["email"] for lead in LEADS)

@@ -116,10 +116,10 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("before", sa.JSON(none_as_null=True)))
         batch_op.add_column(sa.Column("after", sa.JSON(none_as_null=True)))
 
-    with op.batch_alter_table("campaign_runs") as batch_op:
-        batch_op.add_column(
-            sa.Column("waits_for_start", sa.Boolean(), server_default=sa.false(), nullable=False)
-        )
+    op.add_column(
+        "campaign_runs",
+        sa.Column("waits_for_start", sa.Boolean(), server_default=sa.false(), nullable=False),
+    )
 
 
 def downgrade() -> None:
