@@ -19,6 +19,9 @@ LOOK_S = 0.05
 IDLE_TIMEOUT_S = 60
 """PostgreSQL takes the lock from a machine that says nothing for so long: it may be gone."""
 _KEY = 0x7469_6465  # "tide"; any number, the same for every gate
+# A lock is the database's, and each of its schemas may be a store of its own.
+_STORE = sa.func.hashtext(sa.func.current_schema())
+_TRY = sa.select(sa.func.pg_try_advisory_xact_lock(_KEY, _STORE))
 _in_memory = threading.Lock()
 
 
@@ -47,7 +50,7 @@ def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
                 sa.text(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_S}s'")
             )
             until = monotonic() + wait_s
-            while not conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_KEY))):
+            while not conn.scalar(_TRY):
                 if monotonic() > until:
                     raise busy
                 sleep(LOOK_S)

@@ -22,12 +22,15 @@ LOOK_S = 0.04
 LARGEST_FILE = 1 << 16
 log = logging.getLogger(__name__)
 _failed: set[Path] = set()
+# A channel is the database's, and each of its schemas may be a store of its own.
+_SCHEMA = sa.select(sa.func.current_schema())
+_NOTIFY = sa.select(sa.func.pg_notify(CHANNEL, sa.func.current_schema()))
 
 
 def notify(conn: sa.Connection) -> None:
     """Tell every process, when this transaction commits, that breakers or holds changed."""
     if conn.dialect.name == "postgresql":
-        conn.execute(sa.text(f"NOTIFY {CHANNEL}"))
+        conn.execute(_NOTIFY)
     else:
         conn.info["tidegate_notify"] = True
 
@@ -178,6 +181,7 @@ class _PostgresListener:
         driver: Any = self._conn.connection.driver_connection
         self._conn.detach()  # a listener must not go back to the pool
         driver.autocommit = True
+        self._schema = self._conn.scalar(_SCHEMA)
         driver.execute(f"LISTEN {CHANNEL}")
         self._driver = driver
         self._selector = selectors.DefaultSelector()
@@ -193,9 +197,10 @@ class _PostgresListener:
         import psycopg  # only where there is PostgreSQL
 
         try:
-            return bool(list(self._driver.notifies(timeout=0)))
+            told = list(self._driver.notifies(timeout=0))
         except psycopg.Error as error:
             raise exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
+        return any(each.payload == self._schema for each in told)
 
     def close(self) -> None:
         self._selector.close()
