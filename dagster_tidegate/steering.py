@@ -3,7 +3,8 @@
 The command line and the API do it by these functions, so that both do the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -82,6 +83,18 @@ class _NotForGoodError(Exception):
     """Rolls a change back that was only made to see what it does."""
 
 
+@contextmanager
+def writing(store: Store, *, dry_run: bool) -> Iterator[sa.Connection]:
+    """Open a transaction that writes, and that a dry run takes back in the end."""
+    try:
+        with store.begin() as conn:
+            yield conn
+            if dry_run:
+                raise _NotForGoodError
+    except _NotForGoodError:
+        pass
+
+
 def change(
     store: Store,
     target: Target,
@@ -99,20 +112,13 @@ def change(
         enabled: Whether Tidegate is switched on here.
         dry_run: Take it back again.
     """
-    found: list[Change[R]] = []
-    try:
-        with store.begin() as conn:
-            now = store.now(conn)
-            before = situation.read(conn, now, enabled=enabled)
-            made = make(conn, now)
-            after = situation.read(conn, now, enabled=enabled)
-            run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
-            found.append(Change(made, before, effects(before, after, target, run)))
-            if dry_run:
-                raise _NotForGoodError
-    except _NotForGoodError:
-        pass
-    return found[0]
+    with writing(store, dry_run=dry_run) as conn:
+        now = store.now(conn)
+        before = situation.read(conn, now, enabled=enabled)
+        made = make(conn, now)
+        after = situation.read(conn, now, enabled=enabled)
+        run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
+        return Change(made, before, effects(before, after, target, run))
 
 
 def hold(

@@ -55,18 +55,28 @@ class CampaignShape:
         return frozenset(self.ops.values())
 
 
-def read(conn: sa.Connection) -> Sequence[CampaignShape]:
-    """Return all campaigns, by name."""
+def read(conn: sa.Connection, name: str | None = None) -> Sequence[CampaignShape]:
+    """Return all campaigns, by name.
+
+    Args:
+        conn: A connection of the store.
+        name: Only the campaign of this name.
+    """
+
+    def rows(table: sa.Table, column: sa.Column[str]) -> sa.CursorResult:
+        query = sa.select(table)
+        return conn.execute(query if name is None else query.where(column == name))
+
     ops: dict[str, dict[str, str]] = {}
-    for row in conn.execute(sa.select(t.campaign_ops)):
+    for row in rows(t.campaign_ops, t.campaign_ops.c.campaign):
         ops.setdefault(row.campaign, {})[row.op] = row.pool
     triggers: dict[str, list[Trigger]] = {}
-    for row in conn.execute(sa.select(t.campaign_triggers)):
+    for row in rows(t.campaign_triggers, t.campaign_triggers.c.campaign):
         triggers.setdefault(row.campaign, []).append(
             Trigger(TakeoverKind(row.kind), row.name, row.selector_id, row.runs_by_default)
         )
     owners: dict[str, set[str]] = {}
-    for row in conn.execute(sa.select(t.campaign_owners)):
+    for row in rows(t.campaign_owners, t.campaign_owners.c.campaign):
         owners.setdefault(row.campaign, set()).add(row.owner)
     return [
         CampaignShape(
@@ -78,7 +88,7 @@ def read(conn: sa.Connection) -> Sequence[CampaignShape]:
             triggers=tuple(sorted(triggers.get(row.name, []))),
             owners=frozenset(owners.get(row.name, ())),
         )
-        for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
+        for row in sorted(rows(t.campaigns, t.campaigns.c.name), key=lambda row: row.name)
     ]
 
 

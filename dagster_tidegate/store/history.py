@@ -47,6 +47,7 @@ def read(
     name: str | None = None,
     kinds: Collection[str] = (),
     since: datetime | None = None,
+    before: int | None = None,
     limit: int,
 ) -> Sequence[Event]:
     """Return the newest events, the oldest of them first.
@@ -57,6 +58,7 @@ def read(
             holds on it, and of a campaign also with its campaign runs.
         kinds: Only those of these kinds.
         since: Only those from this time on, UTC.
+        before: Only those with a lower number.
         limit: How many at most.
     """
     c = t.events.c
@@ -74,5 +76,14 @@ def read(
         query = query.where(c.kind.in_(kinds))
     if since is not None:
         query = query.where(c.at >= since)
+    if before is not None:
+        query = query.where(c.id < before)
     rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).all()
     return [Event(**row._mapping) for row in reversed(rows)]
+
+
+def between(conn: sa.Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
+    """Return the oldest events with a number after one and up to another."""
+    c = t.events.c
+    query = sa.select(t.events).where(c.id > after, c.id <= up_to).order_by(c.id).limit(limit)
+    return [Event(**row._mapping) for row in conn.execute(query)]

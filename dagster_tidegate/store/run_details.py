@@ -114,7 +114,31 @@ def listed(
     query = query.order_by(t.campaign_runs.c.changed_at.desc(), t.campaign_runs.c.id.desc())
     names = [(row.campaign, row.partition) for row in conn.execute(query.limit(limit))]
     known = runs.named(conn, names)
-    found = [known[name] for name in names if name in known]
+    return _with_progress(conn, [known[name] for name in names if name in known])
+
+
+def page(
+    conn: sa.Connection,
+    campaign: str,
+    *,
+    statuses: Collection[RunStatus] = (),
+    before: int | None = None,
+    limit: int,
+) -> Sequence[ListedRun]:
+    """Return campaign runs of a campaign and how far they are, the one created last first.
+
+    Args:
+        conn: A connection of the store.
+        campaign: The campaign.
+        statuses: Only those that have one of these.
+        before: Only those with a lower id.
+        limit: How many at most.
+    """
+    found = runs.newest(conn, campaign, statuses=statuses, before=before, limit=limit)
+    return _with_progress(conn, found)
+
+
+def _with_progress(conn: sa.Connection, found: Sequence[CampaignRun]) -> Sequence[ListedRun]:
     progress = _progress(conn, [run.id for run in found])
     return [ListedRun(run, progress.get(run.id, [])) for run in found]
 

@@ -249,6 +249,32 @@ def with_status(
     return [_run(row) for row in rows]
 
 
+def newest(
+    conn: sa.Connection,
+    campaign: str,
+    *,
+    statuses: Collection[RunStatus] = (),
+    before: int | None = None,
+    limit: int,
+) -> Sequence[CampaignRun]:
+    """Return campaign runs of a campaign, the one created last first.
+
+    Args:
+        conn: A connection of the store.
+        campaign: The campaign.
+        statuses: Only those that have one of these.
+        before: Only those with a lower id.
+        limit: How many at most.
+    """
+    c = t.campaign_runs.c
+    query = sa.select(t.campaign_runs).where(c.campaign == campaign)
+    if statuses:
+        query = query.where(c.status.in_(statuses))
+    if before is not None:
+        query = query.where(c.id < before)
+    return [_run(row) for row in conn.execute(query.order_by(c.id.desc()).limit(limit))]
+
+
 def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
     """Return how many campaign runs of each campaign have each status."""
     rows = conn.execute(

@@ -1,0 +1,122 @@
+"""Makes the app."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
+
+from dagster_tidegate.api import problems
+from dagster_tidegate.api.context import Context
+from dagster_tidegate.api.problems import Code, Problem, ProblemDetails, responses
+from dagster_tidegate.api.routes import campaigns, events, health, holds, queue, runs, services
+from dagster_tidegate.api.stream import Feed
+from dagster_tidegate.settings import ServeSettings
+from dagster_tidegate.store.database import Store
+
+if TYPE_CHECKING:
+    from dagster_tidegate.workspace import Workspace
+
+PREFIX = "/api/v1"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+DESCRIPTION = """What is paused and why, and steering it. docs/api.md has more.
+
+What goes wrong is answered with problem details (RFC 9457) that have a stable `code`."""
+TAGS = {
+    "services": "Third-party services, their breakers, and the campaigns that need them.",
+    "campaigns": "Dagster jobs.",
+    "campaign runs": "A partition of a campaign each.",
+    "holds": "The reasons why something may not run.",
+    "events": "Who changed what, when and why.",
+    "queue": "What is paused and what waits, in numbers.",
+    "health": "Whether the server, the store and the gate do their work.",
+}
+# What every operation may answer.
+_COMMON = responses(
+    Code.UNAUTHENTICATED,
+    Code.FORBIDDEN,
+    Code.CROSS_SITE,
+    Code.READ_ONLY,
+    Code.TOO_LARGE,
+    Code.INVALID,
+    Code.TOO_MANY_REQUESTS,
+    Code.INTERNAL,
+    Code.STORE_UNAVAILABLE,
+)
+
+
+def create_app(
+    store: Store,
+    *,
+    settings: ServeSettings,
+    workspace: "Callable[[], Workspace] | None" = None,
+    read_only: bool = False,
+) -> FastAPI:
+    """Return the app, as ASGI servers run it; put it into a `Guard`.
+
+    Args:
+        store: The store.
+        settings: Where it is served.
+        workspace: Returns the code locations as they are now; without it no run can be started.
+        read_only: Refuse every change.
+
+    Example:
+        ```python
+        app = create_app(Store(url), settings=settings)
+        uvicorn.run(Guard(app, store, settings))
+        ```
+    """
+    app = FastAPI(
+        title="Tidegate",
+        version=version("dagster-tidegate"),
+        description=DESCRIPTION,
+        root_path=settings.path_prefix,
+        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.context = Context(store, Feed(store), workspace)
+    api = APIRouter(prefix=PREFIX, responses=_COMMON)
+    for module in (services, campaigns, runs, holds, events, queue, health):
+        api.include_router(module.router)
+    app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])
+    problems.install(app)
+    _describe_problems(app)
+    return app
+
+
+def _refuse_changes() -> Any:
+    from fastapi import Depends
+
+    async def refuse(request: Request) -> None:
+        if request.method not in SAFE_METHODS:
+            raise Problem(Code.READ_ONLY, "this server was started with --read-only")
+
+    return Depends(refuse)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the schema of problem details, which the operations refer to, into the document."""
+    document = app.openapi
+
+    def described() -> dict[str, Any]:
+        made = document()
+        schemas = made["components"]["schemas"]
+        if ProblemDetails.__name__ not in schemas:
+            template = "#/components/schemas/{model}"
+            found = ProblemDetails.model_json_schema(ref_template=template)
+            schemas.update(found.pop("$defs"))
+            schemas[ProblemDetails.__name__] = found
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+        return made
+
+    app.openapi = described  # type: ignore[method-assign] -- as FastAPI's documentation does it

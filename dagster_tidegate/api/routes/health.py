@@ -1,0 +1,46 @@
+"""Whether the server, the store and the gate do their work."""
+
+from fastapi import APIRouter
+
+from dagster_tidegate.api.authentication import Viewer
+from dagster_tidegate.api.context import Here
+from dagster_tidegate.api.models import Alive, GateHealth, HeartbeatShown, Ready
+from dagster_tidegate.api.problems import Code, responses
+from dagster_tidegate.store import schema
+
+router = APIRouter(prefix="/health", tags=["health"])
+_STORE = responses(Code.STORE_UNAVAILABLE)
+
+
+@router.get("/live")
+async def get_live() -> Alive:
+    """Say that the process answers. Needs no token."""
+    return Alive(status="live")
+
+
+@router.get("/ready", responses=_STORE)
+def get_ready(here: Here) -> Ready:
+    """Say whether the store can be used: 503 if not. Needs no token."""
+    schema.require_compatible(here.store)
+    return Ready(status="ready")
+
+
+@router.get("/gate", responses=_STORE)
+def get_gate(here: Here, _identity: Viewer) -> GateHealth:
+    """Say whether the gate does its work: when each part last finished."""
+    with here.reading() as (_, seen):
+        stale = seen.stale_gates()
+    return GateHealth(
+        stale=bool(stale),
+        text="; ".join(map(str, stale)) or "every part of the gate has just finished its work",
+        parts=[
+            HeartbeatShown(
+                location=beat.location,
+                part=beat.part,
+                at=beat.at,
+                stale=seen.stale(beat.at),
+                summary=beat.summary,
+            )
+            for beat in seen.heartbeats
+        ],
+    )

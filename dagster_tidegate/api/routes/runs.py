@@ -1,0 +1,305 @@
+"""Campaign runs: one partition of a campaign each."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from dagster_tidegate import steering
+from dagster_tidegate.access.identity import Identity
+from dagster_tidegate.api import cursor as cursors
+from dagster_tidegate.api import holding, lookup, starting
+from dagster_tidegate.api.authentication import Operator, Viewer, require_owner
+from dagster_tidegate.api.context import Context, Here
+from dagster_tidegate.api.models import (
+    AttemptShown,
+    CampaignName,
+    Cursor,
+    DryRun,
+    Held,
+    IdempotencyKey,
+    Limit,
+    NewHold,
+    NewRun,
+    Page,
+    Partition,
+    ProgressShown,
+    RecordShown,
+    Release,
+    Released,
+    RunDetailsShown,
+    RunShown,
+    Started,
+    StartRun,
+    WhyShown,
+)
+from dagster_tidegate.api.once import once
+from dagster_tidegate.api.problems import Code, Problem, responses
+from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import run_details
+from dagster_tidegate.store import runs as stored
+from dagster_tidegate.store.idempotency import Given
+from dagster_tidegate.store.run_details import Progress
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.views.why import why
+
+router = APIRouter(prefix="/campaigns/{campaign}/runs", tags=["campaign runs"])
+_RUN = "/{partition:path}"
+_NOT_FOUND = (Code.CAMPAIGN_NOT_FOUND, Code.CAMPAIGN_RUN_NOT_FOUND)
+
+
+@router.get("", responses=responses(Code.CAMPAIGN_NOT_FOUND))
+def list_runs(
+    here: Here,
+    _identity: Viewer,
+    campaign: CampaignName,
+    status: Annotated[
+        list[RunStatus] | None, Query(max_length=10, description="Only those that have one.")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[RunShown]:
+    """List the runs of a campaign and how far each is, the one created last first."""
+    before = cursors.decode(cursor, "runs", int)
+    with here.store.read() as conn:
+        lookup.campaign(here, conn, campaign)
+        found = run_details.page(
+            conn, campaign, statuses=status or (), before=before, limit=limit + 1
+        )
+    page = found[:limit]
+    return Page(
+        items=[_shown(each.run, each.progress) for each in page],
+        next_cursor=cursors.encode("runs", page[-1].run.id) if len(found) > limit else None,
+    )
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=RunShown,
+    responses=responses(
+        Code.CAMPAIGN_NOT_FOUND,
+        Code.CAMPAIGN_RUN_EXISTS,
+        Code.IDEMPOTENCY_KEY_IN_USE,
+        Code.INVALID,
+        Code.NOT_LAUNCHABLE,
+        Code.IDEMPOTENCY_KEY_REUSED,
+        Code.STORE_UNAVAILABLE,
+        Code.DAGSTER_UNAVAILABLE,
+    ),
+)
+def create_run(
+    here: Here,
+    request: Request,
+    identity: Operator,
+    campaign: CampaignName,
+    body: NewRun,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Create a campaign run: it is pending until it is started, held or not.
+
+    Where the server knows the code, the partition has to be one of the job's.
+    """
+
+    def make() -> Given:
+        return Given(201, _created(here, identity, campaign, body.partition))
+
+    return once(here.store, request, identity, idempotency_key, body, make)
+
+
+@router.get(_RUN, responses=responses(*_NOT_FOUND))
+def get_run(
+    here: Here,
+    _identity: Viewer,
+    campaign: CampaignName,
+    partition: Partition,
+    limit: Annotated[
+        int, Query(ge=1, le=1000, description="How many records of each kind at most.")
+    ] = 20,
+) -> RunDetailsShown:
+    """Show a campaign run: attempts, progress, and the records that are in doubt or failed."""
+    with here.reading() as (conn, seen):
+        _, run = lookup.run(here, conn, campaign, partition)
+        details = run_details.details(conn, run, limit=limit)
+    in_doubt = details.in_doubt(seen.now)
+    return RunDetailsShown(
+        **_shown(run, details.progress).model_dump(),
+        attempts=[AttemptShown.model_validate(attempt) for attempt in details.attempts],
+        in_doubt=[RecordShown.model_validate(record) for record in in_doubt],
+        in_hand_count=max(0, details.started_count - len(in_doubt)),
+        failed=[RecordShown.model_validate(record) for record in details.failed],
+        failed_count=details.failed_count,
+        why=WhyShown.of(why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)),
+    )
+
+
+@router.post(
+    _RUN + "/start",
+    status_code=202,
+    response_model=Started,
+    responses=responses(
+        *_NOT_FOUND,
+        Code.HELD,
+        Code.UNDER_WAY,
+        Code.IDEMPOTENCY_KEY_IN_USE,
+        Code.INVALID,
+        Code.NOT_LAUNCHABLE,
+        Code.IDEMPOTENCY_KEY_REUSED,
+        Code.STORE_UNAVAILABLE,
+        Code.DAGSTER_UNAVAILABLE,
+    ),
+)
+def start_run(
+    here: Here,
+    request: Request,
+    identity: Operator,
+    campaign: CampaignName,
+    partition: Partition,
+    body: StartRun | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start a campaign run that was created, or has ended: put it into Dagster's queue."""
+    asked = body or StartRun()
+
+    def make() -> Given:
+        with here.store.read() as conn:
+            lookup.run(here, conn, campaign, partition)
+        return Given(202, starting.start(here, identity, campaign, partition, queue=asked.queue))
+
+    return once(here.store, request, identity, idempotency_key, asked, make)
+
+
+@router.post(_RUN + "/pause", responses=responses(Code.NOT_PAUSABLE, *_NOT_FOUND))
+def pause_run(
+    here: Here,
+    identity: Operator,
+    campaign: CampaignName,
+    partition: Partition,
+    body: NewHold,
+    dry_run: DryRun = False,
+) -> Held:
+    """Pause a campaign run by holding it: it stops after the record in hand.
+
+    Paused by you already, the hold changes. One that has ended can't be paused.
+    """
+    check = _steered(here, identity, campaign, partition)
+
+    def place(conn: sa.Connection, now: datetime) -> Hold:
+        check(conn)
+        _, run = lookup.run(here, conn, campaign, partition)
+        ends_at = holding.end_of(body, now)
+        return steering.pause(
+            conn, now, run, reason=body.reason, actor=identity.name, expires_at=ends_at
+        )
+
+    return holding.placed(here, check, place, dry_run=dry_run)
+
+
+@router.post(_RUN + "/resume", responses=responses(*_NOT_FOUND))
+def resume_run(
+    here: Here,
+    identity: Operator,
+    campaign: CampaignName,
+    partition: Partition,
+    dry_run: DryRun = False,
+) -> Released:
+    """Release what people hold of a campaign run: it goes on, unless something else holds it."""
+    check = _steered(here, identity, campaign, partition)
+    return holding.release(here, identity, Release(), check, dry_run=dry_run)
+
+
+@router.post(
+    _RUN + "/cancel",
+    status_code=202,
+    responses=responses(
+        *_NOT_FOUND,
+        Code.TRANSITION_NOT_ALLOWED,
+        Code.CHANGED_MEANWHILE,
+        Code.STORE_UNAVAILABLE,
+        Code.DAGSTER_UNAVAILABLE,
+    ),
+)
+def cancel_run(
+    here: Here, identity: Operator, campaign: CampaignName, partition: Partition
+) -> RunShown:
+    """Cancel a campaign run, and end its Dagster run.
+
+    One that is processing ends after the record in hand, and is `cancelled` then. Repeat it where
+    it fails: what is cancelled stays so.
+    """
+    with here.store.read() as conn:
+        shape, run = lookup.run(here, conn, campaign, partition)
+    require_owner(identity, shape)
+    code = None if run.waits_for_start else here.workspace()
+    with lookup.refusals(), lookup.launching():
+        steering.cancel(here.store, code, run, actor=identity.name)
+    with here.store.read() as conn:
+        details = run_details.details(conn, lookup.run(here, conn, campaign, partition)[1], limit=1)
+    return _shown(details.run, details.progress)
+
+
+def _created(here: Context, identity: Identity, campaign: str, partition: str) -> RunShown:
+    with here.store.read() as conn:
+        shape = lookup.campaign(here, conn, campaign)
+    require_owner(identity, shape)
+    if here.open_workspace is not None:
+        with lookup.launching():
+            here.open_workspace().check(campaign, partition, shape.location)
+    with here.store.begin() as conn:
+        created = stored.create(
+            conn,
+            here.store.now(conn),
+            campaign,
+            partition,
+            priority=shape.priority,
+            waits_for_start=True,
+            actor=identity.name,
+        )
+        _, run = lookup.run(here, conn, campaign, partition)
+    if not created:
+        detail = f"{run.name} is there already, and is {run.status}"
+        raise Problem(Code.CAMPAIGN_RUN_EXISTS, detail, name=run.name, status_of_run=run.status)
+    return _shown(run, ())
+
+
+def _steered(here: Context, identity: Identity, campaign: str, partition: str) -> holding.Check:
+    """Return what finds a campaign run, and refuses who may not steer its campaign."""
+
+    def check(conn: sa.Connection) -> Target:
+        shape, run = lookup.run(here, conn, campaign, partition)
+        require_owner(identity, shape)
+        return Target(TargetKind.CAMPAIGN_RUN, run_name(run.campaign, run.partition))
+
+    return check
+
+
+def _shown(run: CampaignRun, progress: Sequence[Progress]) -> RunShown:
+    return RunShown(
+        name=run.name,
+        campaign=run.campaign,
+        partition=run.partition,
+        status=run.status,
+        waits_for_start=run.waits_for_start,
+        attempt=run.attempt,
+        priority=run.priority,
+        reason=run.reason,
+        paused_at=run.paused_at,
+        created_at=run.created_at,
+        changed_at=run.changed_at,
+        progress=[
+            ProgressShown(
+                op=each.op,
+                done=each.done,
+                failed=each.failed,
+                total=each.total,
+                records_per_second=each.rate,
+                seconds_left=each.seconds_left(),
+                updated_at=each.updated_at,
+            )
+            for each in progress
+        ],
+    )

@@ -1,0 +1,74 @@
+"""What the routes that start campaign runs have in common."""
+
+import sqlalchemy as sa
+
+from dagster_tidegate import steering
+from dagster_tidegate.access.identity import Identity
+from dagster_tidegate.api import lookup
+from dagster_tidegate.api.authentication import require_owner
+from dagster_tidegate.api.context import Context
+from dagster_tidegate.api.models import StartCampaign, Started, VerdictShown, WhyShown
+from dagster_tidegate.api.problems import Code, Problem
+from dagster_tidegate.holds import Target, TargetKind, run_name
+from dagster_tidegate.store import runs
+from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.views.starting import Refusal, Verdict, verdict
+from dagster_tidegate.views.why import why
+
+_CODES = {Refusal.HELD: Code.HELD, Refusal.UNDER_WAY: Code.UNDER_WAY}
+
+
+def start(
+    here: Context, identity: Identity, campaign: str, partition: str | None, *, queue: bool
+) -> Started:
+    """Start a run of a campaign.
+
+    Args:
+        here: What the routes work with.
+        identity: Who starts it.
+        campaign: Name of the campaign.
+        partition: The partition, where the job has any.
+        queue: Start it though it is held.
+
+    Raises:
+        Problem: Why it can't start.
+    """
+    with here.reading() as (conn, seen):
+        shape = lookup.campaign(here, conn, campaign)
+        require_owner(identity, shape)
+        judged = _judged(conn, seen, campaign, partition)
+    shown = WhyShown.of(judged.answer)
+    if judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD):
+        raise Problem(_CODES[judged.refusal], judged.text, holds=shown.holds, why=shown)
+    with lookup.refusals(), lookup.launching():
+        run_id = steering.start(here.store, here.workspace(), shape, partition, actor=identity.name)
+    return Started(name=run_name(campaign, partition or run_id), dagster_run=run_id, why=shown)
+
+
+def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
+    """Say whether a run of a campaign could start.
+
+    Raises:
+        Problem: If there is no such campaign or partition.
+    """
+    with here.reading() as (conn, seen):
+        shape = lookup.campaign(here, conn, campaign)
+        judged = _judged(conn, seen, campaign, body.partition)
+    if here.open_workspace is not None:
+        with lookup.launching():
+            here.open_workspace().check(campaign, body.partition, shape.location)
+    refused = judged.refusal is not None and not (body.queue and judged.refusal is Refusal.HELD)
+    return VerdictShown(
+        name=judged.answer.target.name,
+        can_start=not refused,
+        refusal=judged.refusal if refused else None,
+        text=judged.text,
+        why=WhyShown.of(judged.answer),
+    )
+
+
+def _judged(conn: sa.Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
+    if partition is None:
+        return verdict(why(seen, Target(TargetKind.CAMPAIGN, campaign)))
+    target = Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition))
+    return verdict(why(seen, target, runs.find(conn, campaign, partition)))

@@ -1,0 +1,137 @@
+"""A campaign in numbers, for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import tables as t
+
+RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class RecordNumbers:
+    """How many records there are of each kind.
+
+    Attributes:
+        done: Those that are done.
+        failed: Those that failed.
+        total: All, of those loops that know how many they have.
+    """
+
+    done: int
+    failed: int
+    total: int
+
+
+@dataclass(frozen=True)
+class CampaignNumbers:
+    """A campaign in numbers. Times are UTC.
+
+    Attributes:
+        campaign: Its name.
+        runs: How many campaign runs have each status.
+        attempts: How many attempts ended as what; `running` are those that have not.
+        records: The records of all its loops.
+        records_per_second: Of the loops that are at work, together.
+        first_run_at: When its first campaign run was created, or None.
+        last_change_at: When the status of one last changed, or None.
+    """
+
+    campaign: str
+    runs: Mapping[RunStatus, int]
+    attempts: Mapping[str, int]
+    records: RecordNumbers
+    records_per_second: float
+    first_run_at: datetime | None
+    last_change_at: datetime | None
+
+
+def read(conn: sa.Connection, campaign: str) -> CampaignNumbers:
+    """Return a campaign in numbers; one that nobody knows has none.
+
+    Args:
+        conn: A connection of the store.
+        campaign: Its name.
+    """
+    r, a, p = t.campaign_runs.c, t.attempts.c, t.progress.c
+    mine = r.campaign == campaign
+    by_status = conn.execute(
+        sa.select(
+            r.status,
+            sa.func.count(),
+            sa.func.min(r.created_at, type_=r.created_at.type),
+            sa.func.max(r.changed_at, type_=r.changed_at.type),
+        )
+        .where(mine)
+        .group_by(r.status)
+    ).all()
+    counts = {RunStatus(status): count for status, count, _, _ in by_status}
+    outcome = sa.func.coalesce(a.outcome, RUNNING)
+    attempts = conn.execute(
+        sa.select(outcome.label("outcome"), sa.func.count().label("attempts"))
+        .select_from(t.attempts.join(t.campaign_runs, a.campaign_run == r.id))
+        .where(mine)
+        .group_by(outcome)
+    )
+    sums: Any = conn.execute(
+        sa.select(
+            *(sa.func.coalesce(sa.func.sum(each), 0) for each in (p.done, p.failed, p.total)),
+            sa.func.coalesce(sa.func.sum(p.rate).filter(r.status == RunStatus.PROCESSING), 0.0),
+        )
+        .select_from(t.progress.join(t.campaign_runs, p.campaign_run == r.id))
+        .where(mine)
+    ).one()
+    done, failed, total, rate = sums
+    return CampaignNumbers(
+        campaign=campaign,
+        runs={status: counts.get(status, 0) for status in RunStatus},
+        attempts={row.outcome: row.attempts for row in attempts},
+        records=RecordNumbers(int(done), int(failed), int(total)),
+        records_per_second=float(rate),
+        first_run_at=min((first for _, _, first, _ in by_status), default=None),
+        last_change_at=max((last for _, _, _, last in by_status), default=None),
+    )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The campaign runs of a campaign that have one status, and what they have left.
+
+    Attributes:
+        campaign: Name of the campaign.
+        status: The status.
+        runs: How many there are.
+        records_left: How many records they have left, where the loops know.
+    """
+
+    campaign: str
+    status: RunStatus
+    runs: int
+    records_left: int
+
+
+def unfinished(conn: sa.Connection) -> list[Waiting]:
+    """Return what is left of each campaign: its runs that are not over, by status."""
+    r, p = t.campaign_runs.c, t.progress.c
+    left = (
+        sa.select(p.campaign_run, sa.func.sum(p.total - p.done - p.failed).label("records"))
+        .group_by(p.campaign_run)
+        .subquery()
+    )
+    rows = conn.execute(
+        sa.select(
+            r.campaign, r.status, sa.func.count(), sa.func.coalesce(sa.func.sum(left.c.records), 0)
+        )
+        .select_from(t.campaign_runs.outerjoin(left, left.c.campaign_run == r.id))
+        .where(r.status.in_((RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)))
+        .group_by(r.campaign, r.status)
+    )
+    return [
+        Waiting(campaign, RunStatus(status), count, max(0, int(records)))
+        for campaign, status, count, records in rows
+    ]
