@@ -184,7 +184,12 @@ def read(conn: sa.Connection) -> Sequence[Token]:
 
 def any_made(conn: sa.Connection) -> bool:
     """Return whether a token was ever made; those that ended count."""
-    return conn.execute(sa.select(t.tokens.c.id).limit(1)).one_or_none() is not None
+    return conn.execute(sa.select(t.tokens.c.id).limit(1)).first() is not None
+
+
+def any_live(conn: sa.Connection, now: datetime) -> bool:
+    """Return whether a token lets somebody in."""
+    return conn.execute(sa.select(t.tokens.c.id).where(*live(now)).limit(1)).first() is not None
 
 
 def live(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:

@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "up": "Start everything on this machine, and stay until Ctrl-C.",
     "sandbox": "Run the local services, make them fail, ask what arrived.",
     "drill": "Take the campaigns through an outage and report what happened.",
+    "tokens": "Make, list and revoke the tokens of the API and the pages.",
     "store": "Make, upgrade and inspect the store.",
     "config": "Show the settings that are in force here, and where each comes from.",
 }

@@ -19,6 +19,7 @@ COLOURS = {
     "processing": "green",
     "completed": "green",
     "ok": "green",
+    "live": "green",
     "half_open": "yellow",
     "paused": "yellow",
     "pending": "cyan",

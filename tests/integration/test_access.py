@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -146,7 +148,7 @@ def test_without_tokens_everybody_on_this_machine_is_admin_by_the_name_they_say(
 ) -> None:
     client = serve()
     assert client.get("/api/v1/who").json()["name"] == "anonymous"
-    named = client.post("/api/v1/who", headers={"X-Tidegate-Actor": "ána".encode()}).json()
+    named = client.post("/api/v1/who", headers=[(b"X-Tidegate-Actor", "ána".encode())]).json()
     assert (named["name"], named["role"], named["address"]) == ("ána", "admin", "127.0.0.1")
 
 
@@ -155,7 +157,7 @@ def test_without_tokens_everybody_on_this_machine_is_admin_by_the_name_they_say(
 def test_a_name_that_may_not_be_kept_is_refused(serve: Serve, name: str) -> None:
     client = serve(uvicorn={"http": "httptools"})
     try:
-        answer = client.get("/api/v1/who", headers={"X-Tidegate-Actor": name.encode()})
+        answer = client.get("/api/v1/who", headers=[(b"X-Tidegate-Actor", name.encode())])
     except httpx.LocalProtocolError:  # the client refuses to send it
         return
     assert answer.status_code in (400, 422)
@@ -295,7 +297,7 @@ def test_requests_with_a_known_token_ask_the_store_nothing(serve: Serve, store: 
     client = serve()
     client.get("/api/v1/who", headers=bearer(secret))
     asked: list[str] = []
-    sa.event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+    event.listen(store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
     began = time.monotonic()
     for _ in range(20):
         assert client.get("/api/v1/who", headers=bearer(secret)).status_code == 200
@@ -310,7 +312,7 @@ def test_a_store_that_is_away_lets_nobody_in(
     client = serve()
 
     def away(*_: Any) -> None:
-        raise sa.exc.OperationalError("SELECT", {}, Exception("password=hunter2"))
+        raise OperationalError("SELECT", {}, Exception("password=hunter2"))
 
     monkeypatch.setattr(store, "read", away)
     answer = client.get("/api/v1/who", headers=bearer(secret))
@@ -709,9 +711,9 @@ def test_a_change_in_dagsters_pages_is_written_down(
     assert client.post("/graphql", json=sent, headers=headers).status_code == 200
     assert client.post("/graphql", json={"query": READ}, headers=headers).status_code == 200
     with store.read() as conn:
-        (event,) = history.read(conn, kinds=["dagster_ui"], limit=10)
-    assert (event.name, event.actor, event.address) == ("launchRun", "a operator", "127.0.0.1")
-    assert event.after == {"jobName": "outreach", "repositoryLocationName": "here"}
+        (told,) = history.read(conn, kinds=["dagster_ui"], limit=10)
+    assert (told.name, told.actor, told.address) == ("launchRun", "a operator", "127.0.0.1")
+    assert told.after == {"jobName": "outreach", "repositoryLocationName": "here"}
 
 
 @one_database

@@ -1,0 +1,30 @@
+"""Nothing listens beyond this machine as long as nobody has a token."""
+
+from dagster_tidegate.access import tokens
+from dagster_tidegate.access.origins import LOCALHOST, is_loopback
+from dagster_tidegate.store.database import Store
+
+
+class ExposedError(Exception):
+    """A server would be open to everybody; the message says what to do."""
+
+
+def check(store: Store, host: str) -> None:
+    """Refuse to listen where other machines reach the server, unless there is a token.
+
+    Args:
+        store: The store, which has the tokens.
+        host: The address or name to listen on.
+
+    Raises:
+        ExposedError: If other machines reach it, and no token lets anybody in.
+    """
+    if host == LOCALHOST or is_loopback(host):
+        return
+    with store.read() as conn:
+        if tokens.any_live(conn, store.now(conn)):
+            return
+    raise ExposedError(
+        f"listening on {host} would let every machine that reaches it do everything: make a token "
+        "first, with 'tidegate tokens create NAME --role admin', or listen on 127.0.0.1"
+    )
