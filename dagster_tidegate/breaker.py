@@ -20,7 +20,7 @@ from dagster_tidegate import circuit as machine
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.circuits import Trial
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.hooks import CallFailed, CallRefused
+from dagster_tidegate.hooks import CallEnded, CallFailed, CallRefused
 from dagster_tidegate.outcomes import Classify, Outcome, default_outcome, label, retry_after
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import Counts
@@ -264,8 +264,10 @@ class Breaker(pybreaker.CircuitBreaker):
             counts.last_ok = counts.ticks()
             counts.ok()
             return result
-        self._refuse_at_once()
-        ticket = await asyncio.to_thread(self._admit)
+        admission = self._refuse_at_once()
+        ticket = (
+            _Ticket(admission.counts) if admission.passes else await asyncio.to_thread(self._admit)
+        )
         self._listen("before_call", func, *args, **kwargs)
         return await self._guard_coroutine(ticket, func(*args, **kwargs))
 
@@ -420,7 +422,9 @@ class Breaker(pybreaker.CircuitBreaker):
             fleet = self.fleet
             counts = Counts(circuit.name, circuit.generation, fleet.worker, fleet._ticks)
         passes = not self.fleet.enabled or (hold is None and circuit.state == BreakerState.CLOSED)
-        plain = not self._listeners and self.policy.slow_call_rate is None
+        plain = not (
+            self._listeners or self.policy.slow_call_rate is not None or self.fleet.times_calls
+        )
         self._admission = Admission(
             circuit, counts, hold=hold, passes=passes, fast=passes and plain
         )
@@ -437,6 +441,8 @@ class Breaker(pybreaker.CircuitBreaker):
             self.policy.slow_call_rate is not None
             and ended - ticket.started >= self.policy.slow_call_s
         )
+        if self.fleet.times_calls:
+            self.fleet._emit(CallEnded(self.policy.name, False, ended - ticket.started))
         if ticket.trial is not None:
             outcome = Outcome.SLOW if slow else Outcome.SUCCESS
             self.fleet._end_trial(self, ticket.trial, outcome, None)
@@ -460,6 +466,9 @@ class Breaker(pybreaker.CircuitBreaker):
                 self.fleet._end_trial(self, ticket.trial, Outcome.IGNORED, None)
             return
         assert isinstance(error, Exception)
+        if self.fleet.times_calls:
+            took_s = ticket.counts.ticks() - ticket.started
+            self.fleet._emit(CallEnded(self.policy.name, True, took_s))
         now = self.fleet.now()
         wait_s = retry_after(error, now, self.policy.retry_after_cap_s)
         retry_at = None if wait_s is None else now + timedelta(seconds=wait_s)

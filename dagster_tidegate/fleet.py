@@ -106,6 +106,7 @@ class Fleet:
             self.policies[policy.name] = policy
         self.enabled = enabled_by_environment() if enabled is None else enabled
         self.hooks: tuple[Hook, ...] = tuple(hooks)
+        self.times_calls = any(getattr(hook, "times_calls", False) for hook in self.hooks)
         self._named = worker
         self._shared: Circuits = (
             MemoryCircuits()
@@ -426,7 +427,7 @@ class Fleet:
                 since, what was read is of no use any more.
             regained: The store takes the place of the process's own memory.
         """
-        learned = []
+        learned: list[tuple[Circuit, Circuit]] = []
         with self._changed:
             if regained:
                 self._own = None
@@ -441,7 +442,7 @@ class Fleet:
                 if former.generation > circuit.generation and not regained:
                     services[name] = former
                 elif former.generation != circuit.generation:
-                    learned.append(ChangeLearned(name, former, circuit))
+                    learned.append((former, circuit))
             former_snapshot = self._snapshot
             self._snapshot = replace(read, services=services)
             changed = (
@@ -459,8 +460,9 @@ class Fleet:
                 if changed:
                     self._reseat(breaker)
             result = self._snapshot
-        for event in learned:
-            self._emit(event)
+        for former, circuit in learned:
+            delay_s = (self.now() - circuit.changed_at).total_seconds()
+            self._emit(ChangeLearned(circuit.name, former, circuit, max(0.0, delay_s)))
         return result
 
     def _apply_one(self, circuit: Circuit, own: MemoryCircuits | None) -> None:

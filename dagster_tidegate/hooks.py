@@ -28,11 +28,19 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class ChangeLearned:
-    """This process learned that another changed the state of a breaker."""
+    """This process learned that another changed the state of a breaker.
+
+    Attributes:
+        service: Name of the service.
+        before: The breaker as this process knew it.
+        after: The breaker as it is.
+        delay_s: Since when it is so, in seconds by the database's clock.
+    """
 
     service: str
     before: Circuit
     after: Circuit
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,24 @@ class CallFailed:
     error: Exception
     label: str
     retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """A guarded call succeeded, or failed in a way that counts.
+
+    Told of each call, if one of the fleet's hooks has an attribute `times_calls` that is true: a
+    closed breaker takes no time otherwise, which costs less.
+
+    Attributes:
+        service: Name of the service.
+        failed: Whether it failed.
+        duration_s: How long it took, in seconds.
+    """
+
+    service: str
+    failed: bool
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +122,7 @@ Event = (
     StateChanged
     | ChangeLearned
     | CallFailed
+    | CallEnded
     | CallRefused
     | CallsCounted
     | StoreLost

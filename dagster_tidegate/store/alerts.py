@@ -77,6 +77,19 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class Cursor:
+    """How far whoever raises alerts is.
+
+    Attributes:
+        event: The last event that alerts were raised of.
+        at: When somebody last looked whether there is something to tell, to half a minute (UTC).
+    """
+
+    event: int
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Counts:
     """How the sending of alerts goes.
 
@@ -109,6 +122,7 @@ def raise_alert(
     title: str,
     body: str,
     lasts: bool,
+    withheld: int = 0,
 ) -> bool:
     """Write down that people are to be told of something; of what lasts already, only once.
 
@@ -120,6 +134,7 @@ def raise_alert(
         title: One line for people.
         body: All of it.
         lasts: Whether its cause lasts, until `end` says that it has ended.
+        withheld: How often the same happened again already.
 
     Returns:
         Whether it is new.
@@ -134,6 +149,7 @@ def raise_alert(
             raised_at=now,
             ended_at=None if lasts else now,
             next_try_at=now,
+            withheld=withheld,
         )
         .on_conflict_do_nothing()
         .returning(t.alerts.c.id)
@@ -156,24 +172,15 @@ def end(conn: sa.Connection, now: datetime, alert: int, *, withdraw: bool) -> No
         conn.execute(t.alerts.update().where(a.id == alert, a.tries == 0).values(next_try_at=None))
 
 
-def withhold(conn: sa.Connection, alert: int, *, seen: int, now: int) -> bool:
-    """Set how often the same happened again; False if somebody else has set it since.
-
-    Args:
-        conn: A connection of the store that writes.
-        alert: Id of the alert.
-        seen: How often it was, as it was read.
-        now: How often it is.
-    """
-    a = t.alerts.c
-    change = t.alerts.update().where(a.id == alert, a.withheld == seen).values(withheld=now)
-    return conn.execute(change).rowcount == 1
+def withhold(conn: sa.Connection, alert: int, times: int) -> None:
+    """Set how often the same happened again without being told."""
+    conn.execute(t.alerts.update().where(t.alerts.c.id == alert).values(withheld=times))
 
 
 def recent(conn: sa.Connection, since: datetime) -> Sequence[Alert]:
-    """Return the alerts that last, that were raised since, or have something withheld."""
+    """Return the alerts that last or were raised since, the oldest first."""
     a = t.alerts.c
-    wanted = a.ended_at.is_(None) | (a.raised_at >= since) | (a.withheld > 0)
+    wanted = a.ended_at.is_(None) | (a.raised_at >= since)
     return _read(conn, sa.select(t.alerts).where(wanted).order_by(a.id))
 
 
@@ -284,31 +291,31 @@ def counts(conn: sa.Connection, now: datetime) -> Counts:
         by_status={each: found.get(each, 0) for each in AlertStatus},
         live={row.kind: row.alerts for row in live},
         oldest_pending_at=min((row.oldest for row in rows if row.oldest), default=None),
-        looked_at=None if cursor is None else cursor[1],
+        looked_at=None if cursor is None else cursor.at,
     )
 
 
-def read_cursor(conn: sa.Connection) -> tuple[int, datetime] | None:
-    """Return the last event that alerts were raised of, and when that was looked at (UTC)."""
+def read_cursor(conn: sa.Connection) -> Cursor | None:
+    """Return how far whoever raises alerts is; None: nobody ever looked."""
     c = t.cursors.c
     row = conn.execute(sa.select(c.event, c.at).where(c.reader == READER)).one_or_none()
-    return None if row is None else (row.event, row.at)
+    return None if row is None else Cursor(row.event, row.at)
 
 
-def move_cursor(conn: sa.Connection, now: datetime, *, seen: int | None, event: int) -> bool:
-    """Move the cursor to an event; False if another reader was faster, who raises its alerts.
+def move_cursor(conn: sa.Connection, now: datetime, *, seen: Cursor | None, event: int) -> bool:
+    """Move the cursor to an event; False if somebody else has looked since.
 
     Args:
         conn: A connection of the store that writes.
         now: The database's time, UTC.
-        seen: Where the cursor was, as it was read; None: there was none.
+        seen: The cursor as it was read; None: there was none.
         event: The last event that was read.
     """
     if seen is None:
         made = insert(conn, t.cursors).values(reader=READER, event=event, at=now)
         return conn.execute(made.on_conflict_do_nothing()).rowcount == 1
     c = t.cursors.c
-    moved = t.cursors.update().where(c.reader == READER, c.event == seen)
+    moved = t.cursors.update().where(c.reader == READER, c.event == seen.event, c.at == seen.at)
     return conn.execute(moved.values(event=event, at=now)).rowcount == 1
 
 

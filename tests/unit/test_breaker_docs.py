@@ -11,6 +11,7 @@ from dagster_tidegate import (
     fleet,
     hooks,
     log_hook,
+    opentelemetry_hook,
     outcomes,
     policy,
     prometheus_hook,
@@ -69,7 +70,17 @@ def test_the_example_works(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "module", [outcomes, policy, breaker, fleet, log_hook, prometheus_hook, pybreaker_storage]
+    "module",
+    [
+        outcomes,
+        policy,
+        breaker,
+        fleet,
+        log_hook,
+        opentelemetry_hook,
+        prometheus_hook,
+        pybreaker_storage,
+    ],
 )
 def test_the_examples_in_docstrings_work(module: ModuleType):
     result = doctest.testmod(module)

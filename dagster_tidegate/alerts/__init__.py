@@ -1,0 +1,1 @@
+"""Tells people what happens, through Apprise. Needs the extra `alerts`."""

@@ -1,0 +1,1 @@
+"""What `/metrics` says of the fleet, read from the store. Needs the extra `metrics`."""
