@@ -112,6 +112,11 @@ class ServeSettings(Settings):
         default="",
         description="Path below which everything is served, such as `/dagster`.",
     )
+    workspace: Path | None = Field(
+        default=None,
+        description="The workspace file. Not set: `workspace.yaml` in the current directory; the "
+        "API alone then starts no runs.",
+    )
     allowed_hosts: Words = Field(
         default=(),
         description="Names, besides loopback's, by which browsers may ask for the pages "

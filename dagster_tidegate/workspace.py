@@ -36,6 +36,11 @@ from pydantic import ValidationError
 from dagster_tidegate.instance import PART_TAG, Dagster
 from dagster_tidegate.policy import ServicePolicy
 
+# As dagster-webserver has them.
+STATEMENT_TIMEOUT_MS = 15_000
+POOL_RECYCLE_S = 3600
+MOST_OVERFLOW = 20
+
 
 class WorkspaceError(Exception):
     """A workspace can't be loaded; the message says why."""
@@ -438,16 +443,68 @@ def load(instance: dg.DagsterInstance, path: Path) -> Iterator[Workspace]:
     Raises:
         WorkspaceError: If the file can't be read.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a location that can't be loaded, `locations` tells
+        process = _process(instance, path, log_level="CRITICAL", read_only=False)
+    with process:
+        yield Workspace(process.create_request_context())
+
+
+class Server:
+    """The code locations of a workspace file for as long as a server runs. Made by `serve`.
+
+    Attributes:
+        process: What Dagster's webserver works with.
+    """
+
+    def __init__(self, process: WorkspaceProcessContext) -> None:
+        self.process = process
+
+    def workspace(self) -> Workspace:
+        """Return the code locations as they are now; a person may have reloaded one."""
+        return Workspace(self.process.create_request_context())
+
+
+@contextmanager
+def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Server]:
+    """Open the Dagster instance and the code locations of a workspace file, for a server.
+
+    Args:
+        path: The `workspace.yaml`.
+        log_level: Of what the code servers log.
+        read_only: Whether Dagster's pages refuse every change.
+
+    Yields:
+        The code locations.
+
+    Raises:
+        WorkspaceError: If the file can't be read, or there is no instance.
+    """
+    try:
+        instance = dg.DagsterInstance.get()
+    except dg.DagsterInvariantViolationError as error:
+        raise WorkspaceError(f"the Dagster instance can't be opened: {error}") from error
+    with instance:
+        instance.optimize_for_webserver(STATEMENT_TIMEOUT_MS, POOL_RECYCLE_S, MOST_OVERFLOW)
+        with _process(instance, path, log_level=log_level, read_only=read_only) as process:
+            yield Server(process)
+
+
+def _process(
+    instance: dg.DagsterInstance, path: Path, *, log_level: str, read_only: bool
+) -> WorkspaceProcessContext:
     target = WorkspaceFileTarget([str(path)])
     try:
         target.create_origins()
     except (dg.DagsterError, CheckError, yaml.YAMLError, OSError, ValueError) as error:
         raise WorkspaceError(f"{path} can't be read as a workspace: {error}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a location that can't be loaded, `locations` tells
-        process = WorkspaceProcessContext(instance, target, code_server_log_level="CRITICAL")
-    with process:
-        yield Workspace(process.create_request_context())
+    return WorkspaceProcessContext(
+        instance,
+        target,
+        version=dg.__version__,
+        read_only=read_only,
+        code_server_log_level=log_level,
+    )
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Server-sent events: the audit as it is written, from where a client left off."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from fastapi.encoders import jsonable_encoder
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from dagster_tidegate.api.models import EventShown
 from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
 from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.store import history
@@ -145,5 +144,5 @@ class EventStream(Response):
 
 def as_text(event: Event) -> str:
     """Return an event as a stream has it."""
-    data = json.dumps(jsonable_encoder(event), separators=(",", ":"))
+    data = EventShown.model_validate(event).model_dump_json()
     return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n"

@@ -38,7 +38,7 @@ class Addresses:
     """Where a running deployment is found.
 
     Attributes:
-        web: URL of Dagster's webserver.
+        web: URL of Dagster's pages and of the API.
         sandbox: URL of the sandbox.
         home: The DAGSTER_HOME.
         logs: Directory with a log file of each process.
@@ -94,9 +94,8 @@ def start(
             "--port", str(sandbox_port), *sandbox_options,
         ],
         "webserver": [
-            sys.executable, "-m", "dagster_webserver", "--host", LOOPBACK, "--port", str(port),
-            "--workspace", str(workspace), "--dagster-log-level", "warning",
-            "--code-server-log-level", "warning",
+            sys.executable, "-m", "dagster_tidegate.cli", "serve", "--host", LOOPBACK,
+            "--port", str(port), "--workspace", str(workspace),
         ],
         "daemon": daemon_command(workspace),
     }  # fmt: skip

@@ -1,0 +1,32 @@
+"""The API and Dagster's pages as one app."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+OWN = ("/api", "/metrics", "/login", "/logout")
+"""Paths that are not Dagster's, and what is below them."""
+
+
+class OnePort:
+    """Sends each request to the API or to Dagster's pages, by its path.
+
+    Dagster's own last route takes every path, so that ours come first.
+
+    Args:
+        api: The API; it is told of the start and the end of the server.
+        pages: Dagster's webserver.
+        prefix: The path below which everything is served.
+    """
+
+    def __init__(self, api: ASGIApp, pages: ASGIApp, prefix: str) -> None:
+        self._api = api
+        self._pages = pages
+        self._own = tuple(f"{prefix}{path}" for path in OWN)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection."""
+        ours = scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_own(scope))
+        await (self._api if ours else self._pages)(scope, receive, send)
+
+    def _is_own(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        return path in self._own or path.startswith(tuple(f"{own}/" for own in self._own))
