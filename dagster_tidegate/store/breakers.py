@@ -417,6 +417,16 @@ class StoredCircuits:
             return end_trial(conn, now, policy, trial, outcome, retry_at=retry_at)
 
 
+def _kept(by: str | None, until: datetime | None) -> dict[str, Any] | None:
+    """What the record of a change keeps of who keeps a breaker closed."""
+    if by is None:
+        return None
+    return {
+        "kept_closed_by": by,
+        "kept_closed_until": None if until is None else until.isoformat(),
+    }
+
+
 def _keep(
     conn: sa.Connection,
     now: datetime,
@@ -426,6 +436,7 @@ def _keep(
     until: datetime | None,
     actor: str,
 ) -> Circuit:
+    before = read_one(conn, name)
     conn.execute(
         t.services.update()
         .where(t.services.c.name == name)
@@ -438,6 +449,8 @@ def _keep(
         name=name,
         to_status="may_trip" if by is None else "kept_closed",
         actor=actor,
+        before=_kept(before.kept_closed_by, before.kept_closed_until),
+        after=_kept(by, until),
     )
     push.notify(conn)
     return read_one(conn, name)

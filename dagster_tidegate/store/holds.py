@@ -73,7 +73,7 @@ def place(
             .returning(t.holds)
         ).one_or_none()
         if row is not None:
-            from_status, to_status = None, "placed"
+            from_status, to_status, before = None, "placed", None
             break
         found = conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one_or_none()
         if found is None:
@@ -82,7 +82,7 @@ def place(
             return _hold(found)
         change = t.holds.update().where(t.holds.c.id == found.id).values(said)
         row = conn.execute(change.returning(t.holds)).one()
-        from_status, to_status = "placed", "changed"
+        from_status, to_status, before = "placed", "changed", _as_recorded(_hold(found))
         break
     else:
         raise RuntimeError(
@@ -98,6 +98,8 @@ def place(
         to_status=to_status,
         reason=reason,
         actor=actor,
+        before=before,
+        after=_as_recorded(_hold(row)),
     )
     push.notify(conn)
     return _hold(row)
@@ -163,6 +165,7 @@ def end(conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, by_force:
         to_status="released_by_force" if by_force else "released",
         reason=hold.reason,
         actor=actor,
+        before=_as_recorded(hold),
     )
     push.notify(conn)
 
@@ -185,6 +188,7 @@ def expire(conn: sa.Connection, now: datetime) -> int:
             to_status="expired",
             reason=row.reason,
             actor="expiry",
+            before=_as_recorded(_hold(row)),
         )
     if over:
         push.notify(conn)
@@ -214,6 +218,17 @@ def get(conn: sa.Connection, hold: int) -> Hold | None:
 def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
     return [hold for hold in UNRELEASED.all(conn) if hold.live(now)]
+
+
+def _as_recorded(hold: Hold) -> dict[str, Any]:
+    """What the record of a change keeps of a hold, so that it says whose it was."""
+    return {
+        "hold": hold.id,
+        "source": hold.source.value,
+        "actor": hold.actor,
+        "reason": hold.reason,
+        "expires_at": None if hold.expires_at is None else hold.expires_at.isoformat(),
+    }
 
 
 def _hold(row: sa.Row) -> Hold:
