@@ -6,13 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import apprise
 from pydantic import SecretStr
 
 from dagster_tidegate.alerts.kinds import BAD, GOOD, AlertKind
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.settings import SettingsError
+
+if TYPE_CHECKING:
+    from apprise import Apprise
 
 LONGEST_TRY_S = 20.0
 """A target that does not answer for so long has failed."""
@@ -94,7 +97,7 @@ class Targets:
 class _Target:
     """One place. While it does not answer, nothing more is sent to it."""
 
-    def __init__(self, name: str, to: apprise.Apprise) -> None:
+    def __init__(self, name: str, to: "Apprise") -> None:
         self._name, self._to = name, to
         self._latest: _Try | None = None
 
@@ -109,26 +112,21 @@ class _Target:
 class _Try(threading.Thread):
     """Sends one message to one place. Nothing waits for it at the end of the process."""
 
-    def __init__(self, name: str, to: apprise.Apprise, text: Text, kind: AlertKind) -> None:
+    def __init__(self, name: str, to: "Apprise", text: Text, kind: AlertKind) -> None:
         super().__init__(name=f"tidegate-alert-{name}", daemon=True)
         self._to, self._text, self._kind = to, text, kind
         self._sent = False
         self._said: list[str] = []
 
     def run(self) -> None:
-        handler = _OfThisThread(self._said)
-        _log.addHandler(handler)
-        try:
-            self._sent = bool(
-                self._to.notify(
-                    title=self._text.title,
-                    body=self._text.body,
-                    body_format=apprise.NotifyFormat.TEXT,
-                    notify_type=_type(self._kind),
-                )
-            )
-        finally:
-            _log.removeHandler(handler)
+        result = self._to.notify(
+            title=self._text.title,
+            body=self._text.body,
+            body_format="text",
+            notify_type=_type(self._kind),
+        )
+        self._said = [entry.message for entry in result.logs()]
+        self._sent = bool(result)
 
     def result(self, wait_s: float, timeout_s: float) -> str | None:
         self.join(max(0.0, wait_s))
@@ -144,26 +142,27 @@ class _Try(threading.Thread):
         return "it can't be reached, or did not answer" if refused else "it was refused"
 
 
-class _OfThisThread(logging.Handler):
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._said, self._thread = said, threading.get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
-            self._said.append(record.getMessage())
-
-
-def _made(url: str) -> apprise.Apprise | None:
+def _made(url: str) -> "Apprise | None":
+    try:
+        import apprise  # an extra, and only needed where there is a target
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "TIDEGATE_ALERT_URLS is set, and Apprise is not installed: "
+            "pip install 'dagster-tidegate[alerts]'"
+        ) from error
     _log.propagate = False
     _log.setLevel(logging.WARNING)
-    found = apprise.Apprise()
+    # It tells the path of each request, which of many services is the secret.
+    logging.getLogger("urllib3").setLevel(logging.INFO)
+    # Apprise's own pool of threads would be waited for at the end of the process, hanging or not.
+    found = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
     return found if found.add(url) else None
 
 
-def _type(kind: AlertKind) -> apprise.NotifyType:
+def _type(kind: AlertKind) -> str:
+    """What Apprise calls it."""
     if kind in GOOD:
-        return apprise.NotifyType.SUCCESS
+        return "success"
     if kind in BAD:
-        return apprise.NotifyType.FAILURE
-    return apprise.NotifyType.INFO if kind is AlertKind.TEST else apprise.NotifyType.WARNING
+        return "failure"
+    return "info" if kind is AlertKind.TEST else "warning"

@@ -224,6 +224,11 @@ def several(titles: Sequence[str]) -> Text:
     )
 
 
+def test() -> Text:
+    """Say that this is a test."""
+    return Text("a test of Tidegate's alerts", "Messages reach this place. Nothing has happened.")
+
+
 def length(time: timedelta) -> str:
     """Return a length of time for people.
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
 
-from dagster_tidegate.api import problems
+from dagster_tidegate.api import metrics, problems
 from dagster_tidegate.api.context import Context
 from dagster_tidegate.api.problems import Code, Problem, ProblemDetails, responses
 from dagster_tidegate.api.routes import campaigns, events, health, holds, queue, runs, services
 from dagster_tidegate.api.stream import Feed
-from dagster_tidegate.settings import ServeSettings
+from dagster_tidegate.settings import GeneralSettings, ServeSettings, load
 from dagster_tidegate.store.database import Store
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ TAGS = {
     "events": "Who changed what, when and why.",
     "queue": "What is paused and what waits, in numbers.",
     "health": "Whether the server, the store and the gate do their work.",
+    "metrics": "Numbers for Prometheus.",
 }
 # What every operation may answer.
 _COMMON = responses(
@@ -84,6 +85,7 @@ def create_app(
     for module in (services, campaigns, runs, holds, events, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])
+    app.include_router(metrics.router(store, enabled=load(GeneralSettings).enabled))
     problems.install(app)
     _describe_problems(app)
     return app

@@ -14,6 +14,8 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import alerts
+from dagster_tidegate.store.alerts import Counts
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import ObstacleKind, why
@@ -38,16 +40,20 @@ def status(as_json: bool, watch: bool, interval_s: float, url: str | None) -> No
     if watch:
         _watch(store, interval_s, as_json=as_json)
         return
-    with reading(store) as (_, seen):
-        pass
+    seen, told = _read(store)
     if as_json:
-        output.print_json(as_dict(seen))
+        output.print_json(as_dict(seen, told))
     else:
-        output.console().print(render(seen))
+        output.console().print(render(seen, told))
 
 
-def as_dict(seen: Situation) -> dict[str, Any]:
-    """Return the situation as JSON shows it."""
+def _read(store: Store) -> tuple[Situation, Counts]:
+    with reading(store) as (conn, seen):
+        return seen, alerts.counts(conn, seen.now)
+
+
+def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
+    """Return the situation, and how people are told of it, as JSON shows them."""
     return {
         "at": seen.now,
         "enabled": seen.enabled,
@@ -84,6 +90,7 @@ def as_dict(seen: Situation) -> dict[str, Any]:
             for beat in seen.heartbeats
         ],
         "gate_stale": bool(seen.stale_gates()),
+        "alerts": {status.value: count for status, count in told.by_status.items()},
     }
 
 
@@ -107,8 +114,8 @@ def hold_as_dict(hold: Hold) -> dict[str, Any]:
     }
 
 
-def render(seen: Situation) -> RenderableType:
-    """Return the situation as tables."""
+def render(seen: Situation, told: Counts) -> RenderableType:
+    """Return the situation as tables, and what is wrong."""
     parts: list[RenderableType] = []
     services = output.table("Services", "service", "state", "for", "why", "probed")
     for service in seen.circuits.values():
@@ -143,6 +150,14 @@ def render(seen: Situation) -> RenderableType:
             )
         parts.append(live)
     parts += warnings(seen)
+    if told.failing:
+        parts.append(
+            Text(
+                f"People were not told of {told.failing} alerts: sending fails. "
+                "See 'tidegate alerts list'.",
+                "red",
+            )
+        )
     return Group(*parts)
 
 
@@ -188,13 +203,13 @@ def run_counts(runs: Any) -> str:
 def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
     console = Console(highlight=False)
     if as_json:
-        _repeat(store, interval_s, lambda seen: click.echo(output.json_line(as_dict(seen))))
+        _repeat(store, interval_s, lambda *read: click.echo(output.json_line(as_dict(*read))))
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False, screen=True) as live:
 
-            def show(seen: Situation) -> None:
+            def show(seen: Situation, told: Counts) -> None:
                 note = Text(f"{seen.now:%F %T} UTC, every {interval_s:g} s; Ctrl-C ends", "dim")
-                live.update(Group(note, render(seen)), refresh=True)
+                live.update(Group(note, render(seen, told)), refresh=True)
 
             _repeat(
                 store,
@@ -203,13 +218,13 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
                 lambda error: live.update(Text(str(error), "red"), refresh=True),
             )
     else:
-        _repeat(store, interval_s, lambda seen: output.console().print(render(seen)))
+        _repeat(store, interval_s, lambda *read: output.console().print(render(*read)))
 
 
 def _repeat(
     store: Store,
     interval_s: float,
-    show: Callable[[Situation], object],
+    show: Callable[[Situation, Counts], object],
     show_error: Callable[[click.ClickException], object] = lambda error: click.echo(
         f"Error: {error.message}", err=True
     ),
@@ -218,9 +233,7 @@ def _repeat(
     try:
         while True:
             try:
-                with reading(store) as (_, seen):
-                    pass
-                show(seen)
+                show(*_read(store))
             except click.ClickException as error:
                 show_error(error)
             time.sleep(interval_s)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from dagster_tidegate.access import exposure
 from dagster_tidegate.alerts import loop as alerts
+from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.api.app import create_app
 from dagster_tidegate.api.guard import Guard
 from dagster_tidegate.serve.one_port import OnePort
@@ -140,6 +141,7 @@ def _alerts(store: Store) -> Iterator[None]:
     """Send alerts meanwhile, in a thread."""
     stop = threading.Event()
     settings = load(AlertSettings)
+    Targets(settings.urls)  # a URL that can't be used is refused now, and not in the thread
     thread = threading.Thread(
         target=alerts.run, args=(store, settings, stop), name="tidegate-alerts", daemon=True
     )

@@ -1,0 +1,46 @@
+"""`GET /metrics`: the metrics of the fleet, for Prometheus."""
+
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.responses import Response
+
+from dagster_tidegate.api.authentication import Viewer
+from dagster_tidegate.api.problems import Code, responses
+from dagster_tidegate.metrics.collector import FleetCollector
+from dagster_tidegate.store.database import Store
+
+_TEXT = {"schema": {"type": "string"}}
+
+
+def router(store: Store, *, enabled: bool) -> APIRouter:
+    """Return the route, with its own collector.
+
+    Args:
+        store: The store.
+        enabled: Whether Tidegate is switched on here.
+    """
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(store, enabled=enabled))
+    made = APIRouter(tags=["metrics"])
+
+    @made.get(
+        "/metrics",
+        name="metrics",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The metrics, in the format that `Accept` asks for.",
+                "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+            },
+            **responses(
+                Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.TOO_MANY_REQUESTS, Code.INTERNAL
+            ),
+        },
+    )
+    def metrics(request: Request, _identity: Viewer) -> Response:
+        """Return the metrics of the fleet for Prometheus; docs/metrics.md lists them."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"Content-Type": content_type})
+
+    return made
