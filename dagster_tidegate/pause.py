@@ -65,8 +65,9 @@ def end(
         AttemptOverError: If another attempt has taken over.
     """
     if stop.ended is not None:
-        message = f"{run.name} is {stop.ended} already; this op stops at {stop.done}"
-        raise _raised(stop.ended, message)
+        raise _raised(
+            stop.ended, f"{run.name} is {stop.ended} already; this op stops at {stop.done}"
+        )
     to = RunStatus.PAUSED
     if stop.signal is not None and Dagster(context.instance).is_canceling(context.run_id):
         to, why = RunStatus.CANCELLED, "it was terminated in Dagster"
@@ -76,21 +77,22 @@ def end(
         why = f"its process was told to end ({stop.signal.name}); it goes on by itself"
     else:
         why = stop.outdated or ""
-    total = "" if stop.total is None else f"/{stop.total}"
-
-    def message() -> str:
-        return f"{to.capitalize()} at {stop.done}{total}: {why}"
-
-    to = patiently(lambda: _move(fleet, run, attempt, to, message()), context.log)
+    where = f"at {stop.done}" + ("" if stop.total is None else f"/{stop.total}")
+    wanted = to
+    to = patiently(
+        lambda: _move(fleet, run, attempt, wanted, f"{wanted.capitalize()} {where}: {why}"),
+        context.log,
+    )
+    message = f"{to.capitalize()} {where}: {why}"
     tags = {STATE_TAG: to.value, REASON_TAG: why[:LONGEST_TAG]}
     if stop.holds:
         _stop_the_queue(context, fleet)
         services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
         if services:
             tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
-    context.log.info(message())
-    Dagster(context.instance).end_as_canceled(context.run, message(), tags)
-    raise _raised(to, message())
+    context.log.info(message)
+    Dagster(context.instance).end_as_canceled(context.run, message, tags)
+    raise _raised(to, message)
 
 
 def _raised(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:

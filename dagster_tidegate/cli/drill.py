@@ -89,7 +89,7 @@ class _Screen:
 @click.option(
     "--url",
     help="SQLAlchemy URL of a store (SQLite or PostgreSQL) that nothing else uses. Default: a "
-    "SQLite file of its own.",
+    "SQLite file of its own. On PostgreSQL Dagster's storage is there too, in its own schema.",
 )
 @click.option("--keep", is_flag=True, help="Keep the databases and logs, and say where.")
 @click.option(
@@ -118,7 +118,7 @@ def drill(
     with all databases and logs is kept then.
     """
     from dagster_tidegate.drill import report
-    from dagster_tidegate.drill.stage import stage
+    from dagster_tidegate.drill.stage import drop, stage
     from dagster_tidegate.drill.story import DrillError, Plan, Story
 
     console = Console(highlight=False, soft_wrap=True)
@@ -130,7 +130,7 @@ def drill(
             screen.phase("starting the sandbox, Dagster's webserver and its daemon")
             with stage(workspace, place, store_url=url) as set_up:
                 screen.phase(f"Dagster is at {set_up.web} meanwhile")
-                seen = Story(plan, set_up, screen).play()
+                seen, dagster_schema = Story(plan, set_up, screen).play(), set_up.dagster_schema
     except (*EXPLAINED, DrillError) as error:
         raise click.ClickException(f"{error}\nDatabases and logs are kept in {place}") from error
     found, problems = report.report(seen), report.broken(seen)
@@ -144,9 +144,12 @@ def drill(
         raise click.ClickException(f"databases and logs are kept in {place}")
     console.print("\n[bold green]Everything held.[/]")
     if keep:
-        console.print(f"Databases and logs are in {place}")
-    else:
-        shutil.rmtree(place)
+        schema = f", Dagster's storage in the schema {dagster_schema}" if dagster_schema else ""
+        console.print(f"Databases and logs are in {place}{schema}")
+        return
+    shutil.rmtree(place)
+    if url is not None and dagster_schema is not None:
+        drop(url, dagster_schema)
 
 
 def _show(console: Console, seen: "Evidence", found: "Report") -> None:

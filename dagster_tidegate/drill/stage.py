@@ -6,9 +6,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 from urllib.parse import urlsplit
 
 import dagster as dg
+import sqlalchemy as sa
+import yaml
 from dagster_graphql import DagsterGraphQLClient
 
 from dagster_tidegate.instance import Dagster
@@ -19,6 +22,8 @@ from dagster_tidegate.up.children import Child, Children
 from dagster_tidegate.up.ports import free
 
 SANDBOX_LATENCY_S = 0.02
+NOT_THE_PROJECTS = ("storage", "run_launcher", "local_artifact_storage", "compute_logs")
+"""A drill has its own of these, so that it can't touch a deployment's."""
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Stage:
         children: Its processes.
         env: Their environment.
         ahead: How far the store's clock is ahead of this machine's.
+        dagster_schema: The schema of a PostgreSQL store's database that has Dagster's storage.
     """
 
     workspace: Path
@@ -46,6 +52,7 @@ class Stage:
     children: Children
     env: dict[str, str]
     ahead: timedelta
+    dagster_schema: str | None
 
     @property
     def dagster(self) -> Dagster:
@@ -74,6 +81,16 @@ class Stage:
         return at - self.ahead
 
 
+def drop(url: str, schema: str) -> None:
+    """Delete Dagster's storage of a drill that is over.
+
+    Args:
+        url: URL of the store, on PostgreSQL.
+        schema: Its `Stage.dagster_schema`.
+    """
+    _execute(url, sa.schema.DropSchema(schema, cascade=True))
+
+
 @contextmanager
 def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[Stage]:
     """Set a stage up, and take it down.
@@ -81,7 +98,8 @@ def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[St
     Args:
         workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
         place: An empty directory for all that it needs.
-        store_url: URL of the store; a SQLite file in `place` if None.
+        store_url: URL of the store; a SQLite file in `place` if None. On PostgreSQL, Dagster's
+            storage is in a schema of its own in the same database.
 
     Yields:
         The stage; its processes answer.
@@ -89,9 +107,9 @@ def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[St
     dagster_home, leads = place / "home", place / "leads"
     for directory in (dagster_home, leads):
         directory.mkdir()
-    home.link_instance_config(workspace.parent, dagster_home)
     url = store_url or f"sqlite:///{dagster_home / 'tidegate.db'}"
     deployment.upgrade_store(url)
+    schema = _configure_dagster(workspace.parent, dagster_home, url)
     port, sandbox_port = free(), free()
     env = {
         **{name: value for name, value in os.environ.items() if name != "TIDEGATE_RESULTS_URL"},
@@ -124,4 +142,40 @@ def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[St
             children=children,
             env=env,
             ahead=ahead,
+            dagster_schema=schema,
         )
+
+
+def _configure_dagster(project: Path, dagster_home: Path, url: str) -> str | None:
+    """Write the project's `dagster.yaml` with a storage of the drill's own, beside the store.
+
+    Returns:
+        The schema that is made for it, where the store is on PostgreSQL.
+    """
+    try:
+        config = yaml.safe_load((project / "dagster.yaml").read_text()) or {}
+    except FileNotFoundError:
+        raise home.HomeError(f"there is no dagster.yaml in {project}") from None
+    for key in NOT_THE_PROJECTS:
+        config.pop(key, None)
+    schema, address = None, sa.make_url(url)
+    if address.get_backend_name() == "postgresql":
+        schema = f"tidegate_drill_{token_hex(4)}"
+        _execute(url, sa.schema.CreateSchema(schema))
+        # Dagster's own driver; `postgresql://` alone is psycopg 3 for SQLAlchemy 2.1.
+        own = address.set(drivername="postgresql+psycopg2").update_query_dict(
+            {"options": f"-csearch_path={schema}"}
+        )
+        text = own.render_as_string(hide_password=False)
+        config["storage"] = {"postgres": {"postgres_url": text}}
+    (dagster_home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    return schema
+
+
+def _execute(url: str, statement: sa.Executable) -> None:
+    store = Store(url)
+    try:
+        with store.begin() as conn:
+            conn.execute(statement)
+    finally:
+        store.dispose()
