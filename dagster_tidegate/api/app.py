@@ -33,18 +33,6 @@ TAGS = {
     "health": "Whether the server, the store and the gate do their work.",
     "metrics": "Numbers for Prometheus.",
 }
-# What every operation may answer.
-_COMMON = responses(
-    Code.UNAUTHENTICATED,
-    Code.FORBIDDEN,
-    Code.CROSS_SITE,
-    Code.READ_ONLY,
-    Code.TOO_LARGE,
-    Code.INVALID,
-    Code.TOO_MANY_REQUESTS,
-    Code.INTERNAL,
-    Code.STORE_UNAVAILABLE,
-)
 
 
 def create_app(
@@ -81,7 +69,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = Context(store, Feed(store), workspace)
-    api = APIRouter(prefix=PREFIX, responses=_COMMON)
+    api = APIRouter(prefix=PREFIX, responses=responses())
     for module in (services, campaigns, runs, holds, events, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])

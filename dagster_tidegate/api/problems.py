@@ -92,6 +92,21 @@ CODES: Mapping[Code, tuple[int, str]] = {
     Code.TOO_MANY_STREAMS: (503, "Too many event streams"),
 }
 """The HTTP status of each code, and a title for people."""
+COMMON = (
+    Code.SECRET_IN_URL,
+    Code.UNAUTHENTICATED,
+    Code.FORBIDDEN,
+    Code.CROSS_SITE,
+    Code.READ_ONLY,
+    Code.TOO_SLOW,
+    Code.TOO_LARGE,
+    Code.UNKNOWN_HOST,
+    Code.INVALID,
+    Code.TOO_MANY_REQUESTS,
+    Code.INTERNAL,
+    Code.STORE_UNAVAILABLE,
+)
+"""What every operation may answer."""
 
 
 class Problem(Exception):
@@ -154,13 +169,13 @@ class ProblemDetails(BaseModel):
 
 
 def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """Return what the OpenAPI document says of these problems of an operation.
+    """Return what the OpenAPI document says of the problems of an operation.
 
     Args:
-        codes: The problems that it may answer with.
+        codes: The problems that it may answer with, besides the `COMMON` ones.
     """
     by_status: dict[int, list[str]] = {}
-    for code in codes:
+    for code in dict.fromkeys((*codes, *COMMON)):
         by_status.setdefault(CODES[code][0], []).append(f"`{code}`: {CODES[code][1]}.")
     schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
@@ -216,14 +231,16 @@ def _http(request: Request, error: HTTPException) -> JSONResponse:
 
 
 def _schema(_request: Request, error: SchemaError) -> JSONResponse:
-    return Problem(Code.STORE_UNAVAILABLE, str(error), headers=_later()).response()
+    log.error("%s", error)
+    detail = "this version can't work with the store's schema: run 'tidegate store upgrade'"
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later()).response()
 
 
 def unreachable(error: Exception) -> Problem:
     """Return the problem that the store can't be reached; why goes to the log."""
     # What the driver says may have the address of the database: it is for the log alone.
     log.error("the store can't be reached: %s", error)
-    detail = "the store can't be reached; nothing was changed. Try again"
+    detail = "the store can't be reached: try again"
     return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later())
 
 

@@ -125,10 +125,8 @@ def release_campaign(
         Code.HELD,
         Code.UNDER_WAY,
         Code.IDEMPOTENCY_KEY_IN_USE,
-        Code.INVALID,
         Code.NOT_LAUNCHABLE,
         Code.IDEMPOTENCY_KEY_REUSED,
-        Code.STORE_UNAVAILABLE,
         Code.DAGSTER_UNAVAILABLE,
     ),
 )
@@ -155,9 +153,7 @@ def start_campaign(
     "/{campaign}/start/validate",
     responses=responses(
         Code.CAMPAIGN_NOT_FOUND,
-        Code.INVALID,
         Code.NOT_LAUNCHABLE,
-        Code.STORE_UNAVAILABLE,
         Code.DAGSTER_UNAVAILABLE,
     ),
 )

@@ -52,7 +52,7 @@ def list_events(
     response_class=EventStream,
     responses={
         200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
-        **responses(Code.TOO_MANY_STREAMS, Code.STORE_UNAVAILABLE),
+        **responses(Code.TOO_MANY_STREAMS),
     },
 )
 async def stream_events(

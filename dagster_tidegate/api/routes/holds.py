@@ -74,7 +74,7 @@ def get_hold(here: Here, _identity: Viewer, hold: HoldId) -> HoldShown:
 @router.post(
     "",
     response_model=Held,
-    responses=responses(Code.IDEMPOTENCY_KEY_IN_USE, Code.INVALID, Code.IDEMPOTENCY_KEY_REUSED),
+    responses=responses(Code.IDEMPOTENCY_KEY_IN_USE, Code.IDEMPOTENCY_KEY_REUSED),
 )
 def place_hold(
     here: Here,

@@ -85,10 +85,8 @@ def list_runs(
         Code.CAMPAIGN_NOT_FOUND,
         Code.CAMPAIGN_RUN_EXISTS,
         Code.IDEMPOTENCY_KEY_IN_USE,
-        Code.INVALID,
         Code.NOT_LAUNCHABLE,
         Code.IDEMPOTENCY_KEY_REUSED,
-        Code.STORE_UNAVAILABLE,
         Code.DAGSTER_UNAVAILABLE,
     ),
 )
@@ -146,10 +144,8 @@ def get_run(
         Code.HELD,
         Code.UNDER_WAY,
         Code.IDEMPOTENCY_KEY_IN_USE,
-        Code.INVALID,
         Code.NOT_LAUNCHABLE,
         Code.IDEMPOTENCY_KEY_REUSED,
-        Code.STORE_UNAVAILABLE,
         Code.DAGSTER_UNAVAILABLE,
     ),
 )
@@ -219,7 +215,6 @@ def resume_run(
         *_NOT_FOUND,
         Code.TRANSITION_NOT_ALLOWED,
         Code.CHANGED_MEANWHILE,
-        Code.STORE_UNAVAILABLE,
         Code.DAGSTER_UNAVAILABLE,
     ),
 )

@@ -1,0 +1,278 @@
+"""Holds over the API: what is asked for is then in the database."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.holds import Hold
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import breakers, campaigns, history, holds, runs
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.history import Event
+from tests.conftest import Clock
+from tests.integration.api import Api, api
+
+SHAPES = [
+    CampaignShape("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),
+    CampaignShape("finder", "here", "none", ops={"find": "apollo"}),
+    CampaignShape("outreach", "here", "latest", priority=5, ops={"send": "instantly@outreach"}),
+]
+
+
+# What has no part in the database.
+one_database = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def asked(store: Store) -> Iterator[Api]:
+    with store.begin() as conn:
+        now = store.now(conn)
+        breakers.ensure(conn, now, ["apollo", "instantly", "openai"])
+        campaigns.save(conn, now, "here", SHAPES)
+        for partition in ("mon", "tue"):
+            runs.create(conn, now, "digest", partition, actor="gate")
+    with api(store) as asked:
+        yield asked
+
+
+def live(store: Store) -> dict[str, Hold]:
+    with store.read() as conn:
+        return {str(hold.target): hold for hold in holds.live(conn, store.now(conn))}
+
+
+def last_event(store: Store) -> Event:
+    with store.read() as conn:
+        return history.read(conn, limit=1)[0]
+
+
+@pytest.mark.parametrize("kind", ["service", "campaign"])
+def test_what_is_held_is_paused_until_it_is_released(asked: Api, store: Store, kind: str) -> None:
+    path, name = {
+        "service": ("/services/openai", "openai"),
+        "campaign": ("/campaigns/digest", "digest"),
+    }[kind]
+    answer = asked.post(f"{path}/hold", {"reason": "quota", "for_seconds": 7200})
+    held = live(store)[f"{kind} {name}"]
+    assert (held.reason, held.actor, held.id) == ("quota", "ana", answer["hold"]["id"])
+    assert held.expires_at == held.placed_at + timedelta(hours=2)
+    event = last_event(store)
+    assert (event.kind, event.to_status, event.actor) == ("hold", "placed", "ana")
+    assert event.address == "127.0.0.1"
+    assert asked.get("/campaigns/digest")["why"]["paused"]
+    assert not asked.get("/campaigns/finder")["why"]["paused"]
+
+    released = asked.post(f"{path}/release")
+    assert [hold["id"] for hold in released["released"]] == [held.id]
+    assert released["released"][0]["released_by"] == "ana"
+    assert live(store) == {}
+    assert asked.get("/campaigns/digest")["status"] == "running"
+    assert asked.get(f"/holds/{held.id}")["released_at"] is not None
+
+
+def test_holding_and_releasing_again_is_harmless(asked: Api, store: Store) -> None:
+    first = asked.post("/campaigns/digest/hold", {"reason": "new copy"})
+    assert asked.post("/campaigns/digest/hold", {"reason": "new copy"}) == first
+    changed = asked.post("/campaigns/digest/hold", {"reason": "newer copy"})
+    assert changed["hold"]["id"] == first["hold"]["id"]
+    assert live(store)["campaign digest"].reason == "newer copy"
+    asked.post("/campaigns/digest/release")
+    assert asked.post("/campaigns/digest/release")["released"] == []
+
+
+def test_a_dry_run_says_what_it_would_do_and_changes_nothing(asked: Api, store: Store) -> None:
+    before = last_event(store)
+    would = asked.post("/services/apollo/hold", {"reason": "quota"}, dry_run=True)
+    assert would["dry_run"]
+    assert [each["campaign"] for each in would["campaigns"]] == ["digest", "finder"]
+    assert all(each["held_after"] for each in would["campaigns"])
+    for path in ("hold", "release"):
+        body = {"reason": "quota"} if path == "hold" else None
+        assert asked.post(f"/services/apollo/campaigns/{path}", body, dry_run=True)["dry_run"]
+    run = asked.post("/campaigns/digest/runs/mon/pause", {"reason": "look"}, dry_run=True)
+    assert [each["run"] for each in run["campaigns"]] == ["digest/mon"]
+    assert live(store) == {}
+    assert last_event(store) == before
+
+    asked.post("/services/apollo/hold", {"reason": "quota"})
+    asked.post("/campaigns/digest/hold", {"reason": "new copy"})
+    would = asked.post("/services/apollo/release", dry_run=True)
+    digest, finder = would["campaigns"]
+    assert [hold["reason"] for hold in digest["still_held_by"]] == ["new copy"]
+    assert (digest["held_after"], finder["held_after"]) == (True, False)
+    assert set(live(store)) == {"service apollo", "campaign digest"}
+
+
+def test_all_campaigns_that_need_a_service_are_held_and_released_together(
+    asked: Api, store: Store
+) -> None:
+    answer = asked.post("/services/apollo/campaigns/hold", {"reason": "audit"})
+    assert {hold["target_name"] for hold in answer["holds"]} == {"digest", "finder"}
+    assert set(live(store)) == {"campaign digest", "campaign finder"}
+    answer = asked.post("/services/apollo/campaigns/release")
+    assert {hold["target_name"] for hold in answer["released"]} == {"digest", "finder"}
+    assert live(store) == {}
+
+
+def test_anything_can_be_held_and_a_hold_released_by_its_number(asked: Api, store: Store) -> None:
+    for kind, name in [
+        ("everything", ""),
+        ("service", "not called yet"),
+        ("campaign_run", "digest/next month"),
+    ]:
+        body = {"target_kind": kind, "target_name": name, "reason": "storm"}
+        hold = asked.post("/holds", body)["hold"]
+        assert (hold["target_kind"], hold["target_name"]) == (kind, name)
+    assert set(live(store)) == {
+        "everything", "service not called yet", "campaign_run digest/next month"
+    }  # fmt: skip
+    listed = asked.get("/holds")["items"]
+    assert len(listed) == 3
+    assert asked.get("/holds", target_kind="everything")["items"] == listed[-1:]
+    for hold in listed:
+        released = asked.post(f"/holds/{hold['id']}/release")
+        assert released["released_by"] == "ana"
+        assert asked.post(f"/holds/{hold['id']}/release") == released
+    assert live(store) == {}
+
+
+def test_a_breakers_hold_needs_force_which_closes_the_breaker(asked: Api, store: Store) -> None:
+    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    try:
+        for release in ("/services/openai/release", "/holds/{}/release"):
+            fleet.breaker("openai").open()
+            path = release.format(live(store)["service openai"].id)
+            problem = asked.post(path, expect=409)
+            assert problem["code"] == "held_by_breaker"
+            assert "opened by hand" in problem["detail"]
+            assert live(store)
+            asked.post(path, {"force": True})
+            assert fleet.refresh().services["openai"].state is BreakerState.CLOSED
+            assert live(store) == {}
+    finally:
+        fleet.close()
+
+
+def test_what_is_not_there_is_404_with_what_would_be_right(asked: Api, store: Store) -> None:
+    for path, code, says in [
+        ("/services/opnai/hold", "service_not_found", "did you mean openai"),
+        ("/campaigns/digst/hold", "campaign_not_found", "did you mean digest"),
+        ("/campaigns/digest/runs/mo/pause", "campaign_run_not_found", "did you mean mon"),
+        ("/services/opnai/campaigns/hold", "service_not_found", "did you mean openai"),
+        ("/holds/99/release", "hold_not_found", "there is no hold 99"),
+    ]:
+        body = None if path.endswith("release") else {"reason": "x"}
+        problem = asked.post(path, body, expect=404)
+        assert (problem["code"], says in problem["detail"]) == (code, True), problem
+    assert live(store) == {}
+
+
+@one_database
+def test_a_hold_that_can_t_be_meant_is_refused_and_says_where(asked: Api, store: Store) -> None:
+    far = "2099-01-01T00:00:00"
+    for body, where in [
+        ({}, "body.reason"),
+        ({"reason": " "}, "body.reason"),
+        ({"reason": "a\nb"}, "body.reason"),
+        ({"reason": "\u202eevil"}, "body.reason"),
+        ({"reason": "a\0b"}, "body.reason"),
+        ({"reason": "x" * 1001}, "body.reason"),
+        ({"reason": 7}, "body.reason"),
+        ({"reason": "x", "for_seconds": 0}, "body.for_seconds"),
+        ({"reason": "x", "for_seconds": "60"}, "body.for_seconds"),
+        ({"reason": "x", "for_seconds": 10**20}, "body.for_seconds"),
+        ({"reason": "x", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"reason": "x", "expires_at": far}, "body.expires_at"),
+        ({"reason": "x", "expires_at": 4102444800}, "body.expires_at"),
+        ({"reason": "x", "expires_at": "9999-12-31T23:59:59-14:00"}, "body.expires_at"),
+        ({"reason": "x", "until": "tomorrow"}, "body.until"),
+        ({"reason": "x", "for_seconds": 60, "expires_at": f"{far}Z"}, "not both"),
+    ]:
+        problem = asked.post("/campaigns/digest/hold", body, expect=422)
+        assert (problem["code"], where in problem["detail"]) == ("invalid", True), problem
+    for kind, name in [
+        ("everything", "x"),
+        ("service", ""),
+        ("campaign_run", "digest"),
+        ("campaign", "a\nb"),
+    ]:
+        target = {"target_kind": kind, "target_name": name, "reason": "x"}
+        assert asked.post("/holds", target, expect=422)["code"] == "invalid"
+    assert live(store) == {}
+
+
+def test_an_idempotency_key_makes_a_request_take_effect_once(
+    asked: Api, store: Store, clock: Clock
+) -> None:
+    body = {"target_kind": "everything", "reason": "storm", "for_seconds": 600}
+    key = {"Idempotency-Key": "3f0c"}
+    first = asked.client.post("/api/v1/holds", json=body, headers=key)
+    asked.post("/holds/1/release")
+    again = asked.client.post("/api/v1/holds", json=body, headers=key)
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert (first.headers.get("Idempotency-Replayed"), live(store)) == (None, {})
+    assert again.headers["Idempotency-Replayed"] == "true"
+    other = asked.post("/holds", {**body, "reason": "flood"}, expect=422, headers=key)
+    assert other["code"] == "idempotency_key_reused"
+    # It is the key of who sent it.
+    asked.post("/holds", body, headers={**key, "X-Tidegate-Actor": "bo"})
+    assert live(store)["everything"].actor == "bo"
+    clock.advance(24 * 3600 + 1)
+    asked.post("/holds", {**body, "reason": "flood"}, headers=key)
+    assert live(store)["everything"].reason == "flood"
+
+
+def test_a_refused_request_may_be_sent_again_with_its_key(asked: Api, store: Store) -> None:
+    body = {"target_kind": "everything", "reason": "x", "expires_at": "2020-01-01T00:00:00Z"}
+    for _ in range(2):
+        problem = asked.post("/holds", body, expect=422, headers={"Idempotency-Key": "k"})
+        assert problem["code"] == "invalid"
+    assert live(store) == {}
+
+
+def test_lists_are_cut_into_pages_that_miss_nothing(asked: Api, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        for number in range(7):
+            runs.create(conn, now, "finder", f"p{number}", actor="gate")
+    for path, name in [
+        ("/campaigns", "name"),
+        ("/services", "name"),
+        ("/campaigns/finder/runs", "partition"),
+        ("/events", "id"),
+    ]:
+        whole = [each[name] for each in asked.get(path, limit=1000)["items"]]
+        found, cursor = [], {}
+        while True:
+            page = asked.get(path, limit=2, **cursor)
+            found += [each[name] for each in page["items"]]
+            assert len(page["items"]) <= 2
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        assert (found, len(found) > 2) == (whole, True), path
+    foreign = asked.get("/campaigns", limit=2)["next_cursor"]
+    for cursor in (foreign, "nonsense", "e30", "☃"):
+        assert asked.get("/events", expect=422, cursor=cursor)["code"] == "invalid"
+
+
+def test_lists_are_filtered(asked: Api, store: Store) -> None:
+    asked.post("/campaigns/digest/hold", {"reason": "x"})
+    with store.begin() as conn:
+        now = store.now(conn)
+        run = runs.find(conn, "digest", "mon")
+        assert run is not None
+        runs.move(conn, now, run, RunStatus.PAUSED, actor="gate")
+    paused = asked.get("/campaigns", status="paused")["items"]
+    assert [each["name"] for each in paused] == ["digest"]
+    assert len(asked.get("/campaigns", service="apollo")["items"]) == 2
+    assert [
+        r["partition"] for r in asked.get("/campaigns/digest/runs", status="paused")["items"]
+    ] == ["mon"]
+    assert {e["kind"] for e in asked.get("/events", kind="hold")["items"]} == {"hold"}
+    about = asked.get("/events", name="digest/mon")["items"]
+    assert [event["to_status"] for event in about] == ["paused", "pending"]
+    assert asked.get("/campaigns", expect=422, status="sleeping")["code"] == "invalid"
