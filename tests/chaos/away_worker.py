@@ -1,0 +1,128 @@
+"""A worker from which the store is taken away; see `away`."""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import sqlalchemy as sa
+
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.hooks import Event, StoreLost, StoreRegained
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.records.loop import Records
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
+
+OPEN, HELD = "openai", "apollo"
+"""A service whose breaker is open all the time, and one that a person holds."""
+LOOK_EVERY_S = 0.02
+
+
+def policies() -> list[ServicePolicy]:
+    """The services; nothing of what is held ends by itself."""
+    return [
+        ServicePolicy(name="instantly"),
+        ServicePolicy(name=OPEN, reset_timeout_s=600, jitter=0),
+        ServicePolicy(name=HELD),
+    ]
+
+
+class Worker:
+    """Works through its records, looks all the time at what is held, and tells what happens."""
+
+    def __init__(self, url: str, sandbox: str, name: str, output: Path) -> None:
+        self.name, self.sandbox, self._output = name, sandbox, output
+        self.store = Store(url)
+        self.connected_at: list[float] = []
+        sa.event.listen(self.store.engine, "do_connect", self._note, insert=True)
+        self.fleet = Fleet(self.store, policies(), hooks=[self._hook])
+        self.found_free = 0
+        self.over = threading.Event()
+
+    def _note(self, *_: object) -> None:
+        self.connected_at.append(time.time())
+
+    def _hook(self, event: Event) -> None:
+        if isinstance(event, StoreLost):
+            self.tell("degraded")
+        if isinstance(event, StoreRegained):
+            self.tell("regained")
+
+    def tell(self, what: str, **more: object) -> None:
+        """Write a line, whole or not at all."""
+        with self._output.open("ab", buffering=0) as file:
+            file.write(json.dumps({"what": what, **more}).encode() + b"\n")
+
+    def look(self) -> None:
+        """Count how often something that is held is found free."""
+        while not self.over.wait(LOOK_EVERY_S):
+            state = self.fleet.breaker(OPEN).circuit.state
+            held = all(self.fleet.holds_on(services=[service]) for service in (OPEN, HELD))
+            self.found_free += state != BreakerState.OPEN or not held
+
+    def work(self, records: int) -> None:
+        """Send every record to the service."""
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            run = runs.ensure(conn, now, "away", self.name)
+            attempt = runs.begin_attempt(conn, now, run, self.name, owner_is_over=False)
+        loop = Records(
+            fleet=self.fleet,
+            run=run,
+            attempt=attempt,
+            op="send",
+            items=[{"key": f"{self.name}-{n}@away.example"} for n in range(records)],
+            key="key",
+            services=["instantly"],
+            failed_since=1,
+            holds=lambda: self.fleet.holds_on(services=["instantly"]),
+            on_stop=lambda stop: sys.exit(f"stopped: {stop}"),
+            max_failed=0.0,
+            log=logging.getLogger(self.name),
+        )
+        breaker = self.fleet.breaker("instantly")
+        with httpx.Client(base_url=self.sandbox, trust_env=False, timeout=60) as http:
+            for record in loop:
+                with record:
+                    headers = {"Idempotency-Key": record.idempotency_key}
+                    body = {"email": record.key, "campaign": self.name}
+                    path = "instantly/api/v2/leads"
+                    breaker.call(
+                        lambda path=path, body=body, headers=headers: http.post(
+                            path, json=body, headers=headers
+                        ).raise_for_status()
+                    )
+        while self.fleet.snapshot().degraded:
+            self.fleet.wait_for_change(1.0)
+        with self.store.begin() as conn:
+            current = runs.get(conn, run.id)
+            assert current is not None
+            now = self.store.now(conn)
+            runs.move(conn, now, current, RunStatus.COMPLETED, actor=self.name)
+
+
+def main(url: str, sandbox: str, name: str, records: str, output: str) -> None:
+    """Work, look and tell."""
+    os.environ["PGAPPNAME"] = "away"
+    logging.basicConfig(level=logging.INFO)
+    worker = Worker(url, sandbox, name, Path(output))
+    worker.fleet.snapshot()
+    worker.tell("started")
+    looking = threading.Thread(target=worker.look, daemon=True)
+    looking.start()
+    worker.work(int(records))
+    worker.over.set()
+    looking.join()
+    worker.tell("finished", found_free=worker.found_free, connected_at=worker.connected_at)
+    worker.fleet.close()
+    worker.store.dispose()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
