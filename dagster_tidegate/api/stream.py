@@ -33,13 +33,11 @@ class Feed:
 
     Args:
         store: The store.
-        most: How many streams there may be at once.
     """
 
-    def __init__(self, store: Store, *, most: int = MOST_STREAMS) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._tail = Tail(store)
-        self._most = most
         self._streams = 0
         self._complete = 0
         self._moved = asyncio.Event()
@@ -51,7 +49,7 @@ class Feed:
 
     def enter(self) -> bool:
         """Count one more stream; False where there are too many."""
-        if self._streams >= self._most:
+        if self._streams >= MOST_STREAMS:
             return False
         self._streams += 1
         if self._watch is None or self._watch.done():
