@@ -378,7 +378,7 @@ class Breaker(pybreaker.CircuitBreaker):
         self._ask_at = admission.counts.ticks() + ASK_AGAIN_S
         if answer.after.state == BreakerState.CLOSED:
             return _Ticket(self._refuse_at_once().counts)
-        raise self._refusal(answer.after, None, answer.retry_at)
+        raise self._refused(answer.after, None, answer.retry_at)
 
     def _refuse_at_once(self) -> Admission:
         """Raise if what this process knows is enough to refuse a call."""
@@ -388,12 +388,19 @@ class Breaker(pybreaker.CircuitBreaker):
         now = self.fleet.now()
         circuit = admission.circuit
         if admission.hold is not None:
-            raise self._refusal(circuit, admission.hold, admission.hold.expires_at)
+            raise self._refused(circuit, admission.hold, admission.hold.expires_at)
         waits = circuit.state == BreakerState.OPEN and not circuit.due(now)
         if waits or admission.counts.ticks() < self._ask_at:
             soon = now + timedelta(seconds=ASK_AGAIN_S)
-            raise self._refusal(circuit, None, circuit.open_until if waits else soon)
+            raise self._refused(circuit, None, circuit.open_until if waits else soon)
         return admission
+
+    def _refused(
+        self, circuit: Circuit, hold: Hold | None, retry_at: datetime | None
+    ) -> BreakerOpenError:
+        error = self._refusal(circuit, hold, retry_at)
+        self.fleet._emit(CallRefused(error.service, error.reason, error.retry_at))
+        return error
 
     def _refusal(
         self, circuit: Circuit, hold: Hold | None, retry_at: datetime | None
@@ -411,7 +418,6 @@ class Breaker(pybreaker.CircuitBreaker):
                 circuit.reason or str(circuit.state),
                 retry_at,
             )
-        self.fleet._emit(CallRefused(error.service, error.reason, error.retry_at))
         return error
 
     def _sit(self, circuit: Circuit, hold: Hold | None) -> None:

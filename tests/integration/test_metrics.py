@@ -1,0 +1,350 @@
+"""What Prometheus and OpenTelemetry are told of the fleet and of a process."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse
+from sqlalchemy import event
+
+from dagster_tidegate.breaker import BreakerOpenError
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.hooks import CallEnded, ChangeLearned, Event
+from dagster_tidegate.metrics.collector import FleetCollector
+from dagster_tidegate.opentelemetry_hook import OpenTelemetryHook
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.prometheus_hook import PrometheusHook
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import alerts, campaigns, heartbeats, holds
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.up import ports
+from tests.conftest import Clock
+from tests.integration.api import api
+
+MAIL = ServicePolicy(name="mail", consecutive_failures=3, reset_timeout_s=60, jitter=0)
+
+
+@pytest.fixture
+def make_fleet(store_url: str, clock: Clock) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(*hooks: Any, behind_s: float = 0.0) -> Fleet:
+        store = Store(store_url, clock=lambda: clock() - timedelta(seconds=behind_s))
+        made.append(Fleet(store, [MAIL], hooks=hooks))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+        fleet.store.dispose()
+
+
+def fail() -> None:
+    raise ConnectionError("down")
+
+
+def trip(fleet: Fleet) -> None:
+    for _ in range(3):
+        with pytest.raises((ConnectionError, BreakerOpenError)):
+            fleet.breaker("mail").call(fail)
+
+
+def recover(fleet: Fleet, clock: Clock) -> None:
+    clock.advance(61)
+    fleet.breaker("mail").call(int)
+
+
+class Scrape:
+    """Reads the metrics of a store as Prometheus does."""
+
+    def __init__(self, store: Store) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(FleetCollector(store, cache_s=0))
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"tidegate_{name}", labels)
+
+
+# --- of the fleet --------------------------------------------------------------------------------
+
+
+def test_breakers_and_calls_of_the_fleet(
+    store: Store, make_fleet: Callable[..., Fleet], clock: Clock
+) -> None:
+    fleet = make_fleet()
+    fleet.breaker("mail").call(int)
+    fleet.flush()
+    scrape = Scrape(store)
+    assert scrape("store_up") == 1
+    assert scrape("calls_total", service="mail", outcome="ok") == 0, "what was before is unknown"
+    assert scrape("breaker_state", service="mail", state="closed") == 1
+    assert scrape("breaker_outage_seconds", service="mail") == 0
+
+    fleet.breaker("mail").call(int)
+    trip(fleet)
+    clock.advance(20)
+    assert scrape("calls_total", service="mail", outcome="ok") == 1
+    assert scrape("calls_total", service="mail", outcome="failed") == 3
+    assert scrape("breaker_state", service="mail", state="open") == 1
+    assert scrape("breaker_state", service="mail", state="closed") == 0
+    assert scrape("breaker_trips_total", service="mail") == 1
+    assert scrape("breaker_outage_seconds", service="mail") == 20
+    assert scrape("breaker_open_seconds_total", service="mail") == 20
+    assert scrape("holds", source="breaker", target_kind="service") == 1
+    assert scrape("hold_oldest_seconds", source="breaker") == 20
+    assert scrape("hold_oldest_seconds", source="operator") == 0
+
+    recover(fleet, clock)
+    clock.advance(500)
+    assert scrape("breaker_outage_seconds", service="mail") == 0
+    assert scrape("breaker_open_seconds_total", service="mail") == 81
+    trip(fleet)
+    recover(fleet, clock)
+    assert scrape("breaker_trips_total", service="mail") == 2
+    assert scrape("breaker_open_seconds_total", service="mail") == 81 + 61
+    assert Scrape(store)("breaker_trips_total", service="mail") == 0, "a new process counts anew"
+
+
+def test_the_calls_of_the_fleet_are_counted_once_and_never_less(
+    store: Store, make_fleet: Callable[..., Fleet], clock: Clock
+) -> None:
+    here, there = make_fleet(), make_fleet()
+    scrape = Scrape(store)
+    scrape("store_up")
+    for round in range(1, 31):
+        for fleet in (here, there):
+            fleet.breaker("mail").call(int)
+            fleet.flush()
+        clock.advance(MAIL.window_s / 5)
+        StoredCircuits(store).prune([MAIL])
+        if round % 3 == 0:
+            assert scrape("calls_total", service="mail", outcome="ok") == 2 * round
+
+
+def test_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
+    shape = CampaignShape("letters", "here", "none", ops={"send": "mail"})
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "here", [shape])
+        for partition, status, rate in (
+            ("mon", RunStatus.PROCESSING, 2.5),
+            ("tue", RunStatus.PAUSED, 7.0),
+            ("wed", RunStatus.COMPLETED, 9.0),
+        ):
+            run = conn.scalar(
+                t.campaign_runs.insert()
+                .values(
+                    campaign="letters",
+                    partition=partition,
+                    status=status,
+                    paused_at=clock() if status is RunStatus.PAUSED else None,
+                    created_at=clock(),
+                    changed_at=clock(),
+                )
+                .returning(t.campaign_runs.c.id)
+            )
+            conn.execute(
+                t.progress.insert().values(
+                    campaign_run=run,
+                    op="send",
+                    done=10,
+                    failed=1,
+                    total=100,
+                    rate=rate,
+                    position=0,
+                    series=1,
+                    exact=True,
+                    updated_at=clock(),
+                )
+            )
+        target = Target(TargetKind.CAMPAIGN, "letters")
+        holds.place(
+            conn, clock(), target, source=HoldSource.OPERATOR, reason="new copy", actor="ana"
+        )
+        for part in ("pause", "resume"):
+            heartbeats.beat(conn, clock(), location="here", part=part, summary="")
+        alerts.raise_alert(
+            conn, clock(), kind="gate_stale", name="here", title="", body="", lasts=True
+        )
+    clock.advance(30)
+    scrape = Scrape(store)
+    assert scrape("campaign_paused", campaign="letters") == 1
+    assert scrape("campaign_runs", campaign="letters", status="paused") == 1
+    assert scrape("campaign_runs", campaign="letters", status="failed") == 0
+    assert scrape("paused_run_oldest_seconds", campaign="letters") == 30
+    assert scrape("records", campaign="letters", op="send", status="done") == 20
+    assert scrape("records", campaign="letters", op="send", status="failed") == 2
+    assert scrape("records_expected", campaign="letters", op="send") == 200
+    assert scrape("records_per_second", campaign="letters", op="send") == 2.5
+    assert scrape("holds", source="operator", target_kind="campaign") == 1
+    at = (clock() - timedelta(seconds=30)).timestamp()
+    assert scrape("gate_tick_timestamp_seconds", location="here", part="pause") == at
+    assert scrape("gate_stale", location="here") == 1, "the breaker sensor never ran"
+    assert scrape("alerts", status="pending") == 1
+    assert scrape("alerts_live", kind="gate_stale") == 1
+    assert scrape("alert_oldest_pending_seconds") == 30
+    assert scrape("takeovers", kind="pool") == 0
+
+
+def test_a_store_that_is_gone_is_told_and_nothing_else(sqlite_url: str) -> None:
+    scrape = Scrape(Store(f"postgresql://127.0.0.1:{ports.free()}/none"))
+    assert scrape("store_up") == 0
+    names = {metric.name for metric in scrape.registry.collect()}
+    assert names == {"tidegate_build_info", "tidegate_store_up"}
+    empty = Store("sqlite://")
+    assert Scrape(empty)("store_up") == 0, "there are no tables"
+    assert Scrape(Store(sqlite_url))("store_up") == 1
+
+
+def test_a_scrape_is_a_handful_of_queries_and_kept_for_a_while(
+    store: Store, make_fleet: Callable[..., Fleet], count_statements: Callable[[Store], list[str]]
+) -> None:
+    make_fleet().breaker("mail").call(int)
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(store, cache_s=60))
+    registry.get_sample_value("tidegate_store_up")
+    told = count_statements(store)
+    registry.get_sample_value("tidegate_store_up")
+    assert told == []
+    Scrape(store)("store_up")
+    assert 0 < len(told) < 30
+
+
+@pytest.fixture
+def count_statements() -> Callable[[Store], list[str]]:
+    def listen(store: Store) -> list[str]:
+        told: list[str] = []
+        event.listen(store.engine, "before_cursor_execute", lambda *args: told.append(args[2]))
+        return told
+
+    return listen
+
+
+def test_prometheus_reads_the_route_in_both_formats(
+    store: Store, make_fleet: Callable[..., Fleet]
+) -> None:
+    make_fleet().breaker("mail").call(int)
+    with api(store) as asked:
+        plain = asked.client.get("/metrics")
+        accept = "application/openmetrics-text; version=1.0.0"
+        fancy = asked.client.get("/metrics", headers={"Accept": accept})
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert fancy.headers["content-type"].startswith("application/openmetrics-text")
+    for families in (parse(plain.text), parse_openmetrics(fancy.text)):
+        found = {family.name: family for family in families}
+        assert found["tidegate_store_up"].samples[0].value == 1
+        assert any(
+            sample.labels == {"service": "mail", "state": "closed"} and sample.value == 1
+            for sample in found["tidegate_breaker_state"].samples
+        )
+
+
+# --- of a process --------------------------------------------------------------------------------
+
+
+def test_a_hook_keeps_metrics_of_a_process(make_fleet: Callable[..., Fleet], clock: Clock) -> None:
+    registry, learned = CollectorRegistry(), threading.Event()
+
+    def note(event: Event) -> None:
+        if isinstance(event, ChangeLearned):
+            learned.set()
+
+    fleet, other = make_fleet(PrometheusHook(registry), note), make_fleet(behind_s=0.7)
+
+    def metric(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"tidegate_worker_{name}", {"service": "mail"} | labels)
+
+    breaker = fleet.breaker("mail")
+    breaker.call(clock.advance, 0.3)
+    asyncio.run(breaker.call_async(_wait, clock))
+    with breaker.calling():
+        clock.advance(0.3)
+    with pytest.raises(ConnectionError):
+        breaker.call(fail)
+    assert metric("call_duration_seconds_count", outcome="ok") == 3
+    assert metric("call_duration_seconds_bucket", outcome="ok", le="0.25") == 0
+    assert metric("call_duration_seconds_bucket", outcome="ok", le="0.5") == 3
+    assert metric("call_duration_seconds_count", outcome="failed") == 1
+    fleet.flush()
+    clock.advance(1)
+    trip(other)
+    fleet.refresh()
+    assert learned.wait(60)
+    assert metric("propagation_seconds_count", to="open") == 1
+    assert metric("propagation_seconds_sum", to="open") == pytest.approx(0.7)
+    assert metric("breaker_state", state="open") == 1
+
+
+async def _wait(clock: Clock) -> None:
+    clock.advance(0.3)
+
+
+def test_only_a_hook_that_asks_for_it_is_told_how_long_calls_took(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    events: list[Event] = []
+    fleet = make_fleet(events.append)
+    fleet.breaker("mail").call(int)
+    assert fleet.breaker("mail")._admission.fast
+    assert not any(isinstance(each, CallEnded) for each in events)
+
+
+def test_opentelemetry_is_told_through_its_api(
+    make_fleet: Callable[..., Fleet], clock: Clock
+) -> None:
+    reader = InMemoryMetricReader()
+    fleet = make_fleet(OpenTelemetryHook(MeterProvider([reader])))
+    spans = InMemorySpanExporter()
+    tracing = TracerProvider()
+    tracing.add_span_processor(SimpleSpanProcessor(spans))
+    with tracing.get_tracer("test").start_as_current_span("op"):
+        fleet.breaker("mail").call(clock.advance, 0.3)
+        trip(fleet)
+        with pytest.raises(BreakerOpenError):
+            fleet.breaker("mail").call(int)
+    fleet.flush()
+    found = {
+        (metric.name, *sorted((point.attributes or {}).items())): point
+        for resource in reader.get_metrics_data().resource_metrics  # type: ignore[union-attr] -- calls were made
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    }
+
+    def point(name: str, **attributes: str) -> Any:
+        names = {f"tidegate.{key}": value for key, value in attributes.items()}
+        return found[name, *sorted({"tidegate.service": "mail", **names}.items())]
+
+    assert point("tidegate.calls", outcome="ok").value == 1
+    assert point("tidegate.calls", outcome="failed").value == 3
+    assert point("tidegate.calls", outcome="refused").value == 1
+    assert point("tidegate.call.duration", outcome="ok").sum == pytest.approx(0.3)
+    assert point("tidegate.breaker.state", state="open").value == 1
+    assert point("tidegate.breaker.changes", to="open").value == 1
+    [span] = spans.get_finished_spans()
+    events = [(event.name, (event.attributes or {}).get("tidegate.to")) for event in span.events]
+    assert events == [("tidegate.breaker.changed", "open"), ("tidegate.call.refused", None)]
+
+
+def test_without_an_sdk_opentelemetry_costs_nothing_and_breaks_nothing(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(OpenTelemetryHook())
+    fleet.breaker("mail").call(time.monotonic)
+    trip(fleet)
