@@ -21,7 +21,7 @@ DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 OTHER := .venv-dagster-$(DAGSTER)
 
-.PHONY: up test test-dagster with-dagster lint format bench chaos clean help
+.PHONY: up test test-dagster with-dagster lint format bench bench-scale chaos clean help
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -53,8 +53,12 @@ bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
 	$(BIN)/python -m tests.benchmarks.records
 
+bench-scale: $(TESTS) ## Measure many workers, campaigns and queued runs on PostgreSQL; takes ten minutes.
+	$(BIN)/python -m tests.benchmarks.scale
+
 chaos: $(TESTS) ## Kill workers, the daemon and the database at random: make chaos [ROUNDS=200] [SEED=4711].
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos.away
 
 format: $(TESTS) ## Lay out the code and mend what ruff can mend.
 	$(BIN)/ruff check --fix

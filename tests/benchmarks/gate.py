@@ -58,12 +58,31 @@ ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), "reposit
 
 
 class Setting:
-    """A Dagster instance with campaigns, services and runs."""
+    """A Dagster instance with campaigns, services and runs.
 
-    def __init__(self, home: Path, campaigns_: int, services: int, queued: int) -> None:
+    Args:
+        home: A directory that is not there yet.
+        campaigns_: How many campaigns.
+        services: How many services.
+        queued: How many queued runs.
+        store_url: URL of the store, with its tables; a SQLite file if None.
+        dagster_url: URL of a PostgreSQL database for Dagster itself; SQLite files if None.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        campaigns_: int,
+        services: int,
+        queued: int,
+        *,
+        store_url: str | None = None,
+        dagster_url: str | None = None,
+    ) -> None:
         home.mkdir()
-        self.instance = dg.DagsterInstance.local_temp(str(home))
-        self.store = Store(f"sqlite:///{home / 'tidegate.db'}")
+        overrides = {"storage": {"postgres": {"postgres_url": dagster_url}}} if dagster_url else {}
+        self.instance = dg.DagsterInstance.local_temp(str(home), overrides)
+        self.store = Store(store_url or f"sqlite:///{home / 'tidegate.db'}")
         metadata.create_all(self.store.engine)
         names = [f"service{n}" for n in range(services)]
         self.policies = {name: ServicePolicy(name=name, ramp_interval_s=0) for name in names}

@@ -44,18 +44,27 @@ class Databases:
         self._folder = folder
         self._server = server
 
+    @property
+    def folder(self) -> Path:
+        """A directory of the benchmark."""
+        return self._folder
+
+    def make_empty(self) -> sa.URL:
+        """Return the URL of a fresh PostgreSQL database without tables."""
+        name = f"bench_{uuid4().hex}"
+        address = self._server.set(drivername="postgresql")
+        with psycopg.connect(
+            address.render_as_string(hide_password=False), autocommit=True
+        ) as conn:
+            conn.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        return self._server.set(database=name)
+
     def make(self, kind: str) -> str:
         """Return the URL of a fresh database, `sqlite` or `postgres`."""
-        name = f"bench_{uuid4().hex}"
         if kind == "sqlite":
-            url = f"sqlite:///{self._folder / name}.db"
+            url = f"sqlite:///{self._folder / uuid4().hex}.db"
         else:
-            address = self._server.set(drivername="postgresql")
-            with psycopg.connect(
-                address.render_as_string(hide_password=False), autocommit=True
-            ) as conn:
-                conn.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
-            url = self._server.set(database=name).render_as_string(hide_password=False)
+            url = self.make_empty().render_as_string(hide_password=False)
         store = Store(url)
         metadata.create_all(store.engine)
         store.dispose()

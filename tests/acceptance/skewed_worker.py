@@ -1,0 +1,74 @@
+"""What a worker does for `test_clock_skew`: one thing each time, and it tells what came of it."""
+
+import json
+import logging
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from dagster_tidegate.breaker import BreakerOpenError
+from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.records.lease import Lease
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
+
+POLICY = ServicePolicy(name="openai", consecutive_failures=2, reset_timeout_s=1, jitter=0)
+LONGEST_S = 120.0
+
+
+def fail() -> None:
+    raise ConnectionError("down")
+
+
+def failure(fleet: Fleet) -> dict:
+    """Make one call, which fails."""
+    with suppress(ConnectionError, BreakerOpenError):
+        fleet.breaker(POLICY.name).call(fail)
+    return {"state": fleet.breaker(POLICY.name).circuit.state}
+
+
+def recover(fleet: Fleet) -> dict:
+    """Call until a call is let through."""
+    until = time.monotonic() + LONGEST_S
+    while time.monotonic() < until:
+        with suppress(BreakerOpenError):
+            fleet.breaker(POLICY.name).call(int)
+            return {"state": fleet.breaker(POLICY.name).circuit.state}
+        fleet.wait_for_change(0.05)
+    return {"state": "not in time"}
+
+
+def held(fleet: Fleet) -> dict:
+    """Say which services are held."""
+    services = ("past", "future")
+    return {"held": [name for name in services if fleet.holds_on(services=[name])]}
+
+
+def work(fleet: Fleet) -> dict:
+    """Say how long the lease of a loop at work lasts, by the clock of the test."""
+    with fleet.store.begin() as conn:
+        now = fleet.store.now(conn)
+        run = runs.ensure(conn, now, "skewed", f"{now}")
+        attempt = runs.begin_attempt(conn, now, run, f"{now}", owner_is_over=False)
+    log = logging.getLogger("tests")
+    with Lease(fleet, attempt, "send", log, lambda: False), fleet.store.read() as conn:
+        newest = runs.latest_attempt(conn, run.id)
+    assert newest is not None
+    assert newest.lease_until is not None
+    return {"lease_until": newest.lease_until.timestamp()}
+
+
+def main(url: str, what: str) -> None:
+    """Do one thing."""
+    store = Store(url)
+    fleet = Fleet(store, [POLICY])
+    told = {"failure": failure, "recover": recover, "held": held, "work": work}[what](fleet)
+    sys.stdout.write(json.dumps({"clock": datetime.now(UTC).timestamp(), **told}) + "\n")
+    fleet.close()
+    store.dispose()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
