@@ -39,11 +39,17 @@ def sandbox() -> None:
 
 @sandbox.command()
 @click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Whoever reaches it may make the services fail.",
+)
+@click.option(
     "--port",
     default=DEFAULT_PORT,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="Port on 127.0.0.1; 0 takes a free one.",
+    help="Port; 0 takes a free one.",
 )
 @click.option(
     "--latency",
@@ -54,16 +60,16 @@ def sandbox() -> None:
     metavar="SECONDS",
     help="How long every answer takes.",
 )
-def serve(port: int, latency_s: float) -> None:
+def serve(host: str, port: int, latency_s: float) -> None:
     """Run the services in the foreground until Ctrl-C."""
     from dagster_tidegate.sandbox import server
 
     try:
-        sock = server.listen(port)
+        sock = server.listen(port, host)
     except server.PortTakenError as error:
         raise click.ClickException(str(error)) from error
     with sock:
-        host, taken = sock.getsockname()
+        host, taken = sock.getsockname()[:2]
         click.echo(f"sandbox: http://{host}:{taken} plays {', '.join(SERVICES)}")
         with suppress(KeyboardInterrupt):
             server.serve(sock, latency_s=latency_s)

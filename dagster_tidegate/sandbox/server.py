@@ -175,17 +175,17 @@ def create_app(
     )
 
 
-def listen(port: int = DEFAULT_PORT) -> socket.socket:
-    """Take a port of the loopback address; port 0 takes a free one.
+def listen(port: int = DEFAULT_PORT, host: str = HOST) -> socket.socket:
+    """Take a port of an address of this machine; port 0 takes a free one.
 
     Raises:
         PortTakenError: If another process has it.
     """
     try:
-        return socket.create_server((HOST, port))
+        return socket.create_server((host, port))
     except OSError as error:
         raise PortTakenError(
-            f"port {port} of {HOST} can't be taken ({error.strerror}); choose another with --port"
+            f"port {port} of {host} can't be taken ({error.strerror}); choose another with --port"
         ) from error
 
 

@@ -1,6 +1,8 @@
 """The drill as a person runs it. The sandbox says what arrived."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,10 +60,22 @@ def test_a_killed_daemon_changes_nothing_of_the_outcome(tmp_path: Path):
 
 
 @pytest.mark.timeout(600)
-def test_a_service_of_two_campaigns_fails_on_postgresql(
+def test_a_service_of_two_campaigns_fails_with_all_on_postgresql(
     tmp_path: Path, make_database: Callable[..., sa.URL]
 ):
-    url = make_database().render_as_string(hide_password=False)
-    found, _ = drill(tmp_path, "--service", "openai", "--leads", "140", "--url", url)
+    database = make_database()
+    url = database.render_as_string(hide_password=False)
+    found, said = drill(tmp_path, "--service", "openai", "--leads", "140", "--url", url, "--keep")
     assert_all_is_well(found, 140)
     assert (found["campaigns_paused"], found["campaigns_untouched"]) == (2, 1)
+
+    kept = re.search(r"logs are in (\S+), Dagster's storage in the schema (\w+)", said)
+    assert kept is not None
+    engine = sa.create_engine(database)
+    with engine.connect() as conn:
+        ended = conn.execute(sa.text(f"SELECT status FROM {kept[2]}.runs")).scalars().all()
+    engine.dispose()
+    assert ended.count("CANCELED") >= found["runs_paused"]  # a queued run may be canceled, too
+    assert "FAILURE" not in ended
+    assert not list(Path(kept[1]).rglob("runs.db"))
+    shutil.rmtree(kept[1])
