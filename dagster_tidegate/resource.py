@@ -14,6 +14,7 @@ from pydantic import Field
 from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.hooks import Hook
 from dagster_tidegate.instance import is_superseded, partition_of, tried_by
 from dagster_tidegate.pause import CampaignPaused, end, end_as_superseded, resumed
 from dagster_tidegate.policy import ServicePolicy
@@ -21,7 +22,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.patience import patiently
-from dagster_tidegate.settings import unknown
+from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
@@ -203,7 +204,21 @@ def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
         store = Store(url)
     for problem in unknown(os.environ):  # it works without; a command line would refuse
         log.warning("%s: 'tidegate config' shows all settings", problem)
-    return Fleet(store, [ServicePolicy.model_validate_json(policy) for policy in policies])
+    rules = [ServicePolicy.model_validate_json(policy) for policy in policies]
+    return Fleet(store, rules, hooks=_hooks())
+
+
+def _hooks() -> list[Hook]:
+    if not load(GeneralSettings).opentelemetry:
+        return []
+    try:
+        from dagster_tidegate.opentelemetry_hook import OpenTelemetryHook  # an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "TIDEGATE_OPENTELEMETRY is true, and OpenTelemetry's API is not installed: "
+            "pip install 'dagster-tidegate[otel]'"
+        ) from error
+    return [OpenTelemetryHook()]
 
 
 def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:

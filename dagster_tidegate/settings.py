@@ -95,6 +95,11 @@ class GeneralSettings(Settings):
         description="Where people reach the pages, for links in messages: "
         "`https://dagster.example.org`.",
     )
+    opentelemetry: Switch = Field(
+        default=False,
+        description="`true`: runs and sensors tell OpenTelemetry what their breakers do. Needs the "
+        "extra `otel`, and an SDK that is set up.",
+    )
 
 
 class ServeSettings(Settings):

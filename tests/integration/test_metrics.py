@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy import event
 
+from dagster_tidegate import BreakerResource, ServiceConfig
 from dagster_tidegate.breaker import BreakerOpenError
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
@@ -348,3 +349,14 @@ def test_without_an_sdk_opentelemetry_costs_nothing_and_breaks_nothing(
     fleet = make_fleet(OpenTelemetryHook())
     fleet.breaker("mail").call(time.monotonic)
     trip(fleet)
+
+
+@pytest.mark.parametrize(("setting", "hooks"), [("true", 1), ("false", 0), ("", 0)])
+def test_runs_and_sensors_tell_opentelemetry_where_it_is_set(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, setting: str, hooks: int
+) -> None:
+    monkeypatch.setenv("TIDEGATE_OPENTELEMETRY", setting)
+    monkeypatch.setenv("TIDEGATE_STORE_URL", sqlite_url)
+    fleet = BreakerResource(services=[ServiceConfig(name="mail")]).fleet
+    assert [type(hook) for hook in fleet.hooks] == hooks * [OpenTelemetryHook]
+    fleet.close()
