@@ -33,6 +33,7 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_shared.error import SerializableErrorInfo
 from pydantic import ValidationError
 
+from dagster_tidegate.access.identity import ONLY_LOOKS
 from dagster_tidegate.instance import PART_TAG, Dagster
 from dagster_tidegate.policy import ServicePolicy
 
@@ -490,6 +491,21 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
             yield Server(process)
 
 
+class _Process(WorkspaceProcessContext):
+    """Shows Dagster's pages without their buttons to whom a guard lets only look."""
+
+    def create_request_context(self, source: object | None = None) -> WorkspaceRequestContext:
+        state = getattr(source, "scope", {}).get("state", {})
+        return WorkspaceRequestContext(
+            instance=self.instance,
+            current_workspace=self.get_current_workspace(),
+            process_context=self,
+            version=self.version,
+            source=source,
+            read_only=self.read_only or state.get(ONLY_LOOKS, False),
+        )
+
+
 def _process(
     instance: dg.DagsterInstance, path: Path, *, log_level: str, read_only: bool
 ) -> WorkspaceProcessContext:
@@ -498,7 +514,7 @@ def _process(
         target.create_origins()
     except (dg.DagsterError, CheckError, yaml.YAMLError, OSError, ValueError) as error:
         raise WorkspaceError(f"{path} can't be read as a workspace: {error}") from error
-    return WorkspaceProcessContext(
+    return _Process(
         instance,
         target,
         version=dg.__version__,

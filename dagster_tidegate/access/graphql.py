@@ -17,6 +17,8 @@ from graphql import (
     parse,
 )
 
+from dagster_tidegate.wording import shown
+
 MOST_TOKENS = 20_000
 """Longer documents are not read; the longest of Dagster's own pages has a tenth of that."""
 MOST_REMEMBERED = 512
@@ -144,9 +146,9 @@ def _short(value: Any) -> Any:
     if isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return value[:LONGEST_SUBJECT]
+        return shown(value[:LONGEST_SUBJECT])
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return [each[:LONGEST_SUBJECT] for each in value[:MOST_SUBJECTS]]
+        return [shown(each[:LONGEST_SUBJECT]) for each in value[:MOST_SUBJECTS]]
     return None
 
 

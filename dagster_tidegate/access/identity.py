@@ -4,6 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
+ONLY_LOOKS = "only_looks"
+"""In the state of a request: whether Dagster's pages let whoever sends it change nothing."""
+
 
 class Role(StrEnum):
     """What somebody may do. Each role may also do what those before it may."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dagster_tidegate.access import graphql, sessions, tokens
 from dagster_tidegate.access.authenticator import Authenticator, Kind
-from dagster_tidegate.access.identity import Identity, Role
+from dagster_tidegate.access.identity import ONLY_LOOKS, Identity, Role
 from dagster_tidegate.access.limits import Limit, TooManyError, network
 from dagster_tidegate.access.origins import allowed_host
 from dagster_tidegate.api import dagster_pages, login
@@ -137,7 +137,9 @@ class Guard:
             )
         else:
             visit.identity = Identity(visit.named_actor(), Role.ADMIN, visit.address)
-        visit.scope.setdefault("state", {})["identity"] = visit.identity
+        state = visit.scope.setdefault("state", {})
+        state["identity"] = visit.identity
+        state[ONLY_LOOKS] = not visit.identity.role.allows(Role(self._settings.ui_changes))
 
     async def _check_change(self, visit: Visit, body: bytes) -> None:
         """Refuse a change through Dagster's pages to whom may make none, else write it down."""

@@ -75,8 +75,10 @@ def run(
 def _config(app: ASGIApp, settings: ServeSettings, log_level: str) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        log_level=log_level,
+        # Below this it logs the headers of websockets, which have tokens.
+        log_level="info" if log_level == "debug" else log_level,
         server_header=False,
+        ws_max_size=settings.request_bytes,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=GRACE_S,
