@@ -52,6 +52,7 @@ lint: $(TESTS) ## Lint and types.
 bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
 	$(BIN)/python -m tests.benchmarks.records
+	$(BIN)/python -m tests.benchmarks.api
 
 bench-scale: $(TESTS) ## Measure many workers, campaigns and queued runs on PostgreSQL; takes ten minutes.
 	$(BIN)/python -m tests.benchmarks.scale

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.store.schema import SchemaError
@@ -217,9 +218,9 @@ def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
 def _http(request: Request, error: HTTPException) -> JSONResponse:
     headers = error.headers or {}
     if error.status_code == CODES[Code.METHOD_NOT_ALLOWED][0]:
-        allowed = headers.get("Allow", "another method")
+        allowed = ", ".join(_allowed(request))
         detail = f"{request.method} is not allowed here: use {allowed}"
-        return Problem(Code.METHOD_NOT_ALLOWED, detail, headers=headers).response()
+        return Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed}).response()
     if error.status_code == CODES[Code.TOO_LARGE][0]:
         return Problem(Code.TOO_LARGE, str(error.detail), headers=headers).response()
     if error.status_code == CODES[Code.NOT_FOUND][0]:
@@ -228,6 +229,18 @@ def _http(request: Request, error: HTTPException) -> JSONResponse:
     if error.status_code < 500:  # a body that can't be read
         return Problem(Code.INVALID, str(error.detail)).response()
     return _unexpected(request, error)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path. Starlette tells only those of the first route that has the path."""
+    return [
+        method
+        for method in ("GET", "POST")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def _schema(_request: Request, error: SchemaError) -> JSONResponse:

@@ -1,0 +1,175 @@
+"""Starting and cancelling over the API, with a real Dagster instance and a real code server."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from dagster import DagsterRunStatus
+
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import runs, schema
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.workspace import Server, UnreachableError, Workspace
+from tests.integration.api import Api, api
+from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+
+COORDINATOR = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"}
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def deployed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("api") / "home"
+    store = Store(f"sqlite:///{home}.db")
+    if request.param == "postgres":
+        make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
+        store = Store(make().render_as_string(hide_password=False))
+    schema.upgrade(store)
+    monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
+    with deployment(
+        home, store, run_coordinator=COORDINATOR, run_monitoring=monitoring
+    ) as deployed:
+        deployed.up("mail")
+        deployed.up("maps")
+        deployed.gate()
+        yield deployed
+    store.dispose()
+
+
+@pytest.fixture(scope="module")
+def asked(deployed: Deployment) -> Iterator[Api]:
+    with api(deployed.store, workspace=Server(deployed.workspace).workspace) as asked:
+        yield asked
+
+
+def found(deployed: Deployment, partition: str) -> CampaignRun:
+    with deployed.store.read() as conn:
+        run = runs.find(conn, "letters", partition)
+    assert run is not None
+    return run
+
+
+def completed(deployed: Deployment, partition: str) -> None:
+    deployed.until(lambda: found(deployed, partition).status is RunStatus.COMPLETED)
+
+
+def test_a_created_run_starts_once_and_completes(asked: Api, deployed: Deployment) -> None:
+    asked.post("/campaigns/letters/runs", {"partition": "a"}, expect=201)
+    with deployed.store.read() as conn:
+        assert deployed.dagster.runs_of("letters", "a") == []
+        assert runs.find(conn, "letters", "a") is not None
+
+    def start(_number: int) -> int:
+        return asked.client.post("/api/v1/campaigns/letters/runs/a/start").status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = sorted(pool.map(start, range(4)))
+    assert answers == [202, 409, 409, 409]
+    [run] = deployed.dagster.runs_of("letters", "a")
+    assert run.status is DagsterRunStatus.QUEUED
+    assert run.tags["tidegate/started_by"] == "ana"
+    [event] = asked.get("/events", name="letters/a", kind="start")["items"]
+    assert (event["actor"], event["reason"]) == ("ana", f"Dagster run {run.run_id}")
+    assert not found(deployed, "a").waits_for_start
+    completed(deployed, "a")
+
+    # Over, it may be started again; every record is done already.
+    again = asked.post("/campaigns/letters/start", {"partition": "a"}, expect=202)
+    assert again["name"] == "letters/a"
+    assert found(deployed, "a").status is RunStatus.PENDING
+    deployed.until(lambda: deployed.status(again["dagster_run"]).value == "SUCCESS")
+    completed(deployed, "a")
+    assert len(deployed.calls()) == 10
+
+
+def test_one_that_is_held_waits_in_the_queue_and_is_cancelled_there(
+    asked: Api, deployed: Deployment
+) -> None:
+    asked.post("/campaigns/letters/hold", {"reason": "new copy"})
+    deployed.gate()
+    problem = asked.post("/campaigns/letters/start", {"partition": "b"}, expect=409)
+    assert problem["code"] == "held"
+    key = {"Idempotency-Key": "b-1"}
+    body = {"partition": "b", "queue": True}
+    started = asked.post("/campaigns/letters/start", body, expect=202, headers=key)
+    assert asked.post("/campaigns/letters/start", body, expect=202, headers=key) == started
+    assert len(deployed.dagster.runs_of("letters", "b")) == 1
+    deployed.gate()
+    deployed.dequeue()
+    assert deployed.status(started["dagster_run"]) is DagsterRunStatus.QUEUED
+
+    cancelled = asked.post("/campaigns/letters/runs/b/cancel", expect=202)
+    assert cancelled["status"] == "cancelled"
+    assert deployed.status(started["dagster_run"]) is DagsterRunStatus.CANCELED
+    asked.post("/campaigns/letters/release")
+    for _ in range(3):
+        deployed.gate()
+        deployed.dequeue()
+    assert found(deployed, "b").status is RunStatus.CANCELLED
+
+
+def test_a_paused_run_is_cancelled_and_does_not_resume(asked: Api, deployed: Deployment) -> None:
+    started = asked.post("/campaigns/letters/start", {"partition": "c"}, expect=202)
+    deployed.gate()
+    asked.post("/campaigns/letters/runs/c/pause", {"reason": "look first"})
+    deployed.until(lambda: found(deployed, "c").status is RunStatus.PAUSED)
+    assert deployed.status(started["dagster_run"]) is DagsterRunStatus.CANCELED
+    shown = asked.get("/campaigns/letters/runs/c")
+    assert [attempt["outcome"] for attempt in shown["attempts"]] == ["paused"]
+    asked.post("/campaigns/letters/runs/c/cancel", expect=202)
+    asked.post("/campaigns/letters/runs/c/resume")
+    for _ in range(3):
+        deployed.gate()
+        deployed.dequeue()
+    assert found(deployed, "c").status is RunStatus.CANCELLED
+    again = asked.post("/campaigns/letters/runs/c/start", expect=202)
+    deployed.until(lambda: deployed.status(again["dagster_run"]) is DagsterRunStatus.SUCCESS)
+    completed(deployed, "c")
+
+
+def test_a_campaign_without_partitions_starts_without_one(asked: Api, deployed: Deployment) -> None:
+    started = asked.post("/campaigns/postcard/start", expect=202)
+    assert started["name"] == f"postcard/{started['dagster_run']}"
+    deployed.until(lambda: deployed.status(started["dagster_run"]) is DagsterRunStatus.SUCCESS)
+
+
+def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(
+    asked: Api, deployed: Deployment
+) -> None:
+    for path, body, says in [
+        ("/campaigns/letters/start", None, "has partitions: name one"),
+        ("/campaigns/letters/start", {"partition": "aa"}, "did you mean a"),
+        ("/campaigns/postcard/start", {"partition": "a"}, "has no partitions: name none"),
+        ("/campaigns/letters/start/validate", {"partition": "aa"}, "did you mean a"),
+        ("/campaigns/letters/runs", {"partition": "aa"}, "did you mean a"),
+    ]:
+        problem = asked.post(path, body, expect=422)
+        assert (problem["code"], says in problem["detail"]) == ("not_launchable", True), problem
+    with deployed.store.read() as conn:
+        assert runs.find(conn, "letters", "aa") is None
+
+
+def test_a_launch_that_fails_leaves_the_run_waiting_for_its_start(
+    asked: Api, deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise UnreachableError("the code server went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Workspace, "launch", fail)
+        problem = asked.post("/campaigns/letters/start", {"partition": "a"}, expect=503)
+    assert problem["code"] == "dagster_unavailable"
+    run = found(deployed, "a")
+    assert (run.status, run.waits_for_start) == (RunStatus.PENDING, True)
+    assert "the code server went away" in str(run.reason)
+    asked.post("/campaigns/letters/runs/a/start", expect=202)
+    completed(deployed, "a")
+
+
+def test_a_service_shows_its_policy(asked: Api) -> None:
+    mail = asked.get("/services/mail")
+    assert mail["policies"][LOCATION]["consecutive_failures"] == 2
+    assert "letters" in mail["campaigns"]
