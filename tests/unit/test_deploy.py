@@ -231,8 +231,18 @@ def test_a_pod_of_runs_has_the_time_that_records_take_to_end() -> None:
 
 
 def test_variables_in_kubernetes_are_settings() -> None:
-    assert names_of_environment() <= set(variables())
-    assert "TIDEGATE_STORE_URL" in names_of_environment()
+    assert "TIDEGATE_STORE_URL" in names_of_environment() & set(variables())
+    assert unknown(dict.fromkeys(names_of_environment(), "x")) == []
+
+
+def test_pools_hold_back_whole_runs_and_get_their_places_back() -> None:
+    instance = VALUES["additionalInstanceConfig"]
+    assert instance["concurrency"]["pools"]["granularity"] == "run"
+    daemon = VALUES["dagsterDaemon"]
+    assert daemon["runCoordinator"]["type"] == "QueuedRunCoordinator"
+    assert daemon["runMonitoring"]["enabled"]
+    assert daemon["runMonitoring"]["freeSlotsAfterRunEndSeconds"] > 0
+    assert daemon["sensors"]["useThreads"]
 
 
 def test_images_in_kubernetes_have_versions() -> None:
