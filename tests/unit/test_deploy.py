@@ -1,15 +1,18 @@
 """docker-compose.yml and what is in deploy/: what each container must have, and what must agree."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from dagster_tidegate import BreakerResource
+from dagster_tidegate.cli import main
 from dagster_tidegate.settings import unknown, variables
 
 PROJECT = Path(__file__).parents[2]
@@ -190,6 +193,43 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     path = boards["providers"][0]["options"]["path"]
     assert any(mount.split(":")[1] == path for mount in SERVICES["grafana"]["volumes"])
     assert list((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+
+
+# --- docs/production.md ---------------------------------------------------------------------------
+
+GUIDE = (PROJECT / "docs" / "production.md").read_text()
+CONSOLE = [
+    line.strip().removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", GUIDE, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_files_that_the_guide_names_are_there() -> None:
+    for path in re.findall(r"\b(?:deploy|docs)/[\w/.-]+\.\w+", GUIDE):
+        if path not in ("docs/scale.md", "docs/security.md"):
+            assert (PROJECT / path).exists(), path
+
+
+def test_services_that_the_guide_names_are_there() -> None:
+    for line in CONSOLE:
+        if found := re.match(r"docker compose (?:run --rm|exec) (\w+)", line):
+            assert found[1] in SERVICES, line
+
+
+@pytest.mark.parametrize("line", [line for line in CONSOLE if "tidegate " in line])
+def test_commands_of_the_guide_are_commands(line: str) -> None:
+    for words in re.findall(r"(?<![\w/.-])tidegate ([a-z][^&]*)", line):
+        assert_is_a_command(shlex.split(words))
+
+
+def assert_is_a_command(words: list[str]) -> None:
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, words
+        command, words = found, words[1:]
+    command.make_context("tidegate", words)
 
 
 # --- Kubernetes -----------------------------------------------------------------------------------
