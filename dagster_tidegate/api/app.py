@@ -10,7 +10,16 @@ from fastapi.routing import APIRoute
 from dagster_tidegate.api import metrics, problems
 from dagster_tidegate.api.context import Context
 from dagster_tidegate.api.problems import Code, Problem, ProblemDetails, responses
-from dagster_tidegate.api.routes import campaigns, events, health, holds, queue, runs, services
+from dagster_tidegate.api.routes import (
+    alerts,
+    campaigns,
+    events,
+    health,
+    holds,
+    queue,
+    runs,
+    services,
+)
 from dagster_tidegate.api.stream import Feed
 from dagster_tidegate.settings import GeneralSettings, ServeSettings, load
 from dagster_tidegate.store.database import Store
@@ -29,6 +38,7 @@ TAGS = {
     "campaign runs": "A partition of a campaign each.",
     "holds": "The reasons why something may not run.",
     "events": "Who changed what, when and why.",
+    "alerts": "What people were told.",
     "queue": "What is paused and what waits, in numbers.",
     "health": "Whether the server, the store and the gate do their work.",
     "metrics": "Numbers for Prometheus.",
@@ -70,7 +80,7 @@ def create_app(
     )
     app.state.context = Context(store, Feed(store), workspace)
     api = APIRouter(prefix=PREFIX, responses=responses())
-    for module in (services, campaigns, runs, holds, events, queue, health):
+    for module in (services, campaigns, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])
     app.include_router(metrics.router(store, enabled=load(GeneralSettings).enabled))

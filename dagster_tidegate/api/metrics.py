@@ -34,7 +34,11 @@ def router(store: Store, *, enabled: bool) -> APIRouter:
                 "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
             },
             **responses(
-                Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.TOO_MANY_REQUESTS, Code.INTERNAL
+                Code.UNAUTHENTICATED,
+                Code.FORBIDDEN,
+                Code.INVALID,
+                Code.TOO_MANY_REQUESTS,
+                Code.INTERNAL,
             ),
         },
     )

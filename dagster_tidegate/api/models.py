@@ -20,6 +20,7 @@ from pydantic import (
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
+from dagster_tidegate.store.alerts import AlertStatus
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.views.effects import Effect
 from dagster_tidegate.views.starting import Refusal
@@ -553,6 +554,25 @@ class EventShown(Shown):
     address: str | None = Field(description="The network address; null: on this machine.")
     before: Mapping[str, Any] | None
     after: Mapping[str, Any] | None
+
+
+class AlertShown(Shown):
+    """What people are told of, once."""
+
+    id: int
+    kind: str = Field(description="What happened; docs/alerts.md has the kinds.")
+    name: str = Field(description="What it is about.")
+    title: str
+    body: str
+    status: AlertStatus
+    raised_at: datetime
+    ended_at: datetime | None = Field(description="When its cause ended; null while it lasts.")
+    sent_at: datetime | None = Field(description="When every target had it.")
+    tries: int
+    next_try_at: datetime | None
+    error: str | None = Field(description="Why the latest try failed.")
+    delivered_to: Sequence[str] | None = Field(description="The targets that have it.")
+    withheld: int = Field(description="How often the same happened since, without being told.")
 
 
 class ServiceQueue(Shown):

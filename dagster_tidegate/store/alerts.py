@@ -255,9 +255,16 @@ def settle(
     )
 
 
-def listed(conn: sa.Connection, *, limit: int) -> Sequence[Alert]:
-    """Return the newest alerts, the newest first."""
-    return _read(conn, sa.select(t.alerts).order_by(t.alerts.c.id.desc()).limit(limit))
+def listed(conn: sa.Connection, *, before: int | None = None, limit: int) -> Sequence[Alert]:
+    """Return the newest alerts, the newest first.
+
+    Args:
+        conn: A connection of the store.
+        before: Only those that are older than the alert with this id.
+        limit: How many at most.
+    """
+    query = sa.select(t.alerts).order_by(t.alerts.c.id.desc()).limit(limit)
+    return _read(conn, query if before is None else query.where(t.alerts.c.id < before))
 
 
 def counts(conn: sa.Connection, now: datetime) -> Counts:

@@ -1,0 +1,26 @@
+"""What people were told, and what they could not be told."""
+
+from fastapi import APIRouter
+
+from dagster_tidegate.api import cursor as cursors
+from dagster_tidegate.api.authentication import Viewer
+from dagster_tidegate.api.context import Here
+from dagster_tidegate.api.models import AlertShown, Cursor, Limit, Page
+from dagster_tidegate.store import alerts
+
+router = APIRouter(prefix="/alerts", tags=["alerts"])
+
+
+@router.get("")
+def list_alerts(
+    here: Here, _identity: Viewer, limit: Limit = 100, cursor: Cursor = None
+) -> Page[AlertShown]:
+    """List the alerts, the newest first, and whether people were told."""
+    before = cursors.decode(cursor, "alerts", int)
+    with here.store.read() as conn:
+        found = alerts.listed(conn, before=before, limit=limit + 1)
+    page = found[:limit]
+    return Page(
+        items=[AlertShown.model_validate(alert) for alert in page],
+        next_cursor=cursors.encode("alerts", page[-1].id) if len(found) > limit else None,
+    )
