@@ -111,7 +111,7 @@ class Watch:
             # What happened before anybody looked for the first time is not told.
             after = newest(conn) if cursor is None else cursor.event
             # Before the situation, which is then as new as the events at least.
-            events = self._reader.read(conn, now, after=after, limit=MOST_EVENTS)
+            events = self._reader.read(conn, after=after, limit=MOST_EVENTS)
             seen = Seen(
                 situation=situation.read(conn, now, enabled=self._enabled),
                 events=events,

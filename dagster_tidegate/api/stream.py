@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.concurrency import run_in_threadpool
@@ -13,8 +14,8 @@ from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
 from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.store import history
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.store.tail import Tail
 
 MEDIA_TYPE = "text/event-stream"
 MOST_STREAMS = 100
@@ -37,7 +38,8 @@ class Feed:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._tail = Tail(store)
+        self._reader = EventReader()
+        self._reading = threading.Lock()
         self._streams = 0
         self._complete = 0
         self._moved = asyncio.Event()
@@ -45,7 +47,8 @@ class Feed:
 
     def newest(self) -> int:
         """Return the id up to which the events are complete now."""
-        return self._tail.look()
+        with self._reading, self._store.read() as conn:
+            return self._reader.final(conn)
 
     def enter(self) -> bool:
         """Count one more stream; False where there are too many."""
@@ -75,7 +78,7 @@ class Feed:
         told = False
         while self._streams:
             try:
-                complete = await run_in_threadpool(self._tail.look)
+                complete = await run_in_threadpool(self.newest)
                 told = False
             except UNREACHABLE as error:
                 if not told:

@@ -82,7 +82,7 @@ class Counters:
             self._open_since = dict.fromkeys(conn.scalars(not_closed), now)
             return
         for _ in range(MOST_BATCHES):
-            events = self._reader.read(conn, now, after=self._last, limit=MOST_EVENTS)
+            events = self._reader.read(conn, after=self._last, limit=MOST_EVENTS)
             for event in events:
                 self._last = event.id
                 if event.kind != "service":

@@ -13,10 +13,15 @@ import pytest
 from dagster_tidegate.api import stream
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.tail import Tail
+from dagster_tidegate.store.event_reader import EventReader
 from tests.integration.api import LONGEST_S, Api, api
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def final(store: Store, reader: EventReader) -> int:
+    with store.read() as conn:
+        return reader.final(conn)
 
 
 def write(store: Store, name: str) -> None:
@@ -92,24 +97,24 @@ def test_a_higher_id_that_commits_first_waits_for_the_lower(postgres_url: str) -
 
 def test_the_end_of_the_events_is_known_exactly(postgres_url: str) -> None:
     store = Store(postgres_url)
-    tail = Tail(store)
+    reader = EventReader()
     write(store, "one")
-    assert tail.look() == 1
+    assert final(store, reader) == 1
     with store.begin() as slow:
         events.write(slow, AT, kind="hold", name="slow", to_status="placed", actor="ana")
         write(store, "fast")
-        assert tail.look() == 1
-        assert tail.look() == 1
+        assert final(store, reader) == 1
+        assert final(store, reader) == 1
         # Who came later does not hold back what was there before.
         other = store.engine.connect()
         other.begin()
     events.write(other, AT, kind="hold", name="later", to_status="placed", actor="ana")
     write(store, "last")
-    assert tail.look() == 3
-    assert tail.look() == 3
+    assert final(store, reader) == 3
+    assert final(store, reader) == 3
     other.rollback()
     other.close()
-    assert tail.look() == 5  # 4 will never be
+    assert final(store, reader) == 5  # 4 will never be
     store.dispose()
 
 
@@ -118,7 +123,7 @@ def test_who_only_reads_for_long_holds_nothing_back(postgres_url: str) -> None:
     with store.read() as reader:
         reader.exec_driver_sql("SELECT * FROM events")
         write(store, "one")
-        assert Tail(store).look() == 1
+        assert final(store, EventReader()) == 1
     store.dispose()
 
 
