@@ -6,8 +6,10 @@ from enum import StrEnum
 
 import dagster as dg
 
+from dagster_tidegate.access.tokens import LONGEST_NAME
 from dagster_tidegate.instance import AssetJob, Repository
 from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.wording import checked
 
 
 class CatchUp(StrEnum):
@@ -36,7 +38,7 @@ class Campaign:
             every operator may.
 
     Raises:
-        ValueError: If `most_ticks` is less than 1.
+        ValueError: If `most_ticks` is less than 1, or an owner's name can't be a token's.
 
     Example:
         >>> @dg.op(pool="instantly")
@@ -58,6 +60,10 @@ class Campaign:
     def __post_init__(self) -> None:
         if self.most_ticks < 1:
             raise ValueError(f"most_ticks of {self.name} is {self.most_ticks}: use 1 or more")
+        if isinstance(self.owners, str):
+            raise ValueError(f"owners of {self.name} is {self.owners!r}: use a list of names")
+        for owner in self.owners:
+            checked(owner, f"owner of {self.name}", LONGEST_NAME)
 
     @property
     def name(self) -> str:
