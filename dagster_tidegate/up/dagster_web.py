@@ -52,11 +52,12 @@ def answers(url: str) -> bool:
     return True
 
 
-def all_well(url: str) -> bool:
+def all_well(url: str, token: str | None = None) -> bool:
     """Return whether every code location is loaded and every daemon alive.
 
     Args:
         url: Address of the webserver.
+        token: A token, where it asks for one.
 
     Returns:
         False while something is still starting.
@@ -65,7 +66,7 @@ def all_well(url: str) -> bool:
         LocationError: If a code location can't be loaded.
     """
     try:
-        data = _ask(url, QUERY)
+        data = _ask(url, QUERY, token)
     except OSError:
         return False
     workspace = data["workspaceOrError"]
@@ -100,23 +101,27 @@ def recent_partition(url: str, job: str) -> str:
     raise LookupError(f"no job {job!r} with partitions at {url}")
 
 
-def at_work(url: str) -> int:
+def at_work(url: str, token: str | None = None) -> int:
     """Return how many runs have left the queue and not ended.
 
     Args:
         url: Address of the webserver.
+        token: A token, where it asks for one.
 
     Raises:
         OSError: If it does not answer.
     """
-    return _ask(url, AT_WORK)["runsOrError"]["count"]
+    return _ask(url, AT_WORK, token)["runsOrError"]["count"]
 
 
-def _ask(url: str, query: str) -> dict[str, Any]:
+def _ask(url: str, query: str, token: str | None = None) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/graphql",
         data=json.dumps({"query": query}).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        },
     )
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return json.load(response)["data"]

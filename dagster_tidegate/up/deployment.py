@@ -6,14 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
+from dagster_tidegate.access import tokens
+from dagster_tidegate.access.identity import Role
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.instance import Dagster
 from dagster_tidegate.store import holds, schema
@@ -27,6 +30,7 @@ from dagster_tidegate.up.ports import LOOPBACK, require_free
 READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
 PAUSE_TIMEOUT_S = 5.0
+TOKEN_LIFETIME = timedelta(days=30)
 ACTOR = "tidegate up"
 # Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
 # also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
@@ -69,6 +73,7 @@ def start(
     sandbox_options: Sequence[str] = (),
     env: Mapping[str, str],
     given_up: Callable[[], bool] = lambda: False,
+    token: str | None = None,
 ) -> None:
     """Start the three processes and wait until each answers.
 
@@ -80,6 +85,7 @@ def start(
         sandbox_options: More options of `tidegate sandbox serve`.
         env: Their environment; it has DAGSTER_HOME and where the sandbox is.
         given_up: Whether to wait no longer.
+        token: A token, where the store has any, so that Dagster's pages can be asked.
 
     Raises:
         ChildDiedError: If a process ended by itself.
@@ -104,7 +110,7 @@ def start(
     for name, ready in (
         ("sandbox", lambda: dagster_web.answers(f"{sandbox}/_stats")),
         ("webserver", lambda: dagster_web.answers(f"{web}/server_info")),
-        ("daemon", lambda: dagster_web.all_well(web)),
+        ("daemon", lambda: dagster_web.all_well(web, token)),
     ):
         children.wait_until(
             lambda ready=ready: given_up() or ready(),
@@ -175,7 +181,7 @@ def run(
         def gone() -> bool:
             return stopped.is_set() or (with_parent and os.getppid() != parent)
 
-        with Children(home / LOGS, keep_open=lock) as children:
+        with Children(home / LOGS, keep_open=lock) as children, _token() as token:
             start(
                 children,
                 workspace,
@@ -184,6 +190,7 @@ def run(
                 sandbox_options=("--latency", str(latency_s)),
                 env=os.environ,
                 given_up=gone,
+                token=token,
             )
             if gone():
                 return
@@ -193,7 +200,7 @@ def run(
                 children.check()
                 stopped.wait(LOOK_EVERY_S)
             tell("stopping")
-            _pause_work(address(port), tell, at_once)
+            _pause_work(address(port), token, tell, at_once)
 
 
 def upgrade_store(url: str) -> None:
@@ -205,7 +212,29 @@ def upgrade_store(url: str) -> None:
         store.dispose()
 
 
-def _pause_work(web: str, tell: Callable[[str], None], at_once: threading.Event) -> None:
+@contextmanager
+def _token() -> Iterator[str | None]:
+    """Make a token for as long as this runs, where others have made some; else none is needed."""
+    store, name = Store(default_url()), f"{ACTOR} {uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        stack.callback(store.dispose)
+        with store.begin() as conn:
+            now, secret = store.now(conn), None
+            if tokens.any_made(conn):
+                end = now + TOKEN_LIFETIME  # killed, nobody revokes it
+                _, secret = tokens.create(conn, now, name, Role.VIEWER, actor=ACTOR, expires_at=end)
+                stack.callback(_revoke, store, name)
+        yield secret
+
+
+def _revoke(store: Store, name: str) -> None:
+    with store.begin() as conn:
+        tokens.revoke(conn, store.now(conn), name, actor=ACTOR)
+
+
+def _pause_work(
+    web: str, token: str | None, tell: Callable[[str], None], at_once: threading.Event
+) -> None:
     """Let runs stop between two records: a run whose process is ended in its work has failed.
 
     The hold ends by itself when there is nothing left that it could hold, so that the next start
@@ -213,7 +242,7 @@ def _pause_work(web: str, tell: Callable[[str], None], at_once: threading.Event)
     """
     store = Store(default_url())
     try:
-        if not dagster_web.at_work(web):
+        if not dagster_web.at_work(web, token):
             return
         with store.begin() as conn:
             now = store.now(conn)
@@ -227,7 +256,7 @@ def _pause_work(web: str, tell: Callable[[str], None], at_once: threading.Event)
                 expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
             )
         until = time.monotonic() + PAUSE_TIMEOUT_S
-        while left := dagster_web.at_work(web):
+        while left := dagster_web.at_work(web, token):
             if time.monotonic() > until or at_once.is_set():
                 tell(f"{left} runs did not pause in time; they are ended in their work")
                 return

@@ -1,20 +1,23 @@
-"""An operator in an outage, with nothing but the command line and a deployment that is real."""
+"""An operator in an outage, with the command line, the API and a deployment that is real."""
 
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from dagster_tidegate.drill.stage import Stage, stage
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.up import dagster_web
+from tests.integration.api import Api
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = ROOT / "workspace.yaml"
@@ -65,7 +68,8 @@ def until(is_so: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
-    with stage(WORKSPACE, tmp_path, store_url=None) as scene:
+    with ExitStack() as stack:
+        scene = stack.enter_context(stage(WORKSPACE, tmp_path, store_url=None))
         operator = Operator(scene)
 
         # A healthy deployment has no finding, as soon as each sensor has had a tick.
@@ -86,8 +90,21 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         refused = operator.json("start", "list_hygiene", "--partition", day_before, expect=3)
         assert refused["refusal"] == "held"
 
+        # The server of Dagster's pages says the same over its API.
+        client = stack.enter_context(httpx.Client(base_url=scene.web, timeout=LONGEST_S))
+        client.headers["X-Tidegate-Actor"] = "ana"
+        api = Api(client)
+        assert {"list_hygiene", "outreach"} == set(api.get("/queue")["paused_campaigns"])
+        [waiting] = [s for s in api.get("/queue")["services"] if s["service"] == "millionverifier"]
+        assert (waiting["state"], waiting["runs"]["paused"]) != ("closed", 0)
+        shown = api.get(f"/campaigns/list_hygiene/runs/{partition}")
+        assert (shown["status"], shown["why"]["holds"][0]["source"]) == ("paused", "breaker")
+        body = {"partition": day_before}
+        assert api.post("/campaigns/list_hygiene/start", body, expect=409)["code"] == "held"
+        assert not api.get("/health/gate")["stale"]
+
         # A hold of the operator's own outlives the recovery.
-        operator.run("hold", "campaign", "list_hygiene", "--reason", "check the list first")
+        api.post("/campaigns/list_hygiene/hold", {"reason": "check the list first"})
         operator.run("sandbox", "heal")
         until(lambda: "millionverifier" not in operator.holds(), "millionverifier is back")
         why = operator.json("why", name)
@@ -97,10 +114,27 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         [listed] = operator.json("campaigns", "--status", "paused")
         assert listed["name"] == "list_hygiene"
 
-        operator.run("release", "campaign", "list_hygiene")
+        assert len(api.post("/campaigns/list_hygiene/release")["released"]) == 1
         until(lambda: operator.status_of(name) is RunStatus.COMPLETED, f"{name} completes")
         shown = operator.json("runs", "show", name)
         assert [attempt["outcome"] for attempt in shown["attempts"]] == ["paused", "completed"]
         assert (shown["in_doubt"], shown["failed_count"]) == ([], 0)
         told = [e["to_status"] for e in operator.json("history", name, "--kind", "campaign_run")]
         assert told.index("paused") < told.index("completed")
+        released, placed = api.get("/events", name="list_hygiene", kind="hold")["items"]
+        assert [(e["actor"], e["to_status"]) for e in (placed, released)] == [
+            ("ana", "placed"),
+            ("ana", "released"),
+        ]
+
+        # A run that the API starts is cancelled by it, between two records.
+        operator.run("sandbox", "slow", "millionverifier", "--latency", "2")
+        started = api.post("/campaigns/list_hygiene/start", body, expect=202)
+        name = f"list_hygiene/{day_before}"
+        until(lambda: operator.status_of(name) is RunStatus.PROCESSING, f"{name} is at work")
+        answer = api.client.post(
+            f"/api/v1/campaigns/{started['name'].replace('/', '/runs/')}/cancel"
+        )
+        assert answer.status_code == 202, answer.text
+        until(lambda: operator.status_of(name) is RunStatus.CANCELLED, f"{name} is cancelled")
+        assert api.get(f"/campaigns/list_hygiene/runs/{day_before}")["in_doubt"] == []

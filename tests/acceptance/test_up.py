@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dagster_tidegate.access import tokens
+from dagster_tidegate.access.identity import Role
 from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import runs, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.up.ports import free
@@ -148,6 +151,25 @@ def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
 
 
 @pytest.mark.timeout(400)
+def test_it_starts_where_a_token_is_asked_for(up, project: Path):
+    home = project / ".tidegate" / "home"
+    home.mkdir(parents=True)
+    store = Store(f"sqlite:///{home / 'tidegate.db'}")
+    schema.upgrade(store)
+    with store.begin() as conn:
+        tokens.create(conn, store.now(conn), "ana", Role.VIEWER, actor="tests")
+    running = up().wait_until_ready()
+    (address,) = re.findall(r"Dagster +(http://127\.0\.0\.1:\d+)", running.said)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/api/v1/services")
+    assert refused.value.code == 401
+    running.signal(signal.SIGINT)
+    assert running.wait() == 0
+    with store.read() as conn:
+        live = [token.name for token in tokens.read(conn) if token.revoked_at is None]
+    assert live == ["ana"]
+
+
 def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tmp_path: Path):
     leads, home = tmp_path / "leads", tmp_path / "home"
     leads.mkdir()
