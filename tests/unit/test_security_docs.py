@@ -1,0 +1,68 @@
+"""docs/security.md says what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dagster_tidegate.access import authenticator, graphql
+from dagster_tidegate.access.identity import Role
+from dagster_tidegate.api import dagster_pages, guard, headers, visit
+from dagster_tidegate.settings import ServeSettings, variable, variables
+
+DOCS = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+
+
+def row(what: str) -> str:
+    found = re.search(rf"^\| {re.escape(what)}[^|]*\|(.*)\|$", DOCS, re.MULTILINE)
+    assert found, f"docs/security.md has no row '{what}'"
+    return found[1].replace(",", "")
+
+
+@pytest.mark.parametrize(
+    ("what", "field"),
+    [
+        ("requests of a token", "requests_per_token"),
+        ("requests of an address", "requests_per_address"),
+        ("different wrong tokens", "refusals_per_address"),
+        ("body of a request", "request_bytes"),
+    ],
+)
+def test_limits_that_are_settings(what: str, field: str) -> None:
+    assert f" {ServeSettings.model_fields[field].default} " in row(what)
+    assert f"`{variable(ServeSettings, field)}`" in row(what)
+
+
+@pytest.mark.parametrize(
+    ("what", "most"),
+    [
+        ("time until a body is there", f"{visit.BODY_S:g} s"),
+        ("URL", guard.LONGEST_URL),
+        ("headers", guard.LONGEST_HEADERS),
+        ("GraphQL document", graphql.MOST_TOKENS),
+    ],
+)
+def test_limits_that_are_not(what: str, most: object) -> None:
+    assert f" {most} " in row(what)
+
+
+def test_what_is_promised_of_times() -> None:
+    assert f"believed for {authenticator.REFRESH_S:g} seconds" in DOCS
+    assert f"**within {authenticator.LONGEST_S:g} seconds**" in DOCS
+    longest = authenticator.LONGEST_S + authenticator.REFRESH_S
+    assert f"too, within {longest:g}." in DOCS
+    assert f"at most {authenticator.MOST_LOGGED} lines a minute" in DOCS
+
+
+def test_roles_headers_paths_and_exceptions_are_those_of_the_code() -> None:
+    assert f"| | {' | '.join(Role)} |" in DOCS
+    for name in (*headers.EVERYWHERE, "Strict-Transport-Security"):
+        assert f"`{name}" in DOCS
+    for path in guard.PUBLIC:
+        assert path.rpartition("/")[2] in DOCS
+    for name in dagster_pages.HARMLESS:
+        assert f"`{name}`" in DOCS
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    assert set(re.findall(r"TIDEGATE_[A-Z_]+", DOCS)) <= set(variables())
