@@ -13,9 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -115,11 +117,11 @@ class Machine:
         assert self.environment(name)["TINI_KILL_PROCESS_GROUP"] == "1"
         group = self.running.pop(name)
         os.killpg(group.pid, signal.SIGTERM)
-        wait_for(lambda: group.poll() is not None and not exists(group.pid))
+        wait_for(lambda: group.poll() is not None and not alive(group.pid))
 
     def kill(self) -> None:
         for process in self.running.values():
-            if exists(process.pid):
+            if alive(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -136,12 +138,13 @@ class Machine:
             return error.code, error.read()
 
 
-def exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def alive(group: int) -> bool:
+    """Whether a process of a group has not ended."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
