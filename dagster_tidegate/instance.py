@@ -639,6 +639,11 @@ def request_number(run: dg.DagsterRun) -> int:
     return int(number) if prefix.startswith(RUN_KEY) and number.isdecimal() else 0
 
 
+def is_resume(run: dg.DagsterRun) -> bool:
+    """Return whether the gate asked for a run, to go on with what had paused."""
+    return request_number(run) > 0 and run.parent_run_id is None
+
+
 def is_superseded(run: dg.DagsterRun, newest: str) -> bool:
     """Return whether the gate asked for a run to follow another than the newest that worked.
 
@@ -650,8 +655,7 @@ def is_superseded(run: dg.DagsterRun, newest: str) -> bool:
         newest: Id of the run that worked on the campaign run last, or does.
     """
     parent = run.tags.get(PARENT_RUN_ID_TAG)
-    asked = request_number(run) > 0 and run.parent_run_id is None
-    return asked and parent is not None and newest not in (parent, run.run_id)
+    return is_resume(run) and parent is not None and newest not in (parent, run.run_id)
 
 
 def tick_tags(schedule: dg.ScheduleDefinition, at: datetime) -> dict[str, str]:

@@ -135,6 +135,22 @@ def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoRetu
     raise CampaignCancelled(message)
 
 
+def end_as_cancelled(context: dg.OpExecutionContext, run: CampaignRun) -> NoReturn:
+    """End a Dagster run that was to resume what a person has cancelled meanwhile, as CANCELED.
+
+    Args:
+        context: Context of the op that was to begin.
+        run: The campaign run.
+
+    Raises:
+        CampaignCancelled: Always.
+    """
+    message = f"Not resumed: {run.name} was cancelled meanwhile ({run.reason})"
+    tags = {STATE_TAG: RunStatus.CANCELLED.value}
+    Dagster(context.instance).end_as_canceled(context.run, message, tags)
+    raise CampaignCancelled(message)
+
+
 def resumed(context: dg.OpExecutionContext, attempt: Attempt) -> None:
     """Mark the Dagster run of a paused attempt as resumed: who looks for paused runs finds others.
 

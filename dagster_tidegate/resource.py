@@ -15,15 +15,15 @@ from dagster_tidegate.breaker import Breaker
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.hooks import Hook
-from dagster_tidegate.instance import is_superseded, partition_of, tried_by
-from dagster_tidegate.pause import CampaignPaused, end, end_as_superseded, resumed
+from dagster_tidegate.instance import is_resume, is_superseded, partition_of, tried_by
+from dagster_tidegate.pause import CampaignPaused, end, end_as_cancelled, end_as_superseded, resumed
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
-from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
 from dagster_tidegate.store.runs import (
@@ -259,14 +259,23 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, S
         with fleet.store.begin() as conn:
             now = fleet.store.now(conn)
             run = runs.ensure(conn, now, context.job_name, partition)
-            if newest == runs.latest_attempt(conn, run.id):
+            cancelled = not begun and _was_cancelled(context.run, run, newest)
+            if newest == runs.latest_attempt(conn, run.id) and not cancelled:
                 lease = None if newest is None else newest.lease_until
                 over = over or (lease is not None and lease < now)
                 runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
                 return run, runs.attempts(conn, run.id)
+        if cancelled:
+            end_as_cancelled(context, run)
     raise AttemptRefusedError(
         f"{context.job_name}/{partition} changed hands {MOST_TURNS} times meanwhile"
     )
+
+
+def _was_cancelled(dagster_run: dg.DagsterRun, run: CampaignRun, newest: Attempt | None) -> bool:
+    """Whether a person cancelled what the gate had asked a run to resume."""
+    paused = newest is not None and newest.outcome is RunStatus.PAUSED
+    return paused and run.status is RunStatus.CANCELLED and is_resume(dagster_run)
 
 
 def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:

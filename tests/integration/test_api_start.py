@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterRunStatus
 
+from dagster_tidegate.instance import request_key
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs, schema
 from dagster_tidegate.store.database import Store
@@ -124,6 +125,11 @@ def test_a_paused_run_is_cancelled_and_does_not_resume(asked: Api, deployed: Dep
     for _ in range(3):
         deployed.gate()
         deployed.dequeue()
+    assert found(deployed, "c").status is RunStatus.CANCELLED
+    # What the gate had asked for just before comes too late.
+    tags = {"dagster/run_key": request_key(found(deployed, "c").id, 99)}
+    late = deployed.launch("letters", "c", tags=tags)
+    deployed.until(lambda: deployed.status(late) is DagsterRunStatus.CANCELED)
     assert found(deployed, "c").status is RunStatus.CANCELLED
     again = asked.post("/campaigns/letters/runs/c/start", expect=202)
     deployed.until(lambda: deployed.status(again["dagster_run"]) is DagsterRunStatus.SUCCESS)
