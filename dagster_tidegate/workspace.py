@@ -135,6 +135,7 @@ class LocationCode:
         policies: The policies of the services, by name.
         policy_error: Why the policies can't be read from outside; None if they can.
         store_url: The store that its `BreakerResource` names; None where the environment does.
+        drain_timeout_s: What its `BreakerResource` says of it; None where it says nothing.
     """
 
     name: str
@@ -146,6 +147,7 @@ class LocationCode:
     policies: Mapping[str, ServicePolicy] = field(default_factory=dict)
     policy_error: str | None = None
     store_url: str | None = None
+    drain_timeout_s: float | None = None
 
 
 def settings(instance: dg.DagsterInstance) -> Settings:
@@ -381,7 +383,7 @@ class Workspace:
         jobs: dict[str, Sequence[OpCode]] = {}
         reach: set[str] = set()
         policies: dict[str, ServicePolicy] = {}
-        policy_error = store_url = None
+        policy_error = store_url = drain_timeout_s = None
         for repository in location.get_repositories().values():
             sensors += [
                 self._sensor(sensor)
@@ -406,6 +408,8 @@ class Workspace:
                 except (ValueError, TypeError) as error:
                     policy_error = f"resource {key}: {error}"
                 store_url = store_url or _text(resource, "store_url")
+                if drain := _text(resource, "drain_timeout_s", raw=True):
+                    drain_timeout_s = float(drain)
         versions = location.get_dagster_library_versions() or {}
         return LocationCode(
             name=name,
@@ -416,6 +420,7 @@ class Workspace:
             policies=policies,
             policy_error=policy_error,
             store_url=store_url,
+            drain_timeout_s=drain_timeout_s,
         )
 
     def _sensor(self, sensor: RemoteSensor) -> SensorCode:

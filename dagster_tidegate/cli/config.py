@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import sqlalchemy as sa
@@ -21,17 +24,23 @@ from dagster_tidegate.settings import (
     SettingsError,
     effective,
     unknown,
-    variable,
 )
 from dagster_tidegate.store.database import default_url
 
-STORE_VARIABLE = variable(GeneralSettings, "store_url")
+if TYPE_CHECKING:
+    from dagster_tidegate.workspace import LocationCode
 
 
 @click.command()
-@url_option
+@click.option(
+    "--workspace",
+    "-w",
+    type=click.Path(dir_okay=False, resolve_path=True, path_type=Path),
+    help="A workspace file: what its code locations configure is shown, too. This takes seconds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def config(url: str | None, as_json: bool) -> None:
+@url_option
+def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
     """Show the settings that are in force here, and where each comes from.
 
     Secrets are not shown. Exit code 1 if a variable is unknown or has a value that can't be used.
@@ -44,12 +53,22 @@ def config(url: str | None, as_json: bool) -> None:
             found += effective(group, **_given(group, url))
         except SettingsError as error:
             problems.append(str(error))
+    locations = {} if workspace is None else _locations(workspace)
     store = _store(url)
     if as_json:
-        settings = {each.variable: asdict(each) for each in found}
-        click.echo(json.dumps({"settings": settings, "store": store, "problems": problems}))
+        document = {
+            "settings": _by_name(found),
+            "locations": {name: _by_name(resource) for name, resource in locations.items()},
+            "store": store,
+            "problems": problems,
+        }
+        click.echo(json.dumps(document))
     else:
-        _print(found, store)
+        console = Console(highlight=False, soft_wrap=True)
+        _print(console, "setting", found)
+        for name, resource in locations.items():
+            _print(console, f"BreakerResource of {name}", resource)
+        console.print(f"The store: {escape(store or 'has no place here')}")
     if problems:
         raise click.ClickException("\n".join(problems))
 
@@ -61,17 +80,48 @@ def _given(group: type[Settings], url: str | None) -> dict[str, str | None]:
 def _store(url: str | None) -> str | None:
     """Return where the store is, without its password; None where it has no place."""
     try:
-        place = sa.make_url(url or default_url())
+        return _without_password(url or default_url())
     except (ValueError, ArgumentError):
         return None
-    return place.difference_update_query(["password", "passfile"]).render_as_string()
 
 
-def _print(found: list[Effective], store: str | None) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table("setting", "value", "from", box=SIMPLE)
+def _without_password(url: str) -> str:
+    return sa.make_url(url).difference_update_query(["password", "passfile"]).render_as_string()
+
+
+def _locations(path: Path) -> dict[str, list[Effective]]:
+    """Return what each code location configures, by its name."""
+    from dagster_tidegate.cli.deployment import loaded
+
+    with loaded(path) as (_, workspace):
+        return {location.name: _resource(location) for location in workspace.locations()}
+
+
+def _resource(location: "LocationCode") -> list[Effective]:
+    from dagster_tidegate.resource import BreakerResource
+
+    fields = BreakerResource.model_fields
+    default = fields["drain_timeout_s"].default
+    drain = default if location.drain_timeout_s is None else location.drain_timeout_s
+    own = None if location.store_url is None else _without_password(location.store_url)
+    named = {
+        "services": (" ".join(sorted(location.policies)) or None, "code"),
+        "store_url": (own, "its environment" if own is None else "code"),
+        "drain_timeout_s": (f"{drain:g}", "default" if drain == default else "code"),
+    }
+    return [
+        Effective(name, value, source, fields[name].description or "")
+        for name, (value, source) in named.items()
+    ]
+
+
+def _by_name(found: Sequence[Effective]) -> dict[str, dict[str, str | None]]:
+    return {each.variable: asdict(each) for each in found}
+
+
+def _print(console: Console, title: str, found: Sequence[Effective]) -> None:
+    table = Table(escape(title), "value", "from", box=SIMPLE)
     for each in found:
         value = "[dim](not set)[/]" if each.value is None else escape(each.value)
         table.add_row(each.variable, value, f"[dim]{each.source}[/]")
     console.print(table)
-    console.print(f"The store: {escape(store or 'has no place here')}")
