@@ -36,8 +36,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BIN = Path(sys.executable).parent
 PASSWORD = "not used: the server trusts this machine"
 SOON_S = 240.0
-LEADS = 90
-FILES = 3
+LEADS = 80
 
 
 class Machine:
@@ -196,10 +195,9 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
             found = runs.with_status(conn, *RunStatus, campaigns=["outreach"])
         return [run.status for run in found]
 
-    for n in range(FILES):
-        unseen = machine.place / f"file-{n}.csv"
-        write_lead_file(unseen, LEADS // FILES, seed=n)
-        unseen.rename(machine.leads / unseen.name)
+    unseen = machine.place / "leads.csv"
+    write_lead_file(unseen, LEADS)
+    unseen.rename(machine.leads / unseen.name)
     with SandboxControl(f"http://127.0.0.1:{machine.ports['8765']}") as sandbox:
 
         def sent() -> int:
@@ -214,17 +212,16 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
         assert "open" in json.dumps(json.loads(services))
         at_outage = sent()
         sandbox.heal("instantly")
-        wait_for(lambda: sent() > at_outage and RunStatus.PROCESSING in statuses())
+        wait_for(lambda: sent() > at_outage)
 
-        # The container of the code location is replaced while runs are at work in it.
+        # The container of the code location is replaced while the run is at work in it.
         machine.stop("code")
         with store.read() as conn:
             told = [event.reason or "" for event in history.read(conn, limit=200)]
         assert any("its process was told to end" in reason for reason in told)
-        assert RunStatus.CANCELLED not in statuses()
-        assert RunStatus.FAILED not in statuses()
+        assert statuses() == [RunStatus.PAUSED]
         machine.start("code")
-        wait_for(lambda: set(statuses()) == {RunStatus.COMPLETED} and len(statuses()) == FILES)
+        wait_for(lambda: statuses() == [RunStatus.COMPLETED])
         assert sent() == LEADS
         assert sandbox.stats()["instantly"]["keys_repeated"] == 0
     store.dispose()

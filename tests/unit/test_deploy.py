@@ -207,8 +207,7 @@ CONSOLE = [
 
 def test_files_that_the_guide_names_are_there() -> None:
     for path in re.findall(r"\b(?:deploy|docs)/[\w/.-]+\.\w+", GUIDE):
-        if path not in ("docs/scale.md", "docs/security.md"):
-            assert (PROJECT / path).exists(), path
+        assert (PROJECT / path).exists(), path
 
 
 def test_services_that_the_guide_names_are_there() -> None:
