@@ -32,6 +32,7 @@ PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 LONGEST_URL = 8_192
 LONGEST_HEADERS = 32_768
 LOGIN_BYTES = 10_000
+"""So much is read of a body before it is known who sends it."""
 _SECRET_PARAMETER = re.compile(r"(?:^|&)(?:access_token|token|api_key)=", re.IGNORECASE)
 
 
@@ -72,7 +73,7 @@ class Guard:
                 app = self._refusal(visit, too_many)
             except UNREACHABLE as error:
                 app = self._refusal(visit, unreachable(error))
-            if app is self._app:
+            if app is self._app and visit.path not in PUBLIC:
                 still, passes = partial(self._still, visit), partial(self._passes, visit)
                 await visit.serve(app, still=still, passes=passes)
             else:
@@ -93,7 +94,7 @@ class Guard:
         self._by_address.count(network(visit.address))
         most = self._settings.request_bytes
         if visit.path in PUBLIC:
-            await visit.read_body(most)
+            await visit.read_body(LOGIN_BYTES)
             return self._app
         self._check_host(visit)
         if visit.path in (login.LOGIN, login.LOGOUT) and visit.scope["type"] == "http":
@@ -120,15 +121,17 @@ class Guard:
 
     async def _identify(self, visit: Visit) -> None:
         """Find out who asks, and write it into the scope."""
+        needed = await self._authenticator.needed()
         shown = visit.credential()
-        if shown is not None:
+        # A cookie may be that of another server on this machine: cookies know no ports.
+        if shown is not None and (needed or shown[0] is Kind.TOKEN):
             kind, secret = shown
             holder = await self._authenticator.holder(kind, secret, visit.address)
             if holder is None:
                 raise _unauthenticated(f"the {kind} is unknown, has expired or is revoked")
             self._by_token.count(str(holder.token))
             visit.identity = Identity(holder.name, holder.role, visit.address, holder.token)
-        elif await self._authenticator.needed():
+        elif needed:
             raise _unauthenticated("a token is needed: send 'Authorization: Bearer ...'")
         elif not visit.local:
             raise _unauthenticated(
@@ -173,7 +176,7 @@ class Guard:
         """Return whether who was let in would still be."""
         shown = visit.credential()
         try:
-            if shown is None:
+            if visit.identity.token is None or shown is None:
                 return not await self._authenticator.needed()
             return await self._authenticator.still(*shown)
         except UNREACHABLE:
@@ -197,7 +200,7 @@ class Guard:
                 return login.ended(self._prefix, https=visit.https)
             return login.form(self._prefix, visit.parameter("next"))
         shown = visit.credential()
-        if shown is None:  # nobody needs to log in
+        if visit.identity.token is None or shown is None:  # nobody needs to log in
             return RedirectResponse(login.home(self._prefix), 303)
         if visit.method != "POST":
             return login.logged_in(self._prefix, visit.identity)

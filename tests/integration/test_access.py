@@ -222,6 +222,17 @@ def test_a_page_of_this_server_and_a_program_change_things(serve: Serve) -> None
         assert client.post("/api/v1/who", headers=headers).status_code == 200
 
 
+@one_database
+def test_a_cookie_of_another_server_on_this_machine_is_no_matter(serve: Serve) -> None:
+    client = serve()
+    client.cookies.set("tidegate_session", "another")
+    assert client.get("/api/v1/who").json()["name"] == "anonymous"
+    with client.stream("GET", "/api/v1/ticks") as answer:
+        lines = answer.iter_lines()
+        for _ in range(100):  # longer than until it is looked at again
+            assert next(lines) in (": tick", "")
+
+
 # Tokens
 
 
