@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
-import sqlalchemy as sa
+from sqlalchemy import event
 
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.hooks import Event, StoreLost, StoreRegained
@@ -40,7 +40,7 @@ class Worker:
         self.name, self.sandbox, self._output = name, sandbox, output
         self.store = Store(url)
         self.connected_at: list[float] = []
-        sa.event.listen(self.store.engine, "do_connect", self._note, insert=True)
+        event.listen(self.store.engine, "do_connect", self._note, insert=True)
         self.fleet = Fleet(self.store, policies(), hooks=[self._hook])
         self.found_free = 0
         self.over = threading.Event()
@@ -48,10 +48,10 @@ class Worker:
     def _note(self, *_: object) -> None:
         self.connected_at.append(time.time())
 
-    def _hook(self, event: Event) -> None:
-        if isinstance(event, StoreLost):
+    def _hook(self, happened: Event) -> None:
+        if isinstance(happened, StoreLost):
             self.tell("degraded")
-        if isinstance(event, StoreRegained):
+        if isinstance(happened, StoreRegained):
             self.tell("regained")
 
     def tell(self, what: str, **more: object) -> None:
