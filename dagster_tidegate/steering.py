@@ -20,6 +20,7 @@ from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.effects import Effect, effects
 from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.wording import LONGEST_REASON
 
 R = TypeVar("R")
 
@@ -279,7 +280,7 @@ def start(
     except BaseException as error:
         if claimed is not None:
             with store.begin() as conn:
-                reason = f"it could not be launched: {error}"
+                reason = f"it could not be launched: {error}"[:LONGEST_REASON]
                 runs.give_start_back(conn, store.now(conn), claimed.id, reason)
         raise
     with store.begin() as conn:

@@ -8,8 +8,7 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME, Duration
 from dagster_tidegate.store import history as stored
-
-KINDS = ("service", "hold", "campaign_run", "takeover", "start")
+from dagster_tidegate.store.events import EventKind
 
 
 @click.command()
@@ -18,7 +17,7 @@ KINDS = ("service", "hold", "campaign_run", "takeover", "start")
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(KINDS),
+    type=click.Choice([kind.value for kind in EventKind]),
     help="Only changes of this kind; may be given more than once.",
 )
 @click.option("--since", type=Duration(), help="Only changes of the last 30m, 2h, 7d.")

@@ -3,11 +3,27 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+
+
+class EventKind(StrEnum):
+    """What an event is about."""
+
+    SERVICE = "service"
+    HOLD = "hold"
+    CAMPAIGN_RUN = "campaign_run"
+    TAKEOVER = "takeover"
+    START = "start"
+    CANCEL = "cancel"
+    TOKEN = "token"
+    SESSION = "session"
+    DAGSTER_UI = "dagster_ui"
+
 
 address: ContextVar[str | None] = ContextVar("address", default=None)
 """The network address from where the change comes that is being made; None: this machine."""

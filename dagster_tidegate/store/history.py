@@ -17,7 +17,7 @@ class Event:
     Attributes:
         id: Number of the event; later ones have higher numbers.
         at: When, UTC.
-        kind: Of what: `service`, `hold`, `campaign_run`, `takeover` or `start`.
+        kind: Of what: the value of an `events.EventKind`.
         name: Its name.
         from_status: What it was; None where it is new.
         to_status: What it became.

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from dagster_tidegate.cli import main
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.views.why import ObstacleKind
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -60,6 +61,11 @@ def test_no_command_is_documented_that_does_not_exist() -> None:
 @pytest.mark.parametrize("kind", ObstacleKind)
 def test_every_obstacle_is_documented(kind: ObstacleKind) -> None:
     assert f"| `{kind}` |" in section("tidegate why")
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_every_kind_of_event_is_documented(kind: EventKind) -> None:
+    assert f"| `{kind}` |" in section("tidegate history")
 
 
 @pytest.mark.parametrize(

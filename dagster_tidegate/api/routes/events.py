@@ -6,7 +6,6 @@ from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dagster_tidegate.api import cursor as cursors
@@ -16,12 +15,10 @@ from dagster_tidegate.api.models import Cursor, EventShown, Limit, Moment, Name,
 from dagster_tidegate.api.problems import Code, responses
 from dagster_tidegate.api.stream import MEDIA_TYPE, EventStream
 from dagster_tidegate.store import history
+from dagster_tidegate.store.events import EventKind
 
 router = APIRouter(prefix="/events", tags=["events"])
-LONGEST_KIND = 32
 MOST_KINDS = 20
-
-Kind = Annotated[str, Field(pattern=r"^[a-z_]+$", max_length=LONGEST_KIND)]
 
 
 @router.get("")
@@ -33,7 +30,8 @@ def list_events(
         Query(description="Only those about this service, campaign or `campaign/partition`."),
     ] = None,
     kind: Annotated[
-        list[Kind] | None, Query(max_length=MOST_KINDS, description="Only those of these kinds.")
+        list[EventKind] | None,
+        Query(max_length=MOST_KINDS, description="Only those of these kinds."),
     ] = None,
     since: Annotated[Moment | None, Query(description="Only those from this time on.")] = None,
     limit: Limit = 100,
