@@ -109,12 +109,17 @@ def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
                     raise exc.TimeoutError(f"another migration takes over {LONGEST_MIGRATION_S} s")
                 time.sleep(LOOK_S)
             conn.execute(sa.text("SET statement_timeout = 0"))
-            conn.execute(sa.text(f"SET lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
             _make_schema(conn)
             conn.commit()
+            event.listen(conn, "begin", _lock_briefly)
             yield conn
         finally:
             conn.invalidate()  # its settings and its lock end with it
+
+
+def _lock_briefly(conn: sa.Connection) -> None:
+    # Nothing outside of transactions: who builds an index beside its users waits for them.
+    conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
 
 
 def _make_schema(conn: sa.Connection) -> None:

@@ -257,14 +257,13 @@ down_revision = "{head}"
 
 
 def upgrade():
-    op.add_column("ledger", sa.Column("weight", sa.Integer()))
     if op.get_bind().dialect.name == "postgresql":
         with op.get_context().autocommit_block():
-            op.create_index(
-                "ix_ledger_at", "ledger", ["at"], postgresql_concurrently=True, if_not_exists=True
-            )
+            op.execute("DROP INDEX CONCURRENTLY IF EXISTS ix_ledger_at")
+            op.create_index("ix_ledger_at", "ledger", ["at"], postgresql_concurrently=True)
     else:
         op.create_index("ix_ledger_at", "ledger", ["at"])
+    op.add_column("ledger", sa.Column("weight", sa.Integer()))
 
 
 def downgrade():
@@ -329,6 +328,44 @@ def test_an_index_of_a_large_table_is_made_beside_its_users(
     schema.downgrade(store, HEAD)
     schema.upgrade(store, "9001")
     context.__exit__(None, None, None)
+
+
+def test_an_index_waits_for_who_uses_its_table_and_nobody_waits_for_it(
+    make_database: Callable[..., sa.URL],
+    later_version: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(postgres, "LOCK_TRIES", 1)
+    store = Store(make_database().render_as_string(hide_password=False))
+    schema.upgrade(store)
+    context = later_version()
+    building = sa.text("SELECT count(*) FROM pg_stat_progress_create_index")
+    migration = threading.Thread(target=schema.upgrade, args=(store, "9001"), daemon=True)
+    with store.begin() as user:
+        user.execute(sa.text("LOCK TABLE ledger IN ROW EXCLUSIVE MODE"))  # as who writes to it
+        migration.start()
+        until = time.monotonic() + SOON_S
+        with store.read() as conn:
+            while not conn.scalar(building):
+                conn.rollback()
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        migration.join(1)  # ten times as long as it would wait for a lock
+        assert migration.is_alive()
+        with store.begin() as other:
+            fill_ledger(other)
+    migration.join(SOON_S)
+    assert schema.current(store) == "9001"
+    context.__exit__(None, None, None)
+    store.dispose()
+
+
+def fill_ledger(conn: sa.Connection) -> None:
+    run = {"campaign": "c", "partition": "p", "created_at": START, "changed_at": START}
+    found = conn.scalar(t.campaign_runs.insert().values(run).returning(t.campaign_runs.c.id))
+    entry = {"op": "o", "key": "k", "status": "done", "position": 0, "attempt": 1, "at": START}
+    conn.execute(t.ledger.insert().values(campaign_run=found, **entry))
 
 
 def test_a_newer_store_will_do_until_it_says_that_it_does_not(
