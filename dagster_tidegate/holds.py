@@ -86,13 +86,21 @@ def covering(
     Returns:
         The answer to "why is this paused?"; empty if it is not.
     """
+    targets = targets_of(services=services, campaign=campaign, partition=partition)
+    found = [hold for hold in holds if hold.target in targets and hold.live(now)]
+    return sorted(found, key=lambda hold: (hold.placed_at, hold.id))
+
+
+def targets_of(
+    *, services: Collection[str] = (), campaign: str | None = None, partition: str | None = None
+) -> set[Target]:
+    """Return the targets of the holds that cover a thing; the arguments are those of `covering`."""
     targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in services)}
     if campaign is not None:
         targets.add(Target(TargetKind.CAMPAIGN, campaign))
         if partition is not None:
             targets.add(Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition)))
-    found = [hold for hold in holds if hold.target in targets and hold.live(now)]
-    return sorted(found, key=lambda hold: (hold.placed_at, hold.id))
+    return targets
 
 
 def describe(held: Collection[Hold]) -> str:

@@ -24,6 +24,7 @@ from dagster_tidegate.store.database import Store
 GRACE_S = 5
 """Answers under way when the server is told to stop get so long, in seconds."""
 BACKLOG = 2048
+SWITCH_S = 0.001
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def run(
         WorkspaceError: If the workspace can't be read, or there is no Dagster instance.
     """
     exposure.check(store, settings.host)
+    # A thread that computes, for a long list, must not keep those waiting that are soon through.
+    sys.setswitchinterval(SWITCH_S)
     with ExitStack() as stack:
         listener = stack.enter_context(_listener(settings))
         stack.enter_context(_ends_by_exit())

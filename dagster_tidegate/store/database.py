@@ -1,13 +1,14 @@
 """The database that the fleet shares: connections, transactions and its clock."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import push
@@ -69,6 +70,7 @@ class Store:
         else:
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
         self.clock = clock
+        self._writing = threading.Lock()
 
     @property
     def is_sqlite(self) -> bool:
@@ -78,12 +80,29 @@ class Store:
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
         """Open a transaction that writes; commits at the end, rolls back on an error."""
-        with self.engine.begin() as conn:
+        with self._turn(), self.engine.begin() as conn:
             push.pending(conn)  # forget what a transaction left that was rolled back
             yield conn
             told = push.pending(conn)
         if told:
             push.touch(self.engine)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let the threads of a process write one after the other, where the database does not.
+
+        SQLite lets a writer that finds another one sleep and try again, for longer and longer, so
+        that of many some wait for seconds.
+        """
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._writing.acquire(timeout=BUSY_TIMEOUT_S):
+            raise exc.TimeoutError(f"other threads have been writing for {BUSY_TIMEOUT_S:g} s")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

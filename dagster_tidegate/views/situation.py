@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate import holds as covers
 from dagster_tidegate.circuit import Circuit
-from dagster_tidegate.holds import Hold, TargetKind
+from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
@@ -126,14 +126,19 @@ def read(conn: sa.Connection, now: datetime, *, enabled: bool) -> Situation:
     live = holds.live(conn, now)
     known = {*circuits, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
     counts = runs.counts(conn)
+    by_target: dict[Target, list[Hold]] = {}  # each campaign looks at its own alone
+    for hold in live:
+        by_target.setdefault(hold.target, []).append(hold)
     found = {}
     for shape in campaigns.read(conn):
         needed = {name for pool in shape.pools for name in needs(pool, known).services}
+        targets = covers.targets_of(services=needed, campaign=shape.name)
+        mine = [hold for target in targets for hold in by_target.get(target, ())]
         found[shape.name] = CampaignSituation(
             shape,
             frozenset(needed),
             counts.get(shape.name, {}),
-            covers.covering(live, now, services=needed, campaign=shape.name),
+            covers.covering(mine, now, services=needed, campaign=shape.name),
         )
     return Situation(
         now=now,
