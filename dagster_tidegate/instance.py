@@ -13,6 +13,7 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
@@ -464,6 +465,15 @@ class Dagster:
         """
         run = self.run(run_id)
         return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
+    def was_interrupted(self, run: dg.DagsterRun) -> bool:
+        """Return whether a run failed because its process was told to end, and stays so.
+
+        Where `run_retries` is on, Dagster repeats it by itself.
+        """
+        reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+        interrupted = reason == RunFailureReason.UNEXPECTED_TERMINATION.value
+        return interrupted and not self.instance.run_retries_enabled
 
     def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.

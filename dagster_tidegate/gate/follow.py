@@ -44,6 +44,7 @@ _WAYS = {
     RunStatus.COMPLETED: [RunStatus.PROCESSING, RunStatus.COMPLETED],
     RunStatus.FAILED: [RunStatus.PROCESSING, RunStatus.FAILED],  # also one that never began
     RunStatus.CANCELLED: [RunStatus.CANCELLED],
+    RunStatus.PAUSED: [RunStatus.PAUSED],
 }
 # What an ended campaign run becomes first.
 _AGAIN = RunStatus.PENDING
@@ -81,8 +82,10 @@ def follow(
                 stale = _stale(conn, ours)
             for change in stale:
                 campaign = campaigns[change.run.job_name]
+                interrupted = gate.dagster.was_interrupted(change.run)
                 with gate.store.begin() as conn:
-                    moved += _follow(conn, gate.store.now(conn), change, campaign)
+                    at = gate.store.now(conn)
+                    moved += _follow(conn, at, change, campaign, interrupted=interrupted)
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
@@ -150,7 +153,13 @@ def _without_dagster_run(gate: Gate, found: Mapping[int, CampaignRun]) -> dict[i
 
 
 def next_status(
-    run: _Status, status: RunStatus, *, owns: bool, attempt: Attempt | None, newer: bool
+    run: _Status,
+    status: RunStatus,
+    *,
+    owns: bool,
+    attempt: Attempt | None,
+    newer: bool,
+    interrupted: bool = False,
 ) -> RunStatus | None:
     """Return what a campaign run becomes when a Dagster run has a status. Pure.
 
@@ -160,6 +169,8 @@ def next_status(
         owns: Whether the Dagster run's attempt is the campaign run's newest.
         attempt: The attempt of the Dagster run, or None where it made none.
         newer: Whether the Dagster run began after what gave the campaign run its status.
+        interrupted: Whether it failed since its process was told to end, by nobody in Dagster, and
+            there is an attempt to go on from.
 
     Returns:
         The status that it gets, or None where it keeps the one that it has.
@@ -169,13 +180,14 @@ def next_status(
             return None
         # What ended was written down when it did; of what still works, the record loop tells.
         if attempt.ended_at is None:
-            return _ENDS.get(run)
+            # Outside a record loop, which would have paused it: it goes on from its ledger, too.
+            return RunStatus.PAUSED if interrupted else _ENDS.get(run)
         # But Dagster may give a run up whose process lives, and has nothing left to do.
         given_up = status in (RunStatus.FAILED, RunStatus.CANCELLED) and attempt.outcome is status
         return RunStatus.COMPLETED if given_up and run is _Status.SUCCESS else None
     if run in _ENDS:
-        to = _ENDS[run]
-        if status is RunStatus.PAUSED and to is RunStatus.COMPLETED:
+        to = RunStatus.PAUSED if interrupted else _ENDS[run]
+        if status is RunStatus.PAUSED and to in (RunStatus.PAUSED, RunStatus.COMPLETED):
             return None  # whatever it did, it did not work through the records
         again = newer and status is not to  # a person did it again, and it was soon over
         return to if status in _UNFINISHED or again else None
@@ -207,7 +219,14 @@ def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
     return stale
 
 
-def _follow(conn: sa.Connection, now: datetime, change: RunChange, campaign: Campaign) -> bool:
+def _follow(
+    conn: sa.Connection,
+    now: datetime,
+    change: RunChange,
+    campaign: Campaign,
+    *,
+    interrupted: bool,
+) -> bool:
     run = change.run
     attempt = runs.attempt_of(conn, run.run_id)
     campaign_run = runs.ensure(
@@ -225,6 +244,7 @@ def _follow(conn: sa.Connection, now: datetime, change: RunChange, campaign: Cam
         # Dagster marks a run that failed after it has made the one that repeats it.
         newer=campaign_run.changed_at < change.created_at
         or (newest is not None and newest.dagster_run in ancestors(run)),
+        interrupted=interrupted and newest is not None,
     )
     if to is None or (attempt is None and change.at < campaign_run.changed_at):
         return False
@@ -237,6 +257,8 @@ def _follow(conn: sa.Connection, now: datetime, change: RunChange, campaign: Cam
         if current is None or current.status is status:
             continue
         reason = f"Dagster run {run.run_id} is {run.status.value}"
+        if status is RunStatus.PAUSED:
+            reason += ": its process was told to end; it goes on by itself"
         moved = runs.move(conn, now, current, status, reason=reason, actor=ACTOR)
         if not moved:
             return False

@@ -17,6 +17,7 @@ from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._grpc.types import ExecuteRunArgs
 
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.instance import Dagster
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store import tables as t
@@ -168,6 +169,22 @@ def test_a_hold_stops_every_step_and_the_next_run_does_the_rest(campaign: Campai
     resumed = campaign.start()
     assert campaign.end_of(resumed) is dg.DagsterRunStatus.SUCCESS
     assert campaign.attempts() == [paused[0], resumed[0]]
+    campaign.assert_all_done_once()
+
+
+def test_dagster_says_of_a_run_that_it_failed_since_its_process_was_told_to_end(campaign: Campaign):
+    """Outside a record loop, by which the gate knows that it is to be resumed."""
+    (campaign.folder / "stay").touch()
+    campaign.go_on()
+    told = campaign.start()
+    campaign.wait_for((campaign.folder / "joining").exists)
+    told[1].send_signal(signal.SIGTERM)
+    assert campaign.end_of(told) is dg.DagsterRunStatus.FAILURE
+    run = campaign.instance.get_run_by_id(told[0])
+    assert run is not None
+    assert Dagster(campaign.instance).was_interrupted(run)
+    (campaign.folder / "stay").unlink()
+    assert campaign.end_of(campaign.start()) is dg.DagsterRunStatus.SUCCESS
     campaign.assert_all_done_once()
 
 

@@ -34,5 +34,23 @@ def test_a_paused_run_is_not_completed_by_what_its_dagster_run_becomes() -> None
     assert became(SUCCESS, RunStatus.PAUSED, RunStatus.PAUSED) is None
 
 
+@pytest.mark.parametrize(
+    ("status", "attempted", "becomes"),
+    [
+        (RunStatus.PROCESSING, True, RunStatus.PAUSED),
+        (RunStatus.PENDING, False, RunStatus.PAUSED),  # the next attempt, which had not begun yet
+        (RunStatus.PAUSED, False, None),
+    ],
+)
+def test_a_run_whose_process_was_told_to_end_outside_a_record_loop_is_paused(
+    status: RunStatus, attempted: bool, becomes: RunStatus | None
+) -> None:
+    attempt = Attempt(1, 1, "run-1", NOW, None, None) if attempted else None
+    to = next_status(
+        FAILURE, status, owns=attempted, attempt=attempt, newer=False, interrupted=True
+    )
+    assert to is becomes
+
+
 def test_an_older_attempt_changes_nothing() -> None:
     assert became(SUCCESS, RunStatus.FAILED, RunStatus.FAILED, owns=False) is None

@@ -43,6 +43,10 @@ left, right = branch("left"), branch("right")
 
 @dg.op
 def join(first: list[str], second: list[str]) -> None:
+    until = time.monotonic() + LONGEST_WAIT_S
+    while (FOLDER / "stay").exists() and time.monotonic() < until:
+        (FOLDER / "joining").touch()
+        time.sleep(0.01)
     (FOLDER / "joined").write_text(" ".join([*first, *second]))
 
 
