@@ -13,7 +13,13 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.instance import SUPERSEDED_TAG, RunChange, ancestors, partition_of
+from dagster_tidegate.instance import (
+    SUPERSEDED_TAG,
+    RunChange,
+    ancestors,
+    is_resume,
+    partition_of,
+)
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
@@ -160,6 +166,7 @@ def next_status(
     attempt: Attempt | None,
     newer: bool,
     interrupted: bool = False,
+    resumes: bool = False,
 ) -> RunStatus | None:
     """Return what a campaign run becomes when a Dagster run has a status. Pure.
 
@@ -171,6 +178,7 @@ def next_status(
         newer: Whether the Dagster run began after what gave the campaign run its status.
         interrupted: Whether it failed since its process was told to end, by nobody in Dagster, and
             there is an attempt to go on from.
+        resumes: Whether the gate asked for the Dagster run, when the campaign run was paused.
 
     Returns:
         The status that it gets, or None where it keeps the one that it has.
@@ -185,6 +193,8 @@ def next_status(
         # But Dagster may give a run up whose process lives, and has nothing left to do.
         given_up = status in (RunStatus.FAILED, RunStatus.CANCELLED) and attempt.outcome is status
         return RunStatus.COMPLETED if given_up and run is _Status.SUCCESS else None
+    if resumes and status is RunStatus.CANCELLED:
+        return None  # a person was faster than the request
     if run in _ENDS:
         to = RunStatus.PAUSED if interrupted else _ENDS[run]
         if status is RunStatus.PAUSED and to in (RunStatus.PAUSED, RunStatus.COMPLETED):
@@ -214,6 +224,7 @@ def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
             attempt=attempt,
             # `_follow` looks more closely at what repeats an earlier run.
             newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
+            resumes=is_resume(run),
         ):
             stale.append(change)
     return stale
@@ -245,6 +256,7 @@ def _follow(
         newer=campaign_run.changed_at < change.created_at
         or (newest is not None and newest.dagster_run in ancestors(run)),
         interrupted=interrupted and newest is not None,
+        resumes=is_resume(run),
     )
     if to is None or (attempt is None and change.at < campaign_run.changed_at):
         return False

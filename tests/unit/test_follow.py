@@ -10,6 +10,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.runs import Attempt
 
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
@@ -50,6 +51,19 @@ def test_a_run_whose_process_was_told_to_end_outside_a_record_loop_is_paused(
         FAILURE, status, owns=attempted, attempt=attempt, newer=False, interrupted=True
     )
     assert to is becomes
+
+
+@pytest.mark.parametrize("run", [QUEUED, STARTED, FAILURE])
+def test_what_a_person_cancelled_is_not_resumed_by_what_the_gate_had_asked_for(
+    run: dg.DagsterRunStatus,
+) -> None:
+    def of(*, resumes: bool) -> RunStatus | None:
+        return next_status(
+            run, RunStatus.CANCELLED, owns=False, attempt=None, newer=True, resumes=resumes
+        )
+
+    assert of(resumes=True) is None
+    assert of(resumes=False) is not None
 
 
 def test_an_older_attempt_changes_nothing() -> None:
