@@ -18,7 +18,7 @@ from dagster_tidegate.access.authenticator import Authenticator, Kind
 from dagster_tidegate.access.identity import ONLY_LOOKS, Identity, Role
 from dagster_tidegate.access.limits import Limit, TooManyError, network
 from dagster_tidegate.access.origins import allowed_host
-from dagster_tidegate.api import dagster_pages, login
+from dagster_tidegate.api import dagster_pages, login, metrics
 from dagster_tidegate.api.authentication import require_role
 from dagster_tidegate.api.problems import Code, Problem, unreachable
 from dagster_tidegate.api.visit import POLICY_VIOLATION, GoneError, Visit
@@ -73,6 +73,9 @@ class Guard:
                 app = self._refusal(visit, too_many)
             except UNREACHABLE as error:
                 app = self._refusal(visit, unreachable(error))
+                # Prometheus has to be told of just this.
+                if scope["type"] == "http" and visit.path == metrics.PATH:
+                    app = metrics.without_store()
             if app is self._app and visit.path not in PUBLIC:
                 still, passes = partial(self._still, visit), partial(self._passes, visit)
                 await visit.serve(app, still=still, passes=passes)

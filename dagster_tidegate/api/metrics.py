@@ -1,15 +1,16 @@
 """`GET /metrics`: the metrics of the fleet, for Prometheus."""
 
 from fastapi import APIRouter, Request
-from prometheus_client import CollectorRegistry
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.problems import Code, responses
-from dagster_tidegate.metrics.collector import FleetCollector
+from dagster_tidegate.metrics.collector import STORE_UP, STORE_UP_HELP, FleetCollector
 from dagster_tidegate.store.database import Store
 
+PATH = "/metrics"
 _TEXT = {"schema": {"type": "string"}}
 
 
@@ -25,7 +26,7 @@ def router(store: Store, *, enabled: bool) -> APIRouter:
     made = APIRouter(tags=["metrics"])
 
     @made.get(
-        "/metrics",
+        PATH,
         name="metrics",
         response_class=Response,
         responses={
@@ -48,3 +49,11 @@ def router(store: Store, *, enabled: bool) -> APIRouter:
         return Response(encode(registry), headers={"Content-Type": content_type})
 
     return made
+
+
+def without_store() -> Response:
+    """Return the metrics while the store can't say who asks: that it is gone, and nothing else."""
+    registry = CollectorRegistry()
+    up = Gauge(STORE_UP, STORE_UP_HELP, registry=registry)
+    up.set(0)
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

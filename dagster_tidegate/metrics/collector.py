@@ -17,6 +17,8 @@ from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.database import Store
 
 CACHE_S = 5.0
+STORE_UP = "tidegate_store_up"
+STORE_UP_HELP = "Whether the store can be read: 1 or 0"
 log = logging.getLogger(__name__)
 
 
@@ -65,10 +67,10 @@ class FleetCollector(Collector):
                 facts = read(conn, now, enabled=self._enabled)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             log.warning("the metrics can't be read from the store: %s", type(error).__name__)
-            return [_one("store_up", "Whether the store can be read: 1 or 0", 0)]
+            return [GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=0)]
         took_s = time.perf_counter() - began
         return [
-            _one("store_up", "Whether the store can be read: 1 or 0", 1),
+            GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=1),
             _one("store_read_seconds", "How long reading these metrics took", took_s),
             _one("enabled", "Whether Tidegate is switched on here: 1 or 0", self._enabled),
             *_services(facts, self._counters),

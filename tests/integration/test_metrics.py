@@ -256,6 +256,18 @@ def test_prometheus_reads_the_route_in_both_formats(
         )
 
 
+def test_the_route_says_that_the_store_is_gone_whoever_asks() -> None:
+    store = Store(f"postgresql://127.0.0.1:{ports.free()}/none")
+    with api(store) as asked:
+        answer = asked.client.get("/metrics")
+        asked.get("/services", expect=503)
+    assert answer.status_code == 200
+    assert [
+        (sample.name, sample.value) for family in parse(answer.text) for sample in family.samples
+    ] == [("tidegate_store_up", 0.0)]
+    store.dispose()
+
+
 # --- of a process --------------------------------------------------------------------------------
 
 
