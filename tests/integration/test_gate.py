@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster import DagsterRunStatus
+from dagster._core.events import JobFailureData, RunFailureReason
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.fleet import Fleet
@@ -452,6 +453,31 @@ def test_a_run_that_could_not_start_makes_its_campaign_run_failed(deployed: Depl
     deployed.instance.report_run_failed(run)
     deployed.tick("tidegate_pause")
     assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
+
+
+def test_a_run_whose_process_was_told_to_end_is_asked_for_again(deployed: Deployment):
+    """Cut off outside a record loop, at first at work and then while it starts."""
+    first = deployed.launch("letters", "b")
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, "letters", "b")
+        runs.begin_attempt(conn, now, found, first, owner_is_over=True)
+    ended = [first]
+    for _ in range(2):
+        reason = JobFailureData(None, RunFailureReason.UNEXPECTED_TERMINATION)
+        event = dg.DagsterEvent("PIPELINE_FAILURE", "letters", event_specific_data=reason)
+        deployed.instance.report_dagster_event(event, ended[-1])
+        deployed.tick("tidegate_pause")
+        stopped = campaign_run(deployed, "letters", "b")
+        assert stopped.status is RunStatus.PAUSED
+        assert "its process was told to end" in (stopped.reason or "")
+        deployed.tick("tidegate_resume")
+        [run] = [run for run in asked(deployed, but=first) if run.run_id not in ended]
+        assert run.tags["dagster/parent_run_id"] == first
+        ended.append(run.run_id)
+    left = deployed.instance.get_run_by_id(ended[-1])
+    assert left is not None
+    deployed.instance.report_run_canceled(left)
 
 
 def test_a_run_that_ends_beside_the_one_that_works_changes_nothing(deployed: Deployment):
