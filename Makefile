@@ -53,6 +53,7 @@ bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
 	$(BIN)/python -m tests.benchmarks.records
 	$(BIN)/python -m tests.benchmarks.api
+	$(BIN)/python -m tests.benchmarks.guard
 
 bench-scale: $(TESTS) ## Measure many workers, campaigns and queued runs on PostgreSQL; takes ten minutes.
 	$(BIN)/python -m tests.benchmarks.scale
