@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dagster_tidegate.api.app import PREFIX, create_app
-from dagster_tidegate.api.problems import CODES, Code
+from dagster_tidegate.api.problems import CODES, Code, ProblemDetails
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
 
@@ -28,6 +28,12 @@ def test_every_error_code_is_documented_with_its_status_and_no_other() -> None:
         str(code): status for code, (status, _) in CODES.items()
     }
     assert set(CODES) == set(Code)
+
+
+def test_the_example_of_a_problem_is_one() -> None:
+    [example] = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
+    problem = ProblemDetails.model_validate_json(example)
+    assert CODES[problem.code] == (problem.status, problem.title)
 
 
 def test_every_operation_says_what_it_does_and_what_it_refuses() -> None:
