@@ -28,6 +28,7 @@ from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import history, runs
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.up.children import Child, Children
 from dagster_tidegate.up.ports import free
 
 PROJECT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ class Machine:
         self.workspace.write_text(
             workspace.replace("host: code", "host: 127.0.0.1").replace("4000", self.ports["4000"])
         )
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, tuple[Children, Child]] = {}
 
     def here(self, text: str) -> str:
         """What a text of docker-compose.yml says, on this machine."""
@@ -92,40 +93,32 @@ class Machine:
 
     def start(self, name: str) -> None:
         """Start a service, after what it needs has started, and wait until it is healthy."""
-        with (self.place / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [self.here(word) for word in SERVICES[name]["command"]],
-                env=self.environment(name),
-                cwd=PROJECT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        group = Children(self.place / "logs")
+        command = [self.here(word) for word in SERVICES[name]["command"]]
+        child = group.start(name, command, env=self.environment(name), cwd=PROJECT)
+        self.running[name] = group, child
         check = [self.here(word) for word in SERVICES[name]["healthcheck"]["test"][1:]]
         until = time.monotonic() + SOON_S
         while subprocess.run(
             check, env=self.environment(name), cwd=PROJECT, capture_output=True, check=False
         ).returncode:
-            assert self.running[name].poll() is None, self.log(name)
-            assert time.monotonic() < until, self.log(name)
+            assert child.process.poll() is None, child.last_lines(40)
+            assert time.monotonic() < until, child.last_lines(40)
             time.sleep(0.5)
 
     def stop(self, name: str) -> None:
         """Stop a service as Docker does with TINI_KILL_PROCESS_GROUP, and wait for all of it."""
         assert SERVICES[name]["init"]
         assert self.environment(name)["TINI_KILL_PROCESS_GROUP"] == "1"
-        group = self.running.pop(name)
-        os.killpg(group.pid, signal.SIGTERM)
-        wait_for(lambda: group.poll() is not None and not alive(group.pid))
+        group, child = self.running.pop(name)
+        number = os.getpgid(child.process.pid)
+        os.killpg(number, signal.SIGTERM)
+        wait_for(lambda: child.process.poll() is not None and not alive(number))
+        group.stop()
 
     def kill(self) -> None:
-        for process in self.running.values():
-            if alive(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def log(self, name: str) -> str:
-        return (self.place / f"{name}.log").read_text()[-5000:]
+        for group, _ in self.running.values():
+            group.stop()
 
     def ask(self, path: str, token: str | None) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -138,10 +131,11 @@ class Machine:
 
 
 def alive(group: int) -> bool:
-    """Whether a process of a group has not ended."""
+    """Whether a process of a group has not ended; its leader is the guard of the others."""
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+            ours = os.getpgid(process.pid) == group and process.pid != group
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return True
     return False
 
