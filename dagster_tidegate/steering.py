@@ -56,6 +56,7 @@ class Code(Protocol):
         partition: str | None = None,
         tags: Mapping[str, str],
         location: str | None = None,
+        run_id: str | None = None,
     ) -> str:
         """Put a run of a job into the queue, and return its id."""
         ...
@@ -247,7 +248,13 @@ def release_one(
 
 
 def start(
-    store: Store, code: Code, campaign: CampaignShape, partition: str | None, *, actor: str
+    store: Store,
+    code: Code,
+    campaign: CampaignShape,
+    partition: str | None,
+    *,
+    actor: str,
+    run_id: str | None = None,
 ) -> str:
     """Start a campaign run: put a Dagster run of it into the queue.
 
@@ -260,6 +267,7 @@ def start(
         campaign: The campaign.
         partition: The partition, where the job has any; else each start makes a campaign run.
         actor: Who starts it.
+        run_id: The id that the Dagster run is to have; None: whichever Dagster makes up.
 
     Returns:
         The id of the Dagster run.
@@ -276,6 +284,7 @@ def start(
             partition=partition,
             tags={ACTOR_TAG: actor},
             location=campaign.location,
+            run_id=run_id,
         )
     except BaseException as error:
         if claimed is not None:

@@ -250,6 +250,7 @@ class Workspace:
         partition: str | None = None,
         tags: Mapping[str, str],
         location: str | None = None,
+        run_id: str | None = None,
     ) -> str:
         """Put a run of a job into the queue, as Dagster's own pages do.
 
@@ -258,6 +259,7 @@ class Workspace:
             partition: The partition, where the job has any.
             tags: More tags of the run.
             location: The code location, where several have a job of the name.
+            run_id: The id that the run is to have; Dagster makes one up for None.
 
         Returns:
             The id of the run.
@@ -267,11 +269,23 @@ class Workspace:
         """
         with _reaching(job):
             self._check(job, partition, location)
-            return self._launch(job, partition, tags, location)
+            return self._launch(job, partition, tags, location, run_id)
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether Dagster has a run, and has put it into the queue."""
+        run = self._instance.get_run_by_id(run_id)
+        return run is not None and run.status is not dg.DagsterRunStatus.NOT_STARTED
 
     def _launch(
-        self, job: str, partition: str | None, tags: Mapping[str, str], location: str | None
+        self,
+        job: str,
+        partition: str | None,
+        tags: Mapping[str, str],
+        location: str | None,
+        run_id: str | None,
     ) -> str:
+        if run_id is not None and self._instance.has_run(run_id):  # it died before the queue
+            return self._instance.submit_run(run_id, self._context).run_id
         where, repository = self._find(job, location)
         remote = repository.get_full_job(job)
         config: Mapping = {}
@@ -289,7 +303,7 @@ class Workspace:
         snapshot = plan.execution_plan_snapshot
         run = self._instance.create_run(
             job_name=job,
-            run_id=None,
+            run_id=run_id,
             run_config=config,
             status=dg.DagsterRunStatus.NOT_STARTED,
             tags={**remote.run_tags, **tags},

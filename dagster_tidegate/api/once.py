@@ -24,7 +24,7 @@ def once(
     identity: Identity,
     key: str | None,
     asked: BaseModel,
-    make: Callable[[], Given],
+    make: Callable[[str | None], Given],
 ) -> Response:
     """Do what a request asks, unless an earlier request with its key did it.
 
@@ -37,13 +37,14 @@ def once(
         identity: Who asks.
         key: The key, or None.
         asked: The body.
-        make: Does it, and returns the answer.
+        make: Does it, and returns the answer. It is given an id for what it makes, the same when it
+            is done again; None where there is no key.
 
     Raises:
         Problem: `idempotency_key_reused` or `idempotency_key_in_use`, and what `make` raises.
     """
     if key is None:
-        return _answer(make())
+        return _answer(make(None))
     parts = [request.method, request.url.path, request.url.query, asked.model_dump_json()]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     try:
@@ -59,9 +60,9 @@ def once(
     return _answer(_made(store, found, make))
 
 
-def _made(store: Store, claim: Claim, make: Callable[[], Given]) -> Given:
+def _made(store: Store, claim: Claim, make: Callable[[str | None], Given]) -> Given:
     try:
-        given = make()
+        given = make(claim.id)
     except Problem:
         with store.begin() as conn:
             idempotency.forget(conn, claim)

@@ -19,7 +19,13 @@ _CODES = {Refusal.HELD: Code.HELD, Refusal.UNDER_WAY: Code.UNDER_WAY}
 
 
 def start(
-    here: Context, identity: Identity, campaign: str, partition: str | None, *, queue: bool
+    here: Context,
+    identity: Identity,
+    campaign: str,
+    partition: str | None,
+    *,
+    queue: bool,
+    run_id: str | None,
 ) -> Started:
     """Start a run of a campaign.
 
@@ -29,6 +35,7 @@ def start(
         campaign: Name of the campaign.
         partition: The partition, where the job has any.
         queue: Start it though it is held.
+        run_id: The id that its Dagster run is to have, so that it is launched once; None: any.
 
     Raises:
         Problem: Why it can't start.
@@ -38,11 +45,16 @@ def start(
         require_owner(identity, shape)
         judged = _judged(conn, seen, campaign, partition)
     shown = WhyShown.of(judged.answer)
+    if run_id is not None and here.workspace().has_run(run_id):  # by who died before the answer
+        name = run_name(campaign, partition or run_id)
+        return Started(name=name, dagster_run=run_id, why=shown)
     if judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD):
         raise Problem(_CODES[judged.refusal], judged.text, holds=shown.holds, why=shown)
     with lookup.refusals(), lookup.launching():
-        run_id = steering.start(here.store, here.workspace(), shape, partition, actor=identity.name)
-    return Started(name=run_name(campaign, partition or run_id), dagster_run=run_id, why=shown)
+        run = steering.start(
+            here.store, here.workspace(), shape, partition, actor=identity.name, run_id=run_id
+        )
+    return Started(name=run_name(campaign, partition or run), dagster_run=run, why=shown)
 
 
 def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:

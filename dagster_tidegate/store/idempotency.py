@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -40,10 +41,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to do what a key's request asks, from a time (UTC) on."""
+    """The right to do what a key's request asks.
+
+    Attributes:
+        key: The key.
+        at: From when on, UTC.
+        id: An id for what is made. Who takes the claim over has the same.
+    """
 
     key: Key
     at: datetime
+    id: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
         KeyReusedError: If it belongs to another request.
         KeyInUseError: If the first request with it is under way.
     """
-    mine = {"request": key.request, "status": None, "body": None, "at": now}
+    id_ = str(uuid4())
+    mine = {"request": key.request, "status": None, "body": id_, "at": now}
     created = conn.execute(
         insert(conn, t.idempotency_keys)
         .values(actor=key.actor, key=key.key, **mine)
@@ -74,7 +83,7 @@ def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
         .returning(t.idempotency_keys.c.key)
     ).one_or_none()
     if created is not None:
-        return Claim(key, now)
+        return Claim(key, now, id_)
     row = conn.execute(sa.select(t.idempotency_keys).where(*_is(key)).with_for_update()).first()
     if row is None:  # it was pruned between the two statements
         raise KeyInUseError("the key has just been deleted: send the request again")
@@ -85,8 +94,9 @@ def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
             return Given(row.status, row.body)
         if row.at > now - LONGEST_REQUEST:
             raise KeyInUseError("the first request with this key has no answer yet")
+        mine["body"] = row.body
     conn.execute(t.idempotency_keys.update().where(*_is(key)).values(**mine))
-    return Claim(key, now)
+    return Claim(key, now, mine["body"])
 
 
 def answer(conn: sa.Connection, claimed: Claim, given: Given) -> None:

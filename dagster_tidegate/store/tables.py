@@ -380,7 +380,7 @@ idempotency_keys = sa.Table(
     sa.Column("key", sa.String(256), primary_key=True),
     sa.Column("request", sa.String(64), nullable=False),  # digest of what was asked
     sa.Column("status", sa.Integer),  # None while the first request is under way
-    sa.Column("body", sa.JSON(none_as_null=True)),
+    sa.Column("body", sa.JSON(none_as_null=True)),  # and meanwhile an id for what is made
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Index(None, "at"),
 )

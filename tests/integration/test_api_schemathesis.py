@@ -33,6 +33,9 @@ class Anything:
     def launch(self, job: str, **_: object) -> str:
         return f"run of {job}"
 
+    def has_run(self, *_: object) -> bool:
+        return False
+
     def terminate(self, *_: object) -> list[str]:
         return []
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from dagster import DagsterRunStatus
 from dagster_tidegate.instance import request_key
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs, schema
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.workspace import Server, UnreachableError, Workspace
@@ -140,6 +142,23 @@ def test_a_campaign_without_partitions_starts_without_one(asked: Api, deployed: 
     started = asked.post("/campaigns/postcard/start", expect=202)
     assert started["name"] == f"postcard/{started['dagster_run']}"
     deployed.until(lambda: deployed.status(started["dagster_run"]) is DagsterRunStatus.SUCCESS)
+
+
+def test_a_start_whose_server_died_before_it_answered_is_not_repeated(
+    asked: Api, deployed: Deployment
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    started = asked.post("/campaigns/postcard/start", expect=202, headers=headers)
+    with deployed.store.begin() as conn:
+        before = deployed.store.now(conn) - timedelta(minutes=3)
+        conn.execute(
+            t.idempotency_keys.update().values(status=None, body=started["dagster_run"], at=before)
+        )
+    again = asked.post("/campaigns/postcard/start", expect=202, headers=headers)
+    assert again["dagster_run"] == started["dagster_run"]
+    deployed.until(lambda: deployed.status(started["dagster_run"]) is DagsterRunStatus.SUCCESS)
+    told = asked.get("/events", name=started["name"], kind="start")["items"]
+    assert len(told) == 1
 
 
 def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(

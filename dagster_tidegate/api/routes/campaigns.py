@@ -141,9 +141,12 @@ def start_campaign(
     """Start a run of a campaign: put it into Dagster's queue."""
     asked = body or StartCampaign()
 
-    def make() -> Given:
+    def make(id_: str | None) -> Given:
         return Given(
-            202, starting.start(here, identity, campaign, asked.partition, queue=asked.queue)
+            202,
+            starting.start(
+                here, identity, campaign, asked.partition, queue=asked.queue, run_id=id_
+            ),
         )
 
     return once(here.store, request, identity, idempotency_key, asked, make)

@@ -93,7 +93,7 @@ def place_hold(
         _require_steering(conn, identity, body.target)
         return body.target
 
-    def make() -> Given:
+    def make(_id: str | None) -> Given:
         return Given(200, holding.hold(here, identity, body, check, dry_run=dry_run))
 
     return once(here.store, request, identity, idempotency_key, body, make)

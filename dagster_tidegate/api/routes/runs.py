@@ -103,7 +103,7 @@ def create_run(
     Where the server knows the code, the partition has to be one of the job's.
     """
 
-    def make() -> Given:
+    def make(_id: str | None) -> Given:
         return Given(201, _created(here, identity, campaign, body.partition))
 
     return once(here.store, request, identity, idempotency_key, body, make)
@@ -161,10 +161,12 @@ def start_run(
     """Start a campaign run that was created, or has ended: put it into Dagster's queue."""
     asked = body or StartRun()
 
-    def make() -> Given:
+    def make(id_: str | None) -> Given:
         with here.store.read() as conn:
             lookup.run(here, conn, campaign, partition)
-        return Given(202, starting.start(here, identity, campaign, partition, queue=asked.queue))
+        return Given(
+            202, starting.start(here, identity, campaign, partition, queue=asked.queue, run_id=id_)
+        )
 
     return once(here.store, request, identity, idempotency_key, asked, make)
 
