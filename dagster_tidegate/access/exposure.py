@@ -1,4 +1,4 @@
-"""Nothing listens beyond this machine as long as nobody has a token."""
+"""Nothing listens beyond this machine before a token was made."""
 
 from dagster_tidegate.access import tokens
 from dagster_tidegate.access.origins import LOCALHOST, is_loopback
@@ -10,19 +10,19 @@ class ExposedError(Exception):
 
 
 def check(store: Store, host: str) -> None:
-    """Refuse to listen where other machines reach the server, unless there is a token.
+    """Refuse to listen where other machines reach the server, unless one was made.
 
     Args:
         store: The store, which has the tokens.
         host: The address or name to listen on.
 
     Raises:
-        ExposedError: If other machines reach it, and no token lets anybody in.
+        ExposedError: If other machines reach it, and no token was ever made.
     """
     if host == LOCALHOST or is_loopback(host):
         return
     with store.read() as conn:
-        if tokens.any_live(conn, store.now(conn)):
+        if tokens.any_made(conn):  # where all of them have ended, nobody is let in
             return
     raise ExposedError(
         f"listening on {host} would let every machine that reaches it do everything: make a token "

@@ -26,6 +26,7 @@ from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.wording import shown
 
 PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 """Paths that need no token: they tell whether to restart the process or to ask it, no more."""
@@ -93,7 +94,7 @@ class Guard:
             Problem: Why neither does.
             TooManyError: If somebody asks too often.
         """
-        _check_size_and_secrets(visit)
+        _check_url(visit)
         self._by_address.count(network(visit.address))
         most = self._settings.request_bytes
         if visit.path in PUBLIC:
@@ -244,8 +245,11 @@ class Guard:
         return answer
 
 
-def _check_size_and_secrets(visit: Visit) -> None:
+def _check_url(visit: Visit) -> None:
     scope, query = visit.scope, visit.query
+    if shown(scope["path"]) != scope["path"]:
+        # A route may take "/graphql\n" for "/graphql", and what is checked here would not.
+        raise Problem(Code.INVALID, "the path has a character that can't be seen")
     path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
     if len(path) + len(query) > LONGEST_URL:
         raise Problem(Code.TOO_LARGE, f"the URL may have {LONGEST_URL} characters")

@@ -20,7 +20,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that only read."""
 ACTOR_HEADER = "x-tidegate-actor"
 ANONYMOUS = "anonymous"
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+PROXY_VERSION = "1.0"
+"""Of HTTP: proxies speak it that say nothing else of themselves, such as nginx as it comes."""
 LONGEST_ADDRESS = 64
 BODY_S = 30.0
 """A body has to be here after so long."""
@@ -67,6 +69,7 @@ class Visit:
         self.local = (
             is_loopback(self.address)
             and is_loopback(server[0] if server else None)
+            and scope.get("http_version") != PROXY_VERSION
             and not any(name in self.headers for name in FORWARDED)
         )
         self.https = scope.get("scheme") in ("https", "wss")

@@ -171,6 +171,15 @@ def test_without_tokens_nobody_comes_through_a_proxy(serve: Serve, header: str) 
 
 
 @one_database
+def test_without_tokens_nobody_comes_through_a_proxy_that_says_nothing(serve: Serve) -> None:
+    url = serve().base_url
+    with socket.create_connection((url.host, url.port or 80), 60) as connection:
+        connection.sendall(b"GET /api/v1/who HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert b"unauthenticated" in answer
+
+
+@one_database
 def test_without_tokens_another_machine_is_refused_whatever_it_says(serve: Serve) -> None:
     # The proxy is trusted, and says that the request is not of this machine.
     client = serve(uvicorn={"proxy_headers": True, "forwarded_allow_ips": "127.0.0.1"})
@@ -745,6 +754,13 @@ def test_changes_in_dagsters_pages_can_be_for_admins_alone(
 def test_nobody_changes_anything_by_get(serve: Serve, by_role: dict[Role, dict[str, str]]) -> None:
     answer = serve().get("/graphql", params={"query": LAUNCH}, headers=by_role[Role.ADMIN])
     assert code(answer) == (403, "forbidden")
+
+
+@one_database
+@pytest.mark.parametrize("path", ["/graphql%0A", "/graphql%0D", "/graph%E2%80%8Bql"])
+def test_a_path_that_a_route_may_take_for_another_is_refused(serve: Serve, path: str) -> None:
+    answer = serve().get(f"{path}?query={LAUNCH}", headers={"Sec-Fetch-Site": "cross-site"})
+    assert code(answer) == (422, "invalid")
 
 
 def websocket(client: httpx.Client, *, path: str = "/graphql", **headers: str) -> Any:
