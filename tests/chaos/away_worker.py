@@ -7,16 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
-from sqlalchemy import event
 
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.hooks import Event, StoreLost, StoreRegained
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import postgres, runs
 from dagster_tidegate.store.database import Store
 
 OPEN, HELD = "openai", "apollo"
@@ -40,18 +40,24 @@ class Worker:
         self.name, self.sandbox, self._output = name, sandbox, output
         self.store = Store(url)
         self.connected_at: list[float] = []
-        event.listen(self.store.engine, "do_connect", self._note, insert=True)
+        self._count_connections()
         self.fleet = Fleet(self.store, policies(), hooks=[self._hook])
         self.found_free = 0
         self.over = threading.Event()
 
-    def _note(self, *_: object) -> None:
-        self.connected_at.append(time.time())
+    def _count_connections(self) -> None:
+        connect = postgres.Connection.connect
 
-    def _hook(self, happened: Event) -> None:
-        if isinstance(happened, StoreLost):
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.connected_at.append(time.time())
+            return connect(*args, **kwargs)
+
+        postgres.Connection.connect = counted
+
+    def _hook(self, event: Event) -> None:
+        if isinstance(event, StoreLost):
             self.tell("degraded")
-        if isinstance(happened, StoreRegained):
+        if isinstance(event, StoreRegained):
             self.tell("regained")
 
     def tell(self, what: str, **more: object) -> None:
