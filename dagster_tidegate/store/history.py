@@ -7,7 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import tables as t
+
+_NAMED = (TargetKind.SERVICE, TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,12 @@ def read(
     query = sa.select(t.events)
     if name is not None:
         # A hold's event is named as its target: "service openai".
+        targets = [str(Target(kind, name)) for kind in _NAMED]
+        its_runs = (f"{name}/", str(Target(TargetKind.CAMPAIGN_RUN, f"{name}/")))
         about = sa.or_(
-            c.name == name,
-            c.name.startswith(f"{name}/", autoescape=True),
-            c.name.endswith(f" {name}", autoescape=True),
-            sa.and_(c.kind == "hold", c.name.contains(f" {name}/", autoescape=True)),
+            c.name.in_([name, *targets]),
+            # LIKE takes upper for lower case on SQLite.
+            *(sa.func.substr(c.name, 1, len(beginning)) == beginning for beginning in its_runs),
         )
         query = query.where(about)
     if kinds:

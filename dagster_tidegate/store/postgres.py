@@ -15,6 +15,9 @@ from dagster_tidegate.store.json_text import json_text
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 30.0
 """The server ends a statement after so long."""
+IDLE_TIMEOUT_S = 60.0
+"""The server ends a transaction in which nothing happens for so long: its machine may be gone, and
+whoever reads the events in their order waits for it."""
 ANSWER_TIMEOUT_S = 35.0
 """A connection is given up whose server says nothing for so long: it can't end anything itself."""
 
@@ -64,7 +67,10 @@ def create_engine(url: sa.URL) -> sa.Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": int(STATEMENT_TIMEOUT_S * 1000),
     }
-    options = f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}"
+    options = (
+        f"-c statement_timeout={int(STATEMENT_TIMEOUT_S * 1000)}"
+        f" -c idle_in_transaction_session_timeout={int(IDLE_TIMEOUT_S * 1000)}"
+    )
     given = url.normalized_query.get("options", ())
     engine = sa.create_engine(
         url,
@@ -109,6 +115,7 @@ def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
                     raise exc.TimeoutError(f"another migration takes over {LONGEST_MIGRATION_S} s")
                 time.sleep(LOOK_S)
             conn.execute(sa.text("SET statement_timeout = 0"))
+            conn.execute(sa.text("SET idle_in_transaction_session_timeout = 0"))
             _make_schema(conn)
             conn.commit()
             event.listen(conn, "begin", _lock_briefly)

@@ -220,6 +220,8 @@ def test_history_says_who_changed_what_and_why(run: Run) -> None:
     assert [e["name"] for e in as_json(run("history", "--limit", "1", "--json"))] == [
         "service maps"
     ]
+    for neighbour in ("Letters", "etters", "monday"):
+        assert as_json(run("history", neighbour, "--json")) == []
     recent = as_json(run("history", "--since", "5m", "--json"))
     assert "letters/monday" not in {e["name"] for e in recent}
     assert "new copy" in run("history").output

@@ -132,6 +132,28 @@ def test_a_statement_that_takes_too_long_counts_as_a_lost_store(
     store.dispose()
 
 
+def test_a_transaction_of_a_machine_that_is_gone_ends(
+    monkeypatch: pytest.MonkeyPatch, make_database: Callable[[], sa.URL]
+) -> None:
+    monkeypatch.setattr(postgres, "IDLE_TIMEOUT_S", 0.2)
+    url = make_database().render_as_string(hide_password=False)
+    gone, watching = Store(url), Store(url)
+    open_ones = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state = 'idle in transaction'"
+    )
+    silent = gone.engine.connect()
+    silent.execute(sa.text("SELECT 1"))
+    with watching.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        until = time.monotonic() + 60
+        while conn.scalar(open_ones) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert conn.scalar(open_ones) == 0
+    silent.invalidate()
+    for store in (gone, watching):
+        store.dispose()
+
+
 def test_a_migration_takes_as_long_as_it_needs(
     make_database: Callable[..., sa.URL], monkeypatch: pytest.MonkeyPatch
 ):
