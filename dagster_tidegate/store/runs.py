@@ -224,9 +224,7 @@ def locked(conn: sa.Connection, campaign_run: int) -> CampaignRun:
     """Return a campaign run by its id; nobody else changes it until the transaction ends."""
     return _run(
         conn.execute(
-            sa.select(t.campaign_runs)
-            .where(t.campaign_runs.c.id == campaign_run)
-            .with_for_update()
+            sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run).with_for_update()
         ).one()
     )
 
