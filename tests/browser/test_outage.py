@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.sandbox.faults import Fault, Mode
@@ -20,22 +19,8 @@ from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.up.ports import free
 
 PROJECT = Path(__file__).parents[2]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Else the browser looks for its maker's servers, at every start.
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
 LONGEST_S = 150
-# A page that polls takes long on a busy machine.
-PATIENCE_MS = 60_000
-expect.set_options(timeout=PATIENCE_MS)
 # One file more than dagster.yaml lets in at a time.
 FILES, LEADS = 4, 50
 
@@ -93,19 +78,6 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     deployment = Deployment(tmp_path)
     yield deployment
     deployment.stop()
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.fail("no browser: on Debian and Ubuntu, apt-get install chromium")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=browser, args=QUIET)
-        page = running.new_page(viewport={"width": 1400, "height": 850})
-        page.set_default_timeout(PATIENCE_MS)
-        yield page
-        running.close()
 
 
 def is_paused(run: tuple[str, str, Mapping[str, str]]) -> bool:
