@@ -115,7 +115,7 @@ class Watch:
             seen = Seen(
                 situation=situation.read(conn, now, enabled=self._enabled),
                 events=events,
-                alerts=reading.recent_alerts(conn, now),
+                alerts=reading.recent_alerts(conn, now, self._settings),
                 defined_at=reading.defined_at(conn),
             )
             if time.monotonic() >= self._trouble_due:

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from dagster_tidegate.alerts import text
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.situation import Seen
+from dagster_tidegate.alerts.situation import BURST_WITHIN, Seen
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings
@@ -20,7 +20,6 @@ from dagster_tidegate.store.alerts import Alert, AlertStatus
 
 BURST = 2
 """So many messages of a kind about a thing come at once, within `BURST_WITHIN`."""
-BURST_WITHIN = timedelta(hours=1)
 TOO_LATE = timedelta(hours=1)
 """What happened longer ago, while nobody looked, is summed up."""
 LONGEST_NAME = 512
@@ -213,11 +212,11 @@ def _trips(book: _Book, seen: Seen) -> None:
                     said = text.recovery(seen.situation, event.name, event.at, told_at)
                     book.tell((AlertKind.RECOVERY, event.name), said, lasts=False)
         elif event.from_status == BreakerState.CLOSED and not page.live:
-            if event.at > now - TOO_LATE and book.may_tell(page):
+            if page.again == 0 and event.at > now - TOO_LATE and book.may_tell(page):
                 said = text.trip(seen.situation, event.name, event.at, event.reason)
                 book.tell(topic, said, lasts=True)
             else:
-                page.again += 1
+                page.again += 1  # with those before it, where it is time for them
     for name, page in book.topics(AlertKind.TRIP):
         if page.again and not page.live and book.may_tell(page):
             circuit = seen.situation.circuits.get(name)

@@ -18,8 +18,10 @@ from dagster_tidegate.views.situation import Situation
 
 WITHIN = timedelta(hours=24)
 """Campaign runs that ended longer ago are not looked at."""
+BURST_WITHIN = timedelta(hours=1)
+"""So many messages of a kind about a thing come at once, within this time: `rules.BURST`."""
 MEMORY = timedelta(days=7)
-"""Alerts that were raised longer ago, and do not last, are not looked at."""
+"""What was withheld longer ago, while no sender was at work, is not told any more."""
 MOST_LEDGERS = 20
 MOST_HOLDS = 1000
 
@@ -90,9 +92,16 @@ class Seen:
     defined_at: Mapping[str, datetime] = field(default_factory=dict)
 
 
-def recent_alerts(conn: sa.Connection, now: datetime) -> Sequence[Alert]:
-    """Return the alerts that the rules look at, the oldest first."""
-    return alerts.recent(conn, now - MEMORY)
+def recent_alerts(conn: sa.Connection, now: datetime, settings: AlertSettings) -> Sequence[Alert]:
+    """Return the alerts that the rules look at, the oldest first.
+
+    Args:
+        conn: A connection of the store.
+        now: The database's time, UTC.
+        settings: How often what is told.
+    """
+    spacing = max(BURST_WITHIN, timedelta(seconds=settings.repeat_after_s))
+    return alerts.recent(conn, now - spacing, withheld_since=now - MEMORY)
 
 
 def defined_at(conn: sa.Connection) -> Mapping[str, datetime]:

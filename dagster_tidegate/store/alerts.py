@@ -177,10 +177,17 @@ def withhold(conn: sa.Connection, alert: int, times: int) -> None:
     conn.execute(t.alerts.update().where(t.alerts.c.id == alert).values(withheld=times))
 
 
-def recent(conn: sa.Connection, since: datetime) -> Sequence[Alert]:
-    """Return the alerts that last or were raised since, the oldest first."""
+def recent(conn: sa.Connection, since: datetime, *, withheld_since: datetime) -> Sequence[Alert]:
+    """Return the alerts that matter to what is told next, the oldest first.
+
+    Args:
+        conn: A connection of the store.
+        since: Those that were raised since (UTC), and those that last.
+        withheld_since: Those with something withheld that were raised since (UTC).
+    """
     a = t.alerts.c
-    wanted = a.ended_at.is_(None) | (a.raised_at >= since)
+    withheld = (a.withheld > 0) & (a.raised_at >= withheld_since)
+    wanted = a.ended_at.is_(None) | (a.raised_at >= since) | withheld
     return _read(conn, sa.select(t.alerts).where(wanted).order_by(a.id))
 
 

@@ -2,12 +2,17 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,8 +25,11 @@ from dagster_tidegate.alerts.loop import Outage, Watch
 from dagster_tidegate.alerts.sender import CLAIMED_FOR, MOST_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
+from dagster_tidegate.breaker import BreakerOpenError
 from dagster_tidegate.cli import main
+from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds, schema
@@ -704,3 +712,51 @@ def test_the_command_refuses_to_run_without_a_target(
         done = CliRunner().invoke(main, ["alerts", command])
         assert done.exit_code == 1
         assert "TIDEGATE_ALERT_URLS" in done.output
+
+
+def test_a_process_of_its_own_sends_alerts_until_it_is_told_to_end(
+    sqlite_url: str, receiver: Receiver
+) -> None:
+    store = Store(sqlite_url)
+    with store.begin() as conn:
+        breakers.ensure(conn, store.now(conn), ["mail"])
+    environment = {
+        **os.environ,
+        "TIDEGATE_STORE_URL": sqlite_url,
+        "TIDEGATE_ALERT_URLS": receiver.url,
+        "TIDEGATE_PUBLIC_URL": "https://dagster.example.org",
+    }
+    command = [Path(sys.executable).with_name("tidegate"), "alerts", "run"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as sender:
+        try:
+            _until(lambda: _looked(store))
+            fleet = Fleet(store, [ServicePolicy(name="mail", consecutive_failures=1)])
+            with pytest.raises(BreakerOpenError):
+                fleet.breaker("mail").call(_fail)
+            _until(lambda: bool(receiver.titles))
+            fleet.close()
+            sender.send_signal(signal.SIGTERM)
+            assert sender.wait(60) == 0
+        finally:
+            sender.kill()
+    assert receiver.titles == ["mail is down: ConnectionError x1"]
+    assert receiver.bodies[0].endswith("https://dagster.example.org")
+    store.dispose()
+
+
+def _fail() -> None:
+    raise ConnectionError
+
+
+def _looked(store: Store) -> bool:
+    with store.read() as conn:
+        return alerts.read_cursor(conn) is not None
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    wait = threading.Event()
+    for _ in range(1200):
+        if condition():
+            return
+        wait.wait(0.1)
+    raise AssertionError("it did not come to pass in two minutes")

@@ -143,6 +143,15 @@ def test_a_withheld_trip_that_lasts_is_told_when_it_is_time_and_so_is_its_end() 
     assert raised.lasts
 
 
+def test_a_trip_that_may_be_told_is_told_with_those_that_were_withheld() -> None:
+    alerts = [told(AlertKind.TRIP, at=NOW - timedelta(minutes=11), live=False, withheld=3)]
+    verdict = judged(trip(), alerts=alerts, circuits=[open_circuit("mail")])
+    [raised] = verdict.raised
+    assert raised.text.title == "mail went down 4 more times, and is down now"
+    assert (raised.lasts, raised.withheld) == (True, 0)
+    assert [(alert.id, count) for alert, count in verdict.withheld] == [(1, 0)]
+
+
 def test_trips_of_long_ago_are_summed_up() -> None:
     verdict = judged(*(trip(n, ago_s=7200 + n) for n in range(5)))
     [raised] = verdict.raised
@@ -198,7 +207,8 @@ def test_a_hold_that_lasts_for_long_is_told(held) -> None:
 
 
 def test_what_ended_before_anybody_was_told_is_withdrawn() -> None:
-    verdict = judged(alerts=[told(AlertKind.HOLD_EXPIRES, "x"), told(AlertKind.GATE_STALE, "y", id=2)])
+    expires, stale = told(AlertKind.HOLD_EXPIRES, "x"), told(AlertKind.GATE_STALE, "y", id=2)
+    verdict = judged(alerts=[expires, stale])
     assert [ended.withdraw for ended in verdict.ended] == [True, True]
     assert not verdict.raised
 
