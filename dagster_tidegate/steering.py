@@ -209,8 +209,8 @@ def release(
     """
     released: list[Hold] = []
     if force:
-        live = [hold for hold in holds.live(conn, now) if hold.target == target]
-        released = [hold for hold in live if hold.source is HoldSource.BREAKER]
+        here = holds.live_on(conn, now, target)
+        released = [hold for hold in here if hold.source is HoldSource.BREAKER]
     if released:
         breakers.close(conn, now, target.name, actor=actor)
     return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)

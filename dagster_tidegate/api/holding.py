@@ -121,7 +121,7 @@ def release(
     def let_go(conn: sa.Connection, now: datetime) -> tuple[Sequence[Hold], Sequence[Hold]]:
         target = check(conn)
         released = steering.release(conn, now, target, actor=identity.name, force=how.force)
-        left = [hold for hold in holds.live(conn, now) if hold.target == target]
+        left = holds.live_on(conn, now, target)
         return [_as_it_is(conn, hold) for hold in released], left
 
     with refusals():

@@ -30,7 +30,7 @@ def service(here: Context, conn: sa.Connection, name: str) -> Target:
     target = Target(TargetKind.SERVICE, name)
     if name in breakers.read(conn):
         return target
-    if any(hold.target == target for hold in holds.live(conn, here.store.now(conn))):
+    if holds.live_on(conn, here.store.now(conn), target):
         return target
     raise _unknown(here, conn, name, TargetKind.SERVICE, Code.SERVICE_NOT_FOUND)
 

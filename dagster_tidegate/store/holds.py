@@ -53,7 +53,7 @@ def place(
         raise ValueError(f"a hold on {target} needs a reason")
     if expires_at is not None and expires_at <= now:
         raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
-    expire(conn, now)
+    expire(conn, now, target)
     owner = {
         "target_kind": target.kind,
         "target_name": target.name,
@@ -132,8 +132,8 @@ def release(
         NotYourHoldError: If only holds of the other source are on the target, and not `force`;
             or if `force` would leave a breaker open without its hold.
     """
-    expire(conn, now)
-    live_here = [hold for hold in live(conn, now) if hold.target == target]
+    expire(conn, now, target)
+    live_here = live_on(conn, now, target)
     mine = [hold for hold in live_here if force or hold.source == source]
     if live_here and not mine:
         others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_here)
@@ -170,11 +170,21 @@ def end(conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, by_force:
     push.notify(conn)
 
 
-def expire(conn: sa.Connection, now: datetime) -> int:
-    """Write down that holds whose time is over are released. Returns how many."""
+def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> int:
+    """Write down that holds whose time is over are released.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        target: Only those on this target; None: all.
+
+    Returns:
+        How many that are.
+    """
+    where = () if target is None else _on(target)
     over = conn.execute(
         t.holds.update()
-        .where(t.holds.c.released_at.is_(None), t.holds.c.expires_at <= now)
+        .where(t.holds.c.released_at.is_(None), t.holds.c.expires_at <= now, *where)
         .values(released_at=t.holds.c.expires_at, released_by="expiry")
         .returning(t.holds)
     ).all()
@@ -218,6 +228,17 @@ def get(conn: sa.Connection, hold: int) -> Hold | None:
 def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
     return [hold for hold in UNRELEASED.all(conn) if hold.live(now)]
+
+
+def live_on(conn: sa.Connection, now: datetime, target: Target) -> Sequence[Hold]:
+    """Return the live holds on a target itself, the oldest first."""
+    unreleased = sa.select(t.holds).where(t.holds.c.released_at.is_(None), *_on(target))
+    found = [_hold(row) for row in conn.execute(unreleased)]
+    return sorted((hold for hold in found if hold.live(now)), key=UNRELEASED.order)
+
+
+def _on(target: Target) -> tuple[sa.ColumnElement[bool], ...]:
+    return t.holds.c.target_kind == target.kind, t.holds.c.target_name == target.name
 
 
 def _as_recorded(hold: Hold) -> dict[str, Any]:
