@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from threading import Lock
 from typing import Any
 
 from graphql import (
@@ -39,6 +40,7 @@ class Reader:
     """Reads GraphQL documents, and remembers what it read: pages send the same ones again."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._read: OrderedDict[bytes, tuple[str, ...] | None] = OrderedDict()
 
     def changes(self, document: str) -> tuple[str, ...] | None:
@@ -52,13 +54,15 @@ class Reader:
             where it can't be read.
         """
         key = hashlib.sha256(document.encode(errors="surrogatepass")).digest()
-        if key in self._read:
-            self._read.move_to_end(key)
-            return self._read[key]
+        with self._lock:
+            if key in self._read:
+                self._read.move_to_end(key)
+                return self._read[key]
         found = changes(document)
-        self._read[key] = found
-        if len(self._read) > MOST_REMEMBERED:
-            self._read.popitem(last=False)
+        with self._lock:
+            self._read[key] = found
+            if len(self._read) > MOST_REMEMBERED:
+                self._read.popitem(last=False)
         return found
 
 

@@ -34,6 +34,8 @@ LONGEST_URL = 8_192
 LONGEST_HEADERS = 32_768
 LOGIN_BYTES = 10_000
 """So much is read of a body before it is known who sends it."""
+LONG_DOCUMENT = 20_000
+"""More bytes than this are parsed in a thread; a subscription of Dagster's pages has a tenth."""
 _SECRET_PARAMETER = re.compile(r"(?:^|&)(?:access_token|token|api_key)=", re.IGNORECASE)
 
 
@@ -150,7 +152,9 @@ class Guard:
 
     async def _check_change(self, visit: Visit, body: bytes) -> None:
         """Refuse a change through Dagster's pages to whom may make none, else write it down."""
-        made = dagster_pages.change(self._reader, visit, body)
+        read = partial(dagster_pages.change, self._reader, visit, body)
+        # A long document takes long to parse; others are not to wait for that.
+        made = read() if len(body) <= LONG_DOCUMENT else await to_thread.run_sync(read)
         if not made.names:
             return
         require_role(visit.identity, Role(self._settings.ui_changes))
@@ -174,7 +178,9 @@ class Guard:
             return False
         # Dagster can make no change by websocket, so that none has a reason to be sent.
         query = payload["query"]
-        return isinstance(query, str) and self._reader.changes(query) == ()
+        if not isinstance(query, str) or len(query) > LONG_DOCUMENT:
+            return False
+        return self._reader.changes(query) == ()
 
     async def _still(self, visit: Visit) -> bool:
         """Return whether who was let in would still be."""
