@@ -27,6 +27,8 @@ from dagster_tidegate.views.starting import Refusal
 from dagster_tidegate.views.why import Answer, ObstacleKind
 from dagster_tidegate.wording import LONGEST_NAME, LONGEST_REASON, checked
 
+LONGEST_PART = 256
+"""So many characters can each part of the name of a campaign run have: campaign and partition."""
 LONGEST_HOLD_S = 10 * 366 * 24 * 3600
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -58,6 +60,9 @@ def _moment(value: datetime) -> datetime:
 _NAMED = Field(min_length=1, max_length=LONGEST_NAME)
 Name = Annotated[StrictStr, AfterValidator(_name), _NAMED]
 """A name that people give: on one line, without control characters."""
+PartitionName = Annotated[
+    StrictStr, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_PART)
+]
 Reason = Annotated[
     StrictStr,
     AfterValidator(_reason),
@@ -74,14 +79,14 @@ ServiceName = Annotated[
 CampaignName = Annotated[
     str,
     AfterValidator(_name),
-    Path(min_length=1, max_length=LONGEST_NAME, description="A campaign: the name of its job."),
+    Path(min_length=1, max_length=LONGEST_PART, description="A campaign: the name of its job."),
 ]
 Partition = Annotated[
     str,
     AfterValidator(_name),
     Path(
         min_length=1,
-        max_length=LONGEST_NAME,
+        max_length=LONGEST_PART,
         description="The partition, percent-encoded. A slash may be a slash or `%2F`. Of a job "
         "without partitions, the id of the first Dagster run.",
     ),
@@ -189,13 +194,13 @@ class Release(Body):
 class NewRun(Body):
     """A campaign run to create."""
 
-    partition: Name
+    partition: PartitionName
 
 
 class StartCampaign(Body):
     """What to start of a campaign."""
 
-    partition: Name | None = Field(
+    partition: PartitionName | None = Field(
         default=None, description="The partition, where the job has any; else none may be named."
     )
     queue: StrictBool = Field(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fastapi import Request
 from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel
+from sqlalchemy.exc import DataError
 from starlette.responses import JSONResponse, Response
 
 from dagster_tidegate.access.identity import Identity
@@ -63,7 +64,7 @@ def once(
 def _made(store: Store, claim: Claim, make: Callable[[str | None], Given]) -> Given:
     try:
         given = make(claim.id)
-    except Problem:
+    except (Problem, DataError):
         with store.begin() as conn:
             idempotency.forget(conn, claim)
         raise

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
@@ -195,6 +196,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _invalid,
         HTTPException: _http,
         SchemaError: _schema,
+        DataError: _data,
         **dict.fromkeys(UNREACHABLE, _unreachable),
         Exception: _unexpected,
     }
@@ -213,6 +215,11 @@ def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in errors)
     return Problem(Code.INVALID, detail, errors=errors).response()
+
+
+def _data(_request: Request, error: DataError) -> JSONResponse:
+    log.warning("the database refuses a value: %s", error.orig)
+    return Problem(Code.INVALID, "the database can't keep a value of this request").response()
 
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:

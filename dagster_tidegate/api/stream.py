@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 
+from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from dagster_tidegate.api.models import EventShown
 from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
 from dagster_tidegate.fleet import UNREACHABLE
-from dagster_tidegate.store import history
+from dagster_tidegate.store import event_reader, history
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
@@ -46,6 +47,11 @@ class Feed:
         self._watch: asyncio.Task[None] | None = None
 
     def newest(self) -> int:
+        """Return the id of the newest event now."""
+        with self._store.read() as conn:
+            return event_reader.newest(conn)
+
+    def final(self) -> int:
         """Return the id up to which the events are complete now."""
         with self._reading, self._store.read() as conn:
             return self._reader.final(conn)
@@ -78,9 +84,12 @@ class Feed:
         told = False
         while self._streams:
             try:
-                complete = await run_in_threadpool(self.newest)
+                complete = await run_in_threadpool(self.final)
                 told = False
-            except UNREACHABLE as error:
+            except (
+                DBAPIError,
+                *UNREACHABLE,
+            ) as error:  # also one of a server that is being replaced
                 if not told:
                     log.warning("event streams wait for the store: %s", error)
                 told, complete = True, self._complete

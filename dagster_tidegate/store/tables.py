@@ -315,7 +315,7 @@ events = sa.Table(
     sa.Column("id", Id, primary_key=True),
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Column("kind", sa.String(32), nullable=False),  # service, hold, campaign_run, takeover, ...
-    sa.Column("name", sa.String(512), nullable=False),
+    sa.Column("name", sa.String(640), nullable=False),  # of a hold: its target, kind and name
     sa.Column("from_status", sa.String(32)),
     sa.Column("to_status", sa.String(32), nullable=False),
     sa.Column("reason", sa.Text),
@@ -391,7 +391,7 @@ alerts = sa.Table(
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("kind", sa.String(32), nullable=False),  # trip, recovery, gate_stale, ...
-    sa.Column("name", sa.String(512), nullable=False),  # what it is about
+    sa.Column("name", sa.String(640), nullable=False),  # what it is about
     sa.Column("title", sa.Text, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("raised_at", UTCDateTime, nullable=False),

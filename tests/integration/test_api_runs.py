@@ -130,6 +130,16 @@ def test_a_partition_may_have_any_name(asked: Api, store: Store) -> None:
         assert len(asked.post(f"{run}/resume")["released"]) == 1
 
 
+def test_names_may_be_as_long_as_the_database_can_keep_them(asked: Api) -> None:
+    longest = "x" * 256
+    asked.post("/campaigns/digest/runs", {"partition": longest}, expect=201)
+    asked.post(f"/campaigns/digest/runs/{longest}/pause", {"reason": "look"})
+    asked.post("/campaigns/digest/runs", {"partition": longest + "x"}, expect=422)
+    body = {"target_kind": "campaign_run", "reason": "storm"}
+    asked.post("/holds", {**body, "target_name": f"digest/{'x' * 505}"})
+    asked.post("/holds", {**body, "target_name": f"digest/{'x' * 506}"}, expect=422)
+
+
 def test_a_campaign_run_shows_how_far_it_is_and_what_went_wrong(
     asked: Api, store: Store, clock: Clock
 ) -> None:

@@ -52,7 +52,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("kind", sa.String(length=32), nullable=False),
-        sa.Column("name", sa.String(length=512), nullable=False),
+        sa.Column("name", sa.String(length=640), nullable=False),
         sa.Column("from_status", sa.String(length=32)),
         sa.Column("to_status", sa.String(length=32), nullable=False),
         sa.Column("reason", sa.Text()),
