@@ -5,8 +5,10 @@ docs/security.md says what is promised.
 
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from typing import TypeVar
 from urllib.parse import unquote
 
 from anyio import to_thread
@@ -28,6 +30,8 @@ from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.wording import shown
 
+T = TypeVar("T")
+
 PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 """Paths that need no token: they tell whether to restart the process or to ask it, no more."""
 LONGEST_URL = 8_192
@@ -35,7 +39,7 @@ LONGEST_HEADERS = 32_768
 LOGIN_BYTES = 10_000
 """So much is read of a body before it is known who sends it."""
 LONG_DOCUMENT = 20_000
-"""More bytes than this are parsed in a thread; a subscription of Dagster's pages has a tenth."""
+"""What is longer, in bytes, is parsed in a thread: it takes so long that others would wait."""
 _SECRET_PARAMETER = re.compile(r"(?:^|&)(?:access_token|token|api_key)=", re.IGNORECASE)
 
 
@@ -153,8 +157,7 @@ class Guard:
     async def _check_change(self, visit: Visit, body: bytes) -> None:
         """Refuse a change through Dagster's pages to whom may make none, else write it down."""
         read = partial(dagster_pages.change, self._reader, visit, body)
-        # A long document takes long to parse; others are not to wait for that.
-        made = read() if len(body) <= LONG_DOCUMENT else await to_thread.run_sync(read)
+        made = await _parsed(len(body), read)
         if not made.names:
             return
         require_role(visit.identity, Role(self._settings.ui_changes))
@@ -162,7 +165,7 @@ class Guard:
             raise Problem(Code.FORBIDDEN, f"{visit.method} may change nothing: use POST")
         await to_thread.run_sync(dagster_pages.record, self._store, visit.identity, made)
 
-    def _passes(self, visit: Visit, message: Message) -> bool:
+    async def _passes(self, visit: Visit, message: Message) -> bool:
         """Return whether a message of a websocket may go on to Dagster."""
         text = message.get("text")
         if text is None or len(text) > self._settings.request_bytes:
@@ -178,9 +181,9 @@ class Guard:
             return False
         # Dagster can make no change by websocket, so that none has a reason to be sent.
         query = payload["query"]
-        if not isinstance(query, str) or len(query) > LONG_DOCUMENT:
+        if not isinstance(query, str):
             return False
-        return self._reader.changes(query) == ()
+        return await _parsed(len(query), partial(self._reader.changes, query)) == ()
 
     async def _still(self, visit: Visit) -> bool:
         """Return whether who was let in would still be."""
@@ -270,6 +273,10 @@ def _check_url(visit: Visit) -> None:
             "URLs end up in logs: send the token as 'Authorization: Bearer ...', and revoke this "
             "one",
         )
+
+
+async def _parsed(length: int, parse: Callable[[], T]) -> T:
+    return parse() if length <= LONG_DOCUMENT else await to_thread.run_sync(parse)
 
 
 async def _close(_scope: Scope, _receive: Receive, send: Send) -> None:

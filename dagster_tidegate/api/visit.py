@@ -188,7 +188,7 @@ class Visit:
         app: ASGIApp,
         *,
         still: Callable[[], Awaitable[bool]] | None = None,
-        passes: Callable[[Message], bool] | None = None,
+        passes: Callable[[Message], Awaitable[bool]] | None = None,
     ) -> None:
         """Let an app answer.
 
@@ -203,7 +203,7 @@ class Visit:
         async def receive() -> Message:
             nonlocal closed
             message = await self.receive()
-            if message["type"] != "websocket.receive" or passes is None or passes(message):
+            if message["type"] != "websocket.receive" or passes is None or await passes(message):
                 return message
             closed = True
             await self.send({"type": "websocket.close", "code": POLICY_VIOLATION})
