@@ -69,10 +69,9 @@ def run(
         try:
             more = watch.look()
             sender.send(stop)
+            outage.over(store)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             outage.lost(error)
-        else:
-            outage.over(store)
 
 
 class Watch:
