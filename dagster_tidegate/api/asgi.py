@@ -14,7 +14,7 @@ from dagster_tidegate.api.app import create_app
 from dagster_tidegate.api.guard import Guard
 from dagster_tidegate.settings import ServeSettings, SettingsError, load, problems
 from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.store.database import SERVER_CONNECTIONS, Store, default_url
 
 
 def app() -> ASGIApp:
@@ -29,7 +29,7 @@ def app() -> ASGIApp:
     if wrong := problems():
         raise SettingsError("; ".join(wrong))
     settings = load(ServeSettings)
-    store = Store(default_url())
+    store = Store(default_url(), connections=SERVER_CONNECTIONS)
     schema.require_compatible(store)
     workspace = None
     if settings.workspace is not None:

@@ -36,14 +36,14 @@ def service(here: Context, conn: sa.Connection, name: str) -> Target:
 
 
 def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignShape:
-    """Return a campaign.
+    """Return a campaign, without its ops and triggers.
 
     Raises:
         Problem: `campaign_not_found`.
     """
-    found = campaigns.read(conn, name)
-    if found:
-        return found[0]
+    found = campaigns.find(conn, name)
+    if found is not None:
+        return found
     raise _unknown(here, conn, name, TargetKind.CAMPAIGN, Code.CAMPAIGN_NOT_FOUND)
 
 

@@ -33,19 +33,19 @@ def use_local_home() -> None:
         os.environ["DAGSTER_HOME"] = str(LOCAL_HOME.resolve())
 
 
-def open_store(url: str | None) -> Store:
+def open_store(url: str | None, *, connections: int = 2) -> Store:
     """Open the store for a command, or say in one line why it can't be.
 
     Raises:
         click.ClickException: If there is none, it can't be reached, or has another schema.
     """
-    store = named_store(url)
+    store = named_store(url, connections=connections)
     with explained():
         schema.require_compatible(store)
     return store
 
 
-def named_store(url: str | None) -> Store:
+def named_store(url: str | None, *, connections: int = 2) -> Store:
     """Return the store that a command means, whatever is in it.
 
     Raises:
@@ -53,7 +53,7 @@ def named_store(url: str | None) -> Store:
     """
     use_local_home()
     try:
-        return Store(url or default_url())
+        return Store(url or default_url(), connections=connections)
     except (ValueError, ArgumentError) as error:
         raise click.ClickException(str(error)) from error
 

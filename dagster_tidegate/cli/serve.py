@@ -7,6 +7,7 @@ import click
 
 from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.settings import ServeSettings, SettingsError, load
+from dagster_tidegate.store.database import SERVER_CONNECTIONS
 
 LEVELS = ("critical", "error", "warning", "info", "debug")
 WORKSPACE = Path("workspace.yaml")
@@ -62,7 +63,7 @@ def serve(
             f"there is no workspace file {file}: run this where workspace.yaml is, say --workspace "
             "FILE, or --api-only"
         )
-    store = open_store(url)
+    store = open_store(url, connections=SERVER_CONNECTIONS)
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -55,28 +55,18 @@ class CampaignShape:
         return frozenset(self.ops.values())
 
 
-def read(conn: sa.Connection, name: str | None = None) -> Sequence[CampaignShape]:
-    """Return all campaigns, by name.
-
-    Args:
-        conn: A connection of the store.
-        name: Only the campaign of this name.
-    """
-
-    def rows(table: sa.Table, column: sa.Column[str]) -> sa.CursorResult:
-        query = sa.select(table)
-        return conn.execute(query if name is None else query.where(column == name))
-
+def read(conn: sa.Connection) -> Sequence[CampaignShape]:
+    """Return all campaigns, by name."""
     ops: dict[str, dict[str, str]] = {}
-    for row in rows(t.campaign_ops, t.campaign_ops.c.campaign):
+    for row in conn.execute(sa.select(t.campaign_ops)):
         ops.setdefault(row.campaign, {})[row.op] = row.pool
     triggers: dict[str, list[Trigger]] = {}
-    for row in rows(t.campaign_triggers, t.campaign_triggers.c.campaign):
+    for row in conn.execute(sa.select(t.campaign_triggers)):
         triggers.setdefault(row.campaign, []).append(
             Trigger(TakeoverKind(row.kind), row.name, row.selector_id, row.runs_by_default)
         )
     owners: dict[str, set[str]] = {}
-    for row in rows(t.campaign_owners, t.campaign_owners.c.campaign):
+    for row in conn.execute(sa.select(t.campaign_owners)):
         owners.setdefault(row.campaign, set()).add(row.owner)
     return [
         CampaignShape(
@@ -88,8 +78,22 @@ def read(conn: sa.Connection, name: str | None = None) -> Sequence[CampaignShape
             triggers=tuple(sorted(triggers.get(row.name, []))),
             owners=frozenset(owners.get(row.name, ())),
         )
-        for row in sorted(rows(t.campaigns, t.campaigns.c.name), key=lambda row: row.name)
+        for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
     ]
+
+
+def find(conn: sa.Connection, name: str) -> CampaignShape | None:
+    """Return a campaign without its ops and triggers, for who steers it; None if there is none."""
+    of_it = t.campaign_owners.c.campaign == t.campaigns.c.name
+    rows = conn.execute(
+        sa.select(t.campaigns, t.campaign_owners.c.owner)
+        .select_from(t.campaigns.outerjoin(t.campaign_owners, of_it))
+        .where(t.campaigns.c.name == name)
+    ).all()
+    if not rows:
+        return None
+    row, owners = rows[0], frozenset(row.owner for row in rows if row.owner is not None)
+    return CampaignShape(row.name, row.location, row.catch_up, row.priority, owners=owners)
 
 
 def save(

@@ -16,6 +16,8 @@ from dagster_tidegate.store.json_text import json_text
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
+SERVER_CONNECTIONS = 10
+"""How many connections to PostgreSQL a server keeps open: it answers many at once."""
 
 
 def default_url() -> str:
@@ -44,6 +46,8 @@ class Store:
     Args:
         url: SQLAlchemy URL of a SQLite or PostgreSQL database.
         clock: Gives the time (UTC) instead of the database; for tests.
+        connections: How many connections to PostgreSQL stay open. A worker needs few; there are
+            many workers.
 
     Raises:
         ValueError: If the URL is of another kind of database.
@@ -55,7 +59,9 @@ class Store:
         datetime.timezone.utc
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self, url: str, *, clock: Callable[[], datetime] | None = None, connections: int = 2
+    ) -> None:
         self.url = sa.make_url(url)
         dialect = self.url.get_backend_name()
         if dialect == "sqlite":
@@ -66,7 +72,7 @@ class Store:
                 self.url = self.url.set(drivername="postgresql+psycopg")
             from dagster_tidegate.store import postgres  # its driver is an extra
 
-            self.engine = postgres.create_engine(self.url)
+            self.engine = postgres.create_engine(self.url, connections=connections)
         else:
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
         self.clock = clock

@@ -13,6 +13,7 @@ from sqlalchemy import event, exc
 from dagster_tidegate.store.json_text import json_text
 
 CONNECT_TIMEOUT_S = 5
+MOST_CONNECTIONS = 10
 STATEMENT_TIMEOUT_S = 30.0
 """The server ends a statement after so long."""
 IDLE_TIMEOUT_S = 60.0
@@ -57,8 +58,13 @@ class Connection(psycopg.Connection):
             return end.value
 
 
-def create_engine(url: sa.URL) -> sa.Engine:
-    """Return an engine for a PostgreSQL database; what its URL says comes first."""
+def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
+    """Return an engine for a PostgreSQL database; what its URL says comes first.
+
+    Args:
+        url: The database.
+        connections: How many connections stay open; up to `MOST_CONNECTIONS` are opened.
+    """
     bounds = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives": 1,
@@ -80,8 +86,8 @@ def create_engine(url: sa.URL) -> sa.Engine:
         },
         json_serializer=json_text,
         pool_pre_ping=True,
-        pool_size=2,
-        max_overflow=8,
+        pool_size=connections,
+        max_overflow=max(0, MOST_CONNECTIONS - connections),
         pool_recycle=1800,
     )
 

@@ -118,5 +118,6 @@ def release_hold(
 def _require_steering(conn: sa.Connection, identity: Identity, target: Target) -> None:
     """Refuse who may not steer the campaign that a target is, or is of."""
     if target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN):
-        for shape in campaigns.read(conn, target.name.partition("/")[0]):
+        shape = campaigns.find(conn, target.name.partition("/")[0])
+        if shape is not None:
             require_owner(identity, shape)

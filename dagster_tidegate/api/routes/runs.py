@@ -38,7 +38,7 @@ from dagster_tidegate.api.models import (
 )
 from dagster_tidegate.api.once import once
 from dagster_tidegate.api.problems import Code, Problem, responses
-from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
+from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
@@ -184,16 +184,18 @@ def pause_run(
 
     Paused by you already, the hold changes. One that has ended can't be paused.
     """
-    check = _steered(here, identity, campaign, partition)
 
     def place(conn: sa.Connection, now: datetime) -> Hold:
-        check(conn)
-        _, run = lookup.run(here, conn, campaign, partition)
-        ends_at = holding.end_of(body, now)
         return steering.pause(
-            conn, now, run, reason=body.reason, actor=identity.name, expires_at=ends_at
+            conn,
+            now,
+            _steered_run(here, conn, identity, campaign, partition),
+            reason=body.reason,
+            actor=identity.name,
+            expires_at=holding.end_of(body, now),
         )
 
+    check = _steered(here, identity, campaign, partition)
     return holding.placed(here, check, place, dry_run=dry_run)
 
 
@@ -231,7 +233,9 @@ def cancel_run(
     with here.store.read() as conn:
         shape, run = lookup.run(here, conn, campaign, partition)
     require_owner(identity, shape)
-    code = None if run.waits_for_start else here.workspace()
+    # Dagster is asked although it waits for its start: a person may have launched it there.
+    needless = run.waits_for_start and here.open_workspace is None
+    code = None if needless else here.workspace()
     with lookup.refusals(), lookup.launching():
         steering.cancel(here.store, code, run, actor=identity.name)
     with here.store.read() as conn:
@@ -267,11 +271,18 @@ def _steered(here: Context, identity: Identity, campaign: str, partition: str) -
     """Return what finds a campaign run, and refuses who may not steer its campaign."""
 
     def check(conn: sa.Connection) -> Target:
-        shape, run = lookup.run(here, conn, campaign, partition)
-        require_owner(identity, shape)
-        return Target(TargetKind.CAMPAIGN_RUN, run_name(run.campaign, run.partition))
+        run = _steered_run(here, conn, identity, campaign, partition)
+        return Target(TargetKind.CAMPAIGN_RUN, run.name)
 
     return check
+
+
+def _steered_run(
+    here: Context, conn: sa.Connection, identity: Identity, campaign: str, partition: str
+) -> CampaignRun:
+    shape, run = lookup.run(here, conn, campaign, partition)
+    require_owner(identity, shape)
+    return run
 
 
 def _shown(run: CampaignRun, progress: Sequence[Progress]) -> RunShown:
