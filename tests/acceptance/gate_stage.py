@@ -1,6 +1,6 @@
-"""A stage for the acceptance tests of the gate: Dagster's real daemon, a code server, the sandbox.
+"""A stage for the acceptance tests of the gate: Dagster's real daemon, code servers, the sandbox.
 
-The code server is a process of its own, so that each of the processes can be killed alone.
+Each code server is a process of its own, so that each of the processes can be killed alone.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_graphql.schema import create_schema
 
 from dagster_tidegate.instance import Dagster, partition_of
@@ -38,6 +38,8 @@ from dagster_tidegate.up.ports import LOOPBACK, free
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
 LOCATION = "gate"
+OTHER_PROJECT = Path(__file__).parent / "other_project" / "definitions.py"
+OTHER_LOCATION = "other"
 REPOSITORY = "__repository__"
 SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
@@ -76,13 +78,13 @@ class Stage:
         sandbox: SandboxControl,
         children: Children,
         env: dict[str, str],
-        code_port: int,
+        code: "Mapping[str, CodeServer]",
     ) -> None:
         self.home, self.store, self.instance = home, store, instance
         self.dagster = Dagster(instance)
         self.sandbox = sandbox
         self._workspace, self._children, self._env = workspace, children, env
-        self._code_port = code_port
+        self._code = code
         self._schema = create_schema()
 
     # Processes
@@ -95,10 +97,10 @@ class Stage:
         ]
         self._children.start(name, command, env=self._env, cwd=ROOT)
 
-    def start_code(self, *, broken: bool = False) -> None:
-        """Start the code server, if wanted with code that can't be loaded."""
+    def start_code(self, location: str = LOCATION, *, broken: bool = False) -> None:
+        """Start a code server, if wanted with code that can't be loaded."""
         env = {**self._env, "GATE_PROJECT_BROKEN": "1"} if broken else self._env
-        start_code(self._children, env, self._code_port)
+        start_code(self._children, env, self._code[location])
 
     def kill(self, *names: str) -> None:
         """Kill processes; nothing of them gets to tidy up. Run workers go on."""
@@ -130,10 +132,10 @@ class Stage:
         [answer] = result.data.values()
         return answer
 
-    def launch(self, job: str, partition: str, **tags: str) -> str:
+    def launch(self, job: str, partition: str, location: str = LOCATION, **tags: str) -> str:
         """Start a run of a partition, and return its id."""
         selector = {
-            "repositoryLocationName": LOCATION,
+            "repositoryLocationName": location,
             "repositoryName": REPOSITORY,
             "pipelineName": job,
         }
@@ -304,7 +306,7 @@ class Stage:
         """Return whether all sensors of the gate have had a tick since a time of the store."""
         with self.store.read() as conn:
             beats = heartbeats.read(conn)
-        return len(beats) == len(SENSORS) and all(beat.at > at for beat in beats)
+        return len(beats) == len(SENSORS) * len(self._code) and all(beat.at > at for beat in beats)
 
     def now(self) -> datetime:
         """Return the time of the store."""
@@ -335,14 +337,32 @@ class Stage:
         self.wait(lambda: not self.left_over(), "everything is over", timeout_s, every_s=0.25)
 
 
-def start_code(children: Children, env: Mapping[str, str], port: int) -> None:
-    """Start the code server."""
+@dataclass(frozen=True)
+class CodeServer:
+    """A code location, and the process that serves it.
+
+    Attributes:
+        location: Its name.
+        process: Name of the process.
+        project: The file with its definitions.
+        port: Where it listens.
+    """
+
+    location: str
+    process: str
+    project: Path
+    port: int
+
+
+def start_code(children: Children, env: Mapping[str, str], server: CodeServer) -> None:
+    """Start a code server."""
     command = [
-        *(sys.executable, "-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(port)),
-        *("--python-file", str(PROJECT), "--working-directory", str(ROOT)),
-        *("--location-name", LOCATION, "--log-level", "warning", "--lazy-load-user-code"),
+        *(sys.executable, "-m", "dagster", "api", "grpc"),
+        *("--host", LOOPBACK, "--port", str(server.port)),
+        *("--python-file", str(server.project), "--working-directory", str(ROOT)),
+        *("--location-name", server.location, "--log-level", "warning", "--lazy-load-user-code"),
     ]
-    children.start("code", command, env=env, cwd=ROOT)
+    children.start(server.process, command, env=env, cwd=ROOT)
 
 
 @contextmanager
@@ -354,6 +374,7 @@ def gate_stage(
     records: int = 20,
     latency_s: float = 0.02,
     start_timeout_s: int = 180,
+    two_locations: bool = False,
 ) -> Iterator[Stage]:
     """Set a stage up, and take it down.
 
@@ -364,6 +385,7 @@ def gate_stage(
         records: How many records each campaign run has.
         latency_s: How long the sandbox takes to answer, seconds.
         start_timeout_s: How long Dagster gives a run to start, seconds.
+        two_locations: Whether the other code location is there too, with a code server of its own.
 
     Yields:
         The stage, once the gate has looked at it, with settings of all kinds.
@@ -390,9 +412,17 @@ def gate_stage(
     if dagster_url is not None:
         config["storage"] = {"postgres": {"postgres_url": dagster_url}}
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
-    code_port, sandbox_port = free(), free()
-    server = {"host": LOOPBACK, "port": code_port, "location_name": LOCATION}
-    (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+    sandbox_port = free()
+    code = {LOCATION: CodeServer(LOCATION, "code", PROJECT, free())}
+    if two_locations:
+        other = CodeServer(OTHER_LOCATION, "other_code", OTHER_PROJECT, free())
+        code[OTHER_LOCATION] = other
+    servers = [
+        {"grpc_server": {"host": LOOPBACK, "port": each.port, "location_name": each.location}}
+        for each in code.values()
+    ]
+    workspace_file = home / "workspace.yaml"
+    workspace_file.write_text(yaml.safe_dump({"load_from": servers}))
     env = {
         **os.environ,
         "DAGSTER_HOME": str(home),
@@ -409,21 +439,21 @@ def gate_stage(
             *("--port", str(sandbox_port), "--latency", str(latency_s)),
         ]
         children.start("sandbox", command, env=env, cwd=ROOT)
-        start_code(children, env, code_port)
+        for server in code.values():
+            start_code(children, env, server)
         address = deployment.address(sandbox_port)
-        for name, port in (("sandbox", sandbox_port), ("code", code_port)):
+        ports = {server.process: server.port for server in code.values()}
+        for name, port in {"sandbox": sandbox_port, **ports}.items():
             children.wait_until(
                 lambda port=port: listens(port), timeout_s=LONGEST_S, waiting_for=name
             )
         store = Store(store_url)
         stack.callback(store.dispose)
         instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
-        target = GrpcServerTarget(
-            host=LOOPBACK, port=code_port, socket=None, location_name=LOCATION
-        )
+        target = WorkspaceFileTarget([str(workspace_file)])
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
         sandbox = stack.enter_context(SandboxControl(address))
-        stage = Stage(home, store, instance, workspace, sandbox, children, env, code_port)
+        stage = Stage(home, store, instance, workspace, sandbox, children, env, code)
         # One of each kind: set by a person, stopped by a person, as declared in the code.
         stage.dagster.set_pool("instantly", "3")
         stage.set_trigger("notices_schedule", runs=True)

@@ -53,6 +53,7 @@ TRIPS = 20
 SETTLE_S = 6.0
 MEASURE_S = 15.0
 CALLS_PER_S = 10
+COMMON = "service0"  # its breaker is tripped for all to know
 LONGEST_S = 300.0
 # Forked, not spawned: hundreds of interpreters would not import at once on a small machine.
 processes = multiprocessing.get_context("fork")
@@ -104,7 +105,7 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
     in_storm = False
 
     def hook(happened: Any) -> None:
-        if isinstance(happened, ChangeLearned) and not in_storm:
+        if isinstance(happened, ChangeLearned) and happened.service == COMMON and not in_storm:
             told.learned[happened.after.generation] = time.monotonic()
         told.trips += in_storm and isinstance(happened, StateChanged)
         told.lost += isinstance(happened, StoreLost)
@@ -119,7 +120,7 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
 
     fleet = Fleet(store, policies(), hooks=[hook])
     mine = fleet.breaker(f"service{number % SERVICES}")
-    common = fleet.breaker("service0")
+    common = fleet.breaker(COMMON)
     with signals.starting:
         fleet.snapshot()
     signals.ready.wait(LONGEST_S)
@@ -198,6 +199,17 @@ class Server:
             return float("nan")
         return total
 
+    def connection_memory_mb(self) -> float:
+        """Memory that a connection's process shares with no other, where it is on this machine."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            postmaster = psutil.Process(self._pid).parent()
+            assert postmaster is not None
+            for process in postmaster.children():
+                with suppress(psutil.NoSuchProcess):
+                    found.append(process.memory_full_info().uss / 1e6)
+        return statistics.median(found) if found else float("nan")
+
     @contextmanager
     def rates(self, figures: Figures, phase: str) -> Iterator[None]:
         """Note what the server does per second in a block."""
@@ -237,10 +249,12 @@ def fleet(workers: int, url: str) -> Figures:
         time.sleep(MEASURE_S)
     rest_s = SETTLE_S + MEASURE_S
     signals.work.set()
+    working = time.monotonic()
     time.sleep(2)
     with server.rates(figures, "work"):
         time.sleep(MEASURE_S)
-    work_s = 2 + MEASURE_S
+    figures["connection_memory_mb"] = server.connection_memory_mb()
+    work_s = time.monotonic() - working
     signals.propagation.set()
     signals.storm.wait(LONGEST_S)
     most = 0
