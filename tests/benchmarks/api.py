@@ -89,6 +89,7 @@ def work(url: str, number: int, stop: Event) -> None:
     written = 0
     while not stop.is_set():
         with store.begin() as conn:
+            now = store.now(conn)
             conn.execute(
                 t.ledger.insert(),
                 [
@@ -99,7 +100,7 @@ def work(url: str, number: int, stop: Event) -> None:
                         "status": "done",
                         "position": written + n,
                         "attempt": 1,
-                        "at": store.now(conn),
+                        "at": now,
                     }
                     for n in range(RECORDS)
                 ],
