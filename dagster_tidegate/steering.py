@@ -20,7 +20,7 @@ from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.effects import Effect, effects
 from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.wording import LONGEST_REASON
+from dagster_tidegate.wording import LONGEST_REASON, shown
 
 R = TypeVar("R")
 
@@ -259,7 +259,7 @@ def start(
     """Start a campaign run: put a Dagster run of it into the queue.
 
     Of two who start the same partition at once, one launches it. A launch that fails leaves the
-    campaign run waiting for its start.
+    campaign run as it was, and a new one waiting for its start.
 
     Args:
         store: The store.
@@ -274,6 +274,7 @@ def start(
 
     Raises:
         UnderWayError: If it is under way already.
+        ChangedMeanwhileError: If somebody cancelled it while it was launched.
         Exception: What `code` raises where the run can't be launched.
     """
     code.check(campaign.name, partition, campaign.location)
@@ -289,10 +290,11 @@ def start(
     except BaseException as error:
         if claimed is not None:
             with store.begin() as conn:
-                reason = f"it could not be launched: {error}"[:LONGEST_REASON]
-                runs.give_start_back(conn, store.now(conn), claimed.id, reason)
+                reason = shown(f"it could not be launched: {error}")[:LONGEST_REASON]
+                runs.give_start_back(conn, store.now(conn), claimed, reason, actor=actor)
         raise
     with store.begin() as conn:
+        current = None if claimed is None else runs.get(conn, claimed.id)
         events.write(
             conn,
             store.now(conn),
@@ -302,6 +304,9 @@ def start(
             reason=f"Dagster run {run_id}",
             actor=actor,
         )
+    if current is not None and current.status is RunStatus.CANCELLED:
+        code.terminate(current.campaign, current.partition)
+        raise ChangedMeanwhileError(f"{current.name} was cancelled while it was launched")
     return run_id
 
 
@@ -347,6 +352,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
 
 
 def _claim(store: Store, campaign: CampaignShape, partition: str, actor: str) -> CampaignRun:
+    """Return the campaign run as it was before; one that is new, as it is."""
     with store.begin() as conn:
         now = store.now(conn)
         created = runs.create(

@@ -19,7 +19,7 @@ import dagster as dg
 import yaml
 from dagster._check import CheckError
 from dagster._core.definitions.selector import RepositorySelector
-from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.errors import DagsterUserCodeProcessError, DagsterUserCodeUnreachableError
 from dagster._core.remote_representation.code_location import CodeLocation
 from dagster._core.remote_representation.external import (
     RemoteRepository,
@@ -321,7 +321,12 @@ class Workspace:
             job_code_origin=remote.get_python_origin(),
             asset_graph=repository.asset_graph,
         )
-        return self._instance.submit_run(run.run_id, self._context).run_id
+        try:
+            return self._instance.submit_run(run.run_id, self._context).run_id
+        except BaseException:
+            if run_id is None:  # nobody could submit it again
+                self._instance.report_run_canceled(run, "It could not be put into the queue.")
+            raise
 
     def terminate(self, job: str, partition: str) -> Sequence[str]:
         """Ask Dagster to end the runs that work on a campaign run, or may.
@@ -549,8 +554,13 @@ def _reaching(job: str) -> Iterator[None]:
         yield
     except DagsterUserCodeUnreachableError as error:
         raise UnreachableError(f"the code location of {job} can't be reached: {error}") from error
+    except DagsterUserCodeProcessError as error:  # its text has configuration and stack traces
+        raise LaunchError(
+            f"the code of {job} refuses to be launched: its launchpad in Dagster's pages says why"
+        ) from error
     except dg.DagsterError as error:
-        raise LaunchError(f"Dagster can't launch {job}: {error}") from error
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise LaunchError(f"Dagster can't launch {job}: {said}") from error
 
 
 def _is_breakers(resource: RemoteResource) -> bool:

@@ -21,6 +21,7 @@ from dagster_tidegate.instance import (
     partition_of,
 )
 from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 
@@ -154,8 +155,14 @@ def _without_dagster_run(gate: Gate, found: Mapping[int, CampaignRun]) -> dict[i
     at_work = {
         (run.job_name, partition_of(run))
         for run in gate.dagster.unfinished_of({run.partition for run in found.values()})
+        if not never_queued(run)
     }
     return {id_: run for id_, run in found.items() if (run.campaign, run.partition) not in at_work}
+
+
+def never_queued(run: dg.DagsterRun) -> bool:
+    """Return whether a person's start made a run and, perhaps, died before it was queued."""
+    return run.status is _Status.NOT_STARTED and ACTOR_TAG in run.tags
 
 
 def next_status(
@@ -217,17 +224,26 @@ def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
         run = change.run
         campaign_run = known.get((run.job_name, partition_of(run)))
         attempt = attempts.get(run.run_id)
-        if campaign_run is None or next_status(
-            run.status,
-            campaign_run.status,
-            owns=attempt is not None and attempt.number == campaign_run.attempt,
-            attempt=attempt,
-            # `_follow` looks more closely at what repeats an earlier run.
-            newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
-            resumes=is_resume(run),
+        if (
+            campaign_run is None
+            or _starts(campaign_run, run)
+            or next_status(
+                run.status,
+                campaign_run.status,
+                owns=attempt is not None and attempt.number == campaign_run.attempt,
+                attempt=attempt,
+                # `_follow` looks more closely at what repeats an earlier run.
+                newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
+                resumes=is_resume(run),
+            )
         ):
             stale.append(change)
     return stale
+
+
+def _starts(campaign_run: CampaignRun, run: dg.DagsterRun) -> bool:
+    """Return whether a run in Dagster's queue is what a campaign run waits for."""
+    return campaign_run.waits_for_start and run.status in _WAITS
 
 
 def _follow(
@@ -243,6 +259,8 @@ def _follow(
     campaign_run = runs.ensure(
         conn, now, run.job_name, partition_of(run), priority=campaign.priority
     )
+    if _starts(campaign_run, run):
+        return runs.claim_start(conn, now, campaign_run, actor=ACTOR)
     newest = runs.latest_attempt(conn, campaign_run.id)
     if attempt is None and newest is not None and newest.ended_at is None:
         return False  # another Dagster run works on it

@@ -11,6 +11,7 @@ import dagster as dg
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.gate.follow import never_queued
 from dagster_tidegate.gate.observe import Gate, held_runs
 from dagster_tidegate.gate.plan import Cover, Observed, limit_of
 from dagster_tidegate.instance import (
@@ -155,7 +156,7 @@ def _next_attempt(
     number = max((request_number(other) for other in others), default=0) + 1
     is_there = False
     for other in others:
-        if other.is_finished:
+        if other.is_finished or never_queued(other):
             continue
         if other.status is not dg.DagsterRunStatus.NOT_STARTED or not request_number(other):
             return None  # asked for before, or a person was faster

@@ -181,23 +181,47 @@ def claim_start(conn: sa.Connection, now: datetime, run: CampaignRun, *, actor: 
     return move(conn, now, run, RunStatus.PENDING, reason="started by hand", actor=actor)
 
 
-def give_start_back(conn: sa.Connection, now: datetime, campaign_run: int, reason: str) -> None:
-    """Let a campaign run wait for its start again: no Dagster run could be launched for it.
+def give_start_back(
+    conn: sa.Connection, now: datetime, former: CampaignRun, reason: str, *, actor: str
+) -> None:
+    """Make a campaign run what it was before `claim_start`: no Dagster run could be launched.
+
+    One that was new or waited for its start waits for it again.
 
     Args:
         conn: A connection of the store that writes.
         now: The database's time, UTC.
-        campaign_run: Its id. Nothing happens unless it is pending still.
-        reason: Why.
+        former: The campaign run as it was. Nothing happens unless it is pending still.
+        reason: Why it could not be launched.
+        actor: Who tried.
     """
-    conn.execute(
+    is_new = former.status is RunStatus.PENDING
+    given_back = conn.execute(
         t.campaign_runs.update()
         .where(
-            t.campaign_runs.c.id == campaign_run,
+            t.campaign_runs.c.id == former.id,
             t.campaign_runs.c.status == RunStatus.PENDING,
+            t.campaign_runs.c.attempt == former.attempt,
         )
-        .values(waits_for_start=True, reason=reason, changed_at=now)
-    )
+        .values(
+            status=former.status,
+            waits_for_start=is_new,
+            paused_at=former.paused_at,
+            reason=reason if is_new else former.reason,
+            changed_at=now,
+        )
+    ).rowcount
+    if given_back and not is_new:
+        events.write(
+            conn,
+            now,
+            kind="campaign_run",
+            name=former.name,
+            from_status=RunStatus.PENDING,
+            to_status=former.status,
+            reason=reason,
+            actor=actor,
+        )
 
 
 def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | None:

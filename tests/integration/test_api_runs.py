@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from dagster_tidegate import steering
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
@@ -357,3 +358,25 @@ def test_a_read_only_server_changes_nothing(store: Store) -> None:
         problem = asked.post("/holds/1/release", expect=403)
         assert problem["code"] == "read_only"
         assert asked.get("/holds/1")["released_at"] is None
+
+
+def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> None:
+    shape = CampaignShape("digest", "here", "none")
+    ended: list[str] = []
+
+    class Code(_no_runs):
+        def check(self, job: str, partition: str | None, location: str | None = None) -> None:
+            pass
+
+        def launch(self, job: str, **_: object) -> str:
+            steering.cancel(store, None, found(store), actor="bo")
+            return f"run of {job}"
+
+        def terminate(self, job: str, partition: str) -> list[str]:
+            ended.append(f"{job}/{partition}")
+            return ended
+
+    with pytest.raises(steering.ChangedMeanwhileError, match="cancelled while"):
+        steering.start(store, Code(), shape, "mon", actor="ana")
+    assert ended == ["digest/mon"]
+    assert found(store).status is RunStatus.CANCELLED

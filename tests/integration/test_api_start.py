@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster import DagsterRunStatus
 
 from dagster_tidegate.instance import request_key
 from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs, schema
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
@@ -177,21 +179,81 @@ def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(
         assert runs.find(conn, "letters", "aa") is None
 
 
-def test_a_launch_that_fails_leaves_the_run_waiting_for_its_start(
-    asked: Api, deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_launch_that_fails_leaves_the_run_as_it_was(
+    asked: Api, deployed: Deployment, monkeypatch: pytest.MonkeyPatch, queued: bool
 ) -> None:
     def fail(*_: object, **__: object) -> str:
         raise UnreachableError("the code server went away")
 
+    asked.post("/campaigns/letters/runs", {"partition": "d"}, expect=201 if queued else 409)
+    before = {partition: found(deployed, partition) for partition in "abd"}
+    assert before["a"].status is RunStatus.COMPLETED
     with monkeypatch.context() as broken:
-        broken.setattr(Workspace, "launch", fail)
-        problem = asked.post("/campaigns/letters/start", {"partition": "a"}, expect=503)
-    assert problem["code"] == "dagster_unavailable"
-    run = found(deployed, "a")
-    assert (run.status, run.waits_for_start) == (RunStatus.PENDING, True)
-    assert "the code server went away" in str(run.reason)
+        if queued:
+            broken.setattr(dg.DagsterInstance, "submit_run", fail)
+        else:
+            broken.setattr(Workspace, "launch", fail)
+        for partition in before:
+            body = {"partition": partition}
+            problem = asked.post("/campaigns/letters/start", body, expect=503)
+            assert problem["code"] == "dagster_unavailable"
+    for partition, run in before.items():
+        after = found(deployed, partition)
+        assert (after.status, after.waits_for_start) == (run.status, run.waits_for_start)
+        unfinished = [
+            r for r in deployed.dagster.runs_of("letters", partition) if not r.is_finished
+        ]
+        assert unfinished == []
+    assert "the code server went away" in str(found(deployed, "d").reason)
     asked.post("/campaigns/letters/runs/a/start", expect=202)
     completed(deployed, "a")
+
+
+def test_what_a_person_launches_in_dagster_waits_for_no_start(
+    asked: Api, deployed: Deployment
+) -> None:
+    asked.post("/campaigns/letters/hold", {"reason": "new copy"})
+    deployed.gate()
+    asked.post("/campaigns/letters/runs", {"partition": "e"}, expect=201)
+    assert found(deployed, "e").waits_for_start
+    launched = deployed.launch("letters", "e")
+    # Before the gate has seen it, too.
+    asked.post("/campaigns/letters/runs/e/cancel", expect=202)
+    assert deployed.status(launched) is DagsterRunStatus.CANCELED
+    with deployed.store.begin() as conn:
+        run = found(deployed, "e")
+        runs.move(conn, deployed.store.now(conn), run, RunStatus.PENDING, actor="tests")
+        conn.execute(t.campaign_runs.update().values(waits_for_start=True))
+    deployed.launch("letters", "e")
+    deployed.gate()
+    assert not found(deployed, "e").waits_for_start
+    asked.post("/campaigns/letters/runs/e/cancel", expect=202)
+    asked.post("/campaigns/letters/release")
+
+
+def test_a_start_that_died_before_the_queue_blocks_nothing(
+    asked: Api, deployed: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The process is gone."""
+
+    def die(*_: object, **__: object) -> str:
+        raise Killed
+
+    paused = asked.post("/campaigns/letters/start", {"partition": "f"}, expect=202)
+    deployed.gate()
+    asked.post("/campaigns/letters/runs/f/pause", {"reason": "look first"})
+    deployed.until(lambda: found(deployed, "f").status is RunStatus.PAUSED)
+    assert deployed.status(paused["dagster_run"]) is DagsterRunStatus.CANCELED
+    code = Workspace(deployed.workspace.create_request_context())
+    with monkeypatch.context() as broken:
+        broken.setattr(dg.DagsterInstance, "submit_run", die)
+        broken.setattr(dg.DagsterInstance, "report_run_canceled", die)
+        with pytest.raises(Killed):
+            code.launch("letters", partition="f", tags={ACTOR_TAG: "ana"}, location=LOCATION)
+    asked.post("/campaigns/letters/runs/f/resume")
+    completed(deployed, "f")
 
 
 def test_a_service_shows_its_policy(asked: Api) -> None:

@@ -168,7 +168,7 @@ def test_a_run_from_dagsters_own_buttons_waits_and_starts_after_release(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["letters"], "has partitions: name one, the last are a, b, c"),
+        (["letters"], "has partitions: name one, the last are d, e, f"),
         (["letters", "--partition", "aa"], "no partition 'aa'; did you mean a?"),
         (["postcard", "--partition", "a", "--validate"], "has no partitions: name none"),
         (["leters"], "did you mean letters"),

@@ -19,7 +19,7 @@ from dagster_tidegate import (
 
 UP = Path(os.environ["GATE_PROJECT_UP"])
 CALLS = Path(os.environ["GATE_PROJECT_CALLS"])
-parts = dg.StaticPartitionsDefinition(["a", "b", "c"])
+parts = dg.StaticPartitionsDefinition(list("abcdef"))
 
 
 def call(service: str, key: str) -> str:
