@@ -117,6 +117,20 @@ class ServicePolicy(BaseModel):
         default=5.0, gt=0, description="A probe that takes longer failed, in seconds."
     )
 
+    def public(self) -> Self:
+        """Return it as it may be shown: without the user and password of the probe's address.
+
+        Example:
+            >>> policy = ServicePolicy(name="crm", probe_url="https://me:secret@crm.example/up")
+            >>> policy.public().probe_url
+            'https://crm.example/up'
+        """
+        if self.probe_url is None:
+            return self
+        parts = urlsplit(self.probe_url)
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return self.model_copy(update={"probe_url": shown})
+
     @field_validator("name")
     @classmethod
     def _name_fits_a_pool(cls, name: str) -> str:

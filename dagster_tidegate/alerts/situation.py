@@ -125,7 +125,7 @@ class Troubles:
     """Looks for trouble; remembers ledgers that it has counted, which do not change any more."""
 
     def __init__(self) -> None:
-        self._counted: dict[tuple[int, int], int] = {}
+        self._counted: dict[tuple[int, int, datetime], int] = {}
 
     def read(self, conn: sa.Connection, now: datetime, settings: AlertSettings) -> Trouble:
         """Look at campaign runs that are paused or ended lately, and at those cut off.
@@ -152,7 +152,7 @@ class Troubles:
         since = sa.func.coalesce(attempt.ended_at, lapsed).label("since")
         ended = run.status.in_((RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED))
         rows = conn.execute(
-            sa.select(run.id, run.campaign, run.partition, run.attempt, attempt.ended_at, since)
+            sa.select(run.id, run.campaign, run.partition, run.attempt, since)
             .join(t.attempts, (attempt.campaign_run == run.id) & (attempt.number == run.attempt))
             .where(
                 run.pruned_at.is_(None),
@@ -164,15 +164,14 @@ class Troubles:
         for row in rows:
             if row.since is None or row.since > now - after:
                 continue
-            key = (row.id, row.attempt)
-            records = self._counted.get(key) if row.ended_at is not None else None
+            key = (row.id, row.attempt, row.since)
+            records = self._counted.get(key)
             if records is None:
                 if not left:
                     continue
                 left -= 1
                 records = _started(conn, row.id)
-            if row.ended_at is not None:
-                counted[key] = records
+            counted[key] = records
             if records:
                 found.append(InDoubt(run_name(row.campaign, row.partition), records, row.since))
         self._counted = counted

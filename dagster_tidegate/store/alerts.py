@@ -195,12 +195,15 @@ def due(conn: sa.Connection, now: datetime, *, limit: int) -> Sequence[Alert]:
     """Return the alerts that are to be sent now, the oldest first.
 
     Those about the same thing are sent in the order in which they were raised: an alert waits for
-    an earlier one that is still tried.
+    an earlier one that is still tried and has reached no target. So no target waits for another.
     """
     a = t.alerts.c
     earlier = t.alerts.alias()
     waits = sa.exists().where(
-        earlier.c.name == a.name, earlier.c.id < a.id, earlier.c.next_try_at.is_not(None)
+        earlier.c.name == a.name,
+        earlier.c.id < a.id,
+        earlier.c.next_try_at.is_not(None),
+        earlier.c.delivered_to.is_(None),
     )
     query = sa.select(t.alerts).where(a.next_try_at <= now, ~waits).order_by(a.id).limit(limit)
     return _read(conn, query)
@@ -252,7 +255,7 @@ def settle(
             t.alerts.update()
             .where(a.id == alert.id, a.next_try_at == until)
             .values(
-                delivered_to=sorted(delivered_to),
+                delivered_to=sorted(delivered_to) or None,
                 sent_at=sent_at,
                 next_try_at=next_try_at,
                 error=error,

@@ -397,6 +397,19 @@ def test_what_is_told_of_a_thing_is_told_in_order(bench: Bench, receiver: Receiv
     assert receiver.titles == ["mail is down: 503 x5", "mail is back"]
 
 
+def test_a_target_that_fails_holds_up_no_other(
+    store: Store, clock: Clock, make_receiver: Callable[[], Receiver]
+) -> None:
+    well, ill = make_receiver(), make_receiver()
+    ill.answer = 500
+    bench = Bench(store, clock, f"well={well.url}", f"ill={ill.url}")
+    bench.turn(BreakerState.OPEN)
+    bench.go_on(1)
+    bench.turn(BreakerState.CLOSED)
+    bench.go_on(1)
+    assert well.titles == ["mail is down: 503 x5", "mail is back"]
+
+
 def test_a_target_that_hangs_stops_no_other_and_gets_nothing_more_meanwhile(
     make_receiver: Callable[[], Receiver],
 ) -> None:

@@ -67,3 +67,9 @@ def test_a_policy_can_be_the_config_of_a_dagster_resource():
     assert result.success
     assert seen == [ServiceConfig(**config)]
     assert isinstance(seen[0], ServicePolicy)
+
+
+def test_what_is_shown_of_a_policy_has_no_password():
+    policy = ServicePolicy(name="crm", probe_url="https://me:secret@crm.example:8443/up?deep=1")
+    assert policy.public().probe_url == "https://crm.example:8443/up?deep=1"
+    assert policy.public().model_copy(update={"probe_url": policy.probe_url}) == policy

@@ -169,7 +169,8 @@ def _dependent(
 def _policies(here: Context, service: str) -> dict[str, ServicePolicy] | None:
     if here.open_workspace is None:
         return None
-    return dict(here.open_workspace().policies().get(service, {}))
+    found = here.open_workspace().policies().get(service, {})
+    return {location: policy.public() for location, policy in found.items()}
 
 
 def _shown(seen: Situation, name: str) -> ServiceShown:
