@@ -185,5 +185,5 @@ def test_ctrl_c_ends_the_sandbox_quietly():
     with SandboxControl(process.stdout.readline().split()[1]) as control:
         control.wait_until_up()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")

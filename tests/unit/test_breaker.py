@@ -410,12 +410,12 @@ def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clo
 
 
 def test_nothing_is_held_across_the_call(breaker: Breaker):
-    everybody = threading.Barrier(8, timeout=10)
+    everybody = threading.Barrier(8, timeout=60)
     threads = [threading.Thread(target=breaker.call, args=(everybody.wait,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     # Had one call waited for another, the barrier would have broken.
     assert not everybody.broken
     assert breaker._admission.counts.totals()[0] == 8
