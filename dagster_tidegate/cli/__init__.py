@@ -4,8 +4,6 @@ from importlib import import_module
 
 import click
 
-from dagster_tidegate.settings import problems
-
 SUBCOMMANDS = {
     "status": "Show what is paused, since when, and why.",
     "why": "Say why a service, campaign, run or Dagster run is paused, or that it is not.",
@@ -60,6 +58,8 @@ class _Subcommands(click.Group):
 @click.pass_context
 def main(context: click.Context) -> None:
     """Pause campaigns when a third-party service fails, and resume them when it recovers."""
+    from dagster_tidegate.settings import problems  # help needs none of what it imports
+
     # A misspelt variable would mean another store than the fleet's.
     if context.invoked_subcommand != "config" and (found := problems()):
         raise click.ClickException("\n".join([*found, "'tidegate config' shows all settings"]))

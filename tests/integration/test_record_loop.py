@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -29,6 +28,7 @@ from dagster_tidegate.records.loop import (
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, loops, runs
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import Attempt, AttemptRefusedError
@@ -771,7 +771,6 @@ def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.02)
-    monkeypatch.setattr(lease, "LEASE", timedelta(seconds=-1))  # as after a long silence
     lost = threading.Event()
     renew = lease.Lease._renew
 
@@ -781,24 +780,21 @@ def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
             lost.set()
 
     monkeypatch.setattr(lease.Lease, "_renew", note)
-    first, second = work.records(list("abc")), work.records(list("abc"))
 
     def overtaken(record: Record) -> None:
         if record.key == "a":
-            monkeypatch.setattr(lease, "LEASE", timedelta(seconds=120))
-            with work.store.begin() as conn:
-                now = work.store.now(conn)
-                loops.claim(conn, now, work.attempt, "send", "x", now + timedelta(seconds=1))
+            with work.store.begin() as conn:  # its lease had lapsed
+                conn.execute(t.loops.update().values(worker="another"))
             assert lost.wait(60)
 
     with pytest.raises(AttemptOverError, match="no sign of life"):
-        go_through(first, overtaken)
-    assert go_through(second) == ["b", "c"]
+        go_through(work.records(list("abc")), overtaken)
+    with work.store.begin() as conn:
+        loops.leave(conn, work.attempt, "send", "another")
+    assert go_through(work.records(list("abc"))) == ["b", "c"]
 
 
 def test_a_campaign_run_whose_ledger_was_deleted_does_not_begin_again(work: Work) -> None:
-    from dagster_tidegate.store import tables as t
-
     go_through(work.records(["a"]))
     work.end(RunStatus.COMPLETED)
     with work.store.begin() as conn:

@@ -186,6 +186,9 @@ class SimulatedDagster:
         ]
         return sorted(found, key=lambda change: change.at)[:limit]
 
+    def was_interrupted(self, run: dg.DagsterRun) -> bool:  # noqa: ARG002 -- as Dagster's
+        return False  # nothing here is told to end
+
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.fuse.burn()
         run = self.all_runs[run_id]

@@ -111,15 +111,15 @@ def upgrade() -> None:
     with op.batch_alter_table("sessions") as batch_op:
         batch_op.create_index(batch_op.f("ix_sessions_expires_at"), ["expires_at"])
 
-    with op.batch_alter_table("events") as batch_op:
-        batch_op.add_column(sa.Column("address", sa.String(length=64)))
-        batch_op.add_column(sa.Column("before", sa.JSON(none_as_null=True)))
-        batch_op.add_column(sa.Column("after", sa.JSON(none_as_null=True)))
-
     op.add_column(
         "campaign_runs",
         sa.Column("waits_for_start", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
+    # Last, as in each worker's transaction: else each could have what the other waits for.
+    with op.batch_alter_table("events") as batch_op:
+        batch_op.add_column(sa.Column("address", sa.String(length=64)))
+        batch_op.add_column(sa.Column("before", sa.JSON(none_as_null=True)))
+        batch_op.add_column(sa.Column("after", sa.JSON(none_as_null=True)))
 
 
 def downgrade() -> None:
