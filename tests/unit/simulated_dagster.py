@@ -186,7 +186,7 @@ class SimulatedDagster:
         ]
         return sorted(found, key=lambda change: change.at)[:limit]
 
-    def was_interrupted(self, run: dg.DagsterRun) -> bool:  # noqa: ARG002 -- as Dagster's
+    def was_interrupted(self, run: dg.DagsterRun) -> bool:
         return False  # nothing here is told to end
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
