@@ -20,6 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 OTHER := .venv-dagster-$(DAGSTER)
+# Those that import it, or run a server that does; the store is the same with any Dagster.
+OF_DAGSTER := $(shell grep -lE '^(import|from) dagster( |\.|$$)|gate_deployment|"serve"' tests/integration/test_*.py)
 
 .PHONY: up test test-dagster with-dagster lint format bench bench-scale chaos clean help
 
@@ -32,8 +34,8 @@ up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
 test: lint ## Lint, types and all tests.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-test-dagster: with-dagster ## The integration tests with another Dagster: make test-dagster [DAGSTER=1.13.26].
-	$(OTHER)/bin/pytest -n $(WORKERS) --dist worksteal tests/integration
+test-dagster: with-dagster ## The integration tests of Dagster with another one: make test-dagster [DAGSTER=1.13.26].
+	$(OTHER)/bin/pytest -n $(WORKERS) --dist worksteal $(OF_DAGSTER)
 
 # Everything else is as in constraints.txt; `newest` is what pip finds.
 with-dagster:
