@@ -106,15 +106,8 @@ def listed(
         statuses: Only those that have one of these.
         limit: How many at most.
     """
-    query = sa.select(t.campaign_runs.c.campaign, t.campaign_runs.c.partition)
-    if campaign is not None:
-        query = query.where(t.campaign_runs.c.campaign == campaign)
-    if statuses:
-        query = query.where(t.campaign_runs.c.status.in_(statuses))
-    query = query.order_by(t.campaign_runs.c.changed_at.desc(), t.campaign_runs.c.id.desc())
-    names = [(row.campaign, row.partition) for row in conn.execute(query.limit(limit))]
-    known = runs.named(conn, names)
-    return _with_progress(conn, [known[name] for name in names if name in known])
+    found = runs.newest(conn, campaign=campaign, statuses=statuses, by_change=True, limit=limit)
+    return _with_progress(conn, found)
 
 
 def page(
@@ -134,7 +127,7 @@ def page(
         before: Only those with a lower id.
         limit: How many at most.
     """
-    found = runs.newest(conn, campaign, statuses=statuses, before=before, limit=limit)
+    found = runs.newest(conn, campaign=campaign, statuses=statuses, before=before, limit=limit)
     return _with_progress(conn, found)
 
 

@@ -273,28 +273,33 @@ def with_status(
 
 def newest(
     conn: sa.Connection,
-    campaign: str,
     *,
+    campaign: str | None = None,
     statuses: Collection[RunStatus] = (),
     before: int | None = None,
+    by_change: bool = False,
     limit: int,
 ) -> Sequence[CampaignRun]:
-    """Return campaign runs of a campaign, the one created last first.
+    """Return campaign runs, the one created last first.
 
     Args:
         conn: A connection of the store.
-        campaign: The campaign.
+        campaign: Only those of this campaign.
         statuses: Only those that have one of these.
         before: Only those with a lower id.
+        by_change: The one that changed last first.
         limit: How many at most.
     """
     c = t.campaign_runs.c
-    query = sa.select(t.campaign_runs).where(c.campaign == campaign)
+    query = sa.select(t.campaign_runs)
+    if campaign is not None:
+        query = query.where(c.campaign == campaign)
     if statuses:
         query = query.where(c.status.in_(statuses))
     if before is not None:
         query = query.where(c.id < before)
-    return [_run(row) for row in conn.execute(query.order_by(c.id.desc()).limit(limit))]
+    order = [c.changed_at.desc()] if by_change else []
+    return [_run(row) for row in conn.execute(query.order_by(*order, c.id.desc()).limit(limit))]
 
 
 def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
