@@ -15,6 +15,16 @@ from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal, Verdict, verdict
 from dagster_tidegate.views.why import why
 
+REFUSALS = (
+    Code.HELD,
+    Code.UNDER_WAY,
+    Code.CHANGED_MEANWHILE,
+    Code.IDEMPOTENCY_KEY_IN_USE,
+    Code.NOT_LAUNCHABLE,
+    Code.IDEMPOTENCY_KEY_REUSED,
+    Code.DAGSTER_UNAVAILABLE,
+)
+"""The codes with which a start may be refused, whatever it starts."""
 _CODES = {Refusal.HELD: Code.HELD, Refusal.UNDER_WAY: Code.UNDER_WAY}
 
 
@@ -48,7 +58,7 @@ def start(
     if run_id is not None and here.workspace().has_run(run_id):  # by who died before the answer
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=shown)
-    if judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD):
+    if judged.refusal is not None and judged.refuses(queue=queue):
         raise Problem(_CODES[judged.refusal], judged.text, holds=shown.holds, why=shown)
     with lookup.refusals(), lookup.launching():
         run = steering.start(
@@ -69,7 +79,7 @@ def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
     if here.open_workspace is not None:
         with lookup.launching():
             here.open_workspace().check(campaign, body.partition, shape.location)
-    refused = judged.refusal is not None and not (body.queue and judged.refusal is Refusal.HELD)
+    refused = judged.refuses(queue=body.queue)
     return VerdictShown(
         name=judged.answer.target.name,
         can_start=not refused,

@@ -27,6 +27,17 @@ LONGEST_ADDRESS = 64
 BODY_S = 30.0
 """A body has to be here after so long."""
 POLICY_VIOLATION = 1008
+_OWN = ("/api", "/metrics", login.LOGIN, login.LOGOUT)
+
+
+def is_own(path: str) -> bool:
+    """Return whether a path, below the prefix, is ours and not one of Dagster's pages.
+
+    Example:
+        >>> is_own("/api/v1/holds"), is_own("/login"), is_own("/runs"), is_own("/apis")
+        (True, True, False, False)
+    """
+    return path in _OWN or path.startswith(tuple(f"{own}/" for own in _OWN))
 
 
 class GoneError(Exception):
@@ -61,9 +72,7 @@ class Visit:
         self.method = scope.get("method", "GET")
         path: str = scope["path"]
         self.path = path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
-        self.own = self.path.startswith("/api/") or self.path in (
-            *("/api", "/metrics", login.LOGIN, login.LOGOUT),
-        )
+        self.own = is_own(self.path)
         client, server = scope.get("client"), scope.get("server")
         self.address = shown(client[0])[:LONGEST_ADDRESS] if client else None
         self.local = (

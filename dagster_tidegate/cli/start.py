@@ -48,7 +48,7 @@ def start(
     with reading(store) as (conn, seen):
         judged = _judged(conn, seen, name)
         shape = seen.campaigns[campaign].shape
-    refused = judged.refusal is not None and not (queue and judged.refusal is Refusal.HELD)
+    refused = judged.refuses(queue=queue)
     if refused and not validate:
         _refuse(judged, seen, as_json=as_json)
     from dagster_tidegate.workspace import LaunchError

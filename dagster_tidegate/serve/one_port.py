@@ -2,8 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OWN = ("/api", "/metrics", "/login", "/logout")
-"""Paths that are not Dagster's, and what is below them."""
+from dagster_tidegate.api.visit import is_own
 
 
 class OnePort:
@@ -20,7 +19,7 @@ class OnePort:
     def __init__(self, api: ASGIApp, pages: ASGIApp, prefix: str) -> None:
         self._api = api
         self._pages = pages
-        self._own = tuple(f"{prefix}{path}" for path in OWN)
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection."""
@@ -29,4 +28,4 @@ class OnePort:
 
     def _is_own(self, scope: Scope) -> bool:
         path: str = scope["path"]
-        return path in self._own or path.startswith(tuple(f"{own}/" for own in self._own))
+        return path.startswith(self._prefix) and is_own(path.removeprefix(self._prefix))

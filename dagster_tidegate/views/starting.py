@@ -28,6 +28,14 @@ class Verdict:
     text: str
     answer: Answer
 
+    def refuses(self, *, queue: bool) -> bool:
+        """Return whether it is not started.
+
+        Args:
+            queue: Whether it may wait in the queue for as long as it is held.
+        """
+        return self.refusal is not None and not (queue and self.refusal is Refusal.HELD)
+
 
 def verdict(answer: Answer) -> Verdict:
     """Return whether a campaign run may be started.

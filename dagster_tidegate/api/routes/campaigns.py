@@ -120,15 +120,7 @@ def release_campaign(
     "/{campaign}/start",
     status_code=202,
     response_model=Started,
-    responses=responses(
-        Code.CAMPAIGN_NOT_FOUND,
-        Code.HELD,
-        Code.UNDER_WAY,
-        Code.IDEMPOTENCY_KEY_IN_USE,
-        Code.NOT_LAUNCHABLE,
-        Code.IDEMPOTENCY_KEY_REUSED,
-        Code.DAGSTER_UNAVAILABLE,
-    ),
+    responses=responses(Code.CAMPAIGN_NOT_FOUND, *starting.REFUSALS),
 )
 def start_campaign(
     here: Here,

@@ -139,15 +139,7 @@ def get_run(
     _RUN + "/start",
     status_code=202,
     response_model=Started,
-    responses=responses(
-        *_NOT_FOUND,
-        Code.HELD,
-        Code.UNDER_WAY,
-        Code.IDEMPOTENCY_KEY_IN_USE,
-        Code.NOT_LAUNCHABLE,
-        Code.IDEMPOTENCY_KEY_REUSED,
-        Code.DAGSTER_UNAVAILABLE,
-    ),
+    responses=responses(*_NOT_FOUND, *starting.REFUSALS),
 )
 def start_run(
     here: Here,
