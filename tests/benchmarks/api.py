@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Event, Semaphore
 from pathlib import Path
 
 import httpx
@@ -79,7 +79,7 @@ def fill(store: Store) -> None:
         )
 
 
-def work(url: str, number: int, stop: Event) -> None:
+def work(url: str, number: int, at_work: Semaphore, stop: Event) -> None:
     """Write records in groups, as a record loop does, until told to stop."""
     store = Store(url)
     with store.begin() as conn:
@@ -106,6 +106,7 @@ def work(url: str, number: int, stop: Event) -> None:
                 ],
             )
         written += RECORDS
+        at_work.release()
         stop.wait(COMMIT_EVERY_S)
     store.dispose()
 
@@ -142,10 +143,13 @@ def server(url: str) -> Iterator[str]:
 
 @contextmanager
 def load(url: str, address: str) -> Iterator[None]:
-    """Let workers write and operators look until the end of the block."""
+    """Let workers write and operators look, from the beginning of the block to its end."""
     context = mp.get_context("spawn")
     stop = context.Event()
-    workers = [context.Process(target=work, args=(url, n, stop)) for n in range(WORKERS)]
+    at_work = [context.Semaphore(0) for _ in range(WORKERS)]
+    workers = [
+        context.Process(target=work, args=(url, n, each, stop)) for n, each in enumerate(at_work)
+    ]
 
     def look() -> None:
         with httpx.Client(base_url=address, timeout=TIMEOUT_S) as client:
@@ -156,6 +160,7 @@ def load(url: str, address: str) -> Iterator[None]:
     for each in (*workers, *lookers):
         each.start()
     try:
+        assert all(each.acquire(timeout=TIMEOUT_S) for each in at_work), "a worker did not start"
         yield
     finally:
         stop.set()
