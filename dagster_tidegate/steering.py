@@ -16,6 +16,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.effects import Effect, effects
@@ -298,7 +299,7 @@ def start(
         events.write(
             conn,
             store.now(conn),
-            kind="start",
+            kind=EventKind.START,
             name=run_name(campaign.name, partition or run_id),
             to_status="requested",
             reason=f"Dagster run {run_id}",
@@ -337,7 +338,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
             events.write(
                 conn,
                 store.now(conn),
-                kind="cancel",
+                kind=EventKind.CANCEL,
                 name=run.name,
                 from_status=run.status,
                 to_status="requested",

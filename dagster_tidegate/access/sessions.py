@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from dagster_tidegate.access import tokens
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 
 
 def begin(
@@ -42,7 +43,9 @@ def begin(
             digest=tokens.digest(secret), token=row.id, created_at=now, expires_at=expires_at
         )
     )
-    events.write(conn, now, kind="session", name=row.name, to_status="begun", actor=row.name)
+    events.write(
+        conn, now, kind=EventKind.SESSION, name=row.name, to_status="begun", actor=row.name
+    )
     return secret, expires_at
 
 
@@ -53,7 +56,7 @@ def end(conn: sa.Connection, now: datetime, secret: str, *, actor: str) -> None:
         events.write(
             conn,
             now,
-            kind="session",
+            kind=EventKind.SESSION,
             name=actor,
             from_status="begun",
             to_status="ended",

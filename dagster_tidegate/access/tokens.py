@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from dagster_tidegate.access.identity import Role
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.wording import checked
 
@@ -130,7 +131,7 @@ def create(
     events.write(
         conn,
         now,
-        kind="token",
+        kind=EventKind.TOKEN,
         name=name,
         to_status="created",
         actor=actor,
@@ -167,7 +168,7 @@ def revoke(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Toke
     events.write(
         conn,
         now,
-        kind="token",
+        kind=EventKind.TOKEN,
         name=name,
         from_status="created",
         to_status="revoked",

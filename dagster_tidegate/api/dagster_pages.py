@@ -14,6 +14,7 @@ from dagster_tidegate.access.identity import Identity
 from dagster_tidegate.api.visit import Visit
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.wording import LONGEST_NAME, shown
 
 GRAPHQL = "/graphql"
@@ -65,7 +66,7 @@ def record(store: Store, identity: Identity, made: Change) -> None:
         events.write(
             conn,
             store.now(conn),
-            kind="dagster_ui",
+            kind=EventKind.DAGSTER_UI,
             name=name,
             to_status="requested",
             actor=identity.name,

@@ -61,7 +61,7 @@ def history(
         )
         table.add_row(
             output.moment(event.at),
-            output.text(event.name if event.kind == "takeover" else f"{kind} {event.name}"),
+            output.text(event.name if event.kind == EventKind.TAKEOVER else f"{kind} {event.name}"),
             output.text(change),
             output.text(event.actor),
             output.text(event.reason),

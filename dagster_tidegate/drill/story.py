@@ -21,6 +21,7 @@ from dagster_tidegate.sandbox.leads import made_up_leads, write_lead_file
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.takeovers import STOPPED
 
 CAMPAIGN = "outreach"
@@ -353,7 +354,7 @@ class Story:
             sa.select(t.events.c.at, t.events.c.to_status)
             .where(
                 t.events.c.id > self._first_event,
-                t.events.c.kind == "service",
+                t.events.c.kind == EventKind.SERVICE,
                 t.events.c.name == self._plan.service,
                 t.events.c.to_status.in_(list(BreakerState)),
             )
@@ -374,7 +375,7 @@ class Story:
         paused = conn.scalars(
             sa.select(t.events.c.name).where(
                 t.events.c.id > self._first_event,
-                t.events.c.kind == "campaign_run",
+                t.events.c.kind == EventKind.CAMPAIGN_RUN,
                 t.events.c.to_status == RunStatus.PAUSED,
             )
         )

@@ -24,6 +24,7 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 
 ACTOR = "breaker"
 """Who places the breaker's own holds."""
@@ -171,7 +172,7 @@ def change(
     events.write(
         conn,
         now,
-        kind="service",
+        kind=EventKind.SERVICE,
         name=after.name,
         from_status=before.state,
         to_status=after.state,
@@ -445,7 +446,7 @@ def _keep(
     events.write(
         conn,
         now,
-        kind="service",
+        kind=EventKind.SERVICE,
         name=name,
         to_status="may_trip" if by is None else "kept_closed",
         actor=actor,

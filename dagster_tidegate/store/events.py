@@ -33,7 +33,7 @@ def write(
     conn: sa.Connection,
     now: datetime,
     *,
-    kind: str,
+    kind: EventKind,
     name: str,
     to_status: str,
     from_status: str | None = None,

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
@@ -92,7 +93,7 @@ def place(
     events.write(
         conn,
         now,
-        kind="hold",
+        kind=EventKind.HOLD,
         name=str(target),
         from_status=from_status,
         to_status=to_status,
@@ -159,7 +160,7 @@ def end(conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, by_force:
     events.write(
         conn,
         now,
-        kind="hold",
+        kind=EventKind.HOLD,
         name=str(hold.target),
         from_status="placed",
         to_status="released_by_force" if by_force else "released",
@@ -192,7 +193,7 @@ def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> 
         events.write(
             conn,
             now,
-            kind="hold",
+            kind=EventKind.HOLD,
             name=str(_hold(row).target),
             from_status="placed",
             to_status="expired",

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 
 TRIPS_WITHIN = timedelta(hours=24)
 
@@ -48,7 +49,7 @@ def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
     opened = conn.execute(
         sa.select(e.name.label("service"), sa.func.count().label("times"))
         .where(
-            e.kind == "service",
+            e.kind == EventKind.SERVICE,
             e.from_status == BreakerState.CLOSED,
             e.to_status == BreakerState.OPEN,
             e.at >= now - TRIPS_WITHIN,

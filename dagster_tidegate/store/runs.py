@@ -10,6 +10,7 @@ from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RUN_MOVES, RunStatus
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 
 
@@ -149,7 +150,7 @@ def create(
         events.write(
             conn,
             now,
-            kind="campaign_run",
+            kind=EventKind.CAMPAIGN_RUN,
             name=run_name(campaign, partition),
             to_status=RunStatus.PENDING,
             actor=actor,
@@ -215,7 +216,7 @@ def give_start_back(
         events.write(
             conn,
             now,
-            kind="campaign_run",
+            kind=EventKind.CAMPAIGN_RUN,
             name=former.name,
             from_status=RunStatus.PENDING,
             to_status=former.status,
@@ -374,7 +375,7 @@ def move(
     events.write(
         conn,
         now,
-        kind="campaign_run",
+        kind=EventKind.CAMPAIGN_RUN,
         name=run.name,
         from_status=run.status,
         to_status=to,
@@ -523,7 +524,7 @@ def begin_attempt(
     events.write(
         conn,
         now,
-        kind="campaign_run",
+        kind=EventKind.CAMPAIGN_RUN,
         name=run.name,
         from_status=run.status,
         to_status=RunStatus.PROCESSING,

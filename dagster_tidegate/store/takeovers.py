@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
@@ -277,7 +278,7 @@ def _event(
     events.write(
         conn,
         now,
-        kind="takeover",
+        kind=EventKind.TAKEOVER,
         name=f"{takeover.kind} {takeover.label}",
         from_status=from_status,
         to_status=to_status,
