@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
 
-from sqlalchemy import exc
-
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.breaker import Admission, Breaker
 from dagster_tidegate.circuit import Circuit
@@ -41,27 +39,15 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.compatibility import OutdatedError
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.watcher import Watcher
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""What SQLAlchemy raises when the database can't be reached, or does not answer."""
-
 
 class UnknownServiceError(LookupError):
     """A breaker was asked for that no policy speaks of."""
-
-
-def enabled_by_environment() -> bool:
-    """Return whether `TIDEGATE_ENABLED` lets Tidegate work; it does if it is not set.
-
-    Raises:
-        SettingsError: If it is neither true nor false.
-    """
-    return load(GeneralSettings).enabled
 
 
 class Fleet:
@@ -104,7 +90,7 @@ class Fleet:
             if policy.name in self.policies:
                 raise ValueError(f"two policies are named {policy.name!r}")
             self.policies[policy.name] = policy
-        self.enabled = enabled_by_environment() if enabled is None else enabled
+        self.enabled = load(GeneralSettings).enabled if enabled is None else enabled
         self.hooks: tuple[Hook, ...] = tuple(hooks)
         self.times_calls = any(getattr(hook, "times_calls", False) for hook in self.hooks)
         self._named = worker

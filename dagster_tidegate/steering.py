@@ -103,7 +103,6 @@ def change(
     target: Target,
     make: Callable[[sa.Connection, datetime], R],
     *,
-    enabled: bool,
     dry_run: bool,
 ) -> Change[R]:
     """Make a change of the holds in one transaction, and find out what it does.
@@ -112,14 +111,13 @@ def change(
         store: The store.
         target: What is held or released.
         make: Makes the change, with the database's time (UTC).
-        enabled: Whether Tidegate is switched on here.
         dry_run: Take it back again.
     """
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)
-        before = situation.read(conn, now, enabled=enabled)
+        before = situation.read(conn, now)
         made = make(conn, now)
-        after = situation.read(conn, now, enabled=enabled)
+        after = situation.read(conn, now)
         run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
         return Change(made, before, effects(before, after, target, run))
 

@@ -19,9 +19,8 @@ from anyio import CapacityLimiter, to_thread
 from dagster_tidegate.access import tokens
 from dagster_tidegate.access.identity import Role
 from dagster_tidegate.access.limits import Limit, TooManyError, network
-from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.wording import shown
 
 REFRESH_S = 2.0

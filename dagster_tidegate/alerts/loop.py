@@ -58,8 +58,7 @@ def run(
     if not targets.names:
         log.info("TIDEGATE_ALERT_URLS names no target: nobody is told of anything")
         return
-    public = load(GeneralSettings)
-    watch = Watch(store, settings, public_url=public.public_url, enabled=public.enabled)
+    watch = Watch(store, settings, public_url=load(GeneralSettings).public_url)
     sender = Sender(store, targets, settings.per_minute)
     outage = Outage(targets, timedelta(seconds=settings.repeat_after_s))
     log.info("alerts are sent to %s", ", ".join(sorted(targets.names)))
@@ -81,19 +80,12 @@ class Watch:
         store: The store.
         settings: What is told.
         public_url: Where people reach the pages, or None.
-        enabled: Whether Tidegate is switched on here.
     """
 
     def __init__(
-        self,
-        store: Store,
-        settings: AlertSettings,
-        *,
-        public_url: str | None = None,
-        enabled: bool = True,
+        self, store: Store, settings: AlertSettings, *, public_url: str | None = None
     ) -> None:
-        self._store, self._settings = store, settings
-        self._public_url, self._enabled = public_url, enabled
+        self._store, self._settings, self._public_url = store, settings, public_url
         self._reader = EventReader()
         self._troubles = Troubles()
         self._trouble_due = 0.0
@@ -112,7 +104,7 @@ class Watch:
             # Before the situation, which is then as new as the events at least.
             events = self._reader.read(conn, after=after, limit=MOST_EVENTS)
             seen = Seen(
-                situation=situation.read(conn, now, enabled=self._enabled),
+                situation=situation.read(conn, now),
                 events=events,
                 alerts=reading.recent_alerts(conn, now, self._settings),
                 defined_at=reading.defined_at(conn),

@@ -21,7 +21,7 @@ from dagster_tidegate.api.routes import (
     services,
 )
 from dagster_tidegate.api.stream import Feed
-from dagster_tidegate.settings import GeneralSettings, ServeSettings, load
+from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def create_app(
     for module in (services, campaigns, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])
-    app.include_router(metrics.router(store, enabled=load(GeneralSettings).enabled))
+    app.include_router(metrics.router(store))
     problems.install(app)
     _describe_problems(app)
     return app

@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 
 from dagster_tidegate.api.problems import Code, Problem
 from dagster_tidegate.api.stream import Feed
-from dagster_tidegate.fleet import enabled_by_environment
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.situation import Situation
@@ -38,7 +37,7 @@ class Context:
         """Read the situation, and whatever else is read of the store at the same moment."""
         with self.store.read() as conn:
             now = self.store.now(conn)
-            yield conn, situation.read(conn, now, enabled=enabled_by_environment())
+            yield conn, situation.read(conn, now)
 
     def workspace(self) -> "Workspace":
         """Return the code locations as they are now.

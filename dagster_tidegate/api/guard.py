@@ -24,10 +24,9 @@ from dagster_tidegate.api import dagster_pages, login, metrics
 from dagster_tidegate.api.authentication import require_role
 from dagster_tidegate.api.problems import Code, Problem, unreachable
 from dagster_tidegate.api.visit import POLICY_VIOLATION, GoneError, Visit
-from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import events
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.wording import shown
 
 T = TypeVar("T")

@@ -20,7 +20,6 @@ from dagster_tidegate.api.models import (
 )
 from dagster_tidegate.api.models import Release as HowToRelease
 from dagster_tidegate.api.problems import Code, Problem
-from dagster_tidegate.fleet import enabled_by_environment
 from dagster_tidegate.holds import Hold, Target
 from dagster_tidegate.store import holds
 
@@ -91,9 +90,7 @@ def placed(
             return Held(dry_run=False, hold=HoldShown.of(made), campaigns=None)
         with here.store.read() as conn:
             target = check(conn)
-        change = steering.change(
-            here.store, target, place, enabled=enabled_by_environment(), dry_run=True
-        )
+        change = steering.change(here.store, target, place, dry_run=True)
     shown = [EffectShown.of(effect) for effect in change.effects]
     return Held(dry_run=True, hold=HoldShown.of(change.made), campaigns=shown)
 
@@ -128,9 +125,7 @@ def release(
         if dry_run:
             with here.store.read() as conn:
                 target = check(conn)
-            change = steering.change(
-                here.store, target, let_go, enabled=enabled_by_environment(), dry_run=True
-            )
+            change = steering.change(here.store, target, let_go, dry_run=True)
             (released, left), effects = change.made, change.effects
             shown = [EffectShown.of(effect) for effect in effects]
         else:

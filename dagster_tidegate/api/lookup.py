@@ -8,10 +8,9 @@ import sqlalchemy as sa
 
 from dagster_tidegate.api.context import Context
 from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
-from dagster_tidegate.fleet import enabled_by_environment
 from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
 from dagster_tidegate.steering import ChangedMeanwhileError, NotPausableError, UnderWayError
-from dagster_tidegate.store import breakers, campaigns, holds, run_details, runs
+from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
@@ -59,8 +58,8 @@ def run(
     found = runs.find(conn, campaign_name, partition)
     if found is not None:
         return shape, found
-    some = run_details.listed(conn, campaign=campaign_name, limit=MOST_SUGGESTED_FROM)
-    close = get_close_matches(partition, [each.run.partition for each in some], n=3)
+    some = runs.newest(conn, campaign=campaign_name, limit=MOST_SUGGESTED_FROM)
+    close = get_close_matches(partition, [each.partition for each in some], n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "create it, or see the list of runs"
     name = run_name(campaign_name, partition)
     raise Problem(
@@ -122,7 +121,7 @@ def launching() -> Iterator[None]:
 def _unknown(
     here: Context, conn: sa.Connection, name: str, kind: TargetKind, code: Code
 ) -> Problem:
-    seen = situation.read(conn, here.store.now(conn), enabled=enabled_by_environment())
+    seen = situation.read(conn, here.store.now(conn))
     try:
         find(seen, name, {}, kind)
     except UnknownNameError as error:

@@ -14,15 +14,10 @@ PATH = "/metrics"
 _TEXT = {"schema": {"type": "string"}}
 
 
-def router(store: Store, *, enabled: bool) -> APIRouter:
-    """Return the route, with its own collector.
-
-    Args:
-        store: The store.
-        enabled: Whether Tidegate is switched on here.
-    """
+def router(store: Store) -> APIRouter:
+    """Return the route, with its own collector."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(store, enabled=enabled))
+    registry.register(FleetCollector(store))
     made = APIRouter(tags=["metrics"])
 
     @made.get(

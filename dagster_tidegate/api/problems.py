@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from dagster_tidegate.fleet import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.store.schema import SchemaError
 
 MEDIA_TYPE = "application/problem+json"

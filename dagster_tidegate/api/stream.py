@@ -12,9 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from dagster_tidegate.api.models import EventShown
 from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
-from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.store import event_reader, history
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
 

@@ -6,7 +6,7 @@ import click
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.deployment import working, workspace_option
-from dagster_tidegate.cli.reading import enabled, url_option, use_local_home
+from dagster_tidegate.cli.reading import url_option, use_local_home
 
 
 @click.command()
@@ -19,13 +19,12 @@ def doctor(workspace: Path, as_json: bool, url: str | None) -> None:
     Exit codes: 0 nothing is wrong, or there are only warnings; 1 an error was found; 2 the command
     line is wrong.
     """
-    on = enabled()
     use_local_home()
     with working("looking at Dagster, the store and the code locations"):
         from dagster_tidegate.doctor.checks import Severity, diagnose, unchecked
         from dagster_tidegate.doctor.gather import gather
 
-        facts = gather(workspace, url, enabled=on)
+        facts = gather(workspace, url)
     found, blind = diagnose(facts), unchecked(facts)
     errors = sum(finding.severity is Severity.ERROR for finding in found)
     if as_json:

@@ -9,7 +9,7 @@ from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
-from dagster_tidegate.cli.reading import enabled, explained, open_store
+from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.cli.status import hold_as_dict
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.wording import LONGEST_REASON
@@ -60,7 +60,7 @@ def hold(
 
     try:
         with explained():
-            change = steering.change(store, target, place, enabled=enabled(), dry_run=dry_run)
+            change = steering.change(store, target, place, dry_run=dry_run)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     placed, found = change.made, change.effects

@@ -9,9 +9,8 @@ import click
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
-from dagster_tidegate.fleet import UNREACHABLE, enabled_by_environment
 from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.store.database import UNREACHABLE, Store, default_url
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.situation import Situation
 
@@ -86,18 +85,5 @@ def reading(store: Store) -> Iterator[tuple[sa.Connection, Situation]]:
     Raises:
         click.ClickException: If the store can't be read.
     """
-    on = enabled()
     with explained(), store.read() as conn:
-        yield conn, situation.read(conn, store.now(conn), enabled=on)
-
-
-def enabled() -> bool:
-    """Return whether Tidegate is switched on here.
-
-    Raises:
-        click.ClickException: If TIDEGATE_ENABLED is neither true nor false.
-    """
-    try:
-        return enabled_by_environment()
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        yield conn, situation.read(conn, store.now(conn))

@@ -10,7 +10,7 @@ from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
-from dagster_tidegate.cli.reading import enabled, explained, open_store
+from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.cli.status import hold_as_dict
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.store.holds import NotYourHoldError
@@ -38,7 +38,7 @@ def release(
 
     try:
         with explained():
-            change = steering.change(store, target, let_go, enabled=enabled(), dry_run=dry_run)
+            change = steering.change(store, target, let_go, dry_run=dry_run)
     except NotYourHoldError as error:
         raise click.ClickException(
             output.text(str(error).replace("use force", "use --force")).plain

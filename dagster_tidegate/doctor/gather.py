@@ -11,29 +11,29 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from dagster_tidegate import workspace
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import numbers, schema
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.store.database import Store, default_url, shown_url
 from dagster_tidegate.views import situation
 from dagster_tidegate.workspace import WorkspaceError
 
 PACKAGE = "dagster-tidegate"
 
 
-def gather(workspace_file: Path | None, store_url: str | None, *, enabled: bool) -> Facts:
+def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
     """Find out all that `diagnose` judges.
 
     Args:
         workspace_file: The `workspace.yaml`; None: there is none to look at.
         store_url: The store; None: that of the environment.
-        enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
     """
     package = metadata.metadata(PACKAGE)
     known = {
         "now": datetime.now(UTC),
         "python": Version(platform.python_version(), package["Requires-Python"] or ""),
         "dagster": Version(dg.__version__, _claimed("dagster")),
-        "enabled": enabled,
-        "store": look_at_store(store_url, enabled=enabled),
+        "enabled": load(GeneralSettings).enabled,
+        "store": look_at_store(store_url),
     }
     try:
         with dg.DagsterInstance.get() as instance:
@@ -46,25 +46,24 @@ def gather(workspace_file: Path | None, store_url: str | None, *, enabled: bool)
     return Facts(**known)
 
 
-def look_at_store(url: str | None, *, enabled: bool) -> StoreFacts:
+def look_at_store(url: str | None) -> StoreFacts:
     """Find out what the store says, or why it says nothing.
 
     Args:
         url: Its URL; None: that of the environment.
-        enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
     """
     try:
         store = Store(url or default_url())
     except (ValueError, ArgumentError) as error:
         return StoreFacts(url="the store", error=str(error))
-    shown = store.url.render_as_string()
+    shown = shown_url(store.url)
     try:
         schema.require_compatible(store)
         with store.read() as conn:
             now = store.now(conn)
             return StoreFacts(
                 shown,
-                situation=situation.read(conn, now, enabled=enabled),
+                situation=situation.read(conn, now),
                 called=frozenset(
                     name for name, seen in numbers.read(conn, now).items() if seen.ok or seen.failed
                 ),

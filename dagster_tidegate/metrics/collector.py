@@ -30,7 +30,6 @@ class FleetCollector(Collector):
 
     Args:
         store: The store.
-        enabled: Whether Tidegate is switched on here.
         cache_s: For how long what was read is told again, in seconds.
 
     Example:
@@ -38,8 +37,8 @@ class FleetCollector(Collector):
         >>> CollectorRegistry().register(FleetCollector(Store("sqlite://")))
     """
 
-    def __init__(self, store: Store, *, enabled: bool = True, cache_s: float = CACHE_S) -> None:
-        self._store, self._enabled, self._cache_s = store, enabled, cache_s
+    def __init__(self, store: Store, *, cache_s: float = CACHE_S) -> None:
+        self._store, self._cache_s = store, cache_s
         self._counters = Counters()
         self._lock = Lock()
         self._made: Sequence[Metric] = ()
@@ -64,7 +63,7 @@ class FleetCollector(Collector):
             with self._store.read() as conn:
                 now = self._store.now(conn)
                 self._counters.read(conn, now)
-                facts = read(conn, now, enabled=self._enabled)
+                facts = read(conn, now)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             log.warning("the metrics can't be read from the store: %s", type(error).__name__)
             return [GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=0)]
@@ -72,7 +71,9 @@ class FleetCollector(Collector):
         return [
             GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=1),
             _one("store_read_seconds", "How long reading these metrics took", took_s),
-            _one("enabled", "Whether Tidegate is switched on here: 1 or 0", self._enabled),
+            _one(
+                "enabled", "Whether Tidegate is switched on here: 1 or 0", facts.situation.enabled
+            ),
             *_services(facts, self._counters),
             *_holds(facts),
             *_campaigns(facts),

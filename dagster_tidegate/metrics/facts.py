@@ -58,15 +58,14 @@ class Facts:
     live_alerts: dict[tuple[str, ...], float]
 
 
-def read(conn: sa.Connection, now: datetime, *, enabled: bool) -> Facts:
+def read(conn: sa.Connection, now: datetime) -> Facts:
     """Read the facts.
 
     Args:
         conn: A connection of the store that reads.
         now: The database's time, UTC.
-        enabled: Whether Tidegate is switched on here.
     """
-    seen = situation.read(conn, now, enabled=enabled)
+    seen = situation.read(conn, now)
     holds = Counter((hold.source.value, hold.target.kind.value) for hold in seen.holds)
     taken = Counter(takeover.kind.value for takeover in seen.takeovers)
     placed = {

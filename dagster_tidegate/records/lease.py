@@ -7,10 +7,11 @@ from datetime import timedelta
 from threading import Event, Thread
 from uuid import uuid4
 
-from dagster_tidegate.fleet import UNREACHABLE, Fleet
+from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.records.patience import patiently
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, loops
+from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import Attempt
 

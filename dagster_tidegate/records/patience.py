@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import random
 from typing import TypeVar
 
-from dagster_tidegate.fleet import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE
 
 R = TypeVar("R")
 

@@ -18,6 +18,8 @@ URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
 """How many connections to PostgreSQL a server keeps open: it answers many at once."""
+UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+"""What SQLAlchemy raises when the database can't be reached, or does not answer."""
 
 
 def default_url() -> str:
@@ -35,6 +37,19 @@ def default_url() -> str:
             f"absolute path (it is {home!r})"
         )
     return f"sqlite:///{Path(home) / 'tidegate.db'}"
+
+
+def shown_url(url: str | sa.URL) -> str:
+    """Return a store's URL as it may be shown: without its password.
+
+    Example:
+        >>> shown_url("postgresql://tide:hunter2@db/tide?passfile=/run/pass")
+        'postgresql://tide:***@db/tide'
+    """
+    try:
+        return sa.make_url(url).difference_update_query(["password", "passfile"]).render_as_string()
+    except (exc.ArgumentError, ValueError):  # as a port that is no number
+        return "a URL that can't be read"
 
 
 class Store:

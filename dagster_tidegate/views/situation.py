@@ -10,6 +10,7 @@ from dagster_tidegate import holds as covers
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import needs
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
@@ -114,13 +115,12 @@ class Situation:
         return beat is None or self.now - beat > STALE_AFTER
 
 
-def read(conn: sa.Connection, now: datetime, *, enabled: bool) -> Situation:
+def read(conn: sa.Connection, now: datetime) -> Situation:
     """Read the situation of everything.
 
     Args:
         conn: A connection of the store.
         now: The database's time, UTC.
-        enabled: Whether Tidegate is switched on here.
     """
     circuits = breakers.read(conn)
     live = holds.live(conn, now)
@@ -142,7 +142,7 @@ def read(conn: sa.Connection, now: datetime, *, enabled: bool) -> Situation:
         )
     return Situation(
         now=now,
-        enabled=enabled,
+        enabled=load(GeneralSettings).enabled,
         circuits=circuits,
         trials=_trials(conn, now),
         campaigns=found,

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import Event
 
-from dagster_tidegate.fleet import UNREACHABLE
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, runs
+from dagster_tidegate.store.database import UNREACHABLE
 from tests.chaos.plan import Blow, Kind, Plan
 from tests.chaos.stage import AT_ONCE, Stage
 from tests.chaos.verdict import Evidence, findings

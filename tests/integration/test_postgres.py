@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.fleet import UNREACHABLE, Fleet
+from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import postgres, schema
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 
 
 class Down(Exception):
