@@ -117,20 +117,6 @@ class ServicePolicy(BaseModel):
         default=5.0, gt=0, description="A probe that takes longer failed, in seconds."
     )
 
-    def public(self) -> Self:
-        """Return it as it may be shown: without the user and password of the probe's address.
-
-        Example:
-            >>> policy = ServicePolicy(name="crm", probe_url="https://me:secret@crm.example/up")
-            >>> policy.public().probe_url
-            'https://crm.example/up'
-        """
-        if self.probe_url is None:
-            return self
-        parts = urlsplit(self.probe_url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        return self.model_copy(update={"probe_url": shown})
-
     @field_validator("name")
     @classmethod
     def _name_fits_a_pool(cls, name: str) -> str:
@@ -148,9 +134,12 @@ class ServicePolicy(BaseModel):
     @field_validator("probe_url")
     @classmethod
     def _probe_is_http(cls, url: str | None) -> str | None:
-        if url is not None and (
-            urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname
-        ):
+        if url is None:
+            return url
+        parts = urlsplit(url)
+        if "@" in parts.netloc:  # which is not repeated, for it may have a password
+            raise ValueError("a probe takes no user and password: give an address without them")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} can't be probed: give an http:// or https:// address")
         return url
 

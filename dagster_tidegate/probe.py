@@ -29,6 +29,6 @@ def http_get(policy: ServicePolicy, now: datetime) -> tuple[Outcome, datetime | 
         with urllib.request.urlopen(request, timeout=policy.probe_timeout_s):
             return Outcome.SUCCESS, None
     except (OSError, http.client.HTTPException) as error:
-        log.info("probe of %s at %s failed: %s", policy.name, policy.probe_url, error)
+        log.info("probe of %s failed: %s", policy.name, error)
         wait_s = retry_after(error, now, policy.retry_after_cap_s)
         return Outcome.FAILURE, None if wait_s is None else now + timedelta(seconds=wait_s)

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import sqlalchemy as sa
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy.exc import ArgumentError
 
 from dagster_tidegate.cli.reading import url_option, use_local_home
 from dagster_tidegate.settings import (
@@ -25,7 +23,7 @@ from dagster_tidegate.settings import (
     effective,
     unknown,
 )
-from dagster_tidegate.store.database import default_url
+from dagster_tidegate.store.database import default_url, shown_url
 
 if TYPE_CHECKING:
     from dagster_tidegate.workspace import LocationCode
@@ -80,13 +78,9 @@ def _given(group: type[Settings], url: str | None) -> dict[str, str | None]:
 def _store(url: str | None) -> str | None:
     """Return where the store is, without its password; None where it has no place."""
     try:
-        return _without_password(url or default_url())
-    except (ValueError, ArgumentError):
+        return shown_url(url or default_url())
+    except ValueError:
         return None
-
-
-def _without_password(url: str) -> str:
-    return sa.make_url(url).difference_update_query(["password", "passfile"]).render_as_string()
 
 
 def _locations(path: Path) -> dict[str, list[Effective]]:
@@ -103,7 +97,7 @@ def _resource(location: "LocationCode") -> list[Effective]:
     fields = BreakerResource.model_fields
     default = fields["drain_timeout_s"].default
     drain = default if location.drain_timeout_s is None else location.drain_timeout_s
-    own = None if location.store_url is None else _without_password(location.store_url)
+    own = None if location.store_url is None else shown_url(location.store_url)
     named = {
         "services": (" ".join(sorted(location.policies)) or None, "code"),
         "store_url": (own, "its environment" if own is None else "code"),

@@ -70,7 +70,7 @@ def _policies(path: Path) -> Policies:
                 note = f"note: code location {location.name}: {trouble}"
                 click.echo(output.text(note).plain, err=True)
             for service, policy in location.policies.items():
-                found.setdefault(service, {})[location.name] = policy.public()
+                found.setdefault(service, {})[location.name] = policy
     return found
 
 

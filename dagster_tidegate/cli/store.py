@@ -12,6 +12,7 @@ from dagster_tidegate.cli.output import json_option, length, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
 from dagster_tidegate.cli.target import Duration
 from dagster_tidegate.store import retention, schema
+from dagster_tidegate.store.database import shown_url
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def upgrade(url: str | None, revision: str) -> None:
     opened = named_store(url)
     with _explained():
         schema.upgrade(opened, revision)
-        click.echo(f"{opened.url.render_as_string()} is at {schema.current(opened)}")
+        click.echo(f"{shown_url(opened.url)} is at {schema.current(opened)}")
 
 
 @store.command()
@@ -48,12 +49,10 @@ def downgrade(url: str | None, yes: bool, revision: str) -> None:
     """Bring the store down to REVISION; 'base' removes every table and what it holds."""
     opened = named_store(url)
     if not yes:
-        click.confirm(
-            f"Take {opened.url.render_as_string()} down to {revision}? Data is lost", abort=True
-        )
+        click.confirm(f"Take {shown_url(opened.url)} down to {revision}? Data is lost", abort=True)
     with _explained():
         schema.downgrade(opened, revision)
-        click.echo(f"{opened.url.render_as_string()} is at {schema.current(opened) or 'base'}")
+        click.echo(f"{shown_url(opened.url)} is at {schema.current(opened) or 'base'}")
 
 
 @store.command()

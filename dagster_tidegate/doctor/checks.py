@@ -9,6 +9,7 @@ from enum import StrEnum
 from packaging.specifiers import SpecifierSet
 
 from dagster_tidegate.pools import needs
+from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.views.situation import PARTS, Situation
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
 
@@ -440,7 +441,7 @@ def _policies(facts: Facts) -> Iterator[Finding]:
             yield _error(
                 "store_elsewhere",
                 location.name,
-                f"its BreakerResource names the store {_without_password(location.store_url)}, "
+                f"its BreakerResource names the store {shown_url(location.store_url)}, "
                 f"and this command looks at {facts.store.url}",
                 "say --url, or set TIDEGATE_STORE_URL, for the store that the deployment uses",
             )
@@ -556,13 +557,7 @@ def _calls(facts: Facts) -> Iterator[Finding]:
 
 def _same_store(one: str, other: str) -> bool:
     """Whether two URLs mean one database, as far as one can tell without a password."""
-    return _without_password(one).split("://")[-1] == _without_password(other).split("://")[-1]
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}://{login.partition(':')[0]}:***{at}{place}" if ":" in login else url
+    return shown_url(one).split("://")[-1] == shown_url(other).split("://")[-1]
 
 
 def _first_line(text: str) -> str:

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from dagster_tidegate.store import compatibility
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Store, shown_url
 
 VERSION_TABLE = "tidegate_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -70,7 +70,7 @@ def require_compatible(store: Store) -> None:
         return
     if found is None or found in _revisions():
         raise SchemaError(
-            f"the store {store.url.render_as_string()} has revision {found or 'none'}, and this "
+            f"the store {shown_url(store.url)} has revision {found or 'none'}, and this "
             f"version of dagster-tidegate needs {head()}: run 'tidegate store upgrade'"
         )
     with store.read() as conn:

@@ -24,6 +24,7 @@ URLS = [
     f"postgresql://tide:{PASSWORD}@127.0.0.1:1/tide?nonsense=1",
     f"postgresql://tide:{PASSWORD}@127.0.0.1:port/tide",
     f"postgresql://tide:{PASSWORD}@[::1/tide",
+    f"postgresql://tide@127.0.0.1:1/tide?password={PASSWORD}",
     f"postgresql://tide:{PASSWORD}@no-such-host.invalid/tide",
     f"postgresql+nodriver://tide:{PASSWORD}@127.0.0.1/tide",
     f"mysql://tide:{PASSWORD}@127.0.0.1/tide",
@@ -36,6 +37,7 @@ COMMANDS = [
     ["store", "upgrade"],
     ["store", "current"],
     ["tokens", "list"],
+    ["doctor"],
     ["hold", "everything", "--reason", "tests"],
     ["serve", "--api-only", "--port", "0"],
 ]

@@ -169,8 +169,7 @@ def _dependent(
 def _policies(here: Context, service: str) -> dict[str, ServicePolicy] | None:
     if here.open_workspace is None:
         return None
-    found = here.open_workspace().policies().get(service, {})
-    return {location: policy.public() for location, policy in found.items()}
+    return dict(here.open_workspace().policies().get(service, {}))
 
 
 def _shown(seen: Situation, name: str) -> ServiceShown:
