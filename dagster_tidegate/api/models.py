@@ -521,6 +521,7 @@ class RunDetailsShown(RunShown):
         description="Their effect may or may not have reached the service; the next attempt sends "
         "them again with the same idempotency key."
     )
+    in_doubt_count: int
     in_hand_count: int
     failed: Sequence[RecordShown] = Field(description="The newest first.")
     failed_count: int

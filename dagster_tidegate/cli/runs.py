@@ -1,7 +1,7 @@
 """`tidegate runs`: how far campaign runs are, and what went wrong in one."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from difflib import get_close_matches
 
 import click
@@ -65,7 +65,9 @@ def list_(
     """List the campaign runs, of one campaign or of all, and how far each is."""
     with reading(open_store(url)) as (conn, seen):
         wanted = [RunStatus(status) for status in statuses]
-        found = run_details.listed(conn, campaign=campaign, statuses=wanted, limit=limit)
+        found = run_details.listed(
+            conn, campaign=campaign, statuses=wanted, by_change=True, limit=limit
+        )
         if not found and campaign is not None and campaign not in seen.campaigns:
             close = get_close_matches(campaign, seen.campaigns, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate campaigns'"
@@ -107,15 +109,15 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     with reading(open_store(url)) as (conn, seen):
         run = stored.find(conn, campaign, partition)
         if run is None:
-            found = run_details.listed(conn, campaign=campaign, limit=1000)
-            close = get_close_matches(name, [each.run.name for each in found], n=3)
+            found = stored.newest(conn, campaign=campaign, limit=1000)
+            close = get_close_matches(name, [each.name for each in found], n=3)
             hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate runs'"
             message = output.text(f"no campaign run is named {name!r}; {hint}").plain
             raise click.ClickException(message)
-        details = run_details.details(conn, run, limit=limit)
+        details = run_details.details(conn, seen.now, run, limit=limit)
         answer = answer_for(conn, seen, run.name, "run")
     if as_json:
-        shown = _details_as_dict(details, seen.now)
+        shown = _details_as_dict(details)
         output.print_json({**shown, "why": answer_as_dict(answer)})
         return
     tell(answer, seen)
@@ -135,17 +137,18 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
             output.status(attempt.outcome),
         )
     out.print(attempts)
-    doubtful = details.in_doubt(seen.now)
-    if doubtful:
-        title = "In doubt: sent again with the same idempotency key by the next attempt"
-        out.print(_records(title, doubtful))
-    in_hand = details.started_count - len(doubtful)
-    if in_hand > 0 and len(details.started) == details.started_count:
-        out.print(f"records in hand: {in_hand}")
+    if details.in_doubt:
+        title = (
+            f"In doubt ({len(details.in_doubt)} of {details.in_doubt_count}): sent again with the "
+            "same idempotency key by the next attempt"
+        )
+        out.print(_records(title, details.in_doubt))
+    if details.in_hand_count:
+        out.print(f"records in hand: {details.in_hand_count}")
     if details.failed:
         title = f"Failed records ({len(details.failed)} of {details.failed_count}, newest first)"
         out.print(_records(title, details.failed))
-    if not doubtful and not details.failed:
+    if not details.in_doubt and not details.failed:
         out.print("no record is in doubt, none has failed")
 
 
@@ -211,13 +214,13 @@ def _run_as_dict(each: ListedRun) -> dict:
     }
 
 
-def _details_as_dict(details: RunDetails, now: datetime) -> dict:
-    doubtful = details.in_doubt(now)
+def _details_as_dict(details: RunDetails) -> dict:
     return {
         **_run_as_dict(ListedRun(details.run, details.progress)),
         "attempts": details.attempts,
-        "in_doubt": doubtful,
-        "in_hand_count": details.started_count - len(doubtful),
+        "in_doubt": details.in_doubt,
+        "in_doubt_count": details.in_doubt_count,
+        "in_hand_count": details.in_hand_count,
         "failed": details.failed,
         "failed_count": details.failed_count,
     }

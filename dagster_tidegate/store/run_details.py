@@ -60,10 +60,10 @@ class RunDetails:
         run: The campaign run.
         progress: How far its ops are.
         attempts: Its attempts, the oldest first.
-        started: Records that were begun and have no result, at most as many as were asked for.
-            They are in doubt if their attempt is over, or its process has died, and in hand
-            while it works.
-        started_count: How many there are.
+        in_doubt: Records that were begun and have no result, and nobody is at work on them: their
+            effect may or may not have reached the service. At most as many as were asked for.
+        in_doubt_count: How many there are.
+        in_hand_count: How many records are at work.
         failed: Records that failed, at most as many as were asked for.
         failed_count: How many there are.
     """
@@ -71,24 +71,11 @@ class RunDetails:
     run: CampaignRun
     progress: Sequence[Progress]
     attempts: Sequence[Attempt]
-    started: Sequence[Record]
-    started_count: int
+    in_doubt: Sequence[Record]
+    in_doubt_count: int
+    in_hand_count: int
     failed: Sequence[Record]
     failed_count: int
-
-    def in_doubt(self, now: datetime) -> Sequence[Record]:
-        """Return the records whose effect may or may not have reached the service.
-
-        Args:
-            now: The database's time, UTC.
-        """
-        at_work = {
-            attempt.number
-            for attempt in self.attempts
-            if attempt.ended_at is None
-            and (attempt.lease_until is None or attempt.lease_until >= now)
-        }
-        return [record for record in self.started if record.attempt not in at_work]
 
 
 def listed(
@@ -96,64 +83,59 @@ def listed(
     *,
     campaign: str | None = None,
     statuses: Collection[RunStatus] = (),
-    limit: int,
-) -> Sequence[ListedRun]:
-    """Return campaign runs and how far they are, the one that changed last first.
-
-    Args:
-        conn: A connection of the store.
-        campaign: Only those of this campaign.
-        statuses: Only those that have one of these.
-        limit: How many at most.
-    """
-    found = runs.newest(conn, campaign=campaign, statuses=statuses, by_change=True, limit=limit)
-    return _with_progress(conn, found)
-
-
-def page(
-    conn: sa.Connection,
-    campaign: str,
-    *,
-    statuses: Collection[RunStatus] = (),
     before: int | None = None,
+    by_change: bool = False,
     limit: int,
 ) -> Sequence[ListedRun]:
-    """Return campaign runs of a campaign and how far they are, the one created last first.
+    """Return campaign runs and how far they are; the arguments are those of `runs.newest`."""
+    return with_progress(
+        conn,
+        runs.newest(
+            conn,
+            campaign=campaign,
+            statuses=statuses,
+            before=before,
+            by_change=by_change,
+            limit=limit,
+        ),
+    )
 
-    Args:
-        conn: A connection of the store.
-        campaign: The campaign.
-        statuses: Only those that have one of these.
-        before: Only those with a lower id.
-        limit: How many at most.
-    """
-    found = runs.newest(conn, campaign=campaign, statuses=statuses, before=before, limit=limit)
-    return _with_progress(conn, found)
 
-
-def _with_progress(conn: sa.Connection, found: Sequence[CampaignRun]) -> Sequence[ListedRun]:
+def with_progress(conn: sa.Connection, found: Sequence[CampaignRun]) -> Sequence[ListedRun]:
+    """Return campaign runs with how far they are, in the same order."""
     progress = _progress(conn, [run.id for run in found])
     return [ListedRun(run, progress.get(run.id, [])) for run in found]
 
 
-def details(conn: sa.Connection, run: CampaignRun, *, limit: int) -> RunDetails:
+def details(conn: sa.Connection, now: datetime, run: CampaignRun, *, limit: int) -> RunDetails:
     """Return all that the store knows of a campaign run.
 
     Args:
         conn: A connection of the store.
+        now: The database's time, UTC.
         run: The campaign run.
         limit: How many records of each kind at most.
     """
-    started, started_count = _records(conn, run, RecordStatus.STARTED, limit)
-    failed, failed_count = _records(conn, run, RecordStatus.FAILED, limit)
+    attempts = runs.attempts(conn, run.id)
+    at_work = [
+        attempt.number
+        for attempt in attempts
+        if attempt.ended_at is None and (attempt.lease_until is None or attempt.lease_until >= now)
+    ]
+    c = t.ledger.c
+    of_run = c.campaign_run == run.id
+    begun = of_run & (c.status == RecordStatus.STARTED)
+    in_doubt = begun & c.attempt.not_in(at_work)
+    failed = of_run & (c.status == RecordStatus.FAILED)
     return RunDetails(
         run=run,
         progress=_progress(conn, [run.id]).get(run.id, []),
-        attempts=runs.attempts(conn, run.id),
-        started=started,
-        started_count=started_count,
-        failed=failed,
-        failed_count=failed_count,
+        attempts=attempts,
+        in_doubt=_records(conn, in_doubt, limit),
+        in_doubt_count=_count(conn, in_doubt),
+        in_hand_count=_count(conn, begun & c.attempt.in_(at_work)),
+        failed=_records(conn, failed, limit),
+        failed_count=_count(conn, failed),
     )
 
 
@@ -170,15 +152,16 @@ def _progress(conn: sa.Connection, ids: Sequence[int]) -> Mapping[int, list[Prog
     return found
 
 
-def _records(
-    conn: sa.Connection, run: CampaignRun, status: RecordStatus, limit: int
-) -> tuple[Sequence[Record], int]:
-    of_status = (t.ledger.c.campaign_run == run.id, t.ledger.c.status == status)
-    count = conn.scalar(sa.select(sa.func.count()).select_from(t.ledger).where(*of_status)) or 0
+def _count(conn: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    return conn.scalar(sa.select(sa.func.count()).select_from(t.ledger).where(where)) or 0
+
+
+def _records(conn: sa.Connection, where: sa.ColumnElement[bool], limit: int) -> Sequence[Record]:
+    c = t.ledger.c
     rows = conn.execute(
-        sa.select(t.ledger)
-        .where(*of_status)
-        .order_by(t.ledger.c.at.desc(), t.ledger.c.op, t.ledger.c.key)
+        sa.select(c.op, c.key, c.attempt, c.error, c.at)
+        .where(where)
+        .order_by(c.at.desc(), c.op, c.key)
         .limit(limit)
     )
-    return [Record(row.op, row.key, row.attempt, row.error, row.at) for row in rows], count
+    return [Record(**row._mapping) for row in rows]

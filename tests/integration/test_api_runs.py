@@ -189,6 +189,20 @@ def test_a_campaign_run_shows_how_far_it_is_and_what_went_wrong(
     assert asked.get("/queue")["paused_campaigns"] == ["digest"]
 
 
+def test_what_is_in_doubt_and_in_hand_is_counted_beyond_the_limit(asked: Api, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        run = runs.ensure(conn, now, "digest", "mon")
+        for number, keys in {1: ["k1", "k2", "k3"], 2: ["k4", "k5"]}.items():
+            runs.begin_attempt(conn, now, run, f"dagster-{number}", owner_is_over=True)
+            values = {"campaign_run": run.id, "op": "write", "attempt": number, "at": now}
+            entries = [{**values, "key": key, "status": "started", "position": 0} for key in keys]
+            conn.execute(t.ledger.insert(), entries)
+    shown = asked.get("/campaigns/digest/runs/mon", limit=1)
+    assert [record["key"] for record in shown["in_doubt"]] == ["k1"]
+    assert (shown["in_doubt_count"], shown["in_hand_count"]) == (3, 2)
+
+
 def test_only_what_is_not_over_can_be_paused(asked: Api, store: Store) -> None:
     for status in RunStatus:
         set_status(store, status, partition=status)

@@ -199,6 +199,23 @@ def test_a_run_shows_what_is_in_doubt_only_when_its_attempt_is_over(run: Run, st
     assert re.search(r"In doubt.*grace.*Failed records \(1 of 1.*alan", said, re.DOTALL)
 
 
+def test_what_is_in_doubt_and_in_hand_is_counted_beyond_the_limit(run: Run, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        monday = runs.find(conn, "letters", "monday")
+        assert monday is not None
+        runs.move(conn, now, monday, RunStatus.FAILED, reason="killed", actor="dagster")
+        for dagster_run, keys in {"run-3": ["hopper", "noether"], "run-4": ["curie"]}.items():
+            attempt = runs.begin_attempt(conn, now, monday, dagster_run, owner_is_over=True)
+            entries = [Entry(key, 3, RecordStatus.STARTED) for key in keys]
+            ledger.write(conn, now, attempt, "send", entries)
+    found = as_json(run("runs", "show", "letters/monday", "--limit", "1", "--json"))
+    assert [record["key"] for record in found["in_doubt"]] == ["hopper"]
+    assert (found["in_doubt_count"], found["in_hand_count"]) == (3, 1)
+    said = run("runs", "show", "letters/monday", "--limit", "1").output
+    assert re.search(r"In doubt \(1 of 3\).*records in hand: 1\n", said, re.DOTALL)
+
+
 def test_a_run_that_is_not_there_says_what_would_be_right(run: Run) -> None:
     result = run("runs", "show", "letters/munday")
     assert result.exit_code == 1

@@ -67,8 +67,8 @@ def list_runs(
     before = cursors.decode(cursor, "runs", int)
     with here.store.read() as conn:
         lookup.campaign(here, conn, campaign)
-        found = run_details.page(
-            conn, campaign, statuses=status or (), before=before, limit=limit + 1
+        found = run_details.listed(
+            conn, campaign=campaign, statuses=status or (), before=before, limit=limit + 1
         )
     page = found[:limit]
     return Page(
@@ -122,13 +122,13 @@ def get_run(
     """Show a campaign run: attempts, progress, and the records that are in doubt or failed."""
     with here.reading() as (conn, seen):
         _, run = lookup.run(here, conn, campaign, partition)
-        details = run_details.details(conn, run, limit=limit)
-    in_doubt = details.in_doubt(seen.now)
+        details = run_details.details(conn, seen.now, run, limit=limit)
     return RunDetailsShown(
         **_shown(run, details.progress).model_dump(),
         attempts=[AttemptShown.model_validate(attempt) for attempt in details.attempts],
-        in_doubt=[RecordShown.model_validate(record) for record in in_doubt],
-        in_hand_count=max(0, details.started_count - len(in_doubt)),
+        in_doubt=[RecordShown.model_validate(record) for record in details.in_doubt],
+        in_doubt_count=details.in_doubt_count,
+        in_hand_count=details.in_hand_count,
         failed=[RecordShown.model_validate(record) for record in details.failed],
         failed_count=details.failed_count,
         why=WhyShown.of(why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)),
@@ -231,8 +231,9 @@ def cancel_run(
     with lookup.refusals(), lookup.launching():
         steering.cancel(here.store, code, run, actor=identity.name)
     with here.store.read() as conn:
-        details = run_details.details(conn, lookup.run(here, conn, campaign, partition)[1], limit=1)
-    return _shown(details.run, details.progress)
+        _, run = lookup.run(here, conn, campaign, partition)
+        [listed] = run_details.with_progress(conn, [run])
+    return _shown(run, listed.progress)
 
 
 def _created(here: Context, identity: Identity, campaign: str, partition: str) -> RunShown:
