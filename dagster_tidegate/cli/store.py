@@ -11,7 +11,7 @@ from alembic.util import CommandError
 from dagster_tidegate.cli.output import json_option, length, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
 from dagster_tidegate.cli.target import Duration
-from dagster_tidegate.store import retention, schema
+from dagster_tidegate.store import compatibility, retention, schema
 from dagster_tidegate.store.database import shown_url
 
 
@@ -62,7 +62,7 @@ def current(url: str | None) -> None:
     opened = named_store(url)
     with _explained():
         found = schema.current(opened)
-        click.echo(f"{found or 'none'} (this version needs {schema.head()})")
+        click.echo(f"{found or 'none'} (this version needs {compatibility.REVISION})")
         schema.require_compatible(opened)
 
 
