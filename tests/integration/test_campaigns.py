@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.sandbox.answers import SERVICES
 from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.sandbox.leads import write_lead_file
@@ -22,24 +21,9 @@ from pipelines.outreach import lead_files, outreach
 from resources.deployment import build_resources
 from resources.results import addresses, digests, letters
 from sensors.new_lead_files import RUN_KEY, RUN_KEY_TAG, new_lead_files
-from tests.sandbox_process import sandbox_process
 
 PROJECT = Path(__file__).parents[2]
 VALIDATE = [sys.executable, "-m", "dagster", "definitions", "validate"]
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[SandboxControl]:
-    with sandbox_process() as control:
-        yield control
-
-
-@pytest.fixture
-def sandbox(process: SandboxControl) -> SandboxControl:
-    for service in SERVICES:
-        process.heal(service)
-    process.reset()
-    return process
 
 
 @pytest.fixture

@@ -1,38 +1,23 @@
 """An operator holds and releases from the command line, and sees what is paused and why."""
 
 import json
-from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from dagster_tidegate.cli import main
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, campaigns, holds, runs, schema
+from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def store(empty_store_url: str):
-    store = Store(empty_store_url)
-    schema.upgrade(store)
-    yield store
-    store.dispose()
+from tests.integration.conftest import Run
 
 
 @pytest.fixture
-def run(store: Store) -> Run:
-    url = store.url.render_as_string(hide_password=False)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, [*arguments, "--url", url])
-
-    return run
+def clock() -> None:
+    """Commands take the time from the database."""
 
 
 def test_a_hold_is_placed_seen_and_released(run: Run) -> None:

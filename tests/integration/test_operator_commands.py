@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -20,23 +19,27 @@ from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs, schema
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.views.situation import PARTS
+from tests.integration.conftest import Run
+from tests.new_stores import new_sqlite_url
 
-Run = Callable[..., Result]
 EVIL = "[red]x[/] \x1b[31m \u202e"
 
 
 @pytest.fixture
-def store(empty_store_url: str, monkeypatch: pytest.MonkeyPatch):
+def clock() -> None:
+    """Commands take the time from the database."""
+
+
+@pytest.fixture
+def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store of two campaigns: of letters, monday was killed, tuesday is paused."""
     monkeypatch.delenv("TIDEGATE_ENABLED", raising=False)
-    store = Store(empty_store_url)
-    schema.upgrade(store)
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, ["mail", "maps"])
@@ -69,18 +72,7 @@ def store(empty_store_url: str, monkeypatch: pytest.MonkeyPatch):
         found = runs.find(conn, "letters", "tuesday")
         assert found is not None
         runs.move(conn, now, found, RunStatus.PAUSED, reason="Paused at 3/10", actor="run-2")
-    yield store
-    store.dispose()
-
-
-@pytest.fixture
-def run(store: Store) -> Run:
-    url = store.url.render_as_string(hide_password=False)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, [*arguments, "--url", url])
-
-    return run
+    return store
 
 
 def as_json(result: Result):
@@ -427,7 +419,7 @@ def test_beside_a_running_deployment_no_variable_is_needed(
 ) -> None:
     home = tmp_path / ".tidegate" / "home"
     home.mkdir(parents=True)
-    schema.upgrade(Store(f"sqlite:///{home / 'tidegate.db'}"))
+    new_sqlite_url(home / "tidegate.db")
     monkeypatch.delenv("TIDEGATE_STORE_URL", raising=False)
     monkeypatch.setenv("DAGSTER_HOME", "")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import events, ledger, retention, runs, schema
+from dagster_tidegate.store import events, ledger, retention, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
@@ -186,15 +186,13 @@ def test_the_newest_row_stays_so_that_no_id_is_given_twice(store: Store, clock: 
     assert rows(store)["events"] == 1
 
 
-def test_the_command_says_first_what_it_would_delete(empty_store_url: str) -> None:
-    clock = Clock(datetime.now(UTC) - timedelta(days=100))
-    store = Store(empty_store_url, clock=clock)
-    schema.upgrade(store)
+def test_the_command_says_first_what_it_would_delete(store_url: str) -> None:
+    store = Store(store_url, clock=Clock(datetime.now(UTC) - timedelta(days=100)))
     ended(store, "old", RunStatus.COMPLETED)
     with_history(store, "a")
     said = []
     for arguments in (["--dry-run"], [], []):
-        command = ["store", "prune", "--url", empty_store_url, "--keep", "events=forever", "--json"]
+        command = ["store", "prune", "--url", store_url, "--keep", "events=forever", "--json"]
         result = CliRunner().invoke(main, [*command, "--keep", "ledgers=99d", *arguments])
         assert result.exit_code == 0, result.output
         said.append(json.loads(result.stdout)["deleted"])

@@ -19,23 +19,8 @@ from dagster_tidegate.sandbox.answers import SERVICES
 from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
 from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.sandbox.server import PortTakenError, listen
-from tests.sandbox_process import sandbox_process
 
 LEADS = "/instantly/api/v2/leads"
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[SandboxControl]:
-    with sandbox_process() as control:
-        yield control
-
-
-@pytest.fixture
-def sandbox(process: SandboxControl) -> SandboxControl:
-    for service in SERVICES:
-        process.heal(service)
-    process.reset()
-    return process
 
 
 @pytest.fixture

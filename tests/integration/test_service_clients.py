@@ -15,23 +15,8 @@ from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.sandbox.faults import Fault, Mode
 from resources.client import WrongAnswerError
 from resources.deployment import build_resources
-from tests.sandbox_process import sandbox_process
 
 LEAD = {"email": "zoë@acme.example", "first_name": "Zoë", "last_name": "Ω", "company": "Acme"}
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[SandboxControl]:
-    with sandbox_process() as control:
-        yield control
-
-
-@pytest.fixture
-def sandbox(process: SandboxControl) -> SandboxControl:
-    for service in SERVICES:
-        process.heal(service)
-    process.reset()
-    return process
 
 
 @pytest.fixture

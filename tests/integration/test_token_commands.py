@@ -1,56 +1,39 @@
 """Tokens from the command line, and what listens only with one."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
-from click.testing import CliRunner, Result
 
 from dagster_tidegate.access import exposure, tokens
 from dagster_tidegate.access.exposure import ExposedError
 from dagster_tidegate.access.identity import Role
-from dagster_tidegate.cli import main
-from dagster_tidegate.store import history, schema
+from dagster_tidegate.store import history
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def store(empty_store_url: str):
-    store = Store(empty_store_url)
-    schema.upgrade(store)
-    yield store
-    store.dispose()
+from tests.integration.conftest import Run
 
 
 @pytest.fixture
-def run(store: Store) -> Run:
-    url = store.url.render_as_string(hide_password=False)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, ["tokens", *arguments, "--url", url])
-
-    return run
+def clock() -> None:
+    """Commands take the time from the database."""
 
 
 def test_a_token_is_made_shown_once_listed_and_revoked(run: Run, store: Store) -> None:
-    made = run("create", "ana", "--role", "operator", "--actor", "root")
+    made = run("tokens", "create", "ana", "--role", "operator", "--actor", "root")
     assert made.exit_code == 0, made.output
     secret = made.stdout.strip()
     assert tokens.SECRET.fullmatch(secret)
     assert len(secret) == len("tdg_") + 43
     assert "token of ana, operator, until" in made.stderr
     assert secret not in made.stderr
-    listed = run("list")
+    listed = run("tokens", "list")
     assert all(word in listed.output for word in ("ana", "operator", "live", "root"))
     assert secret not in listed.output
-    revoked = run("revoke", "ana", "--actor", "root")
+    revoked = run("tokens", "revoke", "ana", "--actor", "root")
     assert revoked.stdout == "the token of ana is revoked\n"
     assert "no token is left" in revoked.stderr
-    (token,) = json.loads(run("list", "--json").stdout)
+    (token,) = json.loads(run("tokens", "list", "--json").stdout)
     assert (token["name"], token["status"], token["revoked_by"]) == ("ana", "revoked", "root")
     with store.read() as conn:
         told = [(e.to_status, e.actor, e.before, e.after) for e in history.read(conn, limit=9)]
@@ -61,7 +44,7 @@ def test_a_token_is_made_shown_once_listed_and_revoked(run: Run, store: Store) -
 
 
 def test_json_has_the_token_as_an_object(run: Run) -> None:
-    made = run("create", "ana", "--role", "viewer", "--expires", "never", "--json")
+    made = run("tokens", "create", "ana", "--role", "viewer", "--expires", "never", "--json")
     found = json.loads(made.stdout)
     assert tokens.SECRET.fullmatch(found["token"])
     assert (found["role"], found["expires_at"], found["status"]) == ("viewer", None, "live")
@@ -85,16 +68,16 @@ def test_json_has_the_token_as_an_object(run: Run) -> None:
 def test_a_wrong_command_says_what_would_be_right(
     run: Run, arguments: list[str], exit_code: int, says: str
 ) -> None:
-    run("create", "taken", "--role", "viewer")
-    result = run(*arguments)
+    run("tokens", "create", "taken", "--role", "viewer")
+    result = run("tokens", *arguments)
     assert (result.exit_code, says in result.output) == (exit_code, True), result.output
 
 
 def test_a_name_is_free_again_after_its_token(run: Run) -> None:
     for _ in range(2):
-        assert run("create", "ana", "--role", "viewer").exit_code == 0
-        assert run("revoke", "ana").exit_code == 0
-    assert len(json.loads(run("list", "--json").stdout)) == 2
+        assert run("tokens", "create", "ana", "--role", "viewer").exit_code == 0
+        assert run("tokens", "revoke", "ana").exit_code == 0
+    assert len(json.loads(run("tokens", "list", "--json").stdout)) == 2
 
 
 def test_beyond_this_machine_a_token_is_needed_which_may_have_ended(
