@@ -56,6 +56,16 @@ class Hold:
     released_at: datetime | None = None
     released_by: str | None = None
 
+    @property
+    def target_kind(self) -> TargetKind:
+        """Kind of the target."""
+        return self.target.kind
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target."""
+        return self.target.name
+
     def live(self, now: datetime) -> bool:
         """Return whether the hold still holds at `now`."""
         return self.released_at is None and (self.expires_at is None or now < self.expires_at)

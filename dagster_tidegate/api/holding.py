@@ -10,18 +10,12 @@ from dagster_tidegate.access.identity import Identity, Role
 from dagster_tidegate.api.authentication import require_role
 from dagster_tidegate.api.context import Context
 from dagster_tidegate.api.lookup import refusals
-from dagster_tidegate.api.models import (
-    EffectShown,
-    Held,
-    HoldShown,
-    NewHold,
-    NewHoldOnTarget,
-    Released,
-)
+from dagster_tidegate.api.models import NewHold, NewHoldOnTarget
 from dagster_tidegate.api.models import Release as HowToRelease
 from dagster_tidegate.api.problems import Code, Problem
 from dagster_tidegate.holds import Hold, Target
 from dagster_tidegate.store import holds
+from dagster_tidegate.views.shown import EffectShown, Held, HoldShown, Released
 
 Check = Callable[[sa.Connection], Target]
 """Returns what is to be held or released, or refuses with a problem."""
@@ -87,12 +81,12 @@ def placed(
         if not dry_run:
             with here.store.begin() as conn:
                 made = place(conn, here.store.now(conn))
-            return Held(dry_run=False, hold=HoldShown.of(made), campaigns=None)
+            return Held(dry_run=False, hold=HoldShown.model_validate(made), campaigns=None)
         with here.store.read() as conn:
             target = check(conn)
         change = steering.change(here.store, target, place, dry_run=True)
-    shown = [EffectShown.of(effect) for effect in change.effects]
-    return Held(dry_run=True, hold=HoldShown.of(change.made), campaigns=shown)
+    shown = [EffectShown.model_validate(effect) for effect in change.effects]
+    return Held(dry_run=True, hold=HoldShown.model_validate(change.made), campaigns=shown)
 
 
 def release(
@@ -127,15 +121,15 @@ def release(
                 target = check(conn)
             change = steering.change(here.store, target, let_go, dry_run=True)
             (released, left), effects = change.made, change.effects
-            shown = [EffectShown.of(effect) for effect in effects]
+            shown = [EffectShown.model_validate(effect) for effect in effects]
         else:
             with here.store.begin() as conn:
                 released, left = let_go(conn, here.store.now(conn))
             shown = None
     return Released(
         dry_run=dry_run,
-        released=[HoldShown.of(hold) for hold in released],
-        still_held_by=[HoldShown.of(hold) for hold in left],
+        released=[HoldShown.model_validate(hold) for hold in released],
+        still_held_by=[HoldShown.model_validate(hold) for hold in left],
         campaigns=shown,
     )
 

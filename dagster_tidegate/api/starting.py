@@ -7,10 +7,11 @@ from dagster_tidegate.access.identity import Identity
 from dagster_tidegate.api import lookup
 from dagster_tidegate.api.authentication import require_owner
 from dagster_tidegate.api.context import Context
-from dagster_tidegate.api.models import StartCampaign, Started, VerdictShown, WhyShown
+from dagster_tidegate.api.models import StartCampaign
 from dagster_tidegate.api.problems import Code, Problem
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.store import runs
+from dagster_tidegate.views.shown import Started, VerdictShown, WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal, Verdict, verdict
 from dagster_tidegate.views.why import why

@@ -10,12 +10,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from dagster_tidegate.api.models import EventShown
 from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
 from dagster_tidegate.store import event_reader, history
 from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
+from dagster_tidegate.views.shown import EventShown
 
 MEDIA_TYPE = "text/event-stream"
 MOST_STREAMS = 100

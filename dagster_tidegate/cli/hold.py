@@ -10,8 +10,8 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
 from dagster_tidegate.cli.reading import explained, open_store
-from dagster_tidegate.cli.status import hold_as_dict
 from dagster_tidegate.holds import Hold
+from dagster_tidegate.views.shown import HoldShown
 from dagster_tidegate.wording import LONGEST_REASON
 
 
@@ -66,8 +66,8 @@ def hold(
     placed, found = change.made, change.effects
     note_unknown(change.before, target)
     if as_json:
-        affected = as_dicts(found)
-        output.print_json({"dry_run": dry_run, "hold": hold_as_dict(placed), "campaigns": affected})
+        shown = HoldShown.model_validate(placed)
+        output.print_json({"dry_run": dry_run, "hold": shown, "campaigns": as_dicts(found)})
         return
     former = next((hold for hold in change.before.holds if hold.id == placed.id), None)
     if former is None:

@@ -11,9 +11,9 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
 from dagster_tidegate.cli.reading import explained, open_store
-from dagster_tidegate.cli.status import hold_as_dict
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.store.holds import NotYourHoldError
+from dagster_tidegate.views.shown import HoldShown
 
 
 @click.command()
@@ -45,7 +45,7 @@ def release(
         ) from error
     released, found = change.made, change.effects
     if as_json:
-        listed = [hold_as_dict(hold) for hold in released]
+        listed = [HoldShown.model_validate(hold) for hold in released]
         affected = as_dicts(found)
         output.print_json({"dry_run": dry_run, "released": listed, "campaigns": affected})
         return

@@ -12,11 +12,11 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.cli.why import answer_for, tell
-from dagster_tidegate.cli.why import as_dict as answer_as_dict
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
-from dagster_tidegate.store.run_details import ListedRun, Progress, Record, RunDetails
+from dagster_tidegate.store.run_details import Progress, Record
+from dagster_tidegate.views.shown import RunDetailsShown, RunShown
 
 BAR_WIDTH = 20
 TELLING = {RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
@@ -74,7 +74,7 @@ def list_(
             message = output.text(f"no campaign is named {campaign!r}; {hint}").plain
             raise click.ClickException(message)
     if as_json:
-        output.print_json([_run_as_dict(each) for each in found])
+        output.print_json([RunShown.of(each) for each in found])
         return
     listed = output.table(
         "Campaign runs", "run", "status", "attempt", "op", "", "records", "failed", "rate", "left",
@@ -117,8 +117,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         details = run_details.details(conn, seen.now, run, limit=limit)
         answer = answer_for(conn, seen, run.name, "run")
     if as_json:
-        shown = _details_as_dict(details)
-        output.print_json({**shown, "why": answer_as_dict(answer)})
+        output.print_json(RunDetailsShown.all_of(details, answer))
         return
     tell(answer, seen)
     out = output.console()
@@ -184,43 +183,3 @@ def _records(title: str, found: Sequence[Record]) -> Table:
             output.text(record.error),
         )
     return table
-
-
-def _run_as_dict(each: ListedRun) -> dict:
-    run = each.run
-    return {
-        "name": run.name,
-        "campaign": run.campaign,
-        "partition": run.partition,
-        "status": run.status,
-        "attempt": run.attempt,
-        "priority": run.priority,
-        "reason": run.reason,
-        "paused_at": run.paused_at,
-        "created_at": run.created_at,
-        "changed_at": run.changed_at,
-        "progress": [
-            {
-                "op": at.op,
-                "done": at.done,
-                "failed": at.failed,
-                "total": at.total,
-                "records_per_second": at.rate,
-                "seconds_left": at.seconds_left(),
-                "updated_at": at.updated_at,
-            }
-            for at in each.progress
-        ],
-    }
-
-
-def _details_as_dict(details: RunDetails) -> dict:
-    return {
-        **_run_as_dict(ListedRun(details.run, details.progress)),
-        "attempts": details.attempts,
-        "in_doubt": details.in_doubt,
-        "in_doubt_count": details.in_doubt_count,
-        "in_hand_count": details.in_hand_count,
-        "failed": details.failed,
-        "failed_count": details.failed_count,
-    }

@@ -1,21 +1,19 @@
 """`tidegate services`: the policies of the services, and what the fleet saw of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
-from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import numbers
-from dagster_tidegate.store.numbers import Numbers
+from dagster_tidegate.views.shown import ServiceDetails
 
 Policies = Mapping[str, Mapping[str, ServicePolicy]]
 """The policies of each service, by its name and then by the code location that has it."""
@@ -46,7 +44,7 @@ def services(
         message = f"no service is named {name!r}; known are {listed}"
         raise click.ClickException(output.text(message).plain)
     found = [
-        _as_dict(each, seen.circuits.get(each), counted.get(each), policies.get(each, {}))
+        ServiceDetails.all_of(seen, each, counted.get(each), policies.get(each, {}))
         for each in known
         if name in (None, each)
     ]
@@ -74,39 +72,18 @@ def _policies(path: Path) -> Policies:
     return found
 
 
-def _as_dict(
-    name: str,
-    circuit: Circuit | None,
-    seen: Numbers | None,
-    policies: Mapping[str, ServicePolicy],
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "state": None if circuit is None else circuit.state,
-        "since": None if circuit is None else circuit.changed_at,
-        "reason": None if circuit is None else circuit.reason,
-        "not_probed_before": None if circuit is None else circuit.open_until,
-        "kept_closed_by": None if circuit is None else circuit.kept_closed_by,
-        "kept_closed_until": None if circuit is None else circuit.kept_closed_until,
-        "numbers": seen or Numbers(),
-        "policies": {where: policy.model_dump() for where, policy in policies.items()},
-    }
-
-
-def _show_numbers(out: Console, found: list[dict[str, Any]], now: datetime) -> None:
+def _show_numbers(out: Console, found: Sequence[ServiceDetails], now: datetime) -> None:
     table = output.table(
         "Services", "service", "state", "for", "why", "calls", "failed", "slow", "of the last",
         "processes", "last failure", "trips in 24 h",
     )  # fmt: skip
     for each in found:
-        seen: Numbers = each["numbers"]
-        why = each["reason"]
-        if each["kept_closed_by"]:
-            why = f"kept closed by {each['kept_closed_by']}"
+        seen = each.numbers
+        why = f"kept closed by {each.kept_closed_by}" if each.kept_closed_by else each.reason
         table.add_row(
-            output.text(each["name"]),
-            output.status(each["state"]),
-            output.length(now - each["since"]) if each["since"] else "",
+            output.text(each.name),
+            output.status(each.state),
+            output.length(now - each.since) if each.since else "",
             output.text(why),
             str(seen.ok + seen.failed),
             output.text(seen.failed or "", "red"),

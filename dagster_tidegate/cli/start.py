@@ -10,7 +10,8 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
-from dagster_tidegate.cli.why import answer_for, as_dict, tell
+from dagster_tidegate.cli.why import answer_for, tell
+from dagster_tidegate.views.shown import WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal, Verdict, verdict
 
@@ -86,7 +87,7 @@ def _refuse(judged: Verdict, seen: Situation, *, as_json: bool) -> None:
                 "name": judged.answer.target.name,
                 "refusal": judged.refusal,
                 "text": judged.text,
-                "why": as_dict(judged.answer),
+                "why": WhyShown.of(judged.answer),
             }
         )
     else:
@@ -102,7 +103,12 @@ def _tell(judged: Verdict, seen: Situation, run_id: str | None, *, as_json: bool
     answer = judged.answer
     name = answer.target.name
     if as_json:
-        found = {"can_start": True, "name": name, "dagster_run": run_id, "why": as_dict(answer)}
+        found = {
+            "can_start": True,
+            "name": name,
+            "dagster_run": run_id,
+            "why": WhyShown.of(answer),
+        }
         output.print_json(found)
         return
     done = f"{name} can start" if run_id is None else f"{name} is queued: Dagster run {run_id}"

@@ -17,6 +17,7 @@ from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Counts
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.views.shown import GateHealth, HoldShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import ObstacleKind, why
 
@@ -54,6 +55,7 @@ def _read(store: Store) -> tuple[Situation, Counts]:
 
 def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
     """Return the situation, and how people are told of it, as JSON shows them."""
+    gate = GateHealth.of(seen)
     return {
         "at": seen.now,
         "enabled": seen.enabled,
@@ -78,18 +80,9 @@ def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
             }
             for name, campaign in seen.campaigns.items()
         ],
-        "holds": [hold_as_dict(hold) for hold in seen.holds],
-        "gate": [
-            {
-                "location": beat.location,
-                "part": beat.part,
-                "at": beat.at,
-                "stale": seen.stale(beat.at),
-                "summary": beat.summary,
-            }
-            for beat in seen.heartbeats
-        ],
-        "gate_stale": bool(seen.stale_gates()),
+        "holds": [HoldShown.model_validate(hold) for hold in seen.holds],
+        "gate": gate.parts,
+        "gate_stale": gate.stale,
         "alerts": {status.value: count for status, count in told.by_status.items()},
     }
 
@@ -98,20 +91,6 @@ def ends(hold: Hold) -> str:
     """Return when a hold ends, for people."""
     at_the_latest = "it recovers" if hold.source is HoldSource.BREAKER else "released"
     return output.moment(hold.expires_at) or at_the_latest
-
-
-def hold_as_dict(hold: Hold) -> dict[str, Any]:
-    """Return a hold as JSON shows it."""
-    return {
-        "id": hold.id,
-        "target_kind": hold.target.kind,
-        "target_name": hold.target.name,
-        "source": hold.source,
-        "reason": hold.reason,
-        "actor": hold.actor,
-        "placed_at": hold.placed_at,
-        "expires_at": hold.expires_at,
-    }
 
 
 def render(seen: Situation, told: Counts) -> RenderableType:

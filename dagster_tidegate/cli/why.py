@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import click
 import sqlalchemy as sa
@@ -10,10 +9,11 @@ import sqlalchemy as sa
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.status import ends, hold_as_dict
+from dagster_tidegate.cli.status import ends
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.views.shown import WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import Answer, UnknownNameError, Waiting, find, in_queue
 from dagster_tidegate.views.why import why as explain
@@ -42,7 +42,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
         else:
             answer = answer_for(conn, seen, name, kind)
     if as_json:
-        output.print_json(as_dict(answer))
+        output.print_json(WhyShown.of(answer))
     else:
         tell(answer, seen)
 
@@ -62,30 +62,6 @@ def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None
         message = output.text(str(error).replace("say which kind", "say with --kind which")).plain
         raise click.ClickException(message) from error
     return explain(seen, target, run)
-
-
-def as_dict(answer: Answer) -> dict[str, Any]:
-    """Return an answer as JSON shows it."""
-    return {
-        "target_kind": answer.target.kind,
-        "target_name": answer.target.name,
-        "status": answer.status,
-        "paused": answer.paused,
-        "summary": answer.summary,
-        "retry_at": answer.retry_at,
-        "holds": [
-            {
-                **hold_as_dict(reason.hold),
-                "retry_at": reason.retry_at,
-                "being_tried": reason.being_tried,
-            }
-            for reason in answer.reasons
-        ],
-        "obstacles": [
-            {"kind": obstacle.kind, "text": obstacle.text} for obstacle in answer.obstacles
-        ],
-        "last_word": answer.last_word,
-    }
 
 
 def tell(answer: Answer, seen: Situation) -> None:

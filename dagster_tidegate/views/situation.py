@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from dagster_tidegate import holds as covers
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.holds import Hold, Target, TargetKind
-from dagster_tidegate.pools import needs
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
@@ -131,12 +130,12 @@ def read(conn: sa.Connection, now: datetime) -> Situation:
         by_target.setdefault(hold.target, []).append(hold)
     found = {}
     for shape in campaigns.read(conn):
-        needed = {name for pool in shape.pools for name in needs(pool, known).services}
+        needed = shape.services(known)
         targets = covers.targets_of(services=needed, campaign=shape.name)
         mine = [hold for target in targets for hold in by_target.get(target, ())]
         found[shape.name] = CampaignSituation(
             shape,
-            frozenset(needed),
+            needed,
             counts.get(shape.name, {}),
             covers.covering(mine, now, services=needed, campaign=shape.name),
         )

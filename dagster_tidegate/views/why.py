@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 
 from dagster_tidegate import holds as covers
-from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, targets_of
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
@@ -307,13 +307,7 @@ def _takeovers(
                 f"a person changed the limit of pool {takeover.name} at {takeover.left_at:%F %T} "
                 "UTC: the gate leaves it as it is",
             )
-        elif held.isdisjoint(
-            {
-                EVERYTHING,
-                *(Target(TargetKind.SERVICE, service) for service in need.services),
-                *([Target(TargetKind.CAMPAIGN, need.campaign)] if need.campaign else []),
-            }
-        ):
+        elif held.isdisjoint(targets_of(services=need.services, campaign=need.campaign)):
             back_to = "no limit" if takeover.former == "unset" else takeover.former
             yield Obstacle(
                 ObstacleKind.RAMP,

@@ -5,8 +5,9 @@ from fastapi import APIRouter
 from dagster_tidegate.api import cursor as cursors
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.api.models import AlertShown, Cursor, Limit, Page
+from dagster_tidegate.api.models import Cursor, Limit
 from dagster_tidegate.store import alerts
+from dagster_tidegate.views.shown import AlertShown, Page
 
 router = APIRouter(prefix="/alerts", tags=["alerts"])
 

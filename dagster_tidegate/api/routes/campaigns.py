@@ -13,26 +13,15 @@ from dagster_tidegate.api import holding, lookup, starting
 from dagster_tidegate.api.authentication import Operator, Viewer, require_owner
 from dagster_tidegate.api.context import Context, Here
 from dagster_tidegate.api.models import (
-    CampaignDetails,
     CampaignName,
-    CampaignShown,
-    CampaignStats,
     Cursor,
     DryRun,
-    Held,
-    HoldShown,
     IdempotencyKey,
     Limit,
     Name,
     NewHold,
-    Page,
     Release,
-    Released,
     StartCampaign,
-    Started,
-    TriggerShown,
-    VerdictShown,
-    WhyShown,
 )
 from dagster_tidegate.api.once import once
 from dagster_tidegate.api.problems import Code, responses
@@ -40,6 +29,19 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.store import campaign_numbers
 from dagster_tidegate.store.idempotency import Given
+from dagster_tidegate.views.shown import (
+    CampaignDetails,
+    CampaignShown,
+    CampaignStats,
+    Held,
+    HoldShown,
+    Page,
+    Released,
+    Started,
+    TriggerShown,
+    VerdictShown,
+    WhyShown,
+)
 from dagster_tidegate.views.situation import CampaignSituation
 from dagster_tidegate.views.why import why
 
@@ -187,5 +189,5 @@ def _shown(campaign: CampaignSituation) -> CampaignShown:
         owners=sorted(shape.owners),
         triggers=triggers,
         runs={status: campaign.runs.get(status, 0) for status in RunStatus},
-        holds=[HoldShown.of(hold) for hold in campaign.holds],
+        holds=[HoldShown.model_validate(hold) for hold in campaign.holds],
     )

@@ -11,11 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from dagster_tidegate.api import cursor as cursors
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.api.models import Cursor, EventShown, Limit, Moment, Name, Page
+from dagster_tidegate.api.models import Cursor, Limit, Moment, Name
 from dagster_tidegate.api.problems import Code, responses
 from dagster_tidegate.api.stream import MEDIA_TYPE, EventStream
 from dagster_tidegate.store import history
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.views.shown import EventShown, Page
 
 router = APIRouter(prefix="/events", tags=["events"])
 MOST_KINDS = 20

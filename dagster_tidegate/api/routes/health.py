@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.api.models import Alive, GateHealth, HeartbeatShown, Ready
 from dagster_tidegate.store import schema
+from dagster_tidegate.views.shown import Alive, GateHealth, Ready
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -27,18 +27,4 @@ def get_ready(here: Here) -> Ready:
 def get_gate(here: Here, _identity: Viewer) -> GateHealth:
     """Say whether the gate does its work: when each part last finished."""
     with here.reading() as (_, seen):
-        stale = seen.stale_gates()
-    return GateHealth(
-        stale=bool(stale),
-        text="; ".join(map(str, stale)) or "every part of the gate has just finished its work",
-        parts=[
-            HeartbeatShown(
-                location=beat.location,
-                part=beat.part,
-                at=beat.at,
-                stale=seen.stale(beat.at),
-                summary=beat.summary,
-            )
-            for beat in seen.heartbeats
-        ],
-    )
+        return GateHealth.of(seen)

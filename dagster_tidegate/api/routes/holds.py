@@ -15,12 +15,9 @@ from dagster_tidegate.api.context import Here
 from dagster_tidegate.api.models import (
     Cursor,
     DryRun,
-    Held,
-    HoldShown,
     IdempotencyKey,
     Limit,
     NewHoldOnTarget,
-    Page,
     Release,
 )
 from dagster_tidegate.api.once import once
@@ -28,6 +25,7 @@ from dagster_tidegate.api.problems import Code, responses
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.store import campaigns, holds
 from dagster_tidegate.store.idempotency import Given
+from dagster_tidegate.views.shown import Held, HoldShown, Page
 
 router = APIRouter(prefix="/holds", tags=["holds"])
 
@@ -59,7 +57,7 @@ def list_holds(
     )
     page = found[:limit]
     return Page(
-        items=[HoldShown.of(hold) for hold in page],
+        items=[HoldShown.model_validate(hold) for hold in page],
         next_cursor=cursors.encode("holds", page[-1].id) if len(found) > limit else None,
     )
 
@@ -68,7 +66,7 @@ def list_holds(
 def get_hold(here: Here, _identity: Viewer, hold: HoldId) -> HoldShown:
     """Show one hold, live or released."""
     with here.store.read() as conn:
-        return HoldShown.of(lookup.hold(conn, hold))
+        return HoldShown.model_validate(lookup.hold(conn, hold))
 
 
 @router.post(
@@ -112,7 +110,7 @@ def release_hold(
         _require_steering(conn, identity, found.target)
         now = here.store.now(conn)
         steering.release_one(conn, now, found, actor=identity.name, force=force)
-        return HoldShown.of(lookup.hold(conn, hold))
+        return HoldShown.model_validate(lookup.hold(conn, hold))
 
 
 def _require_steering(conn: sa.Connection, identity: Identity, target: Target) -> None:

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.api.models import QueueShown, ServiceQueue
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaign_numbers
 from dagster_tidegate.store.campaign_numbers import Waiting
+from dagster_tidegate.views.shown import QueueShown, ServiceQueue
 
 router = APIRouter(prefix="/queue", tags=["queue"])
 LEFT = (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)

@@ -1,6 +1,5 @@
 """Campaign runs: one partition of a campaign each."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -15,26 +14,16 @@ from dagster_tidegate.api import holding, lookup, starting
 from dagster_tidegate.api.authentication import Operator, Viewer, require_owner
 from dagster_tidegate.api.context import Context, Here
 from dagster_tidegate.api.models import (
-    AttemptShown,
     CampaignName,
     Cursor,
     DryRun,
-    Held,
     IdempotencyKey,
     Limit,
     NewHold,
     NewRun,
-    Page,
     Partition,
-    ProgressShown,
-    RecordShown,
     Release,
-    Released,
-    RunDetailsShown,
-    RunShown,
-    Started,
     StartRun,
-    WhyShown,
 )
 from dagster_tidegate.api.once import once
 from dagster_tidegate.api.problems import Code, Problem, responses
@@ -43,8 +32,9 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
 from dagster_tidegate.store.idempotency import Given
-from dagster_tidegate.store.run_details import Progress
+from dagster_tidegate.store.run_details import ListedRun
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.views.shown import Held, Page, Released, RunDetailsShown, RunShown, Started
 from dagster_tidegate.views.why import why
 
 router = APIRouter(prefix="/campaigns/{campaign}/runs", tags=["campaign runs"])
@@ -72,7 +62,7 @@ def list_runs(
         )
     page = found[:limit]
     return Page(
-        items=[_shown(each.run, each.progress) for each in page],
+        items=[RunShown.of(each) for each in page],
         next_cursor=cursors.encode("runs", page[-1].run.id) if len(found) > limit else None,
     )
 
@@ -123,16 +113,8 @@ def get_run(
     with here.reading() as (conn, seen):
         _, run = lookup.run(here, conn, campaign, partition)
         details = run_details.details(conn, seen.now, run, limit=limit)
-    return RunDetailsShown(
-        **_shown(run, details.progress).model_dump(),
-        attempts=[AttemptShown.model_validate(attempt) for attempt in details.attempts],
-        in_doubt=[RecordShown.model_validate(record) for record in details.in_doubt],
-        in_doubt_count=details.in_doubt_count,
-        in_hand_count=details.in_hand_count,
-        failed=[RecordShown.model_validate(record) for record in details.failed],
-        failed_count=details.failed_count,
-        why=WhyShown.of(why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)),
-    )
+    answer = why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
+    return RunDetailsShown.all_of(details, answer)
 
 
 @router.post(
@@ -233,7 +215,7 @@ def cancel_run(
     with here.store.read() as conn:
         _, run = lookup.run(here, conn, campaign, partition)
         [listed] = run_details.with_progress(conn, [run])
-    return _shown(run, listed.progress)
+    return RunShown.of(listed)
 
 
 def _created(here: Context, identity: Identity, campaign: str, partition: str) -> RunShown:
@@ -257,7 +239,7 @@ def _created(here: Context, identity: Identity, campaign: str, partition: str) -
     if not created:
         detail = f"{run.name} is there already, and is {run.status}"
         raise Problem(Code.CAMPAIGN_RUN_EXISTS, detail, name=run.name, status_of_run=run.status)
-    return _shown(run, ())
+    return RunShown.of(ListedRun(run, ()))
 
 
 def _steered(here: Context, identity: Identity, campaign: str, partition: str) -> holding.Check:
@@ -276,31 +258,3 @@ def _steered_run(
     shape, run = lookup.run(here, conn, campaign, partition)
     require_owner(identity, shape)
     return run
-
-
-def _shown(run: CampaignRun, progress: Sequence[Progress]) -> RunShown:
-    return RunShown(
-        name=run.name,
-        campaign=run.campaign,
-        partition=run.partition,
-        status=run.status,
-        waits_for_start=run.waits_for_start,
-        attempt=run.attempt,
-        priority=run.priority,
-        reason=run.reason,
-        paused_at=run.paused_at,
-        created_at=run.created_at,
-        changed_at=run.changed_at,
-        progress=[
-            ProgressShown(
-                op=each.op,
-                done=each.done,
-                failed=each.failed,
-                total=each.total,
-                records_per_second=each.rate,
-                seconds_left=each.seconds_left(),
-                updated_at=each.updated_at,
-            )
-            for each in progress
-        ],
-    )

@@ -9,25 +9,7 @@ from dagster_tidegate.api import cursor as cursors
 from dagster_tidegate.api import holding, lookup
 from dagster_tidegate.api.authentication import Operator, Viewer, require_owner
 from dagster_tidegate.api.context import Context, Here
-from dagster_tidegate.api.models import (
-    Cursor,
-    DryRun,
-    EventShown,
-    Held,
-    HeldCampaigns,
-    HoldShown,
-    Limit,
-    NewHold,
-    NumbersShown,
-    Page,
-    Release,
-    Released,
-    ReleasedCampaigns,
-    ServiceDetails,
-    ServiceName,
-    ServiceShown,
-    WhyShown,
-)
+from dagster_tidegate.api.models import Cursor, DryRun, Limit, NewHold, Release, ServiceName
 from dagster_tidegate.api.problems import Code, responses
 from dagster_tidegate.api.routes.events import page_of_events
 from dagster_tidegate.holds import Target, TargetKind
@@ -35,8 +17,17 @@ from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store import breakers, campaigns, holds, numbers
 from dagster_tidegate.store.campaigns import CampaignShape
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.why import why
+from dagster_tidegate.views.shown import (
+    EventShown,
+    Held,
+    HeldCampaigns,
+    HoldShown,
+    Page,
+    Released,
+    ReleasedCampaigns,
+    ServiceDetails,
+    ServiceShown,
+)
 
 router = APIRouter(prefix="/services", tags=["services"])
 _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
@@ -50,22 +41,16 @@ def list_services(
     with here.reading() as (_, seen):
         pass
     found, after = cursors.cut(sorted(seen.services), "services", cursor, limit, str)
-    return Page(items=[_shown(seen, name) for name in found], next_cursor=after)
+    return Page(items=[ServiceShown.of(seen, name) for name in found], next_cursor=after)
 
 
 @router.get("/{service}", responses=_NOT_FOUND)
 def get_service(here: Here, _identity: Viewer, service: ServiceName) -> ServiceDetails:
     """Show one service: its breaker, its holds, what the fleet saw of it, and its policies."""
     with here.reading() as (conn, seen):
-        target = lookup.service(here, conn, service)
-        counted = numbers.read(conn, seen.now).get(service, numbers.Numbers())
-    return ServiceDetails(
-        **_shown(seen, service).model_dump(),
-        numbers=NumbersShown.model_validate(counted),
-        campaigns=[name for name, each in seen.campaigns.items() if service in each.services],
-        policies=_policies(here, service),
-        why=WhyShown.of(why(seen, target)),
-    )
+        lookup.service(here, conn, service)
+        counted = numbers.read(conn, seen.now).get(service)
+    return ServiceDetails.all_of(seen, service, counted, _policies(here, service))
 
 
 @router.post("/{service}/hold", responses=_NOT_FOUND)
@@ -130,7 +115,7 @@ def hold_campaigns_of_service(
             )
             for shape in _dependent(here, conn, identity, service)
         ]
-    return HeldCampaigns(dry_run=dry_run, holds=[HoldShown.of(hold) for hold in made])
+    return HeldCampaigns(dry_run=dry_run, holds=[HoldShown.model_validate(hold) for hold in made])
 
 
 @router.post("/{service}/campaigns/release", responses=_NOT_FOUND)
@@ -147,7 +132,8 @@ def release_campaigns_of_service(
                 conn, now, Target(TargetKind.CAMPAIGN, shape.name), actor=identity.name
             )
         ]
-    return ReleasedCampaigns(dry_run=dry_run, released=[HoldShown.of(hold) for hold in released])
+    shown = [HoldShown.model_validate(hold) for hold in released]
+    return ReleasedCampaigns(dry_run=dry_run, released=shown)
 
 
 def _dependent(
@@ -170,18 +156,3 @@ def _policies(here: Context, service: str) -> dict[str, ServicePolicy] | None:
     if here.open_workspace is None:
         return None
     return dict(here.open_workspace().policies().get(service, {}))
-
-
-def _shown(seen: Situation, name: str) -> ServiceShown:
-    circuit = seen.circuits.get(name)
-    target = Target(TargetKind.SERVICE, name)
-    return ServiceShown(
-        name=name,
-        state=None if circuit is None else circuit.state,
-        since=None if circuit is None else circuit.changed_at,
-        reason=None if circuit is None else circuit.reason,
-        not_probed_before=None if circuit is None else circuit.open_until,
-        kept_closed_by=None if circuit is None else circuit.kept_closed_by,
-        kept_closed_until=None if circuit is None else circuit.kept_closed_until,
-        holds=[HoldShown.of(hold) for hold in seen.holds if hold.target == target],
-    )
