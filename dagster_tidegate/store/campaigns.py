@@ -1,11 +1,12 @@
 """Campaigns as they were last seen in code: their pools, schedules and trigger sensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import sqlalchemy as sa
 
+from dagster_tidegate.pools import needs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.takeovers import TakeoverKind
 
@@ -53,6 +54,10 @@ class CampaignShape:
     def pools(self) -> frozenset[str]:
         """The pools of its ops."""
         return frozenset(self.ops.values())
+
+    def services(self, known: Collection[str]) -> frozenset[str]:
+        """Return which of the known services its ops need."""
+        return frozenset(name for pool in self.pools for name in needs(pool, known).services)
 
 
 def read(conn: sa.Connection) -> Sequence[CampaignShape]:
