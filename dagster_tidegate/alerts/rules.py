@@ -13,7 +13,7 @@ from dagster_tidegate.alerts import text
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.situation import BURST_WITHIN, Seen
 from dagster_tidegate.alerts.text import Text
-from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.alerts import Alert, AlertStatus
@@ -296,20 +296,16 @@ def _stuck(seen: Seen, settings: AlertSettings) -> Iterator[str]:
     just_released = {
         hold.target for hold in seen.released if hold.released_at and hold.released_at > before
     }
+    released_runs = {
+        target.name.partition("/")[0]
+        for target in just_released
+        if target.kind is TargetKind.CAMPAIGN_RUN
+    }
     for name, waiting in trouble.waiting.items():
         campaign = situation.campaigns.get(name)
         if campaign is None or campaign.holds or campaign.shape.location in stale:
             continue
-        targets = {
-            EVERYTHING,
-            Target(TargetKind.CAMPAIGN, name),
-            *(Target(TargetKind.SERVICE, service) for service in campaign.services),
-        }
-        released_runs = {
-            target.name.partition("/")[0]
-            for target in just_released
-            if target.kind is TargetKind.CAMPAIGN_RUN
-        }
+        targets = targets_of(services=campaign.services, campaign=name)
         if waiting.moved_at > before or name in released_runs or targets & just_released:
             continue
         # The ramp of a service may let one run in at a time, of whichever campaign.

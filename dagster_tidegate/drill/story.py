@@ -196,9 +196,7 @@ class Story:
 
     def _needing(self) -> frozenset[str]:
         return frozenset(
-            shape.name
-            for shape in self._shapes()
-            if any(self._plan.service in needs(p, SERVICES).services for p in shape.pools)
+            shape.name for shape in self._shapes() if shape.services({self._plan.service})
         )
 
     def _not_needing(self) -> frozenset[str]:

@@ -15,6 +15,7 @@ from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
 from dagster_tidegate.holds import Hold, TargetKind, run_name
 from dagster_tidegate.instance import Dagster, partition_of, tried_by
 from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import (
     campaigns,
@@ -106,10 +107,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         if any(run.status is dg.DagsterRunStatus.QUEUED for run in runs_.waiting)
     }
     tried_pools = frozenset(
-        pool
-        for shape in shapes
-        for pool in shape.pools
-        if not canaries.isdisjoint(Cover(live, known).needs(pool).services)
+        pool for shape in shapes for pool in shape.pools if needs(pool, canaries).services
     )
     return replace(
         seen,

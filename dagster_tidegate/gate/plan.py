@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import dagster as dg
 
-from dagster_tidegate.holds import Hold, HoldSource, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.instance import TriggerState
 from dagster_tidegate.pools import PoolNeeds, needs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
@@ -216,9 +216,7 @@ class Cover:
         return (
             self.everything
             or campaign.name in self.campaigns
-            or any(
-                not self.services.isdisjoint(self.needs(pool).services) for pool in campaign.pools
-            )
+            or bool(campaign.services(self.services))
         )
 
 
@@ -318,16 +316,11 @@ def _canary_limit(seen: Observed, cover: Cover, takeover: Takeover) -> int:
     if not seen.canaries:
         return 0
     need = cover.needs(takeover.name)
-    covering = [
-        hold
-        for hold in seen.holds
-        if hold.target.kind is TargetKind.EVERYTHING
-        or (hold.target.kind is TargetKind.SERVICE and hold.target.name in need.services)
-        or (hold.target.kind is TargetKind.CAMPAIGN and hold.target.name == need.campaign)
-    ]
+    covering = targets_of(services=need.services, campaign=need.campaign)
     if any(
         hold.source is not HoldSource.BREAKER or hold.target.name not in seen.canaries
-        for hold in covering
+        for hold in seen.holds
+        if hold.target in covering
     ):
         return 0
     # Runs that have left the queue hold a place each, also those that are past the service.

@@ -79,7 +79,7 @@ def ask(
         for run in found.paused:
             if run.campaign not in campaigns:
                 break  # its own gate asks for it
-            tries = _half_open(seen, cover, shapes[run.campaign])
+            tries = shapes[run.campaign].services(seen.candidates)
             request = next_attempt(run, tries)
             if request is not None:
                 requests.append(request)
@@ -88,7 +88,7 @@ def ask(
                 break
         if service not in tried and found.queued and found.queued[0].job_name in campaigns:
             run = found.queued[0]
-            tries = _half_open(seen, cover, shapes[run.job_name])
+            tries = shapes[run.job_name].services(seen.candidates)
             gate.dagster.add_tags(run.run_id, canary_tags(run.tags, tries))
             tried |= tries
             notes.append(f"run {run.run_id[:8]} tries {', '.join(sorted(tries))}")
@@ -119,12 +119,6 @@ def ask(
             requests.extend(missing)
             notes.append(f"{tick.schedule} catches up {tick.tick_at:%Y-%m-%d %H:%M}")
     return Asked(requests, notes)
-
-
-def _half_open(seen: Observed, cover: Cover, shape: CampaignShape) -> set[str]:
-    """The half open services that a run of a campaign has to try."""
-    needed = {service for pool in shape.pools for service in cover.needs(pool).services}
-    return needed & seen.candidates.keys()
 
 
 class _Room:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
-from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.heartbeats import Heartbeat
@@ -106,7 +105,7 @@ def situation(
     known |= {circuit.name: circuit for circuit in circuits}
     campaigns = {}
     for shape in shapes:
-        needed = frozenset(n for pool in shape.pools for n in needs(pool, known).services)
+        needed = shape.services(known)
         held = covering(holds, NOW, services=needed, campaign=shape.name)
         runs = (counts or {}).get(shape.name, {})
         campaigns[shape.name] = CampaignSituation(shape, needed, runs, held)
