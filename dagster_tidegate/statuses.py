@@ -60,6 +60,8 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.CANCELLED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING}),
 }
 """The one table of allowed moves of a campaign run: from each status to those it may become."""
+UNFINISHED = frozenset({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED})
+"""The statuses in which a campaign run has something left to do, which a pause could stop."""
 
 
 def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatus:
@@ -74,7 +76,7 @@ def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatu
     """
     if held:
         return CampaignStatus.PAUSED
-    if not set(runs).isdisjoint({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED}):
+    if not UNFINISHED.isdisjoint(runs):
         return CampaignStatus.RUNNING
     if RunStatus.FAILED in runs:
         return CampaignStatus.FAILED

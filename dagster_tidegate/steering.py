@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
@@ -27,8 +27,6 @@ R = TypeVar("R")
 
 ACTOR_TAG = "tidegate/started_by"
 """A Dagster run that a person started through Tidegate has it, with the person's name."""
-PAUSABLE = frozenset({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED})
-"""The statuses in which a campaign run has something left that a pause could stop."""
 
 
 class NotPausableError(Exception):
@@ -182,7 +180,7 @@ def pause(
         ValueError: If `expires_at` is not after `now`.
     """
     current = runs.locked(conn, run.id)
-    if current.status not in PAUSABLE:
+    if current.status not in UNFINISHED:
         raise NotPausableError(f"{run.name} is {current.status}: there is nothing left to pause")
     target = Target(TargetKind.CAMPAIGN_RUN, run.name)
     return hold(conn, now, target, reason=reason, actor=actor, expires_at=expires_at)

@@ -10,7 +10,8 @@ from packaging.specifiers import SpecifierSet
 
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store.database import shown_url
-from dagster_tidegate.views.situation import PARTS, Situation
+from dagster_tidegate.store.heartbeats import PARTS
+from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
 
 SILENT_AFTER = timedelta(minutes=2)

@@ -18,7 +18,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.sandbox.answers import SERVICES
 from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.sandbox.leads import made_up_leads, write_lead_file
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
@@ -272,7 +272,7 @@ class Story:
         live += [
             f"campaign run {name} is {status}"
             for name, (status, _) in sorted(found.items())
-            if status in (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
+            if status in UNFINISHED
         ]
         live += [
             f"campaign run {CAMPAIGN}/{name} was never begun"

@@ -79,10 +79,10 @@ def _decide(
         for action in actions:
             if isinstance(action, Leave):
                 if takeovers.leave(conn, now, action.takeover, action.found):
-                    done.append(f"left {_label(action.takeover)} to a person ({action.found})")
+                    done.append(f"left {action.takeover} to a person ({action.found})")
             elif isinstance(action, End):
                 if takeovers.end(conn, now, action.takeover, action.outcome):
-                    done.append(f"{_label(action.takeover)} {action.outcome}")
+                    done.append(f"{action.takeover} {action.outcome}")
             else:
                 takeover = _intend(conn, now, seen, action)
                 if takeover is not None and takeover.pending:
@@ -135,7 +135,7 @@ def _write(
                 missed_ticks(takeover, now)
             notes.append(_write_one(gate, takeover, pools, now))
         except Exception as error:  # noqa: BLE001 -- one thing must not keep the others held
-            error.add_note(f"while setting {_label(takeover)} to {takeover.set_to}")
+            error.add_note(f"while setting {takeover} to {takeover.set_to}")
             errors.append(error)
     with gate.store.begin() as conn:
         done = [note(conn) for note in notes]
@@ -159,7 +159,7 @@ def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: da
 
     def written(conn: sa.Connection) -> str:
         takeovers.written(conn, takeover)
-        return f"{_label(takeover)} {takeover.set_from} -> {takeover.set_to}"
+        return f"{takeover} {takeover.set_from} -> {takeover.set_to}"
 
     if not as_planned:
         # No other gate writes meanwhile, so it was a person. The next plan could not tell that
@@ -172,7 +172,3 @@ def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: da
     ):
         return end_as_gone
     return written
-
-
-def _label(takeover: Takeover) -> str:
-    return f"{takeover.kind} {takeover.label}"

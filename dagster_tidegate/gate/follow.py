@@ -20,7 +20,7 @@ from dagster_tidegate.instance import (
     is_resume,
     partition_of,
 )
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
@@ -43,7 +43,6 @@ _ENDS = {
 }
 _WAITS = {_Status.QUEUED, _Status.STARTING}
 _RUNS = {_Status.STARTED, _Status.CANCELING}
-_UNFINISHED = {RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED}
 # Moves that Dagster makes in one step and a campaign run in several.
 _WAYS = {
     RunStatus.PENDING: [RunStatus.PENDING],
@@ -207,10 +206,10 @@ def next_status(
         if status is RunStatus.PAUSED and to in (RunStatus.PAUSED, RunStatus.COMPLETED):
             return None  # whatever it did, it did not work through the records
         again = newer and status is not to  # a person did it again, and it was soon over
-        return to if status in _UNFINISHED or again else None
+        return to if status in UNFINISHED or again else None
     if run in _WAITS:
         return None if status in (RunStatus.PENDING, RunStatus.PROCESSING) else RunStatus.PENDING
-    if run in _RUNS and (status is RunStatus.PENDING or (newer and status not in _UNFINISHED)):
+    if run in _RUNS and (status is RunStatus.PENDING or (newer and status not in UNFINISHED)):
         return RunStatus.PROCESSING
     return None
 
@@ -280,7 +279,7 @@ def _follow(
         return False
     # Not the time of this tick: what Dagster did after it is newer.
     now = min(now, max(change.at, campaign_run.changed_at))
-    begins = [] if campaign_run.status in _UNFINISHED or to not in _ENDS.values() else [_AGAIN]
+    begins = [] if campaign_run.status in UNFINISHED or to not in _ENDS.values() else [_AGAIN]
     moved = False
     for status in [*begins, *_WAYS[to]]:
         current = runs.get(conn, campaign_run.id)

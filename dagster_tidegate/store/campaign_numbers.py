@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import tables as t
 
 RUNNING = "running"
@@ -128,7 +128,7 @@ def unfinished(conn: sa.Connection) -> list[Waiting]:
             r.campaign, r.status, sa.func.count(), sa.func.coalesce(sa.func.sum(left.c.records), 0)
         )
         .select_from(t.campaign_runs.outerjoin(left, left.c.campaign_run == r.id))
-        .where(r.status.in_((RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)))
+        .where(r.status.in_(UNFINISHED))
         .group_by(r.campaign, r.status)
     )
     return [

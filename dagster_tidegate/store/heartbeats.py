@@ -10,10 +10,11 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
-# The parts of the gate.
+BREAKER = "breaker"
 PAUSE = "pause"
 RESUME = "resume"
-BREAKER = "breaker"
+PARTS = (BREAKER, PAUSE, RESUME)
+"""The parts of the gate of a code location."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Heartbeat:
 
     Attributes:
         location: Its code location.
-        part: Its name: `pause`, `resume` or `breaker`.
+        part: Which of `PARTS`.
         at: When.
         cursor: Up to when Dagster's run changes were read; only the pause part has one.
         summary: What it saw and did.

@@ -11,14 +11,13 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 
 BATCH = 2_000
 BATCHES_A_TURN = 5
 LOOK_EVERY_S = 3600.0
-_ENDED = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +228,7 @@ def _ledgers(before: datetime) -> _Batch:
 
 def _is_over(before: datetime) -> sa.ColumnElement[bool]:
     run = t.campaign_runs.c
-    return run.status.in_(_ENDED) & (run.changed_at < before)
+    return run.status.in_(set(RunStatus) - UNFINISHED) & (run.changed_at < before)
 
 
 def _next(conn: sa.Connection, before: datetime) -> int | None:

@@ -85,6 +85,9 @@ class Takeover:
     ramp_step_at: datetime | None
     left_at: datetime | None
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.label}"
+
 
 _COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
 
@@ -279,7 +282,7 @@ def _event(
         conn,
         now,
         kind=EventKind.TAKEOVER,
-        name=f"{takeover.kind} {takeover.label}",
+        name=str(takeover),
         from_status=from_status,
         to_status=to_status,
         reason=reason,

@@ -14,13 +14,11 @@ from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
-from dagster_tidegate.store.heartbeats import Heartbeat
+from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 
 STALE_AFTER = timedelta(seconds=60)
 """A part of the gate that has not finished its work for so long is stale."""
-PARTS = ("breaker", "pause", "resume")
-"""The parts of the gate of a code location, as their heartbeats name them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class StaleGate:
 
     Attributes:
         location: The code location.
-        parts: Which of `PARTS`.
+        parts: Which of `heartbeats.PARTS`.
         last: When the first of them to fall silent last finished its work (UTC), or None if one
             of them never did.
     """

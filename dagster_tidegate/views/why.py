@@ -290,7 +290,7 @@ def _takeovers(
             if campaign is None or takeover.campaign != campaign.shape.name:
                 continue
             if takeover.left_at is None and not campaign.holds:
-                text = f"{takeover.kind} {takeover.label} is not given back yet"
+                text = f"{takeover} is not given back yet"
                 yield Obstacle(ObstacleKind.TRIGGER_STOPPED, text)
             continue
         need = needs(takeover.name, seen.services)

@@ -10,7 +10,7 @@ import pytest
 
 from dagster_tidegate import steering
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
@@ -206,7 +206,7 @@ def test_what_is_in_doubt_and_in_hand_is_counted_beyond_the_limit(asked: Api, st
 def test_only_what_is_not_over_can_be_paused(asked: Api, store: Store) -> None:
     for status in RunStatus:
         set_status(store, status, partition=status)
-        over = status not in (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
+        over = status not in UNFINISHED
         path = f"/campaigns/digest/runs/{status}/pause"
         answer = asked.post(path, {"reason": "look"}, expect=400 if over else 200)
         if over:
@@ -352,7 +352,7 @@ def test_a_run_that_dagster_knows_nothing_of_is_cancelled_in_the_store(store: St
         now = store.now(conn)
         campaigns.save(conn, now, "here", [CampaignShape("digest", "here", "none")])
     with api(store, workspace=_no_runs) as asked:
-        for status in (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED):
+        for status in UNFINISHED:
             set_status(store, status, partition=status)
             shown = asked.post(f"/campaigns/digest/runs/{status}/cancel", expect=202)
             assert shown["status"] == "cancelled"

@@ -24,7 +24,6 @@ from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.takeovers import TakeoverKind
-from dagster_tidegate.views.situation import PARTS
 from tests.integration.conftest import Run
 from tests.new_stores import new_sqlite_url
 
@@ -49,7 +48,7 @@ def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
         )
         guide = CampaignShape("guide", "here", "none", ops={"look_up": "maps"})
         campaigns.save(conn, now, "here", [letters, guide])
-        for part in PARTS:
+        for part in heartbeats.PARTS:
             heartbeats.beat(conn, now, location="here", part=part, summary="nothing to do")
         began = now - timedelta(minutes=9)
         monday = runs.ensure(conn, began, "letters", "monday")

@@ -6,13 +6,12 @@ from fastapi import APIRouter
 
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import campaign_numbers
 from dagster_tidegate.store.campaign_numbers import Waiting
 from dagster_tidegate.views.shown import QueueShown, ServiceQueue
 
 router = APIRouter(prefix="/queue", tags=["queue"])
-LEFT = (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
 
 
 @router.get("")
@@ -43,7 +42,7 @@ def get_queue(here: Here, _identity: Viewer) -> QueueShown:
 
 
 def _runs(waiting: Iterable[Waiting]) -> dict[RunStatus, int]:
-    counts: dict[RunStatus, int] = dict.fromkeys(LEFT, 0)
+    counts = {status: 0 for status in RunStatus if status in UNFINISHED}
     for each in waiting:
         counts[each.status] += each.runs
     return counts
