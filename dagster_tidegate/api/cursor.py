@@ -68,8 +68,22 @@ def cut(
     """
     after = decode(cursor, what, str)
     left = [each for each in found if after is None or name(each) > after]
-    page = left[:limit]
-    return page, encode(what, name(page[-1])) if len(left) > limit else None
+    return page(left, what, limit, name)
+
+
+def page(
+    found: Sequence[T], what: str, limit: int, position: Callable[[T], str | int]
+) -> tuple[Sequence[T], str | None]:
+    """Return a page of a list, and the cursor of the next one.
+
+    Args:
+        found: What is left of the list, or one thing more than the page may have.
+        what: Which list it is.
+        limit: How many things it may have.
+        position: Returns the position of a thing.
+    """
+    items = found[:limit]
+    return items, encode(what, position(items[-1])) if len(found) > limit else None
 
 
 def _fits(position: str | int) -> bool:

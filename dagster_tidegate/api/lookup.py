@@ -1,13 +1,13 @@
 """Finds what a path names, or says what would be right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 import sqlalchemy as sa
 
 from dagster_tidegate.api.context import Context
-from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
+from dagster_tidegate.api.problems import Code, Problem, later
 from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
 from dagster_tidegate.steering import ChangedMeanwhileError, NotPausableError, UnderWayError
 from dagster_tidegate.store import breakers, campaigns, holds, runs
@@ -15,9 +15,17 @@ from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.views import situation
+from dagster_tidegate.views.situation import CampaignSituation, Situation
 from dagster_tidegate.views.why import UnknownNameError, find
 
 MOST_SUGGESTED_FROM = 1000
+_REFUSALS: Mapping[type[Exception], Code] = {
+    NotPausableError: Code.NOT_PAUSABLE,
+    MoveNotAllowedError: Code.TRANSITION_NOT_ALLOWED,
+    ChangedMeanwhileError: Code.CHANGED_MEANWHILE,
+    UnderWayError: Code.UNDER_WAY,
+    NotYourHoldError: Code.HELD_BY_BREAKER,
+}
 
 
 def service(here: Context, conn: sa.Connection, name: str) -> Target:
@@ -27,15 +35,22 @@ def service(here: Context, conn: sa.Connection, name: str) -> Target:
         Problem: `service_not_found`.
     """
     target = Target(TargetKind.SERVICE, name)
-    if name in breakers.read(conn):
+    if name in breakers.read(conn) or holds.live_on(conn, here.store.now(conn), target):
         return target
-    if holds.live_on(conn, here.store.now(conn), target):
-        return target
-    raise _unknown(here, conn, name, TargetKind.SERVICE, Code.SERVICE_NOT_FOUND)
+    return service_in(situation.read(conn, here.store.now(conn)), name)
+
+
+def service_in(seen: Situation, name: str) -> Target:
+    """Return a service of a situation that has been read anyway.
+
+    Raises:
+        Problem: `service_not_found`.
+    """
+    return _found(seen, TargetKind.SERVICE, name, Code.SERVICE_NOT_FOUND)
 
 
 def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignShape:
-    """Return a campaign, without its ops and triggers.
+    """Return a campaign; perhaps without its ops and triggers.
 
     Raises:
         Problem: `campaign_not_found`.
@@ -43,7 +58,16 @@ def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignShape:
     found = campaigns.find(conn, name)
     if found is not None:
         return found
-    raise _unknown(here, conn, name, TargetKind.CAMPAIGN, Code.CAMPAIGN_NOT_FOUND)
+    return campaign_in(situation.read(conn, here.store.now(conn)), name).shape
+
+
+def campaign_in(seen: Situation, name: str) -> CampaignSituation:
+    """Return a campaign of a situation that has been read anyway.
+
+    Raises:
+        Problem: `campaign_not_found`.
+    """
+    return seen.campaigns[_found(seen, TargetKind.CAMPAIGN, name, Code.CAMPAIGN_NOT_FOUND).name]
 
 
 def run(
@@ -88,16 +112,8 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
-    except NotPausableError as error:
-        raise Problem(Code.NOT_PAUSABLE, str(error)) from error
-    except MoveNotAllowedError as error:
-        raise Problem(Code.TRANSITION_NOT_ALLOWED, str(error)) from error
-    except ChangedMeanwhileError as error:
-        raise Problem(Code.CHANGED_MEANWHILE, str(error)) from error
-    except UnderWayError as error:
-        raise Problem(Code.UNDER_WAY, str(error)) from error
-    except NotYourHoldError as error:
-        raise Problem(Code.HELD_BY_BREAKER, str(error)) from error
+    except tuple(_REFUSALS) as error:
+        raise Problem(_REFUSALS[type(error)], str(error)) from error
 
 
 @contextmanager
@@ -112,18 +128,13 @@ def launching() -> Iterator[None]:
     try:
         yield
     except UnreachableError as error:
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
-        raise Problem(Code.DAGSTER_UNAVAILABLE, str(error), headers=headers) from error
+        raise Problem(Code.DAGSTER_UNAVAILABLE, str(error), headers=later()) from error
     except LaunchError as error:
         raise Problem(Code.NOT_LAUNCHABLE, str(error)) from error
 
 
-def _unknown(
-    here: Context, conn: sa.Connection, name: str, kind: TargetKind, code: Code
-) -> Problem:
-    seen = situation.read(conn, here.store.now(conn))
+def _found(seen: Situation, kind: TargetKind, name: str, unknown: Code) -> Target:
     try:
-        find(seen, name, {}, kind)
+        return find(seen, name, {}, kind)
     except UnknownNameError as error:
-        return Problem(code, str(error), name=name)
-    return Problem(code, f"{name!r} has just appeared: try again", name=name)
+        raise Problem(unknown, str(error), name=name) from error

@@ -253,7 +253,7 @@ def _allowed(request: Request) -> list[str]:
 def _schema(_request: Request, error: SchemaError) -> JSONResponse:
     log.error("%s", error)
     detail = "this version can't work with the store's schema: run 'tidegate store upgrade'"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later()).response()
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later()).response()
 
 
 def unreachable(error: Exception) -> Problem:
@@ -261,7 +261,7 @@ def unreachable(error: Exception) -> Problem:
     # What the driver says may have the address of the database: it is for the log alone.
     log.error("the store can't be reached: %s", error)
     detail = "the store can't be reached: try again"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=_later())
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
 
 
 def _unreachable(_request: Request, error: Exception) -> JSONResponse:
@@ -274,5 +274,6 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return Problem(Code.INTERNAL, detail).response()
 
 
-def _later() -> dict[str, str]:
+def later() -> dict[str, str]:
+    """Return the header that says when to try again."""
     return {"Retry-After": str(RETRY_AFTER_S)}

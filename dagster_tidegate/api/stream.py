@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from dagster_tidegate.api.problems import RETRY_AFTER_S, Code, Problem
+from dagster_tidegate.api.problems import Code, Problem, later
 from dagster_tidegate.store import event_reader, history
 from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.store.event_reader import EventReader
@@ -85,10 +85,7 @@ class Feed:
             try:
                 complete = await run_in_threadpool(self.final)
                 told = False
-            except (
-                DBAPIError,
-                *UNREACHABLE,
-            ) as error:  # also one of a server that is being replaced
+            except (DBAPIError, *UNREACHABLE) as error:  # also of a server that is being replaced
                 if not told:
                     log.warning("event streams wait for the store: %s", error)
                 told, complete = True, self._complete
@@ -118,8 +115,7 @@ class EventStream(Response):
         """Send until the client goes, or for `LONGEST_S`."""
         if not self._feed.enter():
             detail = "there are as many event streams as this server serves: try again later"
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            refusal = Problem(Code.TOO_MANY_STREAMS, detail, headers=headers)
+            refusal = Problem(Code.TOO_MANY_STREAMS, detail, headers=later())
             await refusal.response()(scope, receive, send)
             return
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -20,8 +20,5 @@ def list_alerts(
     before = cursors.decode(cursor, "alerts", int)
     with here.store.read() as conn:
         found = alerts.listed(conn, before=before, limit=limit + 1)
-    page = found[:limit]
-    return Page(
-        items=[AlertShown.model_validate(alert) for alert in page],
-        next_cursor=cursors.encode("alerts", page[-1].id) if len(found) > limit else None,
-    )
+    page, after = cursors.page(found, "alerts", limit, lambda alert: alert.id)
+    return Page(items=[AlertShown.model_validate(alert) for alert in page], next_cursor=after)

@@ -77,9 +77,9 @@ def list_campaigns(
 @router.get("/{campaign}", responses=_NOT_FOUND)
 def get_campaign(here: Here, _identity: Viewer, campaign: CampaignName) -> CampaignDetails:
     """Show one campaign: what it needs, how its runs are, and why it is paused if it is."""
-    with here.reading() as (conn, seen):
-        lookup.campaign(here, conn, campaign)
-        found = seen.campaigns[campaign]
+    with here.reading() as (_, seen):
+        pass
+    found = lookup.campaign_in(seen, campaign)
     return CampaignDetails(
         **_shown(found).model_dump(),
         ops=found.shape.ops,

@@ -89,8 +89,5 @@ def page_of_events(
     found = history.read(conn, name=name, kinds=kinds, since=since, before=before, limit=limit + 1)[
         ::-1
     ]
-    page = found[:limit]
-    return Page(
-        items=[EventShown.model_validate(event) for event in page],
-        next_cursor=cursors.encode("events", page[-1].id) if len(found) > limit else None,
-    )
+    page, after = cursors.page(found, "events", limit, lambda event: event.id)
+    return Page(items=[EventShown.model_validate(event) for event in page], next_cursor=after)

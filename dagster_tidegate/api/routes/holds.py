@@ -55,11 +55,8 @@ def list_holds(
         ),
         key=lambda hold: -hold.id,
     )
-    page = found[:limit]
-    return Page(
-        items=[HoldShown.model_validate(hold) for hold in page],
-        next_cursor=cursors.encode("holds", page[-1].id) if len(found) > limit else None,
-    )
+    page, after = cursors.page(found, "holds", limit, lambda hold: hold.id)
+    return Page(items=[HoldShown.model_validate(hold) for hold in page], next_cursor=after)
 
 
 @router.get("/{hold}", responses=responses(Code.HOLD_NOT_FOUND))

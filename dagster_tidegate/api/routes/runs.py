@@ -60,11 +60,8 @@ def list_runs(
         found = run_details.listed(
             conn, campaign=campaign, statuses=status or (), before=before, limit=limit + 1
         )
-    page = found[:limit]
-    return Page(
-        items=[RunShown.of(each) for each in page],
-        next_cursor=cursors.encode("runs", page[-1].run.id) if len(found) > limit else None,
-    )
+    page, after = cursors.page(found, "runs", limit, lambda each: each.run.id)
+    return Page(items=[RunShown.of(each) for each in page], next_cursor=after)
 
 
 @router.post(

@@ -48,7 +48,7 @@ def list_services(
 def get_service(here: Here, _identity: Viewer, service: ServiceName) -> ServiceDetails:
     """Show one service: its breaker, its holds, what the fleet saw of it, and its policies."""
     with here.reading() as (conn, seen):
-        lookup.service(here, conn, service)
+        lookup.service_in(seen, service)
         counted = numbers.read(conn, seen.now).get(service)
     return ServiceDetails.all_of(seen, service, counted, _policies(here, service))
 
