@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 
 from dagster_tidegate.api import metrics, problems
@@ -21,6 +21,7 @@ from dagster_tidegate.api.routes import (
     services,
 )
 from dagster_tidegate.api.stream import Feed
+from dagster_tidegate.api.visit import SAFE_METHODS
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from dagster_tidegate.workspace import Workspace
 
 PREFIX = "/api/v1"
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 DESCRIPTION = """What is paused and why, and steering it. docs/api.md has more.
 
 What goes wrong is answered with problem details (RFC 9457) that have a stable `code`."""
@@ -82,21 +82,16 @@ def create_app(
     api = APIRouter(prefix=PREFIX, responses=responses())
     for module in (services, campaigns, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
-    app.include_router(api, dependencies=[*([_refuse_changes()] if read_only else [])])
+    app.include_router(api, dependencies=[Depends(_refuse_changes)] if read_only else [])
     app.include_router(metrics.router(store))
     problems.install(app)
     _describe_problems(app)
     return app
 
 
-def _refuse_changes() -> Any:
-    from fastapi import Depends
-
-    async def refuse(request: Request) -> None:
-        if request.method not in SAFE_METHODS:
-            raise Problem(Code.READ_ONLY, "this server was started with --read-only")
-
-    return Depends(refuse)
+async def _refuse_changes(request: Request) -> None:
+    if request.method not in SAFE_METHODS:
+        raise Problem(Code.READ_ONLY, "this server was started with --read-only")
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -80,9 +80,9 @@ class Guard:
             except UNREACHABLE as error:
                 app = self._refusal(visit, unreachable(error))
                 # Prometheus has to be told of just this.
-                if scope["type"] == "http" and visit.path == metrics.PATH:
+                if visit.own and visit.path == metrics.PATH:
                     app = metrics.without_store()
-            if app is self._app and visit.path not in PUBLIC:
+            if app is self._app and not _is_public(visit):
                 still, passes = partial(self._still, visit), partial(self._passes, visit)
                 await visit.serve(app, still=still, passes=passes)
             else:
@@ -102,11 +102,11 @@ class Guard:
         _check_url(visit)
         self._by_address.count(network(visit.address))
         most = self._settings.request_bytes
-        if visit.path in PUBLIC:
+        if _is_public(visit):
             await visit.read_body(LOGIN_BYTES)
             return self._app
         self._check_host(visit)
-        if visit.path in (login.LOGIN, login.LOGOUT) and visit.scope["type"] == "http":
+        if visit.own and visit.path in (login.LOGIN, login.LOGOUT):
             return await self._login(visit)
         await self._identify(visit)
         if visit.writes or visit.scope["type"] == "websocket":
@@ -251,6 +251,10 @@ class Guard:
         if visit.unread:
             answer.headers["Connection"] = "close"  # else the server would read on
         return answer
+
+
+def _is_public(visit: Visit) -> bool:
+    return visit.own and visit.path in PUBLIC
 
 
 def _check_url(visit: Visit) -> None:

@@ -30,14 +30,30 @@ POLICY_VIOLATION = 1008
 _OWN = ("/api", "/metrics", login.LOGIN, login.LOGOUT)
 
 
-def is_own(path: str) -> bool:
-    """Return whether a path, below the prefix, is ours and not one of Dagster's pages.
+def below(path: str, prefix: str) -> str:
+    """Return a path as it is below the prefix.
+
+    One without the prefix comes from a proxy that has taken it off, and stays as it is.
 
     Example:
-        >>> is_own("/api/v1/holds"), is_own("/login"), is_own("/runs"), is_own("/apis")
-        (True, True, False, False)
+        >>> below("/tide/login", "/tide"), below("/login", "/tide"), below("/tides", "/tide")
+        ('/login', '/login', '/tides')
     """
-    return path in _OWN or path.startswith(tuple(f"{own}/" for own in _OWN))
+    return path.removeprefix(prefix) if f"{path}/".startswith(f"{prefix}/") else path
+
+
+def is_own(scope: Scope, prefix: str) -> bool:
+    """Return whether a connection is for us, and not for Dagster's pages.
+
+    The guard and what stands behind it both go by this: what is public is ours.
+
+    Args:
+        scope: Its ASGI scope.
+        prefix: The path below which everything is served.
+    """
+    path = below(scope["path"], prefix)
+    ours = path in _OWN or path.startswith(tuple(f"{own}/" for own in _OWN))
+    return ours and scope["type"] == "http"
 
 
 class GoneError(Exception):
@@ -70,9 +86,8 @@ class Visit:
         self.scope, self.receive, self.send = scope, receive, send
         self.headers = Headers(scope=scope)
         self.method = scope.get("method", "GET")
-        path: str = scope["path"]
-        self.path = path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
-        self.own = is_own(self.path)
+        self.path = below(scope["path"], prefix)
+        self.own = is_own(scope, prefix)
         client, server = scope.get("client"), scope.get("server")
         self.address = shown(client[0])[:LONGEST_ADDRESS] if client else None
         self.local = (

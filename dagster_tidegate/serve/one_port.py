@@ -23,9 +23,5 @@ class OnePort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection."""
-        ours = scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_own(scope))
+        ours = scope["type"] == "lifespan" or is_own(scope, self._prefix)
         await (self._api if ours else self._pages)(scope, receive, send)
-
-    def _is_own(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        return path.startswith(self._prefix) and is_own(path.removeprefix(self._prefix))
