@@ -1,6 +1,9 @@
-"""Text that people give: what may be kept of it, and how it is shown without doing harm."""
+"""Text that people give, and how it and times are shown to them."""
 
 import unicodedata
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from difflib import get_close_matches
 
 LONGEST_REASON = 1000
 LONGEST_ACTOR = 256
@@ -49,6 +52,37 @@ def shown(text: str) -> str:
         _escaped(character) if unicodedata.category(character) in _HIDDEN else character
         for character in text
     )
+
+
+def utc(time: datetime) -> str:
+    """Return a time (UTC) for people."""
+    return f"{time:%F %T} UTC"
+
+
+def length(time: timedelta) -> str:
+    """Return a length of time for people.
+
+    Example:
+        >>> length(timedelta(seconds=90)), length(timedelta(minutes=12)), length(timedelta(days=3))
+        ('90 s', '12 min', '3 d')
+    """
+    seconds = max(0, round(time.total_seconds()))
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the known names that are like one that is not known; else another hint.
+
+    Example:
+        >>> did_you_mean("outraech", ["outreach", "digest"], "see 'tidegate campaigns'")
+        'did you mean outreach?'
+    """
+    close = get_close_matches(name, known, n=3)
+    return f"did you mean {', '.join(close)}?" if close else otherwise
 
 
 def _escaped(character: str) -> str:

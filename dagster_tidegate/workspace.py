@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from pydantic import ValidationError
 from dagster_tidegate.access.identity import ONLY_LOOKS
 from dagster_tidegate.instance import PART_TAG, Dagster
 from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.wording import did_you_mean
 
 # As dagster-webserver has them.
 STATEMENT_TIMEOUT_MS = 15_000
@@ -224,8 +224,7 @@ class Workspace:
         if partition is None:
             raise LaunchError(f"job {job!r} has partitions: name one, the last are {last}")
         if partition not in known:
-            close = get_close_matches(partition, known, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"the last are {last}"
+            hint = did_you_mean(partition, known, f"the last are {last}")
             raise LaunchError(f"job {job!r} has no partition {partition!r}; {hint}")
 
     def _partitions(self, job: str, location: str | None) -> Sequence[str] | None:

@@ -20,7 +20,7 @@ from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, load
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Cursor
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Store, why_unreachable
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.views import situation
 
@@ -180,7 +180,7 @@ class Outage:
             self._since = datetime.now(UTC)
             again = self._told_ticks + self._spacing.total_seconds()
             self._next_try = max(ticks + LOST_AFTER_S, again)
-            log.warning("alerts wait for the store: %s", _line(error))
+            log.warning("alerts wait for the store: %s", why_unreachable(error))
         if self._next_try is None or ticks < self._next_try:
             return
         said = text.store_lost(self._since).plain()
@@ -215,11 +215,6 @@ class Outage:
                 )
         self._since, self._have = None, frozenset()
         self._tries, self._next_try = 0, None
-
-
-def _line(error: Exception) -> str:
-    why = error.orig if isinstance(error, exc.DBAPIError) else error
-    return " ".join(str(why).split())
 
 
 def _hold_is_gone(seen: Seen) -> bool:

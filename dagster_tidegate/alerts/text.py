@@ -4,13 +4,13 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from dagster_tidegate.circuit import Circuit
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.views.situation import CampaignSituation, Situation, StaleGate
-from dagster_tidegate.wording import shown
+from dagster_tidegate.wording import length, shown, utc
 
 LONGEST_TITLE = 200
 LONGEST_BODY = 4000
@@ -47,7 +47,7 @@ def trip(seen: Situation, service: str, at: datetime, reason: str | None) -> Tex
         f"{service} is down: {reason or 'its breaker opened'}",
         "\n".join(
             [
-                f"The breaker of {service} opened at {_at(at)}: {reason or 'by hand'}.",
+                f"The breaker of {service} opened at {utc(at)}: {reason or 'by hand'}.",
                 *_state(seen.circuits.get(service)),
                 *_pauses(seen, service),
                 f"They resume by themselves when {service} is back.",
@@ -61,7 +61,7 @@ def trips(seen: Situation, service: str, times: int, since: datetime | None) -> 
     """Say that a breaker opened several times, of which people were not told one by one."""
     circuit = seen.circuits.get(service)
     is_open = circuit is not None and circuit.state is not BreakerState.CLOSED
-    after = "" if since is None else f" since the message of {_at(since)}"
+    after = "" if since is None else f" since the message of {utc(since)}"
     if since is None:
         again = "once" if times == 1 else f"{times} times"
     else:
@@ -86,7 +86,7 @@ def recovery(seen: Situation, service: str, at: datetime, told: datetime | None)
         f"{service} is back",
         "\n".join(
             [
-                f"The breaker of {service} closed at {_at(at)}{lasted}.",
+                f"The breaker of {service} closed at {utc(at)}{lasted}.",
                 f"What it paused goes on, one run first: {_names(_needing(seen, service))}.",
             ]
         ),
@@ -95,12 +95,12 @@ def recovery(seen: Situation, service: str, at: datetime, told: datetime | None)
 
 def operator_hold(seen: Situation, hold: Hold) -> Text:
     """Say that a person placed a hold."""
-    until = "until it is released" if hold.expires_at is None else f"until {_at(hold.expires_at)}"
+    until = "until it is released" if hold.expires_at is None else f"until {utc(hold.expires_at)}"
     return Text(
         f"{hold.actor} holds {_target(hold.target)}: {hold.reason}",
         "\n".join(
             [
-                f"{hold.actor} placed a hold on {_target(hold.target)} at {_at(hold.placed_at)}, "
+                f"{hold.actor} placed a hold on {_target(hold.target)} at {utc(hold.placed_at)}, "
                 f"{until}.",
                 f"Reason: {hold.reason}",
                 f"Paused: {_names(_held_by(seen, hold))}.",
@@ -118,7 +118,7 @@ def hold_released(what: str, hold: Hold | None) -> Text:
     target = _target(hold.target)
     return Text(
         f"{target} is not held by {hold.actor} any more",
-        f"The hold of {hold.actor} on {target} ({hold.reason}) {how} at {_at(hold.released_at)}.\n"
+        f"The hold of {hold.actor} on {target} ({hold.reason}) {how} at {utc(hold.released_at)}.\n"
         "What no other hold covers goes on.",
     )
 
@@ -129,7 +129,7 @@ def hold_expires(seen: Situation, hold: Hold) -> Text:
     target = _target(hold.target)
     return Text(
         f"the hold on {target} ends in {length(hold.expires_at - seen.now)}",
-        f"The hold of {hold.actor} on {target} ({hold.reason}) ends at {_at(hold.expires_at)}.\n"
+        f"The hold of {hold.actor} on {target} ({hold.reason}) ends at {utc(hold.expires_at)}.\n"
         f"Paused by it: {_names(_held_by(seen, hold))}.\n"
         f"To keep it longer: tidegate hold {_words(hold.target)} --reason ... --for ...",
     )
@@ -142,7 +142,7 @@ def hold_old(seen: Situation, hold: Hold) -> Text:
     return Text(
         f"{target} is held for {length(seen.now - hold.placed_at)}",
         f"{'Its breaker' if is_breakers else hold.actor} holds {target} since "
-        f"{_at(hold.placed_at)}: {hold.reason}\n"
+        f"{utc(hold.placed_at)}: {hold.reason}\n"
         f"Paused by it: {_names(_held_by(seen, hold))}.\n"
         + (
             f"Is the service still there? More: tidegate why {shlex.quote(hold.target.name)}"
@@ -169,7 +169,7 @@ def in_doubt(run: str, records: int, since: datetime) -> Text:
     return Text(
         f"{what} of {run} in doubt",
         f"{what} of {run} may or may not have reached the service: the attempt was cut off, "
-        f"{_at(since)}.\n"
+        f"{utc(since)}.\n"
         "The next attempt sends them again with the same idempotency key.\n"
         f"Which they are: tidegate runs show {shlex.quote(run)}",
     )
@@ -189,7 +189,7 @@ def does_not_resume(campaign: str, runs: int, since: datetime) -> Text:
     what = "1 paused run" if runs == 1 else f"{runs} paused runs"
     return Text(
         f"{campaign} does not resume: {what}, and no hold",
-        f"{what} of {campaign}, paused since {_at(since)}, did not resume though nothing holds "
+        f"{what} of {campaign}, paused since {utc(since)}, did not resume though nothing holds "
         f"the campaign any more.\nMore: tidegate why {shlex.quote(campaign)}, tidegate doctor",
     )
 
@@ -198,7 +198,7 @@ def store_lost(since: datetime) -> Text:
     """Say that the store can't be reached."""
     return Text(
         "the store of Tidegate can't be reached",
-        f"The store can't be reached since {_at(since)}.\n"
+        f"The store can't be reached since {utc(since)}.\n"
         "Each process has its own breakers meanwhile; nothing is paused or resumed for the fleet, "
         "and runs wait before they take their next record.\n"
         "Why: tidegate doctor",
@@ -209,7 +209,7 @@ def store_back(since: datetime, now: datetime) -> Text:
     """Say that the store is back."""
     return Text(
         "the store of Tidegate is back",
-        f"The store could not be reached since {_at(since)}, for {length(now - since)}.",
+        f"The store could not be reached since {utc(since)}, for {length(now - since)}.",
     )
 
 
@@ -229,26 +229,13 @@ def test() -> Text:
     return Text("a test of Tidegate's alerts", "Messages reach this place. Nothing has happened.")
 
 
-def length(time: timedelta) -> str:
-    """Return a length of time for people.
-
-    Example:
-        >>> length(timedelta(minutes=12))
-        '12 min'
-    """
-    seconds = max(0, round(time.total_seconds()))
-    if seconds < 120:
-        return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
-
-
 def _state(circuit: Circuit | None) -> Iterable[str]:
     if circuit is None:
         return
     if circuit.state is BreakerState.OPEN and circuit.open_until is not None:
-        yield f"It is open, and tried again at {_at(circuit.open_until)} at the earliest."
+        yield f"It is open, and tried again at {utc(circuit.open_until)} at the earliest."
     else:
-        yield f"It is {str(circuit.state).replace('_', ' ')} since {_at(circuit.changed_at)}."
+        yield f"It is {str(circuit.state).replace('_', ' ')} since {utc(circuit.changed_at)}."
 
 
 def _pauses(seen: Situation, service: str) -> Iterable[str]:
@@ -285,10 +272,6 @@ def _words(target: Target) -> str:
     """A target as a command line has it; names are data, in a shell too."""
     kind = "run" if target.kind is TargetKind.CAMPAIGN_RUN else str(target.kind)
     return f"{kind} {shlex.quote(target.name)}" if target.name else kind
-
-
-def _at(time: datetime) -> str:
-    return f"{time:%F %T} UTC"
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from dagster_tidegate.api.problems import Code, Problem
 from dagster_tidegate.holds import Hold, Target
 from dagster_tidegate.store import holds
 from dagster_tidegate.views.shown import EffectShown, Held, HoldShown, Released
+from dagster_tidegate.wording import utc
 
 Check = Callable[[sa.Connection], Target]
 """Returns what is to be held or released, or refuses with a problem."""
@@ -29,7 +30,7 @@ def end_of(body: NewHold | NewHoldOnTarget, now: datetime) -> datetime | None:
     """
     ends_at = body.ends_at(now)
     if ends_at is not None and ends_at <= now:
-        raise Problem(Code.INVALID, f"expires_at: {ends_at:%F %T} UTC is over: it is {now:%F %T}")
+        raise Problem(Code.INVALID, f"expires_at: {utc(ends_at)} is over: it is {utc(now)}")
     return ends_at
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 import sqlalchemy as sa
 
@@ -17,6 +16,7 @@ from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.situation import CampaignSituation, Situation
 from dagster_tidegate.views.why import UnknownNameError, find
+from dagster_tidegate.wording import did_you_mean
 
 MOST_SUGGESTED_FROM = 1000
 _REFUSALS: Mapping[type[Exception], Code] = {
@@ -83,8 +83,8 @@ def run(
     if found is not None:
         return shape, found
     some = runs.newest(conn, campaign=campaign_name, limit=MOST_SUGGESTED_FROM)
-    close = get_close_matches(partition, [each.partition for each in some], n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "create it, or see the list of runs"
+    names = [each.partition for each in some]
+    hint = did_you_mean(partition, names, "create it, or see the list of runs")
     name = run_name(campaign_name, partition)
     raise Problem(
         Code.CAMPAIGN_RUN_NOT_FOUND, f"no campaign run is named {name!r}; {hint}", name=name

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.views.effects import Effect
 from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.wording import did_you_mean
 
 
 def tell_effects(found: Sequence[Effect], target: Target) -> None:
@@ -45,10 +45,7 @@ def note_unknown(seen: Situation, target: Target) -> None:
         return
     if name in known:
         return
-    if close := get_close_matches(name, known, n=3):
-        hint = f"did you mean {', '.join(close)}?"
-    else:
-        hint = f"it knows {', '.join(sorted(known)) or 'none'}"
+    hint = did_you_mean(name, known, f"it knows {', '.join(sorted(known)) or 'none'}")
     click.echo(output.text(f"note: the store knows no {thing} {name!r}; {hint}").plain, err=True)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dagster_tidegate.wording import shown
+from dagster_tidegate.wording import shown, utc
 
 COLOURS = {
     "closed": "green",
@@ -60,19 +60,9 @@ def status(value: str | None) -> Text:
     return text(value, COLOURS.get(str(value), ""))
 
 
-def length(time: timedelta) -> str:
-    """Return a length of time for people: `90 s`, `12 min`, `3 h`, `4 d`."""
-    seconds = int(time.total_seconds())
-    if seconds < 120:
-        return f"{seconds} s"
-    if seconds < 7200:
-        return f"{seconds // 60} min"
-    return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
-
-
 def moment(time: datetime | None) -> str:
     """Return a time for people; nothing for none."""
-    return "" if time is None else f"{time:%F %T} UTC"
+    return "" if time is None else utc(time)
 
 
 def print_json(value: object) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, ProgrammingError
 
 from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import UNREACHABLE, Store, default_url
+from dagster_tidegate.store.database import UNREACHABLE, Store, default_url, why_unreachable
 from dagster_tidegate.views import situation
 from dagster_tidegate.views.situation import Situation
 
@@ -74,8 +74,7 @@ def explained() -> Iterator[None]:
 
 def unreachable(error: Exception) -> str:
     """Return in one line that the store can't be reached, and why."""
-    why = error.orig if isinstance(error, DBAPIError) else error
-    return f"the store can't be reached: {' '.join(str(why).split())}"
+    return f"the store can't be reached: {why_unreachable(error)}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from difflib import get_close_matches
 
 import click
 from rich.progress_bar import ProgressBar
@@ -17,6 +16,7 @@ from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
 from dagster_tidegate.store.run_details import Progress, Record
 from dagster_tidegate.views.shown import RunDetailsShown, RunShown
+from dagster_tidegate.wording import did_you_mean, length
 
 BAR_WIDTH = 20
 TELLING = {RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
@@ -69,8 +69,7 @@ def list_(
             conn, campaign=campaign, statuses=wanted, by_change=True, limit=limit
         )
         if not found and campaign is not None and campaign not in seen.campaigns:
-            close = get_close_matches(campaign, seen.campaigns, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate campaigns'"
+            hint = did_you_mean(campaign, seen.campaigns, "see 'tidegate campaigns'")
             message = output.text(f"no campaign is named {campaign!r}; {hint}").plain
             raise click.ClickException(message)
     if as_json:
@@ -110,8 +109,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         run = stored.find(conn, campaign, partition)
         if run is None:
             found = stored.newest(conn, campaign=campaign, limit=1000)
-            close = get_close_matches(name, [each.name for each in found], n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see 'tidegate runs'"
+            hint = did_you_mean(name, [each.name for each in found], "see 'tidegate runs'")
             message = output.text(f"no campaign run is named {name!r}; {hint}").plain
             raise click.ClickException(message)
         details = run_details.details(conn, seen.now, run, limit=limit)
@@ -168,7 +166,7 @@ def _progress_cells(at: Progress | None, *, works: bool) -> list:
         f"{handled}/{'?' if at.total is None else at.total}",
         output.text(at.failed or "", "red"),
         f"{at.rate:.3g}/s" if works and at.rate else "",
-        output.length(timedelta(seconds=left)) if works and left is not None else "",
+        length(timedelta(seconds=left)) if works and left is not None else "",
     ]
 
 

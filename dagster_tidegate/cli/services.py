@@ -14,6 +14,7 @@ from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import numbers
 from dagster_tidegate.views.shown import ServiceDetails
+from dagster_tidegate.wording import length
 
 Policies = Mapping[str, Mapping[str, ServicePolicy]]
 """The policies of each service, by its name and then by the code location that has it."""
@@ -83,14 +84,14 @@ def _show_numbers(out: Console, found: Sequence[ServiceDetails], now: datetime) 
         table.add_row(
             output.text(each.name),
             output.status(each.state),
-            output.length(now - each.since) if each.since else "",
+            length(now - each.since) if each.since else "",
             output.text(why),
             str(seen.ok + seen.failed),
             output.text(seen.failed or "", "red"),
             str(seen.slow or ""),
-            output.length(now - seen.since) if seen.since else "",
+            length(now - seen.since) if seen.since else "",
             str(seen.workers or ""),
-            f"{output.length(now - seen.last_failed_at)} ago" if seen.last_failed_at else "",
+            f"{length(now - seen.last_failed_at)} ago" if seen.last_failed_at else "",
             str(seen.trips or ""),
         )
     out.print(table if found else "the store knows no service, and no code location has a policy")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import click
@@ -20,6 +19,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.shown import GateHealth, HoldShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import ObstacleKind, why
+from dagster_tidegate.wording import length, utc
 
 
 @click.command()
@@ -103,9 +103,9 @@ def render(seen: Situation, told: Counts) -> RenderableType:
         services.add_row(
             output.text(service.name),
             output.status(service.state),
-            output.length(seen.now - service.changed_at),
+            length(seen.now - service.changed_at),
             output.text(service.reason),
-            f"in {output.length(max(due - seen.now, timedelta(0)))}" if waits and due else "",
+            f"in {length(due - seen.now)}" if waits and due else "",
         )
     parts.append(services)
     campaigns = output.table("Campaigns", "campaign", "status", "runs", "why")
@@ -123,7 +123,7 @@ def render(seen: Situation, told: Counts) -> RenderableType:
             live.add_row(
                 output.text(hold.target),
                 output.text(hold.actor),
-                output.length(seen.now - hold.placed_at),
+                length(seen.now - hold.placed_at),
                 ends(hold),
                 output.text(hold.reason),
             )
@@ -187,7 +187,7 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
         with Live(console=console, auto_refresh=False, screen=True) as live:
 
             def show(seen: Situation, told: Counts) -> None:
-                note = Text(f"{seen.now:%F %T} UTC, every {interval_s:g} s; Ctrl-C ends", "dim")
+                note = Text(f"{utc(seen.now)}, every {interval_s:g} s; Ctrl-C ends", "dim")
                 live.update(Group(note, render(seen, told)), refresh=True)
 
             _repeat(

@@ -8,11 +8,12 @@ from typing import Any
 import click
 from alembic.util import CommandError
 
-from dagster_tidegate.cli.output import json_option, length, print_json
+from dagster_tidegate.cli.output import json_option, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
 from dagster_tidegate.cli.target import Duration
 from dagster_tidegate.store import compatibility, retention, schema
 from dagster_tidegate.store.database import shown_url
+from dagster_tidegate.wording import length
 
 
 @contextmanager

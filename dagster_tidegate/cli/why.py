@@ -17,6 +17,7 @@ from dagster_tidegate.views.shown import WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import Answer, UnknownNameError, Waiting, find, in_queue
 from dagster_tidegate.views.why import why as explain
+from dagster_tidegate.wording import length
 
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -78,7 +79,7 @@ def tell(answer: Answer, seen: Situation) -> None:
             if reason.being_tried:
                 until = "being tried now"
             elif reason.retry_at is not None and reason.retry_at > seen.now:
-                until = f"probed in {output.length(reason.retry_at - seen.now)}, then as it answers"
+                until = f"probed in {length(reason.retry_at - seen.now)}, then as it answers"
             elif reason.retry_at is not None:
                 until = "due to be probed"
             else:
@@ -87,7 +88,7 @@ def tell(answer: Answer, seen: Situation) -> None:
                 output.text(hold.target),
                 output.text(hold.actor),
                 output.text(hold.reason),
-                f"{output.moment(hold.placed_at)} ({output.length(seen.now - hold.placed_at)})",
+                f"{output.moment(hold.placed_at)} ({length(seen.now - hold.placed_at)})",
                 until,
             )
         out.print(table)

@@ -12,6 +12,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.heartbeats import PARTS
 from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.wording import utc
 from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
 
 SILENT_AFTER = timedelta(minutes=2)
@@ -292,7 +293,7 @@ def _daemons(facts: Facts) -> Iterator[Finding]:
     dead = [daemon for daemon in facts.daemons if not daemon.alive]
     if dead:
         last = max((daemon.last for daemon in dead if daemon.last), default=None)
-        since = "never" if last is None else f"last at {last:%F %T} UTC"
+        since = "never" if last is None else f"last at {utc(last)}"
         yield _error(
             "daemon_dead",
             ", ".join(daemon.name for daemon in dead),
@@ -306,7 +307,7 @@ def _daemons(facts: Facts) -> Iterator[Finding]:
             yield _warning(
                 "daemon_silent",
                 daemon.name,
-                f"its last heartbeat was at {daemon.last:%F %T} UTC: it is busy, or dead",
+                f"its last heartbeat was at {utc(daemon.last)}: it is busy, or dead",
                 "see that the process of dagster-daemon runs, and start it if it does not",
             )
         if daemon.alive and daemon.error is not None:

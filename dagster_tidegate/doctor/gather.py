@@ -13,7 +13,7 @@ from dagster_tidegate import workspace
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import numbers, schema
-from dagster_tidegate.store.database import Store, default_url, shown_url
+from dagster_tidegate.store.database import Store, default_url, shown_url, why_unreachable
 from dagster_tidegate.views import situation
 from dagster_tidegate.workspace import WorkspaceError
 
@@ -71,7 +71,7 @@ def look_at_store(url: str | None) -> StoreFacts:
     except schema.SchemaError as error:
         return StoreFacts(shown, refusal=str(error))
     except SQLAlchemyError as error:
-        return StoreFacts(shown, error=" ".join(str(getattr(error, "orig", error)).split()))
+        return StoreFacts(shown, error=why_unreachable(error))
     finally:
         store.dispose()
 

@@ -22,6 +22,12 @@ UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """What SQLAlchemy raises when the database can't be reached, or does not answer."""
 
 
+def why_unreachable(error: Exception) -> str:
+    """Return in one line why the database can't be reached."""
+    why = error.orig if isinstance(error, exc.StatementError) else error
+    return " ".join(str(why).split())
+
+
 def default_url() -> str:
     """Return the store's URL from `TIDEGATE_STORE_URL`, else a SQLite file in `DAGSTER_HOME`.
 

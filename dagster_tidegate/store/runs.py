@@ -12,6 +12,7 @@ from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
+from dagster_tidegate.wording import utc
 
 
 class MoveNotAllowedError(Exception):
@@ -467,10 +468,7 @@ def begin_attempt(
             run's attempt is over, or the ledger was deleted since the campaign run ended.
     """
     # Ops of one run may begin at the same moment: the second waits here, and finds the first's.
-    row = conn.execute(
-        sa.select(t.campaign_runs).where(t.campaign_runs.c.id == run.id).with_for_update()
-    ).one()
-    run = _run(row)
+    run = locked(conn, run.id)
     newest = latest_attempt(conn, run.id)
     if newest is not None and newest.dagster_run == dagster_run:
         if newest.ended_at is None:
@@ -495,7 +493,7 @@ def begin_attempt(
     if run.pruned_at is not None:
         raise AttemptRefusedError(
             f"{run.name} ended as {run.status}, and its ledger was deleted at "
-            f"{run.pruned_at:%F %T} UTC: every record would be done again. Use a new partition"
+            f"{utc(run.pruned_at)}: every record would be done again. Use a new partition"
         )
     number = run.attempt + 1
     conn.execute(

@@ -16,6 +16,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
+from dagster_tidegate.wording import utc
 
 STALE_AFTER = timedelta(seconds=60)
 """A part of the gate that has not finished its work for so long is stale."""
@@ -60,7 +61,7 @@ class StaleGate:
 
     def __str__(self) -> str:
         parts = ", ".join(self.parts)
-        since = f"at {self.last:%F %T} UTC" if self.last else "never, one of them"
+        since = f"at {utc(self.last)}" if self.last else "never, one of them"
         return f"the gate of {self.location} is stale: its sensors {parts} last finished {since}"
 
 

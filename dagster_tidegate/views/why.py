@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from enum import StrEnum
 
 from dagster_tidegate import holds as covers
@@ -13,6 +12,7 @@ from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.wording import did_you_mean, utc
 
 
 class UnknownNameError(LookupError):
@@ -274,7 +274,7 @@ def _canaries(seen: Situation, services: frozenset[str] | set[str]) -> Iterator[
             calls = f"{count} trial calls are under way" if count else "no trial call is under way"
             yield Obstacle(
                 ObstacleKind.CANARY,
-                f"{name} is half open since {circuit.changed_at:%F %T} UTC: one run, the canary, "
+                f"{name} is half open since {utc(circuit.changed_at)}: one run, the canary, "
                 f"or its probe tries it; {calls}",
             )
 
@@ -304,8 +304,8 @@ def _takeovers(
         if takeover.left_at is not None:
             yield Obstacle(
                 ObstacleKind.LEFT_TO_OPERATOR,
-                f"a person changed the limit of pool {takeover.name} at {takeover.left_at:%F %T} "
-                "UTC: the gate leaves it as it is",
+                f"a person changed the limit of pool {takeover.name} at "
+                f"{utc(takeover.left_at)}: the gate leaves it as it is",
             )
         elif held.isdisjoint(targets_of(services=need.services, campaign=need.campaign)):
             back_to = "no limit" if takeover.former == "unset" else takeover.former
@@ -322,11 +322,10 @@ def _unknown(seen: Situation, name: str, kind: TargetKind | None) -> str:
         *(seen.campaigns if kind is not TargetKind.SERVICE else ()),
     }
     thing = "service, campaign or campaign run" if kind is None else kind.replace("_", " ")
-    close = get_close_matches(name.partition("/")[0], known, n=3)
-    if close:
-        hint = f"did you mean {', '.join(close)}?"
-    elif known:
-        hint = f"known are {', '.join(sorted(known)[:20])}"
-    else:
-        hint = "the store knows none yet: a gate tells it of them with its first tick"
+    otherwise = (
+        f"known are {', '.join(sorted(known)[:20])}"
+        if known
+        else "the store knows none yet: a gate tells it of them with its first tick"
+    )
+    hint = did_you_mean(name.partition("/")[0], known, otherwise)
     return f"no {thing} is named {name!r}; {hint}"
