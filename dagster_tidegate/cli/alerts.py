@@ -24,13 +24,7 @@ def alerts() -> None:
 
 
 @alerts.command("list")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="How many at most, the newest.",
-)
+@output.limit_option("How many at most, the newest.")
 @output.json_option
 @url_option
 def list_alerts(limit: int, as_json: bool, url: str | None) -> None:

@@ -1,9 +1,7 @@
 """`tidegate config`: the settings that are in force, and where each comes from."""
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dagster_tidegate.cli import output
+from dagster_tidegate.cli.deployment import WORKSPACE_FILE, loaded
 from dagster_tidegate.cli.reading import url_option, use_local_home
 from dagster_tidegate.settings import (
     GROUPS,
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 @click.option(
     "--workspace",
     "-w",
-    type=click.Path(dir_okay=False, resolve_path=True, path_type=Path),
+    type=WORKSPACE_FILE,
     help="A workspace file: what its code locations configure is shown, too. This takes seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@output.json_option
 @url_option
 def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
     """Show the settings that are in force here, and where each comes from.
@@ -54,13 +54,14 @@ def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
     locations = {} if workspace is None else _locations(workspace)
     store = _store(url)
     if as_json:
-        document = {
-            "settings": _by_name(found),
-            "locations": {name: _by_name(resource) for name, resource in locations.items()},
-            "store": store,
-            "problems": problems,
-        }
-        click.echo(json.dumps(document))
+        output.print_json(
+            {
+                "settings": _by_name(found),
+                "locations": {name: _by_name(resource) for name, resource in locations.items()},
+                "store": store,
+                "problems": problems,
+            }
+        )
     else:
         console = Console(highlight=False, soft_wrap=True)
         _print(console, "setting", found)
@@ -85,8 +86,6 @@ def _store(url: str | None) -> str | None:
 
 def _locations(path: Path) -> dict[str, list[Effective]]:
     """Return what each code location configures, by its name."""
-    from dagster_tidegate.cli.deployment import loaded
-
     with loaded(path) as (_, workspace):
         return {location.name: _resource(location) for location in workspace.locations()}
 
@@ -109,8 +108,8 @@ def _resource(location: "LocationCode") -> list[Effective]:
     ]
 
 
-def _by_name(found: Sequence[Effective]) -> dict[str, dict[str, str | None]]:
-    return {each.variable: asdict(each) for each in found}
+def _by_name(found: Sequence[Effective]) -> dict[str, Effective]:
+    return {each.variable: each for each in found}
 
 
 def _print(console: Console, title: str, found: Sequence[Effective]) -> None:

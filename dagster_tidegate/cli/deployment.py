@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
     from dagster_tidegate.workspace import Workspace
 
+WORKSPACE_FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+"""Whether the file is there is for the command to say: some can do without."""
+
 
 def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the option that names the workspace file."""
     return click.option(
         "--workspace",
         "-w",
-        type=click.Path(dir_okay=False, resolve_path=True, path_type=Path),
+        type=WORKSPACE_FILE,
         default="workspace.yaml",
         show_default=True,
         help="The workspace file of the deployment.",

@@ -21,13 +21,7 @@ from dagster_tidegate.store.events import EventKind
     help="Only changes of this kind; may be given more than once.",
 )
 @click.option("--since", type=Duration(), help="Only changes of the last 30m, 2h, 7d.")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=50,
-    show_default=True,
-    help="How many at most, the newest.",
-)
+@output.limit_option("How many at most, the newest.")
 @output.json_option
 @url_option
 def history(

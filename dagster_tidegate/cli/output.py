@@ -1,7 +1,7 @@
 """How the commands show what they found: tables for people, JSON for programs."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import Any
@@ -36,6 +36,21 @@ WIDTH_ELSEWHERE = 200
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def limit_option(
+    what: str, *, default: int = 50, most: int = 100_000
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that says how many things a command shows at most.
+
+    Args:
+        what: Its help.
+        default: How many, where it is not said.
+        most: How many it can say.
+    """
+    return click.option(
+        "--limit", type=click.IntRange(1, most), default=default, show_default=True, help=what
+    )
+
+
 def console() -> Console:
     """Return where a command prints."""
     found = Console(highlight=False)
@@ -65,14 +80,9 @@ def moment(time: datetime | None) -> str:
     return "" if time is None else utc(time)
 
 
-def print_json(value: object) -> None:
-    """Print a value as JSON; times are ISO 8601, in UTC."""
-    click.echo(json.dumps(_plain(value), indent=2))
-
-
-def json_line(value: object) -> str:
-    """Return a value as JSON on one line."""
-    return json.dumps(_plain(value))
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print a value as JSON; times are ISO 8601, in UTC. Without an indent it is one line."""
+    click.echo(json.dumps(_plain(value), indent=indent))
 
 
 def _plain(value: Any) -> Any:

@@ -50,13 +50,7 @@ def runs() -> None:
     type=click.Choice([status.value for status in RunStatus]),
     help="Only those that have this status; may be given more than once.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 10_000),
-    default=50,
-    show_default=True,
-    help="How many at most, those that changed last.",
-)
+@output.limit_option("How many at most, those that changed last.", most=10_000)
 @output.json_option
 @url_option
 def list_(
@@ -93,13 +87,7 @@ def list_(
 
 @runs.command()
 @click.argument("name", metavar="CAMPAIGN/PARTITION", type=NAME)
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 100_000),
-    default=20,
-    show_default=True,
-    help="How many records of each kind are listed at most.",
-)
+@output.limit_option("How many records of each kind are listed at most.", default=20)
 @output.json_option
 @url_option
 def show(name: str, limit: int, as_json: bool, url: str | None) -> None:

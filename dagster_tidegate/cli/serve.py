@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from dagster_tidegate.cli.deployment import WORKSPACE_FILE
 from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.settings import ServeSettings, SettingsError, load
 from dagster_tidegate.store.database import SERVER_CONNECTIONS
@@ -19,7 +20,7 @@ WORKSPACE = Path("workspace.yaml")
 @click.option(
     "--workspace",
     "-w",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    type=WORKSPACE_FILE,
     help="The workspace file; workspace.yaml by default.",
 )
 @click.option("--path-prefix", "-l", help="Path below which everything is served: /dagster.")

@@ -182,7 +182,7 @@ def run_counts(runs: Any) -> str:
 def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
     console = Console(highlight=False)
     if as_json:
-        _repeat(store, interval_s, lambda *read: click.echo(output.json_line(as_dict(*read))))
+        _repeat(store, interval_s, lambda *read: output.print_json(as_dict(*read), indent=None))
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False, screen=True) as live:
 
