@@ -37,6 +37,9 @@ from dagster_tidegate.instance import PART_TAG, Dagster
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.wording import did_you_mean
 
+Policies = Mapping[str, Mapping[str, ServicePolicy]]
+"""The policies of each service, by its name and then by the code location that has it."""
+
 # As dagster-webserver has them.
 STATEMENT_TIMEOUT_MS = 15_000
 POOL_RECYCLE_S = 3600
@@ -120,9 +123,29 @@ class SensorCode:
     error: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResourceCode:
+    """What the `BreakerResource` of a code location says.
+
+    Attributes:
+        reaches_breakers: Keys of the resources through which an op reaches the breakers: the
+            `BreakerResource`, and those that have it within them.
+        policies: The policies of the services, by name.
+        policy_error: Why the policies can't be read from outside; None if they can.
+        store_url: The store that it names; None where the environment does.
+        drain_timeout_s: What it says of it; None where it says nothing.
+    """
+
+    reaches_breakers: frozenset[str] = frozenset()
+    policies: Mapping[str, ServicePolicy] = field(default_factory=dict)
+    policy_error: str | None = None
+    store_url: str | None = None
+    drain_timeout_s: float | None = None
+
+
 @dataclass(frozen=True)
-class LocationCode:
-    """What a code location holds.
+class LocationCode(ResourceCode):
+    """What a code location holds, with what its `BreakerResource` says.
 
     Attributes:
         name: Its name.
@@ -130,12 +153,6 @@ class LocationCode:
         dagster_version: The version of Dagster that it runs with, where it tells.
         sensors: The sensors of the gate that are in it.
         jobs: The ops of each job, by its name.
-        reaches_breakers: Keys of the resources through which an op reaches the breakers: the
-            `BreakerResource`, and those that have it within them.
-        policies: The policies of the services, by name.
-        policy_error: Why the policies can't be read from outside; None if they can.
-        store_url: The store that its `BreakerResource` names; None where the environment does.
-        drain_timeout_s: What its `BreakerResource` says of it; None where it says nothing.
     """
 
     name: str
@@ -143,11 +160,6 @@ class LocationCode:
     dagster_version: str | None = None
     sensors: Sequence[SensorCode] = ()
     jobs: Mapping[str, Sequence[OpCode]] = field(default_factory=dict)
-    reaches_breakers: frozenset[str] = frozenset()
-    policies: Mapping[str, ServicePolicy] = field(default_factory=dict)
-    policy_error: str | None = None
-    store_url: str | None = None
-    drain_timeout_s: float | None = None
 
 
 def settings(instance: dg.DagsterInstance) -> Settings:
@@ -196,8 +208,7 @@ class Workspace:
         found = []
         for name, entry in self._context.get_code_location_entries().items():
             if entry.code_location is None:
-                error = entry.load_error
-                found.append(LocationCode(name, error=_innermost(error) or "it is not loaded"))
+                found.append(LocationCode(name, error=_why_not_loaded(entry.load_error)))
                 continue
             try:
                 found.append(self._location(name, entry.code_location))
@@ -367,13 +378,20 @@ class Workspace:
                 "see its page"
             )
 
-    def policies(self) -> Mapping[str, Mapping[str, ServicePolicy]]:
-        """Return the policies of each service, by its name and the code location that has it."""
+    def policies(self) -> tuple[Policies, Mapping[str, str]]:
+        """Return the policies, and by code location why some can't be read."""
         found: dict[str, dict[str, ServicePolicy]] = {}
-        for location in self.locations():
-            for service, policy in location.policies.items():
-                found.setdefault(service, {})[location.name] = policy
-        return found
+        troubles: dict[str, str] = {}
+        for name, entry in self._context.get_code_location_entries().items():
+            if entry.code_location is None:
+                troubles[name] = _why_not_loaded(entry.load_error)
+                continue
+            resource = _resource(entry.code_location)
+            if resource.policy_error is not None:
+                troubles[name] = resource.policy_error
+            for service, policy in resource.policies.items():
+                found.setdefault(service, {})[name] = policy
+        return found, troubles
 
     def _find(self, job: str, location: str | None) -> tuple[CodeLocation, RemoteRepository]:
         found, errors = [], []
@@ -399,9 +417,6 @@ class Workspace:
     def _location(self, name: str, location: CodeLocation) -> LocationCode:
         sensors: list[SensorCode] = []
         jobs: dict[str, Sequence[OpCode]] = {}
-        reach: set[str] = set()
-        policies: dict[str, ServicePolicy] = {}
-        policy_error = store_url = drain_timeout_s = None
         for repository in location.get_repositories().values():
             sensors += [
                 self._sensor(sensor)
@@ -415,30 +430,13 @@ class Workspace:
                 jobs[job.name] = [
                     OpCode(op.name, op.pool, frozenset(op.required_resource_keys)) for op in ops
                 ]
-            resources = {resource.name: resource for resource in repository.get_resources()}
-            for key, resource in resources.items():
-                if not _is_breakers(resource):
-                    continue
-                reach |= _with_parents(key, resources)
-                try:
-                    for policy in _policies(resource):
-                        policies[policy.name] = policy
-                except (ValueError, TypeError) as error:
-                    policy_error = f"resource {key}: {error}"
-                store_url = store_url or _text(resource, "store_url")
-                if drain := _text(resource, "drain_timeout_s", raw=True):
-                    drain_timeout_s = float(drain)
         versions = location.get_dagster_library_versions() or {}
         return LocationCode(
             name=name,
             dagster_version=versions.get("dagster"),
             sensors=sensors,
             jobs=jobs,
-            reaches_breakers=frozenset(reach),
-            policies=policies,
-            policy_error=policy_error,
-            store_url=store_url,
-            drain_timeout_s=drain_timeout_s,
+            **vars(_resource(location)),
         )
 
     def _sensor(self, sensor: RemoteSensor) -> SensorCode:
@@ -560,6 +558,37 @@ def _reaching(job: str) -> Iterator[None]:
     except dg.DagsterError as error:
         said = str(error).partition("\n")[0] or type(error).__name__
         raise LaunchError(f"Dagster can't launch {job}: {said}") from error
+
+
+def _resource(location: CodeLocation) -> ResourceCode:
+    reach: set[str] = set()
+    policies: dict[str, ServicePolicy] = {}
+    policy_error = store_url = drain_timeout_s = None
+    for repository in location.get_repositories().values():
+        resources = {resource.name: resource for resource in repository.get_resources()}
+        for key, resource in resources.items():
+            if not _is_breakers(resource):
+                continue
+            reach |= _with_parents(key, resources)
+            try:
+                for policy in _policies(resource):
+                    policies[policy.name] = policy
+            except (ValueError, TypeError) as error:
+                policy_error = f"resource {key}: {error}"
+            store_url = store_url or _text(resource, "store_url")
+            if drain := _text(resource, "drain_timeout_s", raw=True):
+                drain_timeout_s = float(drain)
+    return ResourceCode(
+        reaches_breakers=frozenset(reach),
+        policies=policies,
+        policy_error=policy_error,
+        store_url=store_url,
+        drain_timeout_s=drain_timeout_s,
+    )
+
+
+def _why_not_loaded(error: SerializableErrorInfo | None) -> str:
+    return _innermost(error) or "it is not loaded"
 
 
 def _is_breakers(resource: RemoteResource) -> bool:

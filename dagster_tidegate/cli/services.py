@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -16,8 +17,8 @@ from dagster_tidegate.store import numbers
 from dagster_tidegate.views.shown import ServiceDetails
 from dagster_tidegate.wording import length
 
-Policies = Mapping[str, Mapping[str, ServicePolicy]]
-"""The policies of each service, by its name and then by the code location that has it."""
+if TYPE_CHECKING:
+    from dagster_tidegate.workspace import Policies
 
 
 @click.command()
@@ -60,16 +61,12 @@ def services(
         _show_rules(out, policies)
 
 
-def _policies(path: Path) -> Policies:
-    found: dict[str, dict[str, ServicePolicy]] = {}
+def _policies(path: Path) -> "Policies":
     with loaded(path) as (_, workspace):
-        for location in workspace.locations():
-            trouble = location.error or location.policy_error
-            if trouble is not None:
-                note = f"note: code location {location.name}: {trouble}"
-                click.echo(output.text(note).plain, err=True)
-            for service, policy in location.policies.items():
-                found.setdefault(service, {})[location.name] = policy
+        found, troubles = workspace.policies()
+    for location, trouble in troubles.items():
+        note = f"note: code location {location}: {trouble}"
+        click.echo(output.text(note).plain, err=True)
     return found
 
 
@@ -97,7 +94,7 @@ def _show_numbers(out: Console, found: Sequence[ServiceDetails], now: datetime) 
     out.print(table if found else "the store knows no service, and no code location has a policy")
 
 
-def _show_rules(out: Console, policies: Policies) -> None:
+def _show_rules(out: Console, policies: "Policies") -> None:
     table = output.table("Policies", "service", "trips at", "then waits", "is tried by", "ramp")
     for name, by_location in sorted(policies.items()):
         for where, policy in by_location.items():

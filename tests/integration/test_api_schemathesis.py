@@ -39,8 +39,8 @@ class Anything:
     def terminate(self, *_: object) -> list[str]:
         return []
 
-    def policies(self) -> dict[str, object]:
-        return {}
+    def policies(self) -> tuple[dict[str, object], dict[str, str]]:
+        return {}, {}
 
 
 @pytest.fixture(scope="module")

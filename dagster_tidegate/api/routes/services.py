@@ -1,5 +1,7 @@
 """Services and their breakers."""
 
+from collections.abc import Mapping
+
 import sqlalchemy as sa
 from fastapi import APIRouter
 
@@ -152,7 +154,8 @@ def _dependent(
     return found
 
 
-def _policies(here: Context, service: str) -> dict[str, ServicePolicy] | None:
+def _policies(here: Context, service: str) -> Mapping[str, ServicePolicy] | None:
     if here.open_workspace is None:
         return None
-    return dict(here.open_workspace().policies().get(service, {}))
+    policies, _ = here.open_workspace().policies()
+    return policies.get(service, {})
