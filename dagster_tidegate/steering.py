@@ -199,24 +199,21 @@ def release(
         force: Release the breaker's own hold too, and close the breaker.
 
     Returns:
-        The holds that were released.
+        The holds that were released, as they are now.
 
     Raises:
         NotYourHoldError: If only a breaker holds it, and not `force`.
     """
-    released: list[Hold] = []
-    if force:
-        here = holds.live_on(conn, now, target)
-        released = [hold for hold in here if hold.source is HoldSource.BREAKER]
-    if released:
-        breakers.close(conn, now, target.name, actor=actor)
+    here = holds.live_on(conn, now, target) if force else ()
+    by_breaker = any(hold.source is HoldSource.BREAKER for hold in here)
+    released = breakers.close(conn, now, target.name, actor=actor) if by_breaker else []
     return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
 
 
 def release_one(
     conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
-) -> bool:
-    """Release one hold; False where it is over already.
+) -> None:
+    """Release one hold; nothing happens where it is over already.
 
     Args:
         conn: A connection of the store that writes.
@@ -231,7 +228,7 @@ def release_one(
     holds.expire(conn, now)
     current = holds.get(conn, hold.id)
     if current is None or not current.live(now):
-        return False
+        return
     if current.source is HoldSource.BREAKER:
         if not force:
             raise holds.NotYourHoldError(
@@ -239,9 +236,8 @@ def release_one(
                 "release it anyway"
             )
         breakers.close(conn, now, current.target.name, actor=actor)
-        return True
-    holds.end(conn, now, current, actor=actor, by_force=False)
-    return True
+    else:
+        holds.end(conn, now, [current], actor=actor)
 
 
 def start(

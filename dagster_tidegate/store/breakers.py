@@ -10,7 +10,6 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.circuit import Circuit, Tally
@@ -25,6 +24,7 @@ from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.upsert import insert, insert_on
 
 ACTOR = "breaker"
 """Who places the breaker's own holds."""
@@ -34,8 +34,8 @@ PRUNED_AT_ONCE = 1000
 def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
     """Give each service that is new a closed breaker."""
     for name in names:
-        insert = _insert(conn.dialect.name, t.services).values(name=name, changed_at=now)
-        conn.execute(insert.on_conflict_do_nothing())
+        new = insert(conn, t.services).values(name=name, changed_at=now)
+        conn.execute(new.on_conflict_do_nothing())
 
 
 def read(conn: sa.Connection) -> dict[str, Circuit]:
@@ -218,25 +218,27 @@ def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Ci
     return _keep(conn, now, name, by=None, until=None, actor=actor)
 
 
-def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Circuit:
+def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
     """Close a breaker by hand, and release its own hold by force. A closed one stays as it is.
+
+    Returns:
+        Its holds that were released, as they are now.
 
     Raises:
         LookupError: If the store has no such service.
     """
     before = read_one(conn, name, lock=True)
     after = machine.closed(before, now)
-    _end_hold(conn, now, name, actor=actor)
+    ended = _end_hold(conn, now, name, actor=actor)
     if after is not before:
         change(conn, now, before, after, actor=actor)
-    return after
+    return ended
 
 
-def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> None:
-    target = Target(TargetKind.SERVICE, name)
-    for hold in holds.live(conn, now):
-        if hold.target == target and hold.source == HoldSource.BREAKER:
-            holds.end(conn, now, hold, actor=actor, by_force=actor != ACTOR)
+def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
+    here = holds.live_on(conn, now, Target(TargetKind.SERVICE, name))
+    its_own = [hold for hold in here if hold.source is HoldSource.BREAKER]
+    return holds.end(conn, now, its_own, actor=actor, by_force=actor != ACTOR)
 
 
 def take_trial(
@@ -457,17 +459,12 @@ def _keep(
     return read_one(conn, name)
 
 
-def _insert(dialect: str, table: sa.Table) -> Any:
-    """An INSERT that can say what to do on a conflict; both databases spell it the same."""
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
-
-
 @cache
 def _add(dialect: str) -> Any:
-    insert = _insert(dialect, t.outcomes)
-    told = insert.excluded
+    new = insert_on(dialect, t.outcomes)
+    told = new.excluded
     kept = t.outcomes.c
-    return insert.on_conflict_do_update(
+    return new.on_conflict_do_update(
         index_elements=["service", "bucket", "worker", "generation"],
         set_={
             "ok": kept.ok + told.ok,
@@ -497,15 +494,7 @@ def _circuit(row: sa.Row) -> Circuit:
 
 
 def _hold(row: sa.Row) -> Hold:
-    return Hold(
-        id=row.hold_id,
-        target=Target(TargetKind(row.hold_target_kind), row.hold_target_name),
-        source=HoldSource(row.hold_source),
-        reason=row.hold_reason,
-        actor=row.hold_actor,
-        placed_at=row.hold_placed_at,
-        expires_at=row.hold_expires_at,
-    )
+    return holds.made(**{c.name: getattr(row, f"hold_{c.name}") for c in t.holds.c})
 
 
 def _read(*more: sa.ColumnElement) -> sa.CompoundSelect:

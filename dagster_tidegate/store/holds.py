@@ -113,7 +113,6 @@ def release(
     *,
     source: HoldSource,
     actor: str,
-    force: bool = False,
 ) -> list[Hold]:
     """Release the live holds of `source` on `target`. Releasing what is not held is harmless.
 
@@ -123,52 +122,60 @@ def release(
         target: What to let go.
         source: Who releases: the breaker, or an operator.
         actor: The name of who releases, for the record.
-        force: Also release holds of the other source; not the breaker's, which
-            `store.breakers.close` releases with the breaker.
 
     Returns:
-        The holds that were released.
+        The holds that were released, as they are now.
 
     Raises:
-        NotYourHoldError: If only holds of the other source are on the target, and not `force`;
-            or if `force` would leave a breaker open without its hold.
+        NotYourHoldError: If only holds of the other source are on the target.
     """
     expire(conn, now, target)
     live_here = live_on(conn, now, target)
-    mine = [hold for hold in live_here if force or hold.source == source]
+    mine = [hold for hold in live_here if hold.source == source]
     if live_here and not mine:
         others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_here)
         raise NotYourHoldError(f"{target} is held by {others}; use force to release it anyway")
-    for hold in mine:
-        if hold.source == HoldSource.BREAKER and source != HoldSource.BREAKER:
-            raise NotYourHoldError(
-                f"{target} is held by {hold.actor} ({hold.reason}), and without that its breaker "
-                "would stay open: release it with store.breakers.close"
-            )
-    for hold in mine:
-        end(conn, now, hold, actor=actor, by_force=hold.source != source)
-    return mine
+    return end(conn, now, mine, actor=actor)
 
 
-def end(conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, by_force: bool) -> None:
-    """Release one live hold, and record who did and whether it was another's."""
-    conn.execute(
-        t.holds.update()
-        .where(t.holds.c.id == hold.id, t.holds.c.released_at.is_(None))
-        .values(released_at=now, released_by=actor)
-    )
-    events.write(
-        conn,
-        now,
-        kind=EventKind.HOLD,
-        name=str(hold.target),
-        from_status="placed",
-        to_status="released_by_force" if by_force else "released",
-        reason=hold.reason,
-        actor=actor,
-        before=_as_recorded(hold),
-    )
-    push.notify(conn)
+def end(
+    conn: sa.Connection,
+    now: datetime,
+    held: Sequence[Hold],
+    *,
+    actor: str,
+    by_force: bool = False,
+) -> list[Hold]:
+    """Release live holds, and record who did and whether they were another's.
+
+    Returns:
+        Those that were released, as they are now; not what somebody else released just before.
+    """
+    ended = []
+    for hold in held:
+        row = conn.execute(
+            t.holds.update()
+            .where(t.holds.c.id == hold.id, t.holds.c.released_at.is_(None))
+            .values(released_at=now, released_by=actor)
+            .returning(t.holds)
+        ).one_or_none()
+        if row is None:
+            continue
+        ended.append(_hold(row))
+        events.write(
+            conn,
+            now,
+            kind=EventKind.HOLD,
+            name=str(hold.target),
+            from_status="placed",
+            to_status="released_by_force" if by_force else "released",
+            reason=hold.reason,
+            actor=actor,
+            before=_as_recorded(hold),
+        )
+    if ended:
+        push.notify(conn)
+    return ended
 
 
 def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> int:
@@ -206,7 +213,8 @@ def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> 
     return len(over)
 
 
-def _made(target_kind: str, target_name: str, source: str, **values: Any) -> Hold:
+def made(target_kind: str, target_name: str, source: str, **values: Any) -> Hold:
+    """Return the hold that a row is, of the values of its columns."""
     return Hold(
         target=Target(TargetKind(target_kind), target_name), source=HoldSource(source), **values
     )
@@ -214,7 +222,7 @@ def _made(target_kind: str, target_name: str, source: str, **values: Any) -> Hol
 
 UNRELEASED = Query(
     sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
-    _made,
+    made,
     order=lambda hold: (hold.placed_at, hold.id),
 )
 """The holds that nobody has released, the oldest first; the time of some may be over."""
@@ -254,4 +262,4 @@ def _as_recorded(hold: Hold) -> dict[str, Any]:
 
 
 def _hold(row: sa.Row) -> Hold:
-    return _made(**row._mapping)
+    return made(**row._mapping)

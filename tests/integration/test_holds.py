@@ -75,16 +75,19 @@ def test_the_breakers_hold_is_not_released_without_its_breaker(store: Store) -> 
     with pytest.raises(holds.NotYourHoldError, match=r"held by breaker \(503 x5\)"):
         release(store)
     assert len(live(store)) == 1
-    with pytest.raises(holds.NotYourHoldError, match=r"release it with store\.breakers\.close"):
-        release(store, force=True)
-    place(store)
-    with pytest.raises(holds.NotYourHoldError, match=r"would stay open"):
-        release(store, force=True)
-    assert len(live(store)) == 2
 
 
 def test_releasing_what_is_not_held_is_harmless(store: Store) -> None:
     assert release(store, EVERYTHING) == []
+
+
+def test_what_two_release_at_once_is_released_once(store: Store, clock) -> None:
+    hold = place(store)
+    [released] = release(store, actor="bo")
+    assert (released.id, released.released_at, released.released_by) == (hold.id, clock(), "bo")
+    with store.begin() as conn:
+        assert holds.end(conn, store.now(conn), [hold], actor="ana") == []  # as it was before
+    assert happened(store) == [("placed", "ana"), ("released", "bo")]
 
 
 def test_a_hold_ends_by_itself_and_the_record_says_so(store: Store, clock) -> None:

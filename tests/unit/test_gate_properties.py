@@ -447,9 +447,7 @@ class TheGate(RuleBasedStateMachine):
             self.recover(service)
         with self.store.begin() as conn:
             for hold in holds.live(conn, self.clock()):
-                holds.release(
-                    conn, self.clock(), hold.target, source=hold.source, actor="end", force=True
-                )
+                holds.release(conn, self.clock(), hold.target, source=hold.source, actor="end")
 
     def _all_is_as_it_was(self) -> None:
         with self.store.read() as conn:
