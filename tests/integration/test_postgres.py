@@ -3,7 +3,6 @@
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +14,8 @@ from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import compatibility, postgres, schema
 from dagster_tidegate.store.database import UNREACHABLE, Store
-
-
-class Down(Exception):
-    """The service is down."""
+from tests.failing import Down, fail
+from tests.waiting import wait_until
 
 
 class Proxy:
@@ -108,16 +105,9 @@ def test_a_call_does_not_wait_for_a_server_that_hangs(
     assert [type(error) for error in raised] == [Down]
     assert fleet.snapshot().degraded
     proxy.flows.set()
-    until = time.monotonic() + 60
-    while fleet.snapshot().degraded and time.monotonic() < until:
-        fleet.wait_for_change(1)
-    assert not fleet.snapshot().degraded
+    wait_until(lambda: not fleet.snapshot().degraded)
     fleet.close()
     store.dispose()
-
-
-def fail() -> None:
-    raise Down
 
 
 def test_a_statement_that_takes_too_long_counts_as_a_lost_store(
@@ -145,10 +135,7 @@ def test_a_transaction_of_a_machine_that_is_gone_ends(
     silent = gone.engine.connect()
     silent.execute(sa.text("SELECT 1"))
     with watching.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-        until = time.monotonic() + 60
-        while conn.scalar(open_ones) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert conn.scalar(open_ones) == 0
+        wait_until(lambda: conn.scalar(open_ones) == 0)
     silent.invalidate()
     for store in (gone, watching):
         store.dispose()

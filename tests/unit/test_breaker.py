@@ -17,14 +17,7 @@ from dagster_tidegate.hooks import CallFailed, CallRefused, CallsCounted, StateC
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from tests.conftest import Clock
-
-
-class Down(Exception):
-    """The service is down."""
-
-
-def fail() -> None:
-    raise Down
+from tests.failing import Down, fail, policy, trip
 
 
 def raise_(error: Exception) -> None:
@@ -46,15 +39,8 @@ def breaker(clock: Clock, events: list[Any]) -> Breaker:
 
 
 def make_breaker(clock: Clock, events: list[Any] | None = None, **fields: Any) -> Breaker:
-    policy = ServicePolicy(**{"name": "openai", "consecutive_failures": 3, "jitter": 0} | fields)
     hooks = [] if events is None else [events.append]
-    return Fleet(MemoryCircuits(clock=clock), [policy], hooks=hooks).breaker("openai")
-
-
-def trip(breaker: Breaker) -> None:
-    while breaker.circuit.state == BreakerState.CLOSED:
-        with suppress(Down, BreakerOpenError):
-            breaker.call(fail)
+    return Fleet(MemoryCircuits(clock=clock), [policy(**fields)], hooks=hooks).breaker("openai")
 
 
 # --- calls -------------------------------------------------------------------------------------

@@ -54,19 +54,12 @@ def test_every_event_is_documented(event: type):
     assert f"`{event.__name__}`" in DOCS
 
 
-def test_the_example_works(tmp_path: Path):
-    from dagster_tidegate.store.database import Store
-    from dagster_tidegate.store.tables import metadata
-
-    url = f"sqlite:///{tmp_path / 'tidegate.db'}"
-    store = Store(url)
-    metadata.create_all(store.engine)
+def test_the_example_works(sqlite_url: str):
     example = DOCS.partition("```python\n")[2].partition("```")[0]
     names: dict = {}
-    exec(example.replace("sqlite:////tmp/tidegate.db", url), names)
+    exec(example.replace("sqlite:////tmp/tidegate.db", sqlite_url), names)
     assert names["openai"]._admission.counts.totals()[0] == 2
     names["fleet"].close()
-    store.dispose()
 
 
 @pytest.mark.parametrize(

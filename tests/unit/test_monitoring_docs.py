@@ -80,7 +80,7 @@ def registry_of_the_fleet() -> CollectorRegistry:
                 updated_at=NOW,
             )
         )
-        alerts.raise_alert(conn, NOW, kind="trip", name="x", title="", body="", lasts=True)
+        alerts.raise_alert(conn, NOW, kind=AlertKind.TRIP, name="x", title="", body="", lasts=True)
         alerts.move_cursor(conn, NOW, seen=None, event=0)
     registry = CollectorRegistry()
     registry.register(FleetCollector(store))

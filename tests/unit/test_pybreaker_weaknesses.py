@@ -18,14 +18,7 @@ from dagster_tidegate.circuits import MemoryCircuits
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.policy import ServicePolicy
 from tests.conftest import Clock
-
-
-class Down(Exception):
-    """The service is down."""
-
-
-def fail() -> None:
-    raise Down
+from tests.failing import Down, fail
 
 
 def try_to(func: Callable[..., Any], *args: Any) -> None:

@@ -1,0 +1,28 @@
+"""A service that is down, and a breaker that it trips."""
+
+from contextlib import suppress
+from typing import Any
+
+from dagster_tidegate.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState
+
+
+class Down(Exception):
+    """The service is down."""
+
+
+def fail() -> None:
+    raise Down
+
+
+def policy(**fields: Any) -> ServicePolicy:
+    """A policy of openai that trips at the third failure in a row."""
+    return ServicePolicy(**{"name": "openai", "consecutive_failures": 3, "jitter": 0} | fields)
+
+
+def trip(breaker: Breaker) -> None:
+    """Call the service until its breaker is open."""
+    while breaker.circuit.state == BreakerState.CLOSED:
+        with suppress(Down, BreakerOpenError):
+            breaker.call(fail)
