@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.circuit import Circuit, Tally
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.outcomes import Outcome
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
@@ -131,7 +131,7 @@ class MemoryCircuits:
                     target=Target(TargetKind.SERVICE, circuit.name),
                     source=HoldSource.BREAKER,
                     reason=circuit.reason or str(circuit.state),
-                    actor="breaker",
+                    actor=SystemActor.BREAKER,
                     placed_at=circuit.opened_at or circuit.changed_at,
                 )
                 for number, circuit in enumerate(self.circuits.values(), start=1)

@@ -22,6 +22,17 @@ class HoldSource(StrEnum):
     OPERATOR = "operator"
 
 
+class SystemActor(StrEnum):
+    """Who changes things and is no person, in what is recorded; no person may have such a name."""
+
+    ANONYMOUS = "anonymous"  # who did not say
+    BREAKER = "breaker"
+    DAGSTER = "dagster"
+    EXPIRY = "expiry"
+    GATE = "gate"
+    UP = "tidegate up"
+
+
 @dataclass(frozen=True)
 class Target:
     """What a hold is placed on.

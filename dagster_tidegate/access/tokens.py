@@ -14,6 +14,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.access.identity import Role
+from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
@@ -25,8 +26,6 @@ SECRET_BYTES = 32
 LONGEST_NAME = 128
 SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{20,}}")
 """What looks like a token, whole or cut off."""
-TAKEN_NAMES = frozenset({"anonymous", "breaker", "dagster", "expiry", "gate", "tidegate up"})
-"""Names under which Tidegate itself changes things, or nobody in particular does."""
 
 
 class TokenError(Exception):
@@ -100,7 +99,7 @@ def create(
         checked(name, "name", LONGEST_NAME)
     except ValueError as error:
         raise TokenError(str(error)) from error
-    if name.casefold() in TAKEN_NAMES:
+    if name.casefold() in set(SystemActor):
         raise TokenError(f"{name!r} is what Tidegate itself is called in its records: use another")
     if expires_at is not None and expires_at <= now:
         raise TokenError(f"a token can't expire at {expires_at}: it is {now}")
@@ -109,7 +108,7 @@ def create(
     conn.execute(
         t.tokens.update()
         .where(t.tokens.c.name == name, *over)
-        .values(revoked_at=t.tokens.c.expires_at, revoked_by="expiry")
+        .values(revoked_at=t.tokens.c.expires_at, revoked_by=SystemActor.EXPIRY)
     )
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     row = conn.execute(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dagster_tidegate.circuit import Circuit
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.views.situation import CampaignSituation, Situation, StaleGate
 from dagster_tidegate.wording import length, shown, utc
@@ -114,7 +114,11 @@ def hold_released(what: str, hold: Hold | None) -> Text:
     """Say that a hold of which people were told is over."""
     if hold is None or hold.released_at is None:
         return Text(f"the hold on {what} is over", f"The hold on {what} is over.")
-    how = "expired" if hold.released_by == "expiry" else f"was released by {hold.released_by}"
+    how = (
+        "expired"
+        if hold.released_by == SystemActor.EXPIRY
+        else f"was released by {hold.released_by}"
+    )
     target = _target(hold.target)
     return Text(
         f"{target} is not held by {hold.actor} any more",

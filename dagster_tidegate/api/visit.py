@@ -14,12 +14,12 @@ from dagster_tidegate.access.identity import Identity
 from dagster_tidegate.access.origins import is_loopback, same_origin
 from dagster_tidegate.api import headers, login
 from dagster_tidegate.api.problems import Code, Problem
+from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.wording import LONGEST_ACTOR, checked, shown
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that only read."""
 ACTOR_HEADER = "x-tidegate-actor"
-ANONYMOUS = "anonymous"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 PROXY_VERSION = "1.0"
 """Of HTTP: proxies speak it that say nothing else of themselves, such as nginx as it comes."""
@@ -147,7 +147,7 @@ class Visit:
         """
         said = self.headers.get(ACTOR_HEADER)
         if said is None:
-            return ANONYMOUS
+            return SystemActor.ANONYMOUS.value  # plain: it becomes a tag in Dagster
         try:
             return checked(said.encode("latin-1").decode(), "actor", LONGEST_ACTOR)
         except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.campaign import Campaign
 from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.instance import (
     SUPERSEDED_TAG,
     RunChange,
@@ -25,7 +26,6 @@ from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 
-ACTOR = "dagster"
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
 OVERLAP = timedelta(seconds=10)
 # And with the clock of the machine that changed it, which may be behind the database's.
@@ -144,7 +144,9 @@ class Audit:
             now = gate.store.now(conn)
             reason = "Dagster has no run of it any more"
             return sum(
-                runs.move(conn, now, run, RunStatus.CANCELLED, reason=reason, actor=ACTOR)
+                runs.move(
+                    conn, now, run, RunStatus.CANCELLED, reason=reason, actor=SystemActor.DAGSTER
+                )
                 for run in gone
             )
 
@@ -259,7 +261,7 @@ def _follow(
         conn, now, run.job_name, partition_of(run), priority=campaign.priority
     )
     if _starts(campaign_run, run):
-        return runs.claim_start(conn, now, campaign_run, actor=ACTOR)
+        return runs.claim_start(conn, now, campaign_run, actor=SystemActor.DAGSTER)
     newest = runs.latest_attempt(conn, campaign_run.id)
     if attempt is None and newest is not None and newest.ended_at is None:
         return False  # another Dagster run works on it
@@ -288,7 +290,7 @@ def _follow(
         reason = f"Dagster run {run.run_id} is {run.status.value}"
         if status is RunStatus.PAUSED:
             reason += ": its process was told to end; it goes on by itself"
-        moved = runs.move(conn, now, current, status, reason=reason, actor=ACTOR)
+        moved = runs.move(conn, now, current, status, reason=reason, actor=SystemActor.DAGSTER)
         if not moved:
             return False
     return moved

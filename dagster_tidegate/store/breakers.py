@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from dagster_tidegate import circuit as machine
 from dagster_tidegate.circuit import Circuit, Tally
 from dagster_tidegate.circuits import Trial, TrialAnswer, free_slot
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.outcomes import Outcome
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
@@ -26,8 +26,6 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert, insert_on
 
-ACTOR = "breaker"
-"""Who places the breaker's own holds."""
 PRUNED_AT_ONCE = 1000
 
 
@@ -138,7 +136,12 @@ def read_back(
 
 
 def change(
-    conn: sa.Connection, now: datetime, before: Circuit, after: Circuit, *, actor: str = ACTOR
+    conn: sa.Connection,
+    now: datetime,
+    before: Circuit,
+    after: Circuit,
+    *,
+    actor: str = SystemActor.BREAKER,
 ) -> bool:
     """Put a breaker into its next state, with the hold, the event and the push that belong to it.
 
@@ -180,11 +183,13 @@ def change(
         actor=actor,
     )
     if after.state == BreakerState.CLOSED:
-        _end_hold(conn, now, after.name, actor=ACTOR)
+        _end_hold(conn, now, after.name, actor=SystemActor.BREAKER)
     else:
         reason = after.reason or str(after.state)
         target = Target(TargetKind.SERVICE, after.name)
-        holds.place(conn, now, target, source=HoldSource.BREAKER, reason=reason, actor=ACTOR)
+        holds.place(
+            conn, now, target, source=HoldSource.BREAKER, reason=reason, actor=SystemActor.BREAKER
+        )
     return True
 
 
@@ -238,7 +243,7 @@ def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[
 def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
     here = holds.live_on(conn, now, Target(TargetKind.SERVICE, name))
     its_own = [hold for hold in here if hold.source is HoldSource.BREAKER]
-    return holds.end(conn, now, its_own, actor=actor, by_force=actor != ACTOR)
+    return holds.end(conn, now, its_own, actor=actor, by_force=actor != SystemActor.BREAKER)
 
 
 def take_trial(

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
@@ -193,7 +193,7 @@ def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> 
     over = conn.execute(
         t.holds.update()
         .where(t.holds.c.released_at.is_(None), t.holds.c.expires_at <= now, *where)
-        .values(released_at=t.holds.c.expires_at, released_by="expiry")
+        .values(released_at=t.holds.c.expires_at, released_by=SystemActor.EXPIRY)
         .returning(t.holds)
     ).all()
     for row in over:
@@ -205,7 +205,7 @@ def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> 
             from_status="placed",
             to_status="expired",
             reason=row.reason,
-            actor="expiry",
+            actor=SystemActor.EXPIRY,
             before=_as_recorded(_hold(row)),
         )
     if over:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import run_name
+from dagster_tidegate.holds import SystemActor, run_name
 from dagster_tidegate.statuses import RUN_MOVES, RunStatus
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
@@ -106,7 +106,7 @@ def ensure(
     conn: sa.Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
 ) -> CampaignRun:
     """Return the campaign run of a partition; it is created as pending where it is new."""
-    create(conn, now, campaign, partition, priority=priority, actor="gate")
+    create(conn, now, campaign, partition, priority=priority, actor=SystemActor.GATE)
     run = find(conn, campaign, partition)
     assert run is not None  # inserted or found just above, and never deleted
     return run

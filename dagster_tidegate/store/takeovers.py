@@ -14,13 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
-
-ACTOR = "gate"
 
 # Values of a pool, besides numbers: no limit of its own, or one that follows the instance's.
 UNSET = "unset"
@@ -286,5 +285,5 @@ def _event(
         from_status=from_status,
         to_status=to_status,
         reason=reason,
-        actor=ACTOR,
+        actor=SystemActor.GATE,
     )

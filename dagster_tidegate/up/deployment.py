@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_tidegate.access import tokens
 from dagster_tidegate.access.identity import Role
-from dagster_tidegate.holds import EVERYTHING, HoldSource
+from dagster_tidegate.holds import EVERYTHING, HoldSource, SystemActor
 from dagster_tidegate.instance import Dagster
 from dagster_tidegate.store import holds, schema
 from dagster_tidegate.store.database import Store, default_url
@@ -31,7 +31,6 @@ READY_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.5
 PAUSE_TIMEOUT_S = 5.0
 TOKEN_LIFETIME = timedelta(days=30)
-ACTOR = "tidegate up"
 # Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
 # also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
 LOGS = Path("tidegate", "logs")
@@ -215,21 +214,23 @@ def upgrade_store(url: str) -> None:
 @contextmanager
 def _token() -> Iterator[str | None]:
     """Make a token for as long as this runs, where others have made some; else none is needed."""
-    store, name = Store(default_url()), f"{ACTOR} {uuid4().hex[:8]}"
+    store, name = Store(default_url()), f"{SystemActor.UP} {uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.callback(store.dispose)
         with store.begin() as conn:
             now, secret = store.now(conn), None
             if tokens.any_made(conn):
                 end = now + TOKEN_LIFETIME  # killed, nobody revokes it
-                _, secret = tokens.create(conn, now, name, Role.VIEWER, actor=ACTOR, expires_at=end)
+                _, secret = tokens.create(
+                    conn, now, name, Role.VIEWER, actor=SystemActor.UP, expires_at=end
+                )
                 stack.callback(_revoke, store, name)
         yield secret
 
 
 def _revoke(store: Store, name: str) -> None:
     with store.begin() as conn:
-        tokens.revoke(conn, store.now(conn), name, actor=ACTOR)
+        tokens.revoke(conn, store.now(conn), name, actor=SystemActor.UP)
 
 
 def _pause_work(
@@ -252,7 +253,7 @@ def _pause_work(
                 EVERYTHING,
                 source=HoldSource.OPERATOR,
                 reason="tidegate up is stopping",
-                actor=ACTOR,
+                actor=SystemActor.UP,
                 expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
             )
         until = time.monotonic() + PAUSE_TIMEOUT_S
