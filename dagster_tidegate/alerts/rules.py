@@ -200,18 +200,18 @@ class _Book:
 def _trips(book: _Book, seen: Seen) -> None:
     now = seen.situation.now
     for event in seen.events:
-        if event.kind != "service":
+        if not (event.opened or event.closed):
             continue
         topic = (AlertKind.TRIP, event.name)
         page = book.page(topic)
-        if event.to_status == BreakerState.CLOSED:
+        if event.closed:
             if page.live:
                 told_at = page.last_at if page.told else None
                 book.end(page, withdraw=False)
                 if page.told:
                     said = text.recovery(seen.situation, event.name, event.at, told_at)
                     book.tell((AlertKind.RECOVERY, event.name), said, lasts=False)
-        elif event.from_status == BreakerState.CLOSED and not page.live:
+        elif not page.live:
             if page.again == 0 and event.at > now - TOO_LATE and book.may_tell(page):
                 said = text.trip(seen.situation, event.name, event.at, event.reason)
                 book.tell(topic, said, lasts=True)

@@ -85,12 +85,10 @@ class Counters:
             events = self._reader.read(conn, after=self._last, limit=MOST_EVENTS)
             for event in events:
                 self._last = event.id
-                if event.kind != "service":
-                    continue
-                if event.to_status == BreakerState.CLOSED:
+                if event.closed:
                     if since := self._open_since.pop(event.name, None):
                         self._open_s[event.name] += max(0.0, (event.at - since).total_seconds())
-                elif event.from_status == BreakerState.CLOSED:
+                elif event.opened:
                     self.trips[event.name] += 1
                     self._open_since[event.name] = event.at
             if len(events) < MOST_EVENTS:

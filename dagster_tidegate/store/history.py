@@ -8,7 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 
 _NAMED = (TargetKind.SERVICE, TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
 
@@ -42,6 +44,16 @@ class Event:
     address: str | None = None
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether a breaker was closed before and is not now: a trip."""
+        return self.kind == EventKind.SERVICE and self.from_status == BreakerState.CLOSED
+
+    @property
+    def closed(self) -> bool:
+        """Whether a breaker is closed again."""
+        return self.kind == EventKind.SERVICE and self.to_status == BreakerState.CLOSED
 
 
 def read(

@@ -51,7 +51,6 @@ def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
         .where(
             e.kind == EventKind.SERVICE,
             e.from_status == BreakerState.CLOSED,
-            e.to_status == BreakerState.OPEN,
             e.at >= now - TRIPS_WITHIN,
         )
         .group_by(e.name)

@@ -24,6 +24,7 @@ from dagster_tidegate.store import breakers, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 from tests.conftest import Clock
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
@@ -184,7 +185,7 @@ def test_each_change_is_in_the_record(store: Store, clock: Clock):
     circuits.end_trial(rules, trial, Outcome.SUCCESS)
     with store.read() as conn:
         rows = conn.execute(
-            sa.select(t.events).where(t.events.c.kind == "service").order_by(t.events.c.id)
+            sa.select(t.events).where(t.events.c.kind == EventKind.SERVICE).order_by(t.events.c.id)
         ).all()
     assert [(r.from_status, r.to_status, r.reason, r.actor) for r in rows] == [
         ("closed", "open", "503 x3", "worker-1"),
@@ -215,8 +216,8 @@ def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
     assert (state(circuits), circuits.read([]).holds) == (CLOSED, ())
     assert released_by == "ann"
     assert [(e.kind, e.to_status, e.actor) for e in kept[-2:]] == [
-        ("hold", "released_by_force", "ann"),
-        ("service", "closed", "ann"),
+        (EventKind.HOLD, "released_by_force", "ann"),
+        (EventKind.SERVICE, "closed", "ann"),
     ]
 
 

@@ -30,7 +30,7 @@ from dagster_tidegate.opentelemetry_hook import OpenTelemetryHook
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.prometheus_hook import PrometheusHook
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import alerts, campaigns, heartbeats, holds
+from dagster_tidegate.store import alerts, campaigns, heartbeats, holds, numbers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.campaigns import CampaignShape
@@ -121,6 +121,10 @@ def test_breakers_and_calls_of_the_fleet(
     assert scrape("breaker_trips_total", service="mail") == 2
     assert scrape("breaker_open_seconds_total", service="mail") == 81 + 61
     assert Scrape(store)("breaker_trips_total", service="mail") == 0, "a new process counts anew"
+    fleet.breaker("mail").half_open()
+    assert scrape("breaker_trips_total", service="mail") == 3
+    with store.read() as conn:
+        assert numbers.read(conn, clock())["mail"].trips == 3
 
 
 def test_the_calls_of_the_fleet_are_counted_once_and_never_less(
