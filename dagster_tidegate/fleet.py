@@ -333,18 +333,15 @@ class Fleet:
         for event in events:
             self._emit(event)
 
-    def _make(self, before: Circuit, after: Circuit, actor: str | None = None) -> bool:
+    def _make(self, before: Circuit, after: Circuit) -> bool:
         """Make a change, unless somebody else was faster; either way know the result."""
-        actor = actor or self.worker
-        won, own = self._do(lambda circuits: circuits.change(before, after, actor))
-        self._after(before, after if won else before, actor, own)
+        won, own = self._do(lambda circuits: circuits.change(before, after, self.worker))
+        self._after(before, after if won else before, own)
         if not won:
             self.refresh()
         return won
 
-    def _after(
-        self, before: Circuit, after: Circuit, actor: str, own: MemoryCircuits | None
-    ) -> None:
+    def _after(self, before: Circuit, after: Circuit, own: MemoryCircuits | None) -> None:
         """Take over a change that this process made, and tell hooks and listeners."""
         if after is before:
             return
@@ -352,7 +349,7 @@ class Fleet:
         self.refresh()
         if after.generation == before.generation:
             return
-        self._emit(StateChanged(after.name, before, after, actor, degraded=own is not None))
+        self._emit(StateChanged(after.name, before, after, self.worker, degraded=own is not None))
         if breaker := self._breakers.get(after.name):
             breaker._state_changed(before, after)
 
@@ -367,7 +364,7 @@ class Fleet:
 
     def _take_trial(self, breaker: Breaker) -> TrialAnswer:
         answer, own = self._do(lambda circuits: circuits.take_trial(breaker.policy, self.worker))
-        self._after(answer.before, answer.after, self.worker, own)
+        self._after(answer.before, answer.after, own)
         if answer.after.generation != breaker._admission.circuit.generation:
             self.refresh()
         return answer
@@ -379,7 +376,7 @@ class Fleet:
             lambda circuits: circuits.end_trial(breaker.policy, trial, outcome, retry_at)
         )
         breaker._ask_at = float("-inf")
-        self._after(before, after, self.worker, own)
+        self._after(before, after, own)
         if before.generation != trial.generation:
             self.refresh()
 

@@ -1,4 +1,4 @@
-"""What a route says of who may use it: a parameter of the type `Viewer`, `Operator` or `Admin`.
+"""What a route says of who may use it: a parameter of the type `Viewer` or `Operator`.
 
 Who it is, `guard` found out before. The OpenAPI document has the role of each operation as the
 scope of its security requirement.
@@ -46,8 +46,6 @@ Viewer = Annotated[Identity, Security(_identified, scopes=[Role.VIEWER.value])]
 """Everybody who may use the API."""
 Operator = Annotated[Identity, Security(_identified, scopes=[Role.OPERATOR.value])]
 """Who may hold, release, start, pause, resume and cancel."""
-Admin = Annotated[Identity, Security(_identified, scopes=[Role.ADMIN.value])]
-"""Who may do everything."""
 
 
 def require_role(identity: Identity, needed: Role) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dagster_tidegate.statuses import BreakerState, RunStatus
 
+MOST_NAMED = 5
 TOLD_WITHIN_S = 1.0
 """How long after a trip a call may still arrive: it was under way, or its worker not yet told."""
 
@@ -301,6 +302,6 @@ def _seconds(start: datetime | None, end: datetime | None) -> float | None:
     return round((end - start).total_seconds(), 3)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + rest

@@ -18,7 +18,6 @@ class SandboxControl:
 
     Args:
         url: Its address, for example `http://127.0.0.1:8765`.
-        timeout_s: Seconds to wait for an answer.
 
     Example:
         ```python
@@ -28,10 +27,10 @@ class SandboxControl:
         ```
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         # An environment's proxy has no business between two processes of this machine.
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=5.0, trust_env=False)
 
     def __enter__(self) -> "SandboxControl":
         return self

@@ -151,7 +151,6 @@ class Children:
         *,
         timeout_s: float,
         waiting_for: str,
-        every_s: float = 0.1,
     ) -> None:
         """Wait until a condition holds, looking after the children meanwhile.
 
@@ -159,7 +158,6 @@ class Children:
             ready: The condition.
             timeout_s: How long to wait at most, seconds.
             waiting_for: Name of the child that the condition is about.
-            every_s: Time between two looks, seconds.
 
         Raises:
             ChildDiedError: If a child ended.
@@ -174,7 +172,7 @@ class Children:
                     f"{waiting_for} was not ready after {timeout_s:.0f} s. "
                     f"The end of {child.log}:\n{child.last_lines()}"
                 )
-            time.sleep(every_s)
+            time.sleep(0.1)
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """End all children and theirs: ask them to, and after `grace_s` seconds end them.
