@@ -16,8 +16,7 @@ from dagster_tidegate.api.problems import Code, responses
 from dagster_tidegate.api.routes.events import page_of_events
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.pools import needs
-from dagster_tidegate.store import breakers, campaigns, holds, numbers
+from dagster_tidegate.store import campaigns, numbers
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.views.shown import (
     EventShown,
@@ -128,7 +127,7 @@ def release_campaigns_of_service(
     with steering.writing(here.store, dry_run=dry_run) as conn:
         now = here.store.now(conn)
         released = [
-            holds.get(conn, hold.id) or hold
+            hold
             for shape in _dependent(here, conn, identity, service)
             for hold in steering.release(
                 conn, now, Target(TargetKind.CAMPAIGN, shape.name), actor=identity.name
@@ -143,12 +142,7 @@ def _dependent(
 ) -> list[CampaignShape]:
     """The campaigns that need a service; all of them may be steered."""
     lookup.service(here, conn, service)
-    known = {*breakers.read(conn), service}
-    found = [
-        shape
-        for shape in campaigns.read(conn)
-        if any(service in needs(pool, known).services for pool in shape.pools)
-    ]
+    found = [shape for shape in campaigns.read(conn) if shape.services({service})]
     for shape in found:
         require_owner(identity, shape)
     return found
