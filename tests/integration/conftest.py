@@ -1,12 +1,17 @@
-"""Commands, as the tests of the command line run them."""
+"""Commands, and Dagster deployments, of which a module has one for each kind of database."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
 
 from dagster_tidegate.cli import main
 from dagster_tidegate.store.database import Store
+from tests.new_stores import new_sqlite_url
+
+if TYPE_CHECKING:
+    from tests.integration.gate_deployment import Deployment
 
 Run = Callable[..., Result]
 
@@ -16,3 +21,49 @@ def run(store: Store) -> Run:
     """A function that runs a command on `store`."""
     url = store.url.render_as_string(hide_password=False)
     return lambda *arguments: CliRunner().invoke(main, [*arguments, "--url", url])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def module_database(request: pytest.FixtureRequest) -> str:
+    """Which kind of database; the tests of the module run once per kind."""
+    return request.param
+
+
+one_database = pytest.mark.parametrize("module_database", ["sqlite"], indirect=True)
+"""Of what the kind of database has no part in."""
+
+
+@pytest.fixture(scope="module")
+def module_store_url(
+    module_database: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """URL of a database with the tables, for all tests of the module."""
+    if module_database == "postgres":
+        return request.getfixturevalue("new_postgres_url")()
+    return new_sqlite_url(tmp_path_factory.mktemp("store") / "tidegate.db")
+
+
+@pytest.fixture(scope="module")
+def module_dagster_url(module_database: str, request: pytest.FixtureRequest) -> str | None:
+    """URL of a PostgreSQL database for Dagster itself; None where it takes SQLite."""
+    if module_database == "postgres":
+        return request.getfixturevalue("new_dagster_url")()
+    return None
+
+
+@pytest.fixture(scope="module")
+def deployed(
+    module_store_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Deployment]":
+    """A deployment for all tests of the module: its services are up, and its gate has looked."""
+    from tests.integration.gate_deployment import deployment
+
+    home = tmp_path_factory.mktemp("deployment") / "home"
+    monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
+    with deployment(home, module_store_url, run_monitoring=monitoring) as deployed:
+        deployed.up("mail")
+        deployed.up("maps")
+        deployed.gate()
+        yield deployed

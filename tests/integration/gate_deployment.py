@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from unittest import mock
 
 import dagster as dg
 import yaml
@@ -219,14 +220,14 @@ class Deployment:
 
 @contextmanager
 def deployment(
-    home: Path, store: Store, *, dagster_database: str | None = None, **settings: object
+    home: Path, store_url: str, *, dagster_url: str | None = None, **settings: object
 ) -> Iterator[Deployment]:
     """Run a deployment in a directory.
 
     Args:
         home: Its DAGSTER_HOME.
-        store: The store that it uses.
-        dagster_database: URL of a PostgreSQL database for Dagster itself; else SQLite.
+        store_url: URL of the store that it uses.
+        dagster_url: URL of a PostgreSQL database for Dagster itself; else SQLite.
         settings: More for dagster.yaml.
     """
     (home / "up").mkdir(parents=True)
@@ -235,30 +236,26 @@ def deployment(
         "telemetry": {"enabled": False},
         **settings,
     }
-    if dagster_database is not None:
-        config["storage"] = {"postgres": {"postgres_url": dagster_database}}
+    if dagster_url is not None:
+        config["storage"] = {"postgres": {"postgres_url": dagster_url}}
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
     environment = {
         "DAGSTER_HOME": str(home),
         "GATE_PROJECT_UP": str(home / "up"),
         "GATE_PROJECT_CALLS": str(home / "calls"),
-        "TIDEGATE_STORE_URL": store.url.render_as_string(hide_password=False),
+        "TIDEGATE_STORE_URL": store_url,
     }
-    before = {key: os.environ.get(key) for key in environment}
-    os.environ.update(environment)
-    try:
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            target = PythonFileTarget(
-                python_file=str(PROJECT),
-                attribute=None,
-                working_directory=str(PROJECT.parent),
-                location_name=LOCATION,
-            )
-            with create_test_daemon_workspace_context(target, instance) as workspace:
-                yield Deployment(workspace, store, home)
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key)
-            else:
-                os.environ[key] = value
+    target = PythonFileTarget(
+        python_file=str(PROJECT),
+        attribute=None,
+        working_directory=str(PROJECT.parent),
+        location_name=LOCATION,
+    )
+    with (
+        mock.patch.dict(os.environ, environment),
+        dg.DagsterInstance.from_config(str(home)) as instance,
+        create_test_daemon_workspace_context(target, instance) as workspace,
+    ):
+        store = Store(store_url)
+        yield Deployment(workspace, store, home)
+        store.dispose()

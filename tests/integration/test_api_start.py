@@ -1,47 +1,23 @@
 """Starting and cancelling over the API, with a real Dagster instance and a real code server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 from dagster import DagsterRunStatus
 
 from dagster_tidegate.instance import request_key
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.steering import ACTOR_TAG
-from dagster_tidegate.store import runs, schema
+from dagster_tidegate.store import runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.workspace import Server, UnreachableError, Workspace
 from tests.integration.api import Api, api
-from tests.integration.gate_deployment import LOCATION, Deployment, deployment
-
-COORDINATOR = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"}
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def deployed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    home = tmp_path_factory.mktemp("api") / "home"
-    store = Store(f"sqlite:///{home}.db")
-    if request.param == "postgres":
-        make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        store = Store(make().render_as_string(hide_password=False))
-    schema.upgrade(store)
-    monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
-    with deployment(
-        home, store, run_coordinator=COORDINATOR, run_monitoring=monitoring
-    ) as deployed:
-        deployed.up("mail")
-        deployed.up("maps")
-        deployed.gate()
-        yield deployed
-    store.dispose()
+from tests.integration.conftest import one_database
+from tests.integration.gate_deployment import LOCATION, Deployment
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +116,7 @@ def test_a_paused_run_is_cancelled_and_does_not_resume(asked: Api, deployed: Dep
     completed(deployed, "c")
 
 
+@one_database
 def test_a_campaign_without_partitions_starts_without_one(asked: Api, deployed: Deployment) -> None:
     started = asked.post("/campaigns/postcard/start", expect=202)
     assert started["name"] == f"postcard/{started['dagster_run']}"
@@ -163,6 +140,7 @@ def test_a_start_whose_server_died_before_it_answered_is_not_repeated(
     assert len(told) == 1
 
 
+@one_database
 def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(
     asked: Api, deployed: Deployment
 ) -> None:
@@ -256,6 +234,7 @@ def test_a_start_that_died_before_the_queue_blocks_nothing(
     completed(deployed, "f")
 
 
+@one_database
 def test_a_service_shows_its_policy(asked: Api) -> None:
     mail = asked.get("/services/mail")
     assert mail["policies"][LOCATION]["consecutive_failures"] == 2

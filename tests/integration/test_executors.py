@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -23,6 +22,7 @@ from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from tests.integration.executors_project import jobs
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "executors_project" / "jobs.py"
@@ -79,12 +79,6 @@ class Campaign:
         path = self.folder / "calls"
         return Counter(path.read_text().splitlines() if path.exists() else [])
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + SOON_S
-        while not condition():
-            assert time.monotonic() < until, "it did not come to that"
-            time.sleep(0.02)
-
     def under_way(self) -> bool:
         """Whether each op that can be worked on waits in its record."""
         waiting = [op for op in ("left", "right") if self.calls()[f"{op} {jobs.WAITS}"]]
@@ -116,10 +110,12 @@ class Campaign:
 
 
 # The executor makes the difference, and several processes meet in the store at once.
-@pytest.fixture(
-    params=[("in_processes", "sqlite"), ("in_processes", "postgres"), ("in_one_process", "sqlite")],
-    ids="-".join,
-)
+ON_SQLITE = [("in_processes", "sqlite"), ("in_one_process", "sqlite")]
+# A signal has nothing to do with the store.
+on_sqlite = pytest.mark.parametrize("campaign", ON_SQLITE, ids="-".join, indirect=True)
+
+
+@pytest.fixture(params=[*ON_SQLITE, ("in_processes", "postgres")], ids="-".join)
 def campaign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Campaign]:
     job, database = request.param
     home = tmp_path / "home"
@@ -146,7 +142,7 @@ def test_all_ops_of_a_run_share_one_attempt(campaign: Campaign):
 
 def test_a_hold_stops_every_step_and_the_next_run_does_the_rest(campaign: Campaign):
     paused = campaign.start()
-    campaign.wait_for(campaign.under_way)
+    wait_until(campaign.under_way)
     mail = Target(TargetKind.SERVICE, "mail")
     with campaign.store.begin() as conn:
         holds.place(
@@ -172,12 +168,13 @@ def test_a_hold_stops_every_step_and_the_next_run_does_the_rest(campaign: Campai
     campaign.assert_all_done_once()
 
 
+@on_sqlite
 def test_dagster_says_of_a_run_that_it_failed_since_its_process_was_told_to_end(campaign: Campaign):
     """Outside a record loop, by which the gate knows that it is to be resumed."""
     (campaign.folder / "stay").touch()
     campaign.go_on()
     told = campaign.start()
-    campaign.wait_for((campaign.folder / "joining").exists)
+    wait_until((campaign.folder / "joining").exists)
     told[1].send_signal(signal.SIGTERM)
     assert campaign.end_of(told) is dg.DagsterRunStatus.FAILURE
     run = campaign.instance.get_run_by_id(told[0])
@@ -188,12 +185,13 @@ def test_dagster_says_of_a_run_that_it_failed_since_its_process_was_told_to_end(
     campaign.assert_all_done_once()
 
 
+@on_sqlite
 @pytest.mark.parametrize("terminated", [False, True], ids=["evicted", "terminated"])
 def test_a_run_whose_process_is_told_to_end_pauses_unless_a_person_terminated_it(
     campaign: Campaign, terminated: bool
 ):
     stopped = campaign.start()
-    campaign.wait_for(campaign.under_way)
+    wait_until(campaign.under_way)
     if terminated:  # as each launcher does before it sends the signal
         run = campaign.instance.get_run_by_id(stopped[0])
         assert run is not None

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
+from unittest.mock import PropertyMock
 from uuid import uuid4
 
 import dagster as dg
@@ -35,36 +35,23 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
+from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+from tests.new_stores import new_sqlite_url
 
 HOUR = timedelta(hours=1)
 
 
-@contextmanager
-def opened(home: Path, request: pytest.FixtureRequest, kind: str, **settings) -> Iterator:
-    database = None
-    if kind == "postgres":
-        make = request.getfixturevalue("make_database")
-        database = (
-            make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
-        )
-    store = Store(f"sqlite:///{home}.db")
-    metadata.create_all(store.engine)
-    with deployment(home, store, dagster_database=database, **settings) as deployed:
-        yield deployed
-    store.dispose()
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module")
 def dagster(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    module_dagster_url: str | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """A deployment for all tests of a database that need no settings of their own."""
-    home = tmp_path_factory.mktemp("facts") / request.param
-    with opened(home, request, request.param, run_retries={"enabled": True}) as deployed:
+    folder = tmp_path_factory.mktemp("facts")
+    store_url = new_sqlite_url(folder / "tidegate.db")
+    settings = {"dagster_url": module_dagster_url, "run_retries": {"enabled": True}}
+    with deployment(folder / "home", store_url, **settings) as deployed:
         deployed.up("mail")
         yield deployed
 
@@ -107,10 +94,10 @@ def test_a_pool_without_a_limit_row_lets_everything_through(dagster: Deployment)
 
 
 def test_with_granularity_op_a_run_with_an_unpooled_first_op_is_launched(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "op"}}
-    with opened(tmp_path / "home", request, "sqlite", concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", "0")
         pooled, unpooled = deployed.launch("postcard"), deployed.launch("prepared_postcard")
         deployed.dequeue()
@@ -127,11 +114,9 @@ def test_with_granularity_run_a_run_with_an_unpooled_first_op_is_queued(dagster:
     assert dagster.status(run_id) is DagsterRunStatus.QUEUED
 
 
-def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(
-    tmp_path: Path, request: pytest.FixtureRequest
-):
+def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(tmp_path: Path, sqlite_url: str):
     pools = {"pools": {"granularity": "op", "op_granularity_run_buffer": 1}}
-    with opened(tmp_path / "home", request, "sqlite", concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", "0")
         run_id = deployed.launch("postcard")
         deployed.dequeue()
@@ -141,10 +126,10 @@ def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(
 
 
 def test_dagster_makes_a_pool_follow_the_default_when_a_run_waits_for_it(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "run", "default_limit": 3}}
-    with opened(tmp_path / "home", request, "sqlite", concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
         assert deployed.dagster.pools() == {}
         run_id = deployed.launch("postcard")
         deployed.dequeue()
@@ -153,10 +138,10 @@ def test_dagster_makes_a_pool_follow_the_default_when_a_run_waits_for_it(
 
 
 def test_a_limit_set_and_set_back_does_not_follow_the_default_any_more(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "run", "default_limit": 3}}
-    with opened(tmp_path / "home", request, "sqlite", concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", DEFAULT)
         assert deployed.dagster.pools() == {"mail": DEFAULT}
         storage = deployed.instance.event_log_storage
@@ -310,6 +295,7 @@ def _events(deployed: Deployment, run_id: str) -> list[str]:
     ]
 
 
+@one_database
 @pytest.mark.parametrize("job", EXECUTORS)
 def test_reported_as_canceling_a_run_that_raises_ends_canceled(dagster: Deployment, job: str):
     dagster.tick("alarm")
@@ -328,6 +314,7 @@ def test_reported_as_canceling_a_run_that_raises_ends_canceled(dagster: Deployme
     (dagster.home / "calls").unlink()
 
 
+@one_database
 def test_run_failure_sensors_tell_of_failures_and_run_retries_retry_only_those(
     dagster: Deployment,
 ):
@@ -373,6 +360,7 @@ mutation Terminate($run: String!) { terminateRun(runId: $run) { __typename } }
 """
 
 
+@one_database
 def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: Deployment):
     dagster.down("mail")
     run_id = dagster.launch("waiting")
@@ -386,24 +374,25 @@ def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: D
     assert dagster.wait(run_id, DagsterRunStatus.SUCCESS) == "SUCCESS"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-@pytest.mark.parametrize("freed", [False, True])
-def test_a_run_that_is_cancelled_keeps_its_slot_unless_monitoring_frees_it(
-    tmp_path: Path, request: pytest.FixtureRequest, kind: str, freed: bool
-):
-    monitoring = {"enabled": True, **({"free_slots_after_run_end_seconds": 1} if freed else {})}
-    with opened(tmp_path / "home", request, kind, run_monitoring=monitoring) as deployed:
-        slots = deployed.instance.event_log_storage
-        slots.set_concurrency_slots("mail", 1)
-        run_id = deployed.launch("postcard")
-        slots.claim_concurrency_slot("mail", run_id, "send_one")
-        run = deployed.instance.get_run_by_id(run_id)
-        deployed.instance.report_run_canceled(run)
-        assert slots.get_concurrency_info("mail").active_slot_count == 1
-        later = datetime.now(UTC) + timedelta(minutes=10)
-        with mock.patch.object(slot_monitoring, "get_current_datetime", return_value=later):
-            list(execute_concurrency_slots_iteration(deployed.workspace, logging.getLogger()))
-        assert slots.get_concurrency_info("mail").active_slot_count == (0 if freed else 1)
+def test_a_run_that_is_cancelled_keeps_its_slot_unless_monitoring_frees_it(dagster: Deployment):
+    slots = dagster.instance.event_log_storage
+    slots.set_concurrency_slots("mail", 1)
+    run_id = dagster.launch("postcard")
+    slots.claim_concurrency_slot("mail", run_id, "send_one")
+    run = dagster.instance.get_run_by_id(run_id)
+    assert run is not None
+    dagster.instance.report_run_canceled(run)
+    assert slots.get_concurrency_info("mail").active_slot_count == 1
+    later = datetime.now(UTC) + timedelta(minutes=10)
+    for monitoring, kept in (({}, 1), ({"free_slots_after_run_end_seconds": 1}, 0)):
+        with (
+            mock.patch.object(slot_monitoring, "get_current_datetime", return_value=later),
+            mock.patch.object(
+                dg.DagsterInstance, "run_monitoring_settings", PropertyMock(return_value=monitoring)
+            ),
+        ):
+            list(execute_concurrency_slots_iteration(dagster.workspace, logging.getLogger()))
+        assert slots.get_concurrency_info("mail").active_slot_count == kept
 
 
 # --- schedules ----------------------------------------------------------------------------------
@@ -565,6 +554,7 @@ class OurWebserver(DagsterWebserver):
             return JSONResponse(sorted(location.name for location in context.code_locations))
 
 
+@one_database
 def test_a_webserver_with_more_routes_serves_ours_beside_dagsters(dagster: Deployment):
     app = OurWebserver(dagster.workspace).create_asgi_app()
     with TestClient(app) as client:

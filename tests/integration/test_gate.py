@@ -1,7 +1,6 @@
 """The gate against a real Dagster: what pauses, and that all of it comes back as it was."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -31,29 +30,22 @@ from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
 from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+from tests.waiting import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 MAPS = Target(TargetKind.SERVICE, "maps")
 LETTERS = Target(TargetKind.CAMPAIGN, "letters")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module")
 def shared(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    module_store_url: str,
+    module_dagster_url: str | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("gate") / "home"
-    database = None
-    store = Store(f"sqlite:///{home}.db")
-    if request.param == "postgres":
-        make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        database = (
-            make().set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
-        )
-        store = Store(make().render_as_string(hide_password=False))
-    t.metadata.create_all(store.engine)
-    with deployment(home, store, dagster_database=database) as deployed:
+    with deployment(home, module_store_url, dagster_url=module_dagster_url) as deployed:
         yield deployed
-    store.dispose()
 
 
 @pytest.fixture
@@ -862,9 +854,7 @@ def test_a_gate_that_the_store_has_left_behind_refuses_and_says_what_to_do(deplo
 
     needs("9999")
     try:
-        until = time.monotonic() + 60
-        while refusal("tidegate_pause") is None:
-            assert time.monotonic() < until
+        wait_until(lambda: refusal("tidegate_pause") is not None)
         for sensor in ("tidegate_pause", "tidegate_resume", "tidegate_breaker"):
             said = refusal(sensor)
             assert said is not None
@@ -872,6 +862,4 @@ def test_a_gate_that_the_store_has_left_behind_refuses_and_says_what_to_do(deplo
             assert "needs revision 9999 or newer" in said
     finally:
         needs("0001")
-    until = time.monotonic() + 60
-    while refusal("tidegate_pause") is not None:
-        assert time.monotonic() < until
+    wait_until(lambda: refusal("tidegate_pause") is None)

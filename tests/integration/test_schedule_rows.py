@@ -5,8 +5,6 @@ from pathlib import Path
 
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds
-from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import Store
 from tests.integration.gate_deployment import Deployment, deployment
 
 
@@ -18,11 +16,12 @@ def rows(deployed: Deployment) -> dict[str, object]:
     }
 
 
-def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(tmp_path: Path):
+def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(
+    sqlite_url: str, tmp_path: Path
+):
     # It writes whole rows, as it read them before: a write of the gate in between would be lost.
-    store = Store(f"sqlite:///{tmp_path / 'tidegate.db'}")
-    t.metadata.create_all(store.engine)
-    with deployment(tmp_path / "home", store) as deployed:
+    with deployment(tmp_path / "home", sqlite_url) as deployed:
+        store = deployed.store
         deployed.start("hourly_letters")
         deployed.schedules(datetime.now(UTC))
         deployed.gate()
@@ -50,4 +49,3 @@ def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(tmp_p
         assert deployed.trigger_states()["hourly_letters"] == "RUNNING"
         deployed.schedules(datetime.now(UTC))
         assert rows(deployed) == given_back
-    store.dispose()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 import yaml
 from click.testing import CliRunner, Result
 from dagster import DagsterRunStatus
@@ -13,35 +12,13 @@ from dagster import DagsterRunStatus
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import holds, runs, schema
+from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store.database import Store
-from tests.integration.gate_deployment import LOCATION, PROJECT, Deployment, deployment
+from tests.integration.conftest import one_database
+from tests.integration.gate_deployment import LOCATION, PROJECT, Deployment
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 QUEUED = DagsterRunStatus.QUEUED
-COORDINATOR = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"}
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def deployed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
-    home = tmp_path_factory.mktemp("start") / "home"
-    store = Store(f"sqlite:///{home}.db")
-    if request.param == "postgres":
-        make: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        store = Store(make().render_as_string(hide_password=False))
-    schema.upgrade(store)
-    monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
-    with deployment(
-        home, store, run_coordinator=COORDINATOR, run_monitoring=monitoring
-    ) as deployed:
-        (home / "workspace.yaml").write_text(workspace(PROJECT))
-        deployed.up("mail")
-        deployed.up("maps")
-        deployed.gate()
-        yield deployed
-    store.dispose()
 
 
 def workspace(*files: Path) -> str:
@@ -63,6 +40,8 @@ def workspace(*files: Path) -> str:
 
 @pytest.fixture
 def tidegate(deployed: Deployment) -> Iterator[Callable[..., Result]]:
+    (deployed.home / "workspace.yaml").write_text(workspace(PROJECT))
+
     def tidegate(*arguments: str) -> Result:
         options = ["--url", deployed.store.url.render_as_string(hide_password=False)]
         if arguments[0] in ("start", "doctor", "services"):
@@ -105,7 +84,7 @@ def test_a_run_starts_and_its_campaign_run_completes(
     assert run.tags["dagster/partition"] == "a"
     assert run.tags["tidegate/started_by"] == "bo"
     assert run.tags["team"] == "post"
-    again = tidegate("start", "letters", "--partition", "a")
+    again = tidegate("start", "letters/a")
     deployed.gate()
     assert "letters/a (pending) is not paused" in tidegate("why", run_id).output
     assert again.exit_code in (0, 4)  # 4 as soon as the gate has seen the first
@@ -165,6 +144,7 @@ def test_a_run_from_dagsters_own_buttons_waits_and_starts_after_release(
     deployed.until(lambda: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
 
 
+@one_database
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -182,6 +162,7 @@ def test_what_can_t_be_started_says_what_would_be_right(
     assert (result.exit_code, says in result.output) == (1, True), result.output
 
 
+@one_database
 def test_a_campaign_without_partitions_and_one_of_assets_start_too(
     deployed: Deployment, tidegate: Callable[..., Result]
 ) -> None:
@@ -192,6 +173,7 @@ def test_a_campaign_without_partitions_and_one_of_assets_start_too(
         deployed.until(lambda run_id=run_id: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
 
 
+@one_database
 def test_the_policies_are_read_from_the_code(tidegate: Callable[..., Result]) -> None:
     result = tidegate("services", "--json")
     assert result.exit_code == 0, result.output
@@ -202,6 +184,7 @@ def test_the_policies_are_read_from_the_code(tidegate: Callable[..., Result]) ->
     assert "How long it stays open before the first probe" in tidegate("services", "mail").output
 
 
+@one_database
 def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> None:
     result = tidegate("doctor", "--json")
     assert result.exit_code == 1
@@ -212,6 +195,7 @@ def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> No
     assert "do: start the daemon: dagster-daemon run" in said
 
 
+@one_database
 def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     deployed: Deployment, tidegate: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -227,7 +211,6 @@ def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
         result = tidegate("doctor", "--json")
     finally:
         deployed.instance.start_sensor(sensor)
-        (deployed.home / "workspace.yaml").write_text(workspace(PROJECT))
     assert result.exit_code == 1
     found = {finding["code"]: finding for finding in json.loads(result.stdout)["findings"]}
     assert found["location_broken"]["about"] == "broken"
@@ -235,6 +218,7 @@ def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     assert found["sensor_stopped"]["about"] == f"{LOCATION}: tidegate_pause"
 
 
+@one_database
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -128,7 +128,7 @@ def pauses_in_one_process():
     pause_by_hand()
 
 
-@dg.job(hooks={tell_of_failure})
+@dg.job(executor_def=dg.multiprocess_executor, hooks={tell_of_failure})
 def pauses_in_two_processes():
     pause_by_hand()
 
@@ -219,4 +219,5 @@ defs = dg.Definitions(
         build_breaker_sensor(campaigns=CAMPAIGNS),
     ],
     resources={"breakers": breakers},
+    executor=dg.in_process_executor,
 )
