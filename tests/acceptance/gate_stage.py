@@ -287,6 +287,13 @@ class Stage:
             if counts["keys_repeated"] or counts["subjects_repeated"]
         }
 
+    def assert_each_arrived_once(self, job: str, partition: str) -> None:
+        """Check that instantly took each address of a campaign run once, and no call was lost."""
+        arrived = self.arrived(job, partition)
+        assert len(arrived) == int(self._env["GATE_PROJECT_RECORDS"])
+        assert set(arrived.values()) == {1}
+        assert self.sent_twice() == {}
+
     def breaker(self, service: str) -> BreakerState:
         """Return the state of a breaker."""
         with self.store.read() as conn:

@@ -30,6 +30,7 @@ from dagster_tidegate.store import history, runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.up.children import Child, Children
 from dagster_tidegate.up.ports import free
+from tests.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
@@ -113,7 +114,7 @@ class Machine:
         group, child = self.running.pop(name)
         number = os.getpgid(child.process.pid)
         os.killpg(number, signal.SIGTERM)
-        wait_for(lambda: child.process.poll() is not None and not alive(number))
+        wait_until(lambda: child.process.poll() is not None and not alive(number))
         group.stop()
 
     def kill(self) -> None:
@@ -138,13 +139,6 @@ def alive(group: int) -> bool:
             if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return True
     return False
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < until, "it did not come to that"
-        time.sleep(0.1)
 
 
 def in_order() -> list[str]:
@@ -197,16 +191,16 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
         def sent() -> int:
             return sandbox.stats()["instantly"]["effects"]
 
-        wait_for(lambda: sent() > 0)
+        wait_until(lambda: sent() > 0)
         # An outage: all that needs the service pauses, and goes on when it is over.
         sandbox.place("instantly", Fault(mode=Mode.OUTAGE))
-        wait_for(lambda: RunStatus.PAUSED in statuses())
+        wait_until(lambda: RunStatus.PAUSED in statuses())
         status, services = machine.ask("/api/v1/services", token)
         assert status == 200
         assert "open" in json.dumps(json.loads(services))
         at_outage = sent()
         sandbox.heal("instantly")
-        wait_for(lambda: sent() > at_outage)
+        wait_until(lambda: sent() > at_outage)
 
         # The container of the code location is replaced while the run is at work in it.
         machine.stop("code")
@@ -215,7 +209,7 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
         assert any("its process was told to end" in reason for reason in told)
         assert statuses() == [RunStatus.PAUSED]
         machine.start("code")
-        wait_for(lambda: statuses() == [RunStatus.COMPLETED])
+        wait_until(lambda: statuses() == [RunStatus.COMPLETED])
         assert sent() == LEADS
         assert sandbox.stats()["instantly"]["keys_repeated"] == 0
     store.dispose()

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.instance import SUPERSEDED_TAG
@@ -13,6 +12,7 @@ from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds
 from tests.acceptance.gate_stage import Stage, gate_stage
+from tests.conftest import NewUrl
 
 # A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)
@@ -28,25 +28,11 @@ def make_stage(
         home = tmp_path / "home"
         if database == "sqlite":
             return gate_stage(home, f"sqlite:///{home / 'tidegate.db'}", records=RECORDS)
-        make_database: Callable[..., sa.URL] = request.getfixturevalue("make_database")
-        ours, dagsters = make_database(), make_database()
-        return gate_stage(
-            home,
-            ours.render_as_string(hide_password=False),
-            dagster_url=dagsters.set(drivername="postgresql+psycopg2").render_as_string(
-                hide_password=False
-            ),
-            records=RECORDS,
-        )
+        ours: NewUrl = request.getfixturevalue("new_postgres_url")
+        dagsters: NewUrl = request.getfixturevalue("new_dagster_url")
+        return gate_stage(home, ours(), dagster_url=dagsters(), records=RECORDS)
 
     return make
-
-
-def assert_each_arrived_once(stage: Stage, job: str, partition: str) -> None:
-    arrived = stage.arrived(job, partition)
-    assert len(arrived) == RECORDS
-    assert set(arrived.values()) == {1}
-    assert stage.sent_twice() == {}
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
@@ -72,7 +58,7 @@ def test_two_daemons_at_once_resume_nothing_twice(make_stage, database: str):
             # Each daemon may have launched it; the later of the two found that out.
             assert {run.status.value for run in late} <= {"CANCELED"}
             assert len(found) - len(late) == len(outcomes)
-            assert_each_arrived_once(stage, "letters", partition)
+            stage.assert_each_arrived_once("letters", partition)
 
 
 def test_a_pause_that_races_the_completion_leaves_no_run_in_between(make_stage):
@@ -108,7 +94,7 @@ def test_a_pause_that_races_the_completion_leaves_no_run_in_between(make_stage):
             outcomes = stage.outcomes("notices", partition)
             wanted = [RunStatus.PAUSED] if ended == "CANCELED" else []
             assert outcomes == [*wanted, RunStatus.COMPLETED]
-            assert_each_arrived_once(stage, "notices", partition)
+            stage.assert_each_arrived_once("notices", partition)
 
 
 def test_of_a_resume_and_a_manual_re_execution_one_works_and_the_other_is_refused(make_stage):
@@ -136,7 +122,7 @@ def test_of_a_resume_and_a_manual_re_execution_one_works_and_the_other_is_refuse
         assert stage.settings() == before
         assert stage.campaign_run("letters", "0") == "completed"
         assert stage.outcomes("letters", "0") == [RunStatus.PAUSED, RunStatus.COMPLETED]
-        assert_each_arrived_once(stage, "letters", "0")
+        stage.assert_each_arrived_once("letters", "0")
         _, *others = stage.runs_of("letters", "0")
         assert by_hand in [run.run_id for run in others]
         [refused] = [run for run in others if run.status.value != "SUCCESS"]

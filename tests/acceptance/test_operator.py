@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,6 +16,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.up import dagster_web
 from tests.integration.api import Api
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = ROOT / "workspace.yaml"
@@ -59,13 +58,6 @@ class Operator:
             return {hold.target.name for hold in holds.live(conn, self.scene.store.now(conn))}
 
 
-def until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"not so after {LONGEST_S} s: {what}"
-        time.sleep(0.2)  # between two looks at processes that tell nobody
-
-
 @pytest.mark.timeout(600)
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
     with ExitStack() as stack:
@@ -73,7 +65,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         operator = Operator(scene)
 
         # A healthy deployment has no finding, as soon as each sensor has had a tick.
-        until(lambda: not operator.findings(), "no finding")
+        wait_until(lambda: not operator.findings(), "no finding")
 
         operator.run("sandbox", "leads", str(scene.leads / "people.csv"), "--count", "30")
         # The service goes down; a run of the one campaign that needs it alone pauses by itself.
@@ -82,7 +74,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         day_before = str(date.fromisoformat(partition) - timedelta(days=1))
         started = operator.json("start", "list_hygiene", "--partition", partition)
         name = f"list_hygiene/{partition}"
-        until(lambda: operator.status_of(name) is RunStatus.PAUSED, f"{name} is paused")
+        wait_until(lambda: operator.status_of(name) is RunStatus.PAUSED, f"{name} is paused")
         why = operator.json("why", name)
         assert [hold["target_name"] for hold in why["holds"]] == ["millionverifier"]
         assert operator.json("why", started["dagster_run"])["holds"] == why["holds"]
@@ -106,7 +98,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         # A hold of the operator's own outlives the recovery.
         api.post("/campaigns/list_hygiene/hold", {"reason": "check the list first"})
         operator.run("sandbox", "heal")
-        until(lambda: "millionverifier" not in operator.holds(), "millionverifier is back")
+        wait_until(lambda: "millionverifier" not in operator.holds(), "millionverifier is back")
         why = operator.json("why", name)
         assert [hold["reason"] for hold in why["holds"]] == ["check the list first"]
         plan = operator.run("release", "campaign", "list_hygiene", "--dry-run")
@@ -115,7 +107,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         assert listed["name"] == "list_hygiene"
 
         assert len(api.post("/campaigns/list_hygiene/release")["released"]) == 1
-        until(lambda: operator.status_of(name) is RunStatus.COMPLETED, f"{name} completes")
+        wait_until(lambda: operator.status_of(name) is RunStatus.COMPLETED, f"{name} completes")
         shown = operator.json("runs", "show", name)
         assert [attempt["outcome"] for attempt in shown["attempts"]] == ["paused", "completed"]
         assert (shown["in_doubt"], shown["failed_count"]) == ([], 0)
@@ -131,10 +123,10 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         operator.run("sandbox", "slow", "millionverifier", "--latency", "2")
         started = api.post("/campaigns/list_hygiene/start", body, expect=202)
         name = f"list_hygiene/{day_before}"
-        until(lambda: operator.status_of(name) is RunStatus.PROCESSING, f"{name} is at work")
+        wait_until(lambda: operator.status_of(name) is RunStatus.PROCESSING, f"{name} is at work")
         answer = api.client.post(
             f"/api/v1/campaigns/{started['name'].replace('/', '/runs/')}/cancel"
         )
         assert answer.status_code == 202, answer.text
-        until(lambda: operator.status_of(name) is RunStatus.CANCELLED, f"{name} is cancelled")
+        wait_until(lambda: operator.status_of(name) is RunStatus.CANCELLED, f"{name} is cancelled")
         assert api.get(f"/campaigns/list_hygiene/runs/{day_before}")["in_doubt"] == []

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from dagster_tidegate.store import runs, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.up.ports import free
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,13 +210,6 @@ def campaign_run(store: Store) -> CampaignRun:
         found = runs.find(conn, "outreach", "people")
     assert found is not None
     return found
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.2)
 
 
 def test_killed_it_leaves_no_child_and_the_next_takes_over(up):

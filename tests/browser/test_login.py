@@ -16,6 +16,7 @@ from dagster_tidegate.access import tokens
 from dagster_tidegate.access.identity import Role
 from dagster_tidegate.store import history, schema
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 
 LONGEST_S = 60
 JOB = """
@@ -56,7 +57,7 @@ class Server:
     def changes(self) -> list[tuple[str, str, str | None]]:
         """What was changed in Dagster's pages, by whom, from where."""
         with self.store.read() as conn:
-            found = history.read(conn, kinds=["dagster_ui"], limit=100)
+            found = history.read(conn, kinds=[EventKind.DAGSTER_UI], limit=100)
         return [(each.name, each.actor, each.address) for each in found]
 
 
