@@ -46,11 +46,44 @@ class Target:
     kind: TargetKind
     name: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def key(self) -> str:
+        """What the store has in its place where a target is one word of many."""
         return f"{self.kind} {self.name}".rstrip()
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        return f"{self.kind.replace('_', ' ')} {self.name}".rstrip()
 
 
 EVERYTHING = Target(TargetKind.EVERYTHING)
+
+
+def named(kind: TargetKind, name: str) -> Target:
+    """Return the target that a person names.
+
+    Args:
+        kind: Kind of the target.
+        name: Its name, as `Target` has it.
+
+    Raises:
+        ValueError: If nothing of this kind can have the name.
+
+    Example:
+        >>> named(TargetKind.CAMPAIGN, "outreach/leads-1")
+        Traceback (most recent call last):
+        ...
+        ValueError: no campaign has a '/' in its name: outreach/leads-1 names a campaign run
+    """
+    if kind is TargetKind.EVERYTHING and name:
+        raise ValueError("everything takes no name")
+    if kind is not TargetKind.EVERYTHING and not name:
+        raise ValueError(f"name the {kind.replace('_', ' ')}")
+    if kind is TargetKind.CAMPAIGN_RUN and not all(name.partition("/")):
+        raise ValueError(f"{name!r} names no campaign run: say campaign/partition")
+    if kind is TargetKind.CAMPAIGN and "/" in name:
+        raise ValueError(f"no campaign has a '/' in its name: {name} names a campaign run")
+    return Target(kind, name)
 
 
 @dataclass(frozen=True)

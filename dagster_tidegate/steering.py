@@ -72,11 +72,15 @@ class Change(Generic[R]):
     Attributes:
         made: What the function returned that made it.
         before: The situation before.
+        after: The situation after.
+        run: The campaign run, where that is the target and it is there already.
         effects: What becomes of the campaigns.
     """
 
     made: R
     before: Situation
+    after: Situation
+    run: CampaignRun | None
     effects: Sequence[Effect]
 
 
@@ -117,7 +121,7 @@ def change(
         made = make(conn, now)
         after = situation.read(conn, now)
         run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
-        return Change(made, before, effects(before, after, target, run))
+        return Change(made, before, after, run, effects(before, after, target, run))
 
 
 def hold(

@@ -14,8 +14,8 @@ from dagster_tidegate.api.models import NewHold, NewHoldOnTarget
 from dagster_tidegate.api.models import Release as HowToRelease
 from dagster_tidegate.api.problems import Code, Problem
 from dagster_tidegate.holds import Hold, Target
-from dagster_tidegate.store import holds
 from dagster_tidegate.views.shown import EffectShown, Held, HoldShown, Released
+from dagster_tidegate.views.why import why
 from dagster_tidegate.wording import utc
 
 Check = Callable[[sa.Connection], Target]
@@ -110,30 +110,26 @@ def release(
     if how.force:
         require_role(identity, Role.ADMIN)
 
-    def let_go(conn: sa.Connection, now: datetime) -> tuple[Sequence[Hold], Sequence[Hold]]:
-        target = check(conn)
-        released = steering.release(conn, now, target, actor=identity.name, force=how.force)
-        left = holds.live_on(conn, now, target)
-        return [_as_it_is(conn, hold) for hold in released], left
+    def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
+        return steering.release(conn, now, check(conn), actor=identity.name, force=how.force)
 
     with refusals():
+        with here.store.read() as conn:
+            target = check(conn)
         if dry_run:
-            with here.store.read() as conn:
-                target = check(conn)
             change = steering.change(here.store, target, let_go, dry_run=True)
-            (released, left), effects = change.made, change.effects
-            shown = [EffectShown.model_validate(effect) for effect in effects]
+            released, seen = change.made, change.after
+            shown = [EffectShown.model_validate(effect) for effect in change.effects]
         else:
             with here.store.begin() as conn:
-                released, left = let_go(conn, here.store.now(conn))
-            shown = None
+                released = let_go(conn, here.store.now(conn))
+            with here.reading() as (_, seen):
+                shown = None
     return Released(
         dry_run=dry_run,
         released=[HoldShown.model_validate(hold) for hold in released],
-        still_held_by=[HoldShown.model_validate(hold) for hold in left],
+        still_held_by=[
+            HoldShown.model_validate(reason.hold) for reason in why(seen, target).reasons
+        ],
         campaigns=shown,
     )
-
-
-def _as_it_is(conn: sa.Connection, hold: Hold) -> Hold:
-    return holds.get(conn, hold.id) or hold

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
+from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.wording import LONGEST_NAME, LONGEST_REASON, checked
 
 LONGEST_PART = 256
@@ -155,21 +155,15 @@ class NewHoldOnTarget(_Ending):
 
     @model_validator(mode="after")
     def _target_is_named(self) -> "NewHoldOnTarget":
-        if self.target_kind is TargetKind.EVERYTHING:
-            if self.target_name:
-                raise ValueError("everything has no target_name")
-            return self
-        _name(self.target_name)
-        if self.target_kind is TargetKind.CAMPAIGN_RUN and not all(self.target_name.partition("/")):
-            raise ValueError("target_name of a campaign run is campaign/partition")
+        if self.target_name:
+            _name(self.target_name)
+        named(self.target_kind, self.target_name)
         return self
 
     @property
     def target(self) -> Target:
         """What is to be held."""
-        if self.target_kind is TargetKind.EVERYTHING:
-            return EVERYTHING
-        return Target(self.target_kind, self.target_name)
+        return named(self.target_kind, self.target_name)
 
 
 class Release(Body):

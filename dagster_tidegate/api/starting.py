@@ -56,7 +56,8 @@ def start(
         require_owner(identity, shape)
         judged = _judged(conn, seen, campaign, partition)
     shown = WhyShown.of(judged.answer)
-    if run_id is not None and here.workspace().has_run(run_id):  # by who died before the answer
+    # Perhaps the server that launched it died before it answered.
+    if run_id is not None and here.open_workspace is not None and here.workspace().has_run(run_id):
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=shown)
     if judged.refusal is not None and judged.refuses(queue=queue):

@@ -1,6 +1,6 @@
 """How `hold` and `release` say what a change of the holds does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,13 +10,20 @@ from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.steering import Change
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.views.effects import Effect
-from dagster_tidegate.views.situation import Situation
+from dagster_tidegate.views.why import ObstacleKind, why
 from dagster_tidegate.wording import did_you_mean
+
+MOST_PAUSED = 10
+"""More campaigns than this that stay paused are counted, not listed."""
+MOST_READ = 1000
 
 
 def tell_effects(found: Sequence[Effect], target: Target) -> None:
-    """Print what a change does, or would do, to the campaigns."""
+    """Print what a change would do to the campaigns."""
     if not found:
         click.echo("no campaign that the store knows is affected")
     for effect in found:
@@ -34,19 +41,44 @@ def as_dicts(found: Sequence[Effect]) -> list[dict[str, Any]]:
     ]
 
 
-def note_unknown(seen: Situation, target: Target) -> None:
-    """Say so on stderr where the store knows nothing of what is held: it may be a typo."""
-    name = target.name.partition("/")[0] if "/" in target.name else target.name
-    if target.kind is TargetKind.SERVICE:
-        known, thing = set(seen.circuits), "service"
-    elif target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN):
-        known, thing = set(seen.campaigns), "campaign"
-    else:
+def tell_paused(found: Sequence[Effect], target: Target) -> None:
+    """Print what stays paused after a release, and why."""
+    paused = [effect for effect in found if effect.held_after]
+    if len(paused) > MOST_PAUSED:
+        click.echo(f"{len(paused)} campaigns stay paused: see 'tidegate status'")
         return
-    if name in known:
+    for effect in paused:
+        click.echo(output.text(_sentence(effect, target)).plain)
+
+
+def notes(change: Change[Any], store: Store, target: Target) -> None:
+    """Say on stderr what one should know of a change: what may be a typo, and who heeds no hold."""
+    found = [*_unknown(change, store, target)]
+    found += [
+        obstacle.text
+        for obstacle in why(change.after, target, change.run).obstacles
+        if obstacle.kind in (ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE)
+    ]
+    for text in found:
+        click.echo(output.text(f"note: {text}").plain, err=True)
+
+
+def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]:
+    seen = change.before
+    name, _, partition = target.name.partition("/")
+    if target.kind is TargetKind.EVERYTHING:
         return
-    hint = did_you_mean(name, known, f"it knows {', '.join(sorted(known)) or 'none'}")
-    click.echo(output.text(f"note: the store knows no {thing} {name!r}; {hint}").plain, err=True)
+    is_service = target.kind is TargetKind.SERVICE
+    name, known = (target.name, set(seen.circuits)) if is_service else (name, set(seen.campaigns))
+    if name not in known:
+        thing = "service" if is_service else "campaign"
+        hint = did_you_mean(name, known, f"it knows {', '.join(sorted(known)) or 'none'}")
+        yield f"the store knows no {thing} {name!r}; {hint}"
+    elif target.kind is TargetKind.CAMPAIGN_RUN and change.run is None:
+        with store.read() as conn:
+            there = [run.partition for run in runs.newest(conn, campaign=name, limit=MOST_READ)]
+        hint = did_you_mean(partition, there, "a new one is held from its start")
+        yield f"campaign {name} has no run {partition!r} yet; {hint}"
 
 
 def _sentence(effect: Effect, target: Target) -> str:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
+from dagster_tidegate.cli.change import as_dicts, notes, tell_effects
 from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.views.shown import HoldShown
@@ -64,7 +64,7 @@ def hold(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     placed, found = change.made, change.effects
-    note_unknown(change.before, target)
+    notes(change, store, target)
     if as_json:
         shown = HoldShown.model_validate(placed)
         output.print_json({"dry_run": dry_run, "hold": shown, "campaigns": as_dicts(found)})
@@ -84,4 +84,4 @@ def hold(
 
 
 def _until(hold: Hold) -> str:
-    return f"until {output.moment(hold.expires_at) or 'released'}"
+    return f"until {output.moment(hold.expires_at) or 'it is released'}"

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
-from dagster_tidegate.cli.change import as_dicts, note_unknown, tell_effects
+from dagster_tidegate.cli.change import as_dicts, notes, tell_effects, tell_paused
 from dagster_tidegate.cli.reading import explained, open_store
-from dagster_tidegate.holds import Hold
+from dagster_tidegate.holds import EVERYTHING, Hold, TargetKind
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.views.shown import HoldShown
 
@@ -31,6 +31,8 @@ def release(
 ) -> None:
     """Release what operators hold: a service, a campaign, a run or everything."""
     target = targets.target(kind, name)
+    if force and target.kind is not TargetKind.SERVICE:
+        raise click.UsageError("--force closes a breaker: it goes with a service")
     store = open_store(url)
 
     def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
@@ -44,6 +46,7 @@ def release(
             output.text(str(error).replace("use force", "use --force")).plain
         ) from error
     released, found = change.made, change.effects
+    notes(change, store, target)
     if as_json:
         listed = [HoldShown.model_validate(hold) for hold in released]
         affected = as_dicts(found)
@@ -53,7 +56,10 @@ def release(
     for hold in released:
         click.echo(output.text(f"{verb}: {target}, held by {hold.actor} ({hold.reason})").plain)
     if not released:
-        click.echo(output.text(f"{target} was not held").plain)
-        note_unknown(change.before, target)
-    elif dry_run:
+        everything = target == EVERYTHING
+        said = "there is no hold on everything" if everything else f"nobody holds {target} itself"
+        click.echo(output.text(said).plain)
+    if dry_run and released:
         tell_effects(found, target)
+    else:
+        tell_paused(found, target)

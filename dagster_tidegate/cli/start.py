@@ -11,6 +11,7 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
 from dagster_tidegate.cli.why import answer_for, tell
+from dagster_tidegate.holds import run_name
 from dagster_tidegate.views.shown import WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal, Verdict, verdict
@@ -41,13 +42,16 @@ def start(
 ) -> None:
     """Start a run of a campaign, or say why it can't start.
 
+    CAMPAIGN/PARTITION says the partition, too.
+
     Exit codes: 0 it is in the queue, or could be; 1 it failed; 2 the command line is wrong; 3 it
     is held, and --queue was not said; 4 it is under way already, or paused and about to resume.
     """
     store = open_store(url)
-    name = campaign if partition is None else f"{campaign}/{partition}"
+    if partition is None and "/" in campaign:  # as every other command names a run
+        campaign, partition = campaign.split("/", 1)
     with reading(store) as (conn, seen):
-        judged = _judged(conn, seen, name)
+        judged = _judged(conn, seen, campaign, partition)
         shape = seen.campaigns[campaign].shape
     refused = judged.refuses(queue=queue)
     if refused and not validate:
@@ -66,16 +70,17 @@ def start(
     except steering.UnderWayError as error:  # somebody else was faster
         click.echo(output.text(str(error)).plain, err=True)
         raise click.exceptions.Exit(UNDER_WAY) from error
+    except steering.ChangedMeanwhileError as error:
+        raise click.ClickException(output.text(str(error)).plain) from error
     if refused:
         _refuse(judged, seen, as_json=as_json)
     _tell(judged, seen, run_id, as_json=as_json)
 
 
-def _judged(conn: sa.Connection, seen: Situation, name: str) -> Verdict:
-    campaign, _, partition = name.partition("/")
-    if campaign not in seen.campaigns:
-        answer_for(conn, seen, campaign, "campaign")  # says what would be right
-    return verdict(answer_for(conn, seen, name, "run" if partition else "campaign"))
+def _judged(conn: sa.Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
+    if partition is None or campaign not in seen.campaigns:  # which says what would be right
+        return verdict(answer_for(conn, seen, campaign, "campaign"))
+    return verdict(answer_for(conn, seen, run_name(campaign, partition), "run"))
 
 
 def _refuse(judged: Verdict, seen: Situation, *, as_json: bool) -> None:

@@ -10,9 +10,10 @@ from alembic.util import CommandError
 
 from dagster_tidegate.cli.output import json_option, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
-from dagster_tidegate.cli.target import Duration
-from dagster_tidegate.store import compatibility, retention, schema
+from dagster_tidegate.cli.target import Duration, actor_option
+from dagster_tidegate.store import compatibility, events, retention, schema
 from dagster_tidegate.store.database import shown_url
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.wording import length
 
 
@@ -100,11 +101,13 @@ class Kept(click.ParamType):
     help="Keep a kind for so long: events=30d, ledgers=forever, sessions=0. May be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how many rows would be deleted.")
+@actor_option
 @json_option
 def prune(
     url: str | None,
     kept: Sequence[tuple[str, timedelta | None]],
     dry_run: bool,
+    actor: str,
     as_json: bool,
 ) -> None:
     """Delete what has been over for long: ledgers, events, released holds and so on.
@@ -124,6 +127,17 @@ def prune(
             for kind, deleted in pruned.deleted.items():
                 found[kind] = found.get(kind, 0) + deleted
             more = pruned.more
+        if not dry_run and any(found.values()):
+            with opened.begin() as conn:
+                events.write(
+                    conn,
+                    opened.now(conn),
+                    kind=EventKind.PRUNE,
+                    name="store",
+                    to_status="pruned",
+                    reason=", ".join(f"{count} {kind}" for kind, count in found.items() if count),
+                    actor=actor,
+                )
     if as_json:
         print_json({"dry_run": dry_run, "deleted": found})
         return

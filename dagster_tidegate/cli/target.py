@@ -1,6 +1,7 @@
 """What an operator holds, releases or asks about, as the command line says it."""
 
 import getpass
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 
 import click
 
+from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import url_option
-from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
+from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.wording import LONGEST_ACTOR, LONGEST_NAME, checked
 
 KINDS = {
@@ -64,11 +66,11 @@ class Moment(click.ParamType):
         )
         try:
             time = datetime.fromisoformat(value)
-        except ValueError:
+            if time.tzinfo is None:
+                self.fail(refusal, param, ctx)
+            return time.astimezone(UTC)
+        except (ValueError, OverflowError):  # UTC has no year 10,000
             self.fail(refusal, param, ctx)
-        if time.tzinfo is None:
-            self.fail(refusal, param, ctx)
-        return time.astimezone(UTC)
 
 
 class Words(click.ParamType):
@@ -104,22 +106,23 @@ def target(kind: str, name: str | None) -> Target:
     """Return the target that the command line names.
 
     Raises:
-        click.UsageError: If a name is missing, or is there where none belongs.
+        click.UsageError: If nothing of this kind can have the name.
     """
-    if kind == "everything":
-        if name is not None:
-            raise click.UsageError("'everything' takes no name")
-        return EVERYTHING
-    if not name:
+    if not name and kind in EXAMPLES:
         raise click.UsageError(f"name the {kind}, for example: {kind} {EXAMPLES[kind]}")
-    if kind == "run" and not all(name.partition("/")):
-        raise click.UsageError(f"{name!r} names no campaign run: say campaign/partition")
-    return Target(KINDS[kind], name)
+    try:
+        return named(KINDS[kind], name or "")
+    except ValueError as error:
+        raise click.UsageError(output.text(str(error)).plain) from error
 
 
 def operator() -> str:
     """Return who is at the keyboard, as `user@host`."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in many containers
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 actor_option = click.option(

@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     TOKEN = "token"
     SESSION = "session"
     DAGSTER_UI = "dagster_ui"
+    PRUNE = "prune"
 
 
 address: ContextVar[str | None] = ContextVar("address", default=None)

@@ -213,7 +213,7 @@ def give_start_back(
             changed_at=now,
         )
     ).rowcount
-    if given_back and not is_new:
+    if given_back:
         events.write(
             conn,
             now,

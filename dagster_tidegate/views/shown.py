@@ -1,22 +1,27 @@
 """What the surfaces answer: the shapes of their JSON. Times are ISO 8601, in UTC."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
-from dagster_tidegate.store.alerts import AlertStatus
+from dagster_tidegate.store.alerts import AlertStatus, Counts
 from dagster_tidegate.store.numbers import Numbers
 from dagster_tidegate.store.run_details import ListedRun, RunDetails
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.starting import Refusal
 from dagster_tidegate.views.why import Answer, ObstacleKind, why
+from dagster_tidegate.wording import utc
 
+NOBODY_LOOKS_AFTER = timedelta(minutes=2)
+"""A sender of alerts writes down that it looked every half a minute."""
+WAITS_TOO_LONG = timedelta(minutes=5)
 T = TypeVar("T")
 
 
@@ -132,7 +137,9 @@ class Released(Shown):
 
     dry_run: bool
     released: Sequence[HoldShown] = Field(description="Empty: it was not held by a person.")
-    still_held_by: Sequence[HoldShown] = Field(description="The holds that are left on it itself.")
+    still_held_by: Sequence[HoldShown] = Field(
+        description="The holds that cover it still: if there are any, it stays paused."
+    )
     campaigns: Effects
 
 
@@ -512,4 +519,51 @@ class GateHealth(Shown):
                 )
                 for beat in seen.heartbeats
             ],
+        )
+
+
+class AlertHealth(Shown):
+    """Whether people are told of what happens."""
+
+    stale: bool = Field(description="Whether sending fails, alerts wait too long or nobody looks.")
+    text: str
+    alerts: Mapping[AlertStatus, int] = Field(
+        description="How many have each status; of those that are over, the last day's."
+    )
+    oldest_pending_at: datetime | None = Field(
+        description="Since when the oldest alert waits that is not sent yet."
+    )
+    looked_at: datetime | None = Field(
+        description="When a sender last looked whether there is something to tell, to half a "
+        "minute; null: none ever did."
+    )
+
+    @classmethod
+    def of(cls, told: Counts, now: datetime) -> "AlertHealth":
+        """Return how the sending of alerts does as it is shown."""
+        found = []
+        if told.failing:
+            found.append(f"people were not told of {told.failing} alerts: sending fails")
+        since = told.oldest_pending_at
+        waits = since is not None and now - since > WAITS_TOO_LONG
+        looked = told.looked_at
+        looks = looked is not None and now - looked <= NOBODY_LOOKS_AFTER
+        wanted = bool(load(AlertSettings).urls)
+        if (waits or wanted) and not looks:
+            last = f"since {utc(looked)}" if looked else "yet"
+            behind = f", and an alert waits since {utc(since)}" if since else ""
+            found.append(
+                f"no sender of alerts has looked {last}{behind}: is tidegate serve or tidegate "
+                "alerts run at work, and is TIDEGATE_ALERT_URLS set there?"
+            )
+        elif since is not None and waits and not told.failing:
+            found.append(
+                f"an alert waits since {utc(since)} though a sender is at work: its log says why"
+            )
+        return cls(
+            stale=bool(found),
+            text="; ".join(found) or "alerts are sent, or there are none",
+            alerts=told.by_status,
+            oldest_pending_at=since,
+            looked_at=looked,
         )

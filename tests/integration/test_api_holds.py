@@ -198,6 +198,7 @@ def test_a_hold_that_can_t_be_meant_is_refused_and_says_where(asked: Api, store:
         ("service", ""),
         ("campaign_run", "digest"),
         ("campaign", "a\nb"),
+        ("campaign", "digest/mon"),
     ]:
         target = {"target_kind": kind, "target_name": name, "reason": "x"}
         assert asked.post("/holds", target, expect=422)["code"] == "invalid"

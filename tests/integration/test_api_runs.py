@@ -228,6 +228,7 @@ def test_a_resume_says_what_else_holds_it(asked: Api, store: Store) -> None:
     assert [hold["reason"] for hold in effect["still_held_by"]] == ["new copy"]
     released = asked.post("/campaigns/digest/runs/mon/resume")
     assert [hold["reason"] for hold in released["released"]] == ["look"]
+    assert [hold["reason"] for hold in released["still_held_by"]] == ["new copy"]
     assert asked.post("/campaigns/digest/runs/mon/resume")["released"] == []
     why = asked.get("/campaigns/digest/runs/mon")["why"]
     assert [hold["reason"] for hold in why["holds"]] == ["new copy"]
@@ -240,6 +241,8 @@ def test_a_start_is_refused_with_the_holds(asked: Api, store: Store) -> None:
         ("/campaigns/digest/start", {"partition": "mon"}),
         ("/campaigns/digest/runs/mon/start", None),
     ]:
+        keyed = {"Idempotency-Key": "monday"}
+        assert asked.post(path, body, expect=409, headers=keyed)["code"] == "held"
         problem = asked.post(path, body, expect=409)
         assert problem["code"] == "held"
         assert [hold["reason"] for hold in problem["holds"]] == ["new copy"]

@@ -184,6 +184,8 @@ def test_a_launch_that_fails_leaves_the_run_as_it_was(
         ]
         assert unfinished == []
     assert "the code server went away" in str(found(deployed, "d").reason)
+    told = asked.get("/events", name="letters/d")["items"]
+    assert any("the code server went away" in str(event["reason"]) for event in told)
     asked.post("/campaigns/letters/runs/a/start", expect=202)
     completed(deployed, "a")
 

@@ -23,7 +23,7 @@ def clock() -> None:
 def test_a_hold_is_placed_seen_and_released(run: Run) -> None:
     placed = run("hold", "campaign", "outreach", "--reason", "new copy", "--actor", "ana")
     assert placed.exit_code == 0, placed.output
-    assert placed.stdout == "campaign outreach is held by ana until released: new copy\n"
+    assert placed.stdout == "campaign outreach is held by ana until it is released: new copy\n"
     assert "campaign outreach" in run("status").output
     released = run("release", "campaign", "outreach", "--actor", "bo")
     assert released.stdout == "released: campaign outreach, held by ana (new copy)\n"
@@ -36,7 +36,7 @@ def test_holding_and_releasing_twice_is_harmless_and_says_so(run: Run) -> None:
     assert (again.exit_code, "as it was already" in again.output) == (0, True)
     run("release", "everything")
     again = run("release", "everything")
-    assert (again.exit_code, again.stdout) == (0, "everything was not held\n")
+    assert (again.exit_code, again.stdout) == (0, "there is no hold on everything\n")
 
 
 def test_a_hold_can_end_by_itself(run: Run, store: Store) -> None:
@@ -50,7 +50,7 @@ def test_a_hold_can_end_by_itself(run: Run, store: Store) -> None:
 def test_a_hold_placed_again_says_what_holds_now_and_what_does_no_more(run: Run) -> None:
     run("hold", "everything", "--reason", "storm", "--actor", "ana", "--for", "2h")
     again = run("hold", "everything", "--reason", "flood", "--actor", "ana")
-    assert again.output.startswith("everything is held by ana until released, no longer until 2")
+    assert again.output.startswith("everything is held by ana until it is released, no longer ")
     assert again.output.endswith(" UTC (storm): flood\n")
     (hold,) = json.loads(run("status", "--json").output)["holds"]
     assert (hold["reason"], hold["expires_at"]) == ("flood", None)

@@ -283,6 +283,30 @@ def test_a_dry_run_of_a_release_says_what_stays_held(run: Run, store: Store) -> 
     assert (refused.exit_code, "use --force" in refused.output) == (1, True)
 
 
+def test_a_release_says_what_stays_paused_and_why(run: Run, store: Store) -> None:
+    trip(store, "mail")
+    run("hold", "campaign", "letters", "--reason", "new copy", "--actor", "ana")
+    paused = "campaign letters is paused anyway: mail is open (opened by hand)"
+    said = run("release", "campaign", "letters").output
+    assert ("released: campaign letters" in said, paused in said) == (True, True)
+    again = run("release", "campaign", "letters").output
+    assert ("nobody holds campaign letters itself" in again, paused in again) == (True, True)
+    assert paused in run("release", "everything").output
+    refused = run("release", "campaign", "letters", "--force")
+    assert (refused.exit_code, "goes with a service" in refused.output) == (2, True)
+
+
+def test_a_hold_that_nothing_acts_on_says_so(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.begin() as conn:
+        long_ago = store.now(conn) - timedelta(hours=1)
+        heartbeats.beat(conn, long_ago, location="here", part="pause", summary="")
+    assert "gate of here is stale" in run("hold", "service", "mail", "--reason", "x").stderr
+    monkeypatch.setenv("TIDEGATE_ENABLED", "false")
+    assert "TIDEGATE_ENABLED is false here" in run("release", "service", "mail").stderr
+
+
 def test_a_dry_run_on_one_run_says_what_becomes_of_it(run: Run) -> None:
     said = run("hold", "run", "letters/monday", "--reason", "x", "--dry-run").output
     assert "run letters/monday pauses; 1 processing runs stop after the record in hand" in said
@@ -292,7 +316,7 @@ def test_a_hold_can_end_at_a_time(run: Run) -> None:
     run("hold", "service", "mail", "--reason", "x", "--until", "2999-01-01T12:00+02:00")
     [hold] = as_json(run("status", "--json"))["holds"]
     assert hold["expires_at"] == "2999-01-01T10:00:00+00:00"
-    for wrong in ("2999-01-01T12:00", "tomorrow", "2999-99-01T12:00Z"):
+    for wrong in ("2999-01-01T12:00", "tomorrow", "2999-99-01T12:00Z", "9999-12-31T23:59-10:00"):
         result = run("hold", "service", "mail", "--reason", "x", "--until", wrong)
         assert (result.exit_code, "is no time with a zone" in result.output) == (2, True)
     past = run("hold", "service", "mail", "--reason", "x", "--until", "2020-01-01T12:00Z")
@@ -305,10 +329,14 @@ def test_a_hold_on_what_nobody_knows_is_placed_and_noted(run: Run) -> None:
     result = run("hold", "campaign", "leters", "--reason", "x", "--actor", "ana")
     assert (result.exit_code, result.stdout) == (
         0,
-        "campaign leters is held by ana until released: x\n",
+        "campaign leters is held by ana until it is released: x\n",
     )
     assert "the store knows no campaign 'leters'; did you mean letters?" in result.stderr
     assert run("hold", "campaign", "letters", "--reason", "x").stderr == ""
+    early = run("hold", "run", "letters/mondya", "--reason", "x").stderr
+    assert "campaign letters has no run 'mondya' yet; did you mean monday?" in early
+    refused = run("hold", "campaign", "letters/monday", "--reason", "x")
+    assert (refused.exit_code, "names a campaign run" in refused.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import events, ledger, retention, runs
+from dagster_tidegate.store import events, history, ledger, retention, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.retention import KINDS, Keep, Retention
 from dagster_tidegate.store.runs import Attempt, AttemptRefusedError, CampaignRun
@@ -144,7 +145,7 @@ def with_history(store: Store, name: str) -> None:
         conn.execute(
             t.outcomes.insert().values(service=name, bucket=now, worker="w", generation=0, ok=1)
         )
-        events.write(conn, now, kind="hold", name=name, to_status="placed", actor="test")
+        events.write(conn, now, kind=EventKind.HOLD, name=name, to_status="placed", actor="test")
 
 
 def rows(store: Store) -> dict[str, int]:
@@ -200,6 +201,10 @@ def test_the_command_says_first_what_it_would_delete(store_url: str) -> None:
     assert would == did
     assert (did["ledgers"], did["missed_ticks"], "events" in did) == (5, 1, False)
     assert set(again.values()) == {0}
+    with store.read() as conn:
+        [event] = history.read(conn, kinds=[EventKind.PRUNE], limit=10)
+    assert "5 ledgers" in str(event.reason)
+    assert "@" in event.actor
     store.dispose()
 
 
