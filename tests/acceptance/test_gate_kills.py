@@ -16,7 +16,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from tests.acceptance.gate_stage import LONGEST_S, Stage, gate_stage
 
-ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "2"))
 SEED = int(os.environ.get("TIDEGATE_TEST_SEED") or random.randrange(10**6))
 RECORDS = 25
 # The campaigns that need each service, and call it once for each record.

@@ -11,7 +11,7 @@ from tests.chaos.plan import plan
 from tests.chaos.rounds import play
 from tests.chaos.stage import stage
 
-ROUNDS = 4
+ROUNDS = 2
 
 
 @pytest.fixture
