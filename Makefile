@@ -53,6 +53,7 @@ lint: $(TESTS) ## Lint and types.
 
 bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
 	$(BIN)/python -m tests.benchmarks.breaker
+	$(BIN)/python -m tests.benchmarks.gate
 	$(BIN)/python -m tests.benchmarks.records
 	$(BIN)/python -m tests.benchmarks.api
 	$(BIN)/python -m tests.benchmarks.guard
