@@ -4,6 +4,7 @@ Each group is a model; a field `port` of a group with the prefix `TIDEGATE_SERVE
 `TIDEGATE_SERVE_PORT`. An empty variable counts as one that is not set. docs/settings.md lists all.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ class SettingsError(ValueError):
 
 
 def _split(value: Any) -> Any:
-    return tuple(re.split(r"[\s,]+", value.strip())) if isinstance(value, str) else value
+    return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
 
 
 def _split_at_spaces(value: Any) -> Any:
@@ -47,6 +48,42 @@ def _web_address(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
         raise ValueError("it can be a web address, such as https://dagster.example.org")
     return value.rstrip("/")
+
+
+def _host_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"[\w.-]+", value) and not _is_address(value):
+            raise ValueError(
+                f"{value!r} is no name of a host: it can be dagster.example.org, without https:// "
+                "and without a port"
+            )
+    return values
+
+
+def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            is_everybody = ipaddress.ip_network(value).prefixlen == 0
+        except ValueError:
+            is_everybody = value == "*"
+            if not is_everybody:
+                raise ValueError(
+                    f"{value!r} is no address or network: it can be 10.0.0.7 or 10.0.0.0/8"
+                ) from None
+        if is_everybody:
+            raise ValueError(
+                f"{value!r} is everybody, and then anybody says which address they have: name the "
+                "proxies, such as 10.0.0.7 or 10.0.0.0/8"
+            )
+    return values
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _path_prefix(value: str) -> str:
@@ -122,12 +159,12 @@ class ServeSettings(Settings):
         description="The workspace file. Not set: `workspace.yaml` in the current directory; the "
         "API alone then starts no runs.",
     )
-    allowed_hosts: Words = Field(
+    allowed_hosts: Annotated[Words, AfterValidator(_host_names)] = Field(
         default=(),
         description="Names, besides loopback's, by which browsers may ask for the pages "
-        "(the `Host` header), separated by spaces or commas.",
+        "(the `Host` header), without scheme and port, separated by spaces or commas.",
     )
-    trusted_proxies: Words = Field(
+    trusted_proxies: Annotated[Words, AfterValidator(_proxies)] = Field(
         default=(),
         description="Addresses or networks of the proxies in front, whose `X-Forwarded-For` and "
         "`X-Forwarded-Proto` are believed, separated by spaces or commas.",
@@ -147,7 +184,8 @@ class ServeSettings(Settings):
     refusals_per_address: int = Field(
         default=10,
         ge=1,
-        description="How many wrong tokens a minute a network address may try.",
+        description="How many wrong tokens a minute of a network address are answered and logged "
+        "one by one; further wrong ones are refused for a while, right ones never.",
     )
     request_bytes: int = Field(
         default=1_000_000,

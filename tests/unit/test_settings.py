@@ -102,6 +102,14 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         (ServeSettings, "TIDEGATE_SERVE_PATH_PREFIX", "dagster/", "it can be a path such as"),
         (ReferenceSettings, "TIDEGATE_SANDBOX_URL", "127.0.0.1:8765", "it can be a web address"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7 *", "'*' is everybody"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "0.0.0.0/0", "name the proxies"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "::/0", "name the proxies"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "nonsense", "it can be 10.0.0.7 or"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.0/33", "it can be 10.0.0.7 or"),
+        (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "https://a.example", "without https://"),
+        (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "a.example:3000", "without a port"),
+        (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "*", "it can be dagster.example.org"),
     ],
 )
 def test_a_wrong_value_is_refused_and_the_right_one_told(
@@ -116,6 +124,8 @@ def test_a_wrong_value_is_refused_and_the_right_one_told(
 def test_lists_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEGATE_SERVE_ALLOWED_HOSTS", "a.example.org, b.example.org")
     assert load(ServeSettings).allowed_hosts == ("a.example.org", "b.example.org")
+    monkeypatch.setenv("TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7,fd00::/8 ")
+    assert load(ServeSettings).trusted_proxies == ("10.0.0.7", "fd00::/8")
     monkeypatch.setenv("TIDEGATE_ALERT_URLS", " slack://a,b/c\n json://d ")
     urls = [url.get_secret_value() for url in load(AlertSettings).urls]
     assert urls == ["slack://a,b/c", "json://d"]
