@@ -412,7 +412,7 @@ def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
         with record:
             pass
 
-    records = work.records(["a"], max_failed=1.0)
+    records = work.records(["a"], max_failed=1.0, max_tries=1)
     records.map(handle)
     assert records.failed == 1
 

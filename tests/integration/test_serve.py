@@ -17,6 +17,7 @@ from dagster_tidegate.cli import main
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.up.ports import free
+from tests.new_stores import new_sqlite_url
 
 LONGEST_S = 120.0
 DEFINITIONS = """
@@ -40,12 +41,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "definitions.py").write_text(DEFINITIONS)
     (tmp_path / "workspace.yaml").write_text(WORKSPACE)
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    url = f"sqlite:///{home / 'tidegate.db'}"
-    store = Store(url)
-    schema.upgrade(store)
-    store.dispose()
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    monkeypatch.setenv("TIDEGATE_STORE_URL", url)
+    monkeypatch.setenv("TIDEGATE_STORE_URL", new_sqlite_url(home / "tidegate.db"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -96,8 +93,10 @@ def serve(project: Path) -> Iterator[Callable[..., Serving]]:
             each.process.wait()
 
 
-def test_the_api_and_dagsters_pages_are_on_one_port(serve: Callable[..., Serving]) -> None:
-    serving = serve("--path-prefix", "/dg")
+def test_the_api_and_dagsters_pages_are_on_one_port_and_read_only_for_both(
+    serve: Callable[..., Serving],
+) -> None:
+    serving = serve("--path-prefix", "/dg", "--read-only")
     address = serving.address()
     assert address.endswith("/dg")
     with httpx.Client(base_url=address, timeout=LONGEST_S) as client:
@@ -111,7 +110,9 @@ def test_the_api_and_dagsters_pages_are_on_one_port(serve: Callable[..., Serving
         assert client.get("/api/v1/nowhere").json()["code"] == "not_found"
         assert client.get("/apiary").text.startswith("<!DOCTYPE html>")  # Dagster's to answer
         assert client.get("/metrics").status_code == 200
-        assert client.post("/api/v1/campaigns/nothing/hold", json={"reason": "x"}).is_client_error
+        refused = client.post("/api/v1/campaigns/nothing/hold", json={"reason": "x"})
+        assert refused.json()["code"] == "read_only"
+        assert "UnauthorizedError" in client.post("/graphql", json=MUTATION).text
     assert serving.stop(signal.SIGTERM) == 0
 
 
@@ -128,13 +129,6 @@ def test_alone_and_read_only_the_api_shows_and_changes_nothing(
             assert stream.status_code == 200
             # An open stream does not keep it from ending.
             assert serving.stop(signal.SIGINT) == 0
-
-
-def test_read_only_holds_for_dagsters_pages_too(serve: Callable[..., Serving]) -> None:
-    serving = serve("--read-only")
-    with httpx.Client(base_url=serving.address(), timeout=LONGEST_S) as client:
-        answer = client.post("/graphql", json=MUTATION)
-        assert "UnauthorizedError" in answer.text, answer.text
 
 
 def test_another_server_can_run_the_api(project: Path) -> None:
