@@ -210,11 +210,15 @@ def _problem(_request: Request, error: Problem) -> JSONResponse:
 
 def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     errors = [
-        {"where": ".".join(map(str, each["loc"])), "what": str(each["msg"])[:LONGEST_INPUT]}
+        {"where": ".".join(map(str, each["loc"])), "what": _what(each)[:LONGEST_INPUT]}
         for each in error.errors()[:MOST_ERRORS]
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in errors)
     return Problem(Code.INVALID, detail, errors=errors).response()
+
+
+def _what(found: Mapping[str, Any]) -> str:
+    return str(found["msg"]).removeprefix("Value error, ")  # pydantic's word for a ValueError
 
 
 def _data(_request: Request, error: DataError) -> JSONResponse:

@@ -5,10 +5,12 @@ from typing import Any
 import click
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.cli.completion import SERVICE, names
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.status import run_counts, warnings, why_of
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.views.situation import CampaignSituation, Situation
+from dagster_tidegate.wording import did_you_mean
 
 
 @click.command()
@@ -19,7 +21,7 @@ from dagster_tidegate.views.situation import CampaignSituation, Situation
     type=click.Choice([status.value for status in CampaignStatus]),
     help="Only those that have this status; may be given more than once.",
 )
-@click.option("--service", help="Only those that need this service.")
+@click.option("--service", shell_complete=names(SERVICE), help="Only those that need this service.")
 @output.json_option
 @url_option
 def campaigns(
@@ -27,6 +29,8 @@ def campaigns(
 ) -> None:
     """List the campaigns: what they need, and how their runs are."""
     with reading(open_store(url)) as (_, seen):
+        if service is not None:
+            _require_needed(seen, service)
         found = [
             campaign
             for campaign in seen.campaigns.values()
@@ -38,16 +42,9 @@ def campaigns(
         return
     out = output.console()
     listed = output.table(
-        "Campaigns",
-        "campaign",
-        "status",
-        "needs",
-        "runs",
-        "triggers",
-        "catch-up",
-        "priority",
-        "why",
-    )
+        "Campaigns", "campaign", "status", "needs", "runs", "triggers", "catch-up", "priority",
+        "why", less=("priority", "catch-up", "triggers", "needs"),
+    )  # fmt: skip
     for campaign in found:
         shape = campaign.shape
         listed.add_row(
@@ -60,9 +57,17 @@ def campaigns(
             str(shape.priority),
             output.text(why_of(seen, shape.name)),
         )
-    out.print(listed)
+    out.print(listed if found or not seen.campaigns else "no campaigns")
     for warning in warnings(seen):
         out.print(warning)
+
+
+def _require_needed(seen: Situation, service: str) -> None:
+    needed = {name for campaign in seen.campaigns.values() for name in campaign.services}
+    if service not in needed | seen.services:
+        listed = f"they need {', '.join(sorted(needed)) or 'none'}"
+        message = f"no campaign needs {service!r}; {did_you_mean(service, needed, listed)}"
+        raise click.ClickException(output.text(message).plain)
 
 
 def as_dict(campaign: CampaignSituation, seen: Situation) -> dict[str, Any]:

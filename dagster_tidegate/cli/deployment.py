@@ -30,8 +30,14 @@ def workspace_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def loaded(path: Path) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
+def loaded(
+    path: Path, *, otherwise: str | None = None
+) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
     """Open the Dagster instance and load its code locations, which takes seconds.
+
+    Args:
+        path: The workspace file.
+        otherwise: An option that works without one.
 
     Raises:
         click.ClickException: If there is no instance, or no workspace file.
@@ -41,9 +47,9 @@ def loaded(path: Path) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
     from dagster_tidegate import workspace
 
     if not path.is_file():
+        said = "--workspace FILE" + (f", or {otherwise}" if otherwise else "")
         raise click.ClickException(
-            f"there is no workspace file {path}: run this where workspace.yaml is, or say "
-            "--workspace FILE"
+            f"there is no workspace file {path}: run this where workspace.yaml is, or say {said}"
         )
     try:
         with dg.DagsterInstance.get() as instance, working("loading the code locations"):

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from dagster_tidegate.cli.table import FittingTable
 from dagster_tidegate.wording import shown, utc
 
 COLOURS = {
@@ -23,6 +23,8 @@ COLOURS = {
     "live": "green",
     "half_open": "yellow",
     "paused": "yellow",
+    "held": "magenta",
+    "kept closed": "magenta",
     "pending": "cyan",
     "warning": "yellow",
     "open": "red",
@@ -57,12 +59,18 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=WIDTH_ELSEWHERE)
 
 
-def table(title: str, *columns: str) -> Table:
-    """Return an empty table; its cells show text as it is and obey no markup in it."""
-    made = Table(title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+def table(
+    title: str, *columns: str, less: Collection[str] = (), short: bool = False
+) -> FittingTable:
+    """Return an empty table; its cells show text as it is and obey no markup in it.
+
+    Args:
+        title: What is above it.
+        columns: Headers of the columns.
+        less: Headers of those that are left out where it is narrow, the first of them first.
+        short: Whether each row has one line, and text is cut.
+    """
+    return FittingTable(title, *columns, less=less, short=short)
 
 
 def text(value: object, style: str = "") -> Text:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dagster_tidegate.cli.port import Port
 from dagster_tidegate.settings import ReferenceSettings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def sandbox() -> None:
     "--port",
     default=DEFAULT_PORT,
     show_default=True,
-    type=click.IntRange(0, 65535),
+    type=Port(free=True),
     help="Port; 0 takes a free one.",
 )
 @click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dagster_tidegate.cli.deployment import WORKSPACE_FILE
+from dagster_tidegate.cli.port import Port
 from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.settings import ServeSettings, SettingsError, load
 from dagster_tidegate.store.database import SERVER_CONNECTIONS
@@ -16,7 +17,7 @@ WORKSPACE = Path("workspace.yaml")
 
 @click.command()
 @click.option("--host", "-h", help="Address to listen on; 127.0.0.1 by default.")
-@click.option("--port", "-p", type=click.IntRange(0, 65535), help="Port; 3000 by default.")
+@click.option("--port", "-p", type=Port(free=True), help="Port; 3000 by default.")
 @click.option(
     "--workspace",
     "-w",

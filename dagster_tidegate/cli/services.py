@@ -1,7 +1,6 @@
 """`tidegate services`: the policies of the services, and what the fleet saw of them."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +8,15 @@ import click
 from rich.console import Console
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.cli.completion import SERVICE, names
 from dagster_tidegate.cli.deployment import loaded, workspace_option
+from dagster_tidegate.cli.overview import ServiceView
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import numbers
 from dagster_tidegate.views.shown import ServiceDetails
+from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.wording import length
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", required=False, type=NAME)
+@click.argument("name", required=False, type=NAME, shell_complete=names(SERVICE))
 @click.option(
     "--no-policies", is_flag=True, help="Leave the code locations alone: this is much faster."
 )
@@ -40,7 +42,7 @@ def services(
     with reading(open_store(url)) as (conn, seen):
         counted = numbers.read(conn, seen.now)
     policies: Policies = {} if no_policies else _policies(workspace)
-    known = sorted({*seen.circuits, *policies})
+    known = sorted({*seen.services, *policies})
     if name is not None and name not in known:
         listed = ", ".join(known) or "none"
         message = f"no service is named {name!r}; known are {listed}"
@@ -54,7 +56,7 @@ def services(
         output.print_json(found)
         return
     out = output.console()
-    _show_numbers(out, found, seen.now)
+    _show_numbers(out, found, seen)
     if name is not None:
         _show_policy(out, name, policies.get(name, {}))
     elif not no_policies:
@@ -62,7 +64,7 @@ def services(
 
 
 def _policies(path: Path) -> "Policies":
-    with loaded(path) as (_, workspace):
+    with loaded(path, otherwise="--no-policies") as (_, workspace):
         found, troubles = workspace.policies()
     for location, trouble in troubles.items():
         note = f"note: code location {location}: {trouble}"
@@ -70,19 +72,22 @@ def _policies(path: Path) -> "Policies":
     return found
 
 
-def _show_numbers(out: Console, found: Sequence[ServiceDetails], now: datetime) -> None:
+def _show_numbers(out: Console, found: Sequence[ServiceDetails], situation: Situation) -> None:
+    now = situation.now
     table = output.table(
         "Services", "service", "state", "for", "why", "calls", "failed", "slow", "of the last",
         "processes", "last failure", "trips in 24 h",
+        less=(
+            "slow", "processes", "of the last", "calls", "last failure", "failed", "trips in 24 h",
+        ),
     )  # fmt: skip
     for each in found:
-        seen = each.numbers
-        why = f"kept closed by {each.kept_closed_by}" if each.kept_closed_by else each.reason
+        view, seen = ServiceView(situation, each.name), each.numbers
         table.add_row(
             output.text(each.name),
-            output.status(each.state),
-            length(now - each.since) if each.since else "",
-            output.text(why),
+            output.status(view.state),
+            length(now - view.since) if view.since else "",
+            view.why(),
             str(seen.ok + seen.failed),
             output.text(seen.failed or "", "red"),
             str(seen.slow or ""),

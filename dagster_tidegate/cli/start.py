@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli.completion import CAMPAIGN, names
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
 from dagster_tidegate.cli.why import answer_for, tell
@@ -22,7 +23,7 @@ EXIT_CODES = {Refusal.HELD: HELD, Refusal.UNDER_WAY: UNDER_WAY}
 
 
 @click.command()
-@click.argument("campaign", type=targets.NAME)
+@click.argument("campaign", type=targets.NAME, shell_complete=names(CAMPAIGN))
 @click.option("--partition", type=targets.NAME, help="The partition, where the job has any.")
 @click.option("--queue", is_flag=True, help="Start it though it is held: it waits in the queue.")
 @click.option("--validate", is_flag=True, help="Only say whether it could start.")

@@ -1,7 +1,8 @@
 """`tidegate status`: what is paused, since when, and why."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import click
@@ -10,13 +11,15 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.cli.overview import ServiceView, ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.cli.window import Window
+from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Counts
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.views.shown import GateHealth, HoldShown
+from dagster_tidegate.views.shown import AlertHealth, GateHealth, HoldShown, ServiceShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import ObstacleKind, why
 from dagster_tidegate.wording import length, utc
@@ -59,16 +62,7 @@ def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
     return {
         "at": seen.now,
         "enabled": seen.enabled,
-        "services": [
-            {
-                "name": service.name,
-                "state": service.state,
-                "since": service.changed_at,
-                "reason": service.reason,
-                "not_probed_before": service.open_until,
-            }
-            for service in seen.circuits.values()
-        ],
+        "services": [ServiceShown.of(seen, name) for name in sorted(seen.services)],
         "campaigns": [
             {
                 "name": name,
@@ -84,60 +78,86 @@ def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
         "gate": gate.parts,
         "gate_stale": gate.stale,
         "alerts": {status.value: count for status, count in told.by_status.items()},
+        "alerts_stale": AlertHealth.of(told, seen.now).stale,
     }
 
 
-def ends(hold: Hold) -> str:
-    """Return when a hold ends, for people."""
-    at_the_latest = "it recovers" if hold.source is HoldSource.BREAKER else "released"
-    return output.moment(hold.expires_at) or at_the_latest
+def render(seen: Situation, told: Counts, *, short: bool = False) -> RenderableType:
+    """Return the situation as tables, what is wrong first.
+
+    Args:
+        seen: The situation.
+        told: How many alerts there are.
+        short: Whether what is well is only counted, and each row has one line.
+    """
+    parts: list[RenderableType] = [*warnings(seen)]
+    telling = AlertHealth.of(told, seen.now)
+    if telling.stale:
+        sentence = f"{telling.text[0].upper()}{telling.text[1:]}. See 'tidegate alerts list'."
+        parts.append(output.text(sentence, "red"))
+    services = {name: ServiceView(seen, name) for name in sorted(seen.services)}
+    closed = [name for name, view in services.items() if view.well]
+    others = [name for name in services if name not in closed]
+    whys = {name: why_of(seen, name) for name in seen.campaigns}
+    going = [
+        name for name, campaign in seen.campaigns.items() if not (campaign.holds or whys[name])
+    ]
+    paused = [name for name in whys if name not in going]
+    if others or not short:
+        listed = others if short else [*others, *closed]
+        parts.append(_services({name: services[name] for name in listed}, seen.now, short=short))
+    if seen.holds:
+        parts.append(_holds(seen, short=short))
+    if paused or not short:
+        listed = paused if short else [*paused, *going]
+        parts.append(_campaigns({name: whys[name] for name in listed}, seen, short=short))
+    if short:
+        parts += [
+            output.text(f"{len(names)} {what}: {', '.join(names)}", "green")
+            for names, what in ((closed, "services closed"), (going, "campaigns not paused"))
+            if names
+        ]
+    return Group(*parts)
 
 
-def render(seen: Situation, told: Counts) -> RenderableType:
-    """Return the situation as tables, and what is wrong."""
-    parts: list[RenderableType] = []
-    services = output.table("Services", "service", "state", "for", "why", "probed")
-    for service in seen.circuits.values():
-        due = service.open_until
-        waits = service.state is BreakerState.OPEN and due is not None
-        services.add_row(
-            output.text(service.name),
-            output.status(service.state),
-            length(seen.now - service.changed_at),
-            output.text(service.reason),
-            f"in {length(due - seen.now)}" if waits and due else "",
+def _services(views: Mapping[str, ServiceView], now: datetime, *, short: bool) -> RenderableType:
+    table = output.table("Services", "service", "state", "for", "why", "probed", short=short)
+    for name, view in views.items():
+        table.add_row(
+            output.text(name),
+            output.status(view.state),
+            length(now - view.since) if view.since else "",
+            view.why(),
+            probed(view.due, now) if view.due else "",
         )
-    parts.append(services)
-    campaigns = output.table("Campaigns", "campaign", "status", "runs", "why")
-    for name, campaign in seen.campaigns.items():
-        campaigns.add_row(
+    return table
+
+
+def _holds(seen: Situation, *, short: bool) -> RenderableType:
+    table = output.table("Holds", "hold on", "by", "for", "until", "reason", short=short)
+    for hold in seen.holds:
+        until = f"in {length(hold.expires_at - seen.now)}" if short and hold.expires_at else None
+        table.add_row(
+            output.text(hold.target),
+            output.text(hold.actor),
+            length(seen.now - hold.placed_at),
+            until or ends(hold),
+            output.text(hold.reason),
+        )
+    return table
+
+
+def _campaigns(whys: Mapping[str, str], seen: Situation, *, short: bool) -> RenderableType:
+    table = output.table("Campaigns", "campaign", "status", "runs", "why", short=short)
+    for name, why_paused in whys.items():
+        campaign = seen.campaigns[name]
+        table.add_row(
             output.text(name),
             output.status(campaign.status),
             run_counts(campaign.runs),
-            output.text(why_of(seen, name)),
+            output.text(why_paused),
         )
-    parts.append(campaigns)
-    if seen.holds:
-        live = output.table("Holds", "hold on", "by", "for", "until", "reason")
-        for hold in seen.holds:
-            live.add_row(
-                output.text(hold.target),
-                output.text(hold.actor),
-                length(seen.now - hold.placed_at),
-                ends(hold),
-                output.text(hold.reason),
-            )
-        parts.append(live)
-    parts += warnings(seen)
-    if told.failing:
-        parts.append(
-            Text(
-                f"People were not told of {told.failing} alerts: sending fails. "
-                "See 'tidegate alerts list'.",
-                "red",
-            )
-        )
-    return Group(*parts)
+    return table
 
 
 def warnings(seen: Situation) -> list[Text]:
@@ -188,7 +208,8 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
 
             def show(seen: Situation, told: Counts) -> None:
                 note = Text(f"{utc(seen.now)}, every {interval_s:g} s; Ctrl-C ends", "dim")
-                live.update(Group(note, render(seen, told)), refresh=True)
+                tellings = [Group(note, render(seen, told, short=short)) for short in (False, True)]
+                live.update(Window(tellings, instead="tidegate status"), refresh=True)
 
             _repeat(
                 store,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.reading import url_option
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.wording import LONGEST_ACTOR, LONGEST_NAME, checked
@@ -137,7 +138,7 @@ actor_option = click.option(
 def arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments and options that name a target and an actor."""
     for decorate in (
-        click.argument("name", required=False, type=NAME),
+        click.argument("name", required=False, type=NAME, shell_complete=names(SERVICE, CAMPAIGN)),
         click.argument("kind", type=click.Choice(list(KINDS))),
         actor_option,
         url_option,

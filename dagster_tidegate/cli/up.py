@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import OperationalError
 
+from dagster_tidegate.cli.port import Port
 from dagster_tidegate.cli.sandbox import DEFAULT_PORT, URL_VARIABLE
 from dagster_tidegate.up import deployment
 from dagster_tidegate.up.children import ChildDiedError, NotReadyError
@@ -37,14 +38,14 @@ EXPLAINED = (
 @workspace_option
 @click.option(
     "--port",
-    type=click.IntRange(1, 65535),
+    type=Port(),
     default=3000,
     show_default=True,
     help="Port of Dagster's web pages.",
 )
 @click.option(
     "--sandbox-port",
-    type=click.IntRange(1, 65535),
+    type=Port(),
     default=DEFAULT_PORT,
     show_default=True,
     help="Port of the sandbox.",

@@ -8,22 +8,26 @@ import sqlalchemy as sa
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
+from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
+from dagster_tidegate.cli.overview import ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.status import ends
 from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.views.shown import WhyShown
 from dagster_tidegate.views.situation import Situation
 from dagster_tidegate.views.why import Answer, UnknownNameError, Waiting, find, in_queue
 from dagster_tidegate.views.why import why as explain
-from dagster_tidegate.wording import length
+from dagster_tidegate.wording import did_you_mean, length
 
+TELLING = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
+"""The reasons of campaign runs with these statuses say how they are now."""
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 @click.command()
-@click.argument("name", type=targets.NAME)
+@click.argument("name", type=targets.NAME, shell_complete=names(SERVICE, CAMPAIGN))
 @click.option(
     "--kind",
     type=click.Choice(list(targets.KINDS)),
@@ -37,15 +41,18 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
     NAME is a service, a campaign, campaign/partition, the id of a Dagster run, or everything.
     """
     store = open_store(url)
+    note = None
     with reading(store) as (conn, seen):
         if RUN_ID.fullmatch(name):
             answer = _of_dagster_run(conn, seen, name)
         else:
             answer = answer_for(conn, seen, name, kind)
+            if answer.target.kind is TargetKind.CAMPAIGN_RUN and answer.status is None:
+                note = f"there is no such campaign run yet; {run_hint(conn, name)}"
     if as_json:
         output.print_json(WhyShown.of(answer))
     else:
-        tell(answer, seen)
+        tell(answer, seen, note)
 
 
 def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None = None) -> Answer:
@@ -65,23 +72,36 @@ def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None
     return explain(seen, target, run)
 
 
-def tell(answer: Answer, seen: Situation) -> None:
-    """Print an answer for people."""
+def run_hint(conn: sa.Connection, name: str) -> str:
+    """Return the campaign runs that have a name like this one; else where they are listed."""
+    found = runs.newest(conn, campaign=name.partition("/")[0], limit=1000)
+    return did_you_mean(name, [each.name for each in found], "see 'tidegate runs'")
+
+
+def tell(answer: Answer, seen: Situation, note: str | None = None) -> None:
+    """Print an answer for people.
+
+    Args:
+        answer: The answer.
+        seen: The situation.
+        note: What is to be said of a thing that is not there: the answer is that of a new one.
+    """
     out = output.console()
-    name = str(answer.target).replace("campaign_run", "campaign run", 1)
+    name = str(answer.target)
     known = answer.status and not (answer.paused and answer.status == "paused")
-    status = f" ({answer.status})" if known else ""
-    out.print(output.text(f"{name}{status} is {answer.summary}"), soft_wrap=True)
+    is_ = f"{name} ({answer.status}) is" if known else f"{name} is"
+    if note is not None:
+        out.print(output.text(f"{name} ({note})"), soft_wrap=True)
+        is_ = "a new one would be"
+    out.print(output.text(f"{is_} {answer.summary}"), soft_wrap=True)
     if answer.reasons:
         table = output.table("", "hold on", "by", "why", "since", "until")
         for reason in answer.reasons:
             hold = reason.hold
             if reason.being_tried:
                 until = "being tried now"
-            elif reason.retry_at is not None and reason.retry_at > seen.now:
-                until = f"probed in {length(reason.retry_at - seen.now)}, then as it answers"
             elif reason.retry_at is not None:
-                until = "due to be probed"
+                until = f"{ends(hold)}; probe {probed(reason.retry_at, seen.now)}"
             else:
                 until = ends(hold)
             table.add_row(
@@ -94,7 +114,7 @@ def tell(answer: Answer, seen: Situation) -> None:
         out.print(table)
     for obstacle in answer.obstacles:
         out.print(output.text(f"- {obstacle.text}", "yellow"), soft_wrap=True)
-    if answer.last_word and answer.status in ("paused", "failed", "cancelled"):
+    if answer.last_word and answer.status in TELLING:
         out.print(output.text(f"last word: {answer.last_word}"), soft_wrap=True)
 
 

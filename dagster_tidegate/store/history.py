@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.events import EventKind
 
 _NAMED = (TargetKind.SERVICE, TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
@@ -70,7 +71,8 @@ def read(
     Args:
         conn: A connection of the store.
         name: Only those about this service, campaign or campaign run: with the name itself, with
-            holds on it, and of a campaign also with its campaign runs.
+            holds on it, with what the gate took over of it in Dagster, and of a campaign also
+            with its campaign runs.
         kinds: Only those of these kinds.
         since: Only those from this time on, UTC.
         before: Only those with a lower number.
@@ -80,10 +82,12 @@ def read(
     query = sa.select(t.events)
     if name is not None:
         # A hold's event is named as its target: "service openai".
-        targets = [str(Target(kind, name)) for kind in _NAMED]
-        its_runs = (f"{name}/", str(Target(TargetKind.CAMPAIGN_RUN, f"{name}/")))
+        targets = [Target(kind, name).key for kind in _NAMED]
+        taken = takeovers.names_about(conn, name)
+        its_runs = (f"{name}/", Target(TargetKind.CAMPAIGN_RUN, f"{name}/").key)
         about = sa.or_(
             c.name.in_([name, *targets]),
+            sa.and_(c.kind == EventKind.TAKEOVER, c.name.in_(taken)),
             # LIKE takes upper for lower case on SQLite.
             *(sa.func.substr(c.name, 1, len(beginning)) == beginning for beginning in its_runs),
         )

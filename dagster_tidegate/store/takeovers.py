@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import SystemActor
+from dagster_tidegate.pools import needs
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
@@ -85,7 +86,11 @@ class Takeover:
     left_at: datetime | None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.label}"
+        return _recorded_as(self.kind, self.label)
+
+
+def _recorded_as(kind: str, label: str) -> str:
+    return f"{kind} {label}"
 
 
 _COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
@@ -117,6 +122,17 @@ def newest_id(conn: sa.Connection) -> int:
 def live(conn: sa.Connection) -> Sequence[Takeover]:
     """Return the takeovers that have not been given back, the oldest first."""
     return LIVE.all(conn)
+
+
+def names_about(conn: sa.Connection, name: str) -> Sequence[str]:
+    """Return under which names the record has what was taken over of a service or campaign."""
+    c = t.takeovers.c
+    found = []
+    for row in conn.execute(sa.select(c.kind, c.label, c.campaign).distinct()):
+        needed = needs(row.label if row.kind == TakeoverKind.POOL else None, [name])
+        if name in (row.campaign, needed.campaign, *needed.services):
+            found.append(_recorded_as(row.kind, row.label))
+    return found
 
 
 def take(

@@ -31,6 +31,7 @@ class ObstacleKind(StrEnum):
     TRIGGER_STOPPED = "trigger_stopped"
     NEXT_TICK = "next_tick"
     NOT_STARTED = "not_started"
+    KEPT_CLOSED = "kept_closed"
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,18 @@ def _answer(
         *_gate(seen, target),
         *_canaries(seen, services),
         *_takeovers(seen, target, services),
+        *_kept_closed(seen, target),
     ]
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
         text = "its next attempt begins with one of the next ticks of the gate"
         obstacles.append(Obstacle(ObstacleKind.NEXT_TICK, text))
     if run is not None and run.waits_for_start:
-        text = "a person created it, and nobody has started it yet"
+        tried = run.reason is not None  # of one that waits, why it could not be launched
+        text = (
+            "its last start failed, and it waits for somebody to start it"
+            if tried
+            else "a person created it, and nobody has started it yet"
+        )
         obstacles.insert(0, Obstacle(ObstacleKind.NOT_STARTED, text))
     return Answer(
         target=target,
@@ -277,6 +284,17 @@ def _canaries(seen: Situation, services: frozenset[str] | set[str]) -> Iterator[
                 f"{name} is half open since {utc(circuit.changed_at)}: one run, the canary, "
                 f"or its probe tries it; {calls}",
             )
+
+
+def _kept_closed(seen: Situation, target: Target) -> Iterator[Obstacle]:
+    circuit = seen.circuits.get(target.name) if target.kind is TargetKind.SERVICE else None
+    if circuit is not None and circuit.kept_closed(seen.now):
+        until = circuit.kept_closed_until
+        yield Obstacle(
+            ObstacleKind.KEPT_CLOSED,
+            f"its breaker is kept closed by {circuit.kept_closed_by} until "
+            f"{utc(until) if until else 'it is told otherwise'}: it does not trip",
+        )
 
 
 def _takeovers(

@@ -99,7 +99,7 @@ def test_why_names_each_hold_with_who_why_since_and_until(run: Run, store: Store
     said = run("why", "letters/tuesday").output
     assert said.startswith("campaign run letters/tuesday is paused: mail is open (opened by hand)")
     assert "by ana" in said
-    assert "probed in" in said
+    assert "it recovers; probe in" in said
 
 
 def test_why_of_what_nothing_holds_says_so(run: Run) -> None:
