@@ -52,14 +52,17 @@ def loaded(
             f"there is no workspace file {path}: run this where workspace.yaml is, or say {said}"
         )
     try:
-        with dg.DagsterInstance.get() as instance, working("loading the code locations"):
+        opened = dg.DagsterInstance.get()
+    except dg.DagsterError as error:  # no DAGSTER_HOME, or a dagster.yaml that is none
+        why = str(error).splitlines()[0].strip()
+        raise click.ClickException(f"the Dagster instance can't be opened: {why}") from error
+    try:
+        with opened as instance, working("loading the code locations"):
             found = workspace.load(instance, path)
-            with found as opened:
-                yield instance, opened
+            with found as code:
+                yield instance, code
     except workspace.WorkspaceError as error:
         raise click.ClickException(str(error)) from error
-    except dg.DagsterInvariantViolationError as error:
-        raise click.ClickException(f"the Dagster instance can't be opened: {error}") from error
 
 
 @contextmanager

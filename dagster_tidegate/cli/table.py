@@ -10,16 +10,16 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 
 LONGEST_WORD = 40
-# How wide a column of text is at least, and a word in it that is not broken. The first that there
-# is room for counts.
-TEXT_WIDTHS = ((24, 24), (16, 24), (12, 24), (10, 24), (12, 12))
+TEXT_WIDTHS = ((24, 24), (16, 24), (12, 24), (10, 24), (10, 12))
+"""How wide a column of text is at least, and a word of it: the first that there is room for."""
 
 
 class FittingTable(Table):
     """A table that has no word broken while there is another way.
 
     Where it is too narrow for all columns, those of less weight are left out. Then the columns of
-    text get narrower. What is left of the room goes first to whom the least is missing.
+    text get narrower, and then the widest of all. What is left of the room goes first to the column
+    that lacks least.
 
     Args:
         title: What is above it.
@@ -52,7 +52,8 @@ class FittingTable(Table):
             found = _least(shown, text, word)
             if self._room(options, found) >= 0:
                 break
-        spare = self._room(options, found)
+        while (spare := self._room(options, found)) < 0 and max(found) > 1:
+            found[found.index(max(found))] -= 1
         missing = [width.maximum - least for (_, width), least in zip(shown, found, strict=True)]
         for place in sorted(range(len(found)), key=missing.__getitem__):
             more = max(0, min(missing[place], spare))

@@ -158,7 +158,8 @@ def _in_dagster(run_id: str) -> Waiting:
                 },
                 tries=tried_by(run),
             )
-    except dg.DagsterInvariantViolationError as error:
+    except dg.DagsterError as error:
+        why_not = str(error).splitlines()[0].strip()
         raise click.ClickException(
-            f"the store knows no Dagster run {run_id}, and Dagster can't be asked: {error}"
+            f"the store knows no Dagster run {run_id}, and Dagster can't be asked: {why_not}"
         ) from error
