@@ -16,7 +16,7 @@ from dagster_graphql import DagsterGraphQLClient
 
 from dagster_tidegate.instance import Dagster
 from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.store.database import URL_VARIABLE, Store
+from dagster_tidegate.store.database import URL_VARIABLE, Store, read_url
 from dagster_tidegate.up import dagster_web, deployment, home
 from dagster_tidegate.up.children import Child, Children
 from dagster_tidegate.up.ports import free
@@ -158,7 +158,7 @@ def _configure_dagster(project: Path, dagster_home: Path, url: str) -> str | Non
         raise home.HomeError(f"there is no dagster.yaml in {project}") from None
     for key in NOT_THE_PROJECTS:
         config.pop(key, None)
-    schema, address = None, sa.make_url(url)
+    schema, address = None, read_url(url)
     if address.get_backend_name() == "postgresql":
         schema = f"tidegate_drill_{token_hex(4)}"
         _execute(url, sa.schema.CreateSchema(schema))

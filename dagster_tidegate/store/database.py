@@ -45,6 +45,22 @@ def default_url() -> str:
     return f"sqlite:///{Path(home) / 'tidegate.db'}"
 
 
+def read_url(url: str) -> sa.URL:
+    """Return a store's URL in its parts.
+
+    Raises:
+        ValueError: If it can't be read.
+    """
+    try:
+        return sa.make_url(url)
+    except (exc.ArgumentError, ValueError):
+        # What could not be read may be a part of the password, and is told to nobody.
+        raise ValueError(
+            "the store's URL can't be read: percent-encode what is special in its name and "
+            "password, such as @ : / ?, and let its port be a number"
+        ) from None
+
+
 def shown_url(url: str | sa.URL) -> str:
     """Return a store's URL as it may be shown: without its password.
 
@@ -71,7 +87,7 @@ class Store:
             many workers.
 
     Raises:
-        ValueError: If the URL is of another kind of database.
+        ValueError: If the URL can't be read, or is of another kind of database.
 
     Example:
         >>> store = Store("sqlite://")
@@ -83,7 +99,7 @@ class Store:
     def __init__(
         self, url: str, *, clock: Callable[[], datetime] | None = None, connections: int = 2
     ) -> None:
-        self.url = sa.make_url(url)
+        self.url = read_url(url)
         dialect = self.url.get_backend_name()
         if dialect == "sqlite":
             self.engine = _sqlite_engine(self.url)
@@ -173,6 +189,13 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         # In memory the one connection is the database, and threads take turns.
         **({"pool_size": 1, "max_overflow": 0} if in_memory else {}),
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(dialect, _record, arguments, options):
+        try:
+            return dialect.loaded_dbapi.connect(*arguments, **options)
+        except dialect.loaded_dbapi.OperationalError as error:
+            raise type(error)(f"{error}: {url.database}") from error
 
     @event.listens_for(engine, "connect")
     def _configure(connection, _record) -> None:

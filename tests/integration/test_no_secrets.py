@@ -24,6 +24,8 @@ URLS = [
     f"postgresql://tide:{PASSWORD}@127.0.0.1:1/tide?nonsense=1",
     f"postgresql://tide:{PASSWORD}@127.0.0.1:port/tide",
     f"postgresql://tide:{PASSWORD}@[::1/tide",
+    f"postgresql://tide:p@ss:{PASSWORD}@127.0.0.1:1/tide",
+    f"postgresql://tide:p@{PASSWORD}@127.0.0.1:{PASSWORD}/tide",
     f"postgresql://tide@127.0.0.1:1/tide?password={PASSWORD}",
     f"postgresql://tide:{PASSWORD}@no-such-host.invalid/tide",
     f"postgresql+nodriver://tide:{PASSWORD}@127.0.0.1/tide",
@@ -62,6 +64,18 @@ def test_a_store_that_can_not_be_used_is_not_told_with_its_password(
     monkeypatch.setenv("TIDEGATE_STORE_URL", url)
     assert PASSWORD not in CliRunner().invoke(main, ["config"]).output
     assert PASSWORD not in caplog.text
+
+
+def test_a_url_that_can_not_be_read_is_told_with_what_to_do() -> None:
+    result = CliRunner().invoke(main, ["status", "--url", f"postgresql://t:p@s:{PASSWORD}@h:1/db"])
+    assert result.output.startswith("Error: the store's URL can't be read: percent-encode")
+
+
+def test_a_file_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "tidegate.db"
+    result = CliRunner().invoke(main, ["status", "--url", f"sqlite:///{missing}"])
+    assert result.exit_code == 1
+    assert f"unable to open database file: {missing}" in result.output
 
 
 def test_a_store_shows_itself_without_its_password() -> None:
