@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import alerts
+from dagster_tidegate.store import alerts, ledger
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.views import situation
@@ -84,7 +84,7 @@ def read(conn: sa.Connection, now: datetime) -> Facts:
         oldest_holds=placed,
         takeovers={(kind.value,): taken[kind.value] for kind in TakeoverKind},
         paused_since=_paused_since(conn),
-        progress=_progress(conn),
+        progress=_progress(conn, now),
         alerts=counts,
         live_alerts={(kind,): count for kind, count in counts.live.items()},
     )
@@ -100,7 +100,7 @@ def _paused_since(conn: sa.Connection) -> Mapping[str, datetime]:
     return {row.campaign: row.since for row in rows if row.since is not None}
 
 
-def _progress(conn: sa.Connection) -> Mapping[tuple[str, ...], Progress]:
+def _progress(conn: sa.Connection, now: datetime) -> Mapping[tuple[str, ...], Progress]:
     run, progress = t.campaign_runs.c, t.progress.c
     processing = run.status == RunStatus.PROCESSING
     rows = conn.execute(
@@ -110,7 +110,9 @@ def _progress(conn: sa.Connection) -> Mapping[tuple[str, ...], Progress]:
             sa.func.sum(progress.done).label("done"),
             sa.func.sum(progress.failed).label("failed"),
             sa.func.coalesce(sa.func.sum(progress.total), 0).label("expected"),
-            sa.func.coalesce(sa.func.sum(sa.case((processing, progress.rate))), 0.0).label("rate"),
+            sa.func.coalesce(sa.func.sum(sa.case((processing, ledger.rate(now)))), 0.0).label(
+                "rate"
+            ),
         )
         .join(t.progress, progress.campaign_run == run.id)
         .where(run.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)))

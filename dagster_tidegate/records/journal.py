@@ -23,6 +23,8 @@ R = TypeVar("R")
 PROGRESS_EVERY_S = 1.0
 LOG_EVERY_S = 10.0
 SMOOTHING = 0.3  # of the rate: how much of it the last second is
+LEAST_RATE = 0.001
+"""What is less is nothing, to which the smoothed rate would not come by itself."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Journal:
             return
         handled = self.done + self.failed
         rate = (handled - self._told) / passed
-        self._rate = rate if self._rate is None else self._rate + SMOOTHING * (rate - self._rate)
+        self._rate = smoothed(self._rate, rate)
         self._told_at, self._told = now, handled
         self.flush()
         progress = self._progress(*mark(), exact=False, rate=self._rate)
@@ -273,6 +275,17 @@ class Journal:
                 return step(conn, now)
 
         return patiently(write, self._log)
+
+
+def smoothed(rate: float | None, latest: float) -> float:
+    """Return a rate that follows the latest one slowly.
+
+    Example:
+        >>> smoothed(None, 2.0), smoothed(2.0, 0.0), smoothed(0.001, 0.0)
+        (2.0, 1.4, 0.0)
+    """
+    found = latest if rate is None else rate + SMOOTHING * (latest - rate)
+    return 0.0 if found < LEAST_RATE else found
 
 
 def describe(progress: Progress) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
+from dagster_tidegate.store import ledger
 from dagster_tidegate.store import tables as t
 
 RUNNING = "running"
@@ -51,11 +52,12 @@ class CampaignNumbers:
     last_change_at: datetime | None
 
 
-def read(conn: sa.Connection, campaign: str) -> CampaignNumbers:
+def read(conn: sa.Connection, now: datetime, campaign: str) -> CampaignNumbers:
     """Return a campaign in numbers; one that nobody knows has none.
 
     Args:
         conn: A connection of the store.
+        now: The database's time, UTC.
         campaign: Its name.
     """
     r, a, p = t.campaign_runs.c, t.attempts.c, t.progress.c
@@ -81,7 +83,9 @@ def read(conn: sa.Connection, campaign: str) -> CampaignNumbers:
     sums: Any = conn.execute(
         sa.select(
             *(sa.func.coalesce(sa.func.sum(each), 0) for each in (p.done, p.failed, p.total)),
-            sa.func.coalesce(sa.func.sum(p.rate).filter(r.status == RunStatus.PROCESSING), 0.0),
+            sa.func.coalesce(
+                sa.func.sum(ledger.rate(now)).filter(r.status == RunStatus.PROCESSING), 0.0
+            ),
         )
         .select_from(t.progress.join(t.campaign_runs, p.campaign_run == r.id))
         .where(mine)

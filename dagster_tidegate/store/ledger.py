@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import Attempt
 from dagster_tidegate.store.upsert import insert, insert_on
 
+RATE_LASTS = timedelta(seconds=60)
+"""Progress is written once a second; a rate that is older says nothing of now."""
 _OF_ALL = ("op", "attempt", "at")
 
 
@@ -217,6 +219,15 @@ def write_progress(
         .values(campaign_run=attempt.campaign_run, op=op, **values)
         .on_conflict_do_update(index_elements=["campaign_run", "op"], set_=values)
     )
+
+
+def rate(now: datetime) -> sa.ColumnElement[float | None]:
+    """Return the rate of a loop, NULL where nothing was heard of it lately.
+
+    Args:
+        now: The database's time, UTC.
+    """
+    return sa.case((t.progress.c.updated_at > now - RATE_LASTS, t.progress.c.rate))
 
 
 def progress(conn: sa.Connection, campaign_run: int, op: str) -> Progress | None:

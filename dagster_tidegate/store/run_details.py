@@ -80,6 +80,7 @@ class RunDetails:
 
 def listed(
     conn: sa.Connection,
+    now: datetime,
     *,
     campaign: str | None = None,
     statuses: Collection[RunStatus] = (),
@@ -87,9 +88,10 @@ def listed(
     by_change: bool = False,
     limit: int,
 ) -> Sequence[ListedRun]:
-    """Return campaign runs and how far they are; the arguments are those of `runs.newest`."""
+    """Return campaign runs and how far they are now; the others are those of `runs.newest`."""
     return with_progress(
         conn,
+        now,
         runs.newest(
             conn,
             campaign=campaign,
@@ -101,9 +103,11 @@ def listed(
     )
 
 
-def with_progress(conn: sa.Connection, found: Sequence[CampaignRun]) -> Sequence[ListedRun]:
-    """Return campaign runs with how far they are, in the same order."""
-    progress = _progress(conn, [run.id for run in found])
+def with_progress(
+    conn: sa.Connection, now: datetime, found: Sequence[CampaignRun]
+) -> Sequence[ListedRun]:
+    """Return campaign runs with how far they are now, in the same order."""
+    progress = _progress(conn, now, [run.id for run in found])
     return [ListedRun(run, progress.get(run.id, [])) for run in found]
 
 
@@ -129,7 +133,7 @@ def details(conn: sa.Connection, now: datetime, run: CampaignRun, *, limit: int)
     failed = of_run & (c.status == RecordStatus.FAILED)
     return RunDetails(
         run=run,
-        progress=_progress(conn, [run.id]).get(run.id, []),
+        progress=_progress(conn, now, [run.id]).get(run.id, []),
         attempts=attempts,
         in_doubt=_records(conn, in_doubt, limit),
         in_doubt_count=_count(conn, in_doubt),
@@ -139,9 +143,12 @@ def details(conn: sa.Connection, now: datetime, run: CampaignRun, *, limit: int)
     )
 
 
-def _progress(conn: sa.Connection, ids: Sequence[int]) -> Mapping[int, list[Progress]]:
+def _progress(
+    conn: sa.Connection, now: datetime, ids: Sequence[int]
+) -> Mapping[int, list[Progress]]:
+    columns = [column for column in t.progress.c if column.name != "rate"]
     rows = conn.execute(
-        sa.select(t.progress)
+        sa.select(*columns, ledger.rate(now).label("rate"))
         .where(t.progress.c.campaign_run.in_(ids))
         .order_by(t.progress.c.updated_at, t.progress.c.op)
     )

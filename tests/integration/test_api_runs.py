@@ -174,6 +174,12 @@ def test_a_campaign_run_shows_how_far_it_is_and_what_went_wrong(
     assert stats["runs"]["processing"] == 1
     assert stats["records"] == {"done": 1, "failed": 1, "total": 10}
     assert (stats["attempts"], stats["records_per_second"]) == ({"running": 1}, 2.0)
+    clock.advance(61)  # nothing was heard of it, as where its process stands still
+    [listed] = asked.get("/campaigns/digest/runs")["items"]
+    for each in (listed, asked.get("/campaigns/digest/runs/mon")):
+        [at] = each["progress"]
+        assert (at["records_per_second"], at["seconds_left"]) == (None, None)
+    assert asked.get("/campaigns/digest/stats")["records_per_second"] == 0
     queue = asked.get("/queue")
     [service] = queue["services"]
     assert (service["service"], service["records_left"]) == ("openai", 8)

@@ -205,6 +205,9 @@ def test_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
     assert scrape("alerts_live", kind="gate_stale") == 1
     assert scrape("alert_oldest_pending_seconds") == 30
     assert scrape("takeovers", kind="pool") == 0
+    clock.advance(31)
+    scrape = Scrape(store)
+    assert scrape("records_per_second", campaign="letters", op="send") == 0, "a minute ago"
 
 
 def test_a_store_that_is_gone_is_told_and_nothing_else(sqlite_url: str) -> None:

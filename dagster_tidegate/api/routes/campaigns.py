@@ -92,7 +92,7 @@ def get_campaign_stats(here: Here, _identity: Viewer, campaign: CampaignName) ->
     """Show a campaign in numbers: its runs, their attempts and their records."""
     with here.store.read() as conn:
         lookup.campaign(here, conn, campaign)
-        found = campaign_numbers.read(conn, campaign)
+        found = campaign_numbers.read(conn, here.store.now(conn), campaign)
     return CampaignStats.model_validate(found)
 
 

@@ -58,7 +58,12 @@ def list_runs(
     with here.store.read() as conn:
         lookup.campaign(here, conn, campaign)
         found = run_details.listed(
-            conn, campaign=campaign, statuses=status or (), before=before, limit=limit + 1
+            conn,
+            here.store.now(conn),
+            campaign=campaign,
+            statuses=status or (),
+            before=before,
+            limit=limit + 1,
         )
     page, after = cursors.page(found, "runs", limit, lambda each: each.run.id)
     return Page(items=[RunShown.of(each) for each in page], next_cursor=after)
@@ -211,7 +216,7 @@ def cancel_run(
         steering.cancel(here.store, code, run, actor=identity.name)
     with here.store.read() as conn:
         _, run = lookup.run(here, conn, campaign, partition)
-        [listed] = run_details.with_progress(conn, [run])
+        [listed] = run_details.with_progress(conn, here.store.now(conn), [run])
     return RunShown.of(listed)
 
 
