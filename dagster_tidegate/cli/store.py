@@ -8,13 +8,15 @@ from typing import Any
 import click
 from alembic.util import CommandError
 
+from dagster_tidegate.cli import output
 from dagster_tidegate.cli.output import json_option, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
 from dagster_tidegate.cli.target import Duration, actor_option
-from dagster_tidegate.store import compatibility, events, retention, schema
+from dagster_tidegate.store import campaigns, compatibility, events, retention, schema
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.wording import length
+from dagster_tidegate.views import situation
+from dagster_tidegate.wording import did_you_mean, length, utc
 
 
 @contextmanager
@@ -145,3 +147,38 @@ def prune(
         age = getattr(keep, kind)
         would = "would be deleted" if dry_run else "deleted"
         click.echo(f"{kind.replace('_', ' ')}: {deleted} {would}, over for more than {length(age)}")
+
+
+@store.command()
+@click.argument("location")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@actor_option
+@url_option
+def forget(location: str, yes: bool, actor: str, url: str | None) -> None:
+    """Forget the code location LOCATION, which is gone for good, and its campaigns.
+
+    Nothing calls its gate stale then. Campaign runs and the history stay. A location that comes
+    back tells of its campaigns again.
+    """
+    opened = open_store(url)
+    if not yes:
+        click.confirm(output.text(f"Forget {location} and its campaigns?").plain, abort=True)
+    with _explained(), opened.begin() as conn:
+        seen = situation.read(conn, opened.now(conn))
+        beats = {each.location: each for each in seen.heartbeats if not seen.stale(each.at)}
+        known = {each.location for each in seen.heartbeats}
+        known |= {each.shape.location for each in seen.campaigns.values()}
+        problem = None
+        if location not in known:
+            hint = did_you_mean(location, known, "see 'tidegate campaigns --json'")
+            problem = f"no code location is named {location!r}; {hint}"
+        elif location in beats:
+            problem = (
+                f"the gate of {location} is at work: its sensor {beats[location].part} finished at "
+                f"{utc(beats[location].at)}. Remove the code location from Dagster first"
+            )
+        if problem is not None:
+            raise click.ClickException(output.text(problem).plain)
+        names = campaigns.forget(conn, seen.now, location, actor=actor)
+    said = f"{location} is forgotten, with {', '.join(names) or 'no campaigns'}"
+    click.echo(output.text(said).plain)

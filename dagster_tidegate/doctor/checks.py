@@ -1,5 +1,6 @@
 """What is wrong with a deployment. Pure: facts go in, findings come out."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -366,7 +367,8 @@ def _workspace(facts: Facts) -> Iterator[Finding]:
             name,
             f"the store knows it for {', '.join(sorted(campaigns))}, and this workspace lacks it",
             "look at it with the workspace file that has it, or put it back: what the gate "
-            "stopped of it stays stopped until then",
+            "stopped of it stays stopped until then. If it is gone for good: "
+            f"tidegate store forget {shlex.quote(name)}",
         )
 
 

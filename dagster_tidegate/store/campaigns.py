@@ -7,7 +7,9 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.pools import needs
+from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.takeovers import TakeoverKind
 
 
@@ -99,6 +101,36 @@ def find(conn: sa.Connection, name: str) -> CampaignShape | None:
         return None
     row, owners = rows[0], frozenset(row.owner for row in rows if row.owner is not None)
     return CampaignShape(row.name, row.location, row.catch_up, row.priority, owners=owners)
+
+
+def forget(conn: sa.Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
+    """Forget a code location that is gone for good: its campaigns, and that it had a gate.
+
+    Their campaign runs, and what was recorded of them, stay.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        location: The code location.
+        actor: Who says so.
+
+    Returns:
+        The names of its campaigns.
+    """
+    mine = t.campaigns.c.location == location
+    names = conn.scalars(sa.select(t.campaigns.c.name).where(mine).order_by("name")).all()
+    save(conn, now, location, [])
+    conn.execute(t.heartbeats.delete().where(t.heartbeats.c.location == location))
+    events.write(
+        conn,
+        now,
+        kind=EventKind.LOCATION,
+        name=location,
+        to_status="forgotten",
+        actor=actor,
+        before={"campaigns": list(names)},
+    )
+    return names
 
 
 def save(

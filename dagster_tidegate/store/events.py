@@ -24,6 +24,7 @@ class EventKind(StrEnum):
     SESSION = "session"
     DAGSTER_UI = "dagster_ui"
     PRUNE = "prune"
+    LOCATION = "location"
 
 
 address: ContextVar[str | None] = ContextVar("address", default=None)

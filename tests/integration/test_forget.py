@@ -1,0 +1,64 @@
+"""A code location that is gone for good is forgotten."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import campaigns, heartbeats, runs
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+from tests.integration.conftest import Run
+
+
+@pytest.fixture
+def clock() -> None:
+    """Commands take the time from the database."""
+
+
+@pytest.fixture
+def old(store: Store) -> None:
+    """A location whose gate fell silent long ago, beside one at work."""
+    with store.begin() as conn:
+        now = store.now(conn)
+        for location, at in (("old", now - timedelta(days=3)), ("new", now)):
+            shape = CampaignShape(f"{location}_letters", location, "none", owners=frozenset("a"))
+            campaigns.save(conn, now, location, [shape])
+            for part in heartbeats.PARTS:
+                heartbeats.beat(conn, at, location=location, part=part, summary="")
+        conn.execute(
+            t.campaign_runs.insert().values(
+                campaign="old_letters",
+                partition="monday",
+                status=RunStatus.COMPLETED,
+                created_at=now,
+                changed_at=now,
+            )
+        )
+
+
+@pytest.mark.usefixtures("old")
+def test_a_location_is_forgotten_and_its_gate_not_stale_any_more(run: Run, store: Store) -> None:
+    assert json.loads(run("status", "--json").output)["gate_stale"] is True
+    done = run("store", "forget", "old", "--yes", "--actor", "ana")
+    assert (done.exit_code, done.output) == (0, "old is forgotten, with old_letters\n")
+    seen = json.loads(run("status", "--json").output)
+    assert seen["gate_stale"] is False
+    assert [each["name"] for each in seen["campaigns"]] == ["new_letters"]
+    assert {part["location"] for part in seen["gate"]} == {"new"}
+    with store.read() as conn:
+        assert runs.find(conn, "old_letters", "monday") is not None
+    [event] = json.loads(run("history", "--kind", "location", "--json").output)
+    assert (event["name"], event["to_status"], event["actor"]) == ("old", "forgotten", "ana")
+    assert event["before"] == {"campaigns": ["old_letters"]}
+
+
+@pytest.mark.usefixtures("old")
+def test_a_location_at_work_or_unknown_is_not_forgotten(run: Run) -> None:
+    refused = run("store", "forget", "new", "--yes")
+    assert (refused.exit_code, "the gate of new is at work" in refused.output) == (1, True)
+    unknown = run("store", "forget", "olf", "--yes")
+    assert (unknown.exit_code, "did you mean old?" in unknown.output) == (1, True)
+    assert len(json.loads(run("status", "--json").output)["campaigns"]) == 2
