@@ -78,8 +78,10 @@ class Authenticator:
 
     Args:
         store: The store.
-        refusals: How many wrong tokens or sessions a network address may try in a minute. One that
-            is tried again and again, as by a page that was left open, counts once.
+        refusals: How many wrong tokens or sessions of a network address are told to be wrong and
+            logged in a minute. One that is tried again and again, as by a page that was left open,
+            counts once. Nobody can guess a token, so each is looked up, as often as an address may
+            ask at all.
         clock: Seconds that pass evenly.
     """
 
@@ -120,7 +122,8 @@ class Authenticator:
             Whose it is; None where it lets nobody in.
 
         Raises:
-            TooManyError: If the address has tried too many wrong ones, and this is another.
+            TooManyError: If this is a wrong one, and the address has tried too many others. A right
+                one lets in whoever has it, whatever others try at the same address.
         """
         key = Key(kind, tokens.digest(secret))
         if key in self._refused:
@@ -130,8 +133,6 @@ class Authenticator:
         if said is not None and self._believed(said):
             self._known.move_to_end(key)
             return said.value
-        if said is None:
-            self.check_tries(address)
         found = await self._look_up(key)
         if found is None:
             self._refuse(key, address)
@@ -148,25 +149,6 @@ class Authenticator:
     def forget(self, kind: Kind, secret: str) -> None:
         """Believe nothing of a token or session that this process has ended."""
         self._known.pop(Key(kind, tokens.digest(secret)), None)
-
-    def check_tries(self, address: str | None) -> None:
-        """Let an address that tried too many wrong tokens try no other.
-
-        Raises:
-            TooManyError: If it has.
-        """
-        where = network(address)
-        if self._refusals.exhausted(where):
-            raise self._refusals.refusal(where)
-
-    def count_try(self, address: str | None, kind: Kind = Kind.TOKEN) -> None:
-        """Count a wrong token or session, and tell of it in the log."""
-        try:
-            self._refusals.count(network(address))
-            self._logged.count("all")
-        except TooManyError:
-            return  # several at once; the next is refused before it is looked up
-        log.warning("refused an unknown, expired or revoked %s from %s", kind, shown(str(address)))
 
     def _believed(self, said: _Said) -> bool:
         now = self._clock()
@@ -192,7 +174,13 @@ class Authenticator:
         self._refused[key] = None
         while len(self._refused) > MOST_REFUSED:
             self._refused.popitem(last=False)
-        self.count_try(address, key.kind)
+        self._refusals.count(network(address))
+        try:
+            self._logged.count("all")
+        except TooManyError:
+            return
+        refused = "refused an unknown, expired or revoked %s from %s"
+        log.warning(refused, key.kind, shown(str(address)))
 
     def _any_made(self) -> bool:
         with self._store.read() as conn:

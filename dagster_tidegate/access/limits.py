@@ -36,8 +36,7 @@ class Limit:
     Example:
         >>> limit = Limit("tries", 1)
         >>> limit.count("ana")
-        >>> limit.exhausted("ana"), limit.exhausted("bo")
-        (True, False)
+        >>> limit.count("bo")  # a second one of ana's would be too many
     """
 
     def __init__(self, what: str, most: int) -> None:
@@ -51,18 +50,11 @@ class Limit:
         Raises:
             TooManyError: If that is more than there may be.
         """
-        if not self._limiter.hit(self._item, who):
-            raise self.refusal(who)
-
-    def exhausted(self, who: str) -> bool:
-        """Return whether one more would be too many."""
-        return not self._limiter.test(self._item, who)
-
-    def refusal(self, who: str) -> TooManyError:
-        """Return what is said to somebody who did too many."""
+        if self._limiter.hit(self._item, who):
+            return
         resets_at = self._limiter.get_window_stats(self._item, who).reset_time
         wait_s = max(1, math.ceil(resets_at - time.time()))
-        return TooManyError(self._what, self._item.amount, wait_s)
+        raise TooManyError(self._what, self._item.amount, wait_s)
 
 
 def network(address: str | None) -> str:

@@ -223,10 +223,16 @@ class Guard:
 
     async def _begin_session(self, visit: Visit, body: bytes) -> Response:
         secret, wanted = login.submitted(body)
-        self._authenticator.check_tries(visit.address)
-        begun = await to_thread.run_sync(self._begin, secret)
+        try:
+            # Only who has a right one makes the store write.
+            known = await self._authenticator.holder(Kind.TOKEN, secret, visit.address)
+        except TooManyError as error:
+            refusal = f"This token is wrong, as were others from this address: {error}."
+            answer = login.form(self._prefix, wanted, refusal=refusal, status=429)
+            answer.headers["Retry-After"] = str(error.retry_after_s)
+            return answer
+        begun = None if known is None else await to_thread.run_sync(self._begin, secret)
         if begun is None:
-            self._authenticator.count_try(visit.address)
             refusal = "This token is unknown, has expired or is revoked."
             return login.form(self._prefix, wanted, refusal=refusal, status=401)
         session, ends = begun
