@@ -101,7 +101,7 @@ def bounded(name: str) -> str:
 
 def hold_name(hold: Hold) -> str:
     """Return the name under which people are told of a person's hold."""
-    return bounded(f"{hold.target} by {hold.actor}")
+    return bounded(f"{hold.target.key} by {hold.actor}")
 
 
 @dataclass
@@ -245,7 +245,7 @@ def _holds(book: _Book, seen: Seen, settings: AlertSettings) -> None:
         )
     expiring, old = {}, {}
     for hold in situation.holds:
-        name = bounded(f"{hold.target}, hold {hold.id}")
+        name = bounded(f"{hold.target.key}, hold {hold.id}")
         if hold.expires_at is not None:
             ahead = timedelta(seconds=settings.hold_expires_within_s)
             ahead = min(ahead, (hold.expires_at - hold.placed_at) / 4)

@@ -1,12 +1,13 @@
 """What the rules look at, read from the store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import Hold, TargetKind, run_name
+from dagster_tidegate.holds import Hold, SystemActor, TargetKind, run_name
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, holds
@@ -113,12 +114,28 @@ def defined_at(conn: sa.Connection) -> Mapping[str, datetime]:
     return {row.location: row.at for row in rows}
 
 
-def released(conn: sa.Connection, since: datetime) -> Sequence[Hold]:
-    """Return the holds that were released since, the latest first; so many at most."""
-    at = t.holds.c.released_at
-    found = sa.select(t.holds).where(at >= since).order_by(at.desc()).limit(MOST_HOLDS)
+def released(conn: sa.Connection, now: datetime, since: datetime) -> Sequence[Hold]:
+    """Return the holds that are over since, the latest first; so many at most.
+
+    The gate writes down that a hold expired. One that it has not seen yet is over all the same.
+
+    Args:
+        conn: A connection of the store.
+        now: The database's time, UTC.
+        since: The earliest end (UTC).
+    """
+    h = t.holds.c
+    at = sa.func.coalesce(h.released_at, h.expires_at)
+    found = sa.select(t.holds).where(at >= since, at <= now).order_by(at.desc()).limit(MOST_HOLDS)
+
+    def ended(**values: Any) -> Hold:
+        hold = holds.UNRELEASED.make(**values)
+        if hold.released_at is not None:
+            return hold
+        return replace(hold, released_at=hold.expires_at, released_by=SystemActor.EXPIRY)
+
     # A part of a statement has no order, so they are sorted once more.
-    return Query(found, holds.UNRELEASED.make, order=lambda hold: hold.released_at).all(conn)[::-1]
+    return Query(found, ended, order=lambda hold: hold.released_at).all(conn)[::-1]
 
 
 class Troubles:

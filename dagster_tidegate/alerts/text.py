@@ -97,11 +97,10 @@ def operator_hold(seen: Situation, hold: Hold) -> Text:
     """Say that a person placed a hold."""
     until = "until it is released" if hold.expires_at is None else f"until {utc(hold.expires_at)}"
     return Text(
-        f"{hold.actor} holds {_target(hold.target)}: {hold.reason}",
+        f"{hold.actor} holds {hold.target}: {hold.reason}",
         "\n".join(
             [
-                f"{hold.actor} placed a hold on {_target(hold.target)} at {utc(hold.placed_at)}, "
-                f"{until}.",
+                f"{hold.actor} placed a hold on {hold.target} at {utc(hold.placed_at)}, {until}.",
                 f"Reason: {hold.reason}",
                 f"Paused: {_names(_held_by(seen, hold))}.",
                 f"To release it: tidegate release {_words(hold.target)}",
@@ -110,16 +109,18 @@ def operator_hold(seen: Situation, hold: Hold) -> Text:
     )
 
 
-def hold_released(what: str, hold: Hold | None) -> Text:
-    """Say that a hold of which people were told is over."""
+def hold_released(name: str, hold: Hold | None) -> Text:
+    """Say that a hold of which people were told, under a name, is over."""
     if hold is None or hold.released_at is None:
+        kind, _, rest = name.partition(" ")
+        what = f"{kind.replace('_', ' ')} {rest}"
         return Text(f"the hold on {what} is over", f"The hold on {what} is over.")
     how = (
         "expired"
         if hold.released_by == SystemActor.EXPIRY
         else f"was released by {hold.released_by}"
     )
-    target = _target(hold.target)
+    target = hold.target
     return Text(
         f"{target} is not held by {hold.actor} any more",
         f"The hold of {hold.actor} on {target} ({hold.reason}) {how} at {utc(hold.released_at)}.\n"
@@ -130,7 +131,7 @@ def hold_released(what: str, hold: Hold | None) -> Text:
 def hold_expires(seen: Situation, hold: Hold) -> Text:
     """Say that a hold will soon end by itself."""
     assert hold.expires_at is not None  # else it would not end by itself
-    target = _target(hold.target)
+    target = hold.target
     return Text(
         f"the hold on {target} ends in {length(hold.expires_at - seen.now)}",
         f"The hold of {hold.actor} on {target} ({hold.reason}) ends at {utc(hold.expires_at)}.\n"
@@ -141,7 +142,7 @@ def hold_expires(seen: Situation, hold: Hold) -> Text:
 
 def hold_old(seen: Situation, hold: Hold) -> Text:
     """Say that a hold lasts for long."""
-    target = _target(hold.target)
+    target = hold.target
     is_breakers = hold.source is HoldSource.BREAKER
     return Text(
         f"{target} is held for {length(seen.now - hold.placed_at)}",
@@ -163,7 +164,8 @@ def gate_stale(gate: StaleGate) -> Text:
         f"the gate of {gate.location} is stale",
         f"{sentence[0].upper()}{sentence[1:]}.\n"
         "Nothing is stopped or resumed in Dagster meanwhile. Runs at work still pause by "
-        "themselves.\nIs the daemon running, and are the sensors on? tidegate doctor tells.",
+        "themselves.\nIs the daemon running, and are the sensors on? tidegate doctor tells.\n"
+        f"If the code location is gone for good: tidegate store forget {shlex.quote(gate.location)}",
     )
 
 
@@ -266,10 +268,6 @@ def _names(campaigns: Collection[CampaignSituation]) -> str:
         names.append(campaign.shape.name + (f" ({', '.join(counts)})" if counts else ""))
     more = len(campaigns) - MOST_NAMES
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
-
-
-def _target(target: Target) -> str:
-    return str(target).replace("_", " ", 1)
 
 
 def _words(target: Target) -> str:

@@ -127,7 +127,7 @@ def test_anything_can_be_held_and_a_hold_released_by_its_number(asked: Api, stor
         hold = asked.post("/holds", body)["hold"]
         assert (hold["target_kind"], hold["target_name"]) == (kind, name)
     assert set(live(store)) == {
-        "everything", "service not called yet", "campaign_run digest/next month"
+        "everything", "service not called yet", "campaign run digest/next month"
     }  # fmt: skip
     listed = asked.get("/holds")["items"]
     assert len(listed) == 3

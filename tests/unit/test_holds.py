@@ -68,6 +68,14 @@ def test_a_breakers_hold_says_that_it_ends_by_itself() -> None:
     )
 
 
+def test_a_target_is_worded_for_people_and_keeps_its_name_and_its_key() -> None:
+    target = Target(TargetKind.CAMPAIGN_RUN, "account_digest/next_week")
+    assert str(target) == "campaign run account_digest/next_week"
+    assert target.key == "campaign_run account_digest/next_week"
+    assert str(EVERYTHING) == EVERYTHING.key == "everything"
+    assert describe([hold(target)]).startswith("campaign run account_digest/next_week is held by")
+
+
 def test_a_persons_hold_says_who_and_that_it_must_be_released() -> None:
     assert (
         describe([hold(Target(TargetKind.CAMPAIGN, "outreach"))])
