@@ -31,6 +31,7 @@ CURSOR_EVERY = timedelta(seconds=30)
 MOST_EVENTS = 500
 LOST_AFTER_S = 30.0
 """A store that can't be reached for so long is told of."""
+NO_STORE = (exc.DBAPIError, exc.TimeoutError)
 log = logging.getLogger(__name__)
 
 
@@ -61,16 +62,37 @@ def run(
     watch = Watch(store, settings, public_url=load(GeneralSettings).public_url)
     sender = Sender(store, targets, settings.per_minute)
     outage = Outage(targets, timedelta(seconds=settings.repeat_after_s))
+    mishaps = _Mishaps()
     log.info("alerts are sent to %s", ", ".join(sorted(targets.names)))
     more = True
     while not stop.wait(0 if more else look_every_s):
         more = False
         try:
-            more = watch.look()
+            try:
+                more = watch.look()
+            except NO_STORE:
+                raise
+            except Exception as error:  # noqa: BLE001 -- what was raised before goes out
+                mishaps.note("a look for what there is to tell", error)
             sender.send(stop)
             outage.over(store)
-        except (exc.DBAPIError, exc.TimeoutError) as error:
+        except NO_STORE as error:
             outage.lost(error)
+        except Exception as error:  # noqa: BLE001 -- without this thread nobody is told
+            mishaps.note("sending alerts", error)
+
+
+class _Mishaps:
+    """Logs errors that nobody thought of, and not at each turn, since they may come at each."""
+
+    def __init__(self) -> None:
+        self._logged_ticks: dict[str, float] = {}
+
+    def note(self, what: str, error: Exception) -> None:
+        ticks = time.monotonic()
+        if ticks - self._logged_ticks.get(what, float("-inf")) >= TROUBLE_EVERY_S:
+            self._logged_ticks[what] = ticks
+            log.error("%s failed; it is tried again", what, exc_info=error)
 
 
 class Watch:
@@ -114,7 +136,7 @@ class Watch:
                 seen = replace(seen, trouble=trouble)
             if seen.trouble is not None or _hold_is_gone(seen):
                 since = now - timedelta(seconds=self._settings.resume_within_s)
-                seen = replace(seen, released=reading.released(conn, since))
+                seen = replace(seen, released=reading.released(conn, now, since))
         verdict = judge(seen, self._settings)
         last = events[-1].id if events else after
         fresh = cursor is not None and cursor.event == last and now - cursor.at < CURSOR_EVERY

@@ -68,7 +68,7 @@ class Targets:
     def send(
         self,
         text: Text,
-        kind: AlertKind,
+        kind: str,
         *,
         to: Collection[str],
         timeout_s: float = LONGEST_TRY_S,
@@ -77,7 +77,7 @@ class Targets:
 
         Args:
             text: What it says.
-            kind: What it tells of.
+            kind: What it tells of; one of a newer version is a warning.
             to: The names of the targets.
             timeout_s: How long to wait for all of them, in seconds.
 
@@ -101,7 +101,7 @@ class _Target:
         self._name, self._to = name, to
         self._latest: _Try | None = None
 
-    def begin(self, text: Text, kind: AlertKind) -> "_Try | None":
+    def begin(self, text: Text, kind: str) -> "_Try | None":
         if self._latest is not None and self._latest.is_alive():
             return None
         self._latest = _Try(self._name, self._to, text, kind)
@@ -112,7 +112,7 @@ class _Target:
 class _Try(threading.Thread):
     """Sends one message to one place. Nothing waits for it at the end of the process."""
 
-    def __init__(self, name: str, to: "Apprise", text: Text, kind: AlertKind) -> None:
+    def __init__(self, name: str, to: "Apprise", text: Text, kind: str) -> None:
         super().__init__(name=f"tidegate-alert-{name}", daemon=True)
         self._to, self._text, self._kind = to, text, kind
         self._sent = False
@@ -159,10 +159,10 @@ def _made(url: str) -> "Apprise | None":
     return found if found.add(url) else None
 
 
-def _type(kind: AlertKind) -> str:
+def _type(kind: str) -> str:
     """What Apprise calls it."""
     if kind in GOOD:
         return "success"
     if kind in BAD:
         return "failure"
-    return "info" if kind is AlertKind.TEST else "warning"
+    return "info" if kind == AlertKind.TEST else "warning"

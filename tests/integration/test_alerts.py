@@ -1,5 +1,6 @@
 """People are told: by real HTTP targets that answer, fail, hang and recover."""
 
+import io
 import json
 import logging
 import os
@@ -18,15 +19,17 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from pydantic import SecretStr
+from rich.console import Console
 
 from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.loop import Outage, Watch
+from dagster_tidegate.alerts.rules import Verdict
 from dagster_tidegate.alerts.sender import CLAIMED_FOR, MOST_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.cli import main
+from dagster_tidegate.cli import main, status
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.policy import ServicePolicy
@@ -34,13 +37,17 @@ from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.alerts import AlertStatus
+from dagster_tidegate.store.alerts import AlertStatus, Counts
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.up import ports
+from dagster_tidegate.views import situation
+from dagster_tidegate.views.shown import AlertHealth
+from dagster_tidegate.wording import utc
 from tests.conftest import Clock
 from tests.integration.api import api
+from tests.waiting import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 LETTERS = Target(TargetKind.CAMPAIGN, "letters")
@@ -53,6 +60,7 @@ class Receiver:
     def __init__(self) -> None:
         self.titles: list[str] = []
         self.bodies: list[str] = []
+        self.types: list[str] = []
         self.answer = 200
         self.answers = threading.Event()
         self.answers.set()
@@ -63,6 +71,7 @@ class Receiver:
                 message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 receiver.titles.append(message["title"])
                 receiver.bodies.append(message["message"])
+                receiver.types.append(message["type"])
                 receiver.answers.wait(60)
                 self.send_response(receiver.answer)
                 self.end_headers()
@@ -271,6 +280,30 @@ def test_a_hold_of_a_person_and_its_release_are_told(bench: Bench, receiver: Rec
         "campaign letters is not held by ana any more",
     ]
     assert "released by bob" in receiver.bodies[-1]
+
+
+def test_a_hold_that_expired_is_told_with_its_end_before_the_gate_has_seen_it(
+    bench: Bench, receiver: Receiver
+) -> None:
+    target = Target(TargetKind.CAMPAIGN_RUN, "account_digest/next_week")
+    ends = bench.clock() + timedelta(hours=1)
+    with bench.store.begin() as conn:
+        holds.place(
+            conn,
+            bench.clock(),
+            target,
+            source=HoldSource.OPERATOR,
+            reason="new copy",
+            actor="ana",
+            expires_at=ends,
+        )
+    bench.go_on()
+    bench.go_on(3600)
+    assert receiver.titles == [
+        "ana holds campaign run account_digest/next_week: new copy",
+        "campaign run account_digest/next_week is not held by ana any more",
+    ]
+    assert f"expired at {utc(ends)}" in receiver.bodies[-1]
 
 
 def test_a_stale_gate_is_told_while_nothing_of_dagster_runs(
@@ -654,6 +687,108 @@ def test_an_event_that_is_committed_after_a_later_one_is_not_missed(postgres_url
     store.dispose()
 
 
+# --- what nobody thought of ----------------------------------------------------------------------
+
+
+@contextmanager
+def sending(bench: Bench) -> Iterator[None]:
+    """The loop, in a thread as a server has it."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=loop.run, args=(bench.store, bench.settings, stop), kwargs={"look_every_s": 0.02}
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_an_alert_of_a_newer_version_is_sent_and_stops_no_other(
+    bench: Bench, receiver: Receiver
+) -> None:
+    with bench.store.begin() as conn:
+        for kind in ("future_kind", AlertKind.SEVERAL):
+            alerts.raise_alert(
+                conn, bench.clock(), kind=kind, name=kind, title=kind, body="-", lasts=False
+            )
+    with sending(bench):
+        wait_until(lambda: len(receiver.titles) == 2)
+    assert receiver.titles == ["future_kind", "several"]
+    assert receiver.types == ["warning", "warning"]
+
+
+def test_an_error_that_nobody_thought_of_is_logged_and_the_sender_goes_on(
+    bench: Bench,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    looks = []
+
+    def judge(*_args: object) -> Verdict:
+        looks.append(1)
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(loop, "judge", judge)
+    bench.turn(BreakerState.OPEN)
+    with bench.store.begin() as conn:
+        alerts.raise_alert(
+            conn, bench.clock(), kind=AlertKind.TEST, name="x", title="x", body="-", lasts=True
+        )
+    with sending(bench):
+        wait_until(lambda: len(looks) > 3 and receiver.titles)
+        assert receiver.titles == ["x"], "what was raised before goes out"
+        monkeypatch.undo()
+        wait_until(lambda: len(receiver.titles) == 2)
+    assert receiver.titles[1] == "mail is down: 503 x5"
+    logged = [record for record in caplog.records if record.exc_info]
+    assert len(logged) == 1, "once a minute, and not at each turn"
+    assert "a slip" in caplog.text
+
+
+def test_that_nobody_sends_alerts_is_told(
+    bench: Bench, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TIDEGATE_ALERT_URLS", raising=False)
+
+    def told() -> str:
+        with bench.store.read() as conn:
+            health = AlertHealth.of(alerts.counts(conn, bench.clock()), bench.clock())
+            shown = status.render(situation.read(conn, bench.clock()), health_of(conn))
+        console = Console(record=True, width=300, file=io.StringIO())
+        console.print(shown)
+        with api(bench.store) as asked:
+            answered = asked.get("/health/alerts")
+        assert (answered["stale"], answered["text"]) == (health.stale, health.text)
+        assert (f"{health.text[1:]}. See" in console.export_text()) == health.stale
+        return health.text if health.stale else ""
+
+    def health_of(conn: sa.Connection) -> Counts:
+        return alerts.counts(conn, bench.clock())
+
+    assert told() == ""
+    bench.clock.advance(150)
+    assert told() == "", "nobody is to be told anything"
+    monkeypatch.setenv("TIDEGATE_ALERT_URLS", receiver.url)
+    assert "no sender of alerts has looked since" in told()
+    bench.watch.look()
+    assert told() == ""
+    bench.turn(BreakerState.OPEN)
+    bench.watch.look()
+    bench.clock.advance(310)
+    assert "an alert waits since" in told()
+    bench.watch.look()
+    assert "though a sender is at work" in told()
+    monkeypatch.delenv("TIDEGATE_ALERT_URLS")
+    bench.clock.advance(150)
+    assert "no sender of alerts has looked since" in told(), "an alert waits"
+    bench.look()
+    assert told() == ""
+
+
 # --- the API -------------------------------------------------------------------------------------
 
 
@@ -736,11 +871,11 @@ def test_a_process_of_its_own_sends_alerts_until_it_is_told_to_end(
     command = [Path(sys.executable).with_name("tidegate"), "alerts", "run"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as sender:
         try:
-            _until(lambda: _looked(store))
+            wait_until(lambda: _looked(store))
             fleet = Fleet(store, [ServicePolicy(name="mail", consecutive_failures=1)])
             with pytest.raises(BreakerOpenError):
                 fleet.breaker("mail").call(_fail)
-            _until(lambda: bool(receiver.titles))
+            wait_until(lambda: bool(receiver.titles))
             fleet.close()
             sender.send_signal(signal.SIGTERM)
             assert sender.wait(60) == 0
@@ -758,12 +893,3 @@ def _fail() -> None:
 def _looked(store: Store) -> bool:
     with store.read() as conn:
         return alerts.read_cursor(conn) is not None
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    wait = threading.Event()
-    for _ in range(1200):
-        if condition():
-            return
-        wait.wait(0.1)
-    raise AssertionError("it did not come to pass in two minutes")

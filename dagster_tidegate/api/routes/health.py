@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from dagster_tidegate.api.authentication import Viewer
 from dagster_tidegate.api.context import Here
-from dagster_tidegate.store import schema
-from dagster_tidegate.views.shown import Alive, GateHealth, Ready
+from dagster_tidegate.store import alerts, schema
+from dagster_tidegate.views.shown import AlertHealth, Alive, GateHealth, Ready
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -28,3 +28,11 @@ def get_gate(here: Here, _identity: Viewer) -> GateHealth:
     """Say whether the gate does its work: when each part last finished."""
     with here.reading() as (_, seen):
         return GateHealth.of(seen)
+
+
+@router.get("/alerts")
+def get_alerts(here: Here, _identity: Viewer) -> AlertHealth:
+    """Say whether people are told of what happens."""
+    with here.store.read() as conn:
+        now = here.store.now(conn)
+        return AlertHealth.of(alerts.counts(conn, now), now)
