@@ -15,17 +15,13 @@ import sqlalchemy as sa
 from dagster_tidegate.breaker import BreakerOpenError
 from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.hooks import StateChanged
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from tests.failing import Down, fail, policy
 
 processes = multiprocessing.get_context("fork")
 SOON = 60.0
-
-
-def policy(**fields: Any) -> ServicePolicy:
-    return ServicePolicy(**{"name": "openai", "consecutive_failures": 5, "jitter": 0} | fields)
 
 
 def run(workers: int, body: Callable[..., Any], *args: Any) -> list[Any]:
@@ -53,10 +49,6 @@ def send_result(writer: Connection, body: Callable[..., Any], *args: Any) -> Non
     writer.send(body(*args))
 
 
-def fail() -> None:
-    raise ConnectionError("down")
-
-
 def fail_until_open(barrier: Any, url: str) -> tuple[int, int]:
     changes: list[StateChanged] = []
 
@@ -71,7 +63,7 @@ def fail_until_open(barrier: Any, url: str) -> tuple[int, int]:
     while breaker.circuit.state == BreakerState.CLOSED:
         try:
             breaker.call(fail)
-        except ConnectionError:
+        except Down:
             failures += 1
         except BreakerOpenError:
             pass

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -26,6 +25,7 @@ from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from tests.conftest import Clock
+from tests.failing import policy
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 numbers = count()
@@ -39,10 +39,6 @@ def circuits(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Circuits]
     store = Store(request.getfixturevalue(f"{request.param}_url"), clock=clock)
     yield StoredCircuits(store)
     store.dispose()
-
-
-def policy(**fields: Any) -> ServicePolicy:
-    return ServicePolicy(**{"name": "openai", "consecutive_failures": 3, "jitter": 0} | fields)
 
 
 def opened(circuits: Circuits, rules: ServicePolicy) -> None:
@@ -271,7 +267,7 @@ rows_of_outcomes = st.lists(
 
 @given(rows=rows_of_outcomes, asking=st.sampled_from(["a", "d"]))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_sql_adds_up_what_memory_adds_up(store: Store, rows: list[Seen], asking: str):
     rules = policy(name=f"s{next(numbers)}")
@@ -502,7 +498,7 @@ def test_it_does_what_the_model_does(circuits: Circuits, clock: Clock):
     run_machine(
         lambda: Fleet(circuits, clock),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(
-            max_examples=200 if in_memory else 30,
+            max_examples=100 if in_memory else 25,
             stateful_step_count=40,
             deadline=None,
             # Databases are too slow to shrink an example; memory finds the small one.
