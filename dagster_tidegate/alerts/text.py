@@ -165,7 +165,8 @@ def gate_stale(gate: StaleGate) -> Text:
         f"{sentence[0].upper()}{sentence[1:]}.\n"
         "Nothing is stopped or resumed in Dagster meanwhile. Runs at work still pause by "
         "themselves.\nIs the daemon running, and are the sensors on? tidegate doctor tells.\n"
-        f"If the code location is gone for good: tidegate store forget {shlex.quote(gate.location)}",
+        "If the code location is gone for good: tidegate store forget "
+        f"{shlex.quote(gate.location)}",
     )
 
 
