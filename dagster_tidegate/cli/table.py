@@ -9,9 +9,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
 
+SENTENCES = {"why", "why not", "reason", "error", "meaning"}
+"""Headers of columns of sentences, of which a word may be broken."""
 LONGEST_WORD = 40
-TEXT_WIDTHS = ((24, 24), (16, 24), (12, 24), (10, 24), (10, 12))
-"""How wide a column of text is at least, and a word of it: the first that there is room for."""
+TEXT_WIDTHS = (24, 16, 12, 10)
+"""How wide a column of text is at least: the first that there is room for."""
 
 
 class FittingTable(Table):
@@ -44,12 +46,12 @@ class FittingTable(Table):
     def _fitted(self, console: Console, options: ConsoleOptions) -> list[Column]:
         shown = [(each, _width(console, options, each)) for each in self.columns]
         for header in self._less:
-            if self._room(options, _least(shown, *TEXT_WIDTHS[0])) >= 0:
+            if self._room(options, _least(shown, TEXT_WIDTHS[0])) >= 0:
                 break
             shown = [(each, width) for each, width in shown if each.header != header]
         found = []
-        for text, word in TEXT_WIDTHS:
-            found = _least(shown, text, word)
+        for text in TEXT_WIDTHS:
+            found = _least(shown, text)
             if self._room(options, found) >= 0:
                 break
         while (spare := self._room(options, found)) < 0 and max(found) > 1:
@@ -73,9 +75,9 @@ def _width(console: Console, options: ConsoleOptions, column: Column) -> Measure
     return Measurement(max(each.minimum for each in found), max(each.maximum for each in found))
 
 
-def _least(shown: list[tuple[Column, Measurement]], text: int, word: int) -> list[int]:
+def _least(shown: list[tuple[Column, Measurement]], text: int) -> list[int]:
     """How wide each column is at least."""
     return [
-        max(min(most, text), min(longest, LONGEST_WORD if longest == most else word))
-        for _, (longest, most) in shown
+        max(min(most, text), 0 if column.header in SENTENCES else min(word, LONGEST_WORD))
+        for column, (word, most) in shown
     ]
