@@ -42,10 +42,10 @@ class Target_:
     names = frozenset({"ops"})
 
     def __init__(self) -> None:
-        self.messages: list[tuple[AlertKind, Text]] = []
+        self.messages: list[tuple[str, Text]] = []
         self.mood = "well"
 
-    def send(self, text: Text, kind: AlertKind, *, to: object) -> dict[str, str | None]:
+    def send(self, text: Text, kind: str, *, to: object) -> dict[str, str | None]:
         assert to == ["ops"]
         if self.mood == "kills":
             self.mood = "well"
@@ -169,7 +169,7 @@ class Alerts(RuleBasedStateMachine):
             told = sum(
                 times_told(text.title, service)
                 for kind, text in self.target.messages
-                if kind is AlertKind.TRIP
+                if kind == AlertKind.TRIP
             )
             lost = sum(times_told(title, service) for title in given_up)
             assert told + lost == self.trips[service]
@@ -194,9 +194,9 @@ class Alerts(RuleBasedStateMachine):
         down: set[str] = set()
         for kind, text in self.target.messages:
             service = text.title.split()[0]
-            if kind is AlertKind.RECOVERY or text.title.endswith("back now"):
+            if kind == AlertKind.RECOVERY or text.title.endswith("back now"):
                 down.discard(service)
-            elif kind is AlertKind.TRIP:
+            elif kind == AlertKind.TRIP:
                 down.add(service)
         return down
 
@@ -208,9 +208,9 @@ class Alerts(RuleBasedStateMachine):
             ]
             down = 0
             for kind in kinds:
-                if kind is AlertKind.TRIP:
+                if kind == AlertKind.TRIP:
                     down = 1
-                elif kind is AlertKind.RECOVERY:
+                elif kind == AlertKind.RECOVERY:
                     assert down, "it was told to be back, and not to be down"
                     down = 0
 

@@ -65,7 +65,7 @@ def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
             ],
         )
         far = ledger.Progress(done=1, failed=1, total=10, rate=0.5)
-        ledger.write_progress(conn, began, killed, "send", far)
+        ledger.write_progress(conn, now, killed, "send", far)
         tuesday = runs.ensure(conn, now, "letters", "tuesday")
         runs.begin_attempt(conn, now, tuesday, "run-2", owner_is_over=False)
         found = runs.find(conn, "letters", "tuesday")
@@ -429,7 +429,7 @@ def test_watch_shows_what_changes_until_it_is_stopped(store: Store) -> None:
         ("postgresql://127.0.0.1:9/none", "the store can't be reached"),
         ("sqlite:////nowhere/at/all.db", "the store can't be reached"),
         ("mysql://127.0.0.1/x", "the store can be sqlite or postgresql"),
-        ("what", "Could not parse"),
+        ("what", "the store's URL can't be read"),
     ],
 )
 def test_a_store_that_can_t_be_read_is_told_in_one_line(
