@@ -6,20 +6,22 @@ from datetime import timedelta
 import click
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.cli.completion import CAMPAIGN, names
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
-from dagster_tidegate.cli.why import answer_for, tell
+from dagster_tidegate.cli.why import TELLING, answer_for, run_hint, tell
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
 from dagster_tidegate.store.run_details import Progress, Record
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.views.shown import RunDetailsShown, RunShown
 from dagster_tidegate.wording import did_you_mean, length
 
 BAR_WIDTH = 20
-TELLING = {RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 
 
 class _ListsByDefault(click.Group):
@@ -42,7 +44,7 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.argument("campaign", required=False, type=NAME)
+@click.argument("campaign", required=False, type=NAME, shell_complete=names(CAMPAIGN))
 @click.option(
     "--status",
     "statuses",
@@ -60,7 +62,7 @@ def list_(
     with reading(open_store(url)) as (conn, seen):
         wanted = [RunStatus(status) for status in statuses]
         found = run_details.listed(
-            conn, campaign=campaign, statuses=wanted, by_change=True, limit=limit
+            conn, seen.now, campaign=campaign, statuses=wanted, by_change=True, limit=limit
         )
         if not found and campaign is not None and campaign not in seen.campaigns:
             hint = did_you_mean(campaign, seen.campaigns, "see 'tidegate campaigns'")
@@ -71,13 +73,13 @@ def list_(
         return
     listed = output.table(
         "Campaign runs", "run", "status", "attempt", "op", "", "records", "failed", "rate", "left",
-        "why",
+        "why", less=("", "attempt", "op", "rate", "left", "failed"),
     )  # fmt: skip
     for each in found:
         at = current_op(each.progress)
         listed.add_row(
             output.text(each.run.name),
-            output.status(each.run.status),
+            _status(each.run),
             str(each.run.attempt),
             *_progress_cells(at, works=each.run.status is RunStatus.PROCESSING),
             output.text(each.run.reason if each.run.status in TELLING else ""),
@@ -96,9 +98,9 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     with reading(open_store(url)) as (conn, seen):
         run = stored.find(conn, campaign, partition)
         if run is None:
-            found = stored.newest(conn, campaign=campaign, limit=1000)
-            hint = did_you_mean(name, [each.name for each in found], "see 'tidegate runs'")
-            message = output.text(f"no campaign run is named {name!r}; {hint}").plain
+            message = output.text(
+                f"no campaign run is named {name!r}; {run_hint(conn, name)}"
+            ).plain
             raise click.ClickException(message)
         details = run_details.details(conn, seen.now, run, limit=limit)
         answer = answer_for(conn, seen, run.name, "run")
@@ -107,12 +109,16 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         return
     tell(answer, seen)
     out = output.console()
-    ops = output.table("Progress", "op", "", "records", "failed", "rate", "left", "updated")
+    ops = output.table(
+        "Progress", "op", "", "records", "failed", "rate", "left", "updated", less=("",)
+    )
     for each in details.progress:
         cells = _progress_cells(each, works=run.status is RunStatus.PROCESSING)
         ops.add_row(*cells, output.moment(each.updated_at))
     out.print(ops)
-    attempts = output.table("Attempts", "attempt", "Dagster run", "began", "ended", "ended as")
+    attempts = output.table(
+        "Attempts", "attempt", "Dagster run", "began", "ended", "ended as", less=("attempt",)
+    )
     for attempt in details.attempts:
         attempts.add_row(
             str(attempt.number),
@@ -140,6 +146,11 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
 def current_op(progress: Sequence[Progress]) -> Progress | None:
     """Return how far the op is that a campaign run is at: the last that was heard of."""
     return max(progress, key=lambda each: each.updated_at, default=None)
+
+
+def _status(run: CampaignRun) -> Text:
+    found = output.status(run.status)
+    return found.append(" (not started)") if run.waits_for_start else found
 
 
 def _progress_cells(at: Progress | None, *, works: bool) -> list:
