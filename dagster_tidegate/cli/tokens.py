@@ -95,7 +95,8 @@ def list_(as_json: bool, url: str | None) -> None:
     if as_json:
         output.print_json([_as_dict(token, now) for token in found])
         return
-    table = output.table("Tokens", "name", "role", "status", "expires", "last used", "made by")
+    headers = ("name", "role", "status", "expires", "last used", "made by")
+    table = output.table("Tokens", *headers, less=("made by",))
     for token in found:
         table.add_row(
             output.text(token.name),
