@@ -110,21 +110,23 @@ def release(
     if how.force:
         require_role(identity, Role.ADMIN)
 
-    def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
-        return steering.release(conn, now, check(conn), actor=identity.name, force=how.force)
+    def let_go(conn: sa.Connection, now: datetime) -> tuple[Target, Sequence[Hold]]:
+        target = check(conn)
+        return target, steering.release(conn, now, target, actor=identity.name, force=how.force)
 
     with refusals():
-        with here.store.read() as conn:
-            target = check(conn)
         if dry_run:
+            with here.store.read() as conn:
+                target = check(conn)
             change = steering.change(here.store, target, let_go, dry_run=True)
-            released, seen = change.made, change.after
+            (_, released), seen = change.made, change.after
             shown = [EffectShown.model_validate(effect) for effect in change.effects]
         else:
             with here.store.begin() as conn:
-                released = let_go(conn, here.store.now(conn))
+                target, released = let_go(conn, here.store.now(conn))
             with here.reading() as (_, seen):
-                shown = None
+                pass
+            shown = None
     return Released(
         dry_run=dry_run,
         released=[HoldShown.model_validate(hold) for hold in released],

@@ -18,7 +18,6 @@ from dagster_tidegate.views.situation import CampaignSituation, Situation
 from dagster_tidegate.views.why import UnknownNameError, find
 from dagster_tidegate.wording import did_you_mean
 
-MOST_SUGGESTED_FROM = 1000
 _REFUSALS: Mapping[type[Exception], Code] = {
     NotPausableError: Code.NOT_PAUSABLE,
     MoveNotAllowedError: Code.TRANSITION_NOT_ALLOWED,
@@ -82,9 +81,8 @@ def run(
     found = runs.find(conn, campaign_name, partition)
     if found is not None:
         return shape, found
-    some = runs.newest(conn, campaign=campaign_name, limit=MOST_SUGGESTED_FROM)
-    names = [each.partition for each in some]
-    hint = did_you_mean(partition, names, "create it, or see the list of runs")
+    there = runs.newest_partitions(conn, campaign_name)
+    hint = did_you_mean(partition, there, "create it, or see the list of runs")
     name = run_name(campaign_name, partition)
     raise Problem(
         Code.CAMPAIGN_RUN_NOT_FOUND, f"no campaign run is named {name!r}; {hint}", name=name

@@ -19,7 +19,6 @@ from dagster_tidegate.wording import did_you_mean
 
 MOST_PAUSED = 10
 """More campaigns than this that stay paused are counted, not listed."""
-MOST_READ = 1000
 
 
 def tell_effects(found: Sequence[Effect], target: Target) -> None:
@@ -76,7 +75,7 @@ def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]
         yield f"the store knows no {thing} {name!r}; {hint}"
     elif target.kind is TargetKind.CAMPAIGN_RUN and change.run is None:
         with store.read() as conn:
-            there = [run.partition for run in runs.newest(conn, campaign=name, limit=MOST_READ)]
+            there = runs.newest_partitions(conn, name)
         hint = did_you_mean(partition, there, "a new one is held from its start")
         yield f"campaign {name} has no run {partition!r} yet; {hint}"
 

@@ -11,7 +11,7 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.overview import ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
@@ -74,8 +74,9 @@ def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None
 
 def run_hint(conn: sa.Connection, name: str) -> str:
     """Return the campaign runs that have a name like this one; else where they are listed."""
-    found = runs.newest(conn, campaign=name.partition("/")[0], limit=1000)
-    return did_you_mean(name, [each.name for each in found], "see 'tidegate runs'")
+    campaign = name.partition("/")[0]
+    there = [run_name(campaign, each) for each in runs.newest_partitions(conn, campaign)]
+    return did_you_mean(name, there, "see 'tidegate runs'")
 
 
 def tell(answer: Answer, seen: Situation, note: str | None = None) -> None:

@@ -45,7 +45,7 @@ def default_url() -> str:
     return f"sqlite:///{Path(home) / 'tidegate.db'}"
 
 
-def read_url(url: str) -> sa.URL:
+def read_url(url: str | sa.URL) -> sa.URL:
     """Return a store's URL in its parts.
 
     Raises:
@@ -69,8 +69,8 @@ def shown_url(url: str | sa.URL) -> str:
         'postgresql://tide:***@db/tide'
     """
     try:
-        return sa.make_url(url).difference_update_query(["password", "passfile"]).render_as_string()
-    except (exc.ArgumentError, ValueError):  # as a port that is no number
+        return read_url(url).difference_update_query(["password", "passfile"]).render_as_string()
+    except ValueError:
         return "a URL that can't be read"
 
 

@@ -14,6 +14,8 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.wording import utc
 
+MOST_GUESSED_FROM = 1000
+
 
 class MoveNotAllowedError(Exception):
     """A campaign run can't go from the status it has to the one asked for."""
@@ -302,6 +304,13 @@ def newest(
         query = query.where(c.id < before)
     order = [c.changed_at.desc()] if by_change else []
     return [_run(row) for row in conn.execute(query.order_by(*order, c.id.desc()).limit(limit))]
+
+
+def newest_partitions(conn: sa.Connection, campaign: str) -> Sequence[str]:
+    """Return the partitions of the newest campaign runs of a campaign, to guess a misspelt one."""
+    c = t.campaign_runs.c
+    query = sa.select(c.partition).where(c.campaign == campaign).order_by(c.id.desc())
+    return conn.scalars(query.limit(MOST_GUESSED_FROM)).all()
 
 
 def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
