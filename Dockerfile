@@ -15,6 +15,7 @@ RUN useradd --uid 1000 --create-home dagster \
 COPY --from=build /venv /venv
 WORKDIR /project
 # What belongs to this deployment; the plugin is in the environment.
+COPY demo demo
 COPY pipelines pipelines
 COPY resources resources
 COPY sensors sensors

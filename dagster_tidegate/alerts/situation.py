@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import Hold, SystemActor, TargetKind, run_name
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import RecordStatus, RunStatus
@@ -15,7 +16,6 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.query import Query
-from dagster_tidegate.views.situation import Situation
 
 WITHIN = timedelta(hours=24)
 """Campaign runs that ended longer ago are not looked at."""

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.control.situation import CampaignSituation, Situation, StaleGate
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.views.situation import CampaignSituation, Situation, StaleGate
-from dagster_tidegate.wording import length, shown, utc
+from dagster_tidegate.text import length, shown, utc
 
 LONGEST_TITLE = 200
 LONGEST_BODY = 4000

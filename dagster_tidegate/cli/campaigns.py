@@ -8,9 +8,9 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.completion import SERVICE, names
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.status import run_counts, warnings, why_of
+from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
-from dagster_tidegate.views.situation import CampaignSituation, Situation
-from dagster_tidegate.wording import did_you_mean
+from dagster_tidegate.text import did_you_mean
 
 
 @click.command()

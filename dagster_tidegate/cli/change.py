@@ -8,14 +8,14 @@ import click
 
 from dagster_tidegate import holds as covers
 from dagster_tidegate.cli import output
+from dagster_tidegate.control.effects import Effect
+from dagster_tidegate.control.operations import Change
+from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.steering import Change
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.views.effects import Effect
-from dagster_tidegate.views.why import ObstacleKind, why
-from dagster_tidegate.wording import did_you_mean
+from dagster_tidegate.text import did_you_mean
 
 MOST_PAUSED = 10
 """More campaigns than this that stay paused are counted, not listed."""

@@ -26,7 +26,7 @@ from dagster_tidegate.settings import (
 from dagster_tidegate.store.database import default_url, shown_url
 
 if TYPE_CHECKING:
-    from dagster_tidegate.workspace import LocationCode
+    from dagster_tidegate.dagster_api.workspace import LocationCode
 
 
 @click.command()
@@ -91,7 +91,7 @@ def _locations(path: Path) -> dict[str, list[Effective]]:
 
 
 def _resource(location: "LocationCode") -> list[Effective]:
-    from dagster_tidegate.resource import BreakerResource
+    from dagster_tidegate.plugin.resource import BreakerResource
 
     fields = BreakerResource.model_fields
     default = fields["drain_timeout_s"].default

@@ -11,7 +11,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     import dagster as dg
 
-    from dagster_tidegate.workspace import Workspace
+    from dagster_tidegate.dagster_api.workspace import Workspace
 
 WORKSPACE_FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
 """Whether the file is there is for the command to say: some can do without."""
@@ -44,7 +44,7 @@ def loaded(
     """
     import dagster as dg
 
-    from dagster_tidegate import workspace
+    from dagster_tidegate.dagster_api import workspace
 
     if not path.is_file():
         said = "--workspace FILE" + (f", or {otherwise}" if otherwise else "")

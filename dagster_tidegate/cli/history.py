@@ -12,7 +12,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import history as stored
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.wording import utc
+from dagster_tidegate.text import utc
 
 LABELS = {"expires_at": "ends", "kept_closed_until": "until"}
 LEFT_OUT = {"hold", "source", "actor"}

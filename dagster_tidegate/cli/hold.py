@@ -5,14 +5,14 @@ from datetime import datetime, timedelta
 import click
 import sqlalchemy as sa
 
-from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, notes, tell_effects
 from dagster_tidegate.cli.reading import explained, open_store
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import HoldShown
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.views.shown import HoldShown
-from dagster_tidegate.wording import LONGEST_REASON
+from dagster_tidegate.text import LONGEST_REASON
 
 
 @click.command()
@@ -49,7 +49,7 @@ def hold(
     store = open_store(url)
 
     def place(conn: sa.Connection, now: datetime) -> Hold:
-        return steering.hold(
+        return operations.hold(
             conn,
             now,
             target,
@@ -60,7 +60,7 @@ def hold(
 
     try:
         with explained():
-            change = steering.change(store, target, place, dry_run=dry_run)
+            change = operations.change(store, target, place, dry_run=dry_run)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     placed, found = change.made, change.effects

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dagster_tidegate.cli.table import FittingTable
-from dagster_tidegate.wording import shown, utc
+from dagster_tidegate.text import shown, utc
 
 COLOURS = {
     "closed": "green",

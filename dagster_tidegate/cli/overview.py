@@ -5,11 +5,11 @@ from datetime import datetime
 from rich.text import Text
 
 from dagster_tidegate.cli import output
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.why import ObstacleKind, why
-from dagster_tidegate.wording import length
+from dagster_tidegate.text import length
 
 
 def ends(hold: Hold) -> str:

@@ -9,10 +9,10 @@ import click
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, ProgrammingError
 
+from dagster_tidegate.control import situation
+from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import UNREACHABLE, Store, default_url, why_unreachable
-from dagster_tidegate.views import situation
-from dagster_tidegate.views.situation import Situation
 
 LOCAL_HOME = Path(".tidegate", "home")
 

@@ -6,14 +6,14 @@ from datetime import datetime
 import click
 import sqlalchemy as sa
 
-from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, notes, tell_effects, tell_paused
 from dagster_tidegate.cli.reading import explained, open_store
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import HoldShown
 from dagster_tidegate.holds import EVERYTHING, Hold, TargetKind
 from dagster_tidegate.store.holds import NotYourHoldError
-from dagster_tidegate.views.shown import HoldShown
 
 
 @click.command()
@@ -36,11 +36,11 @@ def release(
     store = open_store(url)
 
     def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
-        return steering.release(conn, now, target, actor=actor, force=force)
+        return operations.release(conn, now, target, actor=actor, force=force)
 
     try:
         with explained():
-            change = steering.change(store, target, let_go, dry_run=dry_run)
+            change = operations.change(store, target, let_go, dry_run=dry_run)
     except NotYourHoldError as error:
         raise click.ClickException(
             output.text(str(error).replace("use force", "use --force")).plain

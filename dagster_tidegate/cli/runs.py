@@ -13,13 +13,13 @@ from dagster_tidegate.cli.completion import CAMPAIGN, names
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.cli.why import TELLING, answer_for, run_hint, tell
+from dagster_tidegate.control.models import RunDetailsShown, RunShown
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
 from dagster_tidegate.store.run_details import Progress, Record
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.views.shown import RunDetailsShown, RunShown
-from dagster_tidegate.wording import did_you_mean, length
+from dagster_tidegate.text import did_you_mean, length
 
 BAR_WIDTH = 20
 

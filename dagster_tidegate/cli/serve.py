@@ -69,9 +69,9 @@ def serve(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    from dagster_tidegate.access.exposure import ExposedError
-    from dagster_tidegate.serve import server
-    from dagster_tidegate.workspace import WorkspaceError
+    from dagster_tidegate.dagster_api.workspace import WorkspaceError
+    from dagster_tidegate.web import server
+    from dagster_tidegate.web.access.exposure import ExposedError
 
     try:
         with explained():

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.completion import SERVICE, names
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.overview import ServiceView
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.store import numbers
-from dagster_tidegate.views.shown import ServiceDetails
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.wording import length
+from dagster_tidegate.control.models import ServiceDetails
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.store import service_stats
+from dagster_tidegate.text import length
 
 if TYPE_CHECKING:
-    from dagster_tidegate.workspace import Policies
+    from dagster_tidegate.dagster_api.workspace import Policies
 
 
 @click.command()
@@ -40,7 +40,7 @@ def services(
     code locations are loaded; the numbers are in the store.
     """
     with reading(open_store(url)) as (conn, seen):
-        counted = numbers.read(conn, seen.now)
+        counted = service_stats.read(conn, seen.now)
     policies: Policies = {} if no_policies else _policies(workspace)
     known = sorted({*seen.services, *policies})
     if name is not None and name not in known:

@@ -5,17 +5,17 @@ from pathlib import Path
 import click
 import sqlalchemy as sa
 
-from dagster_tidegate import steering
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.completion import CAMPAIGN, names
 from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
 from dagster_tidegate.cli.why import answer_for, tell
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import WhyShown
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.starting import Refusal, Verdict, verdict
 from dagster_tidegate.holds import run_name
-from dagster_tidegate.views.shown import WhyShown
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.starting import Refusal, Verdict, verdict
 
 HELD = 3
 UNDER_WAY = 4
@@ -57,7 +57,7 @@ def start(
     refused = judged.refuses(queue=queue)
     if refused and not validate:
         _refuse(judged, seen, as_json=as_json)
-    from dagster_tidegate.workspace import LaunchError
+    from dagster_tidegate.dagster_api.workspace import LaunchError
 
     run_id = None
     try:
@@ -65,13 +65,13 @@ def start(
             if validate:
                 code.check(campaign, partition, shape.location)
             else:
-                run_id = steering.start(store, code, shape, partition, actor=actor)
+                run_id = operations.start(store, code, shape, partition, actor=actor)
     except LaunchError as error:
         raise click.ClickException(output.text(str(error)).plain) from error
-    except steering.UnderWayError as error:  # somebody else was faster
+    except operations.UnderWayError as error:  # somebody else was faster
         click.echo(output.text(str(error)).plain, err=True)
         raise click.exceptions.Exit(UNDER_WAY) from error
-    except steering.ChangedMeanwhileError as error:
+    except operations.ChangedMeanwhileError as error:
         raise click.ClickException(output.text(str(error)).plain) from error
     if refused:
         _refuse(judged, seen, as_json=as_json)

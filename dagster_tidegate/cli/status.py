@@ -14,15 +14,15 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.overview import ServiceView, ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.window import Window
+from dagster_tidegate.control.models import AlertHealth, GateHealth, HoldShown, ServiceShown
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Counts
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.views.shown import AlertHealth, GateHealth, HoldShown, ServiceShown
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.why import ObstacleKind, why
-from dagster_tidegate.wording import length, utc
+from dagster_tidegate.text import length, utc
 
 
 @click.command()

@@ -12,11 +12,11 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.output import json_option, print_json
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
 from dagster_tidegate.cli.target import Duration, actor_option
+from dagster_tidegate.control import situation
 from dagster_tidegate.store import campaigns, compatibility, events, retention, schema
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.views import situation
-from dagster_tidegate.wording import did_you_mean, length, utc
+from dagster_tidegate.text import did_you_mean, length, utc
 
 
 @contextmanager

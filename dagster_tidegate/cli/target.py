@@ -14,7 +14,7 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.reading import url_option
 from dagster_tidegate.holds import Target, TargetKind, named
-from dagster_tidegate.wording import LONGEST_ACTOR, LONGEST_NAME, checked
+from dagster_tidegate.text import LONGEST_ACTOR, LONGEST_NAME, checked
 
 KINDS = {
     "service": TargetKind.SERVICE,

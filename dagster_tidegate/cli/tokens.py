@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from dagster_tidegate.access import tokens as kept
-from dagster_tidegate.access.identity import Role
-from dagster_tidegate.access.tokens import LONGEST_NAME, Token, TokenError
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.cli.target import Duration, Words, actor_option
+from dagster_tidegate.web.access import tokens as kept
+from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.web.access.tokens import LONGEST_NAME, Token, TokenError
 
 NEVER = "never"
 TOKEN_NAME = Words("name", LONGEST_NAME)

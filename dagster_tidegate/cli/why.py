@@ -11,15 +11,15 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.overview import ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
+from dagster_tidegate.control.models import WhyShown
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import Answer, UnknownNameError, Waiting, find, in_queue
+from dagster_tidegate.control.why import why as explain
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.views.shown import WhyShown
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.views.why import Answer, UnknownNameError, Waiting, find, in_queue
-from dagster_tidegate.views.why import why as explain
-from dagster_tidegate.wording import did_you_mean, length
+from dagster_tidegate.text import did_you_mean, length
 
 TELLING = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 """The reasons of campaign runs with these statuses say how they are now."""
@@ -138,8 +138,14 @@ def _in_dagster(run_id: str) -> Waiting:
     """What Dagster says of a run that has not begun to work yet."""
     import dagster as dg
 
+    from dagster_tidegate.dagster_api.instance import (
+        UNSET,
+        Dagster,
+        partition_of,
+        pools_of,
+        tried_by,
+    )
     from dagster_tidegate.gate.plan import limit_of
-    from dagster_tidegate.instance import UNSET, Dagster, partition_of, pools_of, tried_by
 
     try:
         with dg.DagsterInstance.get() as instance:

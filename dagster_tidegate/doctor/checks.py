@@ -9,12 +9,12 @@ from enum import StrEnum
 
 from packaging.specifiers import SpecifierSet
 
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.dagster_api.workspace import Daemon, LocationCode, OpCode, Settings
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.heartbeats import PARTS
-from dagster_tidegate.views.situation import Situation
-from dagster_tidegate.wording import utc
-from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, Settings
+from dagster_tidegate.text import utc
 
 SILENT_AFTER = timedelta(minutes=2)
 """A daemon has a heartbeat twice a minute."""

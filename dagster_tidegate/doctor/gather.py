@@ -9,13 +9,13 @@ import dagster as dg
 from packaging.requirements import Requirement
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from dagster_tidegate import workspace
+from dagster_tidegate.control import situation
+from dagster_tidegate.dagster_api import workspace
+from dagster_tidegate.dagster_api.workspace import WorkspaceError
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
-from dagster_tidegate.store import numbers, schema
+from dagster_tidegate.store import schema, service_stats
 from dagster_tidegate.store.database import Store, default_url, shown_url, why_unreachable
-from dagster_tidegate.views import situation
-from dagster_tidegate.workspace import WorkspaceError
 
 PACKAGE = "dagster-tidegate"
 
@@ -65,7 +65,9 @@ def look_at_store(url: str | None) -> StoreFacts:
                 shown,
                 situation=situation.read(conn, now),
                 called=frozenset(
-                    name for name, seen in numbers.read(conn, now).items() if seen.ok or seen.failed
+                    name
+                    for name, seen in service_stats.read(conn, now).items()
+                    if seen.ok or seen.failed
                 ),
             )
     except schema.SchemaError as error:

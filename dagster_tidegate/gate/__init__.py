@@ -1,3 +1,3 @@
 """The gate: makes Dagster look like what holds and breakers say, and puts it back after."""
 
-from dagster_tidegate.gate.turn import reconcile as reconcile
+from dagster_tidegate.gate.reconcile import reconcile as reconcile

@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 
-from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.holds import SystemActor
-from dagster_tidegate.instance import (
+from dagster_tidegate.control.operations import ACTOR_TAG
+from dagster_tidegate.dagster_api.instance import (
     SUPERSEDED_TAG,
     RunChange,
     ancestors,
     is_resume,
     partition_of,
 )
+from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.holds import SystemActor
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.runs import Attempt, CampaignRun
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import dagster as dg
 import sqlalchemy as sa
 
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.instance import Dagster, partition_of, tried_by
 from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
 from dagster_tidegate.holds import Hold, TargetKind, run_name
-from dagster_tidegate.instance import Dagster, partition_of, tried_by
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import (

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 import dagster as dg
 
+from dagster_tidegate.dagster_api.instance import TriggerState
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
-from dagster_tidegate.instance import TriggerState
 from dagster_tidegate.pools import PoolNeeds, needs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.missed_ticks import MissedTick

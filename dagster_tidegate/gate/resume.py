@@ -9,12 +9,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.gate.catch_up import CatchUpper
-from dagster_tidegate.gate.follow import never_queued
-from dagster_tidegate.gate.observe import Gate, held_runs
-from dagster_tidegate.gate.plan import Cover, Observed, limit_of
-from dagster_tidegate.instance import (
+from dagster_tidegate.dagster_api.instance import (
     PARTITION_TAG,
     Repository,
     canary_tags,
@@ -22,6 +17,11 @@ from dagster_tidegate.instance import (
     request_number,
     tags_for_next,
 )
+from dagster_tidegate.gate.follow import never_queued
+from dagster_tidegate.gate.missed_ticks import CatchUpper
+from dagster_tidegate.gate.observe import Gate, held_runs
+from dagster_tidegate.gate.plan import Cover, Observed, limit_of
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.runs import CampaignRun

@@ -6,15 +6,15 @@ from datetime import timedelta
 
 import dagster as dg
 
-from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.circuit import Circuit
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.gate.catch_up import CatchUpper
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.state_machine import Circuit
 from dagster_tidegate.gate.follow import Audit, follow
+from dagster_tidegate.gate.missed_ticks import CatchUpper
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Observed
+from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, check, turn
 from dagster_tidegate.gate.resume import ask
-from dagster_tidegate.gate.turn import BUDGET_S, Direction, check, turn
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns as stored_campaigns
 from dagster_tidegate.store import heartbeats, holds

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.records.patience import patiently
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.records.record import Record
+from dagster_tidegate.records.retry import patiently
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
 from dagster_tidegate.store.json_text import JsonText

@@ -7,8 +7,8 @@ from datetime import timedelta
 from threading import Event, Thread
 from uuid import uuid4
 
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.records.patience import patiently
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.records.retry import patiently
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, loops
 from dagster_tidegate.store.database import UNREACHABLE

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any, Generic, NoReturn, TypeVar
 
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.verdicts import may_have_arrived
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
-from dagster_tidegate.outcomes import may_have_arrived
-from dagster_tidegate.records import rows
-from dagster_tidegate.records.interrupts import Interrupts
+from dagster_tidegate.records import input
 from dagster_tidegate.records.journal import Group, Journal
 from dagster_tidegate.records.lease import Lease
-from dagster_tidegate.records.patience import backoff_s, patiently
 from dagster_tidegate.records.record import Record
+from dagster_tidegate.records.retry import backoff_s, patiently
+from dagster_tidegate.records.signals import Interrupts
 from dagster_tidegate.records.workers import Finished, Handler, Workers
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
@@ -157,7 +157,7 @@ class Records(Generic[T]):
         if not 0 <= max_failed <= 1:
             raise ValueError(f"max_failed is {max_failed}; it is a share, from 0 to 1")
         self.run, self.op = run, op
-        self.total = rows.total(items)
+        self.total = input.total(items)
         self._fleet, self._attempt = fleet, attempt
         self._items = items
         self._key = key
@@ -430,16 +430,16 @@ class Records(Generic[T]):
 
     # --- the input -------------------------------------------------------------------------------
 
-    def _chunks(self) -> Iterator[rows.Chunk]:
+    def _chunks(self) -> Iterator[input.Chunk]:
         if isinstance(self._items, AsyncIterable):
             raise TypeError("the input is asynchronous: use 'async for record in records'")
         self._use_up(isinstance(self._items, Iterator))
-        return rows.chunks(self._items, self._first_row())
+        return input.chunks(self._items, self._first_row())
 
-    async def _async_chunks(self) -> AsyncIterator[rows.Chunk]:
+    async def _async_chunks(self) -> AsyncIterator[input.Chunk]:
         if isinstance(self._items, AsyncIterable):
             self._use_up(isinstance(self._items, AsyncIterator))
-            async for chunk in rows.async_chunks(self._items, self._first_row()):
+            async for chunk in input.async_chunks(self._items, self._first_row()):
                 yield chunk
         else:
             for chunk in self._chunks():
@@ -454,7 +454,7 @@ class Records(Generic[T]):
         # One more than needed: its key shows whether it is still the same input.
         return max(0, self._start - 1)
 
-    def _take(self, chunk: rows.Chunk) -> None:
+    def _take(self, chunk: input.Chunk) -> None:
         """Find the records of a chunk that are to be done."""
         begin = end = self._end
         found: dict[str, tuple[int, Any]] = {}

@@ -11,14 +11,14 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from dagster_tidegate import circuit as machine
-from dagster_tidegate.circuit import Circuit, Tally
-from dagster_tidegate.circuits import Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.backend import Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.snapshot import FleetSnapshot
+from dagster_tidegate.breaker.state_machine import Circuit, Tally
+from dagster_tidegate.breaker.verdicts import Outcome
+from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, Seen, bucket_s
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
-from dagster_tidegate.outcomes import Outcome
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.seen import CLOCK_TOLERANCE_S, Seen, bucket_s
-from dagster_tidegate.snapshot import FleetSnapshot
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t

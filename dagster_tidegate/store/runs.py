@@ -12,7 +12,7 @@ from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
-from dagster_tidegate.wording import utc
+from dagster_tidegate.text import utc
 
 MOST_GUESSED_FROM = 1000
 

@@ -25,15 +25,15 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_graphql.schema import create_schema
 
-from dagster_tidegate.instance import Dagster, partition_of
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.faults import Fault, Mode
+from dagster_tidegate.dagster_api.instance import Dagster, partition_of
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.database import URL_VARIABLE, Store
-from dagster_tidegate.up import deployment
-from dagster_tidegate.up.children import Children
-from dagster_tidegate.up.ports import LOOPBACK, free
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.faults import Fault, Mode
+from demo.up import deployment
+from demo.up.children import Children
+from demo.up.ports import LOOPBACK, free
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
@@ -442,7 +442,7 @@ def gate_stage(
         deployment.make_dagster_storage(home)
         children = stack.enter_context(Children(home / deployment.LOGS))
         command = [
-            *(sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve"),
+            *(sys.executable, "-m", "demo", "sandbox", "serve"),
             *("--port", str(sandbox_port), "--latency", str(latency_s)),
         ]
         children.start("sandbox", command, env=env, cwd=ROOT)

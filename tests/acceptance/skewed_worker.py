@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.hooks import StateChanged
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.events import StateChanged
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.records.lease import LEASE
 from dagster_tidegate.statuses import BreakerState

@@ -22,14 +22,14 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.faults import Fault, Mode
-from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import history, runs
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.up.children import Child, Children
-from dagster_tidegate.up.ports import free
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.faults import Fault, Mode
+from demo.sandbox.leads import write_lead_file
+from demo.up.children import Child, Children
+from demo.up.ports import free
 from tests.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ def drill(tmp_path: Path, *options: str) -> tuple[dict, str]:
     """Run a drill, and return its report and what it said."""
     file = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "dagster_tidegate.cli", "drill", "--json", str(file), *options],
+        [sys.executable, "-m", "demo", "drill", "--json", str(file), *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dagster_tidegate.dagster_api.instance import SUPERSEDED_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.instance import SUPERSEDED_TAG
-from dagster_tidegate.sandbox.faults import Fault, Mode
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds
+from demo.sandbox.faults import Fault, Mode
 from tests.acceptance.gate_stage import Stage, gate_stage
 from tests.conftest import NewUrl
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from dagster_tidegate.drill.stage import Stage, stage
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds, runs
-from dagster_tidegate.up import dagster_web
+from demo.drill.stage import Stage, stage
+from demo.up import dagster_web
 from tests.integration.api import Api
 from tests.waiting import wait_until
 

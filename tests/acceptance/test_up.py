@@ -1,4 +1,4 @@
-"""`tidegate up` as a person runs it: a real process with real children."""
+"""`python -m demo up` as a person runs it: a real process with real children."""
 
 import os
 import re
@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dagster_tidegate.access import tokens
-from dagster_tidegate.access.identity import Role
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.up.ports import free
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Role
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.leads import write_lead_file
+from demo.up.ports import free
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ TIMEOUT_S = 60
 
 
 class Up:
-    """A running `tidegate up`."""
+    """A running `python -m demo up`."""
 
     def __init__(self, project: Path, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -106,7 +106,7 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         ours = variables if home is None else {**variables, "DAGSTER_HOME": str(home)}
         if "--port" not in options:
             options = (*options, "--port", str(free()), "--sandbox-port", str(free()))
-        command = [*under, sys.executable, "-m", "dagster_tidegate.cli", "up", *options]
+        command = [*under, sys.executable, "-m", "demo", "up", *options]
         started.append(Up(project, command, environment | ours))
         return started[-1]
 
@@ -136,7 +136,7 @@ def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
 
     second = up()
     assert second.wait() == 1
-    assert f"in use by another 'tidegate up', pid {running.process.pid}" in second.said
+    assert f"in use by another 'python -m demo up', pid {running.process.pid}" in second.said
 
     taken = re.findall(r"Dagster +http://127\.0\.0\.1:(\d+)", running.said)[0]
     other = up("--port", taken, home=project / "other")
@@ -227,7 +227,7 @@ def test_killed_it_leaves_no_child_and_the_next_takes_over(up):
 
 def test_killed_together_with_its_guard_it_leaves_no_child(up):
     running = up().wait_until_ready()
-    (guard,) = (p for p in running.family if "dagster_tidegate.up.guard" in p.cmdline())
+    (guard,) = (p for p in running.family if "demo.up.guard" in p.cmdline())
     guard.suspend()
     running.signal(signal.SIGKILL)
     guard.kill()

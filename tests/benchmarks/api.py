@@ -29,7 +29,7 @@ from pathlib import Path
 
 import httpx
 
-from dagster_tidegate import steering
+from dagster_tidegate.control import operations
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import breakers, campaigns, runs, schema
@@ -213,7 +213,7 @@ def bare(store: Store) -> list[float]:
         began = time.perf_counter()
         with store.begin() as conn:
             target = Target(TargetKind.CAMPAIGN, f"bare{n}")
-            steering.hold(conn, store.now(conn), target, reason="benchmark", actor="bare")
+            operations.hold(conn, store.now(conn), target, reason="benchmark", actor="bare")
         took.append((time.perf_counter() - began) * 1000)
     return took
 

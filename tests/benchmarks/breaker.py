@@ -21,11 +21,11 @@ import pybreaker
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from dagster_tidegate.breaker import Breaker, BreakerOpenError
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.hooks import ChangeLearned, StateChanged, StoreLost
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.seen import Seen, bucket_of
+from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.window import Seen, bucket_of
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.database import Store

@@ -35,15 +35,15 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.dagster_run import RunOpConcurrency
 from sqlalchemy import event
 
-from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.gate import reconcile
 from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP, Audit
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import Dagster
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger

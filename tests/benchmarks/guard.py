@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from dagster_tidegate.access import tokens
-from dagster_tidegate.access.identity import Role
-from dagster_tidegate.api.guard import Guard
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.web.middleware.guard import Guard
 
 QUERY = "query Runs($limit: Int) { runsOrError(limit: $limit) { ... on Runs { results { id } } } }"
 

@@ -30,7 +30,7 @@ from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.up.deployment import make_dagster_storage
+from demo.up.deployment import make_dagster_storage
 from tests.benchmarks.servers import Databases, databases
 
 REPEATS = 7

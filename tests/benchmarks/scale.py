@@ -35,11 +35,11 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP
-from dagster_tidegate.hooks import ChangeLearned, StateChanged, StoreLost
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.database import Store
 from tests.benchmarks import gate

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Response, expect
 
-from dagster_tidegate.access import tokens
-from dagster_tidegate.access.identity import Role
 from dagster_tidegate.store import history, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Role
 
 LONGEST_S = 60
 JOB = """

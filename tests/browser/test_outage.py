@@ -13,10 +13,10 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.faults import Fault, Mode
-from dagster_tidegate.sandbox.leads import write_lead_file
-from dagster_tidegate.up.ports import free
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.faults import Fault, Mode
+from demo.sandbox.leads import write_lead_file
+from demo.up.ports import free
 
 PROJECT = Path(__file__).parents[2]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
@@ -26,7 +26,7 @@ FILES, LEADS = 4, 50
 
 
 class Deployment:
-    """A running `tidegate up` with its sandbox."""
+    """A running `python -m demo up` with its sandbox."""
 
     def __init__(self, home: Path) -> None:
         port, sandbox_port = free(), free()
@@ -40,7 +40,7 @@ class Deployment:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "dagster_tidegate.cli", "up", "--latency", "0.05"),
+                    *(sys.executable, "-m", "demo", "up", "--latency", "0.05"),
                     *("--port", str(port), "--sandbox-port", str(sandbox_port)),
                 ],
                 cwd=PROJECT,

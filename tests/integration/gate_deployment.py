@@ -33,7 +33,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
 from dagster._daemon.sensor import _process_tick_generator
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
-from dagster_tidegate.instance import Dagster
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.store.database import Store
 
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"

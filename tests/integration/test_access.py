@@ -22,15 +22,15 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from dagster_tidegate.access import tokens
-from dagster_tidegate.access.identity import Role
-from dagster_tidegate.api.guard import Guard
-from dagster_tidegate.api.visit import Visit
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import events, history
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.web.middleware.guard import Guard
+from dagster_tidegate.web.middleware.visit import Visit
 from tests.integration.served import served
 from tests.waiting import wait_until
 
@@ -431,7 +431,7 @@ def test_a_length_that_is_none_is_refused(serve: Serve) -> None:
 def test_a_body_that_does_not_come_is_given_up(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_tidegate.api.visit.BODY_S", 0.2)
+    monkeypatch.setattr("dagster_tidegate.web.middleware.visit.BODY_S", 0.2)
     client = serve()
     with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as conn:
         conn.settimeout(LONGEST_S)

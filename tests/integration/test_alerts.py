@@ -28,11 +28,13 @@ from dagster_tidegate.alerts.rules import Verdict
 from dagster_tidegate.alerts.sender import CLAIMED_FOR, MOST_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
-from dagster_tidegate.breaker import BreakerOpenError
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main, status
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.control import situation
+from dagster_tidegate.control.models import AlertHealth
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
@@ -41,10 +43,8 @@ from dagster_tidegate.store.alerts import AlertStatus, Counts
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
-from dagster_tidegate.up import ports
-from dagster_tidegate.views import situation
-from dagster_tidegate.views.shown import AlertHealth
-from dagster_tidegate.wording import utc
+from dagster_tidegate.text import utc
+from demo.up import ports
 from tests.conftest import Clock
 from tests.integration.api import api
 from tests.waiting import wait_until

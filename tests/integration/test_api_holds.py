@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, history, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from dagster_tidegate.api import app as apps
-from dagster_tidegate.api.routes import queue
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.api import app as apps
+from dagster_tidegate.web.api.routes import queue
 from tests.integration.api import Api, api
 
 SECRET = "hunter2"
@@ -58,7 +58,7 @@ def test_a_fault_tells_the_log_and_nobody_else(
     def fail(*_: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(queue.campaign_numbers, "unfinished", fail)
+    monkeypatch.setattr(queue.campaign_stats, "unfinished", fail)
     problem = asked.get("/queue", expect=500)
     assert problem["code"] == "internal"
     assert SECRET not in str(problem)

@@ -8,16 +8,16 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dagster_tidegate.access import tokens
-from dagster_tidegate.access.identity import Identity, Role
-from dagster_tidegate.api.app import create_app
-from dagster_tidegate.api.guard import PUBLIC, Guard
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Identity, Role
+from dagster_tidegate.web.api.app import create_app
+from dagster_tidegate.web.middleware.guard import PUBLIC, Guard
 from tests.integration.served import LONGEST_S, served
 from tests.new_stores import new_sqlite_url
 

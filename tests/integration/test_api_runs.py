@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from dagster_tidegate import steering
+from dagster_tidegate.control import operations
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
@@ -392,14 +392,14 @@ def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> N
             pass
 
         def launch(self, job: str, **_: object) -> str:
-            steering.cancel(store, None, found(store), actor="bo")
+            operations.cancel(store, None, found(store), actor="bo")
             return f"run of {job}"
 
         def terminate(self, job: str, partition: str) -> list[str]:
             ended.append(f"{job}/{partition}")
             return ended
 
-    with pytest.raises(steering.ChangedMeanwhileError, match="cancelled while"):
-        steering.start(store, Code(), shape, "mon", actor="ana")
+    with pytest.raises(operations.ChangedMeanwhileError, match="cancelled while"):
+        operations.start(store, Code(), shape, "mon", actor="ana")
     assert ended == ["digest/mon"]
     assert found(store).status is RunStatus.CANCELLED

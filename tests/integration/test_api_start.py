@@ -8,13 +8,13 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
-from dagster_tidegate.instance import request_key
+from dagster_tidegate.control.operations import ACTOR_TAG
+from dagster_tidegate.dagster_api.instance import request_key
+from dagster_tidegate.dagster_api.workspace import Server, UnreachableError, Workspace
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.steering import ACTOR_TAG
 from dagster_tidegate.store import runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.workspace import Server, UnreachableError, Workspace
 from tests.integration.api import Api, api
 from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, Deployment

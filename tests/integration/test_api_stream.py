@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from dagster_tidegate.api import stream
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.web.api import stream
 from tests.integration.api import LONGEST_S, Api, api
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)

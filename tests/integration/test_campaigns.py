@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.faults import Fault, Mode
-from dagster_tidegate.sandbox.leads import write_lead_file
 from dagster_tidegate.store.database import Store
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.faults import Fault, Mode
+from demo.sandbox.leads import write_lead_file
 from pipelines.account_digest import ACCOUNTS_AN_HOUR, account_digest
 from pipelines.list_hygiene import ADDRESSES_A_DAY, list_hygiene
 from pipelines.outreach import lead_files, outreach

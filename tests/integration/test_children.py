@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dagster_tidegate.up.children import ChildDiedError, Children, NotReadyError
+from demo.up.children import ChildDiedError, Children, NotReadyError
 from tests.waiting import wait_until
 
 # A child that has a child, as a code server has run workers; both stay when asked to end.

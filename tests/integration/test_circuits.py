@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from dagster_tidegate import circuit as machine
-from dagster_tidegate.circuits import Circuits, MemoryCircuits, Trial, tally
+from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.backend import Circuits, MemoryCircuits, Trial, tally
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.verdicts import Outcome
+from dagster_tidegate.breaker.window import Counts, Seen, bucket_of
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.outcomes import Outcome
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.seen import Counts, Seen, bucket_of
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import breakers, holds
 from dagster_tidegate.store import tables as t

@@ -15,8 +15,8 @@ import yaml
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._grpc.types import ExecuteRunArgs
 
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.instance import Dagster
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store import tables as t

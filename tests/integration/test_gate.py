@@ -12,16 +12,16 @@ import sqlalchemy as sa
 from dagster import DagsterRunStatus
 from dagster._core.events import JobFailureData, RunFailureReason
 
-from dagster_tidegate.campaign import Campaign
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.instance import CANARY_TAG, partition_of
 from dagster_tidegate.gate import follow, reconcile
-from dagster_tidegate.gate.catch_up import CatchUpper
 from dagster_tidegate.gate.follow import Audit
+from dagster_tidegate.gate.missed_ticks import CatchUpper
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import CANARY_TAG, partition_of
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, push, runs
 from dagster_tidegate.store import tables as t

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.turn import Direction, turn
+from dagster_tidegate.gate.reconcile import Direction, turn
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import gate_lock as module
 from dagster_tidegate.store import holds, runs, takeovers

@@ -5,9 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store.campaigns import CampaignShape

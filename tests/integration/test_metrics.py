@@ -21,21 +21,21 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy import event
 
 from dagster_tidegate import BreakerResource, ServiceConfig
-from dagster_tidegate.breaker import BreakerOpenError
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.events import CallEnded, ChangeLearned, Event
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.hooks import CallEnded, ChangeLearned, Event
-from dagster_tidegate.metrics.collector import FleetCollector
-from dagster_tidegate.opentelemetry_hook import OpenTelemetryHook
-from dagster_tidegate.policy import ServicePolicy
-from dagster_tidegate.prometheus_hook import PrometheusHook
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import alerts, campaigns, heartbeats, holds, numbers
+from dagster_tidegate.store import alerts, campaigns, heartbeats, holds, service_stats
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import StoredCircuits
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.up import ports
+from dagster_tidegate.telemetry.collector import FleetCollector
+from dagster_tidegate.telemetry.opentelemetry import OpenTelemetryHook
+from dagster_tidegate.telemetry.prometheus import PrometheusHook
+from demo.up import ports
 from tests.conftest import Clock
 from tests.integration.api import api
 
@@ -124,7 +124,7 @@ def test_breakers_and_calls_of_the_fleet(
     fleet.breaker("mail").half_open()
     assert scrape("breaker_trips_total", service="mail") == 3
     with store.read() as conn:
-        assert numbers.read(conn, clock())["mail"].trips == 3
+        assert service_stats.read(conn, clock())["mail"].trips == 3
 
 
 def test_the_calls_of_the_fleet_are_counted_once_and_never_less(

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dagster_tidegate.breaker import BreakerOpenError
+from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
-from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger

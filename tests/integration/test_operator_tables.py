@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.cli.status import render
 from dagster_tidegate.cli.window import Window
-from dagster_tidegate.fleet import Fleet
+from dagster_tidegate.control import situation
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import (
     alerts,
@@ -32,7 +33,6 @@ from dagster_tidegate.store import (
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import TakeoverKind
-from dagster_tidegate.views import situation
 from tests.integration.conftest import Run
 
 SERVICES = ("apollo", "instantly", "millionverifier", "openai", "perplexity")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.store import compatibility, postgres, schema
 from dagster_tidegate.store.database import UNREACHABLE, Store
 from tests.failing import Down, fail

@@ -13,9 +13,9 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
+from dagster_tidegate.dagster_api.instance import CANARY_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.instance import CANARY_TAG
-from dagster_tidegate.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
+from dagster_tidegate.plugin.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
 from dagster_tidegate.records.loop import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs

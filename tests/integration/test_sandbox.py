@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_tidegate.cli.sandbox import sandbox as command
-from dagster_tidegate.sandbox.answers import SERVICES
-from dagster_tidegate.sandbox.control import SandboxControl, SandboxError
-from dagster_tidegate.sandbox.faults import Fault, Mode
-from dagster_tidegate.sandbox.server import PortTakenError, listen
+from demo.sandbox.answers import SERVICES
+from demo.sandbox.command import sandbox as command
+from demo.sandbox.control import SandboxControl, SandboxError
+from demo.sandbox.faults import Fault, Mode
+from demo.sandbox.server import PortTakenError, listen
 
 LEADS = "/instantly/api/v2/leads"
 
@@ -161,7 +161,7 @@ def test_the_command_steers_a_running_sandbox(sandbox: SandboxControl, client: h
 
 def test_ctrl_c_ends_the_sandbox_quietly():
     process = subprocess.Popen(
-        [sys.executable, "-m", "dagster_tidegate.cli", "sandbox", "serve", "--port", "0"],
+        [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

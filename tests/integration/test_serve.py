@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from dagster_tidegate.cli import main
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.up.ports import free
+from demo.up.ports import free
 from tests.new_stores import new_sqlite_url
 
 LONGEST_S = 120.0
@@ -133,7 +133,7 @@ def test_alone_and_read_only_the_api_shows_and_changes_nothing(
 
 def test_another_server_can_run_the_api(project: Path) -> None:
     port = free()
-    options = ["--factory", "dagster_tidegate.api.asgi:app", "--port", str(port)]
+    options = ["--factory", "dagster_tidegate.web.api.asgi:app", "--port", str(port)]
     serving = Serving(project, ["uvicorn", *options])
     try:
         transport = httpx.HTTPTransport(retries=100)

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from dagster_tidegate import BreakerOpenError
-from dagster_tidegate.sandbox.answers import SERVICES
-from dagster_tidegate.sandbox.control import SandboxControl
-from dagster_tidegate.sandbox.faults import Fault, Mode
+from demo.sandbox.answers import SERVICES
+from demo.sandbox.control import SandboxControl
+from demo.sandbox.faults import Fault, Mode
 from resources.client import WrongAnswerError
 from resources.deployment import build_resources
 

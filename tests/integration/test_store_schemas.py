@@ -6,10 +6,10 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
-from dagster_tidegate.fleet import Fleet
 from dagster_tidegate.holds import EVERYTHING, HoldSource
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store import compatibility, holds, push, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock

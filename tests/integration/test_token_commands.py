@@ -5,12 +5,12 @@ import json
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.access import exposure, tokens
-from dagster_tidegate.access.exposure import ExposedError
-from dagster_tidegate.access.identity import Role
 from dagster_tidegate.store import history
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.access import exposure, tokens
+from dagster_tidegate.web.access.exposure import ExposedError
+from dagster_tidegate.web.access.identity import Role
 from tests.integration.conftest import Run
 
 

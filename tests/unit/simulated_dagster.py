@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
-from dagster_tidegate.instance import (
+from dagster_tidegate.dagster_api.instance import (
     PARTITION_TAG,
     RunChange,
     TriggerState,

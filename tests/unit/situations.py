@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from dagster_tidegate.circuit import Circuit
+from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import Takeover, TakeoverKind
-from dagster_tidegate.views.situation import CampaignSituation, Situation
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 MAIL = Target(TargetKind.SERVICE, "mail")

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_tidegate.access import graphql
-from dagster_tidegate.access.identity import Identity, Role
-from dagster_tidegate.access.limits import Limit, TooManyError, network
-from dagster_tidegate.access.origins import allowed_host, host_name, local_path, same_origin
+from dagster_tidegate.web.access import graphql
+from dagster_tidegate.web.access.identity import Identity, Role
+from dagster_tidegate.web.access.limits import Limit, TooManyError, network
+from dagster_tidegate.web.access.origins import allowed_host, host_name, local_path, same_origin
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from dagster_tidegate.api.app import PREFIX, create_app
-from dagster_tidegate.api.problems import CODES, Code, ProblemDetails
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.api.app import PREFIX, create_app
+from dagster_tidegate.web.api.problems import CODES, Code, ProblemDetails
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 DOCUMENT = create_app(Store("sqlite://"), settings=ServeSettings()).openapi()

@@ -10,11 +10,11 @@ from typing import Any
 import pybreaker
 import pytest
 
-from dagster_tidegate.breaker import Breaker, BreakerOpenError
-from dagster_tidegate.circuits import MemoryCircuits
-from dagster_tidegate.fleet import Fleet, UnknownServiceError
-from dagster_tidegate.hooks import CallFailed, CallRefused, CallsCounted, StateChanged
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.backend import MemoryCircuits
+from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.events import CallFailed, CallRefused, CallsCounted, StateChanged
+from dagster_tidegate.breaker.fleet import Fleet, UnknownServiceError
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from tests.conftest import Clock
 from tests.failing import Down, fail, policy, trip
@@ -529,7 +529,7 @@ def test_listeners_and_state_can_be_set_as_in_pybreaker(breaker: Breaker):
 
 
 def test_what_counts_can_be_replaced(breaker: Breaker):
-    from dagster_tidegate.outcomes import every_error
+    from dagster_tidegate.breaker.verdicts import every_error
 
     for _ in range(5):
         with pytest.raises(ValueError, match="invalid literal"):

@@ -6,19 +6,17 @@ from types import ModuleType
 
 import pytest
 
-from dagster_tidegate import (
+from dagster_tidegate.breaker import (
     breaker,
+    events,
     fleet,
-    hooks,
-    log_hook,
-    opentelemetry_hook,
-    outcomes,
     policy,
-    prometheus_hook,
     pybreaker_storage,
+    verdicts,
 )
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.telemetry import log, opentelemetry, prometheus
 
 DOCS = (Path(__file__).parents[2] / "docs" / "breaker.md").read_text()
 
@@ -49,7 +47,7 @@ def test_the_diagram_has_every_edge():
     assert named <= set(re.findall(r"^\| (\w+)", table, re.MULTILINE))
 
 
-@pytest.mark.parametrize("event", hooks.Event.__args__)
+@pytest.mark.parametrize("event", events.Event.__args__)
 def test_every_event_is_documented(event: type):
     assert f"`{event.__name__}`" in DOCS
 
@@ -65,13 +63,13 @@ def test_the_example_works(sqlite_url: str):
 @pytest.mark.parametrize(
     "module",
     [
-        outcomes,
+        verdicts,
         policy,
         breaker,
         fleet,
-        log_hook,
-        opentelemetry_hook,
-        prometheus_hook,
+        log,
+        opentelemetry,
+        prometheus,
         pybreaker_storage,
     ],
 )

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from dagster_tidegate.campaign import CatchUp
-from dagster_tidegate.gate.catch_up import MOST_RECORDED, judge
-from dagster_tidegate.instance import tick_times
+from dagster_tidegate.dagster_api.instance import tick_times
+from dagster_tidegate.gate.missed_ticks import MOST_RECORDED, judge
+from dagster_tidegate.plugin.campaign import CatchUp
 
 
 @dg.op

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_tidegate import circuit as machine
-from dagster_tidegate.circuit import Circuit, Tally
-from dagster_tidegate.outcomes import Outcome
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.state_machine import Circuit, Tally
+from dagster_tidegate.breaker.verdicts import Outcome
 from dagster_tidegate.statuses import BreakerState
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from dagster_tidegate.cli import main
+from dagster_tidegate.control.why import ObstacleKind
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.views.why import ObstacleKind
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 

@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.workspace import (
+    Daemon,
+    LocationCode,
+    OpCode,
+    SensorCode,
+    Settings,
+)
 from dagster_tidegate.doctor.checks import (
     CODES,
     Facts,
@@ -16,9 +24,7 @@ from dagster_tidegate.doctor.checks import (
     diagnose,
     unchecked,
 )
-from dagster_tidegate.policy import ServicePolicy
 from dagster_tidegate.store.campaigns import CampaignShape
-from dagster_tidegate.workspace import Daemon, LocationCode, OpCode, SensorCode, Settings
 from tests.unit.situations import NOW, SHAPES, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dagster_tidegate.drill.report import (
+from dagster_tidegate.statuses import RunStatus
+from demo.drill.report import (
     DagsterRun,
     Evidence,
     Report,
@@ -16,7 +17,6 @@ from dagster_tidegate.drill.report import (
     broken,
     report,
 )
-from dagster_tidegate.statuses import RunStatus
 
 START = datetime(2026, 3, 1, 9, tzinfo=UTC)
 SETTINGS = Settings({"instantly": "3"}, {"sensor new_lead_files": "DECLARED_IN_CODE"})

@@ -1,8 +1,8 @@
 """What a hold or its release does, as a dry run tells it."""
 
+from dagster_tidegate.control.effects import effects
 from dagster_tidegate.holds import EVERYTHING
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.views.effects import effects
 from tests.unit.situations import LETTERS, MAIL, MONDAY, campaign_run, hold, situation
 
 

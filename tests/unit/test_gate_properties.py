@@ -17,18 +17,18 @@ from hypothesis.stateful import (
     rule,
 )
 
-from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.instance import TriggerState, partition_of, tried_by
 from dagster_tidegate.gate import apply as gate_apply
 from dagster_tidegate.gate import follow as gate_follow
 from dagster_tidegate.gate.apply import apply
 from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import Action, Observed, plan, same_pool
+from dagster_tidegate.gate.reconcile import Direction, turn
 from dagster_tidegate.gate.resume import ask
-from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
-from dagster_tidegate.instance import TriggerState, partition_of, tried_by
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import holds, runs, takeovers

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_tidegate.sandbox.leads import made_up_leads, write_lead_file
+from demo.sandbox.leads import made_up_leads, write_lead_file
 from pipelines.lead_files import LeadFile, LeadFileError, read_lead_file
 
 LEADS = Path(__file__).parents[2] / "pipelines" / "leads"

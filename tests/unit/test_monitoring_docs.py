@@ -17,8 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.sender import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_TRIES
 from dagster_tidegate.alerts.targets import LONGEST_TRY_S
-from dagster_tidegate.circuit import Circuit
-from dagster_tidegate.hooks import (
+from dagster_tidegate.breaker.events import (
     CallEnded,
     CallRefused,
     CallsCounted,
@@ -28,15 +27,16 @@ from dagster_tidegate.hooks import (
     StoreLost,
     StoreRegained,
 )
-from dagster_tidegate.metrics.collector import FleetCollector
-from dagster_tidegate.opentelemetry_hook import OpenTelemetryHook
-from dagster_tidegate.prometheus_hook import PrometheusHook
+from dagster_tidegate.breaker.state_machine import Circuit
 from dagster_tidegate.settings import AlertSettings, load, variable
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignShape
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.telemetry.collector import FleetCollector
+from dagster_tidegate.telemetry.opentelemetry import OpenTelemetryHook
+from dagster_tidegate.telemetry.prometheus import PrometheusHook
 
 PROJECT = Path(__file__).parents[2]
 METRICS = (PROJECT / "docs" / "metrics.md").read_text()

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dagster_tidegate.api.guard import PUBLIC
-from dagster_tidegate.api.visit import Visit, below
-from dagster_tidegate.serve.one_port import OnePort
+from dagster_tidegate.web.middleware.guard import PUBLIC
+from dagster_tidegate.web.middleware.visit import Visit, below
+from dagster_tidegate.web.path_router import OnePort
 
 PATHS = ["/", "/api", "/apis", "/login", "/logout/", "/metrics", "/runs", "/graphql", *PUBLIC]
 

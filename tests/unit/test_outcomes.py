@@ -13,7 +13,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_tidegate.outcomes import (
+from dagster_tidegate.breaker.verdicts import (
     Outcome,
     default_outcome,
     every_error,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dagster_tidegate.dagster_api.instance import TriggerState
 from dagster_tidegate.gate.plan import (
     Candidates,
     End,
@@ -16,7 +17,6 @@ from dagster_tidegate.gate.plan import (
     plan,
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import TriggerState
 from dagster_tidegate.store.campaigns import CampaignShape, Trigger
 from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
 

@@ -2,7 +2,7 @@ import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.policy import ServicePolicy
 
 
 class ServiceConfig(ServicePolicy, dg.Config):

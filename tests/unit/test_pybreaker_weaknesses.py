@@ -13,10 +13,10 @@ from typing import Any
 import pybreaker
 import pytest
 
-from dagster_tidegate.breaker import Breaker
-from dagster_tidegate.circuits import MemoryCircuits
-from dagster_tidegate.fleet import Fleet
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.breaker.backend import MemoryCircuits
+from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from tests.conftest import Clock
 from tests.failing import Down, fail
 
@@ -371,7 +371,7 @@ def test_the_storage_has_no_compare_and_set(clock: Clock):
         storage.state = "half-open"  # both of them believe that they did it
     shared = MemoryCircuits(clock=clock)
     policy = ServicePolicy(name="openai")
-    from dagster_tidegate import circuit as machine
+    from dagster_tidegate.breaker import state_machine as machine
 
     before = shared.read(["openai"]).services["openai"]
     after = machine.opened(before, policy, clock(), "503", 0.0)

@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
-from dagster_tidegate.campaign import Campaign
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.instance import canary_tags, tags_for_next, tried_by
 from dagster_tidegate.gate import apply as gate_apply
 from dagster_tidegate.gate.apply import apply
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import plan
+from dagster_tidegate.gate.reconcile import Direction, turn
 from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
-from dagster_tidegate.gate.turn import Direction, turn
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.instance import canary_tags, tags_for_next, tried_by
-from dagster_tidegate.policy import ServicePolicy
+from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignShape

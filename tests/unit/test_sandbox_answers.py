@@ -1,6 +1,6 @@
 import pytest
 
-from dagster_tidegate.sandbox.answers import SERVICES, Request, answer
+from demo.sandbox.answers import SERVICES, Request, answer
 
 LEAD = {"email": "zoë@acme.example", "campaign": "dach", "messages": [{"content": "Acme"}]}
 

@@ -2,9 +2,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dagster_tidegate.sandbox import books
-from dagster_tidegate.sandbox.books import Book
-from dagster_tidegate.sandbox.faults import Fault, Mode
+from demo.sandbox import books
+from demo.sandbox.books import Book
+from demo.sandbox.faults import Fault, Mode
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from dagster_tidegate.cli import sandbox as command
-from dagster_tidegate.sandbox import answers, server
+from demo.sandbox import answers, server
+from demo.sandbox import command as command
 
 
 def test_the_command_knows_the_services_and_the_port():
@@ -14,7 +14,7 @@ def test_the_command_knows_the_services_and_the_port():
 def test_an_order_without_a_sandbox_says_how_to_start_one():
     result = CliRunner().invoke(command.sandbox, ["stats", "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 1
-    assert "tidegate sandbox serve" in result.output
+    assert "python -m demo sandbox serve" in result.output
 
 
 def test_an_order_that_makes_no_sense_is_a_usage_error():

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dagster_tidegate.sandbox.faults import Fault, Mode, explain
+from demo.sandbox.faults import Fault, Mode, explain
 
 
 @given(share=st.floats(0.01, 1), calls=st.integers(1, 500))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dagster_tidegate.access import authenticator, graphql
-from dagster_tidegate.access.identity import Role
-from dagster_tidegate.api import dagster_pages, guard, headers, visit
 from dagster_tidegate.settings import ServeSettings, variable, variables
+from dagster_tidegate.web.access import authenticator, graphql
+from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.web.middleware import guard, headers, visit
+from dagster_tidegate.web.pages import dagster
 
 DOCS = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 
@@ -60,7 +61,7 @@ def test_roles_headers_paths_and_exceptions_are_those_of_the_code() -> None:
         assert f"`{name}" in DOCS
     for path in guard.PUBLIC:
         assert path.rpartition("/")[2] in DOCS
-    for name in dagster_pages.HARMLESS:
+    for name in dagster.HARMLESS:
         assert f"`{name}`" in DOCS
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_tidegate.control.starting import Refusal, verdict
+from dagster_tidegate.control.why import ObstacleKind, UnknownNameError, find, why
 from dagster_tidegate.holds import EVERYTHING, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.takeovers import TakeoverKind
-from dagster_tidegate.views.starting import Refusal, verdict
-from dagster_tidegate.views.why import ObstacleKind, UnknownNameError, find, why
 from tests.unit.situations import (
     LETTERS,
     MAIL,

@@ -1,0 +1,374 @@
+"""How people steer: what they hold and release, and the campaign runs that they start and cancel.
+
+The command line and the API do it by these functions, so that both do the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+from dagster_tidegate.control import situation
+from dagster_tidegate.control.effects import Effect, effects
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
+from dagster_tidegate.store import breakers, events, holds, runs
+from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
+from dagster_tidegate.text import LONGEST_REASON, shown
+
+R = TypeVar("R")
+
+ACTOR_TAG = "tidegate/started_by"
+"""A Dagster run that a person started through Tidegate has it, with the person's name."""
+
+
+class NotPausableError(Exception):
+    """A campaign run has ended, so that there is nothing to pause."""
+
+
+class UnderWayError(Exception):
+    """A campaign run is under way already; perhaps somebody started it at the same moment."""
+
+
+class ChangedMeanwhileError(Exception):
+    """Somebody else changed a campaign run between two looks."""
+
+
+class Code(Protocol):
+    """What steering needs of Dagster; a `workspace.Workspace` is one."""
+
+    def check(self, job: str, partition: str | None, location: str | None = None) -> None:
+        """Check that a job has a partition."""
+        ...
+
+    def launch(
+        self,
+        job: str,
+        *,
+        partition: str | None = None,
+        tags: Mapping[str, str],
+        location: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Put a run of a job into the queue, and return its id."""
+        ...
+
+    def terminate(self, job: str, partition: str) -> Sequence[str]:
+        """Ask Dagster to end the runs that work on a campaign run, or may; return their ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Change(Generic[R]):
+    """A change of the holds, and what it does.
+
+    Attributes:
+        made: What the function returned that made it.
+        before: The situation before.
+        after: The situation after.
+        run: The campaign run, where that is the target and it is there already.
+        effects: What becomes of the campaigns.
+    """
+
+    made: R
+    before: Situation
+    after: Situation
+    run: CampaignRun | None
+    effects: Sequence[Effect]
+
+
+class _NotForGoodError(Exception):
+    """Rolls a change back that was only made to see what it does."""
+
+
+@contextmanager
+def writing(store: Store, *, dry_run: bool) -> Iterator[sa.Connection]:
+    """Open a transaction that writes, and that a dry run takes back in the end."""
+    try:
+        with store.begin() as conn:
+            yield conn
+            if dry_run:
+                raise _NotForGoodError
+    except _NotForGoodError:
+        pass
+
+
+def change(
+    store: Store,
+    target: Target,
+    make: Callable[[sa.Connection, datetime], R],
+    *,
+    dry_run: bool,
+) -> Change[R]:
+    """Make a change of the holds in one transaction, and find out what it does.
+
+    Args:
+        store: The store.
+        target: What is held or released.
+        make: Makes the change, with the database's time (UTC).
+        dry_run: Take it back again.
+    """
+    with writing(store, dry_run=dry_run) as conn:
+        now = store.now(conn)
+        before = situation.read(conn, now)
+        made = make(conn, now)
+        after = situation.read(conn, now)
+        run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
+        return Change(made, before, after, run, effects(before, after, target, run))
+
+
+def hold(
+    conn: sa.Connection,
+    now: datetime,
+    target: Target,
+    *,
+    reason: str,
+    actor: str,
+    expires_at: datetime | None = None,
+) -> Hold:
+    """Place a person's hold, or give the one that the person has placed a new reason and end.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        target: What to hold; it need not be known.
+        reason: Why.
+        actor: Who.
+        expires_at: When it ends by itself (UTC), or None.
+
+    Raises:
+        ValueError: If `expires_at` is not after `now`.
+    """
+    return holds.place(
+        conn,
+        now,
+        target,
+        source=HoldSource.OPERATOR,
+        reason=reason,
+        actor=actor,
+        expires_at=expires_at,
+    )
+
+
+def pause(
+    conn: sa.Connection,
+    now: datetime,
+    run: CampaignRun,
+    *,
+    reason: str,
+    actor: str,
+    expires_at: datetime | None = None,
+) -> Hold:
+    """Hold a campaign run that has something left to do.
+
+    The end of a campaign run waits for this transaction, or this one for it: where the end was
+    first, nothing is held.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        run: The campaign run.
+        reason: Why.
+        actor: Who.
+        expires_at: When the hold ends by itself (UTC), or None.
+
+    Raises:
+        NotPausableError: If it has ended.
+        ValueError: If `expires_at` is not after `now`.
+    """
+    current = runs.locked(conn, run.id)
+    if current.status not in UNFINISHED:
+        raise NotPausableError(f"{run.name} is {current.status}: there is nothing left to pause")
+    target = Target(TargetKind.CAMPAIGN_RUN, run.name)
+    return hold(conn, now, target, reason=reason, actor=actor, expires_at=expires_at)
+
+
+def release(
+    conn: sa.Connection, now: datetime, target: Target, *, actor: str, force: bool = False
+) -> Sequence[Hold]:
+    """Release what people hold on a target, whoever placed it.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        target: What to let go. Nothing happens where nobody holds it.
+        actor: Who releases it.
+        force: Release the breaker's own hold too, and close the breaker.
+
+    Returns:
+        The holds that were released, as they are now.
+
+    Raises:
+        NotYourHoldError: If only a breaker holds it, and not `force`.
+    """
+    here = holds.live_on(conn, now, target) if force else ()
+    by_breaker = any(hold.source is HoldSource.BREAKER for hold in here)
+    released = breakers.close(conn, now, target.name, actor=actor) if by_breaker else []
+    return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
+
+
+def release_one(
+    conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
+) -> None:
+    """Release one hold; nothing happens where it is over already.
+
+    Args:
+        conn: A connection of the store that writes.
+        now: The database's time, UTC.
+        hold: The hold.
+        actor: Who releases it.
+        force: Release it though it is a breaker's, and close the breaker.
+
+    Raises:
+        NotYourHoldError: If it is a breaker's, and not `force`.
+    """
+    holds.expire(conn, now)
+    current = holds.get(conn, hold.id)
+    if current is None or not current.live(now):
+        return
+    if current.source is HoldSource.BREAKER:
+        if not force:
+            raise holds.NotYourHoldError(
+                f"{current.target} is held by {current.actor} ({current.reason}); use force to "
+                "release it anyway"
+            )
+        breakers.close(conn, now, current.target.name, actor=actor)
+    else:
+        holds.end(conn, now, [current], actor=actor)
+
+
+def start(
+    store: Store,
+    code: Code,
+    campaign: CampaignShape,
+    partition: str | None,
+    *,
+    actor: str,
+    run_id: str | None = None,
+) -> str:
+    """Start a campaign run: put a Dagster run of it into the queue.
+
+    Of two who start the same partition at once, one launches it. A launch that fails leaves the
+    campaign run as it was, and a new one waiting for its start.
+
+    Args:
+        store: The store.
+        code: Dagster's code locations.
+        campaign: The campaign.
+        partition: The partition, where the job has any; else each start makes a campaign run.
+        actor: Who starts it.
+        run_id: The id that the Dagster run is to have; None: whichever Dagster makes up.
+
+    Returns:
+        The id of the Dagster run.
+
+    Raises:
+        UnderWayError: If it is under way already.
+        ChangedMeanwhileError: If somebody cancelled it while it was launched.
+        Exception: What `code` raises where the run can't be launched.
+    """
+    code.check(campaign.name, partition, campaign.location)
+    claimed = None if partition is None else _claim(store, campaign, partition, actor)
+    try:
+        run_id = code.launch(
+            campaign.name,
+            partition=partition,
+            tags={ACTOR_TAG: actor},
+            location=campaign.location,
+            run_id=run_id,
+        )
+    except BaseException as error:
+        if claimed is not None:
+            with store.begin() as conn:
+                reason = shown(f"it could not be launched: {error}")[:LONGEST_REASON]
+                runs.give_start_back(conn, store.now(conn), claimed, reason, actor=actor)
+        raise
+    with store.begin() as conn:
+        current = None if claimed is None else runs.get(conn, claimed.id)
+        events.write(
+            conn,
+            store.now(conn),
+            kind=EventKind.START,
+            name=run_name(campaign.name, partition or run_id),
+            to_status="requested",
+            reason=f"Dagster run {run_id}",
+            actor=actor,
+        )
+    if current is not None and current.status is RunStatus.CANCELLED:
+        code.terminate(current.campaign, current.partition)
+        raise ChangedMeanwhileError(f"{current.name} was cancelled while it was launched")
+    return run_id
+
+
+def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> CampaignRun:
+    """Cancel a campaign run, and have Dagster end the runs that work on it, or wait to.
+
+    One that works ends after the record in hand, and is cancelled when its process says so. Doing
+    it again is harmless.
+
+    Args:
+        store: The store.
+        code: Dagster, which may be None for a campaign run that waits for its start.
+        run: The campaign run.
+        actor: Who cancels it.
+
+    Returns:
+        The campaign run as it is now.
+
+    Raises:
+        MoveNotAllowedError: If it has completed or failed.
+        ChangedMeanwhileError: If somebody else moved it at the same moment.
+        Exception: What `code` raises where Dagster can't end a run yet.
+    """
+    if run.status in (RunStatus.COMPLETED, RunStatus.FAILED):
+        raise MoveNotAllowedError(f"{run.name} is {run.status}: it can't become cancelled")
+    if run.status is not RunStatus.CANCELLED:
+        with store.begin() as conn:
+            events.write(
+                conn,
+                store.now(conn),
+                kind=EventKind.CANCEL,
+                name=run.name,
+                from_status=run.status,
+                to_status="requested",
+                actor=actor,
+            )
+    if run.status is RunStatus.PAUSED:
+        run = _cancelled(store, run, actor)  # first, so that the gate asks for no next attempt
+    asked = code.terminate(run.campaign, run.partition) if code is not None else ()
+    if run.status is RunStatus.CANCELLED or (run.status is RunStatus.PROCESSING and asked):
+        return run
+    return _cancelled(store, run, actor)
+
+
+def _claim(store: Store, campaign: CampaignShape, partition: str, actor: str) -> CampaignRun:
+    """Return the campaign run as it was before; one that is new, as it is."""
+    with store.begin() as conn:
+        now = store.now(conn)
+        created = runs.create(
+            conn, now, campaign.name, partition, priority=campaign.priority, actor=actor
+        )
+        run = runs.find(conn, campaign.name, partition)
+        assert run is not None  # created or found just above, and never deleted
+        if not created and not runs.claim_start(conn, now, run, actor=actor):
+            raise UnderWayError(f"{run.name} is {run.status} already")
+        return run
+
+
+def _cancelled(store: Store, run: CampaignRun, actor: str) -> CampaignRun:
+    with store.begin() as conn:
+        reason = "cancelled by hand"
+        now = store.now(conn)
+        moved = runs.move(conn, now, run, RunStatus.CANCELLED, reason=reason, actor=actor)
+        current = runs.get(conn, run.id)
+    assert current is not None  # never deleted
+    if not moved and current.status is not RunStatus.CANCELLED:
+        raise ChangedMeanwhileError(f"{run.name} has just become {current.status}")
+    return current

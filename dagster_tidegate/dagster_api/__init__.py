@@ -1,0 +1,1 @@
+"""The only code that uses Dagster's non-public API."""

@@ -1,0 +1,1 @@
+"""What authors of Dagster projects use: campaigns, the resource and the sensors."""

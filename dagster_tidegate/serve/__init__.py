@@ -1,1 +1,0 @@
-"""One process and one port for the API and Dagster's webserver."""

@@ -1,0 +1,1 @@
+"""Logs, OpenTelemetry and Prometheus metrics."""

@@ -1,0 +1,44 @@
+"""Writes what happens to breakers to the log of Python."""
+
+import logging
+
+from dagster_tidegate.breaker.events import CallFailed, ChangeLearned, Event, StateChanged
+from dagster_tidegate.statuses import BreakerState
+
+
+class LogHook:
+    """Logs changes of state, once in the fleet as a warning or info, and failures for debugging.
+
+    That the store is lost or back is logged by the fleet itself, hook or not.
+
+    Args:
+        logger: Where to; by default `dagster_tidegate`.
+
+    Example:
+        >>> from dagster_tidegate.breaker.fleet import Fleet
+        >>> fleet = Fleet(hooks=[LogHook()])
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._log = logger or logging.getLogger("dagster_tidegate")
+
+    def __call__(self, event: Event, /) -> None:
+        """Log an event."""
+        match event:
+            case StateChanged(service=service, before=before, after=after, actor=actor):
+                closed = after.state == BreakerState.CLOSED
+                self._log.log(
+                    logging.INFO if closed else logging.WARNING,
+                    "%s: %s -> %s by %s%s",
+                    service,
+                    before.state,
+                    after.state,
+                    actor,
+                    "" if after.reason is None else f" ({after.reason})",
+                )
+            case ChangeLearned(service=service, before=before, after=after):
+                self._log.debug("%s: learned of %s -> %s", service, before.state, after.state)
+            case CallFailed(service=service, error=error, label=label):
+                self._log.debug("%s: call failed (%s)", service, label, exc_info=error)
+            case _:
+                pass

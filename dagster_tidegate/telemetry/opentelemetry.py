@@ -1,0 +1,110 @@
+"""Tells OpenTelemetry what happens to breakers. Needs the extra `otel`.
+
+Only OpenTelemetry's API is used: without an SDK that the application sets up, nothing happens.
+"""
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import MeterProvider
+
+from dagster_tidegate.breaker.events import (
+    CallEnded,
+    CallRefused,
+    CallsCounted,
+    ChangeLearned,
+    Event,
+    StateChanged,
+    StoreLost,
+    StoreRegained,
+)
+from dagster_tidegate.statuses import BreakerState
+
+NAME = "dagster_tidegate"
+
+
+class OpenTelemetryHook:
+    """Keeps instruments of the breakers of this process, and marks spans.
+
+    docs/metrics.md lists the instruments. A change of a breaker and a refused call are events of
+    the span in which they happen, if there is one.
+
+    Args:
+        meter_provider: Has the instruments; None: the one that the application has set up.
+
+    Example:
+        >>> from dagster_tidegate.breaker.fleet import Fleet
+        >>> fleet = Fleet(hooks=[OpenTelemetryHook()])
+    """
+
+    times_calls = True
+
+    def __init__(self, meter_provider: MeterProvider | None = None) -> None:
+        meter = metrics.get_meter(NAME, meter_provider=meter_provider)
+        self._calls = meter.create_counter(
+            "tidegate.calls", unit="{call}", description="Guarded calls"
+        )
+        self._duration = meter.create_histogram(
+            "tidegate.call.duration", unit="s", description="How long guarded calls took"
+        )
+        self._changes = meter.create_counter(
+            "tidegate.breaker.changes",
+            unit="{change}",
+            description="Changes of state made by this process",
+        )
+        self._state = meter.create_gauge(
+            "tidegate.breaker.state", description="1 for the state that the breaker is in"
+        )
+        self._propagation = meter.create_histogram(
+            "tidegate.breaker.propagation",
+            unit="s",
+            description="From a change of state to when this process knew of it",
+        )
+        self._degraded = meter.create_gauge(
+            "tidegate.store.degraded", description="1 while the store can't be reached"
+        )
+
+    def __call__(self, event: Event, /) -> None:
+        """Record an event."""
+        match event:
+            case CallsCounted(service=service, ok=ok, failed=failed):
+                for outcome, count in (("ok", ok), ("failed", failed)):
+                    if count:
+                        self._calls.add(count, _attributes(service, outcome=outcome))
+            case CallEnded(service=service, failed=failed, duration_s=duration_s):
+                outcome = "failed" if failed else "ok"
+                self._duration.record(duration_s, _attributes(service, outcome=outcome))
+            case CallRefused(service=service, reason=reason):
+                self._calls.add(1, _attributes(service, outcome="refused"))
+                trace.get_current_span().add_event(
+                    "tidegate.call.refused", _attributes(service, reason=reason)
+                )
+            case StateChanged(service=service, before=before, after=after):
+                self._changes.add(1, _attributes(service, to=after.state.value))
+                trace.get_current_span().add_event(
+                    "tidegate.breaker.changed",
+                    _attributes(
+                        service,
+                        before=before.state.value,
+                        to=after.state.value,
+                        reason=after.reason or "",
+                    ),
+                )
+                self._show(service, after.state)
+            case ChangeLearned(service=service, after=after, delay_s=delay_s):
+                self._propagation.record(delay_s, _attributes(service, to=after.state.value))
+                self._show(service, after.state)
+            case StoreLost():
+                self._degraded.set(1)
+            case StoreRegained():
+                self._degraded.set(0)
+            case _:
+                pass
+
+    def _show(self, service: str, present: BreakerState) -> None:
+        for state in BreakerState:
+            self._state.set(int(state is present), _attributes(service, state=state.value))
+
+
+def _attributes(service: str, **values: str) -> dict[str, str]:
+    return {"tidegate.service": service} | {
+        f"tidegate.{name}": value for name, value in values.items()
+    }

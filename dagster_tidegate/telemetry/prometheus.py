@@ -1,0 +1,100 @@
+"""Counts what happens to breakers for Prometheus. Needs the extra `metrics`."""
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from dagster_tidegate.breaker.events import (
+    CallEnded,
+    CallRefused,
+    CallsCounted,
+    ChangeLearned,
+    Event,
+    StateChanged,
+    StoreLost,
+    StoreRegained,
+)
+from dagster_tidegate.statuses import BreakerState
+
+CALL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class PrometheusHook:
+    """Keeps metrics of the breakers of this process; docs/metrics.md lists them.
+
+    What the whole fleet did is at `/metrics` of `tidegate serve`: a run's process is gone before
+    anybody asks it. This is for processes that stay, and can be asked.
+
+    Args:
+        registry: Where the metrics are registered.
+
+    Example:
+        >>> hook = PrometheusHook(CollectorRegistry())
+    """
+
+    times_calls = True
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._calls = Counter(
+            "tidegate_worker_calls",
+            "Guarded calls of this process; slow ones are in ok too",
+            ["service", "outcome"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "tidegate_worker_call_duration_seconds",
+            "How long guarded calls of this process took",
+            ["service", "outcome"],
+            buckets=CALL_BUCKETS_S,
+            registry=registry,
+        )
+        self._state = Gauge(
+            "tidegate_worker_breaker_state",
+            "1 for the state that the breaker is in as this process knows it, once it has changed",
+            ["service", "state"],
+            registry=registry,
+        )
+        self._changes = Counter(
+            "tidegate_worker_breaker_changes",
+            "Changes of state made by this process",
+            ["service", "to"],
+            registry=registry,
+        )
+        self._propagation = Histogram(
+            "tidegate_worker_propagation_seconds",
+            "From a change of state by another process to when this one knew of it",
+            ["service", "to"],
+            buckets=PROPAGATION_BUCKETS_S,
+            registry=registry,
+        )
+        self._degraded = Gauge(
+            "tidegate_worker_store_degraded",
+            "1 while this process can't reach the store, and has its own breakers",
+            registry=registry,
+        )
+
+    def __call__(self, event: Event, /) -> None:
+        """Count an event."""
+        match event:
+            case CallsCounted(service=service, ok=ok, slow=slow, failed=failed):
+                for outcome, count in (("ok", ok), ("slow", slow), ("failed", failed)):
+                    self._calls.labels(service, outcome).inc(count)
+            case CallEnded(service=service, failed=failed, duration_s=duration_s):
+                self._duration.labels(service, "failed" if failed else "ok").observe(duration_s)
+            case CallRefused(service=service):
+                self._calls.labels(service, "refused").inc()
+            case StateChanged(service=service, after=after):
+                self._changes.labels(service, after.state.value).inc()
+                self._show(service, after.state)
+            case ChangeLearned(service=service, after=after, delay_s=delay_s):
+                self._propagation.labels(service, after.state.value).observe(delay_s)
+                self._show(service, after.state)
+            case StoreLost():
+                self._degraded.set(1)
+            case StoreRegained():
+                self._degraded.set(0)
+            case _:
+                pass
+
+    def _show(self, service: str, present: BreakerState) -> None:
+        for state in BreakerState:
+            self._state.labels(service, state.value).set(state == present)

@@ -1,1 +1,0 @@
-"""What is so, and why, as every surface tells it: the command line, and whatever else there is."""

@@ -1,0 +1,1 @@
+"""The REST API and Dagster's pages on one port."""

@@ -1,0 +1,117 @@
+"""Makes the app."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.routing import APIRoute
+
+from dagster_tidegate.settings import ServeSettings
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.api import metrics, problems
+from dagster_tidegate.web.api.context import Context
+from dagster_tidegate.web.api.problems import Code, Problem, ProblemDetails, responses
+from dagster_tidegate.web.api.routes import (
+    alerts,
+    campaigns,
+    events,
+    health,
+    holds,
+    queue,
+    runs,
+    services,
+)
+from dagster_tidegate.web.api.stream import Feed
+from dagster_tidegate.web.middleware.visit import SAFE_METHODS
+
+if TYPE_CHECKING:
+    from dagster_tidegate.dagster_api.workspace import Workspace
+
+PREFIX = "/api/v1"
+DESCRIPTION = """What is paused and why, and steering it. docs/api.md has more.
+
+What goes wrong is answered with problem details (RFC 9457) that have a stable `code`."""
+TAGS = {
+    "services": "Third-party services, their breakers, and the campaigns that need them.",
+    "campaigns": "Dagster jobs.",
+    "campaign runs": "A partition of a campaign each.",
+    "holds": "The reasons why something may not run.",
+    "events": "Who changed what, when and why.",
+    "alerts": "What people were told.",
+    "queue": "What is paused and what waits, in numbers.",
+    "health": "Whether the server, the store and the gate do their work.",
+    "metrics": "Numbers for Prometheus.",
+}
+
+
+def create_app(
+    store: Store,
+    *,
+    settings: ServeSettings,
+    workspace: "Callable[[], Workspace] | None" = None,
+    read_only: bool = False,
+) -> FastAPI:
+    """Return the app, as ASGI servers run it; put it into a `Guard`.
+
+    Args:
+        store: The store.
+        settings: Where it is served.
+        workspace: Returns the code locations as they are now; without it no run can be started.
+        read_only: Refuse every change.
+
+    Example:
+        ```python
+        app = create_app(Store(url), settings=settings)
+        uvicorn.run(Guard(app, store, settings))
+        ```
+    """
+    app = FastAPI(
+        title="Tidegate",
+        version=version("dagster-tidegate"),
+        description=DESCRIPTION,
+        root_path=settings.path_prefix,
+        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.context = Context(store, Feed(store), workspace)
+    api = APIRouter(prefix=PREFIX, responses=responses())
+    for module in (services, campaigns, runs, holds, events, alerts, queue, health):
+        api.include_router(module.router)
+    app.include_router(api, dependencies=[Depends(_refuse_changes)] if read_only else [])
+    app.include_router(metrics.router(store))
+    problems.install(app)
+    _describe_problems(app)
+    return app
+
+
+async def _refuse_changes(request: Request) -> None:
+    if request.method not in SAFE_METHODS:
+        raise Problem(Code.READ_ONLY, "this server was started with --read-only")
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the schema of problem details, which the operations refer to, into the document."""
+    document = app.openapi
+
+    def described() -> dict[str, Any]:
+        made = document()
+        schemas = made["components"]["schemas"]
+        if ProblemDetails.__name__ not in schemas:
+            template = "#/components/schemas/{model}"
+            found = ProblemDetails.model_json_schema(ref_template=template)
+            schemas.update(found.pop("$defs"))
+            schemas[ProblemDetails.__name__] = found
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+        return made
+
+    app.openapi = described  # type: ignore[method-assign] -- as FastAPI's documentation does it

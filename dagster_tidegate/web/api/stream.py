@@ -1,0 +1,153 @@
+"""Server-sent events: the audit as it is written, from where a client left off."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy.exc import DBAPIError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from dagster_tidegate.control.models import EventShown
+from dagster_tidegate.store import event_reader, history
+from dagster_tidegate.store.database import UNREACHABLE, Store
+from dagster_tidegate.store.event_reader import EventReader
+from dagster_tidegate.store.history import Event
+from dagster_tidegate.web.api.problems import Code, Problem, later
+
+MEDIA_TYPE = "text/event-stream"
+MOST_STREAMS = 100
+LOOK_S = 0.5
+HEARTBEAT_S = 15.0
+LONGEST_S = 300.0
+"""A stream ends after so long, and its client, who comes back, says anew who it is."""
+RECONNECT_MS = 1000
+PAGE = 200
+
+log = logging.getLogger(__name__)
+
+
+class Feed:
+    """Looks for new events, once for all streams of a process and only while there are any.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reader = EventReader()
+        self._reading = threading.Lock()
+        self._streams = 0
+        self._complete = 0
+        self._moved = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    def newest(self) -> int:
+        """Return the id of the newest event now."""
+        with self._store.read() as conn:
+            return event_reader.newest(conn)
+
+    def final(self) -> int:
+        """Return the id up to which the events are complete now."""
+        with self._reading, self._store.read() as conn:
+            return self._reader.final(conn)
+
+    def enter(self) -> bool:
+        """Count one more stream; False where there are too many."""
+        if self._streams >= MOST_STREAMS:
+            return False
+        self._streams += 1
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._look())
+        return True
+
+    def leave(self) -> None:
+        """Count one stream less."""
+        self._streams -= 1
+
+    def read(self, after: int, up_to: int) -> Sequence[Event]:
+        """Return the next events of a part of the complete ones, at most `PAGE`."""
+        with self._store.read() as conn:
+            return history.between(conn, after, up_to, limit=PAGE)
+
+    async def complete(self, seen: int) -> int:
+        """Wait until the events are complete beyond an id, and return up to which they are."""
+        while self._complete <= seen:
+            await self._moved.wait()
+        return self._complete
+
+    async def _look(self) -> None:
+        told = False
+        while self._streams:
+            try:
+                complete = await run_in_threadpool(self.final)
+                told = False
+            except (DBAPIError, *UNREACHABLE) as error:  # also of a server that is being replaced
+                if not told:
+                    log.warning("event streams wait for the store: %s", error)
+                told, complete = True, self._complete
+            if complete > self._complete:
+                self._complete = complete
+                moved, self._moved = self._moved, asyncio.Event()
+                moved.set()
+            await asyncio.sleep(LOOK_S)
+
+
+class EventStream(Response):
+    """Sends events as they are written.
+
+    Args:
+        feed: Tells of them.
+        after: The id of the event after which it begins.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, feed: Feed, after: int) -> None:
+        super().__init__()
+        self._feed = feed
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the client goes, or for `LONGEST_S`."""
+        if not self._feed.enter():
+            detail = "there are as many event streams as this server serves: try again later"
+            refusal = Problem(Code.TOO_MANY_STREAMS, detail, headers=later())
+            await refusal.response()(scope, receive, send)
+            return
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        answer = StreamingResponse(self._text(), media_type=MEDIA_TYPE, headers=headers)
+        try:
+            await answer(scope, receive, send)
+        finally:
+            self._feed.leave()
+
+    async def _text(self) -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LONGEST_S
+        sent = self._after
+        yield f"retry: {RECONNECT_MS}\n\n"
+        while (left := until - loop.time()) > 0:
+            try:
+                complete = await asyncio.wait_for(self._feed.complete(sent), min(left, HEARTBEAT_S))
+            except TimeoutError:
+                yield ":\n\n"  # so that a proxy, and this side, notice that the other has gone
+                continue
+            while sent < complete:
+                try:
+                    found = await run_in_threadpool(self._feed.read, sent, complete)
+                except UNREACHABLE as error:
+                    log.warning("an event stream ends: %s", error)
+                    return  # its client comes back, and goes on where it was
+                for event in found:
+                    yield as_text(event)
+                sent = found[-1].id if len(found) == PAGE else complete
+
+
+def as_text(event: Event) -> str:
+    """Return an event as a stream has it."""
+    data = EventShown.model_validate(event).model_dump_json()
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n"

@@ -1,0 +1,1 @@
+"""ASGI middlewares in front of the API and Dagster's pages."""

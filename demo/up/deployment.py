@@ -1,0 +1,287 @@
+"""Starts the sandbox, Dagster's webserver and its daemon, and stays until told to stop."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
+
+from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.holds import EVERYTHING, HoldSource, SystemActor
+from dagster_tidegate.store import holds, schema
+from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.web.access import tokens
+from dagster_tidegate.web.access.identity import Role
+from demo.up import dagster_web
+from demo.up import home as homes
+from demo.up.children import Children
+from demo.up.guard import GRACE_S
+from demo.up.ports import LOOPBACK, require_free
+
+READY_TIMEOUT_S = 120.0
+LOOK_EVERY_S = 0.5
+PAUSE_TIMEOUT_S = 5.0
+TOKEN_LIFETIME = timedelta(days=30)
+# Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
+# also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
+LOGS = Path("tidegate", "logs")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running deployment is found.
+
+    Attributes:
+        web: URL of Dagster's pages and of the API.
+        sandbox: URL of the sandbox.
+        home: The DAGSTER_HOME.
+        logs: Directory with a log file of each process.
+        started_in_s: How long it took to get ready, seconds.
+    """
+
+    web: str
+    sandbox: str
+    home: Path
+    logs: Path
+    started_in_s: float
+
+
+def daemon_command(workspace: Path) -> list[str]:
+    """Return the command of Dagster's daemon, with this interpreter."""
+    return [
+        sys.executable, "-m", "dagster._daemon", "run",
+        "--workspace", str(workspace), "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def start(
+    children: Children,
+    workspace: Path,
+    *,
+    port: int,
+    sandbox_port: int,
+    sandbox_options: Sequence[str] = (),
+    env: Mapping[str, str],
+    given_up: Callable[[], bool] = lambda: False,
+    token: str | None = None,
+) -> None:
+    """Start the three processes and wait until each answers.
+
+    Args:
+        children: Whose children they become.
+        workspace: The project's `workspace.yaml`.
+        port: Port of Dagster's webserver.
+        sandbox_port: Port of the sandbox.
+        sandbox_options: More options of `python -m demo sandbox serve`.
+        env: Their environment; it has DAGSTER_HOME and where the sandbox is.
+        given_up: Whether to wait no longer.
+        token: A token, where the store has any, so that Dagster's pages can be asked.
+
+    Raises:
+        ChildDiedError: If a process ended by itself.
+        NotReadyError: If a process was not ready in time.
+        LocationError: If a code location can't be loaded.
+    """
+    make_dagster_storage(Path(env["DAGSTER_HOME"]))
+    web, sandbox = address(port), address(sandbox_port)
+    commands = {
+        "sandbox": [
+            sys.executable, "-m", "demo", "sandbox", "serve",
+            "--port", str(sandbox_port), *sandbox_options,
+        ],
+        "webserver": [
+            sys.executable, "-m", "dagster_tidegate.cli", "serve", "--host", LOOPBACK,
+            "--port", str(port), "--workspace", str(workspace),
+        ],
+        "daemon": daemon_command(workspace),
+    }  # fmt: skip
+    for name, command in commands.items():
+        children.start(name, command, env=env, cwd=workspace.parent)
+    for name, ready in (
+        ("sandbox", lambda: dagster_web.answers(f"{sandbox}/_stats")),
+        ("webserver", lambda: dagster_web.answers(f"{web}/server_info")),
+        ("daemon", lambda: dagster_web.all_well(web, token)),
+    ):
+        children.wait_until(
+            lambda ready=ready: given_up() or ready(),
+            timeout_s=READY_TIMEOUT_S,
+            waiting_for=name,
+        )
+
+
+def make_dagster_storage(home: Path) -> None:
+    """Make the databases of Dagster's embedded default in a DAGSTER_HOME.
+
+    Dagster does so when they are first used, and processes that do it at the same moment get in
+    each other's way ("Version table 'alembic_version' has more than one head present").
+    """
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()
+        dagster = Dagster(instance)
+        dagster.triggers()
+        dagster.pools()
+
+
+def address(port: int) -> str:
+    """Return the URL of a server of this deployment."""
+    return f"http://{LOOPBACK}:{port}"
+
+
+def run(
+    workspace: Path,
+    *,
+    port: int,
+    sandbox_port: int,
+    latency_s: float,
+    ready: Callable[[Addresses], None],
+    tell: Callable[[str], None],
+    with_parent: bool = False,
+) -> None:
+    """Run the deployment until SIGINT, SIGTERM or SIGHUP.
+
+    Runs that work then pause first, for a few seconds at most, and go on at the next start. A
+    second signal skips that.
+
+    Args:
+        workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
+        port: Port of Dagster's webserver.
+        sandbox_port: Port of the sandbox.
+        latency_s: How long the sandbox takes to answer, in seconds.
+        ready: Called once everything answers.
+        tell: Told what a person should know meanwhile.
+        with_parent: Also stop when the process that started this one ends.
+
+    Raises:
+        HomeError: If DAGSTER_HOME can't be used, or another deployment uses it.
+        PortTakenError: If a port is taken.
+        ChildDiedError: If a process ended by itself.
+        NotReadyError: If a process was not ready in time.
+        LocationError: If a code location can't be loaded.
+    """
+    began = time.monotonic()
+    parent = os.getppid()
+    home = homes.prepare(workspace.parent)
+    with _stop_signals() as (stopped, at_once), homes.lock(home, tell) as lock:
+        require_free(port, user="Dagster's webserver", option="--port")
+        require_free(sandbox_port, user="the sandbox", option="--sandbox-port")
+        os.environ["DAGSTER_HOME"] = str(home)
+        os.environ["TIDEGATE_SANDBOX_URL"] = address(sandbox_port)
+        upgrade_store(default_url())
+
+        def gone() -> bool:
+            return stopped.is_set() or (with_parent and os.getppid() != parent)
+
+        with Children(home / LOGS, keep_open=lock) as children, _token() as token:
+            start(
+                children,
+                workspace,
+                port=port,
+                sandbox_port=sandbox_port,
+                sandbox_options=("--latency", str(latency_s)),
+                env=os.environ,
+                given_up=gone,
+                token=token,
+            )
+            if gone():
+                return
+            took = time.monotonic() - began
+            ready(Addresses(address(port), address(sandbox_port), home, children.logs, took))
+            while not gone():
+                children.check()
+                stopped.wait(LOOK_EVERY_S)
+            tell("stopping")
+            _pause_work(address(port), token, tell, at_once)
+
+
+def upgrade_store(url: str) -> None:
+    """Make the store ready for this version."""
+    store = Store(url)
+    try:
+        schema.upgrade(store)
+    finally:
+        store.dispose()
+
+
+@contextmanager
+def _token() -> Iterator[str | None]:
+    """Make a token for as long as this runs, where others have made some; else none is needed."""
+    store, name = Store(default_url()), f"{SystemActor.UP} {uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        stack.callback(store.dispose)
+        with store.begin() as conn:
+            now, secret = store.now(conn), None
+            if tokens.any_made(conn):
+                end = now + TOKEN_LIFETIME  # killed, nobody revokes it
+                _, secret = tokens.create(
+                    conn, now, name, Role.VIEWER, actor=SystemActor.UP, expires_at=end
+                )
+                stack.callback(_revoke, store, name)
+        yield secret
+
+
+def _revoke(store: Store, name: str) -> None:
+    with store.begin() as conn:
+        tokens.revoke(conn, store.now(conn), name, actor=SystemActor.UP)
+
+
+def _pause_work(
+    web: str, token: str | None, tell: Callable[[str], None], at_once: threading.Event
+) -> None:
+    """Let runs stop between two records: a run whose process is ended in its work has failed.
+
+    The hold ends by itself when there is nothing left that it could hold, so that the next start
+    has nothing to undo.
+    """
+    store = Store(default_url())
+    try:
+        if not dagster_web.at_work(web, token):
+            return
+        with store.begin() as conn:
+            now = store.now(conn)
+            holds.place(
+                conn,
+                now,
+                EVERYTHING,
+                source=HoldSource.OPERATOR,
+                reason="python -m demo up is stopping",
+                actor=SystemActor.UP,
+                expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
+            )
+        until = time.monotonic() + PAUSE_TIMEOUT_S
+        while left := dagster_web.at_work(web, token):
+            if time.monotonic() > until or at_once.is_set():
+                tell(f"{left} runs did not pause in time; they are ended in their work")
+                return
+            at_once.wait(0.1)
+    except (OSError, SQLAlchemyError) as error:
+        tell(f"runs are ended in their work: they can't be paused ({error})")
+    finally:
+        store.dispose()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Yield two events: set by a signal that asks the process to stop, and by a second one."""
+    stopped, at_once = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        (at_once if stopped.is_set() else stopped).set()
+
+    former = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield stopped, at_once
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
