@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 
-LONGEST_REASON = 1000
-LONGEST_ACTOR = 256
-LONGEST_NAME = 512
+MAX_REASON = 1000
+MAX_ACTOR = 256
+MAX_NAME = 512
 # Control, format (which turns the writing direction, or can't be seen), surrogate, and the two
 # that end a line.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}

@@ -17,8 +17,8 @@ FIELDS = ("email", "first_name", "last_name", "company")
 REJECT_FIELDS = ("file", "line", "reason", "text")
 DELIMITERS = (",", ";", "\t")
 # A quoted field may hold a line break. A quote that is still open after so many lines is broken.
-MOST_LINES = 5
-LONGEST_FIELD = 200
+MAX_LINES = 5
+MAX_FIELD = 200
 
 
 class LeadFileError(ValueError):
@@ -116,7 +116,7 @@ def _split(
     rejects: list[tuple[int, str, str]] = []
     n = 0
     while n < len(rows):
-        row, ahead = rows[n], [row.text for row in rows[n : n + MOST_LINES]]
+        row, ahead = rows[n], [row.text for row in rows[n : n + MAX_LINES]]
         span, found = _first_row(ahead, delimiter)
         if isinstance(found, int) and found > width:
             span, found = 1, f"{found} fields where the header has {width}"
@@ -194,8 +194,8 @@ def _flaw_of_address(address: str) -> str:
 
 
 def _flaw_of_text(text: str) -> str:
-    if len(text) > LONGEST_FIELD:
-        return f"is longer than {LONGEST_FIELD} characters"
+    if len(text) > MAX_FIELD:
+        return f"is longer than {MAX_FIELD} characters"
     for character in text:
         if character == "\N{REPLACEMENT CHARACTER}":
             return "is not UTF-8"

@@ -7,7 +7,7 @@ from resources.lead_directory import LeadDirectory
 
 RUN_KEY = "lead-file/"
 RUN_KEY_TAG = "dagster/run_key"
-MOST_AT_ONCE = 50
+MAX_AT_ONCE = 50
 
 
 @dg.sensor(
@@ -33,7 +33,7 @@ def new_lead_files(
     if not new:
         return dg.SkipReason(f"no new file among {len(names)} in {lead_directory.path}")
     partitions = set(lead_files.get_partition_keys(dynamic_partitions_store=context.instance))
-    requested = new[:MOST_AT_ONCE]
+    requested = new[:MAX_AT_ONCE]
     return dg.SensorResult(
         dynamic_partitions_requests=[
             lead_files.build_add_request([n for n in requested if n not in partitions])

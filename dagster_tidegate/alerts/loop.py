@@ -28,7 +28,7 @@ LOOK_EVERY_S = 5.0
 TROUBLE_EVERY_S = 60.0
 CURSOR_EVERY = timedelta(seconds=30)
 """The cursor is written so often though nothing happened, as a sign of life."""
-MOST_EVENTS = 500
+MAX_EVENTS = 500
 LOST_AFTER_S = 30.0
 """A store that can't be reached for so long is told of."""
 NO_STORE = (exc.DBAPIError, exc.TimeoutError)
@@ -124,7 +124,7 @@ class Watch:
             # What happened before anybody looked for the first time is not told.
             after = newest(conn) if cursor is None else cursor.event
             # Before the situation, which is then as new as the events at least.
-            events = self._reader.read(conn, after=after, limit=MOST_EVENTS)
+            events = self._reader.read(conn, after=after, limit=MAX_EVENTS)
             seen = Seen(
                 situation=situation.read(conn, now),
                 events=events,
@@ -144,7 +144,7 @@ class Watch:
             self._write(verdict, cursor, last)
         if seen.trouble is not None:
             self._trouble_due = time.monotonic() + TROUBLE_EVERY_S
-        return len(events) == MOST_EVENTS
+        return len(events) == MAX_EVENTS
 
     def _write(self, verdict: Verdict, cursor: Cursor | None, last: int) -> None:
         with self._store.begin() as conn:

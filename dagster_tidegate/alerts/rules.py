@@ -22,7 +22,7 @@ BURST = 2
 """So many messages of a kind about a thing come at once, within `BURST_WITHIN`."""
 TOO_LATE = timedelta(hours=1)
 """What happened longer ago, while nobody looked, is summed up."""
-LONGEST_NAME = 512
+MAX_NAME = 512
 _KINDS = frozenset(kind.value for kind in AlertKind)
 
 Topic = tuple[AlertKind, str]
@@ -94,9 +94,9 @@ def judge(seen: Seen, settings: AlertSettings) -> Verdict:
 
 def bounded(name: str) -> str:
     """Return a name as the store can keep it: a long one ends in its digest."""
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= MAX_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 17]}#{sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name[: MAX_NAME - 17]}#{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def hold_name(hold: Hold) -> str:
@@ -303,7 +303,7 @@ def _stuck(seen: Seen, settings: AlertSettings) -> Iterator[str]:
     }
     for name, waiting in trouble.waiting.items():
         campaign = situation.campaigns.get(name)
-        if campaign is None or campaign.holds or campaign.shape.location in stale:
+        if campaign is None or campaign.holds or campaign.spec.location in stale:
             continue
         targets = targets_of(services=campaign.services, campaign=name)
         if waiting.moved_at > before or name in released_runs or targets & just_released:

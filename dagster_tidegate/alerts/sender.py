@@ -9,17 +9,17 @@ from datetime import timedelta
 
 from dagster_tidegate.alerts import text
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.targets import LONGEST_TRY_S, Targets
+from dagster_tidegate.alerts.targets import MAX_TRY_S, Targets
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.database import Store
 
-MOST_AT_ONCE = 200
-MOST_TRIES = 16
+MAX_AT_ONCE = 200
+MAX_TRIES = 16
 FIRST_WAIT_S = 10.0
-LONGEST_WAIT_S = 900.0
-CLAIMED_FOR = timedelta(seconds=3 * LONGEST_TRY_S)
+MAX_WAIT_S = 900.0
+CLAIMED_FOR = timedelta(seconds=3 * MAX_TRY_S)
 """A sender that has not said what became of an alert for so long has died; another sends it."""
 MINUTE_S = 60.0
 
@@ -71,9 +71,9 @@ def wait_after(tries: int) -> timedelta | None:
         >>> [wait_after(tries).total_seconds() for tries in (1, 2, 3, 12)]
         [10.0, 20.0, 40.0, 900.0]
     """
-    if tries >= MOST_TRIES:
+    if tries >= MAX_TRIES:
         return None
-    return timedelta(seconds=min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)))
+    return timedelta(seconds=min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)))
 
 
 class Sender:
@@ -99,7 +99,7 @@ class Sender:
             sqlalchemy.exc.OperationalError: If the store can't be reached.
         """
         with self._store.read() as conn:
-            due = alerts.due(conn, self._store.now(conn), limit=MOST_AT_ONCE)
+            due = alerts.due(conn, self._store.now(conn), limit=MAX_AT_ONCE)
         for message in messages(due, self._room()):
             if stop.is_set():
                 return

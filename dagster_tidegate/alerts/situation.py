@@ -23,8 +23,8 @@ BURST_WITHIN = timedelta(hours=1)
 """So many messages of a kind about a thing come at once, within this time: `rules.BURST`."""
 MEMORY = timedelta(days=7)
 """What was withheld longer ago, while no sender was at work, is not told any more."""
-MOST_LEDGERS = 20
-MOST_HOLDS = 1000
+MAX_LEDGERS = 20
+MAX_HOLDS = 1000
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def released(conn: sa.Connection, now: datetime, since: datetime) -> Sequence[Ho
     """
     h = t.holds.c
     at = sa.func.coalesce(h.released_at, h.expires_at)
-    found = sa.select(t.holds).where(at >= since, at <= now).order_by(at.desc()).limit(MOST_HOLDS)
+    found = sa.select(t.holds).where(at >= since, at <= now).order_by(at.desc()).limit(MAX_HOLDS)
 
     def ended(**values: Any) -> Hold:
         hold = holds.UNRELEASED.make(**values)
@@ -177,7 +177,7 @@ class Troubles:
             )
             .order_by(run.changed_at.desc())
         ).all()
-        found, counted, left = [], {}, MOST_LEDGERS
+        found, counted, left = [], {}, MAX_LEDGERS
         for row in rows:
             if row.since is None or row.since > now - after:
                 continue

@@ -17,7 +17,7 @@ from dagster_tidegate.settings import SettingsError
 if TYPE_CHECKING:
     from apprise import Apprise
 
-LONGEST_TRY_S = 20.0
+MAX_TRY_S = 20.0
 """A target that does not answer for so long has failed."""
 _ENTRY = re.compile(
     r"(?:(?P<name>[\w-]{1,32})=)?(?P<url>(?P<scheme>[a-z][a-z0-9+.-]*)://\S*)", re.I
@@ -71,7 +71,7 @@ class Targets:
         kind: str,
         *,
         to: Collection[str],
-        timeout_s: float = LONGEST_TRY_S,
+        timeout_s: float = MAX_TRY_S,
     ) -> Mapping[str, str | None]:
         """Send a message, to several targets at once.
 

@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.situation import CampaignSituation, Situation, StaleGate
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.text import length, shown, utc
 
-LONGEST_TITLE = 200
-LONGEST_BODY = 4000
-MOST_NAMES = 10
+MAX_TITLE = 200
+MAX_BODY = 4000
+MAX_NAMES = 10
 # What Discord, Slack and others make of these would wake everybody.
 _MENTION = re.compile(r"@(?=(everyone|here|channel|all)\b)", re.IGNORECASE)
 
@@ -34,7 +34,7 @@ class Text:
     def plain(self) -> "Text":
         """Return it as data: of what people and programs gave, nothing is obeyed anywhere."""
         lines = [_plain(line) for line in self.body.split("\n")]
-        return Text(_cut(_plain(self.title), LONGEST_TITLE), _cut("\n".join(lines), LONGEST_BODY))
+        return Text(_cut(_plain(self.title), MAX_TITLE), _cut("\n".join(lines), MAX_BODY))
 
     def linked(self, url: str | None) -> "Text":
         """Return it with the address of the pages."""
@@ -236,7 +236,7 @@ def test() -> Text:
     return Text("a test of Tidegate's alerts", "Messages reach this place. Nothing has happened.")
 
 
-def _state(circuit: Circuit | None) -> Iterable[str]:
+def _state(circuit: BreakerStatus | None) -> Iterable[str]:
     if circuit is None:
         return
     if circuit.state is BreakerState.OPEN and circuit.open_until is not None:
@@ -263,11 +263,11 @@ def _names(campaigns: Collection[CampaignSituation]) -> str:
     if not campaigns:
         return "no whole campaign"
     names = []
-    for campaign in list(campaigns)[:MOST_NAMES]:
+    for campaign in list(campaigns)[:MAX_NAMES]:
         waiting = (RunStatus.PROCESSING, RunStatus.PAUSED, RunStatus.PENDING)
         counts = [f"{campaign.runs[each]} {each}" for each in waiting if campaign.runs.get(each)]
-        names.append(campaign.shape.name + (f" ({', '.join(counts)})" if counts else ""))
-    more = len(campaigns) - MOST_NAMES
+        names.append(campaign.spec.name + (f" ({', '.join(counts)})" if counts else ""))
+    more = len(campaigns) - MAX_NAMES
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.breaker.state_machine import Circuit, Tally
+from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
 from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, Seen, bucket_s
+from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, WindowDelta, bucket_s
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 
@@ -42,13 +42,13 @@ class TrialAnswer:
         retry_at: When to ask again (UTC), if there is none.
     """
 
-    before: Circuit
-    after: Circuit
+    before: BreakerStatus
+    after: BreakerStatus
     trial: Trial | None
     retry_at: datetime | None
 
 
-class Circuits(Protocol):
+class BreakerBackend(Protocol):
     """A place where breakers are kept. Each method is one step that nobody can split."""
 
     def now(self) -> datetime:
@@ -59,15 +59,15 @@ class Circuits(Protocol):
         """Read all breakers and live holds; those of `names` that are new begin closed."""
         ...
 
-    def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
+    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
         """Add what a worker saw; return the breaker and what the fleet saw."""
         ...
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
+    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
         """Add what a worker saw of several services; the same service once only."""
         ...
 
-    def change(self, before: Circuit, after: Circuit, actor: str) -> bool:
+    def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:
         """Put `after` in the place of `before`; False if it is not `before` any more."""
         ...
 
@@ -81,7 +81,7 @@ class Circuits(Protocol):
         trial: Trial,
         outcome: Outcome,
         retry_at: datetime | None = None,
-    ) -> tuple[Circuit, Circuit]:
+    ) -> tuple[BreakerStatus, BreakerStatus]:
         """Give the lease back with its result; return the breaker before and after."""
         ...
 
@@ -91,7 +91,7 @@ def free_slot(taken: Iterable[int], permitted: int) -> int | None:
     return next(iter(sorted(set(range(permitted)) - set(taken))), None)
 
 
-class MemoryCircuits:
+class MemoryBackend:
     """Breakers in the memory of one process: without a store, or while it can't be reached.
 
     Args:
@@ -102,7 +102,7 @@ class MemoryCircuits:
 
     def __init__(
         self,
-        circuits: Iterable[Circuit] = (),
+        circuits: Iterable[BreakerStatus] = (),
         *,
         holds: Iterable[Hold] = (),
         clock: Callable[[], datetime] | None = None,
@@ -111,7 +111,7 @@ class MemoryCircuits:
         self.holds = tuple(hold for hold in holds if hold.source == HoldSource.OPERATOR)
         self.circuits = {circuit.name: circuit for circuit in circuits}
         self.began = {circuit.name: circuit.generation for circuit in self.circuits.values()}
-        self.rows: dict[tuple[str, datetime, str, int], Seen] = {}
+        self.rows: dict[tuple[str, datetime, str, int], WindowDelta] = {}
         self._trials: list[Trial] = []
         self._lock = Lock()
 
@@ -120,7 +120,7 @@ class MemoryCircuits:
         return datetime.now(UTC) if self.clock is None else self.clock()
 
     def read(self, names: Iterable[str]) -> FleetSnapshot:
-        """See `Circuits.read`. Each breaker that is not closed has its hold."""
+        """See `BreakerBackend.read`. Each breaker that is not closed has its hold."""
         with self._lock:
             now = self.now()
             for name in names:
@@ -145,22 +145,22 @@ class MemoryCircuits:
                 read_ticks=time.monotonic(),
             )
 
-    def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
-        """See `Circuits.record`."""
+    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
+        """See `BreakerBackend.record`."""
         with self._lock:
             self._add(policy, seen)
             circuit = self._get(seen.service, seen.at)
             rows = [row for key, row in self.rows.items() if key[0] == seen.service]
             return circuit, tally(rows, policy, circuit.generation, seen.at, seen.worker)
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
-        """See `Circuits.flush`."""
+    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
+        """See `BreakerBackend.flush`."""
         with self._lock:
             for policy, each in seen:
                 self._add(policy, each)
 
-    def change(self, before: Circuit, after: Circuit, actor: str) -> bool:  # noqa: ARG002 - no record
-        """See `Circuits.change`."""
+    def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:  # noqa: ARG002 - no record
+        """See `BreakerBackend.change`."""
         with self._lock:
             if self._get(before.name, before.changed_at).generation != before.generation:
                 return False
@@ -168,7 +168,7 @@ class MemoryCircuits:
             return True
 
     def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
-        """See `Circuits.take_trial`."""
+        """See `BreakerBackend.take_trial`."""
         with self._lock:
             now = self.now()
             before = after = self._get(policy.name, now)
@@ -203,8 +203,8 @@ class MemoryCircuits:
         trial: Trial,
         outcome: Outcome,
         retry_at: datetime | None = None,
-    ) -> tuple[Circuit, Circuit]:
-        """See `Circuits.end_trial`."""
+    ) -> tuple[BreakerStatus, BreakerStatus]:
+        """See `BreakerBackend.end_trial`."""
         with self._lock:
             now = self.now()
             before = self._get(policy.name, now)
@@ -217,10 +217,10 @@ class MemoryCircuits:
             self.circuits[policy.name] = after
             return before, after
 
-    def _get(self, name: str, now: datetime) -> Circuit:
-        return self.circuits.setdefault(name, Circuit(name=name, changed_at=now))
+    def _get(self, name: str, now: datetime) -> BreakerStatus:
+        return self.circuits.setdefault(name, BreakerStatus(name=name, changed_at=now))
 
-    def _add(self, policy: ServicePolicy, seen: Seen) -> None:
+    def _add(self, policy: ServicePolicy, seen: WindowDelta) -> None:
         oldest = seen.at - timedelta(seconds=policy.window_s + bucket_s(policy))
         for key in [k for k in self.rows if k[0] == seen.service and k[1] <= oldest]:
             del self.rows[key]
@@ -245,8 +245,8 @@ def _later(former: datetime | None, present: datetime | None) -> datetime | None
 
 
 def tally(
-    rows: Iterable[Seen], policy: ServicePolicy, generation: int, now: datetime, worker: str
-) -> Tally:
+    rows: Iterable[WindowDelta], policy: ServicePolicy, generation: int, now: datetime, worker: str
+) -> WindowStats:
     """Add up what workers told of a service. `store.breakers` does the same in SQL.
 
     Args:
@@ -278,7 +278,7 @@ def tally(
             told.add(row.worker)
     heard = {*told, worker}
     silent = sum(r.ok for r in rows if r.worker not in heard and r.bucket > recent)
-    return Tally(
+    return WindowStats(
         ok=sum(r.ok for r in rows),
         slow=sum(r.slow for r in rows),
         failed=sum(r.failed for r in rows),

@@ -20,9 +20,9 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Trial
 from dagster_tidegate.breaker.events import CallEnded, CallFailed, CallRefused
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import Classify, Outcome, default_outcome, label, retry_after
-from dagster_tidegate.breaker.window import Counts
+from dagster_tidegate.breaker.window import LocalWindow
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import BreakerState
 
@@ -86,7 +86,13 @@ class Admission:
     __slots__ = ("circuit", "counts", "fast", "hold", "passes")
 
     def __init__(
-        self, circuit: Circuit, counts: Counts, *, hold: Hold | None, passes: bool, fast: bool
+        self,
+        circuit: BreakerStatus,
+        counts: LocalWindow,
+        *,
+        hold: Hold | None,
+        passes: bool,
+        fast: bool,
     ) -> None:
         self.circuit = circuit
         self.counts = counts
@@ -100,7 +106,7 @@ class _Ticket:
 
     __slots__ = ("counts", "started", "trial")
 
-    def __init__(self, counts: Counts, trial: Trial | None = None) -> None:
+    def __init__(self, counts: LocalWindow, trial: Trial | None = None) -> None:
         self.counts = counts
         self.started = counts.ticks()
         self.trial = trial
@@ -185,12 +191,12 @@ class Breaker(pybreaker.CircuitBreaker):
         self._lock = Lock()  # pybreaker's methods for exclusions and listeners take it
         self._telling = Lock()
         self._ask_at = float("-inf")
-        self._retired: list[Counts] = []
+        self._retired: list[LocalWindow] = []
         # Counters, successes and failures in a row, as they were told last.
-        self._row: tuple[Counts | None, int, int] = (None, 0, 0)
+        self._row: tuple[LocalWindow | None, int, int] = (None, 0, 0)
         # Lets no call in before it has looked what it may.
-        unknown = Circuit(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
-        counts = Counts(self.policy.name, -1, self.fleet.worker, self.fleet._ticks)
+        unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
+        counts = LocalWindow(self.policy.name, -1, self.fleet.worker, self.fleet._ticks)
         self._admission = Admission(unknown, counts, hold=None, passes=False, fast=False)
 
     # --- calls ----------------------------------------------------------------------------------
@@ -398,14 +404,14 @@ class Breaker(pybreaker.CircuitBreaker):
         return admission
 
     def _refused(
-        self, circuit: Circuit, hold: Hold | None, retry_at: datetime | None
+        self, circuit: BreakerStatus, hold: Hold | None, retry_at: datetime | None
     ) -> BreakerOpenError:
         error = self._refusal(circuit, hold, retry_at)
         self.fleet._emit(CallRefused(error.service, error.reason, error.retry_at))
         return error
 
     def _refusal(
-        self, circuit: Circuit, hold: Hold | None, retry_at: datetime | None
+        self, circuit: BreakerStatus, hold: Hold | None, retry_at: datetime | None
     ) -> BreakerOpenError:
         if hold is not None:
             reason = f"held by {hold.actor}: {hold.reason}"
@@ -422,13 +428,13 @@ class Breaker(pybreaker.CircuitBreaker):
             )
         return error
 
-    def _sit(self, circuit: Circuit, hold: Hold | None) -> None:
+    def _sit(self, circuit: BreakerStatus, hold: Hold | None) -> None:
         """Decide on calls by this from now on. The fleet calls it, one thread at a time."""
         counts = self._admission.counts
         if counts.generation != circuit.generation:
             self._retired.append(counts)
             fleet = self.fleet
-            counts = Counts(circuit.name, circuit.generation, fleet.worker, fleet._ticks)
+            counts = LocalWindow(circuit.name, circuit.generation, fleet.worker, fleet._ticks)
         passes = not self.fleet.enabled or (hold is None and circuit.state == BreakerState.CLOSED)
         plain = not (
             self._listeners or self.policy.slow_call_rate is not None or self.fleet.times_calls
@@ -518,7 +524,7 @@ class Breaker(pybreaker.CircuitBreaker):
     # --- by hand, and what pybreaker shows -----------------------------------------------------
 
     @property
-    def circuit(self) -> Circuit:
+    def circuit(self) -> BreakerStatus:
         """The breaker as this process knows it."""
         return self.fleet._current(self).circuit
 
@@ -544,7 +550,7 @@ class Breaker(pybreaker.CircuitBreaker):
         """Close it by hand."""
         self.fleet._change(self, machine.closed)
 
-    def probe(self) -> Circuit:
+    def probe(self) -> BreakerStatus:
         """Ask the service's health probe, if the breaker is due and there is a trial call to have.
 
         Returns:
@@ -594,7 +600,7 @@ class Breaker(pybreaker.CircuitBreaker):
     def _state_object(self, state: BreakerState) -> Any:
         return _STATE_CLASSES[state](self, None, notify=False)
 
-    def _state_changed(self, before: Circuit, after: Circuit) -> None:
+    def _state_changed(self, before: BreakerStatus, after: BreakerStatus) -> None:
         former, present = self._state_object(before.state), self._state_object(after.state)
         self._listen("state_change", former, present)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class StateChanged:
     """
 
     service: str
-    before: Circuit
-    after: Circuit
+    before: BreakerStatus
+    after: BreakerStatus
     actor: str
     degraded: bool = False
 
@@ -38,8 +38,8 @@ class ChangeLearned:
     """
 
     service: str
-    before: Circuit
-    after: Circuit
+    before: BreakerStatus
+    after: BreakerStatus
     delay_s: float
 
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import Circuits, MemoryCircuits, Trial, TrialAnswer
+from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial, TrialAnswer
 from dagster_tidegate.breaker.breaker import Admission, Breaker
 from dagster_tidegate.breaker.events import (
     CallsCounted,
@@ -30,15 +30,15 @@ from dagster_tidegate.breaker.events import (
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import Outcome
 from dagster_tidegate.breaker.watcher import Watcher
-from dagster_tidegate.breaker.window import Counts, Seen
+from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
 from dagster_tidegate.holds import Hold, HoldSource, covering
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility
-from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.compatibility import OutdatedError
 from dagster_tidegate.store.database import UNREACHABLE, Store
 
@@ -78,7 +78,7 @@ class Fleet:
 
     def __init__(
         self,
-        store: Store | Circuits | None = None,
+        store: Store | BreakerBackend | None = None,
         policies: Iterable[ServicePolicy] = (),
         *,
         hooks: Iterable[Hook] = (),
@@ -94,10 +94,10 @@ class Fleet:
         self.hooks: tuple[Hook, ...] = tuple(hooks)
         self.times_calls = any(getattr(hook, "times_calls", False) for hook in self.hooks)
         self._named = worker
-        self._shared: Circuits = (
-            MemoryCircuits()
+        self._shared: BreakerBackend = (
+            MemoryBackend()
             if store is None
-            else StoredCircuits(store)
+            else SqlBackend(store)
             if isinstance(store, Store)
             else store
         )
@@ -121,7 +121,7 @@ class Fleet:
         self._starting = Lock()
         self._reading = Lock()
         self._snapshot: FleetSnapshot | None = None
-        self._own: MemoryCircuits | None = None  # while the store can't be reached
+        self._own: MemoryBackend | None = None  # while the store can't be reached
         self._lost_at = 0.0
         self._watcher: Watcher | None = None
         self._closed = False
@@ -243,7 +243,7 @@ class Fleet:
         """Tell the fleet of the successes since the last time."""
         with self._lock:
             breakers = list(self._breakers.values())
-        told: list[tuple[Breaker, Counts, Seen]] = []
+        told: list[tuple[Breaker, LocalWindow, WindowDelta]] = []
         events: list[Event] = []
         with ExitStack() as locks:
             for breaker in breakers:
@@ -309,7 +309,7 @@ class Fleet:
         holds = covering(self.snapshot().holds, self.now(), services=[name])
         return next((hold for hold in holds if hold.source == HoldSource.OPERATOR), None)
 
-    def _tell(self, breaker: Breaker, counts: Counts, label: str) -> None:
+    def _tell(self, breaker: Breaker, counts: LocalWindow, label: str) -> None:
         """Tell the fleet of what a worker saw, and trip the breaker if that is enough."""
         if not self.enabled:
             return
@@ -333,7 +333,7 @@ class Fleet:
         for event in events:
             self._emit(event)
 
-    def _make(self, before: Circuit, after: Circuit) -> bool:
+    def _make(self, before: BreakerStatus, after: BreakerStatus) -> bool:
         """Make a change, unless somebody else was faster; either way know the result."""
         won, own = self._do(lambda circuits: circuits.change(before, after, self.worker))
         self._after(before, after if won else before, own)
@@ -341,7 +341,9 @@ class Fleet:
             self.refresh()
         return won
 
-    def _after(self, before: Circuit, after: Circuit, own: MemoryCircuits | None) -> None:
+    def _after(
+        self, before: BreakerStatus, after: BreakerStatus, own: MemoryBackend | None
+    ) -> None:
         """Take over a change that this process made, and tell hooks and listeners."""
         if after is before:
             return
@@ -353,7 +355,9 @@ class Fleet:
         if breaker := self._breakers.get(after.name):
             breaker._state_changed(before, after)
 
-    def _change(self, breaker: Breaker, move: Callable[[Circuit, datetime], Circuit]) -> None:
+    def _change(
+        self, breaker: Breaker, move: Callable[[BreakerStatus, datetime], BreakerStatus]
+    ) -> None:
         """Change a breaker by hand."""
         for _ in range(10):
             before = self.refresh().services[breaker.policy.name]
@@ -400,7 +404,7 @@ class Fleet:
             return snapshot
 
     def _apply(
-        self, read: FleetSnapshot, own: MemoryCircuits | None, *, regained: bool = False
+        self, read: FleetSnapshot, own: MemoryBackend | None, *, regained: bool = False
     ) -> FleetSnapshot:
         """Know what was read, breaker by breaker, unless something newer is known already.
 
@@ -410,13 +414,15 @@ class Fleet:
                 since, what was read is of no use any more.
             regained: The store takes the place of the process's own memory.
         """
-        learned: list[tuple[Circuit, Circuit]] = []
+        learned: list[tuple[BreakerStatus, BreakerStatus]] = []
         with self._changed:
             if regained:
                 self._own = None
             elif self._own is not own and self._snapshot is not None:
                 return self._snapshot
-            known: Mapping[str, Circuit] = {} if self._snapshot is None else self._snapshot.services
+            known: Mapping[str, BreakerStatus] = (
+                {} if self._snapshot is None else self._snapshot.services
+            )
             services = dict(read.services)
             for name, circuit in read.services.items():
                 former = known.get(name)
@@ -448,7 +454,7 @@ class Fleet:
             self._emit(ChangeLearned(circuit.name, former, circuit, max(0.0, delay_s)))
         return result
 
-    def _apply_one(self, circuit: Circuit, own: MemoryCircuits | None) -> None:
+    def _apply_one(self, circuit: BreakerStatus, own: MemoryBackend | None) -> None:
         with self._changed:
             if self._own is not own:
                 return  # the generations of the one say nothing about those of the other
@@ -471,7 +477,7 @@ class Fleet:
 
     # --- the store, lost and regained -----------------------------------------------------------
 
-    def _do(self, step: Callable[[Circuits], T]) -> tuple[T, MemoryCircuits | None]:
+    def _do(self, step: Callable[[BreakerBackend], T]) -> tuple[T, MemoryBackend | None]:
         """Do a step in the store, or in the process's own memory if that can't be reached.
 
         Returns:
@@ -485,10 +491,12 @@ class Fleet:
         except UNREACHABLE as error:
             return self._lose(error, step)
 
-    def _read(self, circuits: Circuits) -> FleetSnapshot:
+    def _read(self, circuits: BreakerBackend) -> FleetSnapshot:
         return replace(circuits.read(self.policies), degraded=circuits is not self._shared)
 
-    def _lose(self, error: Exception, step: Callable[[Circuits], T]) -> tuple[T, MemoryCircuits]:
+    def _lose(
+        self, error: Exception, step: Callable[[BreakerBackend], T]
+    ) -> tuple[T, MemoryBackend]:
         """Go on under the process's own breakers, and do a step there."""
         if "no such table" in str(error) or "no such column" in str(error):
             raise error  # the store is there, and not set up
@@ -497,7 +505,7 @@ class Fleet:
             own, known = self._own, self._snapshot
             lost = own is None
             if own is None:
-                own = self._own = MemoryCircuits(
+                own = self._own = MemoryBackend(
                     known.services.values() if known else (),
                     holds=known.holds if known else (),
                     clock=self._clock or self._reckon,
@@ -525,7 +533,7 @@ class Fleet:
 
     def _prune(self) -> None:
         """Delete what no window reaches any more."""
-        if isinstance(self._shared, StoredCircuits):
+        if isinstance(self._shared, SqlBackend):
             self._shared.prune(self.policies.values())
 
     def _reckon(self) -> datetime:
@@ -572,7 +580,7 @@ class Fleet:
             breaker._begin_life()
 
 
-def _counted(seen: Seen) -> CallsCounted:
+def _counted(seen: WindowDelta) -> CallsCounted:
     return CallsCounted(seen.service, seen.ok, seen.slow, seen.failed)
 
 

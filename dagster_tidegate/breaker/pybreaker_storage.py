@@ -9,11 +9,11 @@ from random import random
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import Circuits
+from dagster_tidegate.breaker.backend import BreakerBackend
 from dagster_tidegate.breaker.breaker import PYBREAKER_STATES
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.state_machine import Circuit, Tally
-from dagster_tidegate.breaker.window import Counts
+from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
+from dagster_tidegate.breaker.window import LocalWindow
 from dagster_tidegate.statuses import BreakerState
 
 STATES = {theirs: ours for ours, theirs in PYBREAKER_STATES.items()}
@@ -27,29 +27,29 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
     costs several statements and holds a lock. Use `Fleet.breaker` where you can.
 
     Args:
-        circuits: Where the breakers are kept: `store.breakers.StoredCircuits(store)`.
+        circuits: Where the breakers are kept: `store.breakers.SqlBackend(store)`.
         policy: The service; pybreaker decides when to trip, the policy only for how long.
         worker: Name of this process in the store; no other may have it.
 
     Example:
-        >>> from dagster_tidegate.breaker.backend import MemoryCircuits
-        >>> storage = SharedStorage(MemoryCircuits(), ServicePolicy(name="openai"), "worker-1")
+        >>> from dagster_tidegate.breaker.backend import MemoryBackend
+        >>> storage = SharedStorage(MemoryBackend(), ServicePolicy(name="openai"), "worker-1")
         >>> pybreaker.CircuitBreaker(state_storage=storage).call(len, "four")
         4
     """
 
-    def __init__(self, circuits: Circuits, policy: ServicePolicy, worker: str) -> None:
+    def __init__(self, circuits: BreakerBackend, policy: ServicePolicy, worker: str) -> None:
         super().__init__("tidegate")
         self._circuits = circuits
         self._policy = policy
         self._worker = worker
-        self._counts = Counts(policy.name, -1, worker, time.monotonic)
+        self._counts = LocalWindow(policy.name, -1, worker, time.monotonic)
         self._in_row = 0
 
-    def _circuit(self) -> Circuit:
+    def _circuit(self) -> BreakerStatus:
         return self._circuits.read([self._policy.name]).services[self._policy.name]
 
-    def _move(self, move: Callable[[Circuit], Circuit]) -> None:
+    def _move(self, move: Callable[[BreakerStatus], BreakerStatus]) -> None:
         for _ in range(10):
             before = self._circuit()
             after = move(before)
@@ -68,7 +68,7 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
             raise ValueError(f"unknown state {state!r}, valid states: {', '.join(STATES)}")
         target, now = STATES[state], self._circuits.now()
 
-        def move(circuit: Circuit) -> Circuit:
+        def move(circuit: BreakerStatus) -> BreakerStatus:
             if circuit.state == target:
                 return circuit
             if target == BreakerState.OPEN:
@@ -98,15 +98,15 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
             self._tell(counts)
             self._in_row = 0
 
-    def _count(self) -> Counts:
+    def _count(self) -> LocalWindow:
         """Return the counters of the present generation."""
         generation = self._circuit().generation
         if self._counts.generation != generation:
-            self._counts = Counts(self._policy.name, generation, self._worker, time.monotonic)
+            self._counts = LocalWindow(self._policy.name, generation, self._worker, time.monotonic)
             self._in_row = 0
         return self._counts
 
-    def _tell(self, counts: Counts) -> Tally:
+    def _tell(self, counts: LocalWindow) -> WindowStats:
         seen = counts.untold(self._policy, self._circuits.now())
         assert seen is not None
         _, tally = self._circuits.record(self._policy, seen)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.holds import Hold
 
 
@@ -21,7 +21,7 @@ class FleetSnapshot:
         oldest_revision: The oldest revision whose workers the store still fits, where it says so.
     """
 
-    services: Mapping[str, Circuit]
+    services: Mapping[str, BreakerStatus]
     holds: tuple[Hold, ...]
     read_at: datetime
     read_ticks: float

@@ -6,7 +6,7 @@
      |                 +------------- a trial call failed -----------+    |
      +------------------- enough trial calls succeeded -------------------+
 
-A function takes a `Circuit` and returns the next one, or the same if nothing changes. Each
+A function takes a `BreakerStatus` and returns the next one, or the same if nothing changes. Each
 change of the state has the next generation; whatever began in an older one changes nothing.
 """
 
@@ -22,7 +22,7 @@ FLUSH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Circuit:
+class BreakerStatus:
     """The breaker of a service at a moment. Times are UTC.
 
     Attributes:
@@ -66,7 +66,7 @@ class Circuit:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class WindowStats:
     """What the fleet saw of a service within the window, in the present generation.
 
     Attributes:
@@ -98,7 +98,7 @@ class Tally:
 
 
 def why_trip(
-    circuit: Circuit, policy: ServicePolicy, tally: Tally, now: datetime, label: str
+    circuit: BreakerStatus, policy: ServicePolicy, tally: WindowStats, now: datetime, label: str
 ) -> str | None:
     """Return why the breaker should trip, for people, or None if it should not.
 
@@ -154,8 +154,13 @@ def reset_timeout_s(policy: ServicePolicy, attempt: int, dice: float) -> float:
 
 
 def after_calls(
-    circuit: Circuit, policy: ServicePolicy, tally: Tally, now: datetime, label: str, dice: float
-) -> Circuit:
+    circuit: BreakerStatus,
+    policy: ServicePolicy,
+    tally: WindowStats,
+    now: datetime,
+    label: str,
+    dice: float,
+) -> BreakerStatus:
     """Trip a closed breaker if what the fleet saw says so."""
     if circuit.state != BreakerState.CLOSED or circuit.kept_closed(now):
         return circuit
@@ -166,13 +171,13 @@ def after_calls(
 
 
 def opened(
-    circuit: Circuit,
+    circuit: BreakerStatus,
     policy: ServicePolicy,
     now: datetime,
     reason: str,
     dice: float,
     retry_at: datetime | None = None,
-) -> Circuit:
+) -> BreakerStatus:
     """Open a breaker, by its own decision or by hand. An open one begins its timeout anew."""
     until = now + timedelta(seconds=reset_timeout_s(policy, circuit.attempt, dice))
     return replace(
@@ -189,7 +194,7 @@ def opened(
     )
 
 
-def half_opened(circuit: Circuit, now: datetime) -> Circuit:
+def half_opened(circuit: BreakerStatus, now: datetime) -> BreakerStatus:
     """Let trial calls in, whether due or not. A half open one stays as it is."""
     if circuit.state == BreakerState.HALF_OPEN:
         return circuit
@@ -205,13 +210,13 @@ def half_opened(circuit: Circuit, now: datetime) -> Circuit:
 
 
 def after_trial(
-    circuit: Circuit,
+    circuit: BreakerStatus,
     policy: ServicePolicy,
     outcome: Outcome,
     now: datetime,
     dice: float,
     retry_at: datetime | None = None,
-) -> Circuit:
+) -> BreakerStatus:
     """Take the result of a trial call: close, open again for longer, or wait for more."""
     if circuit.state != BreakerState.HALF_OPEN or outcome == Outcome.IGNORED:
         return circuit
@@ -223,11 +228,11 @@ def after_trial(
     return closed(counted, now) if counted.trial_successes >= policy.success_threshold else counted
 
 
-def closed(circuit: Circuit, now: datetime) -> Circuit:
+def closed(circuit: BreakerStatus, now: datetime) -> BreakerStatus:
     """Close a breaker, by its own decision or by hand. A closed one stays as it is."""
     if circuit.state == BreakerState.CLOSED:
         return circuit
-    return Circuit(
+    return BreakerStatus(
         name=circuit.name,
         changed_at=now,
         generation=circuit.generation + 1,

@@ -13,7 +13,7 @@ BUCKETS = 10
 """A window is counted in so many buckets."""
 CLOCK_TOLERANCE_S = 5.0
 """What is further in the future than this was written before a clock was set back."""
-LONGEST_ROW = 1000
+MAX_ROW = 1000
 
 
 def bucket_s(policy: ServicePolicy) -> float:
@@ -28,7 +28,7 @@ def bucket_of(policy: ServicePolicy, at: datetime) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WindowDelta:
     """What a worker saw of a service since it last told the fleet; times are UTC.
 
     `ok`, `slow` and `failed` are added to what the worker told before; the others replace it.
@@ -50,7 +50,7 @@ class Seen:
     retry_at: datetime | None = None
 
 
-class Counts:
+class LocalWindow:
     """The counters of one process, for a service in one generation of its breaker.
 
     `ok()` and `last_ok` are all that a success touches; both are atomic, so that it takes no lock.
@@ -93,7 +93,7 @@ class Counts:
         self.failed = 0
         self._ok_reads = 0
         self._lock = Lock()
-        self._row: deque[datetime] = deque(maxlen=LONGEST_ROW)
+        self._row: deque[datetime] = deque(maxlen=MAX_ROW)
         self._ok_at_failure = 0
         self._last_failed_at: datetime | None = None
         self._retry_at: datetime | None = None
@@ -125,7 +125,7 @@ class Counts:
         with self._lock:
             return self._ok_total(), self.slow, self.failed
 
-    def untold(self, policy: ServicePolicy, now: datetime) -> Seen | None:
+    def untold(self, policy: ServicePolicy, now: datetime) -> WindowDelta | None:
         """Return what is to be told, or None; `told` says that it was."""
         with self._lock:
             self._break_row()
@@ -140,7 +140,7 @@ class Counts:
             if self.last_ok is not None:
                 age = max(0.0, self.ticks() - self.last_ok)
                 last_ok_at = datetime.fromtimestamp(now.timestamp() - age, UTC)
-            return Seen(
+            return WindowDelta(
                 service=self.service,
                 generation=self.generation,
                 worker=self.worker,
@@ -156,7 +156,7 @@ class Counts:
                 retry_at=self._retry_at,
             )
 
-    def told(self, seen: Seen) -> None:
+    def told(self, seen: WindowDelta) -> None:
         """Note that what `untold` gave is known to the fleet."""
         ok, slow, failed = self._told
         self._told = (ok + seen.ok, slow + seen.slow, failed + seen.failed)

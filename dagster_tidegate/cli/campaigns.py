@@ -46,7 +46,7 @@ def campaigns(
         "why", less=("priority", "catch-up", "triggers", "needs"),
     )  # fmt: skip
     for campaign in found:
-        shape = campaign.shape
+        shape = campaign.spec
         listed.add_row(
             output.text(shape.name),
             output.status(campaign.status),
@@ -72,7 +72,7 @@ def _require_needed(seen: Situation, service: str) -> None:
 
 def as_dict(campaign: CampaignSituation, seen: Situation) -> dict[str, Any]:
     """Return a campaign as JSON shows it."""
-    shape = campaign.shape
+    shape = campaign.spec
     return {
         "name": shape.name,
         "location": shape.location,

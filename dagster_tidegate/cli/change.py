@@ -17,7 +17,7 @@ from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import did_you_mean
 
-MOST_PAUSED = 10
+MAX_PAUSED = 10
 """More campaigns than this that stay paused are counted, not listed."""
 
 
@@ -43,7 +43,7 @@ def as_dicts(found: Sequence[Effect]) -> list[dict[str, Any]]:
 def tell_paused(found: Sequence[Effect], target: Target) -> None:
     """Print what stays paused after a release, and why."""
     paused = [effect for effect in found if effect.held_after]
-    if len(paused) > MOST_PAUSED:
+    if len(paused) > MAX_PAUSED:
         click.echo(f"{len(paused)} campaigns stay paused: see 'tidegate status'")
         return
     for effect in paused:

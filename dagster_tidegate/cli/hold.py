@@ -12,7 +12,7 @@ from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import HoldShown
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.text import LONGEST_REASON
+from dagster_tidegate.text import MAX_REASON
 
 
 @click.command()
@@ -20,7 +20,7 @@ from dagster_tidegate.text import LONGEST_REASON
 @click.option(
     "--reason",
     required=True,
-    type=targets.Words("reason", LONGEST_REASON),
+    type=targets.Words("reason", MAX_REASON),
     help="Why, for everybody who finds it paused.",
 )
 @click.option("--for", "length", type=targets.Duration(), help="Release by itself after 30m, 2h.")

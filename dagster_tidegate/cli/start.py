@@ -53,7 +53,7 @@ def start(
         campaign, partition = campaign.split("/", 1)
     with reading(store) as (conn, seen):
         judged = _judged(conn, seen, campaign, partition)
-        shape = seen.campaigns[campaign].shape
+        shape = seen.campaigns[campaign].spec
     refused = judged.refuses(queue=queue)
     if refused and not validate:
         _refuse(judged, seen, as_json=as_json)

@@ -66,7 +66,7 @@ def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
         "campaigns": [
             {
                 "name": name,
-                "location": campaign.shape.location,
+                "location": campaign.spec.location,
                 "status": campaign.status,
                 "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
                 "holds": [hold.id for hold in campaign.holds],

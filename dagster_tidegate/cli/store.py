@@ -167,7 +167,7 @@ def forget(location: str, yes: bool, actor: str, url: str | None) -> None:
         seen = situation.read(conn, opened.now(conn))
         beats = {each.location: each for each in seen.heartbeats if not seen.stale(each.at)}
         known = {each.location for each in seen.heartbeats}
-        known |= {each.shape.location for each in seen.campaigns.values()}
+        known |= {each.spec.location for each in seen.campaigns.values()}
         problem = None
         if location not in known:
             hint = did_you_mean(location, known, "see 'tidegate campaigns --json'")

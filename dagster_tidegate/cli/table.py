@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 SENTENCES = {"why", "why not", "reason", "error", "meaning"}
 """Headers of columns of sentences, of which a word may be broken."""
-LONGEST_WORD = 40
+MAX_WORD = 40
 TEXT_WIDTHS = (24, 16, 12, 10)
 """How wide a column of text is at least: the first that there is room for."""
 
@@ -78,6 +78,6 @@ def _width(console: Console, options: ConsoleOptions, column: Column) -> Measure
 def _least(shown: list[tuple[Column, Measurement]], text: int) -> list[int]:
     """How wide each column is at least."""
     return [
-        max(min(most, text), 0 if column.header in SENTENCES else min(word, LONGEST_WORD))
+        max(min(most, text), 0 if column.header in SENTENCES else min(word, MAX_WORD))
         for column, (word, most) in shown
     ]

@@ -14,7 +14,7 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.reading import url_option
 from dagster_tidegate.holds import Target, TargetKind, named
-from dagster_tidegate.text import LONGEST_ACTOR, LONGEST_NAME, checked
+from dagster_tidegate.text import MAX_ACTOR, MAX_NAME, checked
 
 KINDS = {
     "service": TargetKind.SERVICE,
@@ -100,7 +100,7 @@ class Words(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-NAME = Words("name", LONGEST_NAME)
+NAME = Words("name", MAX_NAME)
 
 
 def target(kind: str, name: str | None) -> Target:
@@ -130,7 +130,7 @@ actor_option = click.option(
     "--actor",
     default=operator,
     show_default="user@host",
-    type=Words("actor", LONGEST_ACTOR),
+    type=Words("actor", MAX_ACTOR),
     help="Who does it.",
 )
 

@@ -13,10 +13,10 @@ from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.cli.target import Duration, Words, actor_option
 from dagster_tidegate.web.access import tokens as kept
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.access.tokens import LONGEST_NAME, Token, TokenError
+from dagster_tidegate.web.access.tokens import MAX_NAME, Token, TokenError
 
 NEVER = "never"
-TOKEN_NAME = Words("name", LONGEST_NAME)
+TOKEN_NAME = Words("name", MAX_NAME)
 
 
 class _Lifetime(click.ParamType):

@@ -75,7 +75,7 @@ def effects(
             held_after=bool(campaign.holds),
             still_held_by=tuple(hold for hold in campaign.holds if hold.target != target),
             runs=campaign.runs,
-            triggers=tuple(trigger.name for trigger in campaign.shape.triggers),
+            triggers=tuple(trigger.name for trigger in campaign.spec.triggers),
             queue_waits=_queue_waits(after, campaign, target),
         )
         for name, campaign in after.campaigns.items()
@@ -88,11 +88,11 @@ def _is_about(target: Target, campaign: CampaignSituation) -> bool:
         return True
     if target.kind is TargetKind.SERVICE:
         return target.name in campaign.services
-    return target.kind is TargetKind.CAMPAIGN and target.name == campaign.shape.name
+    return target.kind is TargetKind.CAMPAIGN and target.name == campaign.spec.name
 
 
 def _queue_waits(seen: Situation, campaign: CampaignSituation, target: Target) -> bool:
-    wants = [needs(pool, seen.services) for pool in campaign.shape.pools]
+    wants = [needs(pool, seen.services) for pool in campaign.spec.pools]
     if target.kind is TargetKind.CAMPAIGN:
         return any(need.campaign == target.name for need in wants)
     return any(need.services or need.campaign for need in wants)

@@ -17,11 +17,11 @@ from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
-from dagster_tidegate.text import LONGEST_REASON, shown
+from dagster_tidegate.text import MAX_REASON, shown
 
 R = TypeVar("R")
 
@@ -247,7 +247,7 @@ def release_one(
 def start(
     store: Store,
     code: Code,
-    campaign: CampaignShape,
+    campaign: CampaignSpec,
     partition: str | None,
     *,
     actor: str,
@@ -287,7 +287,7 @@ def start(
     except BaseException as error:
         if claimed is not None:
             with store.begin() as conn:
-                reason = shown(f"it could not be launched: {error}")[:LONGEST_REASON]
+                reason = shown(f"it could not be launched: {error}")[:MAX_REASON]
                 runs.give_start_back(conn, store.now(conn), claimed, reason, actor=actor)
         raise
     with store.begin() as conn:
@@ -348,7 +348,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
     return _cancelled(store, run, actor)
 
 
-def _claim(store: Store, campaign: CampaignShape, partition: str, actor: str) -> CampaignRun:
+def _claim(store: Store, campaign: CampaignSpec, partition: str, actor: str) -> CampaignRun:
     """Return the campaign run as it was before; one that is new, as it is."""
     with store.begin() as conn:
         now = store.now(conn)

@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from dagster_tidegate import holds as covers
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
@@ -27,13 +27,13 @@ class CampaignSituation:
     """A campaign at a moment.
 
     Attributes:
-        shape: What it is made of.
+        spec: What it is made of.
         services: The services that its ops need.
         runs: How many campaign runs have each status.
         holds: The live holds that cover it, the oldest first.
     """
 
-    shape: CampaignShape
+    spec: CampaignSpec
     services: frozenset[str]
     runs: Mapping[RunStatus, int]
     holds: Sequence[Hold]
@@ -82,7 +82,7 @@ class Situation:
 
     now: datetime
     enabled: bool
-    circuits: Mapping[str, Circuit]
+    circuits: Mapping[str, BreakerStatus]
     trials: Mapping[str, int]
     campaigns: Mapping[str, CampaignSituation]
     holds: Sequence[Hold]
@@ -99,7 +99,7 @@ class Situation:
         """Return the gates of code locations with campaigns of which a part is stale."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
         found = []
-        for location in sorted({each.shape.location for each in self.campaigns.values()}):
+        for location in sorted({each.spec.location for each in self.campaigns.values()}):
             last = {part: beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:
@@ -128,15 +128,15 @@ def read(conn: sa.Connection, now: datetime) -> Situation:
     for hold in live:
         by_target.setdefault(hold.target, []).append(hold)
     found = {}
-    for shape in campaigns.read(conn):
-        needed = shape.services(known)
-        targets = covers.targets_of(services=needed, campaign=shape.name)
+    for spec in campaigns.read(conn):
+        needed = spec.services(known)
+        targets = covers.targets_of(services=needed, campaign=spec.name)
         mine = [hold for target in targets for hold in by_target.get(target, ())]
-        found[shape.name] = CampaignSituation(
-            shape,
+        found[spec.name] = CampaignSituation(
+            spec,
             needed,
-            counts.get(shape.name, {}),
-            covers.covering(mine, now, services=needed, campaign=shape.name),
+            counts.get(spec.name, {}),
+            covers.covering(mine, now, services=needed, campaign=spec.name),
         )
     return Situation(
         now=now,

@@ -264,7 +264,7 @@ def _gate(seen: Situation, target: Target) -> Iterator[Obstacle]:
     name = target.name.partition("/")[0]
     of_campaign = target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
     campaign = seen.campaigns.get(name) if of_campaign else None
-    location = None if campaign is None else campaign.shape.location
+    location = None if campaign is None else campaign.spec.location
     for gate in seen.stale_gates():
         if location in (None, gate.location):
             yield Obstacle(
@@ -305,7 +305,7 @@ def _takeovers(
     held = {hold.target for hold in seen.holds}
     for takeover in seen.takeovers:
         if takeover.kind is not TakeoverKind.POOL:
-            if campaign is None or takeover.campaign != campaign.shape.name:
+            if campaign is None or takeover.campaign != campaign.spec.name:
                 continue
             if takeover.left_at is None and not campaign.holds:
                 text = f"{takeover} is not given back yet"
@@ -313,7 +313,7 @@ def _takeovers(
             continue
         need = needs(takeover.name, seen.services)
         concerned = (
-            takeover.name in campaign.shape.pools
+            takeover.name in campaign.spec.pools
             if campaign is not None
             else not need.services.isdisjoint(services)
         )

@@ -43,7 +43,7 @@ Policies = Mapping[str, Mapping[str, ServicePolicy]]
 # As dagster-webserver has them.
 STATEMENT_TIMEOUT_MS = 15_000
 POOL_RECYCLE_S = 3600
-MOST_OVERFLOW = 20
+MAX_OVERFLOW = 20
 
 
 class WorkspaceError(Exception):
@@ -507,7 +507,7 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
     except dg.DagsterInvariantViolationError as error:
         raise WorkspaceError(f"the Dagster instance can't be opened: {error}") from error
     with instance:
-        instance.optimize_for_webserver(STATEMENT_TIMEOUT_MS, POOL_RECYCLE_S, MOST_OVERFLOW)
+        instance.optimize_for_webserver(STATEMENT_TIMEOUT_MS, POOL_RECYCLE_S, MAX_OVERFLOW)
         with _process(instance, path, log_level=log_level, read_only=read_only) as process:
             yield Server(process)
 

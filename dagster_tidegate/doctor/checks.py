@@ -359,8 +359,8 @@ def _workspace(facts: Facts) -> Iterator[Finding]:
     here = {location.name for location in facts.locations}
     gone: dict[str, list[str]] = {}
     for campaign in seen.campaigns.values():
-        if campaign.shape.location not in here:
-            gone.setdefault(campaign.shape.location, []).append(campaign.shape.name)
+        if campaign.spec.location not in here:
+            gone.setdefault(campaign.spec.location, []).append(campaign.spec.name)
     for name, campaigns in gone.items():
         yield _warning(
             "location_gone",
@@ -419,7 +419,7 @@ def _gate(facts: Facts) -> Iterator[Finding]:
                 "ticks of the sensors in the page Automation",
             )
     for location in facts.locations:
-        known = any(c.shape.location == location.name for c in seen.campaigns.values())
+        known = any(c.spec.location == location.name for c in seen.campaigns.values())
         if location.sensors and location.error is None and not known:
             yield _error(
                 "gate_stale",
@@ -517,7 +517,7 @@ def _jobs(facts: Facts) -> Iterator[Finding]:
     seen = facts.store.situation
     for location in facts.locations:
         told = seen is not None and any(
-            c.shape.location == location.name for c in seen.campaigns.values()
+            c.spec.location == location.name for c in seen.campaigns.values()
         )
         for job, ops in location.jobs.items():
             reaches = any(op.resources & location.reaches_breakers for op in ops)

@@ -29,7 +29,7 @@ from dagster_tidegate.store.runs import Attempt, CampaignRun
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
 OVERLAP = timedelta(seconds=10)
 # And with the clock of the machine that changed it, which may be behind the database's.
-MOST_SKEW = timedelta(seconds=60)
+MAX_SKEW = timedelta(seconds=60)
 PAGE = 200
 # How often it is looked for Dagster runs that were deleted, in seconds, and for how many.
 AUDIT_S = 60.0
@@ -95,7 +95,7 @@ def follow(
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
-            cursor = max(cursor, now - MOST_SKEW)
+            cursor = max(cursor, now - MAX_SKEW)
             break
         since = changes[-1].at
     return cursor, moved

@@ -19,7 +19,7 @@ from dagster_tidegate.store.takeovers import Takeover
 # taken over is at most so old, or else it would not have run at that time anyway.
 SCHEDULER_LAG = timedelta(minutes=10)
 # Of a schedule that was stopped for very long, the newest so many are written down.
-MOST_RECORDED = 10_000
+MAX_RECORDED = 10_000
 
 
 def judge(
@@ -35,7 +35,7 @@ def judge(
     Returns:
         Each tick with its outcome and the reason for it; None where it is to be run.
     """
-    newest = deque(times, maxlen=MOST_RECORDED)
+    newest = deque(times, maxlen=MAX_RECORDED)
     wanted = {CatchUp.NONE: 0, CatchUp.LATEST: 1, CatchUp.ALL: most}[catch_up]
     first_run = len(newest) - wanted
     reason = f"catch-up is {catch_up}" + (f", at most {most}" if catch_up is CatchUp.ALL else "")
@@ -46,7 +46,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class CatchUpper:
+class MissedTickPlanner:
     """Writes down which ticks the schedules of some campaigns missed, and runs them later.
 
     Args:

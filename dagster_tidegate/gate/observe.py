@@ -27,17 +27,17 @@ from dagster_tidegate.store import (
     takeovers,
 )
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.query import Query, together
 from dagster_tidegate.store.runs import CampaignRun
 
 # How many queued runs are looked at for a canary, before each campaign is asked for its own.
-MOST_QUEUED = 500
-MOST_QUEUED_EACH = 5
+MAX_QUEUED = 500
+MAX_QUEUED_EACH = 5
 # And how many paused campaign runs.
-MOST_PAUSED = 20
+MAX_PAUSED = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Gate:
         store: The store of the fleet.
         policies: The policies of the services, by name.
         location: The gate's code location; empty for whoever trips a breaker or places a hold.
-        shapes: The campaigns of the code location; without them, all that are in the store.
+        specs: The campaigns of the code location; without them, all that are in the store.
         enabled: False where Tidegate is switched off: then no hold counts.
     """
 
@@ -57,7 +57,7 @@ class Gate:
     store: Store
     policies: Mapping[str, ServicePolicy]
     location: str = ""
-    shapes: Sequence[CampaignShape] = ()
+    specs: Sequence[CampaignSpec] = ()
     enabled: bool = True
 
 
@@ -84,7 +84,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         )
         if not live and not stored.takeovers:
             return seen
-        shapes = gate.shapes or campaigns.read(conn)
+        specs = gate.specs or campaigns.read(conn)
         failures = _last_failures(conn, stored.takeovers)
     known = {*stored.states, *gate.policies, *_held_services(live)}
     half_open = _to_be_tried(stored.states, gate.policies)
@@ -99,7 +99,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         found[service] = (
             Candidates(waiting, [], [])
             if waiting
-            else candidates(gate, service, shapes, but_for_them, held)
+            else candidates(gate, service, specs, but_for_them, held)
         )
     canaries = {
         service
@@ -107,15 +107,15 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         if any(run.status is dg.DagsterRunStatus.QUEUED for run in runs_.waiting)
     }
     tried_pools = frozenset(
-        pool for shape in shapes for pool in shape.pools if needs(pool, canaries).services
+        pool for spec in specs for pool in spec.pools if needs(pool, canaries).services
     )
     return replace(
         seen,
         services={name: _view(gate.policies.get(name), failures.get(name)) for name in known},
-        campaigns=shapes,
+        campaigns=specs,
         pools=gate.dagster.pools(),
         default_limit=gate.dagster.default_limit(),
-        triggers=gate.dagster.triggers() if any(shape.triggers for shape in shapes) else {},
+        triggers=gate.dagster.triggers() if any(spec.triggers for spec in specs) else {},
         canaries=canaries,
         in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
         candidates=found,
@@ -193,7 +193,7 @@ def _read(gate: Gate, conn: sa.Connection, *, resuming: bool) -> _Stored:
 def candidates(
     gate: Gate,
     service: str,
-    shapes: Sequence[CampaignShape],
+    specs: Sequence[CampaignSpec],
     but_for_them: Cover,
     held: Collection[str],
 ) -> Candidates:
@@ -202,17 +202,17 @@ def candidates(
     Args:
         gate: What the gate works with.
         service: Name of the half open service.
-        shapes: All campaigns.
+        specs: All campaigns.
         but_for_them: What is held but for what half open services hold.
         held: Names of the campaign runs that have a hold of their own.
     """
     able: dict[str, set[str]] = {}
-    for shape in shapes:
+    for spec in specs:
         calling = {
-            op for op, pool in shape.ops.items() if service in but_for_them.needs(pool).services
+            op for op, pool in spec.ops.items() if service in but_for_them.needs(pool).services
         }
-        if calling and not but_for_them.campaign(shape):
-            able[shape.name] = calling
+        if calling and not but_for_them.campaign(spec):
+            able[spec.name] = calling
     with gate.store.read() as conn:
         paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
         begun = ledger.begun(conn, {op for calling in able.values() for op in calling})
@@ -220,7 +220,7 @@ def candidates(
         # A run that stands before the service already tries it at once; another may first have an
         # hour of other work to do.
         paused.sort(key=lambda run: not any((run.id, op) in begun for op in able[run.campaign]))
-        del paused[MOST_PAUSED:]
+        del paused[MAX_PAUSED:]
         newest = {run.id: runs.latest_attempt(conn, run.id) for run in paused}
     # One whose other branches still work can't resume yet, and must not keep others from trying.
     attempted = [attempt.dagster_run for attempt in newest.values() if attempt is not None]
@@ -233,9 +233,9 @@ def candidates(
     if not able:
         return Candidates([], [], [])
     # Also beside paused ones: those may all have a run in the queue already.
-    found = gate.dagster.queued(MOST_QUEUED)
-    if not any(run.job_name in able for run in found) and len(found) == MOST_QUEUED:
-        found = [run for job in able for run in gate.dagster.queued(MOST_QUEUED_EACH, job)]
+    found = gate.dagster.queued(MAX_QUEUED)
+    if not any(run.job_name in able for run in found) and len(found) == MAX_QUEUED:
+        found = [run for job in able for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
     return Candidates(
         [],
         paused,

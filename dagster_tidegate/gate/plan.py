@@ -14,7 +14,7 @@ import dagster as dg
 from dagster_tidegate.dagster_api.instance import TriggerState
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.pools import PoolNeeds, needs
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import (
@@ -100,7 +100,7 @@ class Observed:
     location: str
     holds: Sequence[Hold] = ()
     services: Mapping[str, ServiceView] = field(default_factory=dict)
-    campaigns: Sequence[CampaignShape] = ()
+    campaigns: Sequence[CampaignSpec] = ()
     takeovers: Sequence[Takeover] = ()
     pools: Mapping[str, str] = field(default_factory=dict)
     default_limit: int | None = None
@@ -211,7 +211,7 @@ class Cover:
             or need.campaign in self.campaigns
         )
 
-    def campaign(self, campaign: CampaignShape) -> bool:
+    def campaign(self, campaign: CampaignSpec) -> bool:
         """Return whether a campaign is covered: by a hold on it, or on a service it needs."""
         return (
             self.everything
@@ -370,7 +370,7 @@ def _triggers(seen: Observed) -> Iterator[Action]:
     taken = {t.name: t for t in seen.takeovers if t.kind is not TakeoverKind.POOL}
     if not cover and not taken:
         return
-    held: dict[str, tuple[CampaignShape, Trigger]] = {}
+    held: dict[str, tuple[CampaignSpec, Trigger]] = {}
     for campaign in seen.campaigns:
         if campaign.triggers and cover.campaign(campaign):
             held |= {trigger.selector_id: (campaign, trigger) for trigger in campaign.triggers}

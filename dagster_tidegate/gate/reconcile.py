@@ -16,7 +16,7 @@ from dagster_tidegate.store.gate_lock import GateBusyError
 from dagster_tidegate.store.takeovers import Takeover
 
 # A turn whose changes cause more changes ends after so many; the next tick goes on.
-MOST_ROUNDS = 4
+MAX_ROUNDS = 4
 # Dagster gives a sensor a minute.
 BUDGET_S = 40.0
 
@@ -51,7 +51,7 @@ def turn(
     done: list[str] = []
     resuming = Direction.LOOSEN in direction
     seen = observe(gate, resuming=resuming)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         actions = [action for action in plan(seen) if _is(action, direction)]
         if not actions or errors or time.monotonic() > deadline:
             break

@@ -18,17 +18,17 @@ from dagster_tidegate.dagster_api.instance import (
     tags_for_next,
 )
 from dagster_tidegate.gate.follow import never_queued
-from dagster_tidegate.gate.missed_ticks import CatchUpper
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import Gate, held_runs
 from dagster_tidegate.gate.plan import Cover, Observed, limit_of
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
 
 # Dagster submits the requests of a tick before it evaluates the next, some 50 ms each.
-MOST_REQUESTS = 25
+MAX_REQUESTS = 25
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Asked:
 
 
 def ask(
-    gate: Gate, seen: Observed, campaigns: Mapping[str, Campaign], catch_upper: CatchUpper
+    gate: Gate, seen: Observed, campaigns: Mapping[str, Campaign], catch_upper: MissedTickPlanner
 ) -> Asked:
     """Return the runs that Dagster should launch now, in order.
 
@@ -62,7 +62,7 @@ def ask(
     ticks = [tick for tick in seen.missed if tick.campaign in campaigns]
     requests: list[dg.RunRequest] = []
     notes: list[str] = []
-    shapes = {shape.name: shape for shape in gate.shapes}
+    specs = {spec.name: spec for spec in gate.specs}
     cover = Cover(seen.holds, seen.services)
     tried: set[str] = set()
 
@@ -79,7 +79,7 @@ def ask(
         for run in found.paused:
             if run.campaign not in campaigns:
                 break  # its own gate asks for it
-            tries = shapes[run.campaign].services(seen.candidates)
+            tries = specs[run.campaign].services(seen.candidates)
             request = next_attempt(run, tries)
             if request is not None:
                 requests.append(request)
@@ -88,34 +88,34 @@ def ask(
                 break
         if service not in tried and found.queued and found.queued[0].job_name in campaigns:
             run = found.queued[0]
-            tries = shapes[run.job_name].services(seen.candidates)
+            tries = specs[run.job_name].services(seen.candidates)
             gate.dagster.add_tags(run.run_id, canary_tags(run.tags, tries))
             tried |= tries
             notes.append(f"run {run.run_id[:8]} tries {', '.join(sorted(tries))}")
     if not paused and not ticks:
         return Asked(requests, notes)
-    room = _Room(seen, shapes)
+    room = _Room(seen, specs)
     held = held_runs(seen.holds)
     for run in paused:
-        if len(requests) >= MOST_REQUESTS:
+        if len(requests) >= MAX_REQUESTS:
             break
-        shape = shapes.get(run.campaign)
-        if shape is None or cover.campaign(shape) or run.name in held or not room.for_(shape):
+        spec = specs.get(run.campaign)
+        if spec is None or cover.campaign(spec) or run.name in held or not room.for_(spec):
             continue
         request = next_attempt(run)
         if request is not None:
-            room.take(shape)
+            room.take(spec)
             requests.append(request)
             notes.append(f"{run.name} resumes")
     for tick in ticks:
-        shape = shapes.get(tick.campaign)
-        if len(requests) >= MOST_REQUESTS or shape is None or cover.campaign(shape):
+        spec = specs.get(tick.campaign)
+        if len(requests) >= MAX_REQUESTS or spec is None or cover.campaign(spec):
             continue
-        if not room.for_(shape):
+        if not room.for_(spec):
             continue
         missing = catch_upper.requests(tick, gate.dagster.instance)
         if missing:
-            room.take(shape)
+            room.take(spec)
             requests.extend(missing)
             notes.append(f"{tick.schedule} catches up {tick.tick_at:%Y-%m-%d %H:%M}")
     return Asked(requests, notes)
@@ -124,21 +124,21 @@ def ask(
 class _Room:
     """How many more runs the ramps of the pools let in."""
 
-    def __init__(self, seen: Observed, shapes: Mapping[str, CampaignShape]) -> None:
+    def __init__(self, seen: Observed, specs: Mapping[str, CampaignSpec]) -> None:
         self._left: dict[str, int] = {}
         for takeover in seen.takeovers:
             if takeover.kind is TakeoverKind.POOL and takeover.left_at is None:
                 limit = limit_of(takeover.set_to, seen.default_limit)
                 self._left |= {} if limit is None else {takeover.name: limit}
         for campaign, count in seen.active.items():
-            if campaign in shapes:
-                self.take(shapes[campaign], count)
+            if campaign in specs:
+                self.take(specs[campaign], count)
 
-    def for_(self, shape: CampaignShape) -> bool:
-        return all(self._left.get(pool, 1) > 0 for pool in shape.pools)
+    def for_(self, spec: CampaignSpec) -> bool:
+        return all(self._left.get(pool, 1) > 0 for pool in spec.pools)
 
-    def take(self, shape: CampaignShape, count: int = 1) -> None:
-        for pool in shape.pools & self._left.keys():
+    def take(self, spec: CampaignSpec, count: int = 1) -> None:
+        for pool in spec.pools & self._left.keys():
             self._left[pool] -= count
 
 

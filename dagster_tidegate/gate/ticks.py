@@ -7,9 +7,9 @@ from datetime import timedelta
 import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.gate.follow import Audit, follow
-from dagster_tidegate.gate.missed_ticks import CatchUpper
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Observed
 from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, check, turn
@@ -21,13 +21,13 @@ from dagster_tidegate.store import heartbeats, holds
 
 # The first tick of all looks so far back for runs that began before the gate was there.
 FIRST_LOOK_BACK = timedelta(hours=1)
-MOST_HOLDS_TOLD = 5
+MAX_HOLDS_TOLD = 5
 
 
 def pause_tick(
     gate: Gate,
     campaigns: Mapping[str, Campaign],
-    upper: CatchUpper,
+    upper: MissedTickPlanner,
     audit: Audit,
     *,
     new_code: bool,
@@ -51,7 +51,7 @@ def pause_tick(
     )
     if new_code or seen.cursor is None:  # without a heartbeat the store is new
         with gate.store.begin() as conn:
-            stored_campaigns.save(conn, seen.now, gate.location, gate.shapes)
+            stored_campaigns.save(conn, seen.now, gate.location, gate.specs)
     cursor, moved = follow(
         gate, campaigns, seen.cursor or seen.now - FIRST_LOOK_BACK, seen.now, deadline
     )
@@ -74,7 +74,7 @@ def pause_tick(
 
 
 def resume_tick(
-    gate: Gate, campaigns: Mapping[str, Campaign], upper: CatchUpper
+    gate: Gate, campaigns: Mapping[str, Campaign], upper: MissedTickPlanner
 ) -> tuple[str, Sequence[dg.RunRequest]]:
     """Let go on what nothing holds any more.
 
@@ -131,7 +131,7 @@ def breaker_tick(gate: Gate, fleet: Fleet) -> str:
     return summary
 
 
-def _states(circuits: Sequence[Circuit]) -> str:
+def _states(circuits: Sequence[BreakerStatus]) -> str:
     others = [c for c in circuits if c.state is not BreakerState.CLOSED]
     if not others:
         return f"all {len(circuits)} breakers are closed"
@@ -142,7 +142,7 @@ def _states(circuits: Sequence[Circuit]) -> str:
 
 
 def _summary(seen: Observed, done: Sequence[str]) -> str:
-    told = seen.holds[:MOST_HOLDS_TOLD]
+    told = seen.holds[:MAX_HOLDS_TOLD]
     saw = ", ".join(f"{hold.target} ({hold.source}: {hold.reason})" for hold in told)
     more = len(seen.holds) - len(told)
     held = f"held: {saw}" + (f" and {more} more" if more else "")

@@ -7,9 +7,9 @@ from enum import StrEnum
 import dagster as dg
 
 from dagster_tidegate.dagster_api.instance import AssetJob, Repository
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.text import checked
-from dagster_tidegate.web.access.tokens import LONGEST_NAME
+from dagster_tidegate.web.access.tokens import MAX_NAME
 
 
 class CatchUp(StrEnum):
@@ -63,14 +63,14 @@ class Campaign:
         if isinstance(self.owners, str):
             raise ValueError(f"owners of {self.name} is {self.owners!r}: use a list of names")
         for owner in self.owners:
-            checked(owner, f"owner of {self.name}", LONGEST_NAME)
+            checked(owner, f"owner of {self.name}", MAX_NAME)
 
     @property
     def name(self) -> str:
         """Name of the campaign: that of the job."""
         return self.job.name
 
-    def shape(self, repository: Repository) -> CampaignShape:
+    def spec(self, repository: Repository) -> CampaignSpec:
         """Return what the gate needs to know of the campaign.
 
         Args:
@@ -97,7 +97,7 @@ class Campaign:
                     f"campaign {self.name}: repository {definition.name} has no sensor {name!r}"
                 )
             triggers.append(repository.trigger(definition.get_sensor_def(name)))
-        return CampaignShape(
+        return CampaignSpec(
             name=self.name,
             location=repository.location,
             catch_up=self.catch_up,

@@ -10,7 +10,7 @@ from dagster_tidegate.dagster_api.instance import SUPERSEDED_TAG, Dagster
 from dagster_tidegate.gate import reconcile
 from dagster_tidegate.holds import TargetKind
 from dagster_tidegate.records.loop import Stop, Stopping
-from dagster_tidegate.records.retry import patiently
+from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.ledger import AttemptOverError
@@ -19,7 +19,7 @@ from dagster_tidegate.store.runs import Attempt, CampaignRun
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
 REASON_TAG = "tidegate/reason"
-LONGEST_TAG = 250
+MAX_TAG = 250
 
 
 class CampaignPaused(dg.Failure, Stopping):
@@ -79,17 +79,17 @@ def end(
         why = stop.outdated or ""
     where = f"at {stop.done}" + ("" if stop.total is None else f"/{stop.total}")
     wanted = to
-    to = patiently(
+    to = retry_while_unreachable(
         lambda: _move(fleet, run, attempt, wanted, f"{wanted.capitalize()} {where}: {why}"),
         context.log,
     )
     message = f"{to.capitalize()} {where}: {why}"
-    tags = {STATE_TAG: to.value, REASON_TAG: why[:LONGEST_TAG]}
+    tags = {STATE_TAG: to.value, REASON_TAG: why[:MAX_TAG]}
     if stop.holds:
         _stop_the_queue(context, fleet)
         services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
         if services:
-            tags[SERVICE_TAG] = ",".join(services)[:LONGEST_TAG]
+            tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
     context.log.info(message)
     Dagster(context.instance).end_as_canceled(context.run, message, tags)
     raise _raised(to, message)

@@ -27,7 +27,7 @@ from dagster_tidegate.plugin.pause import (
 from dagster_tidegate.pools import needs
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
-from dagster_tidegate.records.retry import patiently
+from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
@@ -42,7 +42,7 @@ from dagster_tidegate.store.tables import metadata
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-MOST_TURNS = 10
+MAX_TURNS = 10
 MEMORY = "memory:"
 # The loops that each op has made, so that two do not share a place in the ledger.
 _loops: WeakKeyDictionary[dg.OpExecutionContext, set[str]] = WeakKeyDictionary()
@@ -166,7 +166,7 @@ class BreakerResource(dg.ConfigurableResource):
         fleet = self.fleet
         op = _loop_name(context, name)
         try:
-            run, series = patiently(lambda: _begin(context, fleet), context.log)
+            run, series = retry_while_unreachable(lambda: _begin(context, fleet), context.log)
         except AttemptPausedError as error:
             raise CampaignPaused(str(error)) from error
         attempt = series[-1]
@@ -249,7 +249,7 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, S
         The campaign run, and the attempts at it; the last is this run's.
     """
     partition = partition_of(context.run)
-    for _ in range(MOST_TURNS):
+    for _ in range(MAX_TURNS):
         with fleet.store.read() as conn:
             found = runs.find(conn, context.job_name, partition)
             newest = None if found is None else runs.latest_attempt(conn, found.id)
@@ -274,7 +274,7 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, S
         if cancelled:
             end_as_cancelled(context, run)
     raise AttemptRefusedError(
-        f"{context.job_name}/{partition} changed hands {MOST_TURNS} times meanwhile"
+        f"{context.job_name}/{partition} changed hands {MAX_TURNS} times meanwhile"
     )
 
 

@@ -12,11 +12,11 @@ import dagster as dg
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import PART_TAG, Dagster, Repository
 from dagster_tidegate.gate.follow import Audit
-from dagster_tidegate.gate.missed_ticks import CatchUpper
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.plugin.campaign import Campaign
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
 
@@ -51,16 +51,16 @@ def build_pause_sensor(
         pause_sensor = build_pause_sensor(campaigns=[Campaign(job=outreach)])
         ```
     """
-    saved: list[Sequence[CampaignShape]] = []
+    saved: list[Sequence[CampaignSpec]] = []
     audit = Audit()
 
     def tick(
         _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
         known = {campaign.name: campaign for campaign in campaigns}
-        upper = CatchUpper(gate, repository, known)
-        summary = pause_tick(gate, known, upper, audit, new_code=saved != [gate.shapes])
-        saved[:] = [gate.shapes]
+        upper = MissedTickPlanner(gate, repository, known)
+        summary = pause_tick(gate, known, upper, audit, new_code=saved != [gate.specs])
+        saved[:] = [gate.specs]
         return dg.SensorResult(skip_reason=summary)
 
     return _sensor(
@@ -97,7 +97,7 @@ def build_resume_sensor(
         context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
         known = {campaign.name: campaign for campaign in campaigns}
-        upper = CatchUpper(gate, repository, known)
+        upper = MissedTickPlanner(gate, repository, known)
         summary, requests = resume_tick(gate, known, upper)
         if requests:
             context.log.info(summary)  # a tick that asks for runs has no skip reason
@@ -164,7 +164,7 @@ def _sensor(
     default_status: dg.DefaultSensorStatus,
 ) -> dg.SensorDefinition:
     # Of the repository that was seen last; Dagster evaluates all ticks of a process with one.
-    known: list[tuple[dg.RepositoryDefinition, Sequence[CampaignShape]]] = []
+    known: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
     @dg.sensor(
         name=name,
@@ -180,15 +180,15 @@ def _sensor(
         fleet.require_current()
         repository = Repository.of(context)
         if not known or known[0][0] is not repository.definition:
-            shapes = [campaign.shape(repository) for campaign in campaigns]
-            known[:] = [(repository.definition, shapes)]
-        [(_, shapes)] = known
+            specs = [campaign.spec(repository) for campaign in campaigns]
+            known[:] = [(repository.definition, specs)]
+        [(_, specs)] = known
         gate = Gate(
             Dagster(context.instance, repository),
             fleet.store,
             fleet.policies,
             repository.location,
-            shapes,
+            specs,
             fleet.enabled,
         )
         return tick(context, fleet, gate, repository)

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Se
 from itertools import islice
 from typing import Any
 
-MOST_AT_ONCE = 500
-LONGEST_READ_S = 0.01
+MAX_AT_ONCE = 500
+MAX_READ_S = 0.01
 
 Chunk = list[tuple[int, Any]]
 """Rows with their positions in the input, from 0."""
@@ -31,8 +31,8 @@ def chunks(items: Iterable[Any], start: int = 0) -> Iterator[Chunk]:
     if _is_frame(items):
         yield from _frame_chunks(items, start)
     elif isinstance(items, Sequence) and not _has_frames(items):
-        for first in range(start, len(items), MOST_AT_ONCE):
-            upto = min(first + MOST_AT_ONCE, len(items))
+        for first in range(start, len(items), MAX_AT_ONCE):
+            upto = min(first + MAX_AT_ONCE, len(items))
             yield [(row, items[row]) for row in range(first, upto)]
     else:
         rows = enumerate(_flat(items))
@@ -69,7 +69,7 @@ class _Portion:
 
     def begin(self) -> None:
         """Begin a portion."""
-        self._until = time.monotonic() + LONGEST_READ_S
+        self._until = time.monotonic() + MAX_READ_S
 
     def is_full(self, size: int) -> bool:
         """Tell whether a portion of a size is enough, and learn from that."""
@@ -77,7 +77,7 @@ class _Portion:
         if late:
             self._most = max(1, size // 2)
         elif size >= self._most:
-            self._most = min(self._most * 2, MOST_AT_ONCE)
+            self._most = min(self._most * 2, MAX_AT_ONCE)
         else:
             return False
         return size > 0
@@ -102,8 +102,8 @@ def _has_frames(items: Any) -> bool:
 
 
 def _frame_chunks(frame: Any, start: int) -> Iterator[Chunk]:
-    for first in range(start, len(frame), MOST_AT_ONCE):
-        part = frame.iloc[first : first + MOST_AT_ONCE]
+    for first in range(start, len(frame), MAX_AT_ONCE):
+        part = frame.iloc[first : first + MAX_AT_ONCE]
         yield list(
             enumerate(part.astype(object).where(part.notna(), None).to_dict("records"), first)
         )

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.records.record import Record
-from dagster_tidegate.records.retry import patiently
+from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
 from dagster_tidegate.store.json_text import JsonText
@@ -92,7 +92,7 @@ class Journal:
 
     def begin(self) -> None:
         """Find out what earlier attempts, or another process of this one, have done."""
-        self.found = patiently(self._begin, self._log)
+        self.found = retry_while_unreachable(self._begin, self._log)
         self.done, self.failed = self.found.done, self.found.failed
 
     def look_up(self, keys: Collection[str]) -> Mapping[str, Known]:
@@ -259,7 +259,7 @@ class Journal:
             with self._fleet.store.read() as conn:
                 return step(conn)
 
-        return patiently(read, self._log)
+        return retry_while_unreachable(read, self._log)
 
     def _write_progress(self, progress: Progress) -> None:
         self._writing(
@@ -274,7 +274,7 @@ class Journal:
             with self._fleet.store.begin() as conn:
                 return step(conn, now)
 
-        return patiently(write, self._log)
+        return retry_while_unreachable(write, self._log)
 
 
 def smoothed(rate: float | None, latest: float) -> float:

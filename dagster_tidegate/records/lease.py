@@ -8,7 +8,7 @@ from threading import Event, Thread
 from uuid import uuid4
 
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.records.retry import patiently
+from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, loops
 from dagster_tidegate.store.database import UNREACHABLE
@@ -74,7 +74,7 @@ class Lease:
         self._leave()
 
     def _take(self) -> None:
-        while not patiently(self._claim, self._log):
+        while not retry_while_unreachable(self._claim, self._log):
             if not self.waited:
                 self._log.warning(
                     "Another process of Dagster run %s is at work on these records: it is waited "
@@ -85,9 +85,9 @@ class Lease:
             if self._given_up():
                 raise AttemptOverError("stopped while another process was at work on the records")
             time.sleep(LOOK_EVERY_S)
-            patiently(self._require_ours, self._log)
+            retry_while_unreachable(self._require_ours, self._log)
         if self.waited:  # the other may have ended the work just before it gave the loop back
-            patiently(self._require_ours, self._log)
+            retry_while_unreachable(self._require_ours, self._log)
 
     def _leave(self) -> None:
         try:

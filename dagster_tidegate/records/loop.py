@@ -28,8 +28,8 @@ from dagster_tidegate.records import input
 from dagster_tidegate.records.journal import Group, Journal
 from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.records.record import Record
-from dagster_tidegate.records.retry import backoff_s, patiently
-from dagster_tidegate.records.signals import Interrupts
+from dagster_tidegate.records.retry import backoff_s, retry_while_unreachable
+from dagster_tidegate.records.signals import SignalGuard
 from dagster_tidegate.records.workers import Finished, Handler, Workers
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
@@ -38,13 +38,13 @@ from dagster_tidegate.store.runs import Attempt, CampaignRun
 
 T = TypeVar("T")
 
-MOST_REFUSALS = 60
+MAX_REFUSALS = 60
 FEWEST_TO_JUDGE = 10
-MOST_TOLD = 10  # repeated keys, and failed records, that are told one by one
-LONGEST_ERROR = 2000
+MAX_TOLD = 10  # repeated keys, and failed records, that are told one by one
+MAX_ERROR = 2000
 STOP_S = 4.0  # for the rest, where a signal stops records at once and their time is over
 LOOK_EVERY_S = 0.2  # while it waits, the loop looks for holds and signals so often
-LONGEST_KEY = 512
+MAX_KEY = 512
 
 
 class MissingKeyError(ValueError):
@@ -173,7 +173,7 @@ class Records(Generic[T]):
         )
         self._append_only = append_only
         self._at_work = False
-        self._told: Interrupts | None = None
+        self._told: SignalGuard | None = None
         self._used_up = False  # an iterator that has been gone through
         self._begin()
 
@@ -264,11 +264,11 @@ class Records(Generic[T]):
 
     # --- one after the other ---------------------------------------------------------------------
 
-    def _in_turn(self, interrupts: Interrupts) -> Generator[Record[T]]:
+    def _in_turn(self, interrupts: SignalGuard) -> Generator[Record[T]]:
         while self._upcoming:
             yield from self._tries(self._upcoming.popleft(), interrupts)
 
-    def _tries(self, record: Record[T], interrupts: Interrupts) -> Iterator[Record[T]]:
+    def _tries(self, record: Record[T], interrupts: SignalGuard) -> Iterator[Record[T]]:
         while record.key in self._open:
             self._stop_if_told(interrupts)
             self._journal.start([record])
@@ -312,7 +312,7 @@ class Records(Generic[T]):
 
     # --- several at once -------------------------------------------------------------------------
 
-    def _at_once(self, workers: Workers, concurrency: int, interrupts: Interrupts) -> None:
+    def _at_once(self, workers: Workers, concurrency: int, interrupts: SignalGuard) -> None:
         """Keep so many records in flight. This thread alone writes the ledger."""
         chunks = self._chunks()
         again: list[tuple[float, int, Record[T]]] = []  # a heap: when, and what
@@ -395,7 +395,7 @@ class Records(Generic[T]):
         else:
             text = _as_text(error)
             self._failed_here += 1
-            if self._failed_here <= MOST_TOLD:
+            if self._failed_here <= MAX_TOLD:
                 self._log.warning("Record %s failed: %s", record.key, text)
             self._journal.settle(record, RecordStatus.FAILED, text)
         self._flying.pop(record.key, None)
@@ -406,7 +406,7 @@ class Records(Generic[T]):
         if isinstance(error, BreakerOpenError):
             # The hold that an open breaker places stops the loop before the next try. Half open,
             # while others have the trial calls, it waits for what becomes of them.
-            if record.tries < MOST_REFUSALS:
+            if record.tries < MAX_REFUSALS:
                 return False
             self._flying.pop(record.key, None)
             return True
@@ -509,16 +509,16 @@ class Records(Generic[T]):
         if _is_no_key(found):
             raise MissingKeyError(f"row {row} has no key ({self._key!r}): {item!r:.200}")
         key = str(found)
-        if len(key) > LONGEST_KEY or _as_kept(key) != key:
+        if len(key) > MAX_KEY or _as_kept(key) != key:
             raise MissingKeyError(
                 f"row {row} has a key that can't be kept, of {len(key)} characters: {key!r:.80}. "
-                f"It can have {LONGEST_KEY}, no NUL, and must be valid Unicode"
+                f"It can have {MAX_KEY}, no NUL, and must be valid Unicode"
             )
         return key
 
     def _repeats(self, row: int, key: str) -> None:
         self._repeated += 1
-        if self._repeated <= MOST_TOLD:
+        if self._repeated <= MAX_TOLD:
             self._log.warning("Row %d repeats the key %s; it is handled once", row, key)
 
     def _check_input(self, row: int, key: str) -> None:
@@ -541,11 +541,11 @@ class Records(Generic[T]):
     # --- begin, look back, stop ------------------------------------------------------------------
 
     @contextmanager
-    def _working(self, extra_s: float = 0.0) -> Iterator[Interrupts]:
+    def _working(self, extra_s: float = 0.0) -> Iterator[SignalGuard]:
         if self._at_work:
             raise RuntimeError("these records are being gone through already")
         grace_s = self._drain_timeout_s + extra_s
-        with Interrupts(grace_s, self._log) as told:
+        with SignalGuard(grace_s, self._log) as told:
             try:
                 with Lease(
                     self._fleet, self._attempt, self.op, self._log, lambda: bool(told.received)
@@ -561,7 +561,7 @@ class Records(Generic[T]):
                 raise  # nothing may be written any more
 
     @contextmanager
-    def _entered(self, told: Interrupts) -> Iterator[None]:
+    def _entered(self, told: SignalGuard) -> Iterator[None]:
         self._at_work = True
         try:
             yield
@@ -580,7 +580,7 @@ class Records(Generic[T]):
             with self._fleet.store.read() as conn:
                 return runs.latest_attempt(conn, self.run.id)
 
-        newest = patiently(read, self._log)
+        newest = retry_while_unreachable(read, self._log)
         if newest is None or newest.number != self._attempt.number:
             return
         if newest.outcome in (RunStatus.PAUSED, RunStatus.CANCELLED):
@@ -603,7 +603,7 @@ class Records(Generic[T]):
                 f"{self._max_failed:.0%}. Their errors are in the ledger"
             )
 
-    def _stop_if_told(self, interrupts: Interrupts) -> None:
+    def _stop_if_told(self, interrupts: SignalGuard) -> None:
         held = () if interrupts.received else self._linger(interrupts)
         number = interrupts.received  # it may have come meanwhile
         outdated = self._fleet.outdated
@@ -613,7 +613,7 @@ class Records(Generic[T]):
         self._leave()
         self._on_stop(Stop(self.done, self.total, held, number, outdated))
 
-    def _linger(self, interrupts: Interrupts) -> Sequence[Hold]:
+    def _linger(self, interrupts: SignalGuard) -> Sequence[Hold]:
         """Wait in place for breakers that may close soon; a person's hold is not waited out."""
         while (held := self._holds()) and all(
             hold.source is HoldSource.BREAKER and hold.target.kind is TargetKind.SERVICE
@@ -630,7 +630,7 @@ class Records(Generic[T]):
             self._wait(left_s, interrupts)
         return held
 
-    def _wait(self, seconds: float, interrupts: Interrupts) -> None:
+    def _wait(self, seconds: float, interrupts: SignalGuard) -> None:
         """Wait until something changes, or a signal comes, or the time is over."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not interrupts.received:
@@ -644,7 +644,7 @@ class Records(Generic[T]):
             self._log.warning("In doubt, and sent again next time: %s", ", ".join(self._flying))
         self._journal.stop(*self._mark(), unfinished=self._flying)
 
-    def _finish(self, interrupts: Interrupts) -> None:
+    def _finish(self, interrupts: SignalGuard) -> None:
         if interrupts.received:  # at the last record, or while it was looked for another
             self._stop_if_told(interrupts)
         if self._end[0] < self._start:
@@ -652,9 +652,9 @@ class Records(Generic[T]):
                 f"the input has {self._end[0]} rows and had at least {self._start} in an earlier "
                 "attempt: without append_only=True each row is looked up"
             )
-        if self._failed_here > MOST_TOLD:
+        if self._failed_here > MAX_TOLD:
             self._log.warning("%d records failed; see 'tidegate runs show'", self._failed_here)
-        if self._repeated > MOST_TOLD:
+        if self._repeated > MAX_TOLD:
             self._log.warning("%d rows repeat a key; each is handled once", self._repeated)
         self._judge(1)
         self._leave()
@@ -679,7 +679,7 @@ def _as_text(error: BaseException) -> str:
         text = repr(error)
     except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
         text = type(error).__name__
-    return _as_kept(text[:LONGEST_ERROR])
+    return _as_kept(text[:MAX_ERROR])
 
 
 def _as_kept(text: str) -> str:

@@ -11,16 +11,16 @@ from dagster_tidegate.store.database import UNREACHABLE
 R = TypeVar("R")
 
 FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 5.0
-LONGEST_WAIT_S = 300.0
+MAX_BACKOFF_S = 5.0
+MAX_WAIT_S = 300.0
 
 
 def backoff_s(tries: int) -> float:
     """Return how long to wait after so many tries, in seconds; twice as long each time."""
-    return min(FIRST_BACKOFF_S * 2 ** (tries - 1), LONGEST_BACKOFF_S)
+    return min(FIRST_BACKOFF_S * 2 ** (tries - 1), MAX_BACKOFF_S)
 
 
-def patiently(step: Callable[[], R], log: logging.Logger) -> R:
+def retry_while_unreachable(step: Callable[[], R], log: logging.Logger) -> R:
     """Do a step in the store; while it can't be reached, wait for it instead of failing.
 
     Args:
@@ -31,7 +31,7 @@ def patiently(step: Callable[[], R], log: logging.Logger) -> R:
         What the step returns.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: If the store was away for longer than `LONGEST_WAIT_S`.
+        sqlalchemy.exc.DBAPIError: If the store was away for longer than `MAX_WAIT_S`.
     """
     waits_until = None
     tries = 0
@@ -41,7 +41,7 @@ def patiently(step: Callable[[], R], log: logging.Logger) -> R:
         except UNREACHABLE as error:
             now = time.monotonic()
             if waits_until is None:
-                waits_until = now + LONGEST_WAIT_S
+                waits_until = now + MAX_WAIT_S
                 log.warning(
                     "No record goes on without the ledger; waiting for the store: %s", error
                 )

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SOON_S = 0.05
 
 
-class Interrupts:
+class SignalGuard:
     """Puts off SIGINT and SIGTERM while it is entered, within bounds.
 
     Dagster raises an error wherever the code is when its run is to be cancelled: in the middle of
@@ -40,7 +40,7 @@ class Interrupts:
         self.handled = False
         self.left_early = False
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> "SignalGuard":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._former[number] = signal.signal(number, self._note)

@@ -15,9 +15,9 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Trial, TrialAnswer, free_slot
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.breaker.state_machine import Circuit, Tally
+from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
 from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, Seen, bucket_s
+from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, WindowDelta, bucket_s
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
@@ -36,7 +36,7 @@ def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
         conn.execute(new.on_conflict_do_nothing())
 
 
-def read(conn: sa.Connection) -> dict[str, Circuit]:
+def read(conn: sa.Connection) -> dict[str, BreakerStatus]:
     """Return all breakers, by the name of the service."""
     rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
     return {row.name: _circuit(row) for row in rows}
@@ -66,7 +66,7 @@ def read_all(conn: sa.Connection, now: datetime | None = None) -> FleetSnapshot:
     )
 
 
-def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> Circuit:
+def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> BreakerStatus:
     """Return the breaker of one service.
 
     Args:
@@ -86,7 +86,7 @@ def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> Circuit:
     return _circuit(row)
 
 
-def add(conn: sa.Connection, seen: Iterable[Seen]) -> None:
+def add(conn: sa.Connection, seen: Iterable[WindowDelta]) -> None:
     """Add what a worker saw to its own row of the present bucket."""
     rows = [{name: getattr(each, name) for name in _SEEN} for each in seen]
     if rows:
@@ -95,7 +95,7 @@ def add(conn: sa.Connection, seen: Iterable[Seen]) -> None:
 
 def read_back(
     conn: sa.Connection, policy: ServicePolicy, now: datetime, worker: str
-) -> tuple[Circuit, Tally] | None:
+) -> tuple[BreakerStatus, WindowStats] | None:
     """Return the breaker of a service and what the fleet saw of it in the window.
 
     Args:
@@ -120,7 +120,7 @@ def read_back(
     ).one_or_none()
     if row is None:
         return None
-    return _circuit(row), Tally(
+    return _circuit(row), WindowStats(
         ok=row.ok or 0,
         slow=row.slow or 0,
         failed=row.failed or 0,
@@ -138,8 +138,8 @@ def read_back(
 def change(
     conn: sa.Connection,
     now: datetime,
-    before: Circuit,
-    after: Circuit,
+    before: BreakerStatus,
+    after: BreakerStatus,
     *,
     actor: str = SystemActor.BREAKER,
 ) -> bool:
@@ -195,7 +195,7 @@ def change(
 
 def keep_closed(
     conn: sa.Connection, now: datetime, name: str, *, actor: str, until: datetime | None = None
-) -> Circuit:
+) -> BreakerStatus:
     """Close a breaker by hand and keep it from tripping; calls go on, whatever they come to.
 
     Args:
@@ -218,7 +218,7 @@ def keep_closed(
     return _keep(conn, now, name, by=actor, until=until, actor=actor)
 
 
-def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> Circuit:
+def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
     """End what `keep_closed` began: the breaker may trip again."""
     return _keep(conn, now, name, by=None, until=None, actor=actor)
 
@@ -297,7 +297,7 @@ def end_trial(
     outcome: Outcome,
     *,
     retry_at: datetime | None = None,
-) -> tuple[Circuit, Circuit]:
+) -> tuple[BreakerStatus, BreakerStatus]:
     """Give a lease back with the result of the trial call.
 
     Args:
@@ -348,8 +348,8 @@ def prune(conn: sa.Connection, now: datetime, policies: Iterable[ServicePolicy])
     return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
 
-class StoredCircuits:
-    """Breakers in the store that the fleet shares; see `circuits.Circuits`.
+class SqlBackend:
+    """Breakers in the store that the fleet shares; see `circuits.BreakerBackend`.
 
     Args:
         store: The store.
@@ -367,7 +367,7 @@ class StoredCircuits:
             return self.store.now(conn)
 
     def read(self, names: Iterable[str]) -> FleetSnapshot:
-        """See `Circuits.read`."""
+        """See `BreakerBackend.read`."""
         wanted = set(names)
         snapshot = self._read()
         if missing := sorted(wanted - set(snapshot.services)):
@@ -381,8 +381,8 @@ class StoredCircuits:
             here = self.store.clock is not None or self.store.is_sqlite
             return read_all(conn, self.store.now(conn) if here else None)
 
-    def record(self, policy: ServicePolicy, seen: Seen) -> tuple[Circuit, Tally]:
-        """See `Circuits.record`."""
+    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
+        """See `BreakerBackend.record`."""
         with self._evidence.begin() as conn:
             add(conn, [seen])
             found = read_back(conn, policy, seen.at, seen.worker)
@@ -392,8 +392,8 @@ class StoredCircuits:
         assert found is not None
         return found
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, Seen]]) -> None:
-        """See `Circuits.flush`."""
+    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
+        """See `BreakerBackend.flush`."""
         with (self._evidence if len(seen) == 1 else self.store.engine).begin() as conn:
             add(conn, [each for _, each in seen])
 
@@ -402,13 +402,13 @@ class StoredCircuits:
         with self.store.begin() as conn:
             return prune(conn, self.store.now(conn), policies)
 
-    def change(self, before: Circuit, after: Circuit, actor: str) -> bool:
-        """See `Circuits.change`."""
+    def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:
+        """See `BreakerBackend.change`."""
         with self.store.begin() as conn:
             return change(conn, self.store.now(conn), before, after, actor=actor)
 
     def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
-        """See `Circuits.take_trial`."""
+        """See `BreakerBackend.take_trial`."""
         with self.store.begin() as conn:
             return take_trial(conn, self.store.now(conn), policy, worker)
 
@@ -418,8 +418,8 @@ class StoredCircuits:
         trial: Trial,
         outcome: Outcome,
         retry_at: datetime | None = None,
-    ) -> tuple[Circuit, Circuit]:
-        """See `Circuits.end_trial`."""
+    ) -> tuple[BreakerStatus, BreakerStatus]:
+        """See `BreakerBackend.end_trial`."""
         with self.store.begin() as conn:
             now = self.store.now(conn)
             return end_trial(conn, now, policy, trial, outcome, retry_at=retry_at)
@@ -443,7 +443,7 @@ def _keep(
     by: str | None,
     until: datetime | None,
     actor: str,
-) -> Circuit:
+) -> BreakerStatus:
     before = read_one(conn, name)
     conn.execute(
         t.services.update()
@@ -488,14 +488,14 @@ def _add(dialect: str) -> Any:
     )
 
 
-_SEEN = tuple(name for name in Seen.__dataclass_fields__ if name != "at")
-_CIRCUIT = tuple(Circuit.__dataclass_fields__)
+_SEEN = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
+_CIRCUIT = tuple(BreakerStatus.__dataclass_fields__)
 
 
-def _circuit(row: sa.Row) -> Circuit:
+def _circuit(row: sa.Row) -> BreakerStatus:
     values: dict[str, Any] = {field: getattr(row, field) for field in _CIRCUIT}
     values["state"] = BreakerState(row.state)
-    return Circuit(**values)
+    return BreakerStatus(**values)
 
 
 def _hold(row: sa.Row) -> Hold:

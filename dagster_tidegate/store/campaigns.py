@@ -31,7 +31,7 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class CampaignShape:
+class CampaignSpec:
     """What the gate needs to know of a campaign.
 
     Attributes:
@@ -62,7 +62,7 @@ class CampaignShape:
         return frozenset(name for pool in self.pools for name in needs(pool, known).services)
 
 
-def read(conn: sa.Connection) -> Sequence[CampaignShape]:
+def read(conn: sa.Connection) -> Sequence[CampaignSpec]:
     """Return all campaigns, by name."""
     ops: dict[str, dict[str, str]] = {}
     for row in conn.execute(sa.select(t.campaign_ops)):
@@ -76,7 +76,7 @@ def read(conn: sa.Connection) -> Sequence[CampaignShape]:
     for row in conn.execute(sa.select(t.campaign_owners)):
         owners.setdefault(row.campaign, set()).add(row.owner)
     return [
-        CampaignShape(
+        CampaignSpec(
             name=row.name,
             location=row.location,
             catch_up=row.catch_up,
@@ -89,7 +89,7 @@ def read(conn: sa.Connection) -> Sequence[CampaignShape]:
     ]
 
 
-def find(conn: sa.Connection, name: str) -> CampaignShape | None:
+def find(conn: sa.Connection, name: str) -> CampaignSpec | None:
     """Return a campaign without its ops and triggers, for who steers it; None if there is none."""
     of_it = t.campaign_owners.c.campaign == t.campaigns.c.name
     rows = conn.execute(
@@ -100,7 +100,7 @@ def find(conn: sa.Connection, name: str) -> CampaignShape | None:
     if not rows:
         return None
     row, owners = rows[0], frozenset(row.owner for row in rows if row.owner is not None)
-    return CampaignShape(row.name, row.location, row.catch_up, row.priority, owners=owners)
+    return CampaignSpec(row.name, row.location, row.catch_up, row.priority, owners=owners)
 
 
 def forget(conn: sa.Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
@@ -134,7 +134,7 @@ def forget(conn: sa.Connection, now: datetime, location: str, *, actor: str) -> 
 
 
 def save(
-    conn: sa.Connection, now: datetime, location: str, campaigns: Sequence[CampaignShape]
+    conn: sa.Connection, now: datetime, location: str, campaigns: Sequence[CampaignSpec]
 ) -> None:
     """Make the store know the campaigns of a code location as they are, and no others of it.
 

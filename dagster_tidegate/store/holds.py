@@ -14,7 +14,7 @@ from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 # A hold that is released while it is placed makes another try necessary; so many are enough.
-MOST_TRIES = 10
+MAX_TRIES = 10
 
 
 class NotYourHoldError(Exception):
@@ -64,7 +64,7 @@ def place(
     owned = [t.holds.c[column] == value for column, value in owner.items()]
     owned.append(t.holds.c.released_at.is_(None))
     said = {"reason": reason, "expires_at": expires_at}
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         # Two who place it at once: the live index lets one in, and the other finds its hold,
         # unless that is released just then.
         row = conn.execute(
@@ -87,7 +87,7 @@ def place(
         break
     else:
         raise RuntimeError(
-            f"the hold of {actor} on {target} was placed and released by others {MOST_TRIES} "
+            f"the hold of {actor} on {target} was placed and released by others {MAX_TRIES} "
             "times while it was being placed; place it again"
         )
     events.write(

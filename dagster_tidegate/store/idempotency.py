@@ -12,7 +12,7 @@ from dagster_tidegate.store.upsert import insert
 
 KEEP = timedelta(hours=24)
 """An answer is repeated for so long."""
-LONGEST_REQUEST = timedelta(seconds=120)
+MAX_REQUEST = timedelta(seconds=120)
 """A claim without an answer for so long is of a process that died, and may be taken over."""
 
 
@@ -92,7 +92,7 @@ def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
             raise KeyReusedError("the key was used for another request: use a new one")
         if row.status is not None:
             return Given(row.status, row.body)
-        if row.at > now - LONGEST_REQUEST:
+        if row.at > now - MAX_REQUEST:
             raise KeyInUseError("the first request with this key has no answer yet")
         mine["body"] = row.body
     conn.execute(t.idempotency_keys.update().where(*_is(key)).values(**mine))

@@ -13,7 +13,7 @@ from sqlalchemy import event, exc
 from dagster_tidegate.store.json_text import json_text
 
 CONNECT_TIMEOUT_S = 5
-MOST_CONNECTIONS = 10
+MAX_CONNECTIONS = 10
 STATEMENT_TIMEOUT_S = 30.0
 """The server ends a statement after so long."""
 IDLE_TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 35.0
 
 MIGRATION_LOCK = 7_403_112
 """One number for all who migrate: they do so one after the other."""
-LONGEST_MIGRATION_S = 600
+MAX_MIGRATION_S = 600
 LOOK_S = 0.2
 LOCK_TIMEOUT_S = 2.0
 """A migration keeps nobody waiting for longer while it waits for a lock itself."""
@@ -63,7 +63,7 @@ def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
 
     Args:
         url: The database.
-        connections: How many connections stay open; up to `MOST_CONNECTIONS` are opened.
+        connections: How many connections stay open; up to `MAX_CONNECTIONS` are opened.
     """
     bounds = {
         "connect_timeout": CONNECT_TIMEOUT_S,
@@ -87,7 +87,7 @@ def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
         json_serializer=json_text,
         pool_pre_ping=True,
         pool_size=connections,
-        max_overflow=max(0, MOST_CONNECTIONS - connections),
+        max_overflow=max(0, MAX_CONNECTIONS - connections),
         pool_recycle=1800,
     )
 
@@ -106,19 +106,19 @@ def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
         engine: The database.
 
     Raises:
-        sqlalchemy.exc.TimeoutError: If somebody else has been migrating for `LONGEST_MIGRATION_S`.
+        sqlalchemy.exc.TimeoutError: If somebody else has been migrating for `MAX_MIGRATION_S`.
     """
     with engine.connect() as conn:
         driver: Any = conn.connection.driver_connection
         driver.unbounded = True
         try:
-            until = time.monotonic() + LONGEST_MIGRATION_S
+            until = time.monotonic() + MAX_MIGRATION_S
             # Asked for again and again: an index that is built beside its users would wait for who
             # waits in a statement.
             while not conn.scalar(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))):
                 conn.rollback()
                 if time.monotonic() > until:
-                    raise exc.TimeoutError(f"another migration takes over {LONGEST_MIGRATION_S} s")
+                    raise exc.TimeoutError(f"another migration takes over {MAX_MIGRATION_S} s")
                 time.sleep(LOOK_S)
             conn.execute(sa.text("SET statement_timeout = 0"))
             conn.execute(sa.text("SET idle_in_transaction_session_timeout = 0"))

@@ -14,7 +14,7 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.text import utc
 
-MOST_GUESSED_FROM = 1000
+MAX_GUESSED_FROM = 1000
 
 
 class MoveNotAllowedError(Exception):
@@ -310,7 +310,7 @@ def newest_partitions(conn: sa.Connection, campaign: str) -> Sequence[str]:
     """Return the partitions of the newest campaign runs of a campaign, to guess a misspelt one."""
     c = t.campaign_runs.c
     query = sa.select(c.partition).where(c.campaign == campaign).order_by(c.id.desc())
-    return conn.scalars(query.limit(MOST_GUESSED_FROM)).all()
+    return conn.scalars(query.limit(MAX_GUESSED_FROM)).all()
 
 
 def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:

@@ -229,7 +229,7 @@ def _gates(facts: Facts) -> Iterable[Metric]:
         "gate_stale",
         "Whether a part of the gate of a code location does not do its work: 1 or 0",
         {
-            (campaign.shape.location,): campaign.shape.location in stale
+            (campaign.spec.location,): campaign.spec.location in stale
             for campaign in seen.campaigns.values()
         },
         "location",

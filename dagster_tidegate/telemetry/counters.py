@@ -9,8 +9,8 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.event_reader import EventReader, newest
 
-MOST_EVENTS = 2000
-MOST_BATCHES = 10
+MAX_EVENTS = 2000
+MAX_BATCHES = 10
 
 
 class Counters:
@@ -81,8 +81,8 @@ class Counters:
             not_closed = sa.select(s.name).where(s.state != BreakerState.CLOSED)
             self._open_since = dict.fromkeys(conn.scalars(not_closed), now)
             return
-        for _ in range(MOST_BATCHES):
-            events = self._reader.read(conn, after=self._last, limit=MOST_EVENTS)
+        for _ in range(MAX_BATCHES):
+            events = self._reader.read(conn, after=self._last, limit=MAX_EVENTS)
             for event in events:
                 self._last = event.id
                 if event.closed:
@@ -91,5 +91,5 @@ class Counters:
                 elif event.opened:
                     self.trips[event.name] += 1
                     self._open_since[event.name] = event.at
-            if len(events) < MOST_EVENTS:
+            if len(events) < MAX_EVENTS:
                 return

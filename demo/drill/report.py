@@ -8,7 +8,7 @@ from typing import Any
 
 from dagster_tidegate.statuses import BreakerState, RunStatus
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 TOLD_WITHIN_S = 1.0
 """How long after a trip a call may still arrive: it was under way, or its worker not yet told."""
 
@@ -303,5 +303,5 @@ def _seconds(start: datetime | None, end: datetime | None) -> float | None:
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + rest
+    rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + rest

@@ -190,28 +190,26 @@ class Story:
 
     # What is looked at
 
-    def _shapes(self) -> list[campaigns.CampaignShape]:
+    def _specs(self) -> list[campaigns.CampaignSpec]:
         with self._stage.store.read() as conn:
             return list(campaigns.read(conn))
 
     def _needing(self) -> frozenset[str]:
-        return frozenset(
-            shape.name for shape in self._shapes() if shape.services({self._plan.service})
-        )
+        return frozenset(spec.name for spec in self._specs() if spec.services({self._plan.service}))
 
     def _not_needing(self) -> frozenset[str]:
-        return frozenset(shape.name for shape in self._shapes()) - self._needing()
+        return frozenset(spec.name for spec in self._specs()) - self._needing()
 
     def _pools(self) -> set[str]:
         return {
             pool
-            for shape in self._shapes()
-            for pool in shape.pools
+            for spec in self._specs()
+            for pool in spec.pools
             if self._plan.service in needs(pool, SERVICES).services
         }
 
     def _campaigns_known(self) -> bool:
-        return any(shape.name == CAMPAIGN for shape in self._shapes())
+        return any(spec.name == CAMPAIGN for spec in self._specs())
 
     def _underway(self) -> bool:
         # In the middle of a file: a run is to be broken off between two records.
@@ -224,20 +222,18 @@ class Story:
 
     def _look(self) -> bool:
         """Note what is stopped, when it is first seen so. Returns whether all of it is."""
-        needing = [shape for shape in self._shapes() if shape.name in self._needing()]
+        needing = [spec for spec in self._specs() if spec.name in self._needing()]
         dagster = self._stage.dagster
         limits = dagster.pools()
         if all(limits.get(pool) == "0" for pool in self._pools()):
             self._note("queue")
         states = dagster.triggers()
-        triggers = [trigger.selector_id for shape in needing for trigger in shape.triggers]
+        triggers = [trigger.selector_id for spec in needing for trigger in spec.triggers]
         if all(name in states and states[name].status == STOPPED for name in triggers):
             self._note("schedules")
         if not any(
-            self._stage.instance.get_runs_count(
-                dg.RunsFilter(job_name=shape.name, statuses=AT_WORK)
-            )
-            for shape in needing
+            self._stage.instance.get_runs_count(dg.RunsFilter(job_name=spec.name, statuses=AT_WORK))
+            for spec in needing
         ):
             self._note("work")
         return len(self._seen) == len(PAUSED)
@@ -250,8 +246,8 @@ class Story:
         with self._stage.store.read() as conn:
             names = {
                 trigger.selector_id: f"{trigger.kind} {trigger.name}"
-                for shape in campaigns.read(conn)
-                for trigger in shape.triggers
+                for spec in campaigns.read(conn)
+                for trigger in spec.triggers
             }
         triggers = {
             names.get(selector, selector): state.status

@@ -6,9 +6,9 @@ from typing import Any
 
 from demo.sandbox.faults import Episode, Fault
 
-MOST_KEYS = 100_000
-MOST_CALLS = 50_000
-MOST_EPISODES = 200
+MAX_KEYS = 100_000
+MAX_CALLS = 50_000
+MAX_EPISODES = 200
 
 
 class KeyCount:
@@ -34,7 +34,7 @@ class Book:
     """The counts and the faults of one service. What it remembers by key is bounded."""
 
     def __init__(self) -> None:
-        self.episodes: deque[Episode] = deque(maxlen=MOST_EPISODES)
+        self.episodes: deque[Episode] = deque(maxlen=MAX_EPISODES)
         self.reset()
 
     def reset(self) -> None:
@@ -128,7 +128,7 @@ class Book:
         return count
 
     def _bound(self, entries: OrderedDict[str, Any]) -> None:
-        while len(entries) > MOST_KEYS:
+        while len(entries) > MAX_KEYS:
             entries.popitem(last=False)
             self.forgotten += 1
 

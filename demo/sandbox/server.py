@@ -30,15 +30,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from demo.sandbox.answers import SERVICES, Request, answer
-from demo.sandbox.books import MOST_CALLS, Book
+from demo.sandbox.books import MAX_CALLS, Book
 from demo.sandbox.faults import Fault, Mode, explain
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
 DEFAULT_LATENCY_S = 0.003
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 KEY_HEADER = "Idempotency-Key"
-LONGEST_KEY = 255
+MAX_KEY = 255
 
 
 class PortTakenError(Exception):
@@ -57,7 +57,7 @@ def create_app(
         clock: Gives the time, UTC.
     """
     books = {service: Book() for service in SERVICES}
-    calls: deque[dict[str, Any]] = deque(maxlen=MOST_CALLS)
+    calls: deque[dict[str, Any]] = deque(maxlen=MAX_CALLS)
 
     def book_of(request: HttpRequest) -> tuple[str, Book]:
         service = request.path_params["service"]
@@ -82,8 +82,8 @@ def create_app(
         now = clock()
         path = request.path_params["path"]
         key = request.headers.get(KEY_HEADER)
-        if key is not None and not 0 < len(key) <= LONGEST_KEY:
-            raise HTTPException(400, f"{KEY_HEADER}: 1 to {LONGEST_KEY} characters")
+        if key is not None and not 0 < len(key) <= MAX_KEY:
+            raise HTTPException(400, f"{KEY_HEADER}: 1 to {MAX_KEY} characters")
         fault = book.arrive(now, key)
         if fault is not None:
             book.failures_served += 1
@@ -102,7 +102,7 @@ def create_app(
             {
                 "at": now.isoformat(timespec="microseconds"),
                 "service": service,
-                "path": path[:LONGEST_KEY],
+                "path": path[:MAX_KEY],
                 "status": response.status_code,
                 "fault": None if fault is None else fault.mode,
                 "idempotency_key": key,
@@ -138,7 +138,7 @@ def create_app(
         if (service := params.get("service")) is not None and service not in books:
             raise HTTPException(404, f"no service {service!r}; there are {', '.join(books)}")
         since = _since(params.get("since"))
-        limit = params.get("limit", str(MOST_CALLS))
+        limit = params.get("limit", str(MAX_CALLS))
         if not limit.isascii() or not limit.isdigit():
             raise HTTPException(422, f"limit: {limit!r} is not a number of calls")
         found = [
@@ -204,8 +204,8 @@ async def _json_body(request: HttpRequest) -> dict[str, Any]:
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > MOST_BYTES:
-            raise HTTPException(413, f"the body is longer than {MOST_BYTES} bytes")
+        if len(raw) > MAX_BYTES:
+            raise HTTPException(413, f"the body is longer than {MAX_BYTES} bytes")
     if not raw:
         return {}
     try:

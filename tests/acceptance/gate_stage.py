@@ -43,7 +43,7 @@ OTHER_LOCATION = "other"
 REPOSITORY = "__repository__"
 SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
-LONGEST_S = 120.0
+MAX_S = 120.0
 LOOK_EVERY_S = 0.1
 
 LAUNCH = """
@@ -115,7 +115,7 @@ class Stage:
             env=self._env,
             capture_output=True,
             text=True,
-            timeout=LONGEST_S,
+            timeout=MAX_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -193,7 +193,7 @@ class Stage:
         self,
         condition: Callable[[], Any],
         what: str,
-        timeout_s: float = LONGEST_S,
+        timeout_s: float = MAX_S,
         every_s: float = LOOK_EVERY_S,
     ) -> None:
         """Wait until something is so, or fail with what the processes said."""
@@ -339,7 +339,7 @@ class Stage:
         unfinished = self.instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
         return left + [f"run {run.run_id} is {run.status.value}" for run in unfinished]
 
-    def settle(self, timeout_s: float = LONGEST_S) -> None:
+    def settle(self, timeout_s: float = MAX_S) -> None:
         """Wait until nothing is under way and nothing is held."""
         self.wait(lambda: not self.left_over(), "everything is over", timeout_s, every_s=0.25)
 
@@ -451,9 +451,7 @@ def gate_stage(
         address = deployment.address(sandbox_port)
         ports = {server.process: server.port for server in code.values()}
         for name, port in {"sandbox": sandbox_port, **ports}.items():
-            children.wait_until(
-                lambda port=port: listens(port), timeout_s=LONGEST_S, waiting_for=name
-            )
+            children.wait_until(lambda port=port: listens(port), timeout_s=MAX_S, waiting_for=name)
         store = Store(store_url)
         stack.callback(store.dispose)
         instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))

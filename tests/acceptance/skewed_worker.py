@@ -15,7 +15,7 @@ from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store
 
 POLICY = ServicePolicy(name="openai", consecutive_failures=2, reset_timeout_s=1, jitter=0)
-LONGEST_S = 120.0
+MAX_S = 120.0
 
 
 def fail() -> None:
@@ -31,7 +31,7 @@ def failure(fleet: Fleet) -> dict:
 
 def recover(fleet: Fleet) -> dict:
     """Call until a call is let through."""
-    until = time.monotonic() + LONGEST_S
+    until = time.monotonic() + MAX_S
     while time.monotonic() < until:
         with suppress(BreakerOpenError):
             fleet.breaker(POLICY.name).call(int)

@@ -14,7 +14,7 @@ import pytest
 
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
-from tests.acceptance.gate_stage import LONGEST_S, Stage, gate_stage
+from tests.acceptance.gate_stage import MAX_S, Stage, gate_stage
 
 ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "2"))
 SEED = int(os.environ.get("TIDEGATE_TEST_SEED") or random.randrange(10**6))
@@ -98,7 +98,7 @@ def play(stage: Stage, planned: Round, partition: str) -> None:
     if not planned.recovering:
         stage.wait(lambda: all_paused(stage, jobs, partition), "the campaigns are paused")
         stage.heal(service)
-    stage.settle(LONGEST_S + START_TIMEOUT_S)
+    stage.settle(MAX_S + START_TIMEOUT_S)
 
     assert stage.settings() == before
     attempts = {job: stage.outcomes(job, partition) for job in jobs}

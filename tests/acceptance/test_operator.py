@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = ROOT / "workspace.yaml"
-LONGEST_S = 150.0
+MAX_S = 150.0
 
 
 class Operator:
@@ -36,7 +36,7 @@ class Operator:
             env=self.scene.env,
             capture_output=True,
             text=True,
-            timeout=LONGEST_S,
+            timeout=MAX_S,
         )
         assert expect in (None, done.returncode), done.stdout + done.stderr
         return done.stdout
@@ -83,7 +83,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         assert refused["refusal"] == "held"
 
         # The server of Dagster's pages says the same over its API.
-        client = stack.enter_context(httpx.Client(base_url=scene.web, timeout=LONGEST_S))
+        client = stack.enter_context(httpx.Client(base_url=scene.web, timeout=MAX_S))
         client.headers["X-Tidegate-Actor"] = "ana"
         api = Api(client)
         assert {"list_hygiene", "outreach"} == set(api.get("/queue")["paused_campaigns"])

@@ -34,7 +34,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import breakers, campaigns, runs, schema
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.benchmarks.servers import databases
 
@@ -56,8 +56,8 @@ TIMEOUT_S = 60.0
 def fill(store: Store) -> None:
     """Put campaigns, services and campaign runs into a store."""
     names = [f"service{n}" for n in range(SERVICES)]
-    shapes = [
-        CampaignShape(
+    specs = [
+        CampaignSpec(
             f"campaign{n}", "here", "none", ops={"op": f"{names[n % SERVICES]}@campaign{n}"}
         )
         for n in range(CAMPAIGNS)
@@ -65,7 +65,7 @@ def fill(store: Store) -> None:
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, names)
-        campaigns.save(conn, now, "here", shapes)
+        campaigns.save(conn, now, "here", specs)
         conn.execute(
             t.campaign_runs.insert(),
             [

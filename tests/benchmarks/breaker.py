@@ -25,9 +25,9 @@ from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
 from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.window import Seen, bucket_of
+from dagster_tidegate.breaker.window import WindowDelta, bucket_of
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from tests.benchmarks.servers import Databases, databases
 
@@ -131,7 +131,7 @@ def failure_write(url: str) -> tuple[float, float]:
     """
     rule = policy(consecutive_failures=1_000_000)
     store = Store(url)
-    circuits = StoredCircuits(store)
+    circuits = SqlBackend(store)
     circuits.read([rule.name])
     table = "CREATE TABLE bare (service text, worker text, failed int, PRIMARY KEY(service,worker))"
     with store.begin() as conn:
@@ -160,7 +160,7 @@ def failure_write(url: str) -> tuple[float, float]:
 
     def record() -> None:
         now = datetime.now(UTC)
-        seen = Seen(
+        seen = WindowDelta(
             "bench",
             0,
             "w",

@@ -39,14 +39,14 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.gate import reconcile
-from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP, Audit
+from dagster_tidegate.gate.follow import MAX_SKEW, OVERLAP, Audit
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -87,15 +87,15 @@ class Setting:
         names = [f"service{n}" for n in range(services)]
         self.policies = {name: ServicePolicy(name=name, ramp_interval_s=0) for name in names}
         self.fleet = Fleet(self.store, self.policies.values())
-        self.shapes = [self._campaign(n, names) for n in range(campaigns_)]
+        self.specs = [self._campaign(n, names) for n in range(campaigns_)]
         with self.store.begin() as conn:
-            campaigns.save(conn, self.store.now(conn), LOCATION, self.shapes)
-        self.gate = Gate(Dagster(self.instance), self.store, self.policies, LOCATION, self.shapes)
+            campaigns.save(conn, self.store.now(conn), LOCATION, self.specs)
+        self.gate = Gate(Dagster(self.instance), self.store, self.policies, LOCATION, self.specs)
         for n in range(queued):
-            self._queue(self.shapes[n % campaigns_])
+            self._queue(self.specs[n % campaigns_])
         self.campaigns = {
-            shape.name: Campaign(job=SimpleNamespace(name=shape.name))  # type: ignore[arg-type] -- only its name is used
-            for shape in self.shapes
+            spec.name: Campaign(job=SimpleNamespace(name=spec.name))  # type: ignore[arg-type] -- only its name is used
+            for spec in self.specs
         }
 
     def pause_runs(self, count: int) -> None:
@@ -103,11 +103,11 @@ class Setting:
         with self.store.begin() as conn:
             now = self.store.now(conn)
             for n in range(count):
-                campaign = self.shapes[n % len(self.shapes)].name
+                campaign = self.specs[n % len(self.specs)].name
                 run = runs.ensure(conn, now, campaign, f"paused{n}")
                 runs.move(conn, now, run, RunStatus.PAUSED, reason="benchmark", actor="benchmark")
 
-    def _campaign(self, n: int, services: list[str]) -> CampaignShape:
+    def _campaign(self, n: int, services: list[str]) -> CampaignSpec:
         name = f"campaign{n}"
         state = InstigatorState(
             ORIGIN.get_instigator_origin(f"schedule{n}"),
@@ -118,19 +118,19 @@ class Setting:
         self.instance.add_instigator_state(state)
         trigger = Trigger(TakeoverKind.SCHEDULE, f"schedule{n}", state.selector_id, False)
         pool = f"{services[n % len(services)]}@{name}"
-        return CampaignShape(name, LOCATION, "none", ops={"send": pool}, triggers=(trigger,))
+        return CampaignSpec(name, LOCATION, "none", ops={"send": pool}, triggers=(trigger,))
 
-    def _queue(self, shape: CampaignShape) -> None:
+    def _queue(self, spec: CampaignSpec) -> None:
         self.instance.run_storage.add_run(
             dg.DagsterRun(
-                job_name=shape.name,
+                job_name=spec.name,
                 run_id=str(uuid4()),
                 status=dg.DagsterRunStatus.QUEUED,
-                remote_job_origin=ORIGIN.get_job_origin(shape.name),
+                remote_job_origin=ORIGIN.get_job_origin(spec.name),
                 run_op_concurrency=RunOpConcurrency(
                     root_key_counts={},
                     has_unconstrained_root_nodes=False,
-                    all_pools=set(shape.pools),
+                    all_pools=set(spec.pools),
                 ),
             )
         )
@@ -219,7 +219,7 @@ def pause_all(setting: Setting) -> tuple[float, int]:
         stopped = [s.status for s in setting.gate.dagster.triggers().values()]
         pools = setting.gate.dagster.pools()
         if set(stopped) == {"STOPPED"} and all(
-            pools.get(pool) == "0" for shape in setting.shapes for pool in shape.pools
+            pools.get(pool) == "0" for spec in setting.specs for pool in spec.pools
         ):
             return time.perf_counter() - start, count
     raise AssertionError("not paused after 100 ticks")
@@ -236,8 +236,8 @@ def stop_queue(setting: Setting) -> float:
         pools = setting.gate.dagster.pools()
         assert all(
             pools[pool] == "0"
-            for shape in setting.shapes
-            for pool in shape.pools
+            for spec in setting.specs
+            for pool in spec.pools
             if pool.startswith(f"{name}@")
         )
         setting.release(target)
@@ -258,7 +258,7 @@ def main() -> None:
         # The first ticks follow the runs, and look again at each for as long as it is new.
         for tick in [*small.ticks(), *large.ticks()]:
             tick()
-        time.sleep((OVERLAP + MOST_SKEW).total_seconds() + 1)
+        time.sleep((OVERLAP + MAX_SKEW).total_seconds() + 1)
         figures: dict[str, float] = {
             "idle_tick_queries": queries(large),
             "idle_tick_growth_10x": idle_tick(large) / idle_tick(small),

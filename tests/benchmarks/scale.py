@@ -39,7 +39,7 @@ from dagster_tidegate.breaker.breaker import BreakerOpenError
 from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.gate.follow import MOST_SKEW, OVERLAP
+from dagster_tidegate.gate.follow import MAX_SKEW, OVERLAP
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.database import Store
 from tests.benchmarks import gate
@@ -54,7 +54,7 @@ SETTLE_S = 6.0
 MEASURE_S = 15.0
 CALLS_PER_S = 10
 COMMON = "service0"  # its breaker is tripped for all to know
-LONGEST_S = 300.0
+MAX_S = 300.0
 # Forked, not spawned: hundreds of interpreters would not import at once on a small machine.
 processes = multiprocessing.get_context("fork")
 
@@ -123,9 +123,9 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
     common = fleet.breaker(COMMON)
     with signals.starting:
         fleet.snapshot()
-    signals.ready.wait(LONGEST_S)
+    signals.ready.wait(MAX_S)
     count = 0
-    signals.work.wait(LONGEST_S)
+    signals.work.wait(MAX_S)
     told.statements["rest"] = count
     count = 0
     while not signals.propagation.wait(1 / CALLS_PER_S):
@@ -141,9 +141,9 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
             told.made[common.circuit.generation] = began
             time.sleep(1.0)
         signals.storm.set()
-    signals.storm.wait(LONGEST_S)
+    signals.storm.wait(MAX_S)
     in_storm, count, began = True, 0, time.monotonic()
-    while mine.circuit.state == BreakerState.CLOSED and time.monotonic() < began + LONGEST_S:
+    while mine.circuit.state == BreakerState.CLOSED and time.monotonic() < began + MAX_S:
         with suppress(ConnectionError, BreakerOpenError):
             mine.call(fail)
         told.failures += 1
@@ -151,7 +151,7 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
     told.statements["storm"] = count
     told.own_memory_mb = psutil.Process().memory_full_info().uss / 1e6
     answers.send(told)
-    signals.over.wait(LONGEST_S)
+    signals.over.wait(MAX_S)
     fleet.close()
     store.dispose()
 
@@ -241,7 +241,7 @@ def fleet(workers: int, url: str) -> Figures:
         writer.close()
         answers.append(reader)
         started.append(process)
-    signals.ready.wait(LONGEST_S)
+    signals.ready.wait(MAX_S)
     figures["start_s"] = time.monotonic() - began
     server = Server(url)
     time.sleep(SETTLE_S)
@@ -256,7 +256,7 @@ def fleet(workers: int, url: str) -> Figures:
     figures["connection_memory_mb"] = server.connection_memory_mb()
     work_s = time.monotonic() - working
     signals.propagation.set()
-    signals.storm.wait(LONGEST_S)
+    signals.storm.wait(MAX_S)
     most = 0
     with server.rates(figures, "storm"):
         told = []
@@ -267,7 +267,7 @@ def fleet(workers: int, url: str) -> Figures:
     figures["storm_connections"] = max(most, figures["storm_connections"])
     signals.over.set()
     for process in started:
-        process.join(LONGEST_S)
+        process.join(MAX_S)
     server.close()
     figures |= {
         f"{phase}_statements_per_s": sum(each.statements[phase] for each in told) / seconds
@@ -337,7 +337,7 @@ def ticks(made: Databases, campaigns: int, queued: int) -> Figures:
     # It learns of the queued runs, for as long as a tick may take; later ones go on.
     figures["first_pause_tick_s"] = gate.duration(pause)
     # What is new is looked at again for a while.
-    time.sleep((OVERLAP + MOST_SKEW).total_seconds() + 1)
+    time.sleep((OVERLAP + MAX_SKEW).total_seconds() + 1)
     for name, tick in zip(("pause", "resume", "breaker"), setting.ticks(), strict=True):
         tick()
         times = [gate.duration(tick) for _ in range(15)]

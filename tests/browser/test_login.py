@@ -18,7 +18,7 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 
-LONGEST_S = 60
+MAX_S = 60
 JOB = """
 import dagster as dg
 
@@ -83,7 +83,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
         )
     try:
-        deadline = time.monotonic() + LONGEST_S
+        deadline = time.monotonic() + MAX_S
         while (told := re.search(r"^serving (\S+),", log.read_text(), re.MULTILINE)) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -91,7 +91,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield Server(told[1], store, made)
     finally:
         process.terminate()
-        process.wait(LONGEST_S)
+        process.wait(MAX_S)
         store.dispose()
 
 

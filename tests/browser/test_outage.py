@@ -20,7 +20,7 @@ from demo.up.ports import free
 
 PROJECT = Path(__file__).parents[2]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
-LONGEST_S = 150
+MAX_S = 150
 # One file more than dagster.yaml lets in at a time.
 FILES, LEADS = 4, 50
 
@@ -51,7 +51,7 @@ class Deployment:
         self.wait_for(lambda: "Tidegate is up" in self.log.read_text(), "the start")
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + LONGEST_S
+        deadline = time.monotonic() + MAX_S
         while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"no sign of {what}\n{self.log.read_text()}")

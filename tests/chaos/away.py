@@ -34,7 +34,7 @@ from dagster_tidegate.store.database import Store
 from tests.chaos.away_worker import HELD, OPEN, policies
 from tests.sandbox_process import sandbox_process
 
-LONGEST_S = 300.0
+MAX_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def play(folder: Path, *, workers: int, records: int, away_s: float) -> Result:
             [sys.executable, "-m", "dagster_tidegate.cli", "status", "--url", url],
             capture_output=True,
             text=True,
-            timeout=LONGEST_S,
+            timeout=MAX_S,
         )
         time.sleep(max(0.0, away_s - (time.time() - gone_at)))
         _start(server)
@@ -140,7 +140,7 @@ def play(folder: Path, *, workers: int, records: int, away_s: float) -> Result:
         after = _connections(store)
         _wait(told("finished"), "all have finished")
         for process in processes:
-            assert process.wait(LONGEST_S) == 0, _logs(folder)
+            assert process.wait(MAX_S) == 0, _logs(folder)
         ends = [_said(path, "finished")[0] for path in outputs]
         with store.read() as conn:
             now = store.now(conn)
@@ -194,7 +194,7 @@ def _stop(server: PostgresServer) -> None:
     assert pid is not None
     process = psutil.Process(pid)
     process.send_signal(signal.SIGQUIT)  # what `pg_ctl stop -m immediate` does
-    process.wait(LONGEST_S)
+    process.wait(MAX_S)
 
 
 def _start(server: PostgresServer) -> None:
@@ -222,9 +222,9 @@ def _said(path: Path, what: str) -> list[dict[str, Any]]:
 
 
 def _wait(condition: Callable[[], bool], what: str, every_s: float = 0.05) -> None:
-    until = time.monotonic() + LONGEST_S
+    until = time.monotonic() + MAX_S
     while not condition():
-        assert time.monotonic() < until, f"not within {LONGEST_S:g} s: {what}"
+        assert time.monotonic() < until, f"not within {MAX_S:g} s: {what}"
         time.sleep(every_s)
 
 

@@ -18,7 +18,7 @@ from dagster_tidegate import (
     build_resume_sensor,
     pool,
 )
-from dagster_tidegate.records.retry import patiently
+from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import tables as t
 from tests.chaos.evidence import Notes
@@ -82,7 +82,9 @@ def campaign_of(service: str) -> dg.JobDefinition:
             append_only=grouped,
         )
         # From here on no former attempt can write: what it left as started is in doubt.
-        doubtful = patiently(lambda: in_doubt(breakers, service, partition), context.log)
+        doubtful = retry_while_unreachable(
+            lambda: in_doubt(breakers, service, partition), context.log
+        )
         notes.listed(context.run_id, doubtful)
         breaker = breakers.breaker(service)
 

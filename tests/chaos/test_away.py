@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from tests.chaos.away import play
 
 # Even the busiest waits between two tries, and longer each time.
-MOST_TRIES = 40
+MAX_TRIES = 40
 
 
 def test_postgres_away_for_seconds_loses_nothing_and_frees_nothing():
@@ -18,5 +18,5 @@ def test_postgres_away_for_seconds_loses_nothing_and_frees_nothing():
     code, said = result.command
     assert code == 1
     assert "the store can't be reached" in said
-    assert 1 <= min(result.tries_away) <= max(result.tries_away) <= MOST_TRIES
+    assert 1 <= min(result.tries_away) <= max(result.tries_away) <= MAX_TRIES
     assert len(result.expected) == 600

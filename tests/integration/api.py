@@ -12,7 +12,7 @@ from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import Guard
 from tests.integration.served import served
 
-LONGEST_S = 60.0
+MAX_S = 60.0
 # Tests ask more often than anybody does.
 SETTINGS = ServeSettings(requests_per_address=1_000_000, requests_per_token=1_000_000)
 
@@ -61,7 +61,7 @@ def api(store: Store, workspace: Callable[[], Any] | None = None, **options: Any
     with (
         served(Guard(app, store, SETTINGS)) as address,
         httpx.Client(
-            base_url=address, timeout=LONGEST_S, headers={"X-Tidegate-Actor": "ana"}
+            base_url=address, timeout=MAX_S, headers={"X-Tidegate-Actor": "ana"}
         ) as client,
     ):
         yield Api(client)

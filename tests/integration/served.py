@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-LONGEST_S = 60
+MAX_S = 60
 
 
 @contextmanager
@@ -30,10 +30,10 @@ def served(app: ASGIApp, **options: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        assert started.wait(LONGEST_S), "the server did not start"
+        assert started.wait(MAX_S), "the server did not start"
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(LONGEST_S)
+        thread.join(MAX_S)
         assert not thread.is_alive()

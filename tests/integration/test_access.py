@@ -34,7 +34,7 @@ from dagster_tidegate.web.middleware.visit import Visit
 from tests.integration.served import served
 from tests.waiting import wait_until
 
-LONGEST_S = 60
+MAX_S = 60
 READ = "{ runsOrError { __typename } }"
 LAUNCH = "mutation Launch($p: P!) { launchRun(executionParams: $p) { __typename } }"
 # Of what the store has no part in.
@@ -118,7 +118,7 @@ def serve(store: Store) -> Iterator[Serve]:
         server = served(Guard(APP, store, ServeSettings(**settings)), **(uvicorn or {}))
         url = server.__enter__()
         running.append(server)
-        client = httpx.Client(base_url=url, trust_env=False, timeout=LONGEST_S)
+        client = httpx.Client(base_url=url, trust_env=False, timeout=MAX_S)
         running.append(client)
         return client
 
@@ -420,7 +420,7 @@ def test_a_length_that_is_none_is_refused(serve: Serve) -> None:
     client = serve()
     for length in ("-1", "1e3", "9" * 30):
         with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as conn:
-            conn.settimeout(LONGEST_S)
+            conn.settimeout(MAX_S)
             request = f"POST /api/v1/who HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}"
             conn.sendall(f"{request}\r\n\r\n".encode())
             status = int(conn.recv(4096).split()[1])
@@ -434,7 +434,7 @@ def test_a_body_that_does_not_come_is_given_up(
     monkeypatch.setattr("dagster_tidegate.web.middleware.visit.BODY_S", 0.2)
     client = serve()
     with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as conn:
-        conn.settimeout(LONGEST_S)
+        conn.settimeout(MAX_S)
         conn.sendall(b"POST /api/v1/who HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
         answer = conn.recv(4096)
     assert b"408" in answer.split(b"\r\n")[0]
@@ -777,11 +777,11 @@ def test_a_websocket_needs_a_token_too(serve: Serve, store: Store, secret: str) 
         websocket(client)
     with websocket(client, **bearer(secret)) as subscribed:
         subscribed.send(start("subscription { capturedLogs }"))
-        assert json.loads(subscribed.recv(LONGEST_S))["id"] == "1"
+        assert json.loads(subscribed.recv(MAX_S))["id"] == "1"
         # What was begun before the token ended ends with it.
         revoke(store, "ana")
         with pytest.raises(ConnectionClosed):
-            subscribed.recv(LONGEST_S)
+            subscribed.recv(MAX_S)
 
 
 @one_database
@@ -796,7 +796,7 @@ def test_a_session_opens_a_websocket_only_from_this_servers_pages(
             websocket(client, **cookie, **headers)
     with websocket(client, **cookie, Origin=str(client.base_url).rstrip("/")) as opened:
         opened.send("{}")
-        assert opened.recv(LONGEST_S) == "{}"
+        assert opened.recv(MAX_S) == "{}"
 
 
 @one_database
@@ -817,7 +817,7 @@ def test_a_websocket_carries_no_changes(serve: Serve, message: str | bytes) -> N
     with websocket(client) as subscribed:
         subscribed.send(message)
         with pytest.raises(ConnectionClosed) as closed:
-            subscribed.recv(LONGEST_S)
+            subscribed.recv(MAX_S)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.loop import Watch
 from dagster_tidegate.alerts.rules import BURST
-from dagster_tidegate.alerts.sender import MOST_TRIES, Sender
+from dagster_tidegate.alerts.sender import MAX_TRIES, Sender
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings
@@ -151,7 +151,7 @@ class Alerts(RuleBasedStateMachine):
     def settle(self) -> None:
         """Everybody is well for long enough: then all is told."""
         self.target.mood = "well"
-        for _ in range(3 * MOST_TRIES):
+        for _ in range(3 * MAX_TRIES):
             self.time += timedelta(seconds=1000)
             self.look()
             self.sender.send(GO_ON)

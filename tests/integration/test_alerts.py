@@ -25,7 +25,7 @@ from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.loop import Outage, Watch
 from dagster_tidegate.alerts.rules import Verdict
-from dagster_tidegate.alerts.sender import CLAIMED_FOR, MOST_TRIES, Sender
+from dagster_tidegate.alerts.sender import CLAIMED_FOR, MAX_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.breaker.breaker import BreakerOpenError
@@ -40,7 +40,7 @@ from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.alerts import AlertStatus, Counts
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.text import utc
@@ -118,8 +118,8 @@ class Bench:
         self.restart()
         with store.begin() as conn:
             breakers.ensure(conn, clock(), ["mail"])
-            shape = CampaignShape("letters", "here", "none", ops={"send": "mail"})
-            campaigns.save(conn, clock(), "here", [shape])
+            spec = CampaignSpec("letters", "here", "none", ops={"send": "mail"})
+            campaigns.save(conn, clock(), "here", [spec])
         self.beat()
         self.watch.look()
 
@@ -407,9 +407,9 @@ def test_a_message_that_can_not_be_sent_is_given_up_and_seen(
     receiver.answer = 403
     bench.turn(BreakerState.OPEN)
     bench.go_on()
-    for _ in range(2 * MOST_TRIES):
+    for _ in range(2 * MAX_TRIES):
         bench.go_on(900)
-    assert len(receiver.titles) == MOST_TRIES
+    assert len(receiver.titles) == MAX_TRIES
     assert bench.all()["mail is down: 503 x5"] is AlertStatus.GIVEN_UP
     bench.turn(BreakerState.CLOSED)
     receiver.answer = 200

@@ -15,12 +15,12 @@ from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import history
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.text import LONGEST_REASON, checked
+from dagster_tidegate.text import MAX_REASON, checked
 from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import Guard
-from tests.integration.served import LONGEST_S, served
+from tests.integration.served import MAX_S, served
 
 KEPT = [
     "<script>alert(1)</script>",
@@ -34,7 +34,7 @@ KEPT = [
     "grün 漢字 🌊 עברית",
     "\\x1b[31m \\u202e",
     "null",
-    "x" * LONGEST_REASON,
+    "x" * MAX_REASON,
 ]  # fmt: skip
 REFUSED = [
     "",
@@ -49,7 +49,7 @@ REFUSED = [
     "line\u2028separator",
     "\x85next line",
     "\x7f",
-    "x" * (LONGEST_REASON + 1),
+    "x" * (MAX_REASON + 1),
     "half \ud83d of a pair",
 ]
 SETTINGS = ServeSettings(requests_per_address=100_000)
@@ -64,7 +64,7 @@ def clock() -> None:
 @pytest.fixture
 def client(store: Store) -> Iterator[httpx.Client]:
     app = Guard(create_app(store, settings=SETTINGS), store, SETTINGS)
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=LONGEST_S) as made:
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=MAX_S) as made:
         yield made
 
 
@@ -159,10 +159,10 @@ def test_deep_json_is_refused(client: httpx.Client) -> None:
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(reason=st.text(max_size=LONGEST_REASON + 5))
+@given(reason=st.text(max_size=MAX_REASON + 5))
 def test_any_reason_is_kept_or_refused(client: httpx.Client, reason: str) -> None:
     try:
-        expected = checked(reason, "reason", LONGEST_REASON)
+        expected = checked(reason, "reason", MAX_REASON)
     except ValueError:
         expected = None
     answer = hold(client, reason)

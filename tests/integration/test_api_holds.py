@@ -10,16 +10,16 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, history, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.history import Event
 from tests.conftest import Clock
 from tests.integration.api import Api, api
 
 SHAPES = [
-    CampaignShape("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),
-    CampaignShape("finder", "here", "none", ops={"find": "apollo"}),
-    CampaignShape("outreach", "here", "latest", priority=5, ops={"send": "instantly@outreach"}),
+    CampaignSpec("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),
+    CampaignSpec("finder", "here", "none", ops={"find": "apollo"}),
+    CampaignSpec("outreach", "here", "latest", priority=5, ops={"send": "instantly@outreach"}),
 ]
 
 

@@ -12,13 +12,13 @@ from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import PUBLIC, Guard
-from tests.integration.served import LONGEST_S, served
+from tests.integration.served import MAX_S, served
 from tests.new_stores import new_sqlite_url
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -71,7 +71,7 @@ def body(method: str, path: str) -> Any:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     store = Store(new_sqlite_url(tmp_path_factory.mktemp("roles") / "tidegate.db"))
-    shape = CampaignShape(
+    spec = CampaignSpec(
         name=OWNED,
         location="here",
         catch_up="none",
@@ -80,7 +80,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     )
     with store.begin() as conn:
         breakers.ensure(conn, NOW, ["instantly"])
-        campaigns.save(conn, NOW, "here", [shape])
+        campaigns.save(conn, NOW, "here", [spec])
         runs.create(conn, NOW, OWNED, PARTITION, actor="tests")
         target = Target(TargetKind.CAMPAIGN, OWNED)
         holds.place(conn, NOW, target, source=HoldSource.OPERATOR, reason="tests", actor="tests")
@@ -110,7 +110,7 @@ def secrets(store: Store) -> dict[str, str]:
 def client(store: Store, secrets: dict[str, str]) -> Iterator[httpx.Client]:
     assert secrets  # a server that knows of no token yet learns of the first a moment later
     app = Guard(create_app(store, settings=SETTINGS), store, SETTINGS)
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=LONGEST_S) as made:
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=MAX_S) as made:
         yield made
 
 
@@ -130,7 +130,7 @@ class BehindNoGuard:
 @pytest.fixture(scope="module")
 def bare(store: Store) -> Iterator[httpx.Client]:
     app = BehindNoGuard(create_app(store, settings=SETTINGS))
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=LONGEST_S) as made:
+    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=MAX_S) as made:
         yield made
 
 

@@ -13,7 +13,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from tests.conftest import Clock
@@ -27,8 +27,8 @@ def asked(store: Store) -> Iterator[Api]:
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, ["openai"])
-        shape = CampaignShape("digest", "here", "none", priority=3, ops={"write": "openai"})
-        campaigns.save(conn, now, "here", [shape])
+        spec = CampaignSpec("digest", "here", "none", priority=3, ops={"write": "openai"})
+        campaigns.save(conn, now, "here", [spec])
     with api(store) as asked:
         yield asked
 
@@ -340,7 +340,7 @@ def test_a_pause_waits_for_an_end_that_is_being_written(asked: Api, store: Store
 def test_what_has_ended_can_t_be_cancelled(store: Store) -> None:
     with store.begin() as conn:
         now = store.now(conn)
-        campaigns.save(conn, now, "here", [CampaignShape("digest", "here", "none")])
+        campaigns.save(conn, now, "here", [CampaignSpec("digest", "here", "none")])
     for status in (RunStatus.COMPLETED, RunStatus.FAILED):
         set_status(store, status, partition=status)
         with api(store, workspace=_no_runs) as with_code:
@@ -359,7 +359,7 @@ class _no_runs:
 def test_a_run_that_dagster_knows_nothing_of_is_cancelled_in_the_store(store: Store) -> None:
     with store.begin() as conn:
         now = store.now(conn)
-        campaigns.save(conn, now, "here", [CampaignShape("digest", "here", "none")])
+        campaigns.save(conn, now, "here", [CampaignSpec("digest", "here", "none")])
     with api(store, workspace=_no_runs) as asked:
         for status in UNFINISHED:
             set_status(store, status, partition=status)
@@ -384,7 +384,7 @@ def test_a_read_only_server_changes_nothing(store: Store) -> None:
 
 
 def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> None:
-    shape = CampaignShape("digest", "here", "none")
+    spec = CampaignSpec("digest", "here", "none")
     ended: list[str] = []
 
     class Code(_no_runs):
@@ -400,6 +400,6 @@ def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> N
             return ended
 
     with pytest.raises(operations.ChangedMeanwhileError, match="cancelled while"):
-        operations.start(store, Code(), shape, "mon", actor="ana")
+        operations.start(store, Code(), spec, "mon", actor="ana")
     assert ended == ["digest/mon"]
     assert found(store).status is RunStatus.CANCELLED

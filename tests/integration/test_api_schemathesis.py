@@ -10,7 +10,7 @@ from schemathesis.specs.openapi.checks import allow_header_conformance, positive
 
 from dagster_tidegate.store import breakers, campaigns, runs
 from dagster_tidegate.store import schema as migrations
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, ["0"])  # a name that the generator finds by itself
-        campaigns.save(conn, now, "here", [CampaignShape("0", "here", "none", ops={"op": "0"})])
+        campaigns.save(conn, now, "here", [CampaignSpec("0", "here", "none", ops={"op": "0"})])
         runs.create(conn, now, "0", "0", actor="tests")
         _, secret = tokens.create(conn, now, "tests", Role.ADMIN, actor="tests")
     with api(store, workspace=Anything) as asked:

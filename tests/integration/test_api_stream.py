@@ -15,7 +15,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.api import stream
-from tests.integration.api import LONGEST_S, Api, api
+from tests.integration.api import MAX_S, Api, api
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -53,7 +53,7 @@ class Following:
 def following(asked: Api, after: int | None = None) -> Iterator[Following]:
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     # An event that never comes is a failure after so long.
-    timeout = httpx.Timeout(LONGEST_S)
+    timeout = httpx.Timeout(MAX_S)
     with asked.client.stream(
         "GET", "/api/v1/events/stream", headers=headers, timeout=timeout
     ) as answer:
@@ -144,7 +144,7 @@ def test_streams_are_bounded_and_those_that_went_are_not_counted(
         left.release()
 
     monkeypatch.setattr(stream.Feed, "leave", tell_leave)
-    monkeypatch.setattr(stream, "MOST_STREAMS", 2)
+    monkeypatch.setattr(stream, "MAX_STREAMS", 2)
     with api(store) as asked:
         for _ in range(3):
             with following(asked), following(asked):
@@ -158,7 +158,7 @@ def test_streams_are_bounded_and_those_that_went_are_not_counted(
 def test_a_stream_ends_by_itself_and_says_that_it_is_there(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "LONGEST_S", 1.0)
+    monkeypatch.setattr(stream, "MAX_S", 1.0)
     monkeypatch.setattr(stream, "HEARTBEAT_S", 0.1)
     with api(store) as asked:
         text = asked.client.get("/api/v1/events/stream").text

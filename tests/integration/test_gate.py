@@ -17,7 +17,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.instance import CANARY_TAG, partition_of
 from dagster_tidegate.gate import follow, reconcile
 from dagster_tidegate.gate.follow import Audit
-from dagster_tidegate.gate.missed_ticks import CatchUpper
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
@@ -137,14 +137,14 @@ def asked(deployed: Deployment, but: str) -> list[dg.DagsterRun]:
 def gate_of(deployed: Deployment) -> Gate:
     """The gate of the code location, in this process."""
     with deployed.store.read() as conn:
-        shapes = campaigns.read(conn)
+        specs = campaigns.read(conn)
     policies = [ServicePolicy(name=name, ramp_interval_s=0) for name in ("mail", "maps")]
     return Gate(
         deployed.dagster,
         deployed.store,
         {policy.name: policy for policy in policies},
         LOCATION,
-        shapes,
+        specs,
     )
 
 
@@ -793,9 +793,9 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     for name in ("tidegate_pause", "tidegate_resume"):
         deployed.tick(name)
     gate, audit = gate_of(deployed), Audit()
-    jobs = {shape.name: SimpleNamespace(name=shape.name) for shape in gate.shapes}
+    jobs = {spec.name: SimpleNamespace(name=spec.name) for spec in gate.specs}
     named = {name: Campaign(job=job) for name, job in jobs.items()}  # type: ignore[arg-type] -- only its name is used
-    upper = CatchUpper(gate, None, named)  # type: ignore[arg-type] -- nothing was missed
+    upper = MissedTickPlanner(gate, None, named)  # type: ignore[arg-type] -- nothing was missed
     fleet = Fleet(Store(str_url(deployed)), gate.policies.values())
     ticks = {
         "pause": lambda: pause_tick(gate, named, upper, audit, new_code=False),
@@ -806,7 +806,7 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     # What changed in the last minute is looked at once more; here that is all of it.
     with (
         mock.patch.object(follow, "OVERLAP", timedelta(0)),
-        mock.patch.object(follow, "MOST_SKEW", timedelta(0)),
+        mock.patch.object(follow, "MAX_SKEW", timedelta(0)),
     ):
         for name, tick in ticks.items():
             tries = []

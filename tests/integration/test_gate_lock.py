@@ -15,7 +15,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import gate_lock as module
 from dagster_tidegate.store import holds, runs, takeovers
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock
 from tests.conftest import Clock
@@ -113,9 +113,9 @@ def test_while_dagster_is_slow_the_records_of_the_fleet_advance(
     with store.begin() as conn:
         holds.place(conn, clock(), MAIL, source=HoldSource.OPERATOR, reason="test", actor="ann")
     dagster = SlowDagster(clock)
-    shapes = [CampaignShape("letters", "here", "none", ops={"send": "mail"})]
+    specs = [CampaignSpec("letters", "here", "none", ops={"send": "mail"})]
     policies = {"mail": ServicePolicy(name="mail", ramp_interval_s=0)}
-    gate = Gate(dagster, store, policies, "here", shapes)  # type: ignore[arg-type] -- simulated
+    gate = Gate(dagster, store, policies, "here", specs)  # type: ignore[arg-type] -- simulated
 
     def pause() -> None:
         turn(

@@ -10,7 +10,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
 
@@ -102,8 +102,8 @@ def test_status_names_each_paused_campaign_and_why(run: Run, store: Store) -> No
             now,
             "here",
             [
-                CampaignShape("digest", "here", "none", ops={"write": "openai"}),
-                CampaignShape("finder", "here", "none", ops={"find": "apollo"}),
+                CampaignSpec("digest", "here", "none", ops={"write": "openai"}),
+                CampaignSpec("finder", "here", "none", ops={"find": "apollo"}),
             ],
         )
         found = runs.ensure(conn, now, "digest", "monday")

@@ -29,8 +29,8 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts, campaigns, heartbeats, holds, service_stats
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.breakers import StoredCircuits
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.breakers import SqlBackend
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.telemetry.collector import FleetCollector
 from dagster_tidegate.telemetry.opentelemetry import OpenTelemetryHook
@@ -138,15 +138,15 @@ def test_the_calls_of_the_fleet_are_counted_once_and_never_less(
             fleet.breaker("mail").call(int)
             fleet.flush()
         clock.advance(MAIL.window_s / 5)
-        StoredCircuits(store).prune([MAIL])
+        SqlBackend(store).prune([MAIL])
         if round % 3 == 0:
             assert scrape("calls_total", service="mail", outcome="ok") == 2 * round
 
 
 def test_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
-    shape = CampaignShape("letters", "here", "none", ops={"send": "mail"})
+    spec = CampaignSpec("letters", "here", "none", ops={"send": "mail"})
     with store.begin() as conn:
-        campaigns.save(conn, clock(), "here", [shape])
+        campaigns.save(conn, clock(), "here", [spec])
         for partition, status, rate in (
             ("mon", RunStatus.PROCESSING, 2.5),
             ("tue", RunStatus.PAUSED, 7.0),

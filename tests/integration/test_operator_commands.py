@@ -20,7 +20,7 @@ from dagster_tidegate.cli import main
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -43,10 +43,10 @@ def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
         now = store.now(conn)
         breakers.ensure(conn, now, ["mail", "maps"])
         daily = Trigger(TakeoverKind.SCHEDULE, "daily", "daily-id", True)
-        letters = CampaignShape(
+        letters = CampaignSpec(
             "letters", "here", "latest", ops={"a": "@letters", "send": "mail"}, triggers=(daily,)
         )
-        guide = CampaignShape("guide", "here", "none", ops={"look_up": "maps"})
+        guide = CampaignSpec("guide", "here", "none", ops={"look_up": "maps"})
         campaigns.save(conn, now, "here", [letters, guide])
         for part in heartbeats.PARTS:
             heartbeats.beat(conn, now, location="here", part=part, summary="nothing to do")
@@ -367,7 +367,7 @@ def test_what_is_in_the_store_can_do_nothing_to_a_terminal(run: Run, store: Stor
         for name in (target, EVERYTHING):
             holds.place(conn, now, name, source=HoldSource.OPERATOR, reason=EVIL, actor=EVIL)
         breakers.ensure(conn, now, [EVIL])
-        campaigns.save(conn, now, "there", [CampaignShape(EVIL, EVIL, "none", ops={EVIL: EVIL})])
+        campaigns.save(conn, now, "there", [CampaignSpec(EVIL, EVIL, "none", ops={EVIL: EVIL})])
         runs.ensure(conn, now, EVIL, EVIL)
     for command in (
         ["status"],

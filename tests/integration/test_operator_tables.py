@@ -30,7 +30,7 @@ from dagster_tidegate.store import (
     tables,
     takeovers,
 )
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.integration.conftest import Run
@@ -38,15 +38,15 @@ from tests.integration.conftest import Run
 SERVICES = ("apollo", "instantly", "millionverifier", "openai", "perplexity")
 DAILY = Trigger(TakeoverKind.SCHEDULE, "outreach_daily", "daily-id", True)
 SHAPES = (
-    CampaignShape(
+    CampaignSpec(
         "outreach",
         "here",
         "latest",
         ops={name: name for name in SERVICES} | {"begin": "@outreach"},
         triggers=(DAILY,),
     ),
-    CampaignShape("list_hygiene", "here", "none", ops={"verify": "millionverifier"}),
-    CampaignShape("account_digest", "here", "all", ops={"write": "openai+perplexity"}),
+    CampaignSpec("list_hygiene", "here", "none", ops={"verify": "millionverifier"}),
+    CampaignSpec("account_digest", "here", "all", ops={"write": "openai+perplexity"}),
 )
 SERVICE_503 = "instantly answers 503 Service Unavailable since the night; it goes on by itself"
 

@@ -155,7 +155,7 @@ def test_chunks_of_a_frame_are_rows(work: Work) -> None:
 
 
 def test_an_input_of_several_chunks_is_gone_through_once_and_in_order(work: Work) -> None:
-    count = input.MOST_AT_ONCE * 2 + 10
+    count = input.MAX_AT_ONCE * 2 + 10
     keys = [str(n) for n in range(count)]
     seen = go_through(work.records((key for key in keys), group=Group(records=400)))
     assert seen == keys
@@ -254,7 +254,7 @@ def test_a_loop_that_is_left_early_leaves_nothing_in_doubt(work: Work) -> None:
 def test_a_slow_input_keeps_nothing_of_what_is_behind(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input, "LONGEST_READ_S", 0.0)
+    monkeypatch.setattr(input, "MAX_READ_S", 0.0)
     monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_EVERY_S", 0.0)
     records = work.records(str(n) for n in range(30))
     go_through(records)
@@ -482,12 +482,12 @@ def pause_after(work: Work, items: Any, key: str, **options: Any) -> None:
 
 
 def test_an_input_that_only_grows_is_not_read_again(work: Work) -> None:
-    items = Watched(str(n) for n in range(input.MOST_AT_ONCE * 3))
-    pause_after(work, items, str(input.MOST_AT_ONCE * 2), append_only=True)
+    items = Watched(str(n) for n in range(input.MAX_AT_ONCE * 3))
+    pause_after(work, items, str(input.MAX_AT_ONCE * 2), append_only=True)
     items.read.clear()
     items.append("new")
-    assert len(go_through(work.records(items, append_only=True))) == input.MOST_AT_ONCE
-    assert min(items.read) == input.MOST_AT_ONCE * 2 - 1
+    assert len(go_through(work.records(items, append_only=True))) == input.MAX_AT_ONCE
+    assert min(items.read) == input.MAX_AT_ONCE * 2 - 1
     assert work.progress().done == len(items)
 
 
@@ -507,7 +507,7 @@ def test_nothing_is_lost_of_a_chunk_that_could_not_be_read_to_its_end(work: Work
 
 
 def test_a_cancelled_run_goes_on_where_it_stopped(work: Work) -> None:
-    items = Watched(str(n) for n in range(input.MOST_AT_ONCE * 2))
+    items = Watched(str(n) for n in range(input.MAX_AT_ONCE * 2))
     with pytest.raises(Stopped):
         go_through(
             work.records(items, append_only=True),
@@ -516,7 +516,7 @@ def test_a_cancelled_run_goes_on_where_it_stopped(work: Work) -> None:
     work.begin()
     items.read.clear()
     assert len(go_through(work.records(items, append_only=True))) == len(items) - 601
-    assert min(items.read) == input.MOST_AT_ONCE - 1
+    assert min(items.read) == input.MAX_AT_ONCE - 1
 
 
 @pytest.mark.parametrize("now", ["shifted", "shorter"])
@@ -867,7 +867,7 @@ def test_what_is_done_is_written_also_when_the_first_write_is_cut_off(
 
 def test_what_an_earlier_try_of_the_step_left_in_doubt_stays_so(work: Work) -> None:
     """Dagster tries a step again in the same run: the attempt is the same."""
-    many = [str(n) for n in range(input.MOST_AT_ONCE * 2)]
+    many = [str(n) for n in range(input.MAX_AT_ONCE * 2)]
     with work.store.begin() as conn:
         entry = ledger.Entry(many[-1], len(many) - 1, RecordStatus.STARTED)
         ledger.write(conn, work.store.now(conn), work.attempt, "send", [entry])

@@ -19,7 +19,7 @@ from dagster_tidegate.store.database import Store
 from demo.up.ports import free
 from tests.new_stores import new_sqlite_url
 
-LONGEST_S = 120.0
+MAX_S = 120.0
 DEFINITIONS = """
 import dagster as dg
 
@@ -74,7 +74,7 @@ class Serving:
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(LONGEST_S)
+        return self.process.wait(MAX_S)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_api_and_dagsters_pages_are_on_one_port_and_read_only_for_both(
     serving = serve("--path-prefix", "/dg", "--read-only")
     address = serving.address()
     assert address.endswith("/dg")
-    with httpx.Client(base_url=address, timeout=LONGEST_S) as client:
+    with httpx.Client(base_url=address, timeout=MAX_S) as client:
         assert client.get("/api/v1/health/ready").json() == {"status": "ready"}
         assert client.get("/api/v1/openapi.json").json()["servers"] == [{"url": "/dg"}]
         assert "dagster_webserver_version" in client.get("/server_info").json()
@@ -120,7 +120,7 @@ def test_alone_and_read_only_the_api_shows_and_changes_nothing(
     serve: Callable[..., Serving],
 ) -> None:
     serving = serve("--api-only", "--read-only")
-    with httpx.Client(base_url=serving.address(), timeout=LONGEST_S) as client:
+    with httpx.Client(base_url=serving.address(), timeout=MAX_S) as client:
         assert client.get("/api/v1/holds").json()["items"] == []
         body = {"target_kind": "everything", "reason": "x"}
         assert client.post("/api/v1/holds", json=body).json()["code"] == "read_only"
@@ -137,7 +137,7 @@ def test_another_server_can_run_the_api(project: Path) -> None:
     serving = Serving(project, ["uvicorn", *options])
     try:
         transport = httpx.HTTPTransport(retries=100)
-        with httpx.Client(transport=transport, timeout=LONGEST_S) as client:
+        with httpx.Client(transport=transport, timeout=MAX_S) as client:
             answer = client.get(f"http://127.0.0.1:{port}/api/v1/health/ready")
         assert answer.json() == {"status": "ready"}
     finally:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.store import campaigns, heartbeats, missed_ticks, takeovers
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
@@ -108,9 +108,9 @@ def test_campaigns_are_kept_as_they_are_and_those_of_other_locations_stay(
     store: Store, clock: Clock
 ):
     trigger = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=True)
-    letters = CampaignShape("letters", "here", "all", 3, {"send": "mail"}, (trigger,))
-    digest = CampaignShape("digest", "here", "none")
-    other = CampaignShape("other", "there", "latest", ops={"ask": "maps"})
+    letters = CampaignSpec("letters", "here", "all", 3, {"send": "mail"}, (trigger,))
+    digest = CampaignSpec("digest", "here", "none")
+    other = CampaignSpec("other", "there", "latest", ops={"ask": "maps"})
     with store.begin() as conn:
         campaigns.save(conn, clock(), "there", [other])
         campaigns.save(conn, clock(), "here", [letters, digest])

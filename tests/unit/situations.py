@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import Takeover, TakeoverKind
@@ -20,15 +20,15 @@ LETTERS = Target(TargetKind.CAMPAIGN, "letters")
 MONDAY = Target(TargetKind.CAMPAIGN_RUN, "letters/monday")
 TARGETS = (EVERYTHING, MAIL, MAPS, LETTERS, MONDAY)
 SHAPES = (
-    CampaignShape(
+    CampaignSpec(
         "letters",
         "here",
         "latest",
         ops={"begin": "@letters", "send": "mail"},
         triggers=(Trigger(TakeoverKind.SCHEDULE, "daily", "id-daily", True),),
     ),
-    CampaignShape("guide", "here", "none", ops={"look_up": "maps", "post": "mail+maps"}),
-    CampaignShape("tour", "here", "none", ops={"look_up": "maps"}),
+    CampaignSpec("guide", "here", "none", ops={"look_up": "maps", "post": "mail+maps"}),
+    CampaignSpec("tour", "here", "none", ops={"look_up": "maps"}),
 )
 
 
@@ -48,8 +48,8 @@ def breakers_hold(target: Target, id: int = 9) -> Hold:
     return hold(target, source=HoldSource.BREAKER, id=id, actor="breaker", reason="503 x5")
 
 
-def open_circuit(name: str, due_in_s: float = 20) -> Circuit:
-    return Circuit(
+def open_circuit(name: str, due_in_s: float = 20) -> BreakerStatus:
+    return BreakerStatus(
         name,
         changed_at=NOW - timedelta(minutes=5),
         state=BreakerState.OPEN,
@@ -58,7 +58,7 @@ def open_circuit(name: str, due_in_s: float = 20) -> Circuit:
     )
 
 
-def half_open(name: str) -> Circuit:
+def half_open(name: str) -> BreakerStatus:
     return replace(open_circuit(name), state=BreakerState.HALF_OPEN)
 
 
@@ -92,23 +92,25 @@ def campaign_run(
 def situation(
     holds: Sequence[Hold] = (),
     *,
-    circuits: Sequence[Circuit] = (),
+    circuits: Sequence[BreakerStatus] = (),
     counts: Mapping[str, Mapping[RunStatus, int]] | None = None,
     takeovers: Sequence[Takeover] = (),
     silent: Sequence[str] = (),
     enabled: bool = True,
-    shapes: Sequence[CampaignShape] = SHAPES,
+    specs: Sequence[CampaignSpec] = SHAPES,
     trials: Mapping[str, int] | None = None,
 ) -> Situation:
     """A situation in which all is well, but for what is said."""
-    known = {name: Circuit(name, changed_at=NOW - timedelta(hours=1)) for name in ("mail", "maps")}
+    known = {
+        name: BreakerStatus(name, changed_at=NOW - timedelta(hours=1)) for name in ("mail", "maps")
+    }
     known |= {circuit.name: circuit for circuit in circuits}
     campaigns = {}
-    for shape in shapes:
-        needed = shape.services(known)
-        held = covering(holds, NOW, services=needed, campaign=shape.name)
-        runs = (counts or {}).get(shape.name, {})
-        campaigns[shape.name] = CampaignSituation(shape, needed, runs, held)
+    for spec in specs:
+        needed = spec.services(known)
+        held = covering(holds, NOW, services=needed, campaign=spec.name)
+        runs = (counts or {}).get(spec.name, {})
+        campaigns[spec.name] = CampaignSituation(spec, needed, runs, held)
     beats = [
         Heartbeat("here", part, NOW - timedelta(hours=1 if part in silent else 0), None, "")
         for part in PARTS

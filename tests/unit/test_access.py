@@ -146,7 +146,7 @@ def test_a_document_of_any_text_is_read_or_not(text: str) -> None:
 def test_what_is_kept_of_variables_is_bounded(variables: object) -> None:
     found = graphql.subjects({"jobName": "outreach", "selector": variables})
     assert found["jobName"] == "outreach"
-    assert len(found) <= graphql.MOST_SUBJECTS + graphql.MOST_SUBJECTS
+    assert len(found) <= graphql.MAX_SUBJECTS + graphql.MAX_SUBJECTS
 
 
 def test_configurations_are_not_kept() -> None:

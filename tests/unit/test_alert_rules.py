@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.rules import LONGEST_NAME, Verdict, bounded, judge
-from dagster_tidegate.alerts.sender import MOST_TRIES, messages, wait_after
+from dagster_tidegate.alerts.rules import MAX_NAME, Verdict, bounded, judge
+from dagster_tidegate.alerts.sender import MAX_TRIES, messages, wait_after
 from dagster_tidegate.alerts.situation import InDoubt, Seen, Trouble, Waiting
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.holds import EVERYTHING
@@ -294,7 +294,7 @@ def test_text_and_names_are_bounded() -> None:
     endless = Text("t" * 10_000, "b" * 100_000).plain()
     assert (len(endless.title), len(endless.body)) == (200, 4000)
     one, other = (bounded("n" * 600 + end) for end in "ab")
-    assert len(one) == LONGEST_NAME
+    assert len(one) == MAX_NAME
     assert one != other
 
 
@@ -332,9 +332,9 @@ def test_what_one_target_has_is_not_sent_to_it_in_a_common_message() -> None:
 
 
 def test_tries_become_rarer_and_end() -> None:
-    waits = [wait_after(tries) for tries in range(1, MOST_TRIES + 1)]
+    waits = [wait_after(tries) for tries in range(1, MAX_TRIES + 1)]
     known = [wait.total_seconds() for wait in waits if wait is not None]
     assert known == sorted(known)
     assert waits[-1] is None
-    assert len(known) == MOST_TRIES - 1
+    assert len(known) == MAX_TRIES - 1
     assert 3600 < sum(known) < 6 * 3600

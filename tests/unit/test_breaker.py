@@ -10,7 +10,7 @@ from typing import Any
 import pybreaker
 import pytest
 
-from dagster_tidegate.breaker.backend import MemoryCircuits
+from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
 from dagster_tidegate.breaker.events import CallFailed, CallRefused, CallsCounted, StateChanged
 from dagster_tidegate.breaker.fleet import Fleet, UnknownServiceError
@@ -40,7 +40,7 @@ def breaker(clock: Clock, events: list[Any]) -> Breaker:
 
 def make_breaker(clock: Clock, events: list[Any] | None = None, **fields: Any) -> Breaker:
     hooks = [] if events is None else [events.append]
-    return Fleet(MemoryCircuits(clock=clock), [policy(**fields)], hooks=hooks).breaker("openai")
+    return Fleet(MemoryBackend(clock=clock), [policy(**fields)], hooks=hooks).breaker("openai")
 
 
 # --- calls -------------------------------------------------------------------------------------
@@ -617,7 +617,7 @@ def test_a_hook_that_raises_changes_nothing(clock: Clock, caplog: pytest.LogCapt
         raise RuntimeError("hook")
 
     policy = ServicePolicy(name="openai", consecutive_failures=1)
-    breaker = Fleet(MemoryCircuits(clock=clock), [policy], hooks=[hook]).breaker("openai")
+    breaker = Fleet(MemoryBackend(clock=clock), [policy], hooks=[hook]).breaker("openai")
     trip(breaker)
     assert breaker.circuit.state == BreakerState.OPEN
     assert "a hook failed on StateChanged" in caplog.text
@@ -631,7 +631,7 @@ def test_a_hook_may_call_the_service_itself(clock: Clock):
                 breaker.call(fail)
 
     policy = ServicePolicy(name="openai", consecutive_failures=10)
-    breaker = Fleet(MemoryCircuits(clock=clock), [policy], hooks=[hook]).breaker("openai")
+    breaker = Fleet(MemoryBackend(clock=clock), [policy], hooks=[hook]).breaker("openai")
     with pytest.raises((Down, BreakerOpenError)):
         breaker.call(fail)  # the hook calls, fails, and is told of that in turn
     assert breaker.circuit.reason == "Down x10"

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from dagster_tidegate.dagster_api.instance import tick_times
-from dagster_tidegate.gate.missed_ticks import MOST_RECORDED, judge
+from dagster_tidegate.gate.missed_ticks import MAX_RECORDED, judge
 from dagster_tidegate.plugin.campaign import CatchUp
 
 
@@ -86,5 +86,5 @@ def test_no_ticks_are_no_ticks():
 
 
 def test_of_a_very_long_stop_only_so_many_are_written_down():
-    times = (at("2026-01-01 00:00") + timedelta(minutes=m) for m in range(MOST_RECORDED + 5))
-    assert len(judge(times, CatchUp.LATEST, most=3)) == MOST_RECORDED
+    times = (at("2026-01-01 00:00") + timedelta(minutes=m) for m in range(MAX_RECORDED + 5))
+    assert len(judge(times, CatchUp.LATEST, most=3)) == MAX_RECORDED

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.state_machine import Circuit, Tally
+from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
 from dagster_tidegate.breaker.verdicts import Outcome
 from dagster_tidegate.statuses import BreakerState
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
-CLOSED = Circuit(name="openai", changed_at=NOW - timedelta(hours=1))
+CLOSED = BreakerStatus(name="openai", changed_at=NOW - timedelta(hours=1))
 
 
 def policy(**fields: Any) -> ServicePolicy:
@@ -21,7 +21,7 @@ def policy(**fields: Any) -> ServicePolicy:
     return ServicePolicy(**defaults | fields)
 
 
-def in_row(failures: int, **fields: Any) -> Tally:
+def in_row(failures: int, **fields: Any) -> WindowStats:
     defaults: dict[str, Any] = {
         "failed": failures,
         "failed_in_row": failures,
@@ -30,10 +30,12 @@ def in_row(failures: int, **fields: Any) -> Tally:
         "workers": 1,
         "failing_workers": 1,
     }
-    return Tally(**defaults | fields)
+    return WindowStats(**defaults | fields)
 
 
-def trip(rules: ServicePolicy, tally: Tally, circuit: Circuit = CLOSED) -> Circuit:
+def trip(
+    rules: ServicePolicy, tally: WindowStats, circuit: BreakerStatus = CLOSED
+) -> BreakerStatus:
     return machine.after_calls(circuit, rules, tally, NOW, "503", 0.0)
 
 
@@ -43,26 +45,26 @@ def trip(rules: ServicePolicy, tally: Tally, circuit: Circuit = CLOSED) -> Circu
         (policy(consecutive_failures=5), in_row(4), in_row(5), "503 x5"),
         (
             policy(window_failures=7),
-            Tally(failed=6, workers=1, failing_workers=1),
-            Tally(failed=7, workers=1, failing_workers=1),
+            WindowStats(failed=6, workers=1, failing_workers=1),
+            WindowStats(failed=7, workers=1, failing_workers=1),
             "503, 7 failures in 60 s",
         ),
         (
             policy(failure_rate=0.5, min_calls=10),
-            Tally(ok=6, failed=5, workers=1, failing_workers=1),
-            Tally(ok=5, failed=5, workers=1, failing_workers=1),
+            WindowStats(ok=6, failed=5, workers=1, failing_workers=1),
+            WindowStats(ok=5, failed=5, workers=1, failing_workers=1),
             "503, 5 of 10 calls failed in 60 s",
         ),
         (
             policy(failure_rate=0.5, min_calls=10),
-            Tally(ok=0, failed=9, workers=1, failing_workers=1),
-            Tally(ok=0, failed=10, workers=1, failing_workers=1),
+            WindowStats(ok=0, failed=9, workers=1, failing_workers=1),
+            WindowStats(ok=0, failed=10, workers=1, failing_workers=1),
             "503, 10 of 10 calls failed in 60 s",
         ),
         (
             policy(slow_call_rate=0.5, slow_call_s=2, min_calls=10),
-            Tally(ok=10, slow=4, workers=1, failing_workers=1),
-            Tally(ok=10, slow=5, workers=1, failing_workers=1),
+            WindowStats(ok=10, slow=4, workers=1, failing_workers=1),
+            WindowStats(ok=10, slow=5, workers=1, failing_workers=1),
             "5 of 10 calls took 2 s or more in 60 s",
         ),
     ],
@@ -106,7 +108,7 @@ def test_successes_that_silent_workers_may_not_have_told_yet_are_reckoned_with()
 
 def test_a_rate_waits_until_the_fleet_has_told_of_successes():
     rules = policy(failure_rate=0.5, min_calls=10)
-    told = Tally(ok=2, failed=10, workers=9, failing_workers=8)
+    told = WindowStats(ok=2, failed=10, workers=9, failing_workers=8)
     recovered = replace(CLOSED, changed_at=NOW - timedelta(seconds=1))
     assert trip(rules, told, recovered) is recovered
     assert trip(rules, told) is not CLOSED
@@ -167,7 +169,7 @@ def test_it_closes_after_enough_trial_calls_and_forgets_the_outage():
     circuit = machine.after_trial(circuit, rules, Outcome.SUCCESS, NOW, 0.0)
     assert (circuit.state, circuit.trial_successes) == (BreakerState.HALF_OPEN, 1)
     circuit = machine.after_trial(circuit, rules, Outcome.SUCCESS, NOW, 0.0)
-    assert circuit == Circuit(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
+    assert circuit == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
 
 
 def test_an_ignored_trial_call_says_nothing():

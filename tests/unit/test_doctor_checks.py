@@ -24,7 +24,7 @@ from dagster_tidegate.doctor.checks import (
     diagnose,
     unchecked,
 )
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from tests.unit.situations import NOW, SHAPES, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -85,7 +85,7 @@ def sensors(**values: object) -> Sequence[SensorCode]:
     return [SENSORS[0], SENSORS[1], replace(SENSORS[2], **values)]
 
 
-GONE = CampaignShape("flood", "there", "none", ops={"pump": "maps"})
+GONE = CampaignSpec("flood", "there", "none", ops={"pump": "maps"})
 OTHER_MAIL = ServicePolicy(name="mail", consecutive_failures=2)
 ILL = {
     "python_version": replace(WELL, python=Version("3.10.1", ">=3.11,<3.14")),
@@ -104,7 +104,7 @@ ILL = {
     "daemon_failing": replace(WELL, daemons=[Daemon("SENSOR", True, None, "boom")]),
     "workspace_unreadable": replace(WELL, locations=[], workspace_error="no file"),
     "location_broken": replace(WELL, locations=[LocationCode("here", error="a\nSyntaxError: b\n")]),
-    "location_gone": with_store(situation=situation(shapes=[*SHAPES, GONE])),
+    "location_gone": with_store(situation=situation(specs=[*SHAPES, GONE])),
     "sensor_missing": with_location(sensors=SENSORS[:2]),
     "sensor_stopped": with_location(sensors=sensors(runs=False)),
     "sensor_failing": with_location(sensors=sensors(error="boom")),

@@ -33,7 +33,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import holds, runs, takeovers
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.takeovers import (
     DECLARED_IN_CODE,
     DEFAULT,
@@ -51,7 +51,7 @@ SERVICES = {
     "s2": ServicePolicy(name="s2", ramp_interval_s=0),
 }
 SHAPES = [
-    CampaignShape(
+    CampaignSpec(
         "A",
         "here",
         "none",
@@ -61,18 +61,18 @@ SHAPES = [
             Trigger(TakeoverKind.SCHEDULE, "a2", "A-2", True),
         ),
     ),
-    CampaignShape(
+    CampaignSpec(
         "B",
         "here",
         "none",
         ops={"one": "s2@B"},
         triggers=(Trigger(TakeoverKind.SENSOR, "b1", "B-1", True),),
     ),
-    CampaignShape("C", "here", "none", ops={"one": "@C", "two": "foreign"}),
+    CampaignSpec("C", "here", "none", ops={"one": "@C", "two": "foreign"}),
 ]
-SHAPE = {shape.name: shape for shape in SHAPES}
+SHAPE = {spec.name: spec for spec in SHAPES}
 POOLS = ["s1", "s1+s2", "s2", "s2@B", "@C", "foreign"]
-TRIGGERS = {trigger.selector_id: trigger for shape in SHAPES for trigger in shape.triggers}
+TRIGGERS = {trigger.selector_id: trigger for spec in SHAPES for trigger in spec.triggers}
 TARGETS = [
     EVERYTHING,
     *(Target(TargetKind.SERVICE, name) for name in SERVICES),

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.sender import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_TRIES
-from dagster_tidegate.alerts.targets import LONGEST_TRY_S
+from dagster_tidegate.alerts.sender import FIRST_WAIT_S, MAX_TRIES, MAX_WAIT_S
+from dagster_tidegate.alerts.targets import MAX_TRY_S
 from dagster_tidegate.breaker.events import (
     CallEnded,
     CallRefused,
@@ -27,12 +27,12 @@ from dagster_tidegate.breaker.events import (
     StoreLost,
     StoreRegained,
 )
-from dagster_tidegate.breaker.state_machine import Circuit
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.settings import AlertSettings, load, variable
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.telemetry.collector import FleetCollector
 from dagster_tidegate.telemetry.opentelemetry import OpenTelemetryHook
@@ -54,7 +54,7 @@ def registry_of_the_fleet() -> CollectorRegistry:
     t.metadata.create_all(store.engine)
     with store.begin() as conn:
         breakers.ensure(conn, NOW, ["mail"])
-        campaigns.save(conn, NOW, "here", [CampaignShape("letters", "here", "none")])
+        campaigns.save(conn, NOW, "here", [CampaignSpec("letters", "here", "none")])
         heartbeats.beat(conn, NOW, location="here", part="pause", summary="")
         run = conn.scalar(
             t.campaign_runs.insert()
@@ -88,8 +88,8 @@ def registry_of_the_fleet() -> CollectorRegistry:
 
 
 def happenings() -> Iterator[Event]:
-    closed = Circuit("mail", changed_at=NOW)
-    opened = Circuit("mail", changed_at=NOW, state=BreakerState.OPEN, generation=1)
+    closed = BreakerStatus("mail", changed_at=NOW)
+    opened = BreakerStatus("mail", changed_at=NOW, state=BreakerState.OPEN, generation=1)
     yield StateChanged("mail", closed, opened, "me")
     yield ChangeLearned("mail", opened, closed, 0.1)
     yield CallRefused("mail", "open", None)
@@ -255,7 +255,7 @@ def test_every_setting_of_alerts_is_documented_with_its_default(
 
 
 def test_the_figures_in_the_docs_are_those_of_the_sender() -> None:
-    assert (LONGEST_TRY_S, FIRST_WAIT_S, LONGEST_WAIT_S, MOST_TRIES) == (20, 10, 900, 16)
+    assert (MAX_TRY_S, FIRST_WAIT_S, MAX_WAIT_S, MAX_TRIES) == (20, 10, 900, 16)
     for figure in ("within 20 seconds", "after 10 seconds", "a quarter of an hour", "16 tries"):
         assert figure in " ".join(ALERTS.split())
 

@@ -17,12 +17,12 @@ from dagster_tidegate.gate.plan import (
     plan,
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.store.campaigns import CampaignShape, Trigger
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEDULE = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=False)
-SHAPE = CampaignShape(
+SHAPE = CampaignSpec(
     "letters", "here", "none", ops={"send": "mail", "ask": "maps+mail"}, triggers=(SCHEDULE,)
 )
 
@@ -93,8 +93,8 @@ def test_a_pool_that_its_operator_closed_is_not_taken():
 
 
 def test_a_hold_on_everything_leaves_pools_alone_that_are_not_ours():
-    shape = CampaignShape("letters", "here", "none", ops={"a": "mail", "b": "memory"})
-    actions = plan(seen(holds=[hold(EVERYTHING)], campaigns=[shape], pools={"disk": "2"}))
+    spec = CampaignSpec("letters", "here", "none", ops={"a": "mail", "b": "memory"})
+    actions = plan(seen(holds=[hold(EVERYTHING)], campaigns=[spec], pools={"disk": "2"}))
     assert [action.name for action in actions if isinstance(action, Take)] == ["mail"]
 
 
@@ -125,13 +125,13 @@ def test_a_campaign_is_stopped_by_a_hold_on_it_and_its_schedule_runs_no_more():
 def test_only_a_schedule_that_runs_is_stopped(
     status: str | None, runs_by_default: bool, taken_over: bool
 ):
-    shape = replace(
+    spec = replace(
         SHAPE, ops={"send": "mail"}, triggers=(replace(SCHEDULE, runs_by_default=runs_by_default),)
     )
     actions = plan(
         seen(
             holds=[hold()],
-            campaigns=[shape],
+            campaigns=[spec],
             pools={"mail": "0"},
             triggers={} if status is None else {"selector": TriggerState(status)},
         )

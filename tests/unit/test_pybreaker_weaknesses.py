@@ -13,7 +13,7 @@ from typing import Any
 import pybreaker
 import pytest
 
-from dagster_tidegate.breaker.backend import MemoryCircuits
+from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -48,7 +48,7 @@ class Workers:
         return [pybreaker.CircuitBreaker(state_storage=storage, **options) for _ in range(count)]
 
     def ours(self, count: int, hooks: Any = (), **fields: Any) -> list[Breaker]:
-        shared = MemoryCircuits(clock=self.clock)
+        shared = MemoryBackend(clock=self.clock)
         policy = ServicePolicy(
             **{"name": "openai", "consecutive_failures": 2, "jitter": 0} | fields
         )
@@ -95,7 +95,7 @@ def test_every_success_touches_the_storage():
     theirs.call(int)
     assert CountingStorage.touched - before >= 2
 
-    class Untouchable(MemoryCircuits):
+    class Untouchable(MemoryBackend):
         open_for_use = True
 
         def __getattribute__(self, name: str) -> Any:
@@ -369,7 +369,7 @@ def test_the_storage_has_no_compare_and_set(clock: Clock):
     first, second = storage.state, storage.state
     for _ in (first, second):
         storage.state = "half-open"  # both of them believe that they did it
-    shared = MemoryCircuits(clock=clock)
+    shared = MemoryBackend(clock=clock)
     policy = ServicePolicy(name="openai")
     from dagster_tidegate.breaker import state_machine as machine
 

@@ -16,21 +16,21 @@ from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import plan
 from dagster_tidegate.gate.reconcile import Direction, turn
-from dagster_tidegate.gate.resume import MOST_REQUESTS, Asked, ask
+from dagster_tidegate.gate.resume import MAX_REQUESTS, Asked, ask
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.tables import metadata, services
 from tests.unit.simulated_dagster import FragileStore, Fuse, SimulatedDagster
 from tests.unit.test_gate_properties import Clock
 
 SHAPES = [
-    CampaignShape("slow", "here", "none", ops={"send": "mail"}),
-    CampaignShape("urgent", "here", "none", priority=5, ops={"send": "mail"}),
-    CampaignShape("other", "here", "none", ops={"ask": "maps"}),
+    CampaignSpec("slow", "here", "none", ops={"send": "mail"}),
+    CampaignSpec("urgent", "here", "none", priority=5, ops={"send": "mail"}),
+    CampaignSpec("other", "here", "none", ops={"ask": "maps"}),
 ]
 MAIL = Target(TargetKind.SERVICE, "mail")
 MAPS = Target(TargetKind.SERVICE, "maps")
@@ -51,13 +51,13 @@ class World:
         }
         self.gate = Gate(self.dagster, self.store, policies, "here", SHAPES)  # type: ignore[arg-type] -- simulated
         self.campaigns = {
-            shape.name: Campaign(job=SimpleNamespace(name=shape.name))  # type: ignore[arg-type] -- only its name is used
-            for shape in SHAPES
+            spec.name: Campaign(job=SimpleNamespace(name=spec.name))  # type: ignore[arg-type] -- only its name is used
+            for spec in SHAPES
         }
 
     def paused(self, campaign: str, partition: str, priority: int = 0) -> None:
-        shape = next(shape for shape in SHAPES if shape.name == campaign)
-        run = self.dagster.create(campaign, shape.pools, {"dagster/partition": partition})
+        spec = next(spec for spec in SHAPES if spec.name == campaign)
+        run = self.dagster.create(campaign, spec.pools, {"dagster/partition": partition})
         with self.store.begin() as conn:
             found = runs.ensure(conn, self.clock(), campaign, partition, priority=priority)
             runs.begin_attempt(conn, self.clock(), found, run.run_id, owner_is_over=True)
@@ -136,9 +136,9 @@ def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: Wo
 
 
 def test_one_tick_asks_for_so_many_runs_and_no_more(world: World):
-    for n in range(MOST_REQUESTS + 5):
+    for n in range(MAX_REQUESTS + 5):
         world.paused("other", f"o{n}")
-    assert len(world.ask().requests) == MOST_REQUESTS
+    assert len(world.ask().requests) == MAX_REQUESTS
 
 
 def test_a_paused_run_that_is_held_itself_is_not_asked_for(world: World):

@@ -46,7 +46,7 @@ def test_the_same_subject_under_two_keys_took_effect_twice():
 
 
 def test_what_is_remembered_by_key_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(books, "MOST_KEYS", 3)
+    monkeypatch.setattr(books, "MAX_KEYS", 3)
     book = Book()
     for n in range(5):
         book.arrive(NOW, str(n))

@@ -38,9 +38,9 @@ def test_limits_that_are_settings(what: str, field: str) -> None:
     ("what", "most"),
     [
         ("time until a body is there", f"{visit.BODY_S:g} s"),
-        ("URL", guard.LONGEST_URL),
-        ("headers", guard.LONGEST_HEADERS),
-        ("GraphQL document", graphql.MOST_TOKENS),
+        ("URL", guard.MAX_URL),
+        ("headers", guard.MAX_HEADERS),
+        ("GraphQL document", graphql.MAX_TOKENS),
     ],
 )
 def test_limits_that_are_not(what: str, most: object) -> None:
@@ -49,10 +49,10 @@ def test_limits_that_are_not(what: str, most: object) -> None:
 
 def test_what_is_promised_of_times() -> None:
     assert f"believed for {authenticator.REFRESH_S:g} seconds" in DOCS
-    assert f"**within {authenticator.LONGEST_S:g} seconds**" in DOCS
-    longest = authenticator.LONGEST_S + authenticator.REFRESH_S
+    assert f"**within {authenticator.MAX_S:g} seconds**" in DOCS
+    longest = authenticator.MAX_S + authenticator.REFRESH_S
     assert f"too, within {longest:g}." in DOCS
-    assert f"at most {authenticator.MOST_LOGGED} lines a minute" in DOCS
+    assert f"at most {authenticator.MAX_LOGGED} lines a minute" in DOCS
 
 
 def test_roles_headers_paths_and_exceptions_are_those_of_the_code() -> None:

@@ -25,14 +25,14 @@ from dagster_tidegate.web.access.limits import Limit, TooManyError, network
 
 REFRESH_S = 2.0
 """After so long the store is asked again, by one request; others go on with what it said."""
-LONGEST_S = 5.0
+MAX_S = 5.0
 """For no longer than this is anything believed that the store said, whatever the store does."""
 USED_EVERY = timedelta(minutes=1)
 """How exactly it is known when a token was last used."""
-MOST_KNOWN = 4096
-MOST_REFUSED = 4096
-MOST_LOOKUPS = 4
-MOST_LOGGED = 60
+MAX_KNOWN = 4096
+MAX_REFUSED = 4096
+MAX_LOOKUPS = 4
+MAX_LOGGED = 60
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -91,11 +91,11 @@ class Authenticator:
         self._store = store
         self._clock = clock
         self._refusals = Limit("wrong tokens of this address", refusals)
-        self._logged = Limit("refusals in the log", MOST_LOGGED)
+        self._logged = Limit("refusals in the log", MAX_LOGGED)
         self._known: OrderedDict[Key, _Said[Holder]] = OrderedDict()
         self._refused: OrderedDict[Key, None] = OrderedDict()
         self._needed: _Said[bool] | None = None
-        self._lookups = CapacityLimiter(MOST_LOOKUPS)
+        self._lookups = CapacityLimiter(MAX_LOOKUPS)
 
     async def needed(self) -> bool:
         """Return whether a token is needed.
@@ -152,7 +152,7 @@ class Authenticator:
 
     def _believed(self, said: _Said) -> bool:
         now = self._clock()
-        if now - said.at >= LONGEST_S:
+        if now - said.at >= MAX_S:
             return False
         if now - said.asked_at < REFRESH_S:
             return True
@@ -166,13 +166,13 @@ class Authenticator:
             self._known.pop(key, None)
         else:
             self._known[key] = _Said(found, began, began)
-            while len(self._known) > MOST_KNOWN:
+            while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
         return found
 
     def _refuse(self, key: Key, address: str | None) -> None:
         self._refused[key] = None
-        while len(self._refused) > MOST_REFUSED:
+        while len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
         self._refusals.count(network(address))
         try:

@@ -20,11 +20,11 @@ from graphql import (
 
 from dagster_tidegate.text import shown
 
-MOST_TOKENS = 20_000
+MAX_TOKENS = 20_000
 """Longer documents are not read; the longest of Dagster's own pages has a tenth of that."""
-MOST_REMEMBERED = 512
-MOST_SUBJECTS = 20
-LONGEST_SUBJECT = 256
+MAX_REMEMBERED = 512
+MAX_SUBJECTS = 20
+MAX_SUBJECT = 256
 SUBJECTS = frozenset(
     {
         *("assetKey", "backfillId", "concurrencyKey", "jobName", "name", "partitionName"),
@@ -61,7 +61,7 @@ class Reader:
         found = changes(document)
         with self._lock:
             self._read[key] = found
-            if len(self._read) > MOST_REMEMBERED:
+            if len(self._read) > MAX_REMEMBERED:
                 self._read.popitem(last=False)
         return found
 
@@ -76,7 +76,7 @@ def changes(document: str) -> tuple[str, ...] | None:
         ('launchRun',)
     """
     try:
-        parsed = parse(document, no_location=True, max_tokens=MOST_TOKENS)
+        parsed = parse(document, no_location=True, max_tokens=MAX_TOKENS)
     except (GraphQLSyntaxError, RecursionError):
         return None
     return tuple(
@@ -132,13 +132,13 @@ def subjects(variables: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     todo = [variables]
-    while todo and len(found) < MOST_SUBJECTS:
+    while todo and len(found) < MAX_SUBJECTS:
         each = todo.pop()
         if isinstance(each, list):
-            todo += each[:MOST_SUBJECTS]
+            todo += each[:MAX_SUBJECTS]
         if not isinstance(each, Mapping):
             continue
-        for name, value in list(each.items())[:MOST_SUBJECTS]:
+        for name, value in list(each.items())[:MAX_SUBJECTS]:
             if name in SUBJECTS and (short := _short(value)) is not None:
                 found.setdefault(name, short)
             elif "config" not in name.lower():
@@ -150,9 +150,9 @@ def _short(value: Any) -> Any:
     if isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return shown(value[:LONGEST_SUBJECT])
+        return shown(value[:MAX_SUBJECT])
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return [shown(each[:LONGEST_SUBJECT]) for each in value[:MOST_SUBJECTS]]
+        return [shown(each[:MAX_SUBJECT]) for each in value[:MAX_SUBJECTS]]
     return None
 
 

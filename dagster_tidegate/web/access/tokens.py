@@ -23,7 +23,7 @@ from dagster_tidegate.web.access.identity import Role
 
 PREFIX = "tdg_"
 SECRET_BYTES = 32
-LONGEST_NAME = 128
+MAX_NAME = 128
 SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{20,}}")
 """What looks like a token, whole or cut off."""
 
@@ -96,7 +96,7 @@ def create(
         TokenError: If the name can't be used, or `expires_at` is not after `now`.
     """
     try:
-        checked(name, "name", LONGEST_NAME)
+        checked(name, "name", MAX_NAME)
     except ValueError as error:
         raise TokenError(str(error)) from error
     if name.casefold() in set(SystemActor):

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import APIKeyCookie, HTTPBearer, SecurityScopes
 
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api.problems import Code, Problem
 
@@ -63,7 +63,7 @@ def require_role(identity: Identity, needed: Role) -> None:
         )
 
 
-def require_owner(identity: Identity, campaign: CampaignShape) -> None:
+def require_owner(identity: Identity, campaign: CampaignSpec) -> None:
     """Refuse whoever may not steer a campaign.
 
     Args:

@@ -15,7 +15,7 @@ from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import UnknownNameError, find
 from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
 from dagster_tidegate.store import breakers, campaigns, holds, runs
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.text import did_you_mean
@@ -52,7 +52,7 @@ def service_in(seen: Situation, name: str) -> Target:
     return _found(seen, TargetKind.SERVICE, name, Code.SERVICE_NOT_FOUND)
 
 
-def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignShape:
+def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignSpec:
     """Return a campaign; perhaps without its ops and triggers.
 
     Raises:
@@ -61,7 +61,7 @@ def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignShape:
     found = campaigns.find(conn, name)
     if found is not None:
         return found
-    return campaign_in(situation.read(conn, here.store.now(conn)), name).shape
+    return campaign_in(situation.read(conn, here.store.now(conn)), name).spec
 
 
 def campaign_in(seen: Situation, name: str) -> CampaignSituation:
@@ -75,16 +75,16 @@ def campaign_in(seen: Situation, name: str) -> CampaignSituation:
 
 def run(
     here: Context, conn: sa.Connection, campaign_name: str, partition: str
-) -> tuple[CampaignShape, CampaignRun]:
+) -> tuple[CampaignSpec, CampaignRun]:
     """Return a campaign run and its campaign.
 
     Raises:
         Problem: `campaign_not_found` or `campaign_run_not_found`.
     """
-    shape = campaign(here, conn, campaign_name)
+    spec = campaign(here, conn, campaign_name)
     found = runs.find(conn, campaign_name, partition)
     if found is not None:
-        return shape, found
+        return spec, found
     there = runs.newest_partitions(conn, campaign_name)
     hint = did_you_mean(partition, there, "create it, or see the list of runs")
     name = run_name(campaign_name, partition)

@@ -17,20 +17,20 @@ from pydantic import (
 )
 
 from dagster_tidegate.holds import Target, TargetKind, named
-from dagster_tidegate.text import LONGEST_NAME, LONGEST_REASON, checked
+from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked
 
-LONGEST_PART = 256
+MAX_PART = 256
 """So many characters can each part of the name of a campaign run have: campaign and partition."""
-LONGEST_HOLD_S = 10 * 366 * 24 * 3600
+MAX_HOLD_S = 10 * 366 * 24 * 3600
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def _name(value: str) -> str:
-    return checked(value, "name", LONGEST_NAME)
+    return checked(value, "name", MAX_NAME)
 
 
 def _reason(value: str) -> str:
-    return checked(value, "reason", LONGEST_REASON)
+    return checked(value, "reason", MAX_REASON)
 
 
 def _text(value: Any) -> Any:
@@ -47,16 +47,16 @@ def _moment(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-_NAMED = Field(min_length=1, max_length=LONGEST_NAME)
+_NAMED = Field(min_length=1, max_length=MAX_NAME)
 Name = Annotated[StrictStr, AfterValidator(_name), _NAMED]
 """A name that people give: on one line, without control characters."""
 PartitionName = Annotated[
-    StrictStr, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_PART)
+    StrictStr, AfterValidator(_name), Field(min_length=1, max_length=MAX_PART)
 ]
 Reason = Annotated[
     StrictStr,
     AfterValidator(_reason),
-    Field(min_length=1, max_length=LONGEST_REASON, description="Why, on one line."),
+    Field(min_length=1, max_length=MAX_REASON, description="Why, on one line."),
 ]
 Moment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_moment)]
 """A time with its zone."""
@@ -64,19 +64,19 @@ Moment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_moment)]
 ServiceName = Annotated[
     str,
     AfterValidator(_name),
-    Path(min_length=1, max_length=LONGEST_NAME, description="A service."),
+    Path(min_length=1, max_length=MAX_NAME, description="A service."),
 ]
 CampaignName = Annotated[
     str,
     AfterValidator(_name),
-    Path(min_length=1, max_length=LONGEST_PART, description="A campaign: the name of its job."),
+    Path(min_length=1, max_length=MAX_PART, description="A campaign: the name of its job."),
 ]
 Partition = Annotated[
     str,
     AfterValidator(_name),
     Path(
         min_length=1,
-        max_length=LONGEST_PART,
+        max_length=MAX_PART,
         description="The partition, percent-encoded. A slash may be a slash or `%2F`. Of a job "
         "without partitions, the id of the first Dagster run.",
     ),
@@ -115,7 +115,7 @@ class _Ending(Body):
     expires_at: Moment | None = Field(
         default=None, description="When it ends by itself; not set: when it is released."
     )
-    for_seconds: Annotated[StrictInt, Field(ge=1, le=LONGEST_HOLD_S)] | None = Field(
+    for_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_HOLD_S)] | None = Field(
         default=None, description="Instead of `expires_at`: after how many seconds it ends."
     )
 
@@ -147,7 +147,7 @@ class NewHoldOnTarget(_Ending):
     target_name: Annotated[
         StrictStr,
         Field(
-            max_length=LONGEST_NAME,
+            max_length=MAX_NAME,
             description="Name of the service or campaign; `campaign/partition` of a campaign run; "
             "empty for everything.",
         ),

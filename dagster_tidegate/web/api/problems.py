@@ -20,8 +20,8 @@ from dagster_tidegate.store.schema import SchemaError
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:tidegate:problem:"
 RETRY_AFTER_S = 5
-MOST_ERRORS = 20
-LONGEST_INPUT = 200
+MAX_ERRORS = 20
+MAX_INPUT = 200
 
 log = logging.getLogger(__name__)
 
@@ -210,8 +210,8 @@ def _problem(_request: Request, error: Problem) -> JSONResponse:
 
 def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     errors = [
-        {"where": ".".join(map(str, each["loc"])), "what": _what(each)[:LONGEST_INPUT]}
-        for each in error.errors()[:MOST_ERRORS]
+        {"where": ".".join(map(str, each["loc"])), "what": _what(each)[:MAX_INPUT]}
+        for each in error.errors()[:MAX_ERRORS]
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in errors)
     return Problem(Code.INVALID, detail, errors=errors).response()

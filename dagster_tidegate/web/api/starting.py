@@ -52,7 +52,7 @@ def start(
         Problem: Why it can't start.
     """
     with here.reading() as (conn, seen):
-        shape = lookup.campaign_in(seen, campaign).shape
+        shape = lookup.campaign_in(seen, campaign).spec
         require_owner(identity, shape)
         judged = _judged(conn, seen, campaign, partition)
     shown = WhyShown.of(judged.answer)
@@ -76,7 +76,7 @@ def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
         Problem: If there is no such campaign or partition.
     """
     with here.reading() as (conn, seen):
-        shape = lookup.campaign_in(seen, campaign).shape
+        shape = lookup.campaign_in(seen, campaign).spec
         judged = _judged(conn, seen, campaign, body.partition)
     if here.open_workspace is not None:
         with lookup.launching():

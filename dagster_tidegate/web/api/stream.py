@@ -18,10 +18,10 @@ from dagster_tidegate.store.history import Event
 from dagster_tidegate.web.api.problems import Code, Problem, later
 
 MEDIA_TYPE = "text/event-stream"
-MOST_STREAMS = 100
+MAX_STREAMS = 100
 LOOK_S = 0.5
 HEARTBEAT_S = 15.0
-LONGEST_S = 300.0
+MAX_S = 300.0
 """A stream ends after so long, and its client, who comes back, says anew who it is."""
 RECONNECT_MS = 1000
 PAGE = 200
@@ -57,7 +57,7 @@ class Feed:
 
     def enter(self) -> bool:
         """Count one more stream; False where there are too many."""
-        if self._streams >= MOST_STREAMS:
+        if self._streams >= MAX_STREAMS:
             return False
         self._streams += 1
         if self._watch is None or self._watch.done():
@@ -112,7 +112,7 @@ class EventStream(Response):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the client goes, or for `LONGEST_S`."""
+        """Send until the client goes, or for `MAX_S`."""
         if not self._feed.enter():
             detail = "there are as many event streams as this server serves: try again later"
             refusal = Problem(Code.TOO_MANY_STREAMS, detail, headers=later())
@@ -127,7 +127,7 @@ class EventStream(Response):
 
     async def _text(self) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
-        until = loop.time() + LONGEST_S
+        until = loop.time() + MAX_S
         sent = self._after
         yield f"retry: {RECONNECT_MS}\n\n"
         while (left := until - loop.time()) > 0:

@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 """Paths that need no token: they tell whether to restart the process or to ask it, no more."""
-LONGEST_URL = 8_192
-LONGEST_HEADERS = 32_768
+MAX_URL = 8_192
+MAX_HEADERS = 32_768
 LOGIN_BYTES = 10_000
 """So much is read of a body before it is known who sends it."""
 LONG_DOCUMENT = 20_000
@@ -270,10 +270,10 @@ def _check_url(visit: Visit) -> None:
         # A route may take "/graphql\n" for "/graphql", and what is checked here would not.
         raise Problem(Code.INVALID, "the path has a character that can't be seen")
     path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
-    if len(path) + len(query) > LONGEST_URL:
-        raise Problem(Code.TOO_LARGE, f"the URL may have {LONGEST_URL} characters")
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
-        raise Problem(Code.TOO_LARGE, f"the headers may have {LONGEST_HEADERS} bytes")
+    if len(path) + len(query) > MAX_URL:
+        raise Problem(Code.TOO_LARGE, f"the URL may have {MAX_URL} characters")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+        raise Problem(Code.TOO_LARGE, f"the headers may have {MAX_HEADERS} bytes")
     found = tokens.SECRET.search(scope["path"]) or tokens.SECRET.search(unquote(query))
     if found or (visit.own and _SECRET_PARAMETER.search(query)):
         # The server writes into its log what it reads here.

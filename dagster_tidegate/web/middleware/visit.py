@@ -10,7 +10,7 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dagster_tidegate.holds import SystemActor
-from dagster_tidegate.text import LONGEST_ACTOR, checked, shown
+from dagster_tidegate.text import MAX_ACTOR, checked, shown
 from dagster_tidegate.web.access.authenticator import REFRESH_S, Kind
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.access.origins import is_loopback, same_origin
@@ -24,7 +24,7 @@ ACTOR_HEADER = "x-tidegate-actor"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 PROXY_VERSION = "1.0"
 """Of HTTP: proxies speak it that say nothing else of themselves, such as nginx as it comes."""
-LONGEST_ADDRESS = 64
+MAX_ADDRESS = 64
 BODY_S = 30.0
 """A body has to be here after so long."""
 POLICY_VIOLATION = 1008
@@ -90,7 +90,7 @@ class Visit:
         self.path = below(scope["path"], prefix)
         self.own = is_own(scope, prefix)
         client, server = scope.get("client"), scope.get("server")
-        self.address = shown(client[0])[:LONGEST_ADDRESS] if client else None
+        self.address = shown(client[0])[:MAX_ADDRESS] if client else None
         self.local = (
             is_loopback(self.address)
             and is_loopback(server[0] if server else None)
@@ -150,7 +150,7 @@ class Visit:
         if said is None:
             return SystemActor.ANONYMOUS.value  # plain: it becomes a tag in Dagster
         try:
-            return checked(said.encode("latin-1").decode(), "actor", LONGEST_ACTOR)
+            return checked(said.encode("latin-1").decode(), "actor", MAX_ACTOR)
         except UnicodeDecodeError as error:
             raise Problem(Code.INVALID, f"{ACTOR_HEADER} is not UTF-8") from error
         except ValueError as error:

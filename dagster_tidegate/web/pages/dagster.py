@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from dagster_tidegate.store import events
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.text import LONGEST_NAME, shown
+from dagster_tidegate.text import MAX_NAME, shown
 from dagster_tidegate.web.access import graphql
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.middleware.visit import Visit
@@ -61,7 +61,7 @@ def change(reader: graphql.Reader, visit: Visit, body: bytes) -> Change:
 
 def record(store: Store, identity: Identity, made: Change) -> None:
     """Write down that somebody asked Dagster for a change, before it is made."""
-    name = shown(", ".join(made.names))[:LONGEST_NAME]
+    name = shown(", ".join(made.names))[:MAX_NAME]
     with store.begin() as conn:
         events.write(
             conn,

@@ -15,7 +15,7 @@ from dagster_tidegate.web.api.authentication import SESSION_COOKIE
 
 LOGIN = "/login"
 LOGOUT = "/logout"
-MOST_FIELDS = 4
+MAX_FIELDS = 4
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: #f5f6f8; color: #1b1f24; }
@@ -101,7 +101,7 @@ def submitted(body: bytes) -> tuple[str, str | None]:
         body: The body, as browsers encode forms.
     """
     try:
-        fields = parse_qs(body.decode("ascii"), max_num_fields=MOST_FIELDS, errors="strict")
+        fields = parse_qs(body.decode("ascii"), max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError:
         return "", None
     return fields.get("token", [""])[0].strip(), fields.get("next", [None])[0]

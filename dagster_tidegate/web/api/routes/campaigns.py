@@ -69,7 +69,7 @@ def list_campaigns(
             and (service is None or service in campaign.services)
         ]
     found, after = cursors.cut(
-        wanted, "campaigns", cursor, limit, lambda campaign: campaign.shape.name
+        wanted, "campaigns", cursor, limit, lambda campaign: campaign.spec.name
     )
     return Page(items=[_shown(campaign) for campaign in found], next_cursor=after)
 
@@ -82,7 +82,7 @@ def get_campaign(here: Here, _identity: Viewer, campaign: CampaignName) -> Campa
     found = lookup.campaign_in(seen, campaign)
     return CampaignDetails(
         **_shown(found).model_dump(),
-        ops=found.shape.ops,
+        ops=found.spec.ops,
         why=WhyShown.of(why(seen, Target(TargetKind.CAMPAIGN, campaign))),
     )
 
@@ -175,7 +175,7 @@ def _steered(here: Context, identity: Identity, campaign: str) -> holding.Check:
 
 
 def _shown(campaign: CampaignSituation) -> CampaignShown:
-    shape = campaign.shape
+    shape = campaign.spec
     triggers: Sequence[TriggerShown] = [
         TriggerShown.model_validate(each) for each in shape.triggers
     ]

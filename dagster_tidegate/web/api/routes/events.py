@@ -19,7 +19,7 @@ from dagster_tidegate.web.api.problems import Code, responses
 from dagster_tidegate.web.api.stream import MEDIA_TYPE, EventStream
 
 router = APIRouter(prefix="/events", tags=["events"])
-MOST_KINDS = 20
+MAX_KINDS = 20
 
 
 @router.get("")
@@ -32,7 +32,7 @@ def list_events(
     ] = None,
     kind: Annotated[
         list[EventKind] | None,
-        Query(max_length=MOST_KINDS, description="Only those of these kinds."),
+        Query(max_length=MAX_KINDS, description="Only those of these kinds."),
     ] = None,
     since: Annotated[Moment | None, Query(description="Only those from this time on.")] = None,
     limit: Limit = 100,

@@ -20,7 +20,7 @@ from dagster_tidegate.control.models import (
 )
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import campaigns, service_stats
-from dagster_tidegate.store.campaigns import CampaignShape
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import cursor as cursors
 from dagster_tidegate.web.api import holding, lookup
@@ -109,12 +109,12 @@ def hold_campaigns_of_service(
             operations.hold(
                 conn,
                 now,
-                Target(TargetKind.CAMPAIGN, shape.name),
+                Target(TargetKind.CAMPAIGN, spec.name),
                 reason=body.reason,
                 actor=identity.name,
                 expires_at=holding.end_of(body, now),
             )
-            for shape in _dependent(here, conn, identity, service)
+            for spec in _dependent(here, conn, identity, service)
         ]
     return HeldCampaigns(dry_run=dry_run, holds=[HoldShown.model_validate(hold) for hold in made])
 
@@ -128,9 +128,9 @@ def release_campaigns_of_service(
         now = here.store.now(conn)
         released = [
             hold
-            for shape in _dependent(here, conn, identity, service)
+            for spec in _dependent(here, conn, identity, service)
             for hold in operations.release(
-                conn, now, Target(TargetKind.CAMPAIGN, shape.name), actor=identity.name
+                conn, now, Target(TargetKind.CAMPAIGN, spec.name), actor=identity.name
             )
         ]
     shown = [HoldShown.model_validate(hold) for hold in released]
@@ -139,12 +139,12 @@ def release_campaigns_of_service(
 
 def _dependent(
     here: Context, conn: sa.Connection, identity: Identity, service: str
-) -> list[CampaignShape]:
+) -> list[CampaignSpec]:
     """The campaigns that need a service; all of them may be steered."""
     lookup.service(here, conn, service)
-    found = [shape for shape in campaigns.read(conn) if shape.services({service})]
-    for shape in found:
-        require_owner(identity, shape)
+    found = [spec for spec in campaigns.read(conn) if spec.services({service})]
+    for spec in found:
+        require_owner(identity, spec)
     return found
 
 
