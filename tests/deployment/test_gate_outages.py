@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from tests.acceptance.gate_stage import Stage, gate_stage
+from tests.deployment.gate_stage import Stage, gate_stage
 
 # A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)

@@ -92,7 +92,7 @@ class Stage:
     def start_daemon(self, name: str = "daemon") -> None:
         """Start Dagster's daemon."""
         command = [
-            *(sys.executable, "-m", "tests.acceptance.quick_daemon", "run"),
+            *(sys.executable, "-m", "tests.deployment.quick_daemon", "run"),
             *("--workspace", str(self.home / "workspace.yaml"), "--log-level", "info"),
         ]
         self._children.start(name, command, env=self._env, cwd=ROOT)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.gate_stage import LOCATION, REPOSITORY, Stage, gate_stage
+from tests.deployment.gate_stage import LOCATION, REPOSITORY, Stage, gate_stage
 
 # A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)

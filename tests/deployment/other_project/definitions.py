@@ -13,7 +13,7 @@ from dagster_tidegate import (
     pool,
 )
 from resources.openai import OpenAIResource
-from tests.acceptance.gate_project.definitions import EVERY_S, NEVER, SANDBOX, policy
+from tests.deployment.gate_project.definitions import EVERY_S, NEVER, SANDBOX, policy
 
 RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
 parts = dg.StaticPartitionsDefinition(["0", "1"])

@@ -14,7 +14,7 @@ import pytest
 
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
-from tests.acceptance.gate_stage import MAX_S, Stage, gate_stage
+from tests.deployment.gate_stage import MAX_S, Stage, gate_stage
 
 ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "2"))
 SEED = int(os.environ.get("TIDEGATE_TEST_SEED") or random.randrange(10**6))

@@ -19,7 +19,7 @@ from dagster_tidegate.records.lease import LEASE
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds
 from dagster_tidegate.store.database import Store
-from tests.acceptance.skewed_worker import POLICY
+from tests.deployment.skewed_worker import POLICY
 
 HOUR_S = 3600
 # More than a busy machine needs, and much less than the clocks differ.
@@ -39,7 +39,7 @@ def ask(store: Store, skew_s: int, what: str) -> dict[str, Any]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.skewed", str(skew_s)),
-            *("tests.acceptance.skewed_worker", url, what),
+            *("tests.deployment.skewed_worker", url, what),
         ],
         capture_output=True,
         text=True,
