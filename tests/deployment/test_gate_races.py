@@ -11,8 +11,8 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds
 from demo.sandbox.faults import Fault, Mode
-from tests.deployment.gate_stage import Stage, gate_stage
 from tests.conftest import NewUrl
+from tests.deployment.gate_stage import Stage, gate_stage
 
 # A busy machine makes real processes many times slower.
 pytestmark = pytest.mark.timeout(600)
