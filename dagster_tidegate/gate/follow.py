@@ -24,7 +24,7 @@ from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.runs import Attempt, CampaignRun
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
 OVERLAP = timedelta(seconds=10)
@@ -171,7 +171,7 @@ def next_status(
     status: RunStatus,
     *,
     owns: bool,
-    attempt: Attempt | None,
+    attempt: AttemptRow | None,
     newer: bool,
     interrupted: bool = False,
     resumes: bool = False,

@@ -14,7 +14,7 @@ from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.ledger import AttemptOverError
-from dagster_tidegate.store.runs import Attempt, CampaignRun
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
@@ -44,7 +44,7 @@ class CampaignCancelled(dg.Failure, Stopping):
 
 
 def end(
-    context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, attempt: Attempt, stop: Stop
+    context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, attempt: AttemptRow, stop: Stop
 ) -> NoReturn:
     """Write down that a campaign run is paused or cancelled, and end its Dagster run as CANCELED.
 
@@ -100,7 +100,7 @@ def _raised(status: RunStatus, message: str) -> CampaignPaused | CampaignCancell
 
 
 def _move(
-    fleet: Fleet, run: CampaignRun, attempt: Attempt, to: RunStatus, message: str
+    fleet: Fleet, run: CampaignRun, attempt: AttemptRow, to: RunStatus, message: str
 ) -> RunStatus:
     """Return the status with which the attempt ends: another op of it may have been first.
 
@@ -116,7 +116,7 @@ def _move(
         return current.status if current.status in (RunStatus.PAUSED, RunStatus.CANCELLED) else to
 
 
-def end_as_superseded(context: dg.OpExecutionContext, newest: Attempt) -> NoReturn:
+def end_as_superseded(context: dg.OpExecutionContext, newest: AttemptRow) -> NoReturn:
     """End a Dagster run that was to resume what another has resumed already, as CANCELED.
 
     Args:
@@ -151,7 +151,7 @@ def end_as_cancelled(context: dg.OpExecutionContext, run: CampaignRun) -> NoRetu
     raise CampaignCancelled(message)
 
 
-def resumed(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+def resumed(context: dg.OpExecutionContext, attempt: AttemptRow) -> None:
     """Mark the Dagster run of a paused attempt as resumed: who looks for paused runs finds others.
 
     A backfill that it belongs to goes on with the run that follows it.

@@ -33,9 +33,9 @@ from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store, default_url
 from dagster_tidegate.store.runs import (
-    Attempt,
     AttemptPausedError,
     AttemptRefusedError,
+    AttemptRow,
     CampaignRun,
 )
 from dagster_tidegate.store.tables import metadata
@@ -242,7 +242,9 @@ def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:
     return loop
 
 
-def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, Sequence[Attempt]]:
+def _begin(
+    context: dg.OpExecutionContext, fleet: Fleet
+) -> tuple[CampaignRun, Sequence[AttemptRow]]:
     """Make the Dagster run of `context` the owner of its campaign run.
 
     Returns:
@@ -278,7 +280,7 @@ def _begin(context: dg.OpExecutionContext, fleet: Fleet) -> tuple[CampaignRun, S
     )
 
 
-def _was_cancelled(dagster_run: dg.DagsterRun, run: CampaignRun, newest: Attempt | None) -> bool:
+def _was_cancelled(dagster_run: dg.DagsterRun, run: CampaignRun, newest: AttemptRow | None) -> bool:
     """Whether a person cancelled what the gate had asked a run to resume."""
     paused = newest is not None and newest.outcome is RunStatus.PAUSED
     return paused and run.status is RunStatus.CANCELLED and is_resume(dagster_run)

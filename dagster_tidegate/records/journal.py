@@ -16,7 +16,7 @@ from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Known, Progress
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import AttemptRow
 
 R = TypeVar("R")
 
@@ -71,7 +71,7 @@ class Journal:
     def __init__(
         self,
         fleet: Fleet,
-        attempt: Attempt,
+        attempt: AttemptRow,
         op: str,
         *,
         series: int,

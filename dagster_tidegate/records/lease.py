@@ -13,7 +13,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, loops
 from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.store.ledger import AttemptOverError
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import AttemptRow
 
 LEASE = timedelta(seconds=120)
 RENEW_S = 30.0
@@ -45,7 +45,7 @@ class Lease:
     def __init__(
         self,
         fleet: Fleet,
-        attempt: Attempt,
+        attempt: AttemptRow,
         op: str,
         log: logging.Logger,
         given_up: Callable[[], bool],

@@ -34,7 +34,7 @@ from dagster_tidegate.records.workers import Finished, Handler, Workers
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.ledger import AttemptOverError, Known
-from dagster_tidegate.store.runs import Attempt, CampaignRun
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class Records(Generic[T]):
         *,
         fleet: Fleet,
         run: CampaignRun,
-        attempt: Attempt,
+        attempt: AttemptRow,
         op: str,
         items: Iterable[T] | AsyncIterable[T],
         key: str | Callable[[T], object],
@@ -576,7 +576,7 @@ class Records(Generic[T]):
             self._at_work = False
 
     def _say_how_it_ended(self) -> None:
-        def read() -> Attempt | None:
+        def read() -> AttemptRow | None:
             with self._fleet.store.read() as conn:
                 return runs.latest_attempt(conn, self.run.id)
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import AttemptRow
 from dagster_tidegate.store.upsert import insert, insert_on
 
 RATE_LASTS = timedelta(seconds=60)
@@ -87,7 +87,7 @@ class Progress:
 
 
 def write(
-    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]
+    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     """Write entries of a loop, unless a newer attempt owns the campaign run.
 
@@ -129,7 +129,7 @@ def write(
 
 
 def _write_many(
-    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, entries: Sequence[Entry]
+    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     working = fence(conn, attempt) is RunStatus.PROCESSING
     run, number = attempt.campaign_run, attempt.number
@@ -153,7 +153,7 @@ def _write_many(
     return working
 
 
-def fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
+def fence(conn: sa.Connection, attempt: AttemptRow) -> RunStatus:
     """Keep a newer attempt from beginning until the transaction ends, if none has begun.
 
     Args:
@@ -180,7 +180,7 @@ def fence(conn: sa.Connection, attempt: Attempt) -> RunStatus:
     return RunStatus(row.status)
 
 
-def abandon(conn: sa.Connection, attempt: Attempt, op: str, keys: Collection[str]) -> None:
+def abandon(conn: sa.Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
     """Forget that this attempt started some records, which it stopped before: none is in doubt.
 
     Args:
@@ -205,7 +205,7 @@ def abandon(conn: sa.Connection, attempt: Attempt, op: str, keys: Collection[str
 
 
 def write_progress(
-    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, progress: Progress
+    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, progress: Progress
 ) -> None:
     """Write how far a loop is.
 

@@ -5,12 +5,12 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import AttemptRow
 from dagster_tidegate.store.upsert import insert
 
 
 def claim(
-    conn: sa.Connection, now: datetime, attempt: Attempt, op: str, worker: str, until: datetime
+    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, worker: str, until: datetime
 ) -> bool:
     """Take a loop for a process, or renew its lease.
 
@@ -47,7 +47,7 @@ def claim(
     return claimed is not None
 
 
-def leave(conn: sa.Connection, attempt: Attempt, op: str, worker: str) -> None:
+def leave(conn: sa.Connection, attempt: AttemptRow, op: str, worker: str) -> None:
     """Give a loop back that a process has; one that it has no more is left alone."""
     loop = t.loops.c
     conn.execute(

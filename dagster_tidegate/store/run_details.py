@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.runs import Attempt, CampaignRun
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class RunDetails:
 
     run: CampaignRun
     progress: Sequence[Progress]
-    attempts: Sequence[Attempt]
+    attempts: Sequence[AttemptRow]
     in_doubt: Sequence[Record]
     in_doubt_count: int
     in_hand_count: int

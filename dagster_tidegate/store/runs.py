@@ -68,7 +68,7 @@ class CampaignRun:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptRow:
     """One Dagster run that works, or worked, on a campaign run. Times are UTC.
 
     Attributes:
@@ -395,13 +395,13 @@ def move(
     return True
 
 
-def latest_attempt(conn: sa.Connection, campaign_run: int) -> Attempt | None:
+def latest_attempt(conn: sa.Connection, campaign_run: int) -> AttemptRow | None:
     """Return the newest attempt at a campaign run, or None before the first."""
     found = attempts(conn, campaign_run)
     return found[-1] if found else None
 
 
-def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[Attempt]:
+def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[AttemptRow]:
     """Return the attempts at a campaign run, the oldest first."""
     rows = conn.execute(
         _ATTEMPTS.where(t.attempts.c.campaign_run == campaign_run).order_by(t.attempts.c.number)
@@ -409,7 +409,7 @@ def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[Attempt]:
     return [_attempt(row) for row in rows]
 
 
-def began_with(series: Sequence[Attempt]) -> int:
+def began_with(series: Sequence[AttemptRow]) -> int:
     """Return the number of the attempt with which the work began that the newest one resumes.
 
     Args:
@@ -424,13 +424,13 @@ def began_with(series: Sequence[Attempt]) -> int:
     return series[first].number
 
 
-def attempt_of(conn: sa.Connection, dagster_run: str) -> Attempt | None:
+def attempt_of(conn: sa.Connection, dagster_run: str) -> AttemptRow | None:
     """Return the attempt that a Dagster run made, or None where it made none."""
     row = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run == dagster_run)).one_or_none()
     return None if row is None else _attempt(row)
 
 
-def attempts_of(conn: sa.Connection, dagster_runs: Collection[str]) -> Mapping[str, Attempt]:
+def attempts_of(conn: sa.Connection, dagster_runs: Collection[str]) -> Mapping[str, AttemptRow]:
     """Return the attempts that some Dagster runs made, by the id of the Dagster run."""
     rows = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run.in_(dagster_runs))).all()
     return {row.dagster_run: _attempt(row) for row in rows}
@@ -457,7 +457,7 @@ def begin_attempt(
     dagster_run: str,
     *,
     owner_is_over: bool,
-) -> Attempt:
+) -> AttemptRow:
     """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
 
     Args:
@@ -538,7 +538,7 @@ def begin_attempt(
         reason=f"attempt {number}",
         actor=dagster_run,
     )
-    return Attempt(run.id, number, dagster_run, now, None, None)
+    return AttemptRow(run.id, number, dagster_run, now, None, None)
 
 
 def _found(row: sa.Row | None) -> CampaignRun | None:
@@ -549,6 +549,6 @@ def _run(row: sa.Row) -> CampaignRun:
     return CampaignRun(**{**row._mapping, "status": RunStatus(row.status)})
 
 
-def _attempt(row: sa.Row) -> Attempt:
+def _attempt(row: sa.Row) -> AttemptRow:
     outcome = None if row.outcome is None else RunStatus(row.outcome)
-    return Attempt(**{**row._mapping, "outcome": outcome})
+    return AttemptRow(**{**row._mapping, "outcome": outcome})

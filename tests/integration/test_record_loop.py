@@ -31,7 +31,7 @@ from dagster_tidegate.store import holds, ledger, loops, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
-from dagster_tidegate.store.runs import Attempt, AttemptRefusedError
+from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow
 
 OPERATOR = Target(TargetKind.SERVICE, "openai")
 LOG = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Work:
     def store(self) -> Store:
         return self.fleet.store
 
-    def begin(self, *, over: bool = True) -> Attempt:
+    def begin(self, *, over: bool = True) -> AttemptRow:
         """Begin the next attempt, as a Dagster run of its own."""
         with self.store.begin() as conn:
             now = self.store.now(conn)

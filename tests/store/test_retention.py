@@ -16,7 +16,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.retention import KINDS, Keep, Retention
-from dagster_tidegate.store.runs import Attempt, AttemptRefusedError, CampaignRun
+from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow, CampaignRun
 from dagster_tidegate.store.tables import metadata
 from tests.conftest import Clock
 
@@ -44,7 +44,7 @@ def ended(store: Store, partition: str, status: RunStatus, entries: int = 5) -> 
 
 
 def begin(store: Store, run: CampaignRun, dagster_run: str):
-    def step(conn) -> Attempt:
+    def step(conn) -> AttemptRow:
         return runs.begin_attempt(conn, store.now(conn), run, dagster_run, owner_is_over=True)
 
     return step

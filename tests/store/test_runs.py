@@ -11,16 +11,16 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry
 from dagster_tidegate.store.runs import (
-    Attempt,
     AttemptPausedError,
     AttemptRefusedError,
+    AttemptRow,
     CampaignRun,
 )
 
 
 def begin(
     store: Store, dagster_run: str, *, owner_is_over: bool = False
-) -> tuple[CampaignRun, Attempt]:
+) -> tuple[CampaignRun, AttemptRow]:
     with store.begin() as conn:
         now = store.now(conn)
         run = runs.ensure(conn, now, "outreach", "leads-1")
@@ -40,7 +40,7 @@ def move(store: Store, run: CampaignRun, to: RunStatus) -> bool:
         return runs.move(conn, store.now(conn), run, to, reason="test", actor="ana")
 
 
-def write(store: Store, attempt: Attempt, *entries: Entry) -> None:
+def write(store: Store, attempt: AttemptRow, *entries: Entry) -> None:
     with store.begin() as conn:
         ledger.write(conn, store.now(conn), attempt, "send", entries)
 

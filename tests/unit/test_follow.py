@@ -7,7 +7,7 @@ import pytest
 
 from dagster_tidegate.gate.follow import next_status
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store.runs import Attempt
+from dagster_tidegate.store.runs import AttemptRow
 
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 QUEUED, STARTED = dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED
@@ -17,7 +17,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 def became(
     run: dg.DagsterRunStatus, status: RunStatus, outcome: RunStatus | None, *, owns: bool = True
 ) -> RunStatus | None:
-    attempt = Attempt(1, 1, "run-1", NOW, None if outcome is None else NOW, outcome)
+    attempt = AttemptRow(1, 1, "run-1", NOW, None if outcome is None else NOW, outcome)
     return next_status(run, status, owns=owns, attempt=attempt, newer=False)
 
 
@@ -46,7 +46,7 @@ def test_a_paused_run_is_not_completed_by_what_its_dagster_run_becomes() -> None
 def test_a_run_whose_process_was_told_to_end_outside_a_record_loop_is_paused(
     status: RunStatus, attempted: bool, becomes: RunStatus | None
 ) -> None:
-    attempt = Attempt(1, 1, "run-1", NOW, None, None) if attempted else None
+    attempt = AttemptRow(1, 1, "run-1", NOW, None, None) if attempted else None
     to = next_status(
         FAILURE, status, owns=attempted, attempt=attempt, newer=False, interrupted=True
     )
