@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import gettempdir
 from uuid import uuid4
@@ -17,32 +16,18 @@ from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 from demo.sandbox.answers import SERVICES
 from demo.sandbox.control import SandboxControl
-from tests.new_stores import new_sqlite_url
-from tests.sandbox_process import sandbox_process
+from tests.support.clock import Clock
+from tests.support.sandbox import sandbox_process
+from tests.support.sqlite_stores import new_sqlite_url
 
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
 
 
-class Clock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self, start: datetime = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)) -> None:
-        self.time = start
-
-    def __call__(self) -> datetime:
-        return self.time
-
-    def advance(self, seconds: float) -> datetime:
-        """Move the clock by `seconds` (backwards if negative) and return the new time."""
-        self.time += timedelta(seconds=seconds)
-        return self.time
-
-
 @pytest.fixture
-def clock() -> Clock:
-    """The time that `store` takes for the database's."""
-    return Clock()
+def clock(request: pytest.FixtureRequest) -> Clock | None:
+    """The time that `store` takes for the database's; None with the mark `database_time`."""
+    return None if request.node.get_closest_marker("database_time") else Clock()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from dagster_tidegate.store import breakers, holds, schema
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from tests.chaos.away_worker import HELD, OPEN, policies
-from tests.sandbox_process import sandbox_process
+from tests.support.sandbox import sandbox_process
 
 MAX_S = 300.0
 

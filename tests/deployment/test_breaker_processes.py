@@ -18,7 +18,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from tests.failing import Down, fail, policy
+from tests.support.failing_service import Down, fail, policy
 
 processes = multiprocessing.get_context("fork")
 SOON = 60.0

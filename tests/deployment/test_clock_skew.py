@@ -38,7 +38,7 @@ def ask(store: Store, skew_s: int, what: str) -> dict[str, Any]:
     url = store.url.render_as_string(hide_password=False)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.skewed", str(skew_s)),
+            *(sys.executable, "-m", "tests.support.skewed_clock", str(skew_s)),
             *("tests.deployment.skewed_worker", url, what),
         ],
         capture_output=True,

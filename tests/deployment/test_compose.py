@@ -30,7 +30,7 @@ from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.children import Child, Children
 from demo.up.ports import free
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 PROJECT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())

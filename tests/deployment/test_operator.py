@@ -16,7 +16,7 @@ from dagster_tidegate.store import holds, runs
 from demo.drill.stage import Stage, stage
 from demo.up import dagster_web
 from tests.integration.api import Api
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = ROOT / "workspace.yaml"

@@ -22,7 +22,7 @@ from dagster_tidegate.web.access.identity import Role
 from demo.sandbox.control import SandboxControl
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 

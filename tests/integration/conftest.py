@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from dagster_tidegate.cli import main
 from dagster_tidegate.store.database import Store
-from tests.new_stores import new_sqlite_url
+from tests.support.sqlite_stores import new_sqlite_url
 
 if TYPE_CHECKING:
     from tests.integration.gate_deployment import Deployment

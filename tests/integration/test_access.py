@@ -32,7 +32,7 @@ from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.middleware.guard import Guard
 from dagster_tidegate.web.middleware.visit import Visit
 from tests.integration.served import served
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 MAX_S = 60
 READ = "{ runsOrError { __typename } }"
@@ -87,9 +87,7 @@ APP = Starlette(
 )
 
 
-@pytest.fixture
-def clock() -> None:
-    """Requests take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 def made(store: Store, name: str, role: Role, **kwargs: Any) -> str:

@@ -45,9 +45,9 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.text import utc
 from demo.up import ports
-from tests.conftest import Clock
 from tests.integration.api import api
-from tests.waiting import wait_until
+from tests.support.clock import Clock
+from tests.support.polling import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 LETTERS = Target(TargetKind.CAMPAIGN, "letters")

@@ -56,9 +56,7 @@ SETTINGS = ServeSettings(requests_per_address=100_000)
 HOLD = "/api/v1/holds"
 
 
-@pytest.fixture
-def clock() -> None:
-    """Requests take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from dagster_tidegate.store import breakers, campaigns, history, holds, runs
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.history import Event
-from tests.conftest import Clock
 from tests.integration.api import Api, api
+from tests.support.clock import Clock
 
 SHAPES = [
     CampaignSpec("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),

@@ -19,7 +19,7 @@ from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import PUBLIC, Guard
 from tests.integration.served import MAX_S, served
-from tests.new_stores import new_sqlite_url
+from tests.support.sqlite_stores import new_sqlite_url
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SETTINGS = ServeSettings(requests_per_address=100_000, requests_per_token=100_000)

@@ -16,8 +16,8 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from tests.conftest import Clock
 from tests.integration.api import Api, api
+from tests.support.clock import Clock
 
 ODD = ["a/b", "a/start", "ü ☃", "50%", "a?b#c", "x&y=z", "..", "a//b", "'; DROP TABLE holds; --"]
 

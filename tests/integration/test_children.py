@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from demo.up.children import ChildDiedError, Children, NotReadyError
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 # A child that has a child, as a code server has run workers; both stay when asked to end.
 STUBBORN = textwrap.dedent("""

@@ -22,7 +22,7 @@ from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from tests.integration.executors_project import jobs
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "executors_project" / "jobs.py"

@@ -38,7 +38,7 @@ from starlette.testclient import TestClient
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
 from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
-from tests.new_stores import new_sqlite_url
+from tests.support.sqlite_stores import new_sqlite_url
 
 HOUR = timedelta(hours=1)
 

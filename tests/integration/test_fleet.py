@@ -28,8 +28,8 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.telemetry.log import LogHook
 from dagster_tidegate.telemetry.prometheus import PrometheusHook
-from tests.conftest import Clock
-from tests.failing import Down, fail, policy, trip
+from tests.support.clock import Clock
+from tests.support.failing_service import Down, fail, policy, trip
 
 SOON = 10.0
 

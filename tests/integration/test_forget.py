@@ -12,10 +12,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
 
-
-@pytest.fixture
-def clock() -> None:
-    """Commands take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
 from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 MAPS = Target(TargetKind.SERVICE, "maps")

@@ -14,10 +14,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
 
-
-@pytest.fixture
-def clock() -> None:
-    """Commands take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 def test_a_hold_is_placed_seen_and_released(run: Run) -> None:

@@ -36,8 +36,8 @@ from dagster_tidegate.telemetry.collector import FleetCollector
 from dagster_tidegate.telemetry.opentelemetry import OpenTelemetryHook
 from dagster_tidegate.telemetry.prometheus import PrometheusHook
 from demo.up import ports
-from tests.conftest import Clock
 from tests.integration.api import api
+from tests.support.clock import Clock
 
 MAIL = ServicePolicy(name="mail", consecutive_failures=3, reset_timeout_s=60, jitter=0)
 

@@ -25,14 +25,12 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.integration.conftest import Run
-from tests.new_stores import new_sqlite_url
+from tests.support.sqlite_stores import new_sqlite_url
 
 EVIL = "[red]x[/] \x1b[31m \u202e"
 
 
-@pytest.fixture
-def clock() -> None:
-    """Commands take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 @pytest.fixture

@@ -51,9 +51,7 @@ SHAPES = (
 SERVICE_503 = "instantly answers 503 Service Unavailable since the night; it goes on by itself"
 
 
-@pytest.fixture
-def clock() -> None:
-    """Commands take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dagster_tidegate.cli import main
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 from demo.up.ports import free
-from tests.new_stores import new_sqlite_url
+from tests.support.sqlite_stores import new_sqlite_url
 
 MAX_S = 120.0
 DEFINITIONS = """

@@ -13,10 +13,7 @@ from dagster_tidegate.web.access.exposure import ExposedError
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.conftest import Run
 
-
-@pytest.fixture
-def clock() -> None:
-    """Commands take the time from the database."""
+pytestmark = pytest.mark.database_time
 
 
 def test_a_token_is_made_shown_once_listed_and_revoked(run: Run, store: Store) -> None:

@@ -24,8 +24,8 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from tests.conftest import Clock
-from tests.failing import policy
+from tests.support.clock import Clock
+from tests.support.failing_service import policy
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 numbers = count()

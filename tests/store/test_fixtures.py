@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds
 from dagster_tidegate.store.database import Store
-from tests.conftest import POSTGRES_VARIABLE, Clock
+from tests.conftest import POSTGRES_VARIABLE
+from tests.support.clock import Clock
 
 
 def test_a_store_has_tables_and_the_tests_time(store: Store, clock: Clock):

@@ -18,7 +18,7 @@ from dagster_tidegate.store import holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock
-from tests.conftest import Clock
+from tests.support.clock import Clock
 from tests.unit.simulated_dagster import Fuse, SimulatedDagster
 
 MAIL = Target(TargetKind.SERVICE, "mail")

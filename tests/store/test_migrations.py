@@ -20,7 +20,7 @@ from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import compatibility, postgres, schema
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from tests.waiting import wait_until
+from tests.support.polling import wait_until
 
 RELEASES = Path(__file__).parents[1] / "releases"
 HEAD = compatibility.REVISION

@@ -14,8 +14,8 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.store import compatibility, postgres, schema
 from dagster_tidegate.store.database import UNREACHABLE, Store
-from tests.failing import Down, fail
-from tests.waiting import wait_until
+from tests.support.failing_service import Down, fail
+from tests.support.polling import wait_until
 
 
 class Proxy:

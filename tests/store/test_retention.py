@@ -18,7 +18,7 @@ from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.retention import KINDS, Keep, Retention
 from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow, CampaignRun
 from dagster_tidegate.store.tables import metadata
-from tests.conftest import Clock
+from tests.support.clock import Clock
 
 DAY_S = 24 * 3600
 

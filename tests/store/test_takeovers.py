@@ -11,7 +11,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
-from tests.conftest import Clock
+from tests.support.clock import Clock
 
 
 def take(store: Store, clock: Clock, *, former: str = "5", seen: int = 0) -> Takeover | None:

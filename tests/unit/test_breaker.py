@@ -16,8 +16,8 @@ from dagster_tidegate.breaker.events import CallFailed, CallRefused, CallsCounte
 from dagster_tidegate.breaker.fleet import Fleet, UnknownServiceError
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
-from tests.conftest import Clock
-from tests.failing import Down, fail, policy, trip
+from tests.support.clock import Clock
+from tests.support.failing_service import Down, fail, policy, trip
 
 
 def raise_(error: Exception) -> None:

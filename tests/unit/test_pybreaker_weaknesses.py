@@ -17,8 +17,8 @@ from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from tests.conftest import Clock
-from tests.failing import Down, fail
+from tests.support.clock import Clock
+from tests.support.failing_service import Down, fail
 
 
 def try_to(func: Callable[..., Any], *args: Any) -> None:

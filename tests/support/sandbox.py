@@ -1,4 +1,4 @@
-"""Starts a sandbox for a test."""
+"""A sandbox in a process of its own."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from demo.sandbox.control import SandboxControl
 
 @contextmanager
 def sandbox_process() -> Iterator[SandboxControl]:
-    """A sandbox of its own process, on a free port."""
+    """Run a sandbox process on a free port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0"],
         stdout=subprocess.PIPE,

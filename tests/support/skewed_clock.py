@@ -1,7 +1,6 @@
-"""Runs a module on a machine whose clock is wrong: `python -m tests.skewed SECONDS MODULE ...`.
+"""Run a module with a wrong clock: `python -m tests.support.skewed_clock SECONDS MODULE ...`.
 
-The wall clock is off by so many seconds for everything that asks for it; clocks that only go
-forward are as they are.
+The wall clock is off by so many seconds for everything that asks for it; monotonic clocks are not.
 """
 
 import datetime

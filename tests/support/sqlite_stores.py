@@ -1,4 +1,4 @@
-"""New SQLite stores, copied: the migrations take a hundred times as long."""
+"""Fresh SQLite stores, copied from a template: migrating takes a hundred times as long."""
 
 from functools import cache
 from pathlib import Path

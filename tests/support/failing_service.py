@@ -1,4 +1,4 @@
-"""A service that is down, and a breaker that it trips."""
+"""A service that always fails, and a breaker that it trips."""
 
 from contextlib import suppress
 from typing import Any
