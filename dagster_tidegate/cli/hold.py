@@ -3,7 +3,6 @@
 from datetime import datetime, timedelta
 
 import click
-import sqlalchemy as sa
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
@@ -12,6 +11,7 @@ from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import HoldShown
 from dagster_tidegate.holds import Hold
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import MAX_REASON
 
 
@@ -48,7 +48,7 @@ def hold(
     target = targets.target(kind, name)
     store = open_store(url)
 
-    def place(conn: sa.Connection, now: datetime) -> Hold:
+    def place(conn: Connection, now: datetime) -> Hold:
         return operations.hold(
             conn,
             now,

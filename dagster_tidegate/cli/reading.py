@@ -6,13 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, ProgrammingError
 
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.store import schema
-from dagster_tidegate.store.database import UNREACHABLE, Store, default_url, why_unreachable
+from dagster_tidegate.store.database import (
+    UNUSABLE,
+    Connection,
+    Store,
+    default_url,
+    why_unreachable,
+)
 
 LOCAL_HOME = Path(".tidegate", "home")
 
@@ -53,7 +57,7 @@ def named_store(url: str | None, *, connections: int = 2) -> Store:
     use_local_home()
     try:
         return Store(url or default_url(), connections=connections)
-    except (ValueError, ArgumentError) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -66,7 +70,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (*UNREACHABLE, ProgrammingError) as error:  # the latter: of what the URL says
+    except UNUSABLE as error:
         raise click.ClickException(unreachable(error)) from error
     except schema.SchemaError as error:
         raise click.ClickException(str(error)) from error
@@ -78,7 +82,7 @@ def unreachable(error: Exception) -> str:
 
 
 @contextmanager
-def reading(store: Store) -> Iterator[tuple[sa.Connection, Situation]]:
+def reading(store: Store) -> Iterator[tuple[Connection, Situation]]:
     """Read the situation, and whatever else is read of the store at the same moment.
 
     Raises:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import click
-import sqlalchemy as sa
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
@@ -13,6 +12,7 @@ from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import HoldShown
 from dagster_tidegate.holds import EVERYTHING, Hold, TargetKind
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.holds import NotYourHoldError
 
 
@@ -35,7 +35,7 @@ def release(
         raise click.UsageError("--force closes a breaker: it goes with a service")
     store = open_store(url)
 
-    def let_go(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
+    def let_go(conn: Connection, now: datetime) -> Sequence[Hold]:
         return operations.release(conn, now, target, actor=actor, force=force)
 
     try:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-import sqlalchemy as sa
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
@@ -16,6 +15,7 @@ from dagster_tidegate.control.models import WhyShown
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, Verdict, verdict
 from dagster_tidegate.holds import run_name
+from dagster_tidegate.store.database import Connection
 
 HELD = 3
 UNDER_WAY = 4
@@ -78,7 +78,7 @@ def start(
     _tell(judged, seen, run_id, as_json=as_json)
 
 
-def _judged(conn: sa.Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
+def _judged(conn: Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
     if partition is None or campaign not in seen.campaigns:  # which says what would be right
         return verdict(answer_for(conn, seen, campaign, "campaign"))
     return verdict(answer_for(conn, seen, run_name(campaign, partition), "run"))

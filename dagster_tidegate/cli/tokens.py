@@ -11,9 +11,9 @@ import click
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import explained, open_store, url_option
 from dagster_tidegate.cli.target import Duration, Words, actor_option
-from dagster_tidegate.web.access import tokens as kept
+from dagster_tidegate.store import tokens as kept
+from dagster_tidegate.store.tokens import MAX_NAME, Token, TokenError
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.access.tokens import MAX_NAME, Token, TokenError
 
 NEVER = "never"
 TOKEN_NAME = Words("name", MAX_NAME)

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 
 import click
-import sqlalchemy as sa
 
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli import target as targets
@@ -18,6 +17,7 @@ from dagster_tidegate.control.why import why as explain
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
 
@@ -55,7 +55,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
         tell(answer, seen, note)
 
 
-def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None = None) -> Answer:
+def answer_for(conn: Connection, seen: Situation, name: str, kind: str | None = None) -> Answer:
     """Return why what has a name is paused.
 
     Raises:
@@ -72,7 +72,7 @@ def answer_for(conn: sa.Connection, seen: Situation, name: str, kind: str | None
     return explain(seen, target, run)
 
 
-def run_hint(conn: sa.Connection, name: str) -> str:
+def run_hint(conn: Connection, name: str) -> str:
     """Return the campaign runs that have a name like this one; else where they are listed."""
     campaign = name.partition("/")[0]
     there = [run_name(campaign, each) for each in runs.newest_partitions(conn, campaign)]
@@ -119,7 +119,7 @@ def tell(answer: Answer, seen: Situation, note: str | None = None) -> None:
         out.print(output.text(f"last word: {answer.last_word}"), soft_wrap=True)
 
 
-def _of_dagster_run(conn: sa.Connection, seen: Situation, run_id: str) -> Answer:
+def _of_dagster_run(conn: Connection, seen: Situation, run_id: str) -> Answer:
     attempt = runs.attempt_of(conn, run_id)
     run = None if attempt is None else runs.get(conn, attempt.campaign_run)
     if run is not None:

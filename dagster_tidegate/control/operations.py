@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-import sqlalchemy as sa
-
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.effects import Effect, effects
 from dagster_tidegate.control.situation import Situation
@@ -18,7 +16,7 @@ from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_nam
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
 from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.text import MAX_REASON, shown
@@ -89,7 +87,7 @@ class _NotForGoodError(Exception):
 
 
 @contextmanager
-def writing(store: Store, *, dry_run: bool) -> Iterator[sa.Connection]:
+def writing(store: Store, *, dry_run: bool) -> Iterator[Connection]:
     """Open a transaction that writes, and that a dry run takes back in the end."""
     try:
         with store.begin() as conn:
@@ -103,7 +101,7 @@ def writing(store: Store, *, dry_run: bool) -> Iterator[sa.Connection]:
 def change(
     store: Store,
     target: Target,
-    make: Callable[[sa.Connection, datetime], R],
+    make: Callable[[Connection, datetime], R],
     *,
     dry_run: bool,
 ) -> Change[R]:
@@ -125,7 +123,7 @@ def change(
 
 
 def hold(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     target: Target,
     *,
@@ -158,7 +156,7 @@ def hold(
 
 
 def pause(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     run: CampaignRun,
     *,
@@ -191,7 +189,7 @@ def pause(
 
 
 def release(
-    conn: sa.Connection, now: datetime, target: Target, *, actor: str, force: bool = False
+    conn: Connection, now: datetime, target: Target, *, actor: str, force: bool = False
 ) -> Sequence[Hold]:
     """Release what people hold on a target, whoever placed it.
 
@@ -215,7 +213,7 @@ def release(
 
 
 def release_one(
-    conn: sa.Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
+    conn: Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
 ) -> None:
     """Release one hold; nothing happens where it is over already.
 

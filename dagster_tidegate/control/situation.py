@@ -4,16 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import sqlalchemy as sa
-
 from dagster_tidegate import holds as covers
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
-from dagster_tidegate.store import tables as t
+from dagster_tidegate.store import (
+    breakers,
+    campaigns,
+    heartbeats,
+    holds,
+    runs,
+    service_stats,
+    takeovers,
+)
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
@@ -113,7 +119,7 @@ class Situation:
         return beat is None or self.now - beat > STALE_AFTER
 
 
-def read(conn: sa.Connection, now: datetime) -> Situation:
+def read(conn: Connection, now: datetime) -> Situation:
     """Read the situation of everything.
 
     Args:
@@ -142,18 +148,9 @@ def read(conn: sa.Connection, now: datetime) -> Situation:
         now=now,
         enabled=load(GeneralSettings).enabled,
         circuits=circuits,
-        trials=_trials(conn, now),
+        trials=service_stats.trials(conn, now),
         campaigns=found,
         holds=live,
         takeovers=takeovers.live(conn),
         heartbeats=heartbeats.read(conn),
     )
-
-
-def _trials(conn: sa.Connection, now: datetime) -> Mapping[str, int]:
-    rows = conn.execute(
-        sa.select(t.trials.c.service, sa.func.count().label("calls"))
-        .where(t.trials.c.expires_at > now)
-        .group_by(t.trials.c.service)
-    )
-    return {row.service: row.calls for row in rows}

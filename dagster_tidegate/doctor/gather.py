@@ -7,7 +7,6 @@ from pathlib import Path
 
 import dagster as dg
 from packaging.requirements import Requirement
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from dagster_tidegate.control import situation
 from dagster_tidegate.dagster_api import workspace
@@ -15,7 +14,13 @@ from dagster_tidegate.dagster_api.workspace import WorkspaceError
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import schema, service_stats
-from dagster_tidegate.store.database import Store, default_url, shown_url, why_unreachable
+from dagster_tidegate.store.database import (
+    Store,
+    StoreError,
+    default_url,
+    shown_url,
+    why_unreachable,
+)
 
 PACKAGE = "dagster-tidegate"
 
@@ -54,7 +59,7 @@ def look_at_store(url: str | None) -> StoreFacts:
     """
     try:
         store = Store(url or default_url())
-    except (ValueError, ArgumentError) as error:
+    except ValueError as error:
         return StoreFacts(url="the store", error=str(error))
     shown = shown_url(store.url)
     try:
@@ -72,7 +77,7 @@ def look_at_store(url: str | None) -> StoreFacts:
             )
     except schema.SchemaError as error:
         return StoreFacts(shown, refusal=str(error))
-    except SQLAlchemyError as error:
+    except StoreError as error:
         return StoreFacts(shown, error=why_unreachable(error))
     finally:
         store.dispose()

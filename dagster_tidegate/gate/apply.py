@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-import sqlalchemy as sa
-
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.plan import Action, End, Leave, Observed, Take, Write, same_pool
 from dagster_tidegate.store import takeovers
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.gate_lock import gate_lock
 from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, TakeoverKind
 
@@ -27,7 +26,7 @@ PATIENCE_S = 5.0
 
 MissedTicks = Callable[[Takeover, datetime], None]
 """Writes down which ticks a schedule has missed until a time, before it is given back."""
-_Note = Callable[[sa.Connection], str | None]
+_Note = Callable[[Connection], str | None]
 """Writes down what came of a write to Dagster, and says so where it is worth it."""
 
 
@@ -91,7 +90,7 @@ def _decide(
 
 
 def _intend(
-    conn: sa.Connection, now: datetime, seen: Observed, action: Take | Write
+    conn: Connection, now: datetime, seen: Observed, action: Take | Write
 ) -> Takeover | None:
     if isinstance(action, Take):
         return takeovers.take(
@@ -150,14 +149,14 @@ def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: da
         found = gate.dagster.trigger(takeover.name)
         as_planned = found in (takeover.set_from, UNSET)
 
-    def leave(conn: sa.Connection) -> None:
+    def leave(conn: Connection) -> None:
         takeovers.leave(conn, now, takeover, found)
 
-    def end_as_gone(conn: sa.Connection) -> None:
+    def end_as_gone(conn: Connection) -> None:
         if takeover.location == gate.location:
             takeovers.end(conn, now, takeover, Outcome.GONE)
 
-    def written(conn: sa.Connection) -> str:
+    def written(conn: Connection) -> str:
         takeovers.written(conn, takeover)
         return f"{takeover} {takeover.set_from} -> {takeover.set_to}"
 

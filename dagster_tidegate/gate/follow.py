@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
-import sqlalchemy as sa
 
 from dagster_tidegate.control.operations import ACTOR_TAG
 from dagster_tidegate.dagster_api.instance import (
@@ -24,6 +23,7 @@ from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 # Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
@@ -216,7 +216,7 @@ def next_status(
     return None
 
 
-def _stale(conn: sa.Connection, found: Sequence[RunChange]) -> list[RunChange]:
+def _stale(conn: Connection, found: Sequence[RunChange]) -> list[RunChange]:
     """Those Dagster runs whose campaign runs are not known, or may have to be moved."""
     attempts = runs.attempts_of(conn, [change.run.run_id for change in found])
     known = runs.named(conn, [(c.run.job_name, partition_of(c.run)) for c in found])
@@ -248,7 +248,7 @@ def _starts(campaign_run: CampaignRun, run: dg.DagsterRun) -> bool:
 
 
 def _follow(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     change: RunChange,
     campaign: Campaign,

@@ -8,8 +8,8 @@ import dagster as dg
 
 from dagster_tidegate.dagster_api.instance import AssetJob, Repository
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.tokens import MAX_NAME
 from dagster_tidegate.text import checked
-from dagster_tidegate.web.access.tokens import MAX_NAME
 
 
 class CatchUp(StrEnum):

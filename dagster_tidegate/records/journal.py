@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Known, Progress
 from dagster_tidegate.store.runs import AttemptRow
@@ -182,7 +181,7 @@ class Journal:
         ]
         progress = self._progress(position, key, exact=True, rate=None)
 
-        def leave(conn: sa.Connection, now: datetime) -> None:
+        def leave(conn: Connection, now: datetime) -> None:
             if untouched:
                 ledger.abandon(conn, self._attempt, self._op, untouched)
             ledger.write_progress(conn, now, self._attempt, self._op, progress)
@@ -254,7 +253,7 @@ class Journal:
             self._started[record.key] = record
             self._entries.append(Entry(record.key, record.position, RecordStatus.STARTED))
 
-    def _reading(self, step: Callable[[sa.Connection], R]) -> R:
+    def _reading(self, step: Callable[[Connection], R]) -> R:
         def read() -> R:
             with self._fleet.store.read() as conn:
                 return step(conn)
@@ -266,7 +265,7 @@ class Journal:
             lambda conn, now: ledger.write_progress(conn, now, self._attempt, self._op, progress)
         )
 
-    def _writing(self, step: Callable[[sa.Connection, datetime], R]) -> R:
+    def _writing(self, step: Callable[[Connection, datetime], R]) -> R:
         now = self._fleet.now()  # may read the store itself, the first time
 
         def write() -> R:

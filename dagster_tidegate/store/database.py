@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy import Connection as Connection
 from sqlalchemy import event, exc
+from sqlalchemy.exc import DataError as DataError
 
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import push
@@ -19,7 +21,11 @@ BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
 """How many connections to PostgreSQL a server keeps open: it answers many at once."""
 UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""What SQLAlchemy raises when the database can't be reached, or does not answer."""
+"""Raised when the database can't be reached, or does not answer."""
+UNUSABLE = (*UNREACHABLE, exc.ProgrammingError)
+"""The same, and where the database refuses what the URL says."""
+DATABASE_ERRORS = (exc.DBAPIError, exc.TimeoutError)
+"""Everything that the database raises."""
 
 
 def why_unreachable(error: Exception) -> str:
@@ -101,19 +107,24 @@ class Store:
     ) -> None:
         self.url = read_url(url)
         dialect = self.url.get_backend_name()
-        if dialect == "sqlite":
-            self.engine = _sqlite_engine(self.url)
-        elif dialect == "postgresql":
-            # psycopg 3, also where the URL names no driver: it can be told of a NOTIFY.
-            if self.url.drivername == "postgresql":
-                self.url = self.url.set(drivername="postgresql+psycopg")
-            from dagster_tidegate.store import postgres  # its driver is an extra
-
-            self.engine = postgres.create_engine(self.url, connections=connections)
-        else:
+        if dialect not in ("sqlite", "postgresql"):
             raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
+        # psycopg 3, also where the URL names no driver: it supports LISTEN.
+        if self.url.drivername == "postgresql":
+            self.url = self.url.set(drivername="postgresql+psycopg")
+        try:
+            self.engine = self._create_engine(connections)
+        except exc.ArgumentError as error:
+            raise ValueError(str(error)) from error
         self.clock = clock
         self._writing = threading.Lock()
+
+    def _create_engine(self, connections: int) -> sa.Engine:
+        if self.url.get_backend_name() == "sqlite":
+            return _sqlite_engine(self.url)
+        from dagster_tidegate.store import postgres  # its driver is an extra
+
+        return postgres.create_engine(self.url, connections=connections)
 
     @property
     def is_sqlite(self) -> bool:

@@ -74,3 +74,14 @@ def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
         name = values.pop("service")
         found[name] = Numbers(**values, trips=trips.get(name, 0))
     return found
+
+
+def trials(conn: sa.Connection, now: datetime) -> Mapping[str, int]:
+    """Return how many trial calls of each service are in flight, where there are any."""
+    c = t.trials.c
+    rows = conn.execute(
+        sa.select(c.service, sa.func.count().label("calls"))
+        .where(c.expires_at > now)
+        .group_by(c.service)
+    )
+    return {row.service: row.calls for row in rows}

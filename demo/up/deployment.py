@@ -17,9 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.holds import EVERYTHING, HoldSource, SystemActor
-from dagster_tidegate.store import holds, schema
+from dagster_tidegate.store import holds, schema, tokens
 from dagster_tidegate.store.database import Store, default_url
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from demo.up import dagster_web
 from demo.up import home as homes
@@ -219,7 +218,7 @@ def _token() -> Iterator[str | None]:
         stack.callback(store.dispose)
         with store.begin() as conn:
             now, secret = store.now(conn), None
-            if tokens.any_made(conn):
+            if tokens.any_created(conn):
                 end = now + TOKEN_LIFETIME  # killed, nobody revokes it
                 _, secret = tokens.create(
                     conn, now, name, Role.VIEWER, actor=SystemActor.UP, expires_at=end

@@ -20,9 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import schema
+from dagster_tidegate.store import schema, tokens
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.middleware.guard import Guard
 

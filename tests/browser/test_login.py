@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Response, expect
 
-from dagster_tidegate.store import history, schema
+from dagster_tidegate.store import history, schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 
 MAX_S = 60

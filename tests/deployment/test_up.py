@@ -14,10 +14,9 @@ import psutil
 import pytest
 
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import runs, schema
+from dagster_tidegate.store import runs, schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from demo.sandbox.control import SandboxControl
 from demo.sandbox.leads import write_lead_file

@@ -23,11 +23,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import events, history
+from dagster_tidegate.store import events, history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.middleware.guard import Guard
 from dagster_tidegate.web.middleware.visit import Visit

@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
+from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
-from dagster_tidegate.web.access import sessions, tokens
+from dagster_tidegate.store.tokens import TokenError
 from dagster_tidegate.web.access.authenticator import MAX_S, Authenticator, Kind
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.access.tokens import TokenError
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 NAMES = st.sampled_from(["ana", "bo"])

@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import history
+from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import MAX_REASON, checked
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import Guard

@@ -10,11 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import breakers, campaigns, holds, runs
+from dagster_tidegate.store import breakers, campaigns, holds, runs, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.guard import PUBLIC, Guard

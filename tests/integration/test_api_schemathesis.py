@@ -8,11 +8,10 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import allow_header_conformance, positive_data_acceptance
 
-from dagster_tidegate.store import breakers, campaigns, runs
+from dagster_tidegate.store import breakers, campaigns, runs, tokens
 from dagster_tidegate.store import schema as migrations
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.api.app import create_app
 from tests.integration.api import SETTINGS, api

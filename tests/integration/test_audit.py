@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.store import breakers, campaigns, holds, runs
+from dagster_tidegate.store import breakers, campaigns, holds, runs, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.api import Api, api
 

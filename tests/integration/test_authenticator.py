@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import sessions, tokens
 from dagster_tidegate.web.access.authenticator import MAX_S, REFRESH_S, Authenticator, Kind
 from dagster_tidegate.web.access.identity import Role
 

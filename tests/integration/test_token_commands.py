@@ -5,10 +5,10 @@ import json
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.store import history
+from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import exposure, tokens
+from dagster_tidegate.web.access import exposure
 from dagster_tidegate.web.access.exposure import ExposedError
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.conftest import Run

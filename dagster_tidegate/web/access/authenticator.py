@@ -13,14 +13,12 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-import sqlalchemy as sa
 from anyio import CapacityLimiter, to_thread
 
-from dagster_tidegate.store import tables as t
+from dagster_tidegate.store import tokens
 from dagster_tidegate.store.database import UNREACHABLE, Store
+from dagster_tidegate.store.tokens import Holder
 from dagster_tidegate.text import shown
-from dagster_tidegate.web.access import tokens
-from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.access.limits import Limit, TooManyError, network
 
 REFRESH_S = 2.0
@@ -51,15 +49,6 @@ class Key:
 
     kind: Kind
     digest: str
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Whose a token or session is."""
-
-    token: int
-    name: str
-    role: Role
 
 
 @dataclass
@@ -184,29 +173,20 @@ class Authenticator:
 
     def _any_made(self) -> bool:
         with self._store.read() as conn:
-            return tokens.any_made(conn)
+            return tokens.any_created(conn)
 
     def _read(self, key: Key) -> Holder | None:
-        c = t.tokens.c
-        query = sa.select(c.id, c.name, c.role, c.used_at)
+        by_digest = tokens.holder if key.kind is Kind.TOKEN else tokens.holder_of_session
         with self._store.read() as conn:
             now = self._store.now(conn)
-            if key.kind is Kind.TOKEN:
-                query = query.where(c.digest == key.digest)
-            else:
-                query = query.join(t.sessions, t.sessions.c.token == c.id).where(
-                    t.sessions.c.digest == key.digest, t.sessions.c.expires_at > now
-                )
-            row = conn.execute(query.where(*tokens.live(now))).one_or_none()
-        if row is None:
-            return None
-        if row.used_at is None or now - row.used_at >= USED_EVERY:
-            self._mark_used(row.id, now)
-        return Holder(row.id, row.name, Role(row.role))
+            holder = by_digest(conn, now, key.digest)
+        if holder and (holder.used_at is None or now - holder.used_at >= USED_EVERY):
+            self._mark_used(holder.token, now)
+        return holder
 
     def _mark_used(self, token: int, now: datetime) -> None:
         try:
             with self._store.evidence().begin() as conn:
-                conn.execute(t.tokens.update().where(t.tokens.c.id == token).values(used_at=now))
+                tokens.mark_used(conn, now, token)
         except UNREACHABLE as error:  # a store that can be read and not written lets people in
             log.warning("can't write down that token %d was used: %s", token, error)

@@ -1,7 +1,7 @@
 """Nothing listens beyond this machine before a token was made."""
 
+from dagster_tidegate.store import tokens
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access import tokens
 from dagster_tidegate.web.access.origins import LOCALHOST, is_loopback
 
 
@@ -22,7 +22,7 @@ def check(store: Store, host: str) -> None:
     if host == LOCALHOST or is_loopback(host):
         return
     with store.read() as conn:
-        if tokens.any_made(conn):  # where all of them have ended, nobody is let in
+        if tokens.any_created(conn):  # where all of them have ended, nobody is let in
             return
     raise ExposedError(
         f"listening on {host} would let every machine that reaches it do everything: make a token "

@@ -2,33 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
+
+from dagster_tidegate.store.tokens import Role
 
 ONLY_LOOKS = "only_looks"
 """In the state of a request: whether Dagster's pages let whoever sends it change nothing."""
-
-
-class Role(StrEnum):
-    """What somebody may do. Each role may also do what those before it may."""
-
-    VIEWER = "viewer"
-    """Reads."""
-    OPERATOR = "operator"
-    """Holds, releases, starts, pauses, resumes, cancels."""
-    ADMIN = "admin"
-    """Everything: closes a breaker by force, and steers campaigns of other owners."""
-
-    def allows(self, needed: "Role") -> bool:
-        """Return whether this role may do what `needed` may.
-
-        Example:
-            >>> Role.OPERATOR.allows(Role.VIEWER)
-            True
-            >>> Role.VIEWER.allows(Role.OPERATOR)
-            False
-        """
-        order = list(Role)
-        return order.index(self) >= order.index(needed)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import sqlalchemy as sa
 from fastapi import Depends, Request
 
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.web.api.problems import Code, Problem
 from dagster_tidegate.web.api.stream import Feed
 
@@ -33,7 +32,7 @@ class Context:
     open_workspace: "Callable[[], Workspace] | None" = None
 
     @contextmanager
-    def reading(self) -> Iterator[tuple[sa.Connection, Situation]]:
+    def reading(self) -> Iterator[tuple[Connection, Situation]]:
         """Read the situation, and whatever else is read of the store at the same moment."""
         with self.store.read() as conn:
             now = self.store.now(conn)

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-import sqlalchemy as sa
-
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import EffectShown, Held, HoldShown, Released
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Hold, Target
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import utc
 from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api.authentication import require_role
@@ -18,7 +17,7 @@ from dagster_tidegate.web.api.models import NewHold, NewHoldOnTarget
 from dagster_tidegate.web.api.models import Release as HowToRelease
 from dagster_tidegate.web.api.problems import Code, Problem
 
-Check = Callable[[sa.Connection], Target]
+Check = Callable[[Connection], Target]
 """Returns what is to be held or released, or refuses with a problem."""
 
 
@@ -52,7 +51,7 @@ def hold(
         dry_run: Only say what it would do.
     """
 
-    def place(conn: sa.Connection, now: datetime) -> Hold:
+    def place(conn: Connection, now: datetime) -> Hold:
         return operations.hold(
             conn,
             now,
@@ -66,7 +65,7 @@ def hold(
 
 
 def placed(
-    here: Context, check: Check, place: Callable[[sa.Connection, datetime], Hold], *, dry_run: bool
+    here: Context, check: Check, place: Callable[[Connection, datetime], Hold], *, dry_run: bool
 ) -> Held:
     """Place a hold, or find out what it would do.
 
@@ -110,7 +109,7 @@ def release(
     if how.force:
         require_role(identity, Role.ADMIN)
 
-    def let_go(conn: sa.Connection, now: datetime) -> tuple[Target, Sequence[Hold]]:
+    def let_go(conn: Connection, now: datetime) -> tuple[Target, Sequence[Hold]]:
         target = check(conn)
         return target, operations.release(conn, now, target, actor=identity.name, force=how.force)
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import sqlalchemy as sa
-
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.operations import (
     ChangedMeanwhileError,
@@ -16,6 +14,7 @@ from dagster_tidegate.control.why import UnknownNameError, find
 from dagster_tidegate.holds import Hold, Target, TargetKind, run_name
 from dagster_tidegate.store import breakers, campaigns, holds, runs
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.text import did_you_mean
@@ -31,7 +30,7 @@ _REFUSALS: Mapping[type[Exception], Code] = {
 }
 
 
-def service(here: Context, conn: sa.Connection, name: str) -> Target:
+def service(here: Context, conn: Connection, name: str) -> Target:
     """Return a service that has a breaker or a hold.
 
     Raises:
@@ -52,7 +51,7 @@ def service_in(seen: Situation, name: str) -> Target:
     return _found(seen, TargetKind.SERVICE, name, Code.SERVICE_NOT_FOUND)
 
 
-def campaign(here: Context, conn: sa.Connection, name: str) -> CampaignSpec:
+def campaign(here: Context, conn: Connection, name: str) -> CampaignSpec:
     """Return a campaign; perhaps without its ops and triggers.
 
     Raises:
@@ -74,7 +73,7 @@ def campaign_in(seen: Situation, name: str) -> CampaignSituation:
 
 
 def run(
-    here: Context, conn: sa.Connection, campaign_name: str, partition: str
+    here: Context, conn: Connection, campaign_name: str, partition: str
 ) -> tuple[CampaignSpec, CampaignRun]:
     """Return a campaign run and its campaign.
 
@@ -93,7 +92,7 @@ def run(
     )
 
 
-def hold(conn: sa.Connection, number: int) -> Hold:
+def hold(conn: Connection, number: int) -> Hold:
     """Return a hold, live or not.
 
     Raises:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from fastapi import Request
 from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel
-from sqlalchemy.exc import DataError
 from starlette.responses import JSONResponse, Response
 
 from dagster_tidegate.store import idempotency
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import DataError, Store
 from dagster_tidegate.store.idempotency import Claim, Given, Key
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.problems import Code, Problem

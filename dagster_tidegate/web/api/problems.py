@@ -9,12 +9,11 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE, DataError
 from dagster_tidegate.store.schema import SchemaError
 
 MEDIA_TYPE = "application/problem+json"

@@ -1,7 +1,5 @@
 """What the routes that start campaign runs have in common."""
 
-import sqlalchemy as sa
-
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Started, VerdictShown, WhyShown
 from dagster_tidegate.control.situation import Situation
@@ -9,6 +7,7 @@ from dagster_tidegate.control.starting import Refusal, Verdict, verdict
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import require_owner
@@ -91,7 +90,7 @@ def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
     )
 
 
-def _judged(conn: sa.Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
+def _judged(conn: Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
     if partition is None:
         return verdict(why(seen, Target(TargetKind.CAMPAIGN, campaign)))
     target = Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition))

@@ -5,14 +5,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 
-from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dagster_tidegate.control.models import EventShown
 from dagster_tidegate.store import event_reader, history
-from dagster_tidegate.store.database import UNREACHABLE, Store
+from dagster_tidegate.store.database import DATABASE_ERRORS, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.web.api.problems import Code, Problem, later
@@ -85,7 +84,7 @@ class Feed:
             try:
                 complete = await run_in_threadpool(self.final)
                 told = False
-            except (DBAPIError, *UNREACHABLE) as error:  # also of a server that is being replaced
+            except DATABASE_ERRORS as error:  # also of a server that is being replaced
                 if not told:
                     log.warning("event streams wait for the store: %s", error)
                 told, complete = True, self._complete
@@ -139,7 +138,7 @@ class EventStream(Response):
             while sent < complete:
                 try:
                     found = await run_in_threadpool(self._feed.read, sent, complete)
-                except UNREACHABLE as error:
+                except DATABASE_ERRORS as error:
                     log.warning("an event stream ends: %s", error)
                     return  # its client comes back, and goes on where it was
                 for event in found:

@@ -16,10 +16,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store import events
+from dagster_tidegate.store import events, sessions, tokens
 from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.text import shown
-from dagster_tidegate.web.access import graphql, sessions, tokens
+from dagster_tidegate.web.access import graphql
 from dagster_tidegate.web.access.authenticator import Authenticator, Kind
 from dagster_tidegate.web.access.identity import ONLY_LOOKS, Identity, Role
 from dagster_tidegate.web.access.limits import Limit, TooManyError, network

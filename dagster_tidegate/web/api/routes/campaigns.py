@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -25,6 +24,7 @@ from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.store import campaign_stats
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.idempotency import Given
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import cursor as cursors
@@ -167,7 +167,7 @@ def validate_start(
 def _steered(here: Context, identity: Identity, campaign: str) -> holding.Check:
     """Return what finds a campaign, and refuses who may not steer it."""
 
-    def check(conn: sa.Connection) -> Target:
+    def check(conn: Connection) -> Target:
         require_owner(identity, lookup.campaign(here, conn, campaign))
         return Target(TargetKind.CAMPAIGN, campaign)
 

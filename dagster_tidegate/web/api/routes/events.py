@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
 
 from dagster_tidegate.control.models import EventShown, Page
 from dagster_tidegate.store import history
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.api import cursor as cursors
 from dagster_tidegate.web.api.authentication import Viewer
@@ -72,7 +72,7 @@ async def stream_events(
 
 
 def page_of_events(
-    conn: sa.Connection,
+    conn: Connection,
     *,
     name: str | None = None,
     kinds: Sequence[str] = (),

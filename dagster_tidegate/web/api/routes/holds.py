@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
@@ -10,6 +9,7 @@ from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Held, HoldShown, Page
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.store import campaigns, holds
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.idempotency import Given
 from dagster_tidegate.web.access.identity import Identity, Role
 from dagster_tidegate.web.api import cursor as cursors
@@ -84,7 +84,7 @@ def place_hold(
     Held by you already, the hold gets the new reason and end.
     """
 
-    def check(conn: sa.Connection) -> Target:
+    def check(conn: Connection) -> Target:
         _require_steering(conn, identity, body.target)
         return body.target
 
@@ -110,7 +110,7 @@ def release_hold(
         return HoldShown.model_validate(lookup.hold(conn, hold))
 
 
-def _require_steering(conn: sa.Connection, identity: Identity, target: Target) -> None:
+def _require_steering(conn: Connection, identity: Identity, target: Target) -> None:
     """Refuse who may not steer the campaign that a target is, or is of."""
     if target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN):
         shape = campaigns.find(conn, target.name.partition("/")[0])

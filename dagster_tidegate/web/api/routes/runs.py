@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -14,6 +13,7 @@ from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.idempotency import Given
 from dagster_tidegate.store.run_details import ListedRun
 from dagster_tidegate.store.runs import CampaignRun
@@ -161,7 +161,7 @@ def pause_run(
     Paused by you already, the hold changes. One that has ended can't be paused.
     """
 
-    def place(conn: sa.Connection, now: datetime) -> Hold:
+    def place(conn: Connection, now: datetime) -> Hold:
         return operations.pause(
             conn,
             now,
@@ -247,7 +247,7 @@ def _created(here: Context, identity: Identity, campaign: str, partition: str) -
 def _steered(here: Context, identity: Identity, campaign: str, partition: str) -> holding.Check:
     """Return what finds a campaign run, and refuses who may not steer its campaign."""
 
-    def check(conn: sa.Connection) -> Target:
+    def check(conn: Connection) -> Target:
         run = _steered_run(here, conn, identity, campaign, partition)
         return Target(TargetKind.CAMPAIGN_RUN, run.name)
 
@@ -255,7 +255,7 @@ def _steered(here: Context, identity: Identity, campaign: str, partition: str) -
 
 
 def _steered_run(
-    here: Context, conn: sa.Connection, identity: Identity, campaign: str, partition: str
+    here: Context, conn: Connection, identity: Identity, campaign: str, partition: str
 ) -> CampaignRun:
     shape, run = lookup.run(here, conn, campaign, partition)
     require_owner(identity, shape)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import sqlalchemy as sa
 from fastapi import APIRouter
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -21,6 +20,7 @@ from dagster_tidegate.control.models import (
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import campaigns, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import cursor as cursors
 from dagster_tidegate.web.api import holding, lookup
@@ -138,7 +138,7 @@ def release_campaigns_of_service(
 
 
 def _dependent(
-    here: Context, conn: sa.Connection, identity: Identity, service: str
+    here: Context, conn: Connection, identity: Identity, service: str
 ) -> list[CampaignSpec]:
     """The campaigns that need a service; all of them may be steered."""
     lookup.service(here, conn, service)

@@ -1,36 +1,28 @@
-"""Sessions: what a browser has instead of a token, from its login to its logout."""
+"""Sessions: what a browser has instead of a token, from login to logout."""
 
 import secrets
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from dagster_tidegate.store import events
+from dagster_tidegate.store import events, tokens
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.web.access import tokens
 
 
 def begin(
-    conn: sa.Connection, now: datetime, token_secret: str, length: timedelta
+    conn: Connection, now: datetime, token_secret: str, length: timedelta
 ) -> tuple[str, datetime] | None:
-    """Begin a session.
+    """Start a session, and return its secret and when it expires (UTC).
 
-    Its secret is always a new one, so that nobody can have planted it in the browser before.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        token_secret: The token that somebody logs in with.
-        length: How long it lasts; it ends with the token at the latest.
-
-    Returns:
-        The secret of the session and when it ends (UTC); None if the token lets nobody in.
+    It expires with its token at the latest. Its secret is always new, so that nobody can have
+    planted it in the browser before. Returns None unless the token is live.
     """
     c = t.tokens.c
     row = conn.execute(
         sa.select(c.id, c.name, c.expires_at).where(
-            c.digest == tokens.digest(token_secret), *tokens.live(now)
+            c.digest == tokens.digest(token_secret), tokens.live(now)
         )
     ).one_or_none()
     if row is None:
@@ -49,8 +41,8 @@ def begin(
     return secret, expires_at
 
 
-def end(conn: sa.Connection, now: datetime, secret: str, *, actor: str) -> None:
-    """End a session. Ending one that has ended is harmless."""
+def end(conn: Connection, now: datetime, secret: str, *, actor: str) -> None:
+    """End a session. Ending it twice is harmless."""
     ended = conn.execute(t.sessions.delete().where(t.sessions.c.digest == tokens.digest(secret)))
     if ended.rowcount:
         events.write(
