@@ -5,11 +5,10 @@ that was known, and so no value that another gate wrote is taken for the former 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import dagster as dg
-import sqlalchemy as sa
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.instance import Dagster, partition_of, tried_by
@@ -19,19 +18,14 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import (
     campaigns,
-    heartbeats,
-    holds,
+    gate_view,
     ledger,
-    missed_ticks,
     runs,
+    service_stats,
     takeovers,
 )
-from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.missed_ticks import MissedTick
-from dagster_tidegate.store.query import Query, together
-from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.database import Connection, Store
 
 # How many queued runs are looked at for a canary, before each campaign is asked for its own.
 MAX_QUEUED = 500
@@ -69,25 +63,25 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         resuming: Whether also what waits to be resumed is wanted.
     """
     with gate.store.read() as conn:
-        stored = _read(gate, conn, resuming=resuming)
-        live = stored.holds if gate.enabled else []
+        view = gate_view.read(gate.store, conn, gate.location, resuming=resuming)
+        live = view.holds if gate.enabled else []
         seen = Observed(
-            now=stored.now,
+            now=view.now,
             location=gate.location,
             holds=live,
-            takeovers=stored.takeovers,
-            newest_takeover=stored.newest_takeover,
-            cursor=stored.cursor,
-            paused=stored.paused,
-            active=stored.active,
-            missed=stored.missed,
+            takeovers=view.takeovers,
+            newest_takeover=view.newest_takeover,
+            cursor=view.cursor,
+            paused=view.paused,
+            active=view.active,
+            missed=view.missed,
         )
-        if not live and not stored.takeovers:
+        if not live and not view.takeovers:
             return seen
         specs = gate.specs or campaigns.read(conn)
-        failures = _last_failures(conn, stored.takeovers)
-    known = {*stored.states, *gate.policies, *_held_services(live)}
-    half_open = _to_be_tried(stored.states, gate.policies)
+        failures = _last_failures(conn, view.takeovers)
+    known = {*view.states, *gate.policies, *_held_services(live)}
+    half_open = _to_be_tried(view.states, gate.policies)
     canary_runs = gate.dagster.canaries() if half_open else []
     # A campaign that needs several half open services tries them all with one run: if each of
     # them kept the others from being tried, none would ever close.
@@ -119,74 +113,6 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observed:
         canaries=canaries,
         in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
         candidates=found,
-    )
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What the store says, read in one statement. The fields are those of `Observed`."""
-
-    now: datetime
-    holds: Sequence[Hold]
-    takeovers: Sequence[takeovers.Takeover]
-    newest_takeover: int
-    states: Mapping[str, str]
-    cursor: datetime | None
-    paused: Sequence[CampaignRun]
-    active: Mapping[str, int]
-    missed: Sequence[MissedTick]
-
-
-_STATES = Query(sa.select(t.services.c.name, t.services.c.state), lambda name, state: (name, state))
-_PAUSED = Query(
-    sa.select(*(t.campaign_runs.c[field.name] for field in fields(CampaignRun))).where(
-        t.campaign_runs.c.status == RunStatus.PAUSED
-    ),
-    lambda status, **values: CampaignRun(status=RunStatus(status), **values),
-    order=lambda run: (-run.priority, run.paused_at, run.id),
-)
-# One that was never attempted is not ours: it waits in the queue anyway.
-_ACTIVE = Query(
-    sa.select(t.campaign_runs.c.campaign, sa.func.count().label("runs"))
-    .where(
-        t.campaign_runs.c.status.in_([RunStatus.PENDING, RunStatus.PROCESSING]),
-        t.campaign_runs.c.attempt > 0,
-    )
-    .group_by(t.campaign_runs.c.campaign),
-    lambda campaign, runs: (campaign, runs),
-)
-_CLOCK = Query(
-    sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("now")),
-    lambda now: now.astimezone(UTC),
-)
-
-
-def _read(gate: Gate, conn: sa.Connection, *, resuming: bool) -> _Stored:
-    store = gate.store
-    has_clock = store.clock is None and not store.is_sqlite
-    live, taken, newest, states, beats, *others = together(
-        conn,
-        holds.UNRELEASED,
-        takeovers.LIVE,
-        takeovers.NEWEST_ID,
-        _STATES,
-        heartbeats.LATEST,
-        *([_PAUSED, _ACTIVE, missed_ticks.WAITING] if resuming else []),
-        *([_CLOCK] if has_clock else []),
-    )
-    now = others.pop()[0] if has_clock else store.now(conn)
-    paused, active, missed = others or ([], [], [])
-    cursors = [b.cursor for b in beats if (b.location, b.part) == (gate.location, heartbeats.PAUSE)]
-    return _Stored(
-        now=now,
-        holds=[hold for hold in live if hold.live(now)],
-        takeovers=taken,
-        newest_takeover=newest[0],
-        states=dict(states),
-        cursor=cursors[0] if cursors else None,
-        paused=paused,
-        active=dict(active),
-        missed=missed,
     )
 
 
@@ -264,18 +190,9 @@ def _held_services(live: Sequence[Hold]) -> set[str]:
     return {hold.target.name for hold in live if hold.target.kind is TargetKind.SERVICE}
 
 
-def _last_failures(
-    conn: sa.Connection, taken: Sequence[takeovers.Takeover]
-) -> Mapping[str, datetime]:
+def _last_failures(conn: Connection, taken: Sequence[takeovers.Takeover]) -> Mapping[str, datetime]:
     steps = [takeover.ramp_step_at for takeover in taken if takeover.ramp_step_at is not None]
-    if not steps:
-        return {}
-    rows = conn.execute(
-        sa.select(t.outcomes.c.service, sa.func.max(t.outcomes.c.last_failed_at).label("at"))
-        .where(t.outcomes.c.last_failed_at > min(steps))
-        .group_by(t.outcomes.c.service)
-    )
-    return {row.service: row.at for row in rows}
+    return service_stats.failures_since(conn, min(steps)) if steps else {}
 
 
 def _view(policy: ServicePolicy | None, last_failure_at: datetime | None) -> ServiceView:

@@ -499,7 +499,7 @@ def _circuit(row: sa.Row) -> BreakerStatus:
 
 
 def _hold(row: sa.Row) -> Hold:
-    return holds.made(**{c.name: getattr(row, f"hold_{c.name}") for c in t.holds.c})
+    return holds.from_row({c.name: getattr(row, f"hold_{c.name}") for c in t.holds.c})
 
 
 def _read(*more: sa.ColumnElement) -> sa.CompoundSelect:

@@ -7,7 +7,6 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 BREAKER = "breaker"
@@ -65,10 +64,8 @@ def beat(
     )
 
 
-LATEST = Query(sa.select(t.heartbeats), Heartbeat, order=lambda beat: (beat.location, beat.part))
-"""The latest heartbeat of each part of each code location."""
-
-
 def read(conn: sa.Connection) -> Sequence[Heartbeat]:
     """Return the latest heartbeat of each part of each code location."""
-    return LATEST.all(conn)
+    beat = t.heartbeats.c
+    rows = conn.execute(sa.select(t.heartbeats).order_by(beat.location, beat.part))
+    return [Heartbeat(**row._mapping) for row in rows]

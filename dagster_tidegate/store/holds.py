@@ -1,6 +1,6 @@
 """Holds in the store: placing, releasing and reading them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 # A hold that is released while it is placed makes another try necessary; so many are enough.
@@ -22,7 +22,7 @@ class NotYourHoldError(Exception):
 
 
 def place(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     target: Target,
     *,
@@ -107,7 +107,7 @@ def place(
 
 
 def release(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     target: Target,
     *,
@@ -139,7 +139,7 @@ def release(
 
 
 def end(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     held: Sequence[Hold],
     *,
@@ -178,7 +178,7 @@ def end(
     return ended
 
 
-def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> int:
+def expire(conn: Connection, now: datetime, target: Target | None = None) -> int:
     """Write down that holds whose time is over are released.
 
     Args:
@@ -213,37 +213,39 @@ def expire(conn: sa.Connection, now: datetime, target: Target | None = None) -> 
     return len(over)
 
 
-def made(target_kind: str, target_name: str, source: str, **values: Any) -> Hold:
-    """Return the hold that a row is, of the values of its columns."""
-    return Hold(
-        target=Target(TargetKind(target_kind), target_name), source=HoldSource(source), **values
-    )
+def from_row(values: Mapping[str, Any]) -> Hold:
+    """Return the hold of a row of the table."""
+    rest = dict(values)
+    target = Target(TargetKind(rest.pop("target_kind")), rest.pop("target_name"))
+    return Hold(target=target, source=HoldSource(rest.pop("source")), **rest)
 
 
-UNRELEASED = Query(
-    sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
-    made,
-    order=lambda hold: (hold.placed_at, hold.id),
-)
-"""The holds that nobody has released, the oldest first; the time of some may be over."""
+def age(hold: Hold) -> tuple[datetime, int]:
+    """Sort holds by this: the oldest first."""
+    return hold.placed_at, hold.id
 
 
-def get(conn: sa.Connection, hold: int) -> Hold | None:
+def get(conn: Connection, hold: int) -> Hold | None:
     """Return a hold by its id, live or not; None where there is none."""
     row = conn.execute(sa.select(t.holds).where(t.holds.c.id == hold)).one_or_none()
     return None if row is None else _hold(row)
 
 
-def live(conn: sa.Connection, now: datetime) -> Sequence[Hold]:
+def live(conn: Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
-    return [hold for hold in UNRELEASED.all(conn) if hold.live(now)]
+    return _live(conn, now)
 
 
-def live_on(conn: sa.Connection, now: datetime, target: Target) -> Sequence[Hold]:
+def live_on(conn: Connection, now: datetime, target: Target) -> Sequence[Hold]:
     """Return the live holds on a target itself, the oldest first."""
-    unreleased = sa.select(t.holds).where(t.holds.c.released_at.is_(None), *_on(target))
-    found = [_hold(row) for row in conn.execute(unreleased)]
-    return sorted((hold for hold in found if hold.live(now)), key=UNRELEASED.order)
+    return _live(conn, now, *_on(target))
+
+
+def _live(conn: Connection, now: datetime, *where: sa.ColumnElement[bool]) -> Sequence[Hold]:
+    h = t.holds.c
+    unreleased = sa.select(t.holds).where(h.released_at.is_(None), *where)
+    rows = conn.execute(unreleased.order_by(h.placed_at, h.id))
+    return [hold for row in rows if (hold := _hold(row)).live(now)]
 
 
 def _on(target: Target) -> tuple[sa.ColumnElement[bool], ...]:
@@ -262,4 +264,4 @@ def _as_recorded(hold: Hold) -> dict[str, Any]:
 
 
 def _hold(row: sa.Row) -> Hold:
-    return made(**row._mapping)
+    return from_row(row._mapping)

@@ -8,7 +8,6 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 
@@ -57,19 +56,12 @@ def record(conn: sa.Connection, now: datetime, ticks: Collection[MissedTick]) ->
         )
 
 
-WAITING = Query(
-    sa.select(t.missed_ticks.c.campaign, t.missed_ticks.c.schedule, t.missed_ticks.c.tick_at).where(
-        t.missed_ticks.c.outcome.is_(None)
-    ),
-    MissedTick,
-    order=lambda tick: (tick.tick_at, tick.campaign, tick.schedule),
-)
-"""The ticks that are yet to be launched, the oldest first."""
-
-
 def waiting(conn: sa.Connection) -> Sequence[MissedTick]:
     """Return the ticks that are yet to be launched, the oldest first."""
-    return WAITING.all(conn)
+    c = t.missed_ticks.c
+    key = (c.tick_at, c.campaign, c.schedule)
+    rows = conn.execute(sa.select(*key).where(c.outcome.is_(None)).order_by(*key))
+    return [MissedTick(**row._mapping) for row in rows]
 
 
 def settle(

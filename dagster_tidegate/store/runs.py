@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -545,8 +546,18 @@ def _found(row: sa.Row | None) -> CampaignRun | None:
     return None if row is None else _run(row)
 
 
+def from_row(values: Mapping[str, Any]) -> CampaignRun:
+    """Return the campaign run of a row of the table."""
+    return CampaignRun(**{**values, "status": RunStatus(values["status"])})
+
+
+def resume_order(run: CampaignRun) -> tuple[int, datetime | None, int]:
+    """Sort paused campaign runs by this: by priority, then by when they paused."""
+    return -run.priority, run.paused_at, run.id
+
+
 def _run(row: sa.Row) -> CampaignRun:
-    return CampaignRun(**{**row._mapping, "status": RunStatus(row.status)})
+    return from_row(row._mapping)
 
 
 def _attempt(row: sa.Row) -> AttemptRow:

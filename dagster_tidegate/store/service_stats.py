@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
 TRIPS_WITHIN = timedelta(hours=24)
@@ -38,7 +39,7 @@ class Numbers:
     trips: int = 0
 
 
-def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
+def read(conn: Connection, now: datetime) -> Mapping[str, Numbers]:
     """Return what the fleet saw of each service lately, by name.
 
     Args:
@@ -76,7 +77,7 @@ def read(conn: sa.Connection, now: datetime) -> Mapping[str, Numbers]:
     return found
 
 
-def trials(conn: sa.Connection, now: datetime) -> Mapping[str, int]:
+def trials(conn: Connection, now: datetime) -> Mapping[str, int]:
     """Return how many trial calls of each service are in flight, where there are any."""
     c = t.trials.c
     rows = conn.execute(
@@ -85,3 +86,14 @@ def trials(conn: sa.Connection, now: datetime) -> Mapping[str, int]:
         .group_by(c.service)
     )
     return {row.service: row.calls for row in rows}
+
+
+def failures_since(conn: Connection, since: datetime) -> Mapping[str, datetime]:
+    """Return when the latest call of each service failed (UTC), where one did since a time."""
+    o = t.outcomes.c
+    rows = conn.execute(
+        sa.select(o.service, sa.func.max(o.last_failed_at).label("at"))
+        .where(o.last_failed_at > since)
+        .group_by(o.service)
+    )
+    return {row.service: row.at for row in rows}

@@ -6,7 +6,7 @@ No other gate gets in between, see `store.gate_lock`. Each step raises the versi
 version alone, so that what was planned before is not done after another gate has been there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,8 +18,8 @@ from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.store.query import Query
 from dagster_tidegate.store.upsert import insert
 
 # Values of a pool, besides numbers: no limit of its own, or one that follows the instance's.
@@ -96,35 +96,29 @@ def _recorded_as(kind: str, label: str) -> str:
 _COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
 
 
-def _takeover(kind: str, **values: Any) -> Takeover:
-    return Takeover(kind=TakeoverKind(kind), **values)
+LIVE = sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None))
+NEWEST_ID = sa.select(sa.func.max(t.takeovers.c.id).label("id"))
 
 
-LIVE = Query(
-    sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None)),
-    _takeover,
-    order=lambda takeover: takeover.id,
-)
-"""The takeovers that have not been given back, the oldest first."""
-
-NEWEST_ID = Query(sa.select(sa.func.max(t.takeovers.c.id).label("id")), lambda id: id or 0)
-"""The id of the newest takeover of all times, 0 before the first.
-
-Read before Dagster is looked at, and passed to `take`.
-"""
+def from_row(values: Mapping[str, Any]) -> Takeover:
+    """Return the takeover of a row of `LIVE`."""
+    return Takeover(**{**values, "kind": TakeoverKind(values["kind"])})
 
 
-def newest_id(conn: sa.Connection) -> int:
-    """Return the id of the newest takeover of all times, 0 before the first."""
-    return NEWEST_ID.all(conn)[0]
+def newest_id(conn: Connection) -> int:
+    """Return the id of the newest takeover of all times, 0 before the first.
+
+    Read it before Dagster is looked at, and pass it to `take`.
+    """
+    return conn.scalar(NEWEST_ID) or 0
 
 
-def live(conn: sa.Connection) -> Sequence[Takeover]:
+def live(conn: Connection) -> Sequence[Takeover]:
     """Return the takeovers that have not been given back, the oldest first."""
-    return LIVE.all(conn)
+    return [from_row(row) for row in conn.execute(LIVE.order_by(t.takeovers.c.id)).mappings()]
 
 
-def names_about(conn: sa.Connection, name: str) -> Sequence[str]:
+def names_about(conn: Connection, name: str) -> Sequence[str]:
     """Return under which names the record has what was taken over of a service or campaign."""
     c = t.takeovers.c
     found = []
@@ -136,7 +130,7 @@ def names_about(conn: sa.Connection, name: str) -> Sequence[str]:
 
 
 def take(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     *,
     kind: TakeoverKind,
@@ -162,7 +156,7 @@ def take(
         former: The value that Dagster has.
         set_to: The value that is to be written.
         running_since: When a schedule was last switched on, where known.
-        seen: `NEWEST_ID` from before `former` was read.
+        seen: `newest_id` from before `former` was read.
 
     Returns:
         The takeover, or None where another gate took it since `seen`: then `former` may be a
@@ -196,13 +190,13 @@ def take(
     ).one_or_none()
     if row is None:
         return None
-    takeover = _takeover(**row._mapping)
+    takeover = from_row(row._mapping)
     _event(conn, now, takeover, former, set_to, "taken over")
     return takeover
 
 
 def intend(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     takeover: Takeover,
     *,
@@ -236,12 +230,12 @@ def intend(
     return changed
 
 
-def written(conn: sa.Connection, takeover: Takeover) -> Takeover | None:
+def written(conn: Connection, takeover: Takeover) -> Takeover | None:
     """Write down that Dagster has the value. Returns None where another gate was first."""
     return _change(conn, takeover, pending=False)
 
 
-def leave(conn: sa.Connection, now: datetime, takeover: Takeover, found: str) -> Takeover | None:
+def leave(conn: Connection, now: datetime, takeover: Takeover, found: str) -> Takeover | None:
     """Write down that a person changed what was taken over: it is theirs from now on.
 
     Args:
@@ -259,7 +253,7 @@ def leave(conn: sa.Connection, now: datetime, takeover: Takeover, found: str) ->
     return changed
 
 
-def end(conn: sa.Connection, now: datetime, takeover: Takeover, outcome: Outcome) -> bool:
+def end(conn: Connection, now: datetime, takeover: Takeover, outcome: Outcome) -> bool:
     """Write down that something is Dagster's own again.
 
     Returns:
@@ -271,7 +265,7 @@ def end(conn: sa.Connection, now: datetime, takeover: Takeover, outcome: Outcome
     return changed is not None
 
 
-def _change(conn: sa.Connection, takeover: Takeover, **values: object) -> Takeover | None:
+def _change(conn: Connection, takeover: Takeover, **values: object) -> Takeover | None:
     row = conn.execute(
         t.takeovers.update()
         .where(
@@ -282,11 +276,11 @@ def _change(conn: sa.Connection, takeover: Takeover, **values: object) -> Takeov
         .values(version=takeover.version + 1, **values)
         .returning(*_COLUMNS)
     ).one_or_none()
-    return None if row is None else _takeover(**row._mapping)
+    return None if row is None else from_row(row._mapping)
 
 
 def _event(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     takeover: Takeover,
     from_status: str,
