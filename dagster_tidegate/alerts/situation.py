@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -15,7 +14,6 @@ from dagster_tidegate.store import alerts, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.store.query import Query
 
 WITHIN = timedelta(hours=24)
 """Campaign runs that ended longer ago are not looked at."""
@@ -128,14 +126,13 @@ def released(conn: sa.Connection, now: datetime, since: datetime) -> Sequence[Ho
     at = sa.func.coalesce(h.released_at, h.expires_at)
     found = sa.select(t.holds).where(at >= since, at <= now).order_by(at.desc()).limit(MAX_HOLDS)
 
-    def ended(**values: Any) -> Hold:
-        hold = holds.UNRELEASED.make(**values)
-        if hold.released_at is not None:
-            return hold
-        return replace(hold, released_at=hold.expires_at, released_by=SystemActor.EXPIRY)
-
-    # A part of a statement has no order, so they are sorted once more.
-    return Query(found, ended, order=lambda hold: hold.released_at).all(conn)[::-1]
+    ended = [holds.from_row(row._mapping) for row in conn.execute(found)]
+    return [
+        hold
+        if hold.released_at is not None
+        else replace(hold, released_at=hold.expires_at, released_by=SystemActor.EXPIRY)
+        for hold in ended
+    ]
 
 
 class Troubles:
