@@ -20,6 +20,8 @@ URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
 """How many connections to PostgreSQL a server keeps open: it answers many at once."""
+StoreError = exc.SQLAlchemyError
+"""Anything that goes wrong with the database."""
 UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """Raised when the database can't be reached, or does not answer."""
 UNUSABLE = (*UNREACHABLE, exc.ProgrammingError)

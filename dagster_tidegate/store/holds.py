@@ -213,7 +213,7 @@ def expire(conn: Connection, now: datetime, target: Target | None = None) -> int
     return len(over)
 
 
-def from_row(values: Mapping[str, Any]) -> Hold:
+def from_row(values: Mapping[Any, Any]) -> Hold:
     """Return the hold of a row of the table."""
     rest = dict(values)
     target = Target(TargetKind(rest.pop("target_kind")), rest.pop("target_name"))

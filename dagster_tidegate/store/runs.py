@@ -546,7 +546,7 @@ def _found(row: sa.Row | None) -> CampaignRun | None:
     return None if row is None else _run(row)
 
 
-def from_row(values: Mapping[str, Any]) -> CampaignRun:
+def from_row(values: Mapping[Any, Any]) -> CampaignRun:
     """Return the campaign run of a row of the table."""
     return CampaignRun(**{**values, "status": RunStatus(values["status"])})
 

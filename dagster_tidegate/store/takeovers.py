@@ -100,7 +100,7 @@ LIVE = sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None))
 NEWEST_ID = sa.select(sa.func.max(t.takeovers.c.id).label("id"))
 
 
-def from_row(values: Mapping[str, Any]) -> Takeover:
+def from_row(values: Mapping[Any, Any]) -> Takeover:
     """Return the takeover of a row of `LIVE`."""
     return Takeover(**{**values, "kind": TakeoverKind(values["kind"])})
 
