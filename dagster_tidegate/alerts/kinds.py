@@ -1,10 +1,14 @@
-"""What people are told of."""
+"""The kinds of alerts and their severities."""
 
 from enum import StrEnum
+from typing import Literal
+
+Severity = Literal["info", "success", "warning", "failure"]
+"""As Apprise has them: they set the color and icon of a message."""
 
 
 class AlertKind(StrEnum):
-    """What an alert tells of. docs/alerts.md has each."""
+    """What an alert is about; docs/alerts.md describes each kind."""
 
     TRIP = "trip"
     RECOVERY = "recovery"
@@ -21,9 +25,18 @@ class AlertKind(StrEnum):
     SEVERAL = "several"
 
 
-GOOD = frozenset({AlertKind.RECOVERY, AlertKind.HOLD_RELEASED, AlertKind.STORE_BACK})
-"""Those that say that something is over."""
-BAD = frozenset(
-    {AlertKind.TRIP, AlertKind.GATE_STALE, AlertKind.RESUME_FAILED, AlertKind.STORE_LOST}
-)
-"""Those that say that something does not work."""
+_SEVERITIES: dict[str, Severity] = {
+    AlertKind.TRIP: "failure",
+    AlertKind.RECOVERY: "success",
+    AlertKind.HOLD_RELEASED: "success",
+    AlertKind.GATE_STALE: "failure",
+    AlertKind.RESUME_FAILED: "failure",
+    AlertKind.STORE_LOST: "failure",
+    AlertKind.STORE_BACK: "success",
+    AlertKind.TEST: "info",
+}
+
+
+def severity(kind: str) -> Severity:
+    """Return the severity of a kind; a kind of a newer version is a warning."""
+    return _SEVERITIES.get(kind, "warning")

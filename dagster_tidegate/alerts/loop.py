@@ -1,37 +1,29 @@
-"""Looks at the store and tells people, until it is stopped. It needs neither Dagster nor a gate."""
+"""Raises and sends alerts until it is stopped. It needs neither Dagster nor a gate."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import exc
-
-from dagster_tidegate.alerts import situation as reading
-from dagster_tidegate.alerts import text
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.rules import Verdict, hold_name, judge
+from dagster_tidegate.alerts.rules import AlertChanges, evaluate
 from dagster_tidegate.alerts.sender import Sender, wait_after
-from dagster_tidegate.alerts.situation import Seen, Troubles
+from dagster_tidegate.alerts.snapshot import MAX_EVENTS, SnapshotReader
 from dagster_tidegate.alerts.targets import Targets
-from dagster_tidegate.control import situation
-from dagster_tidegate.holds import HoldSource
+from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, load
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Cursor
-from dagster_tidegate.store.database import Store, why_unreachable
-from dagster_tidegate.store.event_reader import EventReader, newest
+from dagster_tidegate.store.database import DATABASE_ERRORS, Store, why_unreachable
+from dagster_tidegate.text import length, utc
 
-LOOK_EVERY_S = 5.0
-TROUBLE_EVERY_S = 60.0
-CURSOR_EVERY = timedelta(seconds=30)
-"""The cursor is written so often though nothing happened, as a sign of life."""
-MAX_EVENTS = 500
-LOST_AFTER_S = 30.0
-"""A store that can't be reached for so long is told of."""
-NO_STORE = (exc.DBAPIError, exc.TimeoutError)
+CHECK_INTERVAL_S = 5.0
+CURSOR_INTERVAL = timedelta(seconds=30)
+"""The cursor is written at least this often, as a heartbeat of the sender."""
+OUTAGE_AFTER_S = 30.0
+"""How long the store may be unreachable before an alert is sent."""
+LOG_INTERVAL_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -40,80 +32,60 @@ def run(
     settings: AlertSettings,
     stop: threading.Event,
     *,
-    look_every_s: float = LOOK_EVERY_S,
+    check_interval_s: float = CHECK_INTERVAL_S,
 ) -> None:
-    """Tell people what happens, until `stop` is set; where there is no target, return at once.
+    """Raise and send alerts until `stop` is set. Returns at once if no targets are configured.
 
     Several may run at once: each alert is raised and sent by one of them.
 
     Args:
-        store: The store.
-        settings: Where alerts are sent to, and what is told.
-        stop: Ends it, when the message in hand is sent.
-        look_every_s: How often it looks, in seconds.
+        stop: Stops it as soon as the current message is sent.
 
     Raises:
-        SettingsError: If a URL can't be used.
+        SettingsError: If a target's URL is invalid.
     """
     targets = Targets(settings.urls)
     if not targets.names:
-        log.info("TIDEGATE_ALERT_URLS names no target: nobody is told of anything")
+        log.info("No alert targets are configured; set TIDEGATE_ALERT_URLS to send alerts.")
         return
-    watch = Watch(store, settings, public_url=load(GeneralSettings).public_url)
+    monitor = Monitor(store, settings, public_url=load(GeneralSettings).public_url)
     sender = Sender(store, targets, settings.per_minute)
-    outage = Outage(targets, timedelta(seconds=settings.repeat_after_s))
-    mishaps = _Mishaps()
-    log.info("alerts are sent to %s", ", ".join(sorted(targets.names)))
+    outage = StoreOutage(targets, timedelta(seconds=settings.repeat_after_s))
+    errors = _ErrorLog()
+    log.info("Alerts are sent to %s.", ", ".join(sorted(targets.names)))
     more = True
-    while not stop.wait(0 if more else look_every_s):
+    while not stop.wait(0 if more else check_interval_s):
         more = False
         try:
             try:
-                more = watch.look()
-            except NO_STORE:
+                more = monitor.check()
+            except DATABASE_ERRORS:
                 raise
-            except Exception as error:  # noqa: BLE001 -- what was raised before goes out
-                mishaps.note("a look for what there is to tell", error)
+            except Exception as error:  # noqa: BLE001 -- alerts raised earlier are still sent
+                errors.log("checking for alerts", error)
             sender.send(stop)
-            outage.over(store)
-        except NO_STORE as error:
-            outage.lost(error)
-        except Exception as error:  # noqa: BLE001 -- without this thread nobody is told
-            mishaps.note("sending alerts", error)
+            outage.recovered(store)
+        except DATABASE_ERRORS as error:
+            outage.failed(error)
+        except Exception as error:  # noqa: BLE001 -- the loop must survive
+            errors.log("sending alerts", error)
 
 
-class _Mishaps:
-    """Logs errors that nobody thought of, and not at each turn, since they may come at each."""
-
-    def __init__(self) -> None:
-        self._logged_ticks: dict[str, float] = {}
-
-    def note(self, what: str, error: Exception) -> None:
-        ticks = time.monotonic()
-        if ticks - self._logged_ticks.get(what, float("-inf")) >= TROUBLE_EVERY_S:
-            self._logged_ticks[what] = ticks
-            log.error("%s failed; it is tried again", what, exc_info=error)
-
-
-class Watch:
-    """Looks at the store, and raises alerts.
+class Monitor:
+    """Checks the store and raises alerts.
 
     Args:
-        store: The store.
-        settings: What is told.
-        public_url: Where people reach the pages, or None.
+        public_url: The URL of the web UI, for the messages.
     """
 
     def __init__(
         self, store: Store, settings: AlertSettings, *, public_url: str | None = None
     ) -> None:
         self._store, self._settings, self._public_url = store, settings, public_url
-        self._reader = EventReader()
-        self._troubles = Troubles()
-        self._trouble_due = 0.0
+        self._reader = SnapshotReader(settings)
 
-    def look(self) -> bool:
-        """Raise what there is to tell, and return whether there are more events to look at.
+    def check(self) -> bool:
+        """Raise and end alerts, and return whether there are more events to read.
 
         Raises:
             sqlalchemy.exc.OperationalError: If the store can't be reached.
@@ -121,128 +93,124 @@ class Watch:
         with self._store.read() as conn:
             now = self._store.now(conn)
             cursor = alerts.read_cursor(conn)
-            # What happened before anybody looked for the first time is not told.
-            after = newest(conn) if cursor is None else cursor.event
-            # Before the situation, which is then as new as the events at least.
-            events = self._reader.read(conn, after=after, limit=MAX_EVENTS)
-            seen = Seen(
-                situation=situation.read(conn, now),
-                events=events,
-                alerts=reading.recent_alerts(conn, now, self._settings),
-                defined_at=reading.defined_at(conn),
-            )
-            if time.monotonic() >= self._trouble_due:
-                trouble = self._troubles.read(conn, now, self._settings)
-                seen = replace(seen, trouble=trouble)
-            if seen.trouble is not None or _hold_is_gone(seen):
-                since = now - timedelta(seconds=self._settings.resume_within_s)
-                seen = replace(seen, released=reading.released(conn, now, since))
-        verdict = judge(seen, self._settings)
-        last = events[-1].id if events else after
-        fresh = cursor is not None and cursor.event == last and now - cursor.at < CURSOR_EVERY
-        if verdict != Verdict() or not fresh:
-            self._write(verdict, cursor, last)
-        if seen.trouble is not None:
-            self._trouble_due = time.monotonic() + TROUBLE_EVERY_S
-        return len(events) == MAX_EVENTS
+            # Events from before the first check ever raise no alerts.
+            snapshot = self._reader.read(conn, now, after=None if cursor is None else cursor.event)
+        changes = evaluate(snapshot, self._settings)
+        is_current = (
+            cursor is not None
+            and cursor.event == snapshot.last_event
+            and now - cursor.at < CURSOR_INTERVAL
+        )
+        if changes != AlertChanges() or not is_current:
+            self._write(changes, cursor, snapshot.last_event)
+        return len(snapshot.events) == MAX_EVENTS
 
-    def _write(self, verdict: Verdict, cursor: Cursor | None, last: int) -> None:
+    def _write(self, changes: AlertChanges, cursor: Cursor | None, last_event: int) -> None:
         with self._store.begin() as conn:
             now = self._store.now(conn)
-            if not alerts.move_cursor(conn, now, seen=cursor, event=last):
-                return  # another has looked since, and raises what there is
-            for ended in verdict.ended:
+            if not alerts.move_cursor(conn, now, before=cursor, event=last_event):
+                return  # another sender has checked since, and raises the alerts
+            for ended in changes.ended:
                 alerts.end(conn, now, ended.alert.id, withdraw=ended.withdraw)
-            for alert, count in verdict.withheld:
+            for alert, count in changes.withheld:
                 alerts.withhold(conn, alert.id, count)
-            for raised in verdict.raised:
-                said = raised.text.linked(self._public_url)
+            for alert in changes.raised:
+                text = alert.text.linked(self._public_url)
                 alerts.raise_alert(
                     conn,
                     now,
-                    kind=raised.kind,
-                    name=raised.name,
-                    title=said.title,
-                    body=said.body,
-                    lasts=raised.lasts,
-                    withheld=raised.withheld,
+                    kind=alert.kind,
+                    name=alert.name,
+                    title=text.title,
+                    body=text.body,
+                    lasts=alert.lasts,
+                    withheld=alert.withheld,
                 )
 
 
-class Outage:
-    """Tells of a store that can't be reached, for which there is no outbox.
+class StoreOutage:
+    """Sends an alert while the store, and so the outbox, can't be reached.
 
     Args:
-        targets: Where to.
-        spacing: The next outage is told so long after the one before, at the earliest.
-        ticks: A clock that never jumps, in seconds.
+        spacing: The minimum time between two such alerts.
+        ticks: A monotonic clock, in seconds.
     """
 
     def __init__(
-        self,
-        targets: Targets,
-        spacing: timedelta,
-        ticks: Callable[[], float] = time.monotonic,
+        self, targets: Targets, spacing: timedelta, ticks: Callable[[], float] = time.monotonic
     ) -> None:
         self._targets, self._spacing, self._ticks = targets, spacing, ticks
+        self._sent_ticks = float("-inf")
+        self._reset()
+
+    def _reset(self) -> None:
         self._since: datetime | None = None
-        self._have: frozenset[str] = frozenset()
+        self._delivered: frozenset[str] = frozenset()
         self._tries = 0
         self._next_try: float | None = None
-        self._told_ticks = float("-inf")
 
-    def lost(self, error: Exception) -> None:
-        """Take note that the store could not be reached, and tell of it when it is time.
+    def failed(self, error: Exception) -> None:
+        """Record that the store could not be reached, and send or retry the alert when it is due.
 
         Args:
-            error: Why it could not.
+            error: Why it could not be reached.
         """
-        ticks = self._ticks()
         if self._since is None:
             self._since = datetime.now(UTC)
-            again = self._told_ticks + self._spacing.total_seconds()
-            self._next_try = max(ticks + LOST_AFTER_S, again)
-            log.warning("alerts wait for the store: %s", why_unreachable(error))
-        if self._next_try is None or ticks < self._next_try:
+            repeat_at = self._sent_ticks + self._spacing.total_seconds()
+            self._next_try = max(self._ticks() + OUTAGE_AFTER_S, repeat_at)
+            log.warning(
+                "Alerts are on hold; the store can't be reached: %s", why_unreachable(error)
+            )
+        if self._next_try is None or self._ticks() < self._next_try:
             return
-        said = text.store_lost(self._since).plain()
-        to = sorted(self._targets.names - self._have)
-        errors = self._targets.send(said, AlertKind.STORE_LOST, to=to)
-        self._have |= {name for name, why in errors.items() if why is None}
+        text = Text(
+            "Tidegate's store can't be reached",
+            f"The store has been unreachable since {utc(self._since)}.\n"
+            "Until it recovers, each process has its own breakers, nothing is paused or resumed "
+            "across the fleet, and runs wait before they take their next record.\n"
+            "Details: tidegate doctor",
+        )
+        to = sorted(self._targets.names - self._delivered)
+        errors = self._targets.send(text, AlertKind.STORE_LOST, to=to)
+        self._delivered |= {name for name, error in errors.items() if error is None}
         self._tries += 1
-        self._told_ticks = self._ticks()
+        self._sent_ticks = self._ticks()
         wait = wait_after(self._tries) if any(errors.values()) else None
-        self._next_try = None if wait is None else self._told_ticks + wait.total_seconds()
+        self._next_try = None if wait is None else self._sent_ticks + wait.total_seconds()
 
-    def over(self, store: Store) -> None:
-        """Take note that the store is there; where its loss was told, tell of that too.
+    def recovered(self, store: Store) -> None:
+        """Record that the store can be reached, and raise an alert if one was sent.
 
         Raises:
             sqlalchemy.exc.OperationalError: If it can't be reached after all.
         """
         if self._since is None:
             return
-        if self._have:
+        if self._delivered:
             with store.begin() as conn:
                 now = store.now(conn)
-                said = text.store_back(self._since, now).plain()
                 alerts.raise_alert(
                     conn,
                     now,
                     kind=AlertKind.STORE_BACK,
                     name="store",
-                    title=said.title,
-                    body=said.body,
+                    title="Tidegate's store can be reached again",
+                    body=f"The store was unreachable from {utc(self._since)} for "
+                    f"{length(now - self._since)}.",
                     lasts=False,
                 )
-        self._since, self._have = None, frozenset()
-        self._tries, self._next_try = 0, None
+        self._reset()
 
 
-def _hold_is_gone(seen: Seen) -> bool:
-    """Whether a hold is over that people were told of."""
-    there = {hold_name(hold) for hold in seen.situation.holds if hold.source is HoldSource.OPERATOR}
-    return any(
-        alert.live and alert.kind == AlertKind.OPERATOR_HOLD and alert.name not in there
-        for alert in seen.alerts
-    )
+class _ErrorLog:
+    """Logs unexpected errors, each kind at most once a minute."""
+
+    def __init__(self) -> None:
+        self._logged_ticks: dict[str, float] = {}
+
+    def log(self, activity: str, error: Exception) -> None:
+        ticks = time.monotonic()
+        if ticks - self._logged_ticks.get(activity, float("-inf")) >= LOG_INTERVAL_S:
+            self._logged_ticks[activity] = ticks
+            log.error("Error while %s; will retry.", activity, exc_info=error)

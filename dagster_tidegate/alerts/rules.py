@@ -1,44 +1,46 @@
-"""Of what people are told, and of what not again. Pure: what was seen goes in, alerts come out.
+"""Decides which alerts to raise, to end and to withhold. Pure: a snapshot in, changes out.
 
-A trip is told because it happened, everything else because it is so. What is so is told once for as
-long as it lasts; what happens again and again is told a bounded number of times, and summed up.
+A trip is an event: each one is sent, or counted in a later message. Everything else is a condition:
+it is sent once for as long as it lasts. Messages about the same topic are limited in number.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from hashlib import sha256
 
-from dagster_tidegate.alerts import text
+from dagster_tidegate.alerts.conditions import (
+    CONDITIONS,
+    NEED_PROBLEMS,
+    bounded,
+    operator_hold_name,
+)
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.situation import BURST_WITHIN, Seen
-from dagster_tidegate.alerts.text import Text
-from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
+from dagster_tidegate.alerts.snapshot import BURST_WITHIN, Snapshot
+from dagster_tidegate.alerts.text import Text, affected
+from dagster_tidegate.holds import Hold, SystemActor
 from dagster_tidegate.settings import AlertSettings
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.alerts import Alert, AlertStatus
+from dagster_tidegate.text import length, utc
 
 BURST = 2
-"""So many messages of a kind about a thing come at once, within `BURST_WITHIN`."""
-TOO_LATE = timedelta(hours=1)
-"""What happened longer ago, while nobody looked, is summed up."""
-MAX_NAME = 512
+"""How many messages about a topic are sent without delay, within `BURST_WITHIN`."""
+MAX_TRIP_AGE = timedelta(hours=1)
+"""Earlier trips, from while no sender was running, share one message."""
 _KINDS = frozenset(kind.value for kind in AlertKind)
 
-Topic = tuple[AlertKind, str]
-"""What happened, and to what."""
 
-
-@dataclass(frozen=True)
-class Raised:
-    """An alert that is to be raised.
+@dataclass
+class NewAlert:
+    """An alert to raise.
 
     Attributes:
-        kind: What happened.
-        name: What it is about.
-        text: What it says.
+        kind: What it is about.
+        name: What is affected.
+        text: Its text.
         lasts: Whether its cause lasts.
-        withheld: How often it happened again, without being told.
+        withheld: How often its cause has occurred again without a message.
     """
 
     kind: AlertKind
@@ -49,12 +51,12 @@ class Raised:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedAlert:
     """An alert whose cause has ended.
 
     Attributes:
         alert: The alert.
-        withdraw: Whether it is not told any more, if it was not yet.
+        withdraw: Whether to drop its message if nobody has tried to send it yet.
     """
 
     alert: Alert
@@ -62,261 +64,239 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of the alerts.
+class AlertChanges:
+    """What to change in the store.
 
     Attributes:
-        raised: Those that are new, in order.
-        ended: Those whose cause has ended.
-        withheld: How often the cause of each is known to have happened again, where that changed.
+        raised: New alerts, in order.
+        ended: Alerts whose cause has ended.
+        withheld: Alerts with a new value of `withheld`.
     """
 
-    raised: tuple[Raised, ...] = ()
-    ended: tuple[Ended, ...] = ()
+    raised: tuple[NewAlert, ...] = ()
+    ended: tuple[EndedAlert, ...] = ()
     withheld: tuple[tuple[Alert, int], ...] = ()
 
 
-def judge(seen: Seen, settings: AlertSettings) -> Verdict:
-    """Return what people are to be told of, and what has ended.
-
-    Args:
-        seen: What was seen.
-        settings: What is told.
-    """
-    book = _Book(seen, timedelta(seconds=settings.repeat_after_s))
-    _trips(book, seen)
-    _holds(book, seen, settings)
-    _gates(book, seen, settings)
-    if seen.trouble is not None:
-        _runs(book, seen, settings)
-    return book.close()
-
-
-def bounded(name: str) -> str:
-    """Return a name as the store can keep it: a long one ends in its digest."""
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 17]}#{sha256(name.encode()).hexdigest()[:16]}"
-
-
-def hold_name(hold: Hold) -> str:
-    """Return the name under which people are told of a person's hold."""
-    return bounded(f"{hold.target.key} by {hold.actor}")
+def evaluate(snapshot: Snapshot, settings: AlertSettings) -> AlertChanges:
+    """Return the changes to the alerts that a snapshot calls for."""
+    state = AlertState(snapshot, timedelta(seconds=settings.repeat_after_s))
+    _update_breakers(state, snapshot)
+    for kind, find in CONDITIONS.items():
+        if kind in NEED_PROBLEMS and snapshot.problems is None:
+            continue
+        causes = {bounded(name): text for name, text in find(snapshot, settings)}
+        # A hold that was released before its message was sent is still reported.
+        is_hold = kind is AlertKind.OPERATOR_HOLD
+        ended = state.update(kind, causes, withdraw=not is_hold)
+        if is_hold:
+            holds = {operator_hold_name(hold): hold for hold in snapshot.ended_holds}
+            for name in ended:
+                topic = state.topic(AlertKind.HOLD_RELEASED, name)
+                state.raise_alert(topic, _hold_released(name, holds.get(name)), lasts=False)
+    return state.changes()
 
 
 @dataclass
-class _Page:
-    """What is known of a topic: what the store has of it, and what is added now."""
+class Topic:
+    """The alerts of one kind about one thing.
 
+    Attributes:
+        kind: The kind.
+        name: The thing.
+        stored: The alerts that the store has, the oldest first.
+        raised: New alerts, in order.
+        live: Whether the cause of the latest alert lasts.
+        announced: Whether its message was sent or will be, so that its end is worth a message.
+        raised_at: When the latest alert was raised (UTC).
+        withheld: How often the cause has occurred since without a message.
+    """
+
+    kind: AlertKind
+    name: str
     stored: list[Alert] = field(default_factory=list)
-    raised: list[Raised] = field(default_factory=list)
+    raised: list[NewAlert] = field(default_factory=list)
     live: bool = False
-    told: bool = False  # or will be: somebody waits for the end of it
-    last_at: datetime | None = None
-    again: int = 0  # how often it happened without being told
+    announced: bool = False
+    raised_at: datetime | None = None
+    withheld: int = 0
+
+    def add(self, alert: Alert) -> None:
+        """Add the next alert of the store."""
+        self.stored.append(alert)
+        self.raised_at = alert.raised_at
+        self.withheld += alert.withheld
+        if alert.live:
+            self.live = True
+            self.announced = alert.status not in (AlertStatus.WITHDRAWN, AlertStatus.GIVEN_UP)
 
 
-class _Book:
-    """Works out what becomes of the alerts while the rules tell it what they see."""
+class AlertState:
+    """The topics of a snapshot, and how they change."""
 
-    def __init__(self, seen: Seen, spacing: timedelta) -> None:
-        self._now = seen.situation.now
-        self._spacing = spacing
-        self._pages: dict[Topic, _Page] = {}
-        self._raised: list[tuple[_Page, Raised]] = []
-        self._ended: dict[int, Ended] = {}
-        for alert in seen.alerts:
-            if alert.kind not in _KINDS:
-                continue  # of a newer version
-            page = self.page((AlertKind(alert.kind), alert.name))
-            page.stored.append(alert)
-            page.last_at = alert.raised_at
-            page.live |= alert.live
-            page.again += alert.withheld
-            if alert.live:
-                page.told = alert.status not in (AlertStatus.WITHDRAWN, AlertStatus.GIVEN_UP)
+    def __init__(self, snapshot: Snapshot, spacing: timedelta) -> None:
+        self._now, self._spacing = snapshot.situation.now, spacing
+        self._topics: dict[tuple[AlertKind, str], Topic] = {}
+        self._raised: list[NewAlert] = []
+        self._ended: dict[int, EndedAlert] = {}
+        for alert in snapshot.alerts:
+            if alert.kind in _KINDS:  # a newer version may have others
+                self.topic(AlertKind(alert.kind), alert.name).add(alert)
 
-    def page(self, topic: Topic) -> _Page:
-        return self._pages.setdefault(topic, _Page())
+    def topic(self, kind: AlertKind, name: str) -> Topic:
+        """Return a topic; it may have no alerts yet."""
+        return self._topics.setdefault((kind, name), Topic(kind, name))
 
-    def topics(self, kind: AlertKind) -> list[tuple[str, _Page]]:
-        return [(name, page) for (of, name), page in self._pages.items() if of is kind]
+    def topics(self, kind: AlertKind) -> list[Topic]:
+        """Return the topics of a kind."""
+        return [topic for topic in self._topics.values() if topic.kind is kind]
 
-    def may_tell(self, page: _Page) -> bool:
-        """Whether a topic was not told of too often lately."""
-        lately = [each for each in page.stored if each.raised_at > self._now - BURST_WITHIN]
-        if len(lately) + len(page.raised) < BURST or page.last_at is None:
+    def may_send(self, topic: Topic) -> bool:
+        """Return whether the rate limit allows another message about a topic now."""
+        since = self._now - BURST_WITHIN
+        recent = sum(alert.raised_at > since for alert in topic.stored) + len(topic.raised)
+        if recent < BURST or topic.raised_at is None:
             return True
-        return self._now - page.last_at >= self._spacing
+        return self._now - topic.raised_at >= self._spacing
 
-    def tell(self, topic: Topic, said: Text, *, lasts: bool) -> None:
-        page = self.page(topic)
-        raised = Raised(topic[0], topic[1], said.plain(), lasts)
-        page.raised.append(raised)
-        page.live = page.told = lasts
-        page.last_at = self._now
-        self._raised.append((page, raised))
+    def raise_alert(self, topic: Topic, text: Text, *, lasts: bool) -> None:
+        """Raise an alert about a topic."""
+        alert = NewAlert(topic.kind, topic.name, text.plain(), lasts)
+        topic.raised.append(alert)
+        topic.live = topic.announced = lasts
+        topic.raised_at = self._now
+        self._raised.append(alert)
 
-    def end(self, page: _Page, *, withdraw: bool) -> None:
-        page.live = False
-        for alert in page.stored:
-            if alert.live and alert.id not in self._ended:
-                self._ended[alert.id] = Ended(alert, withdraw)
+    def end(self, topic: Topic, *, withdraw: bool) -> None:
+        """End the live alert of a topic."""
+        topic.live = False
+        if topic.raised:
+            topic.raised[-1].lasts = False
+        for alert in topic.stored:
+            if alert.live:
+                self._ended.setdefault(alert.id, EndedAlert(alert, withdraw))
 
-    def so_long_as(
-        self, kind: AlertKind, causes: Mapping[str, Callable[[], Text]], *, withdraw: bool = True
-    ) -> list[str]:
-        """Tell of what is so now, once; end what is so no more, and return its names."""
-        over = []
-        for name, page in self.topics(kind):
-            if page.live and name not in causes:
-                self.end(page, withdraw=withdraw)
-                if page.told:
-                    over.append(name)
-        for name, say in causes.items():
-            page = self.page((kind, name))
-            if not page.live and self.may_tell(page):
-                self.tell((kind, name), say(), lasts=True)
-        return over
+    def update(self, kind: AlertKind, causes: Mapping[str, Text], *, withdraw: bool) -> list[str]:
+        """End the alerts whose cause is gone, and raise those that are new.
 
-    def close(self) -> Verdict:
+        Returns:
+            The names of the ended alerts whose message was sent or will be.
+        """
+        ended = [t for t in self.topics(kind) if t.live and t.name not in causes]
+        for topic in ended:
+            self.end(topic, withdraw=withdraw)
+        for name, text in causes.items():
+            topic = self.topic(kind, name)
+            if not topic.live and self.may_send(topic):
+                self.raise_alert(topic, text, lasts=True)
+        return [topic.name for topic in ended if topic.announced]
+
+    def changes(self) -> AlertChanges:
+        """Return what to change in the store. The latest alert of a topic carries its count."""
         withheld = []
-        for page in self._pages.values():
-            for alert in page.stored:
-                # The newest has the count.
-                newest = not page.raised and alert is page.stored[-1]
-                count = page.again if newest else 0
+        for topic in self._topics.values():
+            if topic.raised:
+                topic.raised[-1].withheld = topic.withheld
+            for alert in topic.stored:
+                is_latest = not topic.raised and alert is topic.stored[-1]
+                count = topic.withheld if is_latest else 0
                 if alert.withheld != count:
                     withheld.append((alert, count))
-        raised = []
-        for page, each in self._raised:
-            newest = page.raised[-1] is each
-            # What ended in the same look is told, and does not last.
-            lasts = each.lasts and page.live and newest
-            raised.append(replace(each, lasts=lasts, withheld=page.again if newest else 0))
-        return Verdict(tuple(raised), tuple(self._ended.values()), tuple(withheld))
+        return AlertChanges(tuple(self._raised), tuple(self._ended.values()), tuple(withheld))
 
 
-def _trips(book: _Book, seen: Seen) -> None:
-    now = seen.situation.now
-    for event in seen.events:
+def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
+    for event in snapshot.events:
         if not (event.opened or event.closed):
             continue
-        topic = (AlertKind.TRIP, event.name)
-        page = book.page(topic)
+        topic = state.topic(AlertKind.TRIP, event.name)
         if event.closed:
-            if page.live:
-                told_at = page.last_at if page.told else None
-                book.end(page, withdraw=False)
-                if page.told:
-                    said = text.recovery(seen.situation, event.name, event.at, told_at)
-                    book.tell((AlertKind.RECOVERY, event.name), said, lasts=False)
-        elif not page.live:
-            if page.again == 0 and event.at > now - TOO_LATE and book.may_tell(page):
-                said = text.trip(seen.situation, event.name, event.at, event.reason)
-                book.tell(topic, said, lasts=True)
+            if topic.live:
+                state.end(topic, withdraw=False)
+                if topic.announced:
+                    text = _recovery(snapshot, event.name, event.at, topic.raised_at)
+                    recovery = state.topic(AlertKind.RECOVERY, event.name)
+                    state.raise_alert(recovery, text, lasts=False)
+        elif not topic.live:
+            is_recent = event.at > snapshot.situation.now - MAX_TRIP_AGE
+            if is_recent and not topic.withheld and state.may_send(topic):
+                text = _trip(snapshot, event.name, event.at, event.reason)
+                state.raise_alert(topic, text, lasts=True)
             else:
-                page.again += 1  # with those before it, where it is time for them
-    for name, page in book.topics(AlertKind.TRIP):
-        if page.again and not page.live and book.may_tell(page):
-            circuit = seen.situation.circuits.get(name)
-            is_open = circuit is not None and circuit.state is not BreakerState.CLOSED
-            said = text.trips(seen.situation, name, page.again, page.last_at)
-            page.again = 0
-            book.tell((AlertKind.TRIP, name), said, lasts=is_open)
+                topic.withheld += 1
+    for topic in state.topics(AlertKind.TRIP):
+        if topic.withheld and not topic.live and state.may_send(topic):
+            text = _trips(snapshot, topic.name, topic.withheld, topic.raised_at)
+            topic.withheld = 0
+            state.raise_alert(topic, text, lasts=_is_open(snapshot, topic.name))
 
 
-def _holds(book: _Book, seen: Seen, settings: AlertSettings) -> None:
-    situation = seen.situation
-    by_people = {
-        hold_name(hold): hold for hold in situation.holds if hold.source is HoldSource.OPERATOR
-    }
-    released = {hold_name(hold): hold for hold in reversed(seen.released)}
-    over = book.so_long_as(
-        AlertKind.OPERATOR_HOLD,
-        {name: _of(text.operator_hold, situation, hold) for name, hold in by_people.items()},
-        withdraw=False,
+def _is_open(snapshot: Snapshot, service: str) -> bool:
+    breaker = snapshot.situation.circuits.get(service)
+    return breaker is not None and breaker.state is not BreakerState.CLOSED
+
+
+def _trip(snapshot: Snapshot, service: str, at: datetime, reason: str | None) -> Text:
+    return Text(
+        f"{service} is down: {reason or 'its breaker opened'}",
+        f"The breaker of {service} opened at {utc(at)}: {reason or 'by hand'}.\n"
+        f"{_breaker_status(snapshot, service)}"
+        f"{affected(snapshot.campaigns_of(service))}\n"
+        f"They resume automatically when {service} recovers.\n"
+        f"Details: tidegate why {shlex.quote(service)}",
     )
-    for name in over:
-        book.tell(
-            (AlertKind.HOLD_RELEASED, name),
-            text.hold_released(name, released.get(name)),
-            lasts=False,
-        )
-    expiring, old = {}, {}
-    for hold in situation.holds:
-        name = bounded(f"{hold.target.key}, hold {hold.id}")
-        if hold.expires_at is not None:
-            ahead = timedelta(seconds=settings.hold_expires_within_s)
-            ahead = min(ahead, (hold.expires_at - hold.placed_at) / 4)
-            if hold.expires_at - ahead <= situation.now:
-                expiring[name] = _of(text.hold_expires, situation, hold)
-        if situation.now - hold.placed_at > timedelta(seconds=settings.hold_older_than_s):
-            old[name] = _of(text.hold_old, situation, hold)
-    book.so_long_as(AlertKind.HOLD_EXPIRES, expiring)
-    book.so_long_as(AlertKind.HOLD_OLD, old)
 
 
-def _gates(book: _Book, seen: Seen, settings: AlertSettings) -> None:
-    since = seen.situation.now - timedelta(seconds=settings.gate_stale_after_s)
-    causes = {}
-    for gate in seen.situation.stale_gates():
-        # One that never did its work is given the same time, from when it was heard of.
-        last = gate.last or seen.defined_at.get(gate.location, seen.situation.now)
-        if last <= since:
-            causes[bounded(gate.location)] = _of(text.gate_stale, gate)
-    book.so_long_as(AlertKind.GATE_STALE, causes)
-
-
-def _runs(book: _Book, seen: Seen, settings: AlertSettings) -> None:
-    assert seen.trouble is not None  # the caller looked
-    book.so_long_as(
-        AlertKind.IN_DOUBT,
-        {
-            bounded(each.run): _of(text.in_doubt, each.run, each.records, each.since)
-            for each in seen.trouble.in_doubt
-        },
+def _trips(snapshot: Snapshot, service: str, times: int, since: datetime | None) -> Text:
+    """Summarize trips that had no message of their own."""
+    if since is None:
+        often = "once" if times == 1 else f"{times} times"
+        period = ""
+    else:
+        often = "once more" if times == 1 else f"{times} more times"
+        period = f" since the message of {utc(since)}"
+    is_open = _is_open(snapshot, service)
+    campaigns = f"{affected(snapshot.campaigns_of(service))}\n" if is_open else ""
+    return Text(
+        f"{service} went down {often} and is {'down' if is_open else 'up'} now",
+        f"The breaker of {service} opened {often}{period}.\n"
+        f"{_breaker_status(snapshot, service)}"
+        f"{campaigns}"
+        f"Details: tidegate history {shlex.quote(service)}",
     )
-    causes = {
-        bounded(run): _of(text.failed_after_pause, run, reason)
-        for run, reason in seen.trouble.failed.items()
-    }
-    for campaign in _stuck(seen, settings):
-        found = seen.trouble.waiting[campaign]
-        causes[campaign] = _of(text.does_not_resume, campaign, found.runs, found.since)
-    book.so_long_as(AlertKind.RESUME_FAILED, causes)
 
 
-def _stuck(seen: Seen, settings: AlertSettings) -> Iterator[str]:
-    """The campaigns that do not resume though nothing holds them or is at work before them."""
-    situation, trouble = seen.situation, seen.trouble
-    assert trouble is not None  # the caller looked
-    before = situation.now - timedelta(seconds=settings.resume_within_s)
-    stale = {gate.location for gate in situation.stale_gates()}
-    just_released = {
-        hold.target for hold in seen.released if hold.released_at and hold.released_at > before
-    }
-    released_runs = {
-        target.name.partition("/")[0]
-        for target in just_released
-        if target.kind is TargetKind.CAMPAIGN_RUN
-    }
-    for name, waiting in trouble.waiting.items():
-        campaign = situation.campaigns.get(name)
-        if campaign is None or campaign.holds or campaign.spec.location in stale:
-            continue
-        targets = targets_of(services=campaign.services, campaign=name)
-        if waiting.moved_at > before or name in released_runs or targets & just_released:
-            continue
-        # The ramp of a service may let one run in at a time, of whichever campaign.
-        busy = any(
-            other.runs.get(RunStatus.PROCESSING)
-            for other in situation.campaigns.values()
-            if other is campaign or other.services & campaign.services
-        )
-        if not busy:
-            yield name
+def _recovery(snapshot: Snapshot, service: str, at: datetime, alerted_at: datetime | None) -> Text:
+    lasted = "" if alerted_at is None else f", {length(at - alerted_at)} after the alert"
+    return Text(
+        f"{service} has recovered",
+        f"The breaker of {service} closed at {utc(at)}{lasted}.\n"
+        f"{affected(snapshot.campaigns_of(service))}\n"
+        "Their paused runs resume in a ramp, one run first.",
+    )
 
 
-def _of(say: Callable[..., Text], *facts: object) -> Callable[[], Text]:
-    return lambda: say(*facts)
+def _hold_released(name: str, hold: Hold | None) -> Text:
+    """Report the end of an operator's hold; of one that ended long ago only the name is known."""
+    if hold is None or hold.released_at is None:
+        kind, _, rest = name.partition(" ")
+        subject = f"{kind.replace('_', ' ')} {rest}"
+        return Text(f"Hold ended: {subject}", f"This hold has ended: {subject}.")
+    expired = hold.released_by == SystemActor.EXPIRY
+    event = "expired" if expired else f"was released by {hold.released_by}"
+    return Text(
+        f"The hold of {hold.actor} on {hold.target} {'expired' if expired else 'was released'}",
+        f"The hold of {hold.actor} on {hold.target} ({hold.reason}) {event} at "
+        f"{utc(hold.released_at)}.\n"
+        "Whatever no other hold covers resumes.",
+    )
+
+
+def _breaker_status(snapshot: Snapshot, service: str) -> str:
+    breaker = snapshot.situation.circuits.get(service)
+    if breaker is None:
+        return ""
+    if breaker.state is BreakerState.OPEN and breaker.open_until is not None:
+        return f"The service is probed at {utc(breaker.open_until)} at the earliest.\n"
+    state = breaker.state.replace("_", " ")
+    return f"The breaker has been {state} since {utc(breaker.changed_at)}.\n"

@@ -1,18 +1,18 @@
-"""`tidegate alerts`: what people were told, and the sender that tells them."""
+"""`tidegate alerts`: list alerts, test the targets, run a sender."""
 
 import logging
 import signal
 import threading
-from dataclasses import asdict
-from typing import Any
 
 import click
 
-from dagster_tidegate.alerts import loop, text
+from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.targets import Targets
+from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
+from dagster_tidegate.control.models import AlertShown
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, SettingsError, load
 from dagster_tidegate.store import alerts as stored
 from dagster_tidegate.store.alerts import Alert, AlertStatus
@@ -20,84 +20,88 @@ from dagster_tidegate.store.alerts import Alert, AlertStatus
 
 @click.group()
 def alerts() -> None:
-    """Tell people what happens, and show what they were told."""
+    """Send alerts, and list those that were sent."""
 
 
 @alerts.command("list")
-@output.limit_option("How many at most, the newest.")
+@output.limit_option("Maximum number of alerts; the newest are shown.")
 @output.json_option
 @url_option
 def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
-    """List the alerts, the newest first, and whether people were told."""
+    """List the alerts, the newest first, and whether they were sent."""
     store = open_store(url)
     with explained(), store.read() as conn:
-        found = stored.listed(conn, limit=limit)
+        newest = stored.listed(conn, limit=limit)
     if as_json:
-        output.print_json([_as_dict(alert) for alert in found])
+        output.print_json([AlertShown.model_validate(alert) for alert in newest])
         return
-    table = output.table("", "since", "alert", "until", "told", "why not")
-    for alert in found:
+    table = output.table("", "raised", "alert", "ended", "sent", "error")
+    for alert in newest:
         table.add_row(
             output.moment(alert.raised_at),
             output.text(alert.title),
-            output.moment(alert.ended_at) or "it lasts",
-            output.text(_told(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
+            output.moment(alert.ended_at) or "ongoing",
+            output.text(_sent(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
             output.text(alert.error),
         )
-    output.console().print(table if found else "nobody was told of anything yet")
+    output.console().print(table if newest else "No alerts yet.")
 
 
 @alerts.command()
 def test() -> None:
-    """Send a message to every target, and say which has it."""
+    """Send a test message to every target, and report which ones accepted it."""
     targets = _targets()
-    said = text.test().linked(load(GeneralSettings).public_url)
-    errors = targets.send(said, AlertKind.TEST, to=sorted(targets.names))
+    text = Text("Test alert from Tidegate", "Alerts reach this target. Nothing has happened.")
+    text = text.linked(load(GeneralSettings).public_url)
+    errors = targets.send(text, AlertKind.TEST, to=sorted(targets.names))
     for name, error in errors.items():
-        click.echo(output.text(f"{name}: {error or 'it has the message'}").plain)
+        click.echo(output.text(f"{name}: {error or 'sent'}").plain)
     if any(errors.values()):
         raise click.ClickException(
-            "not every target has the message: check its URL in TIDEGATE_ALERT_URLS, and whether "
-            "it can be reached from here"
+            "not every target accepted the message: check its URL in TIDEGATE_ALERT_URLS, and "
+            "that it can be reached from this machine"
         )
 
 
 @alerts.command()
 @url_option
 def run(url: str | None) -> None:
-    """Send alerts until Ctrl-C or SIGTERM; `tidegate serve` does so too."""
+    """Send alerts until Ctrl-C or SIGTERM. `tidegate serve` does this too."""
     _targets()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stop = threading.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: stop.set())
-    # A store that is away is one of the things to tell.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    # The store need not be reachable: that it is not is worth an alert.
     loop.run(named_store(url), load(AlertSettings), stop)
 
 
 def _targets() -> Targets:
-    """The targets; a command that has none says so."""
+    """Return the configured targets.
+
+    Raises:
+        click.ClickException: If there are none, or one is invalid.
+    """
     try:
         targets = Targets(load(AlertSettings).urls)
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
     if not targets.names:
         raise click.ClickException(
-            "there is nowhere to send to: set TIDEGATE_ALERT_URLS, see docs/alerts.md"
+            "no alert targets are configured: set TIDEGATE_ALERT_URLS, see docs/alerts.md"
         )
     return targets
 
 
-def _told(alert: Alert) -> str:
-    status = alert.status
-    if status is AlertStatus.SENT:
-        return output.moment(alert.sent_at)
-    if status is AlertStatus.RETRYING:
-        return f"not yet, after {alert.tries} tries; again at {output.moment(alert.next_try_at)}"
-    if status is AlertStatus.GIVEN_UP:
-        return f"no: given up after {alert.tries} tries"
-    return "not yet" if status is AlertStatus.PENDING else "no: it was over before"
-
-
-def _as_dict(alert: Alert) -> dict[str, Any]:
-    return {"status": alert.status.value, **asdict(alert)}
+def _sent(alert: Alert) -> str:
+    match alert.status:
+        case AlertStatus.SENT:
+            return output.moment(alert.sent_at)
+        case AlertStatus.RETRYING:
+            return f"not yet: {alert.tries} tries; next at {output.moment(alert.next_try_at)}"
+        case AlertStatus.GIVEN_UP:
+            return f"no: gave up after {alert.tries} tries"
+        case AlertStatus.PENDING:
+            return "not yet"
+        case AlertStatus.WITHDRAWN:
+            return "no: it ended first"

@@ -20,7 +20,7 @@ from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts
-from dagster_tidegate.store.alerts import Counts
+from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import length, utc
 
@@ -51,12 +51,12 @@ def status(as_json: bool, watch: bool, interval_s: float, url: str | None) -> No
         output.console().print(render(seen, told))
 
 
-def _read(store: Store) -> tuple[Situation, Counts]:
+def _read(store: Store) -> tuple[Situation, AlertCounts]:
     with reading(store) as (conn, seen):
         return seen, alerts.counts(conn, seen.now)
 
 
-def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
+def as_dict(seen: Situation, told: AlertCounts) -> dict[str, Any]:
     """Return the situation, and how people are told of it, as JSON shows them."""
     gate = GateHealth.of(seen)
     return {
@@ -82,7 +82,7 @@ def as_dict(seen: Situation, told: Counts) -> dict[str, Any]:
     }
 
 
-def render(seen: Situation, told: Counts, *, short: bool = False) -> RenderableType:
+def render(seen: Situation, told: AlertCounts, *, short: bool = False) -> RenderableType:
     """Return the situation as tables, what is wrong first.
 
     Args:
@@ -206,7 +206,7 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False, screen=True) as live:
 
-            def show(seen: Situation, told: Counts) -> None:
+            def show(seen: Situation, told: AlertCounts) -> None:
                 note = Text(f"{utc(seen.now)}, every {interval_s:g} s; Ctrl-C ends", "dim")
                 tellings = [Group(note, render(seen, told, short=short)) for short in (False, True)]
                 live.update(Window(tellings, instead="tidegate status"), refresh=True)
@@ -224,7 +224,7 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
 def _repeat(
     store: Store,
     interval_s: float,
-    show: Callable[[Situation, Counts], object],
+    show: Callable[[Situation, AlertCounts], object],
     show_error: Callable[[click.ClickException], object] = lambda error: click.echo(
         f"Error: {error.message}", err=True
     ),

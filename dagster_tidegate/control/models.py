@@ -13,15 +13,15 @@ from dagster_tidegate.control.why import Answer, ObstacleKind, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
-from dagster_tidegate.store.alerts import AlertStatus, Counts
+from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
 from dagster_tidegate.store.run_details import ListedRun, RunDetails
 from dagster_tidegate.store.service_stats import Numbers
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import utc
 
-NOBODY_LOOKS_AFTER = timedelta(minutes=2)
-"""A sender of alerts writes down that it looked every half a minute."""
-WAITS_TOO_LONG = timedelta(minutes=5)
+ALERT_SENDER_STALE_AFTER = timedelta(minutes=2)
+"""A running alert sender updates its cursor every half a minute."""
+ALERT_WAITS_TOO_LONG = timedelta(minutes=5)
 T = TypeVar("T")
 
 
@@ -434,22 +434,22 @@ class EventShown(Shown):
 
 
 class AlertShown(Shown):
-    """What people are told of, once."""
+    """An alert."""
 
     id: int
-    kind: str = Field(description="What happened; docs/alerts.md has the kinds.")
-    name: str = Field(description="What it is about.")
+    kind: str = Field(description="What it is about; docs/alerts.md describes the kinds.")
+    name: str = Field(description="What is affected.")
     title: str
     body: str
     status: AlertStatus
     raised_at: datetime
     ended_at: datetime | None = Field(description="When its cause ended; null while it lasts.")
-    sent_at: datetime | None = Field(description="When every target had it.")
+    sent_at: datetime | None = Field(description="When all targets had accepted it.")
     tries: int
     next_try_at: datetime | None
     error: str | None = Field(description="Why the latest try failed.")
-    delivered_to: Sequence[str] | None = Field(description="The targets that have it.")
-    withheld: int = Field(description="How often the same happened since, without being told.")
+    delivered_to: Sequence[str] | None = Field(description="The targets that have accepted it.")
+    withheld: int = Field(description="How often its cause has occurred since without a message.")
 
 
 class ServiceQueue(Shown):
@@ -523,47 +523,53 @@ class GateHealth(Shown):
 
 
 class AlertHealth(Shown):
-    """Whether people are told of what happens."""
+    """Whether alerts are being sent."""
 
-    stale: bool = Field(description="Whether sending fails, alerts wait too long or nobody looks.")
+    stale: bool = Field(
+        description="Whether sending fails, an alert has waited too long, or no sender is running."
+    )
     text: str
     alerts: Mapping[AlertStatus, int] = Field(
-        description="How many have each status; of those that are over, the last day's."
+        description="Number of alerts by status; the final statuses cover the last 24 hours."
     )
     oldest_pending_at: datetime | None = Field(
-        description="Since when the oldest alert waits that is not sent yet."
+        description="When the oldest unsent alert was raised."
     )
     looked_at: datetime | None = Field(
-        description="When a sender last looked whether there is something to tell, to half a "
-        "minute; null: none ever did."
+        description="When a sender last checked for alerts, accurate to half a minute; null if "
+        "none ever did."
     )
 
     @classmethod
-    def of(cls, told: Counts, now: datetime) -> "AlertHealth":
-        """Return how the sending of alerts does as it is shown."""
-        found = []
-        if told.failing:
-            found.append(f"people were not told of {told.failing} alerts: sending fails")
-        since = told.oldest_pending_at
-        waits = since is not None and now - since > WAITS_TOO_LONG
-        looked = told.looked_at
-        looks = looked is not None and now - looked <= NOBODY_LOOKS_AFTER
-        wanted = bool(load(AlertSettings).urls)
-        if (waits or wanted) and not looks:
-            last = f"since {utc(looked)}" if looked else "yet"
-            behind = f", and an alert waits since {utc(since)}" if since else ""
-            found.append(
-                f"no sender of alerts has looked {last}{behind}: is tidegate serve or tidegate "
-                "alerts run at work, and is TIDEGATE_ALERT_URLS set there?"
+    def of(cls, counts: AlertCounts, now: datetime) -> "AlertHealth":
+        """Return the health of the alert senders."""
+        problems = []
+        if counts.failing:
+            problems.append(f"{counts.failing} alerts could not be sent")
+        pending_since = counts.oldest_pending_at
+        waits_too_long = pending_since is not None and now - pending_since > ALERT_WAITS_TOO_LONG
+        checked_at = counts.looked_at
+        is_running = checked_at is not None and now - checked_at <= ALERT_SENDER_STALE_AFTER
+        if (waits_too_long or load(AlertSettings).urls) and not is_running:
+            last = f"the last check was at {utc(checked_at)}" if checked_at else "none ever ran"
+            waits = (
+                f", and an alert has been waiting since {utc(pending_since)}"
+                if pending_since
+                else ""
             )
-        elif since is not None and waits and not told.failing:
-            found.append(
-                f"an alert waits since {utc(since)} though a sender is at work: its log says why"
+            problems.append(
+                f"no alert sender is running: {last}{waits}. Run tidegate serve or tidegate "
+                "alerts run, with TIDEGATE_ALERT_URLS set"
+            )
+        elif waits_too_long and pending_since and not counts.failing:
+            problems.append(
+                f"an alert has been waiting since {utc(pending_since)} although a sender is "
+                "running: see the sender's log"
             )
         return cls(
-            stale=bool(found),
-            text="; ".join(found) or "alerts are sent, or there are none",
-            alerts=told.by_status,
-            oldest_pending_at=since,
-            looked_at=looked,
+            stale=bool(problems),
+            text="; ".join(problems) or "alerts are being sent, or there are none",
+            alerts=counts.by_status,
+            oldest_pending_at=pending_since,
+            looked_at=checked_at,
         )

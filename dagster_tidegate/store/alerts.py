@@ -1,4 +1,4 @@
-"""Alerts in the store: what was raised, and whether people were told. It is the outbox."""
+"""Alerts in the store: the outbox, and what has been sent."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.upsert import insert
 
 READER = "alerts"
-"""Name of the cursor of who raises alerts."""
+"""Name of the cursor of the alert senders."""
 COUNTED_FOR = timedelta(hours=24)
-"""Alerts that were sent or given up are counted for so long."""
+"""How long `counts` includes alerts that need no further try."""
 
 
 class AlertStatus(StrEnum):
-    """Whether people were told of an alert."""
+    """Whether an alert has been sent."""
 
     PENDING = "pending"
     RETRYING = "retrying"
@@ -29,22 +30,22 @@ class AlertStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that people are told of, once. Times are UTC.
+    """An alert. Times are UTC.
 
     Attributes:
         id: Its number.
-        kind: What happened: `trip`, `gate_stale`, ...
-        name: What it is about.
-        title: One line for people.
-        body: All of it.
-        raised_at: Since when.
+        kind: What it is about: `trip`, `gate_stale`, ...
+        name: What is affected.
+        title: One line.
+        body: The full text.
+        raised_at: When it was raised.
         ended_at: When its cause ended; None while it lasts.
-        sent_at: When every target had it.
+        sent_at: When all targets had accepted it.
         tries: How often sending it was tried.
-        next_try_at: When it is tried next; None: no more.
+        next_try_at: When it is tried next; None means never.
         error: Why the latest try failed.
-        delivered_to: The targets that have it.
-        withheld: How often the same happened since, without being told.
+        delivered_to: The targets that have accepted it.
+        withheld: How often its cause has occurred since without a message.
     """
 
     id: int
@@ -68,7 +69,7 @@ class Alert:
 
     @property
     def status(self) -> AlertStatus:
-        """Whether people were told."""
+        """Whether it has been sent."""
         if self.sent_at is not None:
             return AlertStatus.SENT
         if self.next_try_at is not None:
@@ -78,11 +79,11 @@ class Alert:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far whoever raises alerts is.
+    """The position of the alert senders in the events.
 
     Attributes:
-        event: The last event that alerts were raised of.
-        at: When somebody last looked whether there is something to tell, to half a minute (UTC).
+        event: The last event that was read.
+        at: When a sender last checked (UTC), accurate to half a minute.
     """
 
     event: int
@@ -90,16 +91,15 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How the sending of alerts goes.
+class AlertCounts:
+    """The state of the outbox. Times are UTC.
 
     Attributes:
-        by_status: How many have each status; of those that are over, the ones that were raised
-            within `COUNTED_FOR`.
-        live: How many of each kind last.
-        oldest_pending_at: Since when the oldest one waits that is not sent yet (UTC), or None.
-        looked_at: When somebody last looked whether there is something to tell, to half a minute
-            (UTC); None: never.
+        by_status: Number of alerts by status; those that need no further try count for
+            `COUNTED_FOR`.
+        live: Number of alerts whose cause lasts, by kind.
+        oldest_pending_at: When the oldest unsent alert was raised, if there is one.
+        looked_at: When a sender last checked, accurate to half a minute; None if none ever did.
     """
 
     by_status: Mapping[AlertStatus, int]
@@ -109,12 +109,12 @@ class Counts:
 
     @property
     def failing(self) -> int:
-        """How many people were not told of, though it was tried."""
+        """How many alerts could not be sent so far."""
         return self.by_status[AlertStatus.RETRYING] + self.by_status[AlertStatus.GIVEN_UP]
 
 
 def raise_alert(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     *,
     kind: str,
@@ -124,22 +124,15 @@ def raise_alert(
     lasts: bool,
     withheld: int = 0,
 ) -> bool:
-    """Write down that people are to be told of something; of what lasts already, only once.
+    """Add an alert to the outbox, unless one of the same kind and name is live.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        kind: What happened.
-        name: What it is about.
-        title: One line for people.
-        body: All of it.
-        lasts: Whether its cause lasts, until `end` says that it has ended.
-        withheld: How often the same happened again already.
+        lasts: Whether it is live until `end` is called.
 
     Returns:
-        Whether it is new.
+        Whether it was added.
     """
-    made = conn.execute(
+    added = conn.execute(
         insert(conn, t.alerts)
         .values(
             kind=kind,
@@ -154,17 +147,14 @@ def raise_alert(
         .on_conflict_do_nothing()
         .returning(t.alerts.c.id)
     ).first()
-    return made is not None
+    return added is not None
 
 
-def end(conn: sa.Connection, now: datetime, alert: int, *, withdraw: bool) -> None:
-    """Write down that the cause of an alert has ended.
+def end(conn: Connection, now: datetime, alert: int, *, withdraw: bool) -> None:
+    """Record that the cause of an alert has ended.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        alert: Id of the alert.
-        withdraw: Tell nobody of it any more, if nobody has tried to.
+        withdraw: Drop its message, unless a sender has tried to send it already.
     """
     a = t.alerts.c
     conn.execute(t.alerts.update().where(a.id == alert, a.ended_at.is_(None)).values(ended_at=now))
@@ -172,64 +162,58 @@ def end(conn: sa.Connection, now: datetime, alert: int, *, withdraw: bool) -> No
         conn.execute(t.alerts.update().where(a.id == alert, a.tries == 0).values(next_try_at=None))
 
 
-def withhold(conn: sa.Connection, alert: int, times: int) -> None:
-    """Set how often the same happened again without being told."""
+def withhold(conn: Connection, alert: int, times: int) -> None:
+    """Set how often the cause of an alert has occurred since without a message."""
     conn.execute(t.alerts.update().where(t.alerts.c.id == alert).values(withheld=times))
 
 
-def recent(conn: sa.Connection, since: datetime, *, withheld_since: datetime) -> Sequence[Alert]:
-    """Return the alerts that matter to what is told next, the oldest first.
+def recent(conn: Connection, since: datetime, *, withheld_since: datetime) -> Sequence[Alert]:
+    """Return the alerts that the rules need, the oldest first.
 
-    Args:
-        conn: A connection of the store.
-        since: Those that were raised since (UTC), and those that last.
-        withheld_since: Those with something withheld that were raised since (UTC).
+    These are the live ones, those raised since `since`, and those raised since `withheld_since`
+    with something withheld.
     """
     a = t.alerts.c
-    withheld = (a.withheld > 0) & (a.raised_at >= withheld_since)
-    wanted = a.ended_at.is_(None) | (a.raised_at >= since) | withheld
-    return _read(conn, sa.select(t.alerts).where(wanted).order_by(a.id))
+    has_withheld = (a.withheld > 0) & (a.raised_at >= withheld_since)
+    needed = a.ended_at.is_(None) | (a.raised_at >= since) | has_withheld
+    return _read(conn, sa.select(t.alerts).where(needed).order_by(a.id))
 
 
-def due(conn: sa.Connection, now: datetime, *, limit: int) -> Sequence[Alert]:
-    """Return the alerts that are to be sent now, the oldest first.
+def due(conn: Connection, now: datetime, *, limit: int) -> Sequence[Alert]:
+    """Return the alerts to send now, the oldest first.
 
-    Those about the same thing are sent in the order in which they were raised: an alert waits for
-    an earlier one that is still tried and has reached no target. So no target waits for another.
+    Alerts with the same name are sent in order: one waits for an earlier one that is still being
+    tried and that no target has accepted. A target that fails therefore delays no other.
     """
     a = t.alerts.c
     earlier = t.alerts.alias()
-    waits = sa.exists().where(
+    blocked = sa.exists().where(
         earlier.c.name == a.name,
         earlier.c.id < a.id,
         earlier.c.next_try_at.is_not(None),
         earlier.c.delivered_to.is_(None),
     )
-    query = sa.select(t.alerts).where(a.next_try_at <= now, ~waits).order_by(a.id).limit(limit)
+    query = sa.select(t.alerts).where(a.next_try_at <= now, ~blocked).order_by(a.id).limit(limit)
     return _read(conn, query)
 
 
-def claim(conn: sa.Connection, alert: Alert, until: datetime) -> bool:
-    """Take an alert to send it; False if another sender was faster.
+def claim(conn: Connection, alert: Alert, until: datetime) -> bool:
+    """Claim an alert to send it; False if another sender has claimed it.
 
     Args:
-        conn: A connection of the store that writes.
-        alert: The alert as it was read.
-        until: When others may try, if nothing is heard of this try (UTC).
+        until: When another sender may try, unless `finish` is called before (UTC).
     """
     a = t.alerts.c
-    return (
-        conn.execute(
-            t.alerts.update()
-            .where(a.id == alert.id, a.next_try_at == alert.next_try_at)
-            .values(next_try_at=until, tries=a.tries + 1)
-        ).rowcount
-        == 1
+    claimed = conn.execute(
+        t.alerts.update()
+        .where(a.id == alert.id, a.next_try_at == alert.next_try_at)
+        .values(next_try_at=until, tries=a.tries + 1)
     )
+    return claimed.rowcount == 1
 
 
-def settle(
-    conn: sa.Connection,
+def finish(
+    conn: Connection,
     alert: Alert,
     until: datetime,
     *,
@@ -238,63 +222,52 @@ def settle(
     next_try_at: datetime | None,
     error: str | None,
 ) -> bool:
-    """Write down how a try ended; False if it took so long that another sender has begun.
+    """Record the result of a try; False if the claim has expired and another sender has begun.
 
     Args:
-        conn: A connection of the store that writes.
-        alert: The alert as it was read.
-        until: What `claim` was told.
-        delivered_to: The targets that have it.
-        sent_at: When all of them had it (UTC), or None.
-        next_try_at: When it is tried next (UTC), or None.
+        until: The `until` of the claim.
+        delivered_to: The targets that have accepted the alert, now or before.
+        sent_at: When all targets had accepted it (UTC).
+        next_try_at: When to try next (UTC); None means never.
         error: Why the try failed.
     """
     a = t.alerts.c
-    return (
-        conn.execute(
-            t.alerts.update()
-            .where(a.id == alert.id, a.next_try_at == until)
-            .values(
-                delivered_to=sorted(delivered_to) or None,
-                sent_at=sent_at,
-                next_try_at=next_try_at,
-                error=error,
-            )
-        ).rowcount
-        == 1
+    finished = conn.execute(
+        t.alerts.update()
+        .where(a.id == alert.id, a.next_try_at == until)
+        .values(
+            delivered_to=sorted(delivered_to) or None,
+            sent_at=sent_at,
+            next_try_at=next_try_at,
+            error=error,
+        )
     )
+    return finished.rowcount == 1
 
 
-def listed(conn: sa.Connection, *, before: int | None = None, limit: int) -> Sequence[Alert]:
-    """Return the newest alerts, the newest first.
-
-    Args:
-        conn: A connection of the store.
-        before: Only those that are older than the alert with this id.
-        limit: How many at most.
-    """
+def listed(conn: Connection, *, before: int | None = None, limit: int) -> Sequence[Alert]:
+    """Return the newest alerts, the newest first; with `before`, only those with a lower id."""
     query = sa.select(t.alerts).order_by(t.alerts.c.id.desc()).limit(limit)
     return _read(conn, query if before is None else query.where(t.alerts.c.id < before))
 
 
-def counts(conn: sa.Connection, now: datetime) -> Counts:
-    """Return how the sending of alerts goes."""
+def counts(conn: Connection, now: datetime) -> AlertCounts:
+    """Return the state of the outbox."""
     a = t.alerts.c
-    status = sa.case(
+    status = sa.case(  # the same as `Alert.status`
         (a.sent_at.is_not(None), AlertStatus.SENT.value),
         (a.next_try_at.is_not(None) & a.error.is_(None), AlertStatus.PENDING.value),
         (a.next_try_at.is_not(None), AlertStatus.RETRYING.value),
         (a.tries > 0, AlertStatus.GIVEN_UP.value),
         else_=AlertStatus.WITHDRAWN.value,
     ).label("status")
-    counted = a.next_try_at.is_not(None) | (a.raised_at >= now - COUNTED_FOR)
     rows = conn.execute(
         sa.select(
             status,
             sa.func.count().label("alerts"),
             sa.func.min(sa.case((a.next_try_at.is_not(None), a.raised_at))).label("oldest"),
         )
-        .where(counted)
+        .where(a.next_try_at.is_not(None) | (a.raised_at >= now - COUNTED_FOR))
         .group_by(status)
     ).all()
     live = conn.execute(
@@ -302,39 +275,39 @@ def counts(conn: sa.Connection, now: datetime) -> Counts:
         .where(a.ended_at.is_(None))
         .group_by(a.kind)
     )
-    found = {AlertStatus(row.status): row.alerts for row in rows}
+    by_status = dict.fromkeys(AlertStatus, 0) | {
+        AlertStatus(row.status): row.alerts for row in rows
+    }
     cursor = read_cursor(conn)
-    return Counts(
-        by_status={each: found.get(each, 0) for each in AlertStatus},
+    return AlertCounts(
+        by_status=by_status,
         live={row.kind: row.alerts for row in live},
         oldest_pending_at=min((row.oldest for row in rows if row.oldest), default=None),
         looked_at=None if cursor is None else cursor.at,
     )
 
 
-def read_cursor(conn: sa.Connection) -> Cursor | None:
-    """Return how far whoever raises alerts is; None: nobody ever looked."""
+def read_cursor(conn: Connection) -> Cursor | None:
+    """Return the position of the alert senders; None if none has ever checked."""
     c = t.cursors.c
     row = conn.execute(sa.select(c.event, c.at).where(c.reader == READER)).one_or_none()
     return None if row is None else Cursor(row.event, row.at)
 
 
-def move_cursor(conn: sa.Connection, now: datetime, *, seen: Cursor | None, event: int) -> bool:
-    """Move the cursor to an event; False if somebody else has looked since.
+def move_cursor(conn: Connection, now: datetime, *, before: Cursor | None, event: int) -> bool:
+    """Move the cursor to an event; False if another sender has moved it since.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        seen: The cursor as it was read; None: there was none.
+        before: The cursor as it was read.
         event: The last event that was read.
     """
-    if seen is None:
-        made = insert(conn, t.cursors).values(reader=READER, event=event, at=now)
-        return conn.execute(made.on_conflict_do_nothing()).rowcount == 1
+    if before is None:
+        created = insert(conn, t.cursors).values(reader=READER, event=event, at=now)
+        return conn.execute(created.on_conflict_do_nothing()).rowcount == 1
     c = t.cursors.c
-    moved = t.cursors.update().where(c.reader == READER, c.event == seen.event, c.at == seen.at)
+    moved = t.cursors.update().where(c.reader == READER, c.event == before.event, c.at == before.at)
     return conn.execute(moved.values(event=event, at=now)).rowcount == 1
 
 
-def _read(conn: sa.Connection, query: sa.Select[Any]) -> Sequence[Alert]:
+def _read(conn: Connection, query: sa.Select[Any]) -> Sequence[Alert]:
     return [Alert(**row._mapping) for row in conn.execute(query)]

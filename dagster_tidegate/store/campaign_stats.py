@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import ledger
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 
 RUNNING = "running"
 
@@ -52,7 +53,7 @@ class CampaignNumbers:
     last_change_at: datetime | None
 
 
-def read(conn: sa.Connection, now: datetime, campaign: str) -> CampaignNumbers:
+def read(conn: Connection, now: datetime, campaign: str) -> CampaignNumbers:
     """Return a campaign in numbers; one that nobody knows has none.
 
     Args:
@@ -119,7 +120,7 @@ class Waiting:
     records_left: int
 
 
-def unfinished(conn: sa.Connection) -> list[Waiting]:
+def unfinished(conn: Connection) -> list[Waiting]:
     """Return what is left of each campaign: its runs that are not over, by status."""
     r, p = t.campaign_runs.c, t.progress.c
     left = (
@@ -139,3 +140,55 @@ def unfinished(conn: sa.Connection) -> list[Waiting]:
         Waiting(campaign, RunStatus(status), count, max(0, int(records)))
         for campaign, status, count, records in rows
     ]
+
+
+def paused_since(conn: Connection) -> Mapping[str, datetime]:
+    """Return when the longest paused run of each campaign paused (UTC), where one is paused."""
+    r = t.campaign_runs.c
+    rows = conn.execute(
+        sa.select(r.campaign, sa.func.min(r.paused_at).label("since"))
+        .where(r.status == RunStatus.PAUSED, r.paused_at.is_not(None))
+        .group_by(r.campaign)
+    )
+    return {row.campaign: row.since for row in rows}
+
+
+@dataclass(frozen=True)
+class OpProgress:
+    """Progress of an op, summed over the processing and paused runs of its campaign.
+
+    Attributes:
+        campaign: Name of the campaign.
+        op: Name of the op.
+        done: Records that are done.
+        failed: Records that failed.
+        total: Records that the loops have, as far as they know; 0 where none knows.
+        records_per_second: Current rate of the processing runs.
+    """
+
+    campaign: str
+    op: str
+    done: int
+    failed: int
+    total: int
+    records_per_second: float
+
+
+def op_progress(conn: Connection, now: datetime) -> list[OpProgress]:
+    """Return the progress of each op that has processing or paused campaign runs."""
+    r, p = t.campaign_runs.c, t.progress.c
+    processing_rate = sa.case((r.status == RunStatus.PROCESSING, ledger.rate(now)))
+    rows = conn.execute(
+        sa.select(
+            r.campaign,
+            p.op,
+            sa.func.sum(p.done).label("done"),
+            sa.func.sum(p.failed).label("failed"),
+            sa.func.coalesce(sa.func.sum(p.total), 0).label("total"),
+            sa.func.coalesce(sa.func.sum(processing_rate), 0.0).label("records_per_second"),
+        )
+        .join(t.progress, p.campaign_run == r.id)
+        .where(r.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)))
+        .group_by(r.campaign, p.op)
+    )
+    return [OpProgress(**row._mapping) for row in rows]

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.takeovers import TakeoverKind
 
@@ -62,7 +63,7 @@ class CampaignSpec:
         return frozenset(name for pool in self.pools for name in needs(pool, known).services)
 
 
-def read(conn: sa.Connection) -> Sequence[CampaignSpec]:
+def read(conn: Connection) -> Sequence[CampaignSpec]:
     """Return all campaigns, by name."""
     ops: dict[str, dict[str, str]] = {}
     for row in conn.execute(sa.select(t.campaign_ops)):
@@ -89,7 +90,7 @@ def read(conn: sa.Connection) -> Sequence[CampaignSpec]:
     ]
 
 
-def find(conn: sa.Connection, name: str) -> CampaignSpec | None:
+def find(conn: Connection, name: str) -> CampaignSpec | None:
     """Return a campaign without its ops and triggers, for who steers it; None if there is none."""
     of_it = t.campaign_owners.c.campaign == t.campaigns.c.name
     rows = conn.execute(
@@ -103,7 +104,7 @@ def find(conn: sa.Connection, name: str) -> CampaignSpec | None:
     return CampaignSpec(row.name, row.location, row.catch_up, row.priority, owners=owners)
 
 
-def forget(conn: sa.Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
+def forget(conn: Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
     """Forget a code location that is gone for good: its campaigns, and that it had a gate.
 
     Their campaign runs, and what was recorded of them, stay.
@@ -133,9 +134,16 @@ def forget(conn: sa.Connection, now: datetime, location: str, *, actor: str) -> 
     return names
 
 
-def save(
-    conn: sa.Connection, now: datetime, location: str, campaigns: Sequence[CampaignSpec]
-) -> None:
+def defined_at(conn: Connection) -> Mapping[str, datetime]:
+    """Return when each code location last reported a change of its campaigns (UTC)."""
+    c = t.campaigns.c
+    rows = conn.execute(
+        sa.select(c.location, sa.func.max(c.seen_at).label("at")).group_by(c.location)
+    )
+    return {row.location: row.at for row in rows}
+
+
+def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[CampaignSpec]) -> None:
     """Make the store know the campaigns of a code location as they are, and no others of it.
 
     Args:

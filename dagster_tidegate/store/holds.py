@@ -1,6 +1,7 @@
 """Holds in the store: placing, releasing and reading them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from dagster_tidegate.store.upsert import insert
 
 # A hold that is released while it is placed makes another try necessary; so many are enough.
 MAX_TRIES = 10
+MAX_ENDED = 1000
 
 
 class NotYourHoldError(Exception):
@@ -234,6 +236,26 @@ def get(conn: Connection, hold: int) -> Hold | None:
 def live(conn: Connection, now: datetime) -> Sequence[Hold]:
     """Return the live holds, the oldest first."""
     return _live(conn, now)
+
+
+def ended_since(conn: Connection, now: datetime, since: datetime) -> Sequence[Hold]:
+    """Return the holds that were released or expired since, the latest last; 1000 at most.
+
+    A hold that has expired counts even before the gate has recorded it.
+    """
+    ended_at = sa.func.coalesce(t.holds.c.released_at, t.holds.c.expires_at)
+    rows = conn.execute(
+        sa.select(t.holds)
+        .where(ended_at >= since, ended_at <= now)
+        .order_by(ended_at.desc())
+        .limit(MAX_ENDED)
+    )
+    return [
+        hold
+        if hold.released_at
+        else replace(hold, released_at=hold.expires_at, released_by=SystemActor.EXPIRY)
+        for hold in reversed([_hold(row) for row in rows])
+    ]
 
 
 def live_on(conn: Connection, now: datetime, target: Target) -> Sequence[Hold]:

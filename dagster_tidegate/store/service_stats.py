@@ -97,3 +97,19 @@ def failures_since(conn: Connection, since: datetime) -> Mapping[str, datetime]:
         .group_by(o.service)
     )
     return {row.service: row.at for row in rows}
+
+
+def calls_by_bucket(conn: Connection) -> Mapping[tuple[str, datetime], Mapping[str, int]]:
+    """Return how many calls had each outcome (`ok`, `slow`, `failed`), by service and bucket."""
+    o = t.outcomes.c
+    rows = conn.execute(
+        sa.select(
+            o.service,
+            o.bucket,
+            *(sa.func.sum(column).label(column.name) for column in (o.ok, o.slow, o.failed)),
+        ).group_by(o.service, o.bucket)
+    )
+    return {
+        (row.service, row.bucket): {"ok": row.ok, "slow": row.slow, "failed": row.failed}
+        for row in rows
+    }

@@ -1,7 +1,8 @@
-"""Makes metrics of what the store says of the fleet, when Prometheus asks."""
+"""Metrics of the fleet, read from the store when Prometheus scrapes them."""
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -9,28 +10,28 @@ from threading import Lock
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import exc
 
+from dagster_tidegate.control import situation
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store import alerts, campaign_stats
+from dagster_tidegate.store.database import DATABASE_ERRORS, Connection, Store
+from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.telemetry.counters import Counters
-from dagster_tidegate.telemetry.facts import Facts, read
 
 CACHE_S = 5.0
 STORE_UP = "tidegate_store_up"
-STORE_UP_HELP = "Whether the store can be read: 1 or 0"
+STORE_UP_HELP = "1 if the store can be read, else 0"
+HELD_KINDS = {HoldSource.BREAKER: (TargetKind.SERVICE,), HoldSource.OPERATOR: tuple(TargetKind)}
 log = logging.getLogger(__name__)
 
 
 class FleetCollector(Collector):
-    """The metrics of the fleet, read from the store at most every few seconds.
+    """Metrics of the fleet, read from the store at most every `cache_s` seconds.
 
-    docs/metrics.md lists them. Its counters begin at zero with the process, as Prometheus expects.
-    While the store can't be read, `tidegate_store_up` is 0 and all that is read there is absent.
-
-    Args:
-        store: The store.
-        cache_s: For how long what was read is told again, in seconds.
+    docs/metrics.md lists them. Counters start at zero with the process, as Prometheus expects.
+    While the store can't be read, `tidegate_store_up` is 0 and the other metrics are absent.
 
     Example:
         >>> from prometheus_client import CollectorRegistry
@@ -41,56 +42,58 @@ class FleetCollector(Collector):
         self._store, self._cache_s = store, cache_s
         self._counters = Counters()
         self._lock = Lock()
-        self._made: Sequence[Metric] = ()
-        self._made_at = float("-inf")
+        self._metrics: Sequence[Metric] = ()
+        self._read_ticks = float("-inf")
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: what is there is only known when it is read."""
+        """Return nothing, so that registering does not read the store."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics."""
         with self._lock:
-            if time.monotonic() - self._made_at >= self._cache_s:
-                self._made = [_version()]
-                self._made += self._read()
-                self._made_at = time.monotonic()
-            return self._made
+            if time.monotonic() - self._read_ticks >= self._cache_s:
+                self._metrics = [_version(), *self._read()]
+                self._read_ticks = time.monotonic()
+            return self._metrics
 
-    def _read(self) -> Sequence[Metric]:
-        began = time.perf_counter()
+    def _read(self) -> Iterable[Metric]:
+        started = time.perf_counter()
         try:
             with self._store.read() as conn:
                 now = self._store.now(conn)
                 self._counters.read(conn, now)
-                facts = read(conn, now)
-        except (exc.DBAPIError, exc.TimeoutError) as error:
-            log.warning("the metrics can't be read from the store: %s", type(error).__name__)
+                fleet = situation.read(conn, now)
+                metrics = [
+                    _one("enabled", "0 if TIDEGATE_ENABLED is false here, else 1", fleet.enabled),
+                    *_services(fleet, self._counters),
+                    *_holds(fleet),
+                    *_campaigns(fleet, conn),
+                    *_gates(fleet),
+                    *_alerts(conn, now),
+                ]
+        except DATABASE_ERRORS as error:
+            log.warning("The metrics can't be read from the store: %s", type(error).__name__)
             return [GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=0)]
-        took_s = time.perf_counter() - began
         return [
             GaugeMetricFamily(STORE_UP, STORE_UP_HELP, value=1),
-            _one("store_read_seconds", "How long reading these metrics took", took_s),
             _one(
-                "enabled", "Whether Tidegate is switched on here: 1 or 0", facts.situation.enabled
+                "store_read_seconds",
+                "How long reading these metrics took",
+                time.perf_counter() - started,
             ),
-            *_services(facts, self._counters),
-            *_holds(facts),
-            *_campaigns(facts),
-            *_gates(facts),
-            *_alerts(facts),
+            *metrics,
         ]
 
 
-def _services(facts: Facts, counters: Counters) -> Iterable[Metric]:
-    seen = facts.situation
-    circuits = seen.circuits
+def _services(fleet: Situation, counters: Counters) -> Iterable[Metric]:
+    breakers = fleet.circuits
     yield _gauge(
         "breaker_state",
-        "1 for the state that the breaker of a service is in, 0 for the others",
+        "1 for the current state of the breaker of a service, 0 for the others",
         {
-            (name, state.value): circuit.state is state
-            for name, circuit in circuits.items()
+            (name, state.value): breaker.state is state
+            for name, breaker in breakers.items()
             for state in BreakerState
         },
         "service",
@@ -98,39 +101,39 @@ def _services(facts: Facts, counters: Counters) -> Iterable[Metric]:
     )
     yield _gauge(
         "breaker_outage_seconds",
-        "For how long a breaker is not closed by now; 0 while it is closed",
+        "How long a breaker has not been closed; 0 while it is closed",
         {
             (name,): 0.0
-            if circuit.state is BreakerState.CLOSED
-            else _since(seen.now, circuit.opened_at or circuit.changed_at)
-            for name, circuit in circuits.items()
+            if breaker.state is BreakerState.CLOSED
+            else _since(fleet.now, breaker.opened_at or breaker.changed_at)
+            for name, breaker in breakers.items()
         },
         "service",
     )
     yield _gauge(
         "breaker_trial_calls",
-        "Trial calls of half open breakers that are under way",
-        {(name,): seen.trials.get(name, 0) for name in circuits},
+        "Trial calls of half-open breakers in flight",
+        {(name,): fleet.trials.get(name, 0) for name in breakers},
         "service",
     )
     yield _counter(
         "breaker_trips",
-        "How often a breaker opened, failed probes aside",
-        {(name,): counters.trips[name] for name in circuits},
+        "How often a breaker opened, not counting failed probes",
+        {(name,): counters.trips[name] for name in breakers},
         "service",
     )
     yield _counter(
         "breaker_open_seconds",
-        "For how long a breaker was not closed",
-        {(name,): counters.open_seconds(name, seen.now) for name in circuits},
+        "How long a breaker was not closed",
+        {(name,): counters.open_seconds(name, fleet.now) for name in breakers},
         "service",
     )
     yield _counter(
         "calls",
-        "Guarded calls of the whole fleet; slow ones are in ok too",
+        "Guarded calls of the fleet; slow ones also count as ok",
         {
             (name, outcome): counters.calls[name, outcome]
-            for name in circuits
+            for name in breakers
             for outcome in ("ok", "slow", "failed")
         },
         "service",
@@ -138,62 +141,73 @@ def _services(facts: Facts, counters: Counters) -> Iterable[Metric]:
     )
 
 
-def _holds(facts: Facts) -> Iterable[Metric]:
-    yield _gauge("holds", "Live holds", facts.holds, "source", "target_kind")
+def _holds(fleet: Situation) -> Iterable[Metric]:
+    holds = Counter((hold.source, hold.target.kind) for hold in fleet.holds)
+    yield _gauge(
+        "holds",
+        "Live holds",
+        {
+            (source.value, kind.value): holds[source, kind]
+            for source, kinds in HELD_KINDS.items()
+            for kind in kinds
+        },
+        "source",
+        "target_kind",
+    )
     yield _gauge(
         "hold_oldest_seconds",
-        "Age of the oldest live hold of a source; 0 where there is none",
+        "Age of the oldest live hold of a source; 0 if there is none",
         {
-            (source,): 0.0 if placed_at is None else _since(facts.situation.now, placed_at)
-            for source, placed_at in facts.oldest_holds.items()
+            (source.value,): max(
+                (_since(fleet.now, h.placed_at) for h in fleet.holds if h.source is source),
+                default=0.0,
+            )
+            for source in HoldSource
         },
         "source",
     )
+    takeovers = Counter(takeover.kind for takeover in fleet.takeovers)
     yield _gauge(
         "takeovers",
-        "What the gate has changed in Dagster and not given back",
-        facts.takeovers,
+        "Settings of Dagster that the gate has changed and not yet restored",
+        {(kind.value,): takeovers[kind] for kind in TakeoverKind},
         "kind",
     )
 
 
-def _campaigns(facts: Facts) -> Iterable[Metric]:
-    seen = facts.situation
+def _campaigns(fleet: Situation, conn: Connection) -> Iterable[Metric]:
     yield _gauge(
         "campaign_paused",
-        "Whether a live hold covers a campaign: 1 or 0",
-        {(name,): bool(campaign.holds) for name, campaign in seen.campaigns.items()},
+        "1 while a live hold covers a campaign, else 0",
+        {(name,): bool(campaign.holds) for name, campaign in fleet.campaigns.items()},
         "campaign",
     )
     yield _gauge(
         "campaign_runs",
-        "Campaign runs, by their status",
+        "Campaign runs by status",
         {
             (name, status.value): campaign.runs.get(status, 0)
-            for name, campaign in seen.campaigns.items()
+            for name, campaign in fleet.campaigns.items()
             for status in RunStatus
         },
         "campaign",
         "status",
     )
+    paused_since = campaign_stats.paused_since(conn)
     yield _gauge(
         "paused_run_oldest_seconds",
-        "For how long the campaign run is paused that is paused for longest; 0 where none is",
-        {
-            (name,): _since(seen.now, facts.paused_since[name])
-            if name in facts.paused_since
-            else 0.0
-            for name in seen.campaigns
-        },
+        "How long the longest paused campaign run has been paused; 0 if none is paused",
+        {(name,): _since(fleet.now, paused_since.get(name)) for name in fleet.campaigns},
         "campaign",
     )
+    ops = campaign_stats.op_progress(conn, fleet.now)
     yield _gauge(
         "records",
-        "Records of the campaign runs that are processing or paused, by how they ended",
+        "Finished records of the processing and paused campaign runs",
         {
-            (campaign, op, status): count
-            for (campaign, op), found in facts.progress.items()
-            for status, count in (("done", found.done), ("failed", found.failed))
+            (each.campaign, each.op, status): count
+            for each in ops
+            for status, count in (("done", each.done), ("failed", each.failed))
         },
         "campaign",
         "op",
@@ -201,63 +215,75 @@ def _campaigns(facts: Facts) -> Iterable[Metric]:
     )
     yield _gauge(
         "records_expected",
-        "Records that the campaign runs that are processing or paused have, where that is known",
-        {key: found.expected for key, found in facts.progress.items() if found.expected},
+        "Total records of the processing and paused campaign runs, where known",
+        {(each.campaign, each.op): each.total for each in ops if each.total},
         "campaign",
         "op",
     )
     yield _gauge(
         "records_per_second",
-        "Records that the campaign runs that are processing settle in a second, of late",
-        {key: found.rate for key, found in facts.progress.items()},
+        "Records that the processing campaign runs currently finish per second",
+        {(each.campaign, each.op): each.records_per_second for each in ops},
         "campaign",
         "op",
     )
 
 
-def _gates(facts: Facts) -> Iterable[Metric]:
-    seen = facts.situation
-    stale = {gate.location for gate in seen.stale_gates()}
+def _gates(fleet: Situation) -> Iterable[Metric]:
+    stale = {gate.location for gate in fleet.stale_gates()}
     yield _gauge(
         "gate_tick_timestamp_seconds",
-        "When a part of the gate last finished its work, in seconds since 1970",
-        {(beat.location, beat.part): beat.at.timestamp() for beat in seen.heartbeats},
+        "Unix time at which a part of the gate last finished a tick",
+        {(beat.location, beat.part): beat.at.timestamp() for beat in fleet.heartbeats},
         "location",
         "part",
     )
     yield _gauge(
         "gate_stale",
-        "Whether a part of the gate of a code location does not do its work: 1 or 0",
+        "1 while a part of the gate of a code location is stale, else 0",
         {
             (campaign.spec.location,): campaign.spec.location in stale
-            for campaign in seen.campaigns.values()
+            for campaign in fleet.campaigns.values()
         },
         "location",
     )
 
 
-def _alerts(facts: Facts) -> Iterable[Metric]:
-    found, now = facts.alerts, facts.situation.now
+def _alerts(conn: Connection, now: datetime) -> Iterable[Metric]:
+    counts = alerts.counts(conn, now)
     yield _gauge(
         "alerts",
-        "Alerts, by whether people were told; of those that are over, the last day's",
-        {(status.value,): count for status, count in found.by_status.items()},
+        "Alerts by status; the final statuses cover the last 24 hours",
+        {(status.value,): count for status, count in counts.by_status.items()},
         "status",
     )
-    yield _gauge("alerts_live", "Alerts whose cause lasts", facts.live_alerts, "kind")
-    waits = 0.0 if found.oldest_pending_at is None else _since(now, found.oldest_pending_at)
+    yield _gauge(
+        "alerts_live",
+        "Alerts whose cause lasts",
+        {(kind,): count for kind, count in counts.live.items()},
+        "kind",
+    )
     yield _one(
         "alert_oldest_pending_seconds",
-        "For how long the oldest alert waits that is not sent yet; 0 where none does",
-        waits,
+        "Age of the oldest unsent alert; 0 if there is none",
+        _since(now, counts.oldest_pending_at),
     )
-    if found.looked_at is not None:
+    if counts.looked_at is not None:
         yield _one(
             "alert_last_look_timestamp_seconds",
-            "When somebody last looked whether there is something to tell, in seconds since 1970; "
-            "up to half a minute old",
-            found.looked_at.timestamp(),
+            "Unix time at which an alert sender last checked; up to half a minute old",
+            counts.looked_at.timestamp(),
         )
+
+
+def _version() -> Metric:
+    installed = version("dagster-tidegate")
+    return _gauge(
+        "build_info",
+        "1, labelled with the version of dagster-tidegate",
+        {(installed,): 1},
+        "version",
+    )
 
 
 Values = dict[tuple[str, ...], float]
@@ -275,20 +301,12 @@ def _one(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"tidegate_{name}", text, value=value)
 
 
-def _filled(
-    family: GaugeMetricFamily | CounterMetricFamily, values: Values
-) -> GaugeMetricFamily | CounterMetricFamily:
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
     for labels, value in values.items():
         family.add_metric(labels, float(value))
     return family
 
 
-def _since(now: datetime, then: datetime) -> float:
-    return max(0.0, (now - then).total_seconds())
-
-
-def _version() -> Metric:
-    installed = version("dagster-tidegate")
-    return _gauge(
-        "build_info", "1, with the version of dagster-tidegate", {(installed,): 1}, "version"
-    )
+def _since(now: datetime, then: datetime | None) -> float:
+    """Return the seconds since a time; 0 if there is none."""
+    return 0.0 if then is None else max(0.0, (now - then).total_seconds())

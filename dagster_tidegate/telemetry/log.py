@@ -1,4 +1,4 @@
-"""Writes what happens to breakers to the log of Python."""
+"""Logs what happens to breakers."""
 
 import logging
 
@@ -7,12 +7,13 @@ from dagster_tidegate.statuses import BreakerState
 
 
 class LogHook:
-    """Logs changes of state, once in the fleet as a warning or info, and failures for debugging.
+    """Logs changes of state as warnings or info, and failed calls as debug messages.
 
-    That the store is lost or back is logged by the fleet itself, hook or not.
+    A change is logged as a warning or info only by the process that made it. The fleet itself logs
+    when the store can't be reached, with or without this hook.
 
     Args:
-        logger: Where to; by default `dagster_tidegate`.
+        logger: The default is the logger `dagster_tidegate`.
 
     Example:
         >>> from dagster_tidegate.breaker.fleet import Fleet
@@ -37,7 +38,9 @@ class LogHook:
                     "" if after.reason is None else f" ({after.reason})",
                 )
             case ChangeLearned(service=service, before=before, after=after):
-                self._log.debug("%s: learned of %s -> %s", service, before.state, after.state)
+                self._log.debug(
+                    "%s: %s -> %s by another process", service, before.state, after.state
+                )
             case CallFailed(service=service, error=error, label=label):
                 self._log.debug("%s: call failed (%s)", service, label, exc_info=error)
             case _:

@@ -1,6 +1,6 @@
-"""Tells OpenTelemetry what happens to breakers. Needs the extra `otel`.
+"""Reports breakers to OpenTelemetry. Needs the extra `otel`.
 
-Only OpenTelemetry's API is used: without an SDK that the application sets up, nothing happens.
+This uses OpenTelemetry's API only: it does nothing unless the application sets up an SDK.
 """
 
 from opentelemetry import metrics, trace
@@ -22,13 +22,13 @@ NAME = "dagster_tidegate"
 
 
 class OpenTelemetryHook:
-    """Keeps instruments of the breakers of this process, and marks spans.
+    """Reports the breakers of this process as metrics and span events.
 
-    docs/metrics.md lists the instruments. A change of a breaker and a refused call are events of
-    the span in which they happen, if there is one.
+    docs/metrics.md lists them. Changes of state and refused calls become events of the current
+    span, if there is one.
 
     Args:
-        meter_provider: Has the instruments; None: the one that the application has set up.
+        meter_provider: The default is the global provider.
 
     Example:
         >>> from dagster_tidegate.breaker.fleet import Fleet
@@ -43,7 +43,7 @@ class OpenTelemetryHook:
             "tidegate.calls", unit="{call}", description="Guarded calls"
         )
         self._duration = meter.create_histogram(
-            "tidegate.call.duration", unit="s", description="How long guarded calls took"
+            "tidegate.call.duration", unit="s", description="Duration of guarded calls"
         )
         self._changes = meter.create_counter(
             "tidegate.breaker.changes",
@@ -51,12 +51,12 @@ class OpenTelemetryHook:
             description="Changes of state made by this process",
         )
         self._state = meter.create_gauge(
-            "tidegate.breaker.state", description="1 for the state that the breaker is in"
+            "tidegate.breaker.state", description="1 for the current state of the breaker"
         )
         self._propagation = meter.create_histogram(
             "tidegate.breaker.propagation",
             unit="s",
-            description="From a change of state to when this process knew of it",
+            description="Time from a change of state until this process learned of it",
         )
         self._degraded = meter.create_gauge(
             "tidegate.store.degraded", description="1 while the store can't be reached"

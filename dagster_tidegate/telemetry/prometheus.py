@@ -1,4 +1,4 @@
-"""Counts what happens to breakers for Prometheus. Needs the extra `metrics`."""
+"""Prometheus metrics of the breakers of a process. Needs the extra `metrics`."""
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,13 +19,13 @@ PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 
 
 class PrometheusHook:
-    """Keeps metrics of the breakers of this process; docs/metrics.md lists them.
+    """Metrics of the breakers of this process; docs/metrics.md lists them.
 
-    What the whole fleet did is at `/metrics` of `tidegate serve`: a run's process is gone before
-    anybody asks it. This is for processes that stay, and can be asked.
+    For long-running processes that Prometheus can scrape. Runs are too short for that; `tidegate
+    serve` has the metrics of the whole fleet at `/metrics`.
 
     Args:
-        registry: Where the metrics are registered.
+        registry: The registry to add the metrics to.
 
     Example:
         >>> hook = PrometheusHook(CollectorRegistry())
@@ -36,20 +36,20 @@ class PrometheusHook:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._calls = Counter(
             "tidegate_worker_calls",
-            "Guarded calls of this process; slow ones are in ok too",
+            "Guarded calls of this process; slow ones also count as ok",
             ["service", "outcome"],
             registry=registry,
         )
         self._duration = Histogram(
             "tidegate_worker_call_duration_seconds",
-            "How long guarded calls of this process took",
+            "Duration of guarded calls of this process",
             ["service", "outcome"],
             buckets=CALL_BUCKETS_S,
             registry=registry,
         )
         self._state = Gauge(
             "tidegate_worker_breaker_state",
-            "1 for the state that the breaker is in as this process knows it, once it has changed",
+            "1 for the last known state of the breaker; absent until it first changes",
             ["service", "state"],
             registry=registry,
         )
@@ -61,14 +61,14 @@ class PrometheusHook:
         )
         self._propagation = Histogram(
             "tidegate_worker_propagation_seconds",
-            "From a change of state by another process to when this one knew of it",
+            "Time from a change of state by another process until this one learned of it",
             ["service", "to"],
             buckets=PROPAGATION_BUCKETS_S,
             registry=registry,
         )
         self._degraded = Gauge(
             "tidegate_worker_store_degraded",
-            "1 while this process can't reach the store, and has its own breakers",
+            "1 while this process can't reach the store and uses its own breakers",
             registry=registry,
         )
 

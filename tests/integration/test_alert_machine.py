@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: every trip is told once or summed up, and none twice."""
+"""Every trip is sent once or counted in a later message, and none twice, in any order of events."""
 
 import re
 import threading
@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 )
 
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.loop import Watch
+from dagster_tidegate.alerts.loop import Monitor
 from dagster_tidegate.alerts.rules import BURST
 from dagster_tidegate.alerts.sender import MAX_TRIES, Sender
 from dagster_tidegate.alerts.text import Text
@@ -29,53 +29,53 @@ SERVICES = ("mail", "maps")
 ACTORS = ("ana", "bob")
 LETTERS = Target(TargetKind.CAMPAIGN, "letters")
 SETTINGS = AlertSettings(per_minute=600)
-GO_ON = threading.Event()
+NEVER = threading.Event()
 
 
 class SenderDied(BaseException):
-    """The process ended in mid-sentence."""
+    """The sender's process ended while it was sending."""
 
 
-class Target_:
-    """Where messages arrive; the real ones have tests of their own."""
+class FakeTargets:
+    """Receives messages in place of `Targets`, or fails."""
 
     names = frozenset({"ops"})
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, Text]] = []
-        self.mood = "well"
+        self.behavior = "accepts"
 
     def send(self, text: Text, kind: str, *, to: object) -> dict[str, str | None]:
         assert to == ["ops"]
-        if self.mood == "kills":
-            self.mood = "well"
+        if self.behavior == "kills":
+            self.behavior = "accepts"
             raise SenderDied
-        if self.mood == "ill":
-            return {"ops": "it answered 500"}
+        if self.behavior == "rejects":
+            return {"ops": "HTTP status 500"}
         self.messages.append((kind, text))
         return {"ops": None}
 
 
 class Alerts(RuleBasedStateMachine):
-    """Breakers and holds change, time passes, senders die, targets fail; people are told."""
+    """Breakers and holds change, time passes, senders die, targets fail."""
 
     @initialize()
     def begin(self) -> None:
         self.time = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
         self.store = Store("sqlite://", clock=lambda: self.time)
         t.metadata.create_all(self.store.engine)
-        self.target = Target_()
+        self.targets = FakeTargets()
         self.trips: dict[str, int] = dict.fromkeys(SERVICES, 0)
         with self.store.begin() as conn:
             breakers.ensure(conn, self.time, SERVICES)
         self.restart()
-        self.watch.look()
+        self.monitor.check()
 
     @rule()
     def restart(self) -> None:
         """The sender's process ends, and another begins."""
-        self.watch = Watch(self.store, SETTINGS)
-        self.sender = Sender(self.store, self.target, SETTINGS.per_minute)  # type: ignore[arg-type] -- all of it that is used
+        self.monitor = Monitor(self.store, SETTINGS)
+        self.sender = Sender(self.store, self.targets, SETTINGS.per_minute)  # type: ignore[arg-type] -- has what a sender uses
 
     @rule(service=st.sampled_from(SERVICES), state=st.sampled_from(BreakerState))
     def change(self, service: str, state: BreakerState) -> None:
@@ -98,14 +98,14 @@ class Alerts(RuleBasedStateMachine):
     @rule(
         service=st.sampled_from(SERVICES),
         times=st.integers(1, 4),
-        looks=st.booleans(),
+        checks=st.booleans(),
         sends=st.booleans(),
     )
-    def flap(self, service: str, times: int, looks: bool, sends: bool) -> None:
+    def flap(self, service: str, times: int, checks: bool, sends: bool) -> None:
         for state in (times * [BreakerState.OPEN, BreakerState.CLOSED])[: 2 * times - 1]:
             self.change(service, state)
-            if looks:
-                self.look()
+            if checks:
+                self.check()
             if sends:
                 self.send()
 
@@ -133,28 +133,28 @@ class Alerts(RuleBasedStateMachine):
         self.time += timedelta(seconds=seconds)
 
     @rule()
-    def look(self) -> None:
-        self.watch.look()
+    def check(self) -> None:
+        self.monitor.check()
 
     @rule()
     def send(self) -> None:
         try:
-            self.sender.send(GO_ON)
+            self.sender.send(NEVER)
         except SenderDied:
             self.restart()
 
-    @rule(mood=st.sampled_from(["well", "ill", "kills"]))
-    def feel(self, mood: str) -> None:
-        self.target.mood = mood
+    @rule(behavior=st.sampled_from(["accepts", "rejects", "kills"]))
+    def change_targets(self, behavior: str) -> None:
+        self.targets.behavior = behavior
 
     @rule()
     def settle(self) -> None:
-        """Everybody is well for long enough: then all is told."""
-        self.target.mood = "well"
+        """Everything works for long enough: then every alert is sent."""
+        self.targets.behavior = "accepts"
         for _ in range(3 * MAX_TRIES):
             self.time += timedelta(seconds=1000)
-            self.look()
-            self.sender.send(GO_ON)
+            self.check()
+            self.sender.send(NEVER)
             if not self.waiting():
                 break
         assert self.waiting() == []
@@ -166,15 +166,15 @@ class Alerts(RuleBasedStateMachine):
             }
         given_up = self.given_up()
         for service in SERVICES:
-            told = sum(
-                times_told(text.title, service)
-                for kind, text in self.target.messages
+            sent = sum(
+                trips_in(text.title, service)
+                for kind, text in self.targets.messages
                 if kind == AlertKind.TRIP
             )
-            lost = sum(times_told(title, service) for title in given_up)
-            assert told + lost == self.trips[service]
+            lost = sum(trips_in(title, service) for title in given_up)
+            assert sent + lost == self.trips[service]
         if not given_up:
-            assert self.last_told() == open_now
+            assert self.reported_down() == open_now
 
     def waiting(self) -> list[alerts.Alert]:
         with self.store.read() as conn:
@@ -189,40 +189,40 @@ class Alerts(RuleBasedStateMachine):
                 if alert.status is alerts.AlertStatus.GIVEN_UP
             ]
 
-    def last_told(self) -> set[str]:
-        """The services that are down, for all that people know."""
+    def reported_down(self) -> set[str]:
+        """The services that are down according to the messages."""
         down: set[str] = set()
-        for kind, text in self.target.messages:
+        for kind, text in self.targets.messages:
             service = text.title.split()[0]
-            if kind == AlertKind.RECOVERY or text.title.endswith("back now"):
+            if kind == AlertKind.RECOVERY or text.title.endswith("up now"):
                 down.discard(service)
             elif kind == AlertKind.TRIP:
                 down.add(service)
         return down
 
     @invariant()
-    def every_recovery_is_of_a_trip_that_was_told(self) -> None:
+    def every_recovery_follows_a_trip(self) -> None:
         for service in SERVICES:
             kinds = [
-                kind for kind, text in self.target.messages if text.title.split()[0] == service
+                kind for kind, text in self.targets.messages if text.title.split()[0] == service
             ]
             down = 0
             for kind in kinds:
                 if kind == AlertKind.TRIP:
                     down = 1
                 elif kind == AlertKind.RECOVERY:
-                    assert down, "it was told to be back, and not to be down"
+                    assert down, "a recovery was sent without a trip"
                     down = 0
 
     @invariant()
-    def no_alert_is_told_twice(self) -> None:
+    def no_alert_is_sent_twice(self) -> None:
         with self.store.read() as conn:
             raised = alerts.listed(conn, limit=10_000)
         sent = [alert for alert in raised if alert.sent_at is not None]
-        assert len(self.target.messages) == len(sent)
+        assert len(self.targets.messages) == len(sent)
 
     @invariant()
-    def there_are_few_messages(self) -> None:
+    def messages_are_rate_limited(self) -> None:
         with self.store.read() as conn:
             raised = alerts.listed(conn, limit=10_000)
         for service in SERVICES:
@@ -234,12 +234,12 @@ class Alerts(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "store"):
             self.settle()
-            self.no_alert_is_told_twice()
+            self.no_alert_is_sent_twice()
             self.store.dispose()
 
 
-def times_told(title: str, service: str) -> int:
-    """How many trips of a service a message tells of."""
+def trips_in(title: str, service: str) -> int:
+    """How many trips of a service a message counts."""
     if not title.startswith(f"{service} "):
         return 0
     many = re.search(r"went down (\d+) (more )?times", title)
@@ -252,6 +252,6 @@ Alerts.TestCase.settings = settings(
     max_examples=30,
     stateful_step_count=20,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a shorter example would take minutes
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
 )
 TestAlerts = Alerts.TestCase

@@ -1,4 +1,4 @@
-"""People are told: by real HTTP targets that answer, fail, hang and recover."""
+"""Alerts are sent to real HTTP targets that accept, fail, hang and recover."""
 
 import io
 import json
@@ -23,9 +23,9 @@ from rich.console import Console
 
 from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.loop import Outage, Watch
-from dagster_tidegate.alerts.rules import Verdict
-from dagster_tidegate.alerts.sender import CLAIMED_FOR, MAX_TRIES, Sender
+from dagster_tidegate.alerts.loop import Monitor, StoreOutage
+from dagster_tidegate.alerts.rules import AlertChanges
+from dagster_tidegate.alerts.sender import CLAIM_LASTS, MAX_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.breaker.breaker import BreakerOpenError
@@ -39,7 +39,7 @@ from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.alerts import AlertStatus, Counts
+from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
@@ -51,11 +51,11 @@ from tests.support.polling import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
 LETTERS = Target(TargetKind.CAMPAIGN, "letters")
-GO_ON = threading.Event()
+NEVER = threading.Event()
 
 
 class Receiver:
-    """A web server that takes messages, or does not."""
+    """A web server that receives messages; tests set how it answers."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
@@ -109,7 +109,7 @@ def receiver(make_receiver: Callable[[], Receiver]) -> Receiver:
 
 
 class Bench:
-    """A store, whoever looks at it, and where it is told."""
+    """A store, and the parts of an alert sender."""
 
     def __init__(self, store: Store, clock: Clock, *urls: str) -> None:
         self.store, self.clock = store, clock
@@ -121,10 +121,10 @@ class Bench:
             spec = CampaignSpec("letters", "here", "none", ops={"send": "mail"})
             campaigns.save(conn, clock(), "here", [spec])
         self.beat()
-        self.watch.look()
+        self.monitor.check()
 
     def restart(self) -> None:
-        self.watch = Watch(self.store, self.settings)
+        self.monitor = Monitor(self.store, self.settings)
         self.sender = Sender(self.store, self.targets, self.settings.per_minute)
 
     def beat(self) -> None:
@@ -132,14 +132,14 @@ class Bench:
             for part in ("pause", "resume", "breaker"):
                 heartbeats.beat(conn, self.clock(), location="here", part=part, summary="")
 
-    def go_on(self, seconds: float = 1.0) -> None:
+    def step(self, seconds: float = 1.0) -> None:
         self.clock.advance(seconds)
         self.beat()
-        self.look()
+        self.check_and_send()
 
-    def look(self) -> None:
-        self.watch.look()
-        self.sender.send(GO_ON)
+    def check_and_send(self) -> None:
+        self.monitor.check()
+        self.sender.send(NEVER)
 
     def turn(self, state: BreakerState) -> None:
         with self.store.begin() as conn:
@@ -195,38 +195,38 @@ def bench(store: Store, clock: Clock, receiver: Receiver) -> Bench:
     return Bench(store, clock, receiver.url)
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- what raises an alert ------------------------------------------------------------------------
 
 
-def test_a_trip_and_its_recovery_are_told_once_each_over_restarts(
+def test_a_trip_and_its_recovery_are_sent_once_each_across_restarts(
     bench: Bench, receiver: Receiver
 ) -> None:
     bench.turn(BreakerState.OPEN)
     for _ in range(3):
-        bench.go_on()
+        bench.step()
         bench.restart()
     assert receiver.titles == ["mail is down: 503 x5"]
-    assert "Paused: letters" in receiver.bodies[0]
+    assert "Affected campaigns: letters" in receiver.bodies[0]
     bench.turn(BreakerState.CLOSED)
     for _ in range(3):
         bench.restart()
-        bench.go_on()
-    assert receiver.titles == ["mail is down: 503 x5", "mail is back"]
+        bench.step()
+    assert receiver.titles == ["mail is down: 503 x5", "mail has recovered"]
     assert set(bench.all().values()) == {AlertStatus.SENT}
 
 
-def test_what_happened_while_nobody_looked_is_told(bench: Bench, receiver: Receiver) -> None:
+def test_events_from_while_no_sender_ran_are_sent_later(bench: Bench, receiver: Receiver) -> None:
     bench.turn(BreakerState.OPEN)
     bench.clock.advance(60)
     bench.turn(BreakerState.CLOSED)
     bench.restart()
-    bench.go_on()
+    bench.step()
     assert receiver.titles == ["mail is down: 503 x5"]
-    bench.go_on()
-    assert receiver.titles[1:] == ["mail is back"]
+    bench.step()
+    assert receiver.titles[1:] == ["mail has recovered"]
 
 
-def test_what_happened_before_anybody_ever_looked_is_not_told(
+def test_events_from_before_the_first_check_are_not_sent(
     store: Store, clock: Clock, receiver: Receiver
 ) -> None:
     with store.begin() as conn:
@@ -237,28 +237,30 @@ def test_what_happened_before_anybody_ever_looked_is_not_told(
         )
         breakers.change(conn, clock(), before, after)
     bench = Bench(store, clock, receiver.url)
-    bench.go_on()
+    bench.step()
     assert receiver.titles == []
 
 
-def test_a_service_that_comes_and_goes_makes_few_messages_and_none_is_lost(
+def test_a_flapping_service_causes_few_messages_that_count_every_trip(
     bench: Bench, receiver: Receiver
 ) -> None:
     for _ in range(20):
         bench.turn(BreakerState.OPEN)
-        bench.go_on(60)
+        bench.step(60)
         bench.turn(BreakerState.CLOSED)
-        bench.go_on(60)
+        bench.step(60)
     for _ in range(20):
-        bench.go_on(60)
+        bench.step(60)
     downs = [title for title in receiver.titles if "down" in title]
     counts = [int(title.split()[3]) if "more times" in title else 1 for title in downs]
     assert sum(counts) == 20
     assert len(downs) < 8
-    assert receiver.titles.count("mail is back") <= len(downs)
+    assert receiver.titles.count("mail has recovered") <= len(downs)
 
 
-def test_a_hold_of_a_person_and_its_release_are_told(bench: Bench, receiver: Receiver) -> None:
+def test_an_operators_hold_its_expiry_and_its_release_are_sent(
+    bench: Bench, receiver: Receiver
+) -> None:
     with bench.store.begin() as conn:
         holds.place(
             conn,
@@ -269,20 +271,20 @@ def test_a_hold_of_a_person_and_its_release_are_told(bench: Bench, receiver: Rec
             actor="ana",
             expires_at=bench.clock() + timedelta(hours=1),
         )
-    bench.go_on()
-    bench.go_on(50 * 60 - 1)
+    bench.step()
+    bench.step(50 * 60 - 1)
     with bench.store.begin() as conn:
         holds.release(conn, bench.clock(), LETTERS, source=HoldSource.OPERATOR, actor="bob")
-    bench.go_on()
+    bench.step()
     assert receiver.titles == [
-        "ana holds campaign letters: new copy",
-        "the hold on campaign letters ends in 10 min",
-        "campaign letters is not held by ana any more",
+        "ana placed a hold on campaign letters: new copy",
+        "The hold on campaign letters expires in 10 min",
+        "The hold of ana on campaign letters was released",
     ]
     assert "released by bob" in receiver.bodies[-1]
 
 
-def test_a_hold_that_expired_is_told_with_its_end_before_the_gate_has_seen_it(
+def test_an_expired_hold_is_sent_before_the_gate_has_recorded_it(
     bench: Bench, receiver: Receiver
 ) -> None:
     target = Target(TargetKind.CAMPAIGN_RUN, "account_digest/next_week")
@@ -297,28 +299,26 @@ def test_a_hold_that_expired_is_told_with_its_end_before_the_gate_has_seen_it(
             actor="ana",
             expires_at=ends,
         )
-    bench.go_on()
-    bench.go_on(3600)
+    bench.step()
+    bench.step(3600)
     assert receiver.titles == [
-        "ana holds campaign run account_digest/next_week: new copy",
-        "campaign run account_digest/next_week is not held by ana any more",
+        "ana placed a hold on campaign run account_digest/next_week: new copy",
+        "The hold of ana on campaign run account_digest/next_week expired",
     ]
     assert f"expired at {utc(ends)}" in receiver.bodies[-1]
 
 
-def test_a_stale_gate_is_told_while_nothing_of_dagster_runs(
-    bench: Bench, receiver: Receiver
-) -> None:
+def test_a_stale_gate_is_sent_without_dagster(bench: Bench, receiver: Receiver) -> None:
     bench.clock.advance(170)
-    bench.look()
+    bench.check_and_send()
     assert receiver.titles == []
     bench.clock.advance(20)
-    bench.look()
-    bench.look()
-    assert receiver.titles == ["the gate of here is stale"]
+    bench.check_and_send()
+    bench.check_and_send()
+    assert receiver.titles == ["The gate of here is stale"]
 
 
-def test_records_in_doubt_are_told_when_their_attempt_was_cut_off(
+def test_records_in_doubt_are_sent_after_their_attempt_was_cut_off(
     bench: Bench, receiver: Receiver, clock: Clock
 ) -> None:
     run = bench.run(RunStatus.FAILED, attempts=("failed",))
@@ -349,128 +349,129 @@ def test_records_in_doubt_are_told_when_their_attempt_was_cut_off(
                 )
             )
     bench.restart()
-    bench.go_on(290)
+    bench.step(290)
     assert receiver.titles == []
     bench.restart()
-    bench.go_on(60)
+    bench.step(60)
     assert sorted(receiver.titles) == [
         "1 record of letters/monday in doubt",
         "1 record of letters/wednesday in doubt",
     ]
 
 
-def test_runs_that_fail_after_a_pause_or_do_not_resume_are_told(
+def test_runs_that_fail_after_a_pause_or_do_not_resume_are_sent(
     bench: Bench, receiver: Receiver
 ) -> None:
     bench.run(RunStatus.FAILED, attempts=("paused", "failed"))
     bench.run(RunStatus.FAILED, partition="tuesday", attempts=("failed",))
     bench.run(RunStatus.PAUSED, partition="wednesday", attempts=("paused",))
     bench.restart()
-    bench.go_on(590)
-    assert receiver.titles == ["letters/monday failed after it resumed"]
+    bench.step(590)
+    assert receiver.titles == ["letters/monday failed after resuming"]
     bench.restart()
-    bench.go_on(20)
-    assert receiver.titles[1:] == ["letters does not resume: 1 paused run, and no hold"]
+    bench.step(20)
+    assert receiver.titles[1:] == ["letters is not resuming: 1 paused run without a hold"]
 
 
-# --- how it is sent ------------------------------------------------------------------------------
+# --- sending -------------------------------------------------------------------------------------
 
 
-def test_a_message_that_is_refused_is_sent_again_and_only_where_it_is_missing(
+def test_a_rejected_message_is_retried_only_for_the_target_that_rejected_it(
     store: Store, clock: Clock, make_receiver: Callable[[], Receiver]
 ) -> None:
-    well, ill = make_receiver(), make_receiver()
-    ill.answer = 500
-    bench = Bench(store, clock, f"ops={well.url}", f"team={ill.url}")
+    healthy, failing = make_receiver(), make_receiver()
+    failing.answer = 500
+    bench = Bench(store, clock, f"ops={healthy.url}", f"team={failing.url}")
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
+    bench.step()
     with store.read() as conn:
         [alert] = alerts.listed(conn, limit=9)
         counts = alerts.counts(conn, clock())
     assert alert.status is AlertStatus.RETRYING
-    assert (alert.error, alert.delivered_to) == ("team: it answered 500", ["ops"])
+    assert (alert.error, alert.delivered_to) == ("team: HTTP status 500", ["ops"])
     assert counts.failing == 1
-    bench.go_on()  # not yet
-    assert len(ill.titles) == 1
+    bench.step()  # not yet
+    assert len(failing.titles) == 1
     bench.restart()
-    bench.go_on(10)
-    assert len(ill.titles) == 2
-    ill.answer = 200
-    bench.go_on(20)
-    assert (len(well.titles), len(ill.titles)) == (1, 3)
+    bench.step(10)
+    assert len(failing.titles) == 2
+    failing.answer = 200
+    bench.step(20)
+    assert (len(healthy.titles), len(failing.titles)) == (1, 3)
     assert bench.all() == {"mail is down: 503 x5": AlertStatus.SENT}
 
 
-def test_a_message_that_can_not_be_sent_is_given_up_and_seen(
-    bench: Bench, receiver: Receiver
-) -> None:
+def test_a_message_that_is_always_rejected_is_given_up(bench: Bench, receiver: Receiver) -> None:
     receiver.answer = 403
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
+    bench.step()
     for _ in range(2 * MAX_TRIES):
-        bench.go_on(900)
+        bench.step(900)
     assert len(receiver.titles) == MAX_TRIES
     assert bench.all()["mail is down: 503 x5"] is AlertStatus.GIVEN_UP
     bench.turn(BreakerState.CLOSED)
     receiver.answer = 200
-    bench.go_on()
-    assert "mail is back" not in receiver.titles, "nobody was told that it was down"
+    bench.step()
+    assert "mail has recovered" not in receiver.titles, "its trip alert was never sent"
 
 
-def test_what_is_told_of_a_thing_is_told_in_order(bench: Bench, receiver: Receiver) -> None:
+def test_alerts_with_the_same_name_are_sent_in_order(bench: Bench, receiver: Receiver) -> None:
     receiver.answer = 500
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
+    bench.step()
     bench.turn(BreakerState.CLOSED)
-    bench.go_on()
+    bench.step()
     receiver.answer = 200
     receiver.titles.clear()
     for _ in range(3):
-        bench.go_on(20)
-    assert receiver.titles == ["mail is down: 503 x5", "mail is back"]
+        bench.step(20)
+    assert receiver.titles == ["mail is down: 503 x5", "mail has recovered"]
 
 
-def test_a_target_that_fails_holds_up_no_other(
+def test_a_failing_target_delays_no_other(
     store: Store, clock: Clock, make_receiver: Callable[[], Receiver]
 ) -> None:
-    well, ill = make_receiver(), make_receiver()
-    ill.answer = 500
-    bench = Bench(store, clock, f"well={well.url}", f"ill={ill.url}")
+    healthy, failing = make_receiver(), make_receiver()
+    failing.answer = 500
+    bench = Bench(store, clock, f"healthy={healthy.url}", f"failing={failing.url}")
     bench.turn(BreakerState.OPEN)
-    bench.go_on(1)
+    bench.step(1)
     bench.turn(BreakerState.CLOSED)
-    bench.go_on(1)
-    assert well.titles == ["mail is down: 503 x5", "mail is back"]
+    bench.step(1)
+    assert healthy.titles == ["mail is down: 503 x5", "mail has recovered"]
 
 
-def test_a_target_that_hangs_stops_no_other_and_gets_nothing_more_meanwhile(
+def test_a_hanging_target_delays_no_other_and_gets_no_further_message(
     make_receiver: Callable[[], Receiver],
 ) -> None:
-    well, hanging = make_receiver(), make_receiver()
+    healthy, hanging = make_receiver(), make_receiver()
     hanging.answers.clear()
-    targets = Targets([SecretStr(f"well={well.url}"), SecretStr(f"ill={hanging.url}?rto=60")])
+    targets = Targets(
+        [SecretStr(f"healthy={healthy.url}"), SecretStr(f"failing={hanging.url}?rto=60")]
+    )
 
     def send(title: str) -> dict[str, str | None]:
         text = Text(title, "all of it")
-        return dict(targets.send(text, AlertKind.TEST, to=["ill", "well"], timeout_s=3))
+        return dict(targets.send(text, AlertKind.TEST, to=["failing", "healthy"], timeout_s=3))
 
-    assert send("one") == {"well": None, "ill": "no answer in 3 s"}
-    assert send("two") == {"well": None, "ill": "it still has not answered to a message before"}
-    assert (well.titles, hanging.titles) == (["one", "two"], ["one"])
+    assert send("one") == {"healthy": None, "failing": "no answer within 3 s"}
+    busy = "still waiting for its answer to an earlier message"
+    assert send("two") == {"healthy": None, "failing": busy}
+    assert (healthy.titles, hanging.titles) == (["one", "two"], ["one"])
     hanging.answers.set()
     for thread in threading.enumerate():
-        if thread.name == "tidegate-alert-ill":
+        if thread.name == "tidegate-alert-failing":
             thread.join(60)
-    assert send("three") == {"well": None, "ill": None}
+    assert send("three") == {"healthy": None, "failing": None}
 
 
-def test_of_two_senders_one_sends(bench: Bench, receiver: Receiver) -> None:
+def test_each_alert_is_sent_by_one_of_several_senders(bench: Bench, receiver: Receiver) -> None:
     for _ in range(10):
         bench.turn(BreakerState.OPEN)
         bench.turn(BreakerState.CLOSED)
         bench.clock.advance(1000)
         bench.beat()
-        bench.watch.look()
+        bench.monitor.check()
     with bench.store.read() as conn:
         raised = alerts.listed(conn, limit=100)
     together = threading.Barrier(4)
@@ -479,7 +480,7 @@ def test_of_two_senders_one_sends(bench: Bench, receiver: Receiver) -> None:
         sender = Sender(bench.store, Targets(bench.settings.urls), 600)
         for _ in range(len(raised)):
             together.wait(60)
-            sender.send(GO_ON)
+            sender.send(NEVER)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(send, range(4)))
@@ -487,41 +488,39 @@ def test_of_two_senders_one_sends(bench: Bench, receiver: Receiver) -> None:
     assert sorted(receiver.titles) == sorted(alert.title for alert in raised)
 
 
-def test_of_two_who_look_one_raises(bench: Bench) -> None:
+def test_each_alert_is_raised_by_one_of_several_monitors(bench: Bench) -> None:
     together = threading.Barrier(4)
-    watches = [Watch(bench.store, bench.settings) for _ in range(4)]
+    monitors = [Monitor(bench.store, bench.settings) for _ in range(4)]
 
-    def look(watch: Watch) -> None:
+    def check(monitor: Monitor) -> None:
         together.wait(60)
-        watch.look()
+        monitor.check()
 
     for state in 5 * (BreakerState.OPEN, BreakerState.CLOSED):
         bench.turn(state)
         bench.clock.advance(1000)
         bench.beat()
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(look, watches))
+            list(pool.map(check, monitors))
     with bench.store.read() as conn:
         kinds = [alert.kind for alert in alerts.listed(conn, limit=100)]
     assert (kinds.count("trip"), kinds.count("recovery")) == (5, 5)
 
 
-def test_what_a_sender_had_in_hand_when_it_died_is_sent_by_another(
-    bench: Bench, receiver: Receiver
-) -> None:
+def test_the_claim_of_a_dead_sender_expires(bench: Bench, receiver: Receiver) -> None:
     bench.turn(BreakerState.OPEN)
-    bench.watch.look()
+    bench.monitor.check()
     with bench.store.begin() as conn:
         [alert] = alerts.due(conn, bench.clock(), limit=9)
-        assert alerts.claim(conn, alert, bench.clock() + CLAIMED_FOR)
-        assert not alerts.claim(conn, alert, bench.clock() + CLAIMED_FOR)
-    bench.go_on()
+        assert alerts.claim(conn, alert, bench.clock() + CLAIM_LASTS)
+        assert not alerts.claim(conn, alert, bench.clock() + CLAIM_LASTS)
+    bench.step()
     assert receiver.titles == []
-    bench.go_on(CLAIMED_FOR.total_seconds())
+    bench.step(CLAIM_LASTS.total_seconds())
     assert receiver.titles == ["mail is down: 503 x5"]
 
 
-def test_too_much_at_once_shares_a_message(bench: Bench, receiver: Receiver) -> None:
+def test_alerts_beyond_the_rate_limit_share_a_message(bench: Bench, receiver: Receiver) -> None:
     with bench.store.begin() as conn:
         for n in range(40):
             target = Target(TargetKind.CAMPAIGN_RUN, f"letters/{n}")
@@ -534,25 +533,25 @@ def test_too_much_at_once_shares_a_message(bench: Bench, receiver: Receiver) -> 
                 actor="ana",
             )
     bench.sender = Sender(bench.store, bench.targets, 3)
-    bench.go_on()
+    bench.step()
     assert len(receiver.titles) == 3
     assert receiver.titles[-1] == "38 alerts"
     assert "campaign run letters/39" in receiver.bodies[-1]
     assert set(bench.all().values()) == {AlertStatus.SENT}
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
-    assert len(receiver.titles) == 3, "the minute is not over"
+    bench.step()
+    assert len(receiver.titles) == 3, "the rate limit still applies"
 
 
-def test_a_store_that_can_not_be_reached_is_told_and_so_is_its_return(
+def test_an_outage_of_the_store_and_its_end_are_sent(
     store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "LOST_AFTER_S", 0.0)
+    monkeypatch.setattr(loop, "OUTAGE_AFTER_S", 0.0)
     gone = Store(f"postgresql://127.0.0.1:{ports.free()}/none")
     settings = AlertSettings(urls=(SecretStr(receiver.url),))
     stop = threading.Event()
     thread = threading.Thread(
-        target=loop.run, args=(gone, settings, stop), kwargs={"look_every_s": 0.01}, daemon=True
+        target=loop.run, args=(gone, settings, stop), kwargs={"check_interval_s": 0.01}, daemon=True
     )
     thread.start()
     for _ in range(6000):
@@ -560,38 +559,38 @@ def test_a_store_that_can_not_be_reached_is_told_and_so_is_its_return(
             break
     stop.set()
     thread.join(60)
-    assert receiver.titles == ["the store of Tidegate can't be reached"]
+    assert receiver.titles == ["Tidegate's store can't be reached"]
     gone.dispose()
 
-    outage = Outage(Targets(settings.urls), timedelta(0))
-    outage.lost(OSError("away"))
-    outage.lost(OSError("away"))
-    outage.over(store)
+    outage = StoreOutage(Targets(settings.urls), timedelta(0))
+    outage.failed(OSError("away"))
+    outage.failed(OSError("away"))
+    outage.recovered(store)
     Sender(store, Targets(settings.urls), 10).send(stop := threading.Event())
-    outage.over(store)
+    outage.recovered(store)
     Sender(store, Targets(settings.urls), 10).send(stop)
     assert receiver.titles[1:] == [
-        "the store of Tidegate can't be reached",
-        "the store of Tidegate is back",
+        "Tidegate's store can't be reached",
+        "Tidegate's store can be reached again",
     ]
 
 
-def test_a_short_outage_of_the_store_is_not_told(store: Store, receiver: Receiver) -> None:
+def test_a_short_outage_of_the_store_is_not_sent(store: Store, receiver: Receiver) -> None:
     ticks = [0.0]
-    outage = Outage(Targets([SecretStr(receiver.url)]), timedelta(0), ticks=lambda: ticks[0])
-    outage.lost(OSError("away"))
+    outage = StoreOutage(Targets([SecretStr(receiver.url)]), timedelta(0), ticks=lambda: ticks[0])
+    outage.failed(OSError("away"))
     ticks[0] = 29
-    outage.lost(OSError("away"))
-    outage.over(store)
+    outage.failed(OSError("away"))
+    outage.recovered(store)
     assert receiver.titles == []
     with store.read() as conn:
         assert alerts.listed(conn, limit=9) == []
 
 
-# --- what must not get out -----------------------------------------------------------------------
+# --- secrets and escaping ------------------------------------------------------------------------
 
 
-def test_no_url_is_shown_anywhere(
+def test_no_url_appears_in_the_store_or_the_logs(
     store: Store, clock: Clock, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -600,15 +599,15 @@ def test_no_url_is_shown_anywhere(
     address = receiver.url.removeprefix("json://")
     bench = Bench(store, clock, f"json://user:{secret}@{address}/{secret}?token={secret}")
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
+    bench.step()
     with store.read() as conn:
         rows = conn.execute(sa.select(t.alerts)).all()
-    assert rows[0].error == "json: it answered 500"
+    assert rows[0].error == "json: HTTP status 500"
     assert secret not in str(rows) + caplog.text + repr(bench.settings) + repr(vars(bench.targets))
 
 
 @pytest.mark.parametrize("url", ["nothing-s3cr3t", "nothing://s3cr3t", "slack://s3cr3t"])
-def test_a_url_that_apprise_does_not_know_is_refused_without_repeating_it(
+def test_an_unknown_url_is_rejected_without_repeating_it(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -629,7 +628,7 @@ def test_targets_have_names() -> None:
         Targets([SecretStr("ops=json://a"), SecretStr("ops=json://b")])
 
 
-def test_names_and_reasons_are_data_where_messages_are_html(
+def test_names_and_reasons_are_escaped_in_html_messages(
     store: Store, clock: Clock, receiver: Receiver
 ) -> None:
     bench = Bench(store, clock, f"{receiver.url}?format=html")
@@ -642,7 +641,7 @@ def test_names_and_reasons_are_data_where_messages_are_html(
             reason="<script>alert(1)</script> @everyone",
             actor="ana",
         )
-    bench.go_on()
+    bench.step()
     assert "<script>" not in receiver.bodies[0]
     assert "&lt;script&gt;" in receiver.bodies[0]
     assert "@everyone" not in receiver.bodies[0] + receiver.titles[0]
@@ -674,7 +673,7 @@ def test_an_event_that_is_committed_after_a_later_one_is_not_missed(postgres_url
         with writing(store, "second"):
             pass
         assert read(store, reader, 0) == []
-        assert read(store, reader, 0) == [], "the first may still come"
+        assert read(store, reader, 0) == [], "the first may still be committed"
     assert read(store, reader, 0) == ["first", "second"]
     with pytest.raises(InterruptedError), writing(store, "rolled back"):
         raise InterruptedError
@@ -683,19 +682,19 @@ def test_an_event_that_is_committed_after_a_later_one_is_not_missed(postgres_url
     with store.read() as conn:
         last = newest(conn)
     assert last == 4
-    assert read(store, reader, 2) == ["third"], "nobody is at work who could fill the hole"
+    assert read(store, reader, 2) == ["third"], "no transaction is open that could fill the gap"
     store.dispose()
 
 
-# --- what nobody thought of ----------------------------------------------------------------------
+# --- unexpected errors ---------------------------------------------------------------------------
 
 
 @contextmanager
 def sending(bench: Bench) -> Iterator[None]:
-    """The loop, in a thread as a server has it."""
+    """Run the loop in a thread, as a server does."""
     stop = threading.Event()
     thread = threading.Thread(
-        target=loop.run, args=(bench.store, bench.settings, stop), kwargs={"look_every_s": 0.02}
+        target=loop.run, args=(bench.store, bench.settings, stop), kwargs={"check_interval_s": 0.02}
     )
     thread.start()
     try:
@@ -706,9 +705,7 @@ def sending(bench: Bench) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def test_an_alert_of_a_newer_version_is_sent_and_stops_no_other(
-    bench: Bench, receiver: Receiver
-) -> None:
+def test_an_alert_of_a_newer_version_is_sent_as_a_warning(bench: Bench, receiver: Receiver) -> None:
     with bench.store.begin() as conn:
         for kind in ("future_kind", AlertKind.SEVERAL):
             alerts.raise_alert(
@@ -720,41 +717,41 @@ def test_an_alert_of_a_newer_version_is_sent_and_stops_no_other(
     assert receiver.types == ["warning", "warning"]
 
 
-def test_an_error_that_nobody_thought_of_is_logged_and_the_sender_goes_on(
+def test_an_unexpected_error_is_logged_and_the_sender_continues(
     bench: Bench,
     receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    looks = []
+    checks: list[int] = []
 
-    def judge(*_args: object) -> Verdict:
-        looks.append(1)
-        raise ZeroDivisionError("a slip")
+    def evaluate(*_args: object) -> AlertChanges:
+        checks.append(1)
+        raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(loop, "judge", judge)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     bench.turn(BreakerState.OPEN)
     with bench.store.begin() as conn:
         alerts.raise_alert(
             conn, bench.clock(), kind=AlertKind.TEST, name="x", title="x", body="-", lasts=True
         )
     with sending(bench):
-        wait_until(lambda: len(looks) > 3 and receiver.titles)
-        assert receiver.titles == ["x"], "what was raised before goes out"
+        wait_until(lambda: len(checks) > 3 and receiver.titles)
+        assert receiver.titles == ["x"], "an alert raised earlier is sent"
         monkeypatch.undo()
         wait_until(lambda: len(receiver.titles) == 2)
     assert receiver.titles[1] == "mail is down: 503 x5"
     logged = [record for record in caplog.records if record.exc_info]
-    assert len(logged) == 1, "once a minute, and not at each turn"
-    assert "a slip" in caplog.text
+    assert len(logged) == 1, "at most once a minute"
+    assert "a bug" in caplog.text
 
 
-def test_that_nobody_sends_alerts_is_told(
+def test_status_and_health_report_that_no_sender_is_running(
     bench: Bench, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TIDEGATE_ALERT_URLS", raising=False)
 
-    def told() -> str:
+    def problem() -> str:
         with bench.store.read() as conn:
             health = AlertHealth.of(alerts.counts(conn, bench.clock()), bench.clock())
             shown = status.render(situation.read(conn, bench.clock()), health_of(conn))
@@ -766,27 +763,27 @@ def test_that_nobody_sends_alerts_is_told(
         assert (f"{health.text[1:]}. See" in console.export_text()) == health.stale
         return health.text if health.stale else ""
 
-    def health_of(conn: sa.Connection) -> Counts:
+    def health_of(conn: sa.Connection) -> AlertCounts:
         return alerts.counts(conn, bench.clock())
 
-    assert told() == ""
+    assert problem() == ""
     bench.clock.advance(150)
-    assert told() == "", "nobody is to be told anything"
+    assert problem() == "", "no targets are configured"
     monkeypatch.setenv("TIDEGATE_ALERT_URLS", receiver.url)
-    assert "no sender of alerts has looked since" in told()
-    bench.watch.look()
-    assert told() == ""
+    assert "no alert sender is running: the last check was at" in problem()
+    bench.monitor.check()
+    assert problem() == ""
     bench.turn(BreakerState.OPEN)
-    bench.watch.look()
+    bench.monitor.check()
     bench.clock.advance(310)
-    assert "an alert waits since" in told()
-    bench.watch.look()
-    assert "though a sender is at work" in told()
+    assert "an alert has been waiting since" in problem()
+    bench.monitor.check()
+    assert "although a sender is running" in problem()
     monkeypatch.delenv("TIDEGATE_ALERT_URLS")
     bench.clock.advance(150)
-    assert "no sender of alerts has looked since" in told(), "an alert waits"
-    bench.look()
-    assert told() == ""
+    assert "no alert sender is running: the last check was at" in problem(), "an alert waits"
+    bench.check_and_send()
+    assert problem() == ""
 
 
 # --- the API -------------------------------------------------------------------------------------
@@ -795,41 +792,41 @@ def test_that_nobody_sends_alerts_is_told(
 def test_the_api_lists_alerts_page_by_page(bench: Bench, receiver: Receiver) -> None:
     receiver.answer = 500
     bench.turn(BreakerState.OPEN)
-    bench.go_on()
+    bench.step()
     bench.turn(BreakerState.CLOSED)
-    bench.go_on()
+    bench.step()
     with api(bench.store) as asked:
         first = asked.get("/alerts", limit=1)
         second = asked.get("/alerts", limit=1, cursor=first["next_cursor"])
     [newest], [oldest] = first["items"], second["items"]
-    assert (newest["title"], newest["status"]) == ("mail is back", "pending")
-    assert (oldest["status"], oldest["error"]) == ("retrying", "json: it answered 500")
+    assert (newest["title"], newest["status"]) == ("mail has recovered", "pending")
+    assert (oldest["status"], oldest["error"]) == ("retrying", "json: HTTP status 500")
     assert second["next_cursor"] is None
 
 
 # --- commands ------------------------------------------------------------------------------------
 
 
-def test_the_commands_list_alerts_and_try_the_targets(
+def test_the_commands_list_alerts_and_test_the_targets(
     store_url: str, make_receiver: Callable[[], Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    well, ill = make_receiver(), make_receiver()
-    ill.answer = 503
+    healthy, failing = make_receiver(), make_receiver()
+    failing.answer = 503
     monkeypatch.setenv("TIDEGATE_STORE_URL", store_url)
-    monkeypatch.setenv("TIDEGATE_ALERT_URLS", f"ops={well.url} {ill.url}")
+    monkeypatch.setenv("TIDEGATE_ALERT_URLS", f"ops={healthy.url} {failing.url}")
     store = Store(store_url)
 
     def tidegate(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(main, ["alerts", *words], catch_exceptions=False)
         return done.exit_code, done.output
 
-    assert tidegate("list") == (0, "nobody was told of anything yet\n")
+    assert tidegate("list") == (0, "No alerts yet.\n")
     code, output = tidegate("test")
     assert code == 1
-    assert "ops: it has the message" in output
-    assert "json: it answered 503" in output
-    assert well.titles == ["a test of Tidegate's alerts"]
-    ill.answer = 200
+    assert "ops: sent" in output
+    assert "json: HTTP status 503" in output
+    assert healthy.titles == ["Test alert from Tidegate"]
+    failing.answer = 200
     assert tidegate("test")[0] == 0
 
     with store.begin() as conn:
@@ -838,11 +835,11 @@ def test_the_commands_list_alerts_and_try_the_targets(
             store.now(conn),
             kind=AlertKind.GATE_STALE,
             name="here",
-            title="the gate of here is stale",
+            title="The gate of here is stale",
             body="",
             lasts=True,
         )
-    assert "the gate of here is stale" in tidegate("list")[1]
+    assert "The gate of here is stale" in tidegate("list")[1]
     [listed] = json.loads(tidegate("list", "--json")[1])
     assert (listed["status"], listed["ended_at"]) == ("pending", None)
     store.dispose()
@@ -856,7 +853,7 @@ def test_the_command_refuses_to_run_without_a_target(monkeypatch: pytest.MonkeyP
         assert "TIDEGATE_ALERT_URLS" in done.output
 
 
-def test_a_process_of_its_own_sends_alerts_until_it_is_told_to_end(
+def test_tidegate_alerts_run_sends_alerts_until_sigterm(
     sqlite_url: str, receiver: Receiver
 ) -> None:
     store = Store(sqlite_url)

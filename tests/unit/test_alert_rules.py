@@ -1,4 +1,4 @@
-"""Of what people are told, and of what not again."""
+"""The rules that decide which alerts are raised, ended and withheld."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,16 +6,18 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from dagster_tidegate.alerts.conditions import MAX_NAME, bounded
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.rules import MAX_NAME, Verdict, bounded, judge
+from dagster_tidegate.alerts.rules import AlertChanges, evaluate
 from dagster_tidegate.alerts.sender import MAX_TRIES, messages, wait_after
-from dagster_tidegate.alerts.situation import InDoubt, Seen, Trouble, Waiting
+from dagster_tidegate.alerts.snapshot import InDoubt, RunProblems, Snapshot
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.holds import EVERYTHING
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.history import Event
+from dagster_tidegate.store.run_problems import PausedRuns
 from tests.unit.situations import (
     LETTERS,
     MAIL,
@@ -44,7 +46,7 @@ def recovery(id: int = 2, ago_s: float = 1) -> Event:
     return event("closed", "half_open", id=id, ago_s=ago_s)
 
 
-def told(
+def stored(
     kind: AlertKind,
     name: str = "mail",
     *,
@@ -58,22 +60,22 @@ def told(
     return Alert(id, kind, name, "", "", at, None if live else at, sent, tries=1, withheld=withheld)
 
 
-def kinds(verdict: Verdict) -> list[AlertKind]:
-    return [raised.kind for raised in verdict.raised]
+def kinds(changes: AlertChanges) -> list[AlertKind]:
+    return [raised.kind for raised in changes.raised]
 
 
-def judged(
+def evaluated(
     *events: Event,
     alerts: Sequence[Alert] = (),
-    trouble: Trouble | None = None,
+    problems: RunProblems | None = None,
     **values: object,
-) -> Verdict:
-    seen = situation(**values)  # type: ignore[arg-type] -- what a situation takes
-    return judge(Seen(seen, events, alerts, trouble), SETTINGS)
+) -> AlertChanges:
+    fleet = situation(**values)  # type: ignore[arg-type] -- the arguments of a situation
+    return evaluate(Snapshot(fleet, events, alerts=alerts, problems=problems), SETTINGS)
 
 
-def test_a_trip_is_told_with_what_it_pauses_and_what_to_do() -> None:
-    [raised] = judged(
+def test_a_trip_alert_names_the_affected_campaigns_and_what_to_do() -> None:
+    [raised] = evaluated(
         trip(),
         circuits=[open_circuit("mail")],
         holds=[breakers_hold(MAIL)],
@@ -85,172 +87,174 @@ def test_a_trip_is_told_with_what_it_pauses_and_what_to_do() -> None:
         assert part in raised.text.body
 
 
-def test_a_recovery_ends_the_trip_and_is_told() -> None:
-    verdict = judged(recovery(), alerts=[told(AlertKind.TRIP)])
-    assert [ended.alert.id for ended in verdict.ended] == [1]
-    assert kinds(verdict) == [AlertKind.RECOVERY]
-    assert verdict.raised[0].text.title == "mail is back"
+def test_a_recovery_ends_the_trip_and_raises_an_alert() -> None:
+    changes = evaluated(recovery(), alerts=[stored(AlertKind.TRIP)])
+    assert [ended.alert.id for ended in changes.ended] == [1]
+    assert kinds(changes) == [AlertKind.RECOVERY]
+    assert changes.raised[0].text.title == "mail has recovered"
 
 
-def test_a_recovery_is_not_told_where_the_trip_was_not() -> None:
-    assert judged(recovery()) == Verdict()
-    given_up = judged(recovery(), alerts=[told(AlertKind.TRIP, given_up=True)])
+def test_a_recovery_raises_no_alert_if_the_trip_raised_none() -> None:
+    assert evaluated(recovery()) == AlertChanges()
+    given_up = evaluated(recovery(), alerts=[stored(AlertKind.TRIP, given_up=True)])
     assert len(given_up.ended) == 1
     assert not given_up.raised
 
 
-def test_a_trip_and_its_recovery_in_one_look_are_both_told_and_nothing_lasts() -> None:
-    verdict = judged(trip(), recovery())
-    assert kinds(verdict) == [AlertKind.TRIP, AlertKind.RECOVERY]
-    assert not any(raised.lasts for raised in verdict.raised)
+def test_a_trip_and_its_recovery_in_one_snapshot_raise_two_ended_alerts() -> None:
+    changes = evaluated(trip(), recovery())
+    assert kinds(changes) == [AlertKind.TRIP, AlertKind.RECOVERY]
+    assert not any(raised.lasts for raised in changes.raised)
 
 
-def test_a_failed_probe_is_no_trip() -> None:
-    assert judged(event("open", "half_open")) == Verdict()
+def test_a_failed_probe_is_not_a_trip() -> None:
+    assert evaluated(event("open", "half_open")) == AlertChanges()
 
 
 def test_the_third_trip_within_an_hour_is_withheld_and_counted() -> None:
     events = [each for n in range(20) for each in (trip(2 * n), recovery(2 * n + 1))]
-    verdict = judged(*events)
-    assert kinds(verdict).count(AlertKind.TRIP) == 2
-    assert [raised.withheld for raised in verdict.raised if raised.kind is AlertKind.TRIP] == [
+    changes = evaluated(*events)
+    assert kinds(changes).count(AlertKind.TRIP) == 2
+    assert [raised.withheld for raised in changes.raised if raised.kind is AlertKind.TRIP] == [
         0,
         18,
     ]
 
 
-def test_what_was_withheld_is_summed_up_when_it_is_time() -> None:
+def test_withheld_trips_share_one_message_once_the_rate_limit_allows() -> None:
     early = [
-        told(AlertKind.TRIP, id=1, at=NOW - timedelta(minutes=12), live=False),
-        told(AlertKind.TRIP, id=2, at=NOW - timedelta(minutes=9), live=False, withheld=7),
+        stored(AlertKind.TRIP, id=1, at=NOW - timedelta(minutes=12), live=False),
+        stored(AlertKind.TRIP, id=2, at=NOW - timedelta(minutes=9), live=False, withheld=7),
     ]
-    assert judged(alerts=early) == Verdict()
+    assert evaluated(alerts=early) == AlertChanges()
     late = [replace(alert, raised_at=alert.raised_at - timedelta(minutes=1)) for alert in early]
-    verdict = judged(alerts=late)
-    [raised] = verdict.raised
-    assert raised.text.title == "mail went down 7 more times, and is back now"
+    changes = evaluated(alerts=late)
+    [raised] = changes.raised
+    assert raised.text.title == "mail went down 7 more times and is up now"
     assert not raised.lasts
-    assert [(alert.id, count) for alert, count in verdict.withheld] == [(2, 0)]
+    assert [(alert.id, count) for alert, count in changes.withheld] == [(2, 0)]
 
 
-def test_a_withheld_trip_that_lasts_is_told_when_it_is_time_and_so_is_its_end() -> None:
+def test_a_withheld_trip_that_lasts_raises_a_live_alert_once_the_rate_limit_allows() -> None:
     alerts = [
-        told(AlertKind.TRIP, id=n, at=NOW - timedelta(minutes=11), live=False, withheld=n - 1)
+        stored(AlertKind.TRIP, id=n, at=NOW - timedelta(minutes=11), live=False, withheld=n - 1)
         for n in (1, 2)
     ]
-    [raised] = judged(alerts=alerts, circuits=[open_circuit("mail")]).raised
-    assert raised.text.title == "mail went down once more, and is down now"
+    [raised] = evaluated(alerts=alerts, circuits=[open_circuit("mail")]).raised
+    assert raised.text.title == "mail went down once more and is down now"
     assert raised.lasts
 
 
-def test_a_trip_that_may_be_told_is_told_with_those_that_were_withheld() -> None:
-    alerts = [told(AlertKind.TRIP, at=NOW - timedelta(minutes=11), live=False, withheld=3)]
-    verdict = judged(trip(), alerts=alerts, circuits=[open_circuit("mail")])
-    [raised] = verdict.raised
-    assert raised.text.title == "mail went down 4 more times, and is down now"
+def test_the_next_trip_alert_includes_the_withheld_ones() -> None:
+    alerts = [stored(AlertKind.TRIP, at=NOW - timedelta(minutes=11), live=False, withheld=3)]
+    changes = evaluated(trip(), alerts=alerts, circuits=[open_circuit("mail")])
+    [raised] = changes.raised
+    assert raised.text.title == "mail went down 4 more times and is down now"
     assert (raised.lasts, raised.withheld) == (True, 0)
-    assert [(alert.id, count) for alert, count in verdict.withheld] == [(1, 0)]
+    assert [(alert.id, count) for alert, count in changes.withheld] == [(1, 0)]
 
 
-def test_trips_of_long_ago_are_summed_up() -> None:
-    verdict = judged(*(trip(n, ago_s=7200 + n) for n in range(5)))
-    [raised] = verdict.raised
-    assert raised.text.title == "mail went down 5 times, and is back now"
+def test_old_trips_share_one_message() -> None:
+    changes = evaluated(*(trip(n, ago_s=7200 + n) for n in range(5)))
+    [raised] = changes.raised
+    assert raised.text.title == "mail went down 5 times and is up now"
 
 
-def test_a_persons_hold_is_told_once_and_its_release_too() -> None:
+def test_an_operators_hold_raises_one_alert_and_its_release_another() -> None:
     held = hold(LETTERS)
-    [raised] = judged(holds=[held]).raised
-    assert raised.text.title == "ana holds campaign letters: new copy"
+    [raised] = evaluated(holds=[held]).raised
+    assert raised.text.title == "ana placed a hold on campaign letters: new copy"
     assert "tidegate release campaign letters" in raised.text.body
-    alert = told(raised.kind, raised.name)
-    assert judged(holds=[held], alerts=[alert]) == Verdict()
-    verdict = judged(alerts=[alert])
-    assert kinds(verdict) == [AlertKind.HOLD_RELEASED]
-    assert [ended.withdraw for ended in verdict.ended] == [False]
+    alert = stored(raised.kind, raised.name)
+    assert evaluated(holds=[held], alerts=[alert]) == AlertChanges()
+    changes = evaluated(alerts=[alert])
+    assert kinds(changes) == [AlertKind.HOLD_RELEASED]
+    assert [ended.withdraw for ended in changes.ended] == [False]
 
 
-def test_who_released_a_hold_is_told() -> None:
+def test_the_alert_about_a_release_names_who_released_the_hold() -> None:
     over = replace(hold(EVERYTHING), released_at=NOW, released_by="bob")
-    seen = Seen(
+    snapshot = Snapshot(
         situation(),
-        alerts=[told(AlertKind.OPERATOR_HOLD, "everything by ana")],
-        released=[over],
+        alerts=[stored(AlertKind.OPERATOR_HOLD, "everything by ana")],
+        ended_holds=[over],
     )
-    [raised] = judge(seen, SETTINGS).raised
+    [raised] = evaluate(snapshot, SETTINGS).raised
     assert "was released by bob at 2026-03-01 09:00:00 UTC" in raised.text.body
 
 
-def test_the_hold_of_a_breaker_is_no_persons_hold() -> None:
-    assert judged(holds=[breakers_hold(MAIL)], circuits=[open_circuit("mail")]) == Verdict()
+def test_a_breakers_hold_raises_no_operator_hold_alert() -> None:
+    assert evaluated(holds=[breakers_hold(MAIL)], circuits=[open_circuit("mail")]) == AlertChanges()
 
 
 @pytest.mark.parametrize(
-    ("placed_min_ago", "ends_in_min", "tells"),
+    ("placed_min_ago", "expires_in_min", "raises"),
     [(600, 16, False), (600, 14, True), (5, 2, False), (5, 1, True)],
 )
-def test_a_hold_that_ends_soon_is_told_but_not_when_it_is_placed(
-    placed_min_ago: float, ends_in_min: float, tells: bool
+def test_a_hold_that_expires_soon_raises_an_alert_but_not_when_it_is_placed(
+    placed_min_ago: float, expires_in_min: float, raises: bool
 ) -> None:
-    ends = replace(
-        hold(LETTERS, until=NOW + timedelta(minutes=ends_in_min)),
+    expiring = replace(
+        hold(LETTERS, until=NOW + timedelta(minutes=expires_in_min)),
         placed_at=NOW - timedelta(minutes=placed_min_ago),
     )
-    assert (AlertKind.HOLD_EXPIRES in kinds(judged(holds=[ends]))) == tells
+    assert (AlertKind.HOLD_EXPIRES in kinds(evaluated(holds=[expiring]))) == raises
 
 
 @pytest.mark.parametrize("held", [hold(LETTERS), breakers_hold(MAIL)])
-def test_a_hold_that_lasts_for_long_is_told(held) -> None:
+def test_an_old_hold_raises_an_alert(held) -> None:
     old = replace(held, placed_at=NOW - timedelta(hours=25))
-    assert AlertKind.HOLD_OLD in kinds(judged(holds=[old]))
-    assert AlertKind.HOLD_OLD not in kinds(judged(holds=[held]))
+    assert AlertKind.HOLD_OLD in kinds(evaluated(holds=[old]))
+    assert AlertKind.HOLD_OLD not in kinds(evaluated(holds=[held]))
 
 
-def test_what_ended_before_anybody_was_told_is_withdrawn() -> None:
-    expires, stale = told(AlertKind.HOLD_EXPIRES, "x"), told(AlertKind.GATE_STALE, "y", id=2)
-    verdict = judged(alerts=[expires, stale])
-    assert [ended.withdraw for ended in verdict.ended] == [True, True]
-    assert not verdict.raised
+def test_an_alert_is_withdrawn_if_its_cause_ends_before_it_is_sent() -> None:
+    expires, stale = stored(AlertKind.HOLD_EXPIRES, "x"), stored(AlertKind.GATE_STALE, "y", id=2)
+    changes = evaluated(alerts=[expires, stale])
+    assert [ended.withdraw for ended in changes.ended] == [True, True]
+    assert not changes.raised
 
 
-def test_a_stale_gate_is_told_once() -> None:
-    verdict = judged(silent=["pause", "resume"])
-    [raised] = verdict.raised
+def test_a_stale_gate_raises_one_alert() -> None:
+    changes = evaluated(silent=["pause", "resume"])
+    [raised] = changes.raised
     assert (raised.kind, raised.name) == (AlertKind.GATE_STALE, "here")
     assert "sensors pause, resume" in raised.text.body
-    assert judged(silent=["pause"], alerts=[told(AlertKind.GATE_STALE, "here")]) == Verdict()
+    assert (
+        evaluated(silent=["pause"], alerts=[stored(AlertKind.GATE_STALE, "here")]) == AlertChanges()
+    )
 
 
-def test_a_gate_that_has_just_been_set_up_has_time_to_begin() -> None:
-    seen = replace(situation(), heartbeats=[])
-    new = Seen(seen, defined_at={"here": NOW - timedelta(seconds=100)})
-    assert judge(new, SETTINGS) == Verdict()
+def test_a_new_gate_has_time_for_its_first_tick() -> None:
+    snapshot = replace(situation(), heartbeats=[])
+    new = Snapshot(snapshot, defined_at={"here": NOW - timedelta(seconds=100)})
+    assert evaluate(new, SETTINGS) == AlertChanges()
     old = replace(new, defined_at={"here": NOW - timedelta(seconds=200)})
-    assert kinds(judge(old, SETTINGS)) == [AlertKind.GATE_STALE]
+    assert kinds(evaluate(old, SETTINGS)) == [AlertKind.GATE_STALE]
 
 
-def test_records_in_doubt_are_told() -> None:
+def test_records_in_doubt_raise_an_alert() -> None:
     doubt = InDoubt("letters/monday", 3, NOW)
-    [raised] = judged(trouble=Trouble(in_doubt=[doubt])).raised
+    [raised] = evaluated(problems=RunProblems(in_doubt=[doubt])).raised
     assert raised.text.title == "3 records of letters/monday in doubt"
-    known = told(AlertKind.IN_DOUBT, "letters/monday")
-    assert judged(alerts=[known], trouble=Trouble(in_doubt=[doubt])) == Verdict()
-    assert judged(alerts=[known]) == Verdict(), "nobody looked: nothing is known to be over"
-    assert len(judged(alerts=[known], trouble=Trouble()).ended) == 1
+    alert = stored(AlertKind.IN_DOUBT, "letters/monday")
+    assert evaluated(alerts=[alert], problems=RunProblems(in_doubt=[doubt])) == AlertChanges()
+    assert evaluated(alerts=[alert]) == AlertChanges(), "problems were not read"
+    assert len(evaluated(alerts=[alert], problems=RunProblems()).ended) == 1
 
 
-def test_a_run_that_failed_after_it_resumed_is_told() -> None:
-    [raised] = judged(trouble=Trouble(failed={"letters/monday": "KeyError: 'x'"})).raised
-    assert raised.text.title == "letters/monday failed after it resumed"
+def test_a_run_that_fails_after_resuming_raises_an_alert() -> None:
+    [raised] = evaluated(problems=RunProblems(failed={"letters/monday": "KeyError: 'x'"})).raised
+    assert raised.text.title == "letters/monday failed after resuming"
     assert "KeyError: 'x'" in raised.text.body
 
 
-STUCK = Trouble(waiting={"letters": Waiting(12, LONG_AGO, LONG_AGO)})
+STUCK = RunProblems(paused={"letters": PausedRuns(12, LONG_AGO, LONG_AGO)})
 
 
-def test_paused_runs_that_nothing_holds_are_told() -> None:
-    [raised] = judged(trouble=STUCK).raised
-    assert raised.text.title == "letters does not resume: 12 paused runs, and no hold"
+def test_paused_runs_without_a_hold_raise_an_alert() -> None:
+    [raised] = evaluated(problems=STUCK).raised
+    assert raised.text.title == "letters is not resuming: 12 paused runs without a hold"
 
 
 @pytest.mark.parametrize(
@@ -261,32 +265,34 @@ def test_paused_runs_that_nothing_holds_are_told() -> None:
         {"silent": ["resume"]},
         {"counts": {"letters": {RunStatus.PROCESSING: 1}}},
         {"counts": {"guide": {RunStatus.PROCESSING: 1}}},  # it needs mail too
-        {"trouble": Trouble(waiting={"letters": Waiting(1, LONG_AGO, NOW)})},
-        {"trouble": Trouble(waiting={"gone": Waiting(1, LONG_AGO, LONG_AGO)})},
+        {"problems": RunProblems(paused={"letters": PausedRuns(1, LONG_AGO, NOW)})},
+        {"problems": RunProblems(paused={"gone": PausedRuns(1, LONG_AGO, LONG_AGO)})},
     ],
 )
-def test_paused_runs_that_wait_for_something_are_not_told(values: dict) -> None:
-    assert AlertKind.RESUME_FAILED not in kinds(judged(**{"trouble": STUCK, **values}))
+def test_paused_runs_that_wait_for_something_raise_no_alert(values: dict) -> None:
+    assert AlertKind.RESUME_FAILED not in kinds(evaluated(**{"problems": STUCK, **values}))
 
 
 @pytest.mark.parametrize("target", [EVERYTHING, MAIL, LETTERS, MONDAY])
-def test_paused_runs_have_time_after_a_release(target) -> None:
+def test_paused_runs_have_time_to_resume_after_a_release(target) -> None:
     over = replace(hold(target), released_at=NOW - timedelta(minutes=9), released_by="bob")
-    seen = Seen(situation(), trouble=STUCK, released=[over])
-    assert judge(seen, SETTINGS) == Verdict()
+    snapshot = Snapshot(situation(), problems=STUCK, ended_holds=[over])
+    assert evaluate(snapshot, SETTINGS) == AlertChanges()
     long_over = replace(over, released_at=NOW - timedelta(minutes=11))
-    assert kinds(judge(replace(seen, released=[long_over]), SETTINGS)) == [AlertKind.RESUME_FAILED]
+    assert kinds(evaluate(replace(snapshot, ended_holds=[long_over]), SETTINGS)) == [
+        AlertKind.RESUME_FAILED
+    ]
 
 
-def test_what_people_and_programs_gave_is_data() -> None:
+def test_names_and_reasons_are_escaped() -> None:
     evil = replace(
         hold(MONDAY, reason="\x1b[31m@everyone <!channel> \u202e<script>alert(1)</script>"),
         target=replace(MONDAY, name="letters/x; rm -rf ~"),
     )
-    [raised] = judged(holds=[evil]).raised
-    said = raised.text.title + raised.text.body
+    [raised] = evaluated(holds=[evil]).raised
+    text = raised.text.title + raised.text.body
     for bad in ("\x1b", "\u202e", "@everyone"):
-        assert bad not in said
+        assert bad not in text
     assert "tidegate release run 'letters/x; rm -rf ~'" in raised.text.body
 
 
@@ -298,9 +304,9 @@ def test_text_and_names_are_bounded() -> None:
     assert one != other
 
 
-def test_a_kind_of_a_newer_version_is_left_alone() -> None:
-    newer = replace(told(AlertKind.TRIP), kind="of tomorrow")
-    assert judged(alerts=[newer]) == Verdict()
+def test_alerts_of_a_newer_version_are_ignored() -> None:
+    newer = replace(stored(AlertKind.TRIP), kind="of tomorrow")
+    assert evaluated(alerts=[newer]) == AlertChanges()
 
 
 # --- the sender ----------------------------------------------------------------------------------
@@ -313,28 +319,28 @@ def due(count: int, **values: object) -> list[Alert]:
     ]
 
 
-def test_alerts_are_told_one_by_one_where_there_is_room() -> None:
+def test_each_alert_has_its_own_message_within_the_limit() -> None:
     assert [len(message.alerts) for message in messages(due(3), 3)] == [1, 1, 1]
 
 
-def test_the_last_message_that_fits_has_all_the_rest() -> None:
-    found = messages(due(40), 3)
-    assert [len(message.alerts) for message in found] == [1, 1, 38]
-    assert found[-1].text.title == "38 alerts"
-    assert "title 39" in found[-1].text.body
+def test_the_last_message_within_the_limit_has_all_remaining_alerts() -> None:
+    result = messages(due(40), 3)
+    assert [len(message.alerts) for message in result] == [1, 1, 38]
+    assert result[-1].text.title == "38 alerts"
+    assert "title 39" in result[-1].text.body
     assert messages(due(40), 0) == []
 
 
-def test_what_one_target_has_is_not_sent_to_it_in_a_common_message() -> None:
-    found = messages([*due(2), *due(2, delivered_to=["ops"])], 3)
-    assert [len(message.alerts) for message in found] == [1, 1, 2]
-    assert all(alert.delivered_to == ["ops"] for alert in found[-1].alerts)
+def test_alerts_share_a_message_only_if_the_same_targets_have_them() -> None:
+    result = messages([*due(2), *due(2, delivered_to=["ops"])], 3)
+    assert [len(message.alerts) for message in result] == [1, 1, 2]
+    assert all(alert.delivered_to == ["ops"] for alert in result[-1].alerts)
 
 
-def test_tries_become_rarer_and_end() -> None:
+def test_retries_back_off_and_end() -> None:
     waits = [wait_after(tries) for tries in range(1, MAX_TRIES + 1)]
-    known = [wait.total_seconds() for wait in waits if wait is not None]
-    assert known == sorted(known)
+    seconds = [wait.total_seconds() for wait in waits if wait is not None]
+    assert seconds == sorted(seconds)
     assert waits[-1] is None
-    assert len(known) == MAX_TRIES - 1
-    assert 3600 < sum(known) < 6 * 3600
+    assert len(seconds) == MAX_TRIES - 1
+    assert 3600 < sum(seconds) < 6 * 3600

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.sender import FIRST_WAIT_S, MAX_TRIES, MAX_WAIT_S
-from dagster_tidegate.alerts.targets import MAX_TRY_S
+from dagster_tidegate.alerts.targets import TIMEOUT_S
 from dagster_tidegate.breaker.events import (
     CallEnded,
     CallRefused,
@@ -81,7 +81,7 @@ def registry_of_the_fleet() -> CollectorRegistry:
             )
         )
         alerts.raise_alert(conn, NOW, kind=AlertKind.TRIP, name="x", title="", body="", lasts=True)
-        alerts.move_cursor(conn, NOW, seen=None, event=0)
+        alerts.move_cursor(conn, NOW, before=None, event=0)
     registry = CollectorRegistry()
     registry.register(FleetCollector(store))
     return registry
@@ -255,7 +255,7 @@ def test_every_setting_of_alerts_is_documented_with_its_default(
 
 
 def test_the_figures_in_the_docs_are_those_of_the_sender() -> None:
-    assert (MAX_TRY_S, FIRST_WAIT_S, MAX_WAIT_S, MAX_TRIES) == (20, 10, 900, 16)
+    assert (TIMEOUT_S, FIRST_WAIT_S, MAX_WAIT_S, MAX_TRIES) == (20, 10, 900, 16)
     for figure in ("within 20 seconds", "after 10 seconds", "a quarter of an hour", "16 tries"):
         assert figure in " ".join(ALERTS.split())
 

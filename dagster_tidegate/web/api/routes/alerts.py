@@ -1,4 +1,4 @@
-"""What people were told, and what they could not be told."""
+"""Alerts, and whether they were sent."""
 
 from fastapi import APIRouter
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/alerts", tags=["alerts"])
 def list_alerts(
     here: Here, _identity: Viewer, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[AlertShown]:
-    """List the alerts, the newest first, and whether people were told."""
+    """List the alerts, the newest first, and whether they were sent."""
     before = cursors.decode(cursor, "alerts", int)
     with here.store.read() as conn:
         found = alerts.listed(conn, before=before, limit=limit + 1)

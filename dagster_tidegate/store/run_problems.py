@@ -1,0 +1,131 @@
+"""Campaign runs that need a person: cut off, failed after a pause, or paused without a hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from dagster_tidegate.holds import TargetKind, run_name
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
+
+MAX_AGE = timedelta(hours=24)
+"""Campaign runs that ended earlier are ignored."""
+
+
+@dataclass(frozen=True)
+class EndedAttempt:
+    """The latest attempt of a campaign run, if it has ended or its record loop's lease expired.
+
+    Attributes:
+        campaign_run: Id of the campaign run.
+        number: Number of the attempt.
+        name: Name of the campaign run.
+        ended_at: When the attempt ended, or when its lease expired (UTC).
+    """
+
+    campaign_run: int
+    number: int
+    name: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
+class PausedRuns:
+    """The paused runs of a campaign that have no hold of their own.
+
+    Attributes:
+        count: How many there are.
+        since: When the first of them paused (UTC).
+        changed_at: When any run of the campaign last changed its status (UTC).
+    """
+
+    count: int
+    since: datetime
+    changed_at: datetime
+
+
+def ended_attempts(conn: Connection, now: datetime, *, before: datetime) -> Sequence[EndedAttempt]:
+    """Return the attempts that ended before a time and may have left records in doubt."""
+    run, attempt, loop = t.campaign_runs.c, t.attempts.c, t.loops.c
+    lease_expired_at = (
+        sa.select(sa.func.max(loop.lease_until))
+        .where(loop.campaign_run == run.id, loop.attempt == run.attempt)
+        .scalar_subquery()
+    )
+    ended_at = sa.func.coalesce(attempt.ended_at, lease_expired_at)
+    stopped = run.status.in_((RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED))
+    rows = conn.execute(
+        sa.select(run.id, run.campaign, run.partition, attempt.number, ended_at.label("ended_at"))
+        .join(t.attempts, (attempt.campaign_run == run.id) & (attempt.number == run.attempt))
+        .where(
+            run.pruned_at.is_(None),
+            (stopped & (run.changed_at > now - MAX_AGE)) | (run.status == RunStatus.PROCESSING),
+            ended_at <= before,
+        )
+        .order_by(run.changed_at.desc())
+    )
+    return [
+        EndedAttempt(row.id, row.number, run_name(row.campaign, row.partition), row.ended_at)
+        for row in rows
+    ]
+
+
+def records_in_doubt(conn: Connection, campaign_run: int) -> int:
+    """Return how many records of a campaign run were started and have no result.
+
+    This reads the whole ledger of the campaign run.
+    """
+    ledger = t.ledger.c
+    return (
+        conn.scalar(
+            sa.select(sa.func.count())
+            .select_from(t.ledger)
+            .where(ledger.campaign_run == campaign_run, ledger.status == RecordStatus.STARTED)
+        )
+        or 0
+    )
+
+
+def failed_after_pause(conn: Connection, now: datetime) -> Mapping[str, str | None]:
+    """Return the reasons of the campaign runs that failed in the attempt after a pause, by name."""
+    run, attempt = t.campaign_runs.c, t.attempts.c
+    rows = conn.execute(
+        sa.select(run.campaign, run.partition, run.reason)
+        .join(t.attempts, (attempt.campaign_run == run.id) & (attempt.number == run.attempt - 1))
+        .where(
+            run.status == RunStatus.FAILED,
+            run.changed_at > now - MAX_AGE,
+            attempt.outcome == RunStatus.PAUSED,
+        )
+    )
+    return {run_name(row.campaign, row.partition): row.reason for row in rows}
+
+
+def paused_without_hold(
+    conn: Connection, now: datetime, *, before: datetime
+) -> Mapping[str, PausedRuns]:
+    """Return the runs that paused before a time and have no hold of their own, by campaign."""
+    run, hold = t.campaign_runs.c, t.holds.c
+    held = sa.exists().where(
+        hold.released_at.is_(None),
+        hold.expires_at.is_(None) | (hold.expires_at > now),
+        hold.target_kind == TargetKind.CAMPAIGN_RUN,
+        hold.target_name == run.campaign + "/" + run.partition,
+    )
+    rows = conn.execute(
+        sa.select(
+            run.campaign, sa.func.count().label("runs"), sa.func.min(run.paused_at).label("since")
+        )
+        .where(run.status == RunStatus.PAUSED, run.paused_at < before, ~held)
+        .group_by(run.campaign)
+    ).all()
+    changes = conn.execute(
+        sa.select(run.campaign, sa.func.max(run.changed_at).label("at"))
+        .where(run.campaign.in_([row.campaign for row in rows]))
+        .group_by(run.campaign)
+    )
+    changed_at = {row.campaign: row.at for row in changes}
+    return {row.campaign: PausedRuns(row.runs, row.since, changed_at[row.campaign]) for row in rows}
