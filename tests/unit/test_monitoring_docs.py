@@ -1,4 +1,4 @@
-"""Docs, rules and dashboard name exactly the metrics, alerts and settings that there are."""
+"""Docs, rules and dashboard match the metrics, alerts and settings."""
 
 import json
 import re
@@ -48,8 +48,8 @@ DASHBOARD = json.loads(
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 
 
-def registry_of_the_fleet() -> CollectorRegistry:
-    """The metrics of a store in which there is something of everything."""
+def fleet_registry() -> CollectorRegistry:
+    """The metrics of a store that has some of everything."""
     store = Store("sqlite://", clock=lambda: NOW)
     t.metadata.create_all(store.engine)
     with store.begin() as conn:
@@ -87,7 +87,7 @@ def registry_of_the_fleet() -> CollectorRegistry:
     return registry
 
 
-def happenings() -> Iterator[Event]:
+def all_events() -> Iterator[Event]:
     closed = BreakerStatus("mail", changed_at=NOW)
     opened = BreakerStatus("mail", changed_at=NOW, state=BreakerState.OPEN, generation=1)
     yield StateChanged("mail", closed, opened, "me")
@@ -99,10 +99,10 @@ def happenings() -> Iterator[Event]:
     yield StoreRegained(1.0)
 
 
-def registry_of_a_process() -> CollectorRegistry:
+def process_registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     hook = PrometheusHook(registry)
-    for event in happenings():
+    for event in all_events():
         hook(event)
     return registry
 
@@ -112,7 +112,7 @@ def printed(registry: CollectorRegistry) -> list[Metric]:
     return list(text_string_to_metric_families(generate_latest(registry).decode()))
 
 
-FLEET, PROCESS = printed(registry_of_the_fleet()), printed(registry_of_a_process())
+FLEET, PROCESS = printed(fleet_registry()), printed(process_registry())
 
 
 def described(metrics: Iterable[Metric]) -> dict[str, tuple[str, frozenset[str]]]:
@@ -135,17 +135,17 @@ def documented(heading: str, name: str = r"tidegate_\w+") -> dict[str, tuple[str
 
 
 def test_every_metric_of_the_fleet_is_documented_with_type_and_labels() -> None:
-    assert documented("The fleet, at `/metrics`") == described(FLEET)
+    assert documented("Fleet metrics") == described(FLEET)
 
 
 def test_every_metric_of_a_process_is_documented_with_type_and_labels() -> None:
-    assert documented("A process, by a hook") == described(PROCESS)
+    assert documented("Process metrics") == described(PROCESS)
 
 
 def test_every_instrument_of_opentelemetry_is_documented_with_type_and_attributes() -> None:
     reader = InMemoryMetricReader()
     hook = OpenTelemetryHook(MeterProvider([reader]))
-    for event in happenings():
+    for event in all_events():
         hook(event)
     data: Any = reader.get_metrics_data()
     kinds = {"Sum": "counter", "Histogram": "histogram", "Gauge": "gauge"}
@@ -184,7 +184,7 @@ PANEL_EXPRESSIONS = [
 
 
 @pytest.mark.parametrize(("place", "expression"), RULE_EXPRESSIONS + PANEL_EXPRESSIONS)
-def test_rules_and_dashboard_ask_for_metrics_that_there_are(place: str, expression: str) -> None:
+def test_rules_and_dashboard_use_existing_metrics_and_labels(place: str, expression: str) -> None:
     found = re.findall(r"\b(tidegate_\w+)(?:\{([^}]*)\})?", expression)
     assert found, place
     labels: set[str] = set()
@@ -204,7 +204,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are(place: str, expressi
     assert expression.count("(") == expression.count(")"), place
 
 
-def test_every_rule_is_documented_and_says_what_to_do() -> None:
+def test_every_rule_is_documented_with_its_severity_and_has_a_description() -> None:
     rules = [rule for group in RULES["groups"] for rule in group["rules"]]
     rows = re.findall(r"^\| `(Tidegate\w+)` \| .* \| (\w+) \|$", METRICS, re.MULTILINE)
     assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
@@ -213,7 +213,7 @@ def test_every_rule_is_documented_and_says_what_to_do() -> None:
         assert {"summary", "description"} == set(rule["annotations"])
 
 
-def test_the_dashboard_asks_for_its_data_source_and_its_panels_do_not_overlap() -> None:
+def test_the_dashboard_has_a_data_source_variable_and_its_panels_do_not_overlap() -> None:
     assert [each["type"] for each in DASHBOARD["templating"]["list"]] == ["datasource"]
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -236,7 +236,7 @@ def test_the_dashboard_asks_for_its_data_source_and_its_panels_do_not_overlap() 
 
 
 def test_every_kind_of_alert_is_documented() -> None:
-    section = ALERTS.split("\n## What is told\n")[1].split("\n## ")[0]
+    section = ALERTS.split("\n## Alert types\n")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(AlertKind)
 
 
@@ -254,9 +254,9 @@ def test_every_setting_of_alerts_is_documented_with_its_default(
     }
 
 
-def test_the_figures_in_the_docs_are_those_of_the_sender() -> None:
+def test_the_figures_in_the_docs_match_the_sender() -> None:
     assert (TIMEOUT_S, FIRST_WAIT_S, MAX_WAIT_S, MAX_TRIES) == (20, 10, 900, 16)
-    for figure in ("within 20 seconds", "after 10 seconds", "a quarter of an hour", "16 tries"):
+    for figure in ("within 20 seconds", "after 10 seconds", "up to 15 minutes", "After 16 tries"):
         assert figure in " ".join(ALERTS.split())
 
 
