@@ -253,29 +253,10 @@ class AlertSettings(Settings):
     )
 
 
-class ReferenceSettings(Settings):
-    """What the reference deployment in this repository reads."""
-
-    sandbox_url: WebAddress = Field(
-        default="http://127.0.0.1:8765",
-        description="Address of the sandbox, which plays the third-party services.",
-    )
-    leads: Path | None = Field(
-        default=None,
-        description="Directory of the lead files. Not set: `pipelines/leads`.",
-    )
-    results_url: SecretStr | None = Field(
-        default=None,
-        description="SQLAlchemy URL of the database for results. Not set: the SQLite file "
-        "`results.db` in `DAGSTER_HOME`.",
-    )
-
-
 GROUPS: tuple[type[Settings], ...] = (
     GeneralSettings,
     ServeSettings,
     AlertSettings,
-    ReferenceSettings,
 )
 
 S = TypeVar("S", bound=Settings)

@@ -1,11 +1,10 @@
-"""The resources of this deployment, by the names under which ops and sensors ask for them."""
+"""The resources of this deployment, by resource key."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 from dagster_tidegate import BreakerResource
-from dagster_tidegate.settings import ReferenceSettings, load
 from resources.apollo import ApolloResource
 from resources.instantly import InstantlyResource
 from resources.lead_directory import LeadDirectory
@@ -14,6 +13,7 @@ from resources.openai import OpenAIResource
 from resources.perplexity import PerplexityResource
 from resources.results import ResultsDatabase
 from resources.services import address, services
+from resources.settings import DemoSettings
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -29,10 +29,10 @@ def build_resources(
     """Return the resources.
 
     Args:
-        sandbox_url: Address of the sandbox, which plays the services.
+        sandbox_url: Address of the sandbox, which simulates the services.
         leads: Directory of the lead files.
-        home: Directory for what the campaigns write; the DAGSTER_HOME.
-        results_url: Database of the results. Default: results.db in `home`.
+        home: Directory that the campaigns write to; the DAGSTER_HOME.
+        results_url: The results database. Default: results.db in `home`.
         store_url: The store. Default: that of `BreakerResource`.
     """
     breakers = BreakerResource(services=services(sandbox_url), store_url=store_url)
@@ -55,12 +55,8 @@ def build_resources(
 
 
 def resources_from_environment() -> dict[str, Any]:
-    """Return the resources as these variables of the environment say.
-
-    `TIDEGATE_SANDBOX_URL`, `TIDEGATE_LEADS` (a directory), `TIDEGATE_RESULTS_URL`, `DAGSTER_HOME`,
-    and `TIDEGATE_STORE_URL`, which the breakers read for themselves. docs/settings.md has them.
-    """
-    settings = load(ReferenceSettings)
+    """Return the resources as configured by `DemoSettings`, DAGSTER_HOME and TIDEGATE_STORE_URL."""
+    settings = DemoSettings.load()
     results = settings.results_url
     return build_resources(
         sandbox_url=settings.sandbox_url,

@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 from demo.sandbox.answers import SERVICES
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from tests.support.clock import Clock
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
@@ -150,14 +150,14 @@ def store(store_url: str, clock: Clock | None) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="session")
-def sandbox_of_all() -> Iterator[SandboxControl]:
+def sandbox_of_all() -> Iterator[SandboxClient]:
     """A sandbox in a process of its own."""
     with sandbox_process() as control:
         yield control
 
 
 @pytest.fixture
-def sandbox(sandbox_of_all: SandboxControl) -> SandboxControl:
+def sandbox(sandbox_of_all: SandboxClient) -> SandboxClient:
     """A sandbox in which nothing has happened yet, and every service is well."""
     for service in SERVICES:
         sandbox_of_all.heal(service)

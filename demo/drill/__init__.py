@@ -1,3 +1,1 @@
-"""The whole story with the real daemon: an outage, from the first call that fails to the last
-campaign run that completes, and a report of what happened.
-"""
+"""The outage drill: a scripted outage against real processes, and a report of the result."""

@@ -1,4 +1,4 @@
-"""`python -m demo drill`: the campaigns through an outage, and a report."""
+"""`python -m demo drill`: run the campaigns through an outage and report."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ DEFAULT_LEADS = 420
 
 
 class _Screen:
-    """Shows a drill while it is played: a line for each phase, and a bar for the records."""
+    """Shows the phases of a drill and a progress bar of its records."""
 
     def __init__(self, console: Console) -> None:
         self._began = time.monotonic()
@@ -76,28 +76,30 @@ class _Screen:
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="For how long it fails at least; until all has paused in any case.",
+    help="Minimum duration of the outage; it lasts until everything has paused.",
 )
 @click.option(
     "--leads",
     type=click.IntRange(70, 9000),
     default=DEFAULT_LEADS,
     show_default=True,
-    help="How many leads there are to write to.",
+    help="Number of leads.",
 )
-@click.option("--kill-daemon", is_flag=True, help="Kill Dagster's daemon during the outage.")
+@click.option(
+    "--kill-daemon", is_flag=True, help="Kill and restart Dagster's daemon during the outage."
+)
 @click.option(
     "--url",
-    help="SQLAlchemy URL of a store (SQLite or PostgreSQL) that nothing else uses. Default: a "
-    "SQLite file of its own. On PostgreSQL Dagster's storage is there too, in its own schema.",
+    help="SQLAlchemy URL of a store that nothing else uses (SQLite or PostgreSQL). Default: a "
+    "temporary SQLite file. On PostgreSQL, Dagster's storage gets a schema in the same database.",
 )
-@click.option("--keep", is_flag=True, help="Keep the databases and logs, and say where.")
+@click.option("--keep", is_flag=True, help="Keep the databases and logs, and print where they are.")
 @click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     metavar="FILE",
-    help="Write the report there, too.",
+    help="Also write the report to this file.",
 )
 def drill(
     workspace: Path,
@@ -114,62 +116,68 @@ def drill(
     Real processes in a temporary DAGSTER_HOME, on free ports: the sandbox, Dagster's webserver
     and its daemon. What arrived is what the sandbox counted.
 
-    Exit code 1 if something was lost, sent twice, failed, or is not as it was before; the place
+    Exit code 1 if something was lost, sent twice, failed, or is not as it was before; the folder
     with all databases and logs is kept then.
     """
     from demo.drill import report
-    from demo.drill.stage import drop, stage
-    from demo.drill.story import DrillError, Plan, Story
+    from demo.drill.deployment import drop, start_deployment
+    from demo.drill.scenario import DrillError, DrillOptions, Scenario
 
     console = Console(highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    place = Path(tempfile.mkdtemp(prefix="tidegate-drill-"))
-    plan = Plan(service=service, outage_s=outage_s, leads=leads, kill_daemon=kill_daemon)
+    folder = Path(tempfile.mkdtemp(prefix="tidegate-drill-"))
+    plan = DrillOptions(service=service, outage_s=outage_s, leads=leads, kill_daemon=kill_daemon)
     try:
         with _Screen(console) as screen:
             screen.phase("starting the sandbox, Dagster's webserver and its daemon")
-            with stage(workspace, place, store_url=url) as set_up:
-                screen.phase(f"Dagster is at {set_up.web} meanwhile")
-                seen, dagster_schema = Story(plan, set_up, screen).play(), set_up.dagster_schema
+            with start_deployment(workspace, folder, store_url=url) as running:
+                screen.phase(f"Dagster is at {running.web}")
+                evidence, dagster_schema = (
+                    Scenario(plan, running, screen).play(),
+                    running.dagster_schema,
+                )
     except (*EXPLAINED, DrillError) as error:
-        raise click.ClickException(f"{error}\nDatabases and logs are kept in {place}") from error
-    found, problems = report.report(seen), report.broken(seen)
+        raise click.ClickException(f"{error}\nDatabases and logs are kept in {folder}") from error
+    figures, problems = report.summarize(evidence), report.violations(evidence)
     if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
-    _show(console, seen, found)
+        json_file.write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
+    _show(console, evidence, figures)
     if problems:
-        console.print("\n[bold red]Broken:[/]")
+        console.print("\n[bold red]Violations:[/]")
         for problem in problems:
             console.print(f"  - {escape(problem)}")
-        raise click.ClickException(f"databases and logs are kept in {place}")
-    console.print("\n[bold green]Everything held.[/]")
+        raise click.ClickException(f"databases and logs are kept in {folder}")
+    console.print("\n[bold green]No violations.[/]")
     if keep:
         schema = f", Dagster's storage in the schema {dagster_schema}" if dagster_schema else ""
-        console.print(f"Databases and logs are in {place}{schema}")
+        console.print(f"Databases and logs are in {folder}{schema}")
         return
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
     if url is not None and dagster_schema is not None:
         drop(url, dagster_schema)
 
 
-def _show(console: Console, seen: "Evidence", found: "Report") -> None:
+def _show(console: Console, evidence: "Evidence", figures: "Report") -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     sections = {
-        "records": f"{found.records_done} of {found.records_total} arrived; "
-        f"{found.records_lost} lost, {found.records_duplicated} twice",
-        "calls": f"{found.calls_total}; {found.calls_while_open} reached {seen.service} while its "
-        f"breaker was open, the last {_seconds(found.trip_to_last_call_s)} after the trip",
-        "Dagster runs": f"{found.runs_paused} paused, {found.runs_resumed} resumed, "
-        f"{found.runs_failed} failed",
-        "paused": ", ".join(sorted(seen.ever_paused)) or "nothing",
-        "untouched": ", ".join(sorted((seen.needing | seen.not_needing) - seen.ever_paused)),
-        "after the trip": f"queue stopped in {_seconds(found.trip_to_queue_stopped_s)}, "
-        f"schedules in {_seconds(found.trip_to_schedules_stopped_s)}, "
-        f"all work paused in {_seconds(found.trip_to_all_paused_s)}",
-        "after the recovery": f"first record in {_seconds(found.recovery_to_first_record_s)}, "
-        f"all done in {_seconds(found.recovery_to_all_done_s)}",
-        "put back": f"schedules {'exactly' if found.schedules_restored else 'NOT'}, "
-        f"pools {'exactly' if found.pools_restored else 'NOT'}",
+        "records": f"{figures.records_done} of {figures.records_total} arrived; "
+        f"{figures.records_lost} lost, {figures.records_duplicated} twice",
+        "calls": f"{figures.calls_total}; {figures.calls_while_open} reached {evidence.service} "
+        "while its breaker was open, the last "
+        f"{_seconds(figures.trip_to_last_call_s)} after the trip",
+        "Dagster runs": f"{figures.runs_paused} paused, {figures.runs_resumed} resumed, "
+        f"{figures.runs_failed} failed",
+        "paused": ", ".join(sorted(evidence.paused_campaigns)) or "nothing",
+        "untouched": ", ".join(
+            sorted((evidence.affected | evidence.unaffected) - evidence.paused_campaigns)
+        ),
+        "after the trip": f"queue stopped in {_seconds(figures.trip_to_queue_stopped_s)}, "
+        f"schedules in {_seconds(figures.trip_to_schedules_stopped_s)}, "
+        f"all work paused in {_seconds(figures.trip_to_all_paused_s)}",
+        "after the recovery": f"first record in {_seconds(figures.recovery_to_first_record_s)}, "
+        f"all done in {_seconds(figures.recovery_to_all_done_s)}",
+        "restored": f"schedules {'exactly' if figures.schedules_restored else 'NOT'}, "
+        f"pools {'exactly' if figures.pools_restored else 'NOT'}",
     }
     for name, text in sections.items():
         table.add_row(f"[bold]{name}[/]", escape(text))
@@ -178,4 +186,4 @@ def _show(console: Console, seen: "Evidence", found: "Report") -> None:
 
 
 def _seconds(value: float | None) -> str:
-    return "(never seen)" if value is None else f"{value:.1f} s"
+    return "(not observed)" if value is None else f"{value:.1f} s"

@@ -1,1 +1,1 @@
-"""A local HTTP server that plays the third-party services, fails on request, and counts."""
+"""A local HTTP server that simulates the third-party services and fails on request."""

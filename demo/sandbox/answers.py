@@ -1,8 +1,8 @@
-"""What the services of the sandbox answer: plausible, and the same for the same request.
+"""The responses of the simulated services: plausible and deterministic.
 
-Shapes are akin to those of the real services and no more than akin. What an address is worth
-shows in its domain, as with the test cards of a payment service: `invalid.example`,
-`disposable.example` and `catchall.example` are what they say, every other domain delivers.
+They resemble those of the real services. As with the test cards of a payment provider, the domain
+of an address decides how it verifies: `invalid.example`, `disposable.example` and
+`catchall.example` do what they say; every other domain is deliverable.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ OPENERS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A call to a service, as far as its answer depends on it.
+    """The parts of a call that determine the response.
 
     Attributes:
         method: GET or POST.
-        path: The path behind the service's prefix, without a leading slash.
-        params: The query.
-        body: The JSON body; an empty dict where there was none.
+        path: The path after the service's prefix, without a leading slash.
+        params: The query parameters.
+        body: The JSON body; an empty dict if there is none.
     """
 
     method: str
@@ -59,13 +59,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a service answers.
+    """A response.
 
     Attributes:
         body: The JSON body.
-        subject: What the call was about; effects are counted by it. An address, for instantly
-            `campaign/address`, for texts a digest of the prompt.
-        status: The HTTP status; from 400 up, the call took no effect.
+        subject: What the call was about; effects are counted per subject. An address; for
+            instantly, `campaign/address`; for texts, a digest of the prompt.
+        status: The HTTP status; 400 and above mean that the call took no effect.
     """
 
     body: dict[str, Any]
@@ -74,7 +74,7 @@ class Answer:
 
 
 def answer(service: str, request: Request) -> Answer:
-    """Return what `service` answers to `request`.
+    """Return the response of `service` to `request`.
 
     Raises:
         KeyError: If the sandbox has no such service.
@@ -90,7 +90,7 @@ def answer(service: str, request: Request) -> Answer:
 def _apollo(request: Request) -> Answer:
     email = request.body.get("email")
     if not _is_address(email):
-        return _refusal(422, "email: an address is needed")
+        return _refusal(422, "email: an address is required")
     draw = _draw(request)
     local, domain = email.rsplit("@", 1)
     first = request.body.get("first_name") or local.split(".")[0].title()
@@ -132,7 +132,7 @@ def _millionverifier(request: Request) -> Answer:
 def _perplexity(request: Request) -> Answer:
     prompt = _prompt(request)
     if prompt is None:
-        return _refusal(400, "messages: at least one with a content is needed")
+        return _refusal(400, "messages: at least one with a content is required")
     draw = _draw(request)
     about = prompt.strip().splitlines()[-1][:80]
     text = f"{about} {draw.choice(NEWS)}"
@@ -146,7 +146,7 @@ def _perplexity(request: Request) -> Answer:
 def _openai(request: Request) -> Answer:
     prompt = _prompt(request)
     if prompt is None:
-        return _refusal(400, "messages: at least one with a content is needed")
+        return _refusal(400, "messages: at least one with a content is required")
     draw = _draw(request)
     about = prompt.strip().splitlines()[-1][:200]
     text = f"{draw.choice(OPENERS).format(about=about)} May I show you what we do in ten minutes?"
@@ -156,7 +156,7 @@ def _openai(request: Request) -> Answer:
 def _instantly(request: Request) -> Answer:
     email, campaign = request.body.get("email"), request.body.get("campaign")
     if not _is_address(email):
-        return _refusal(400, "email: an address is needed")
+        return _refusal(400, "email: an address is required")
     if not isinstance(campaign, str) or not campaign:
         return _refusal(400, "campaign: missing")
     return Answer(
@@ -172,7 +172,7 @@ SERVICES: dict[str, tuple[str, str, Callable[[Request], Answer]]] = {
     "openai": ("v1/chat/completions", "POST", _openai),
     "instantly": ("api/v2/leads", "POST", _instantly),
 }
-"""Each service: its one endpoint, the method, and what it answers."""
+"""Each service: its endpoint, method and response."""
 
 
 def _refusal(status: int, message: str) -> Answer:

@@ -1,4 +1,4 @@
-"""`python -m demo sandbox`: run the local services, make them fail, ask what arrived."""
+"""`python -m demo sandbox`: simulated services that fail on request."""
 
 import json
 from collections.abc import Iterator
@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dagster_tidegate.cli.port import Port
-from dagster_tidegate.settings import ReferenceSettings, SettingsError, load
 
 if TYPE_CHECKING:
-    from demo.sandbox.control import SandboxControl
+    from demo.sandbox.client import SandboxClient
 
-# Written out here, so that `tidegate --help` need not import the server; a test compares.
+# Repeated here so that --help need not import the server; a test compares the two.
 SERVICES = ("apollo", "millionverifier", "perplexity", "openai", "instantly")
 DEFAULT_PORT = 8765
-URL_VARIABLE = "TIDEGATE_SANDBOX_URL"
+URL_VARIABLE = "DEMO_SANDBOX_URL"
 
 _service = click.argument("service", type=click.Choice(SERVICES))
 _url = click.option(
@@ -26,15 +25,15 @@ _url = click.option(
     f"http://127.0.0.1:{DEFAULT_PORT}.",
 )
 _for = click.option(
-    "--for", "for_s", type=float, metavar="SECONDS", help="Heal by itself after so long."
+    "--for", "for_s", type=float, metavar="SECONDS", help="Recover after this many seconds."
 )
 
 
 @click.group()
 def sandbox() -> None:
-    """Run the local services, make them fail, ask what arrived.
+    """Run simulated services, make them fail, and inspect what they received.
 
-    Exit codes: 0 done, 1 the sandbox is not there or refused the order, 2 wrong usage.
+    Exit codes: 0 success, 1 the sandbox is unreachable or rejected the request, 2 usage error.
     """
 
 
@@ -43,14 +42,14 @@ def sandbox() -> None:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. Whoever reaches it may make the services fail.",
+    help="Address to listen on. Anyone who can reach it can make the services fail.",
 )
 @click.option(
     "--port",
     default=DEFAULT_PORT,
     show_default=True,
     type=Port(free=True),
-    help="Port; 0 takes a free one.",
+    help="Port; 0 picks a free one.",
 )
 @click.option(
     "--latency",
@@ -59,7 +58,7 @@ def sandbox() -> None:
     show_default=True,
     type=click.FloatRange(0, 60),
     metavar="SECONDS",
-    help="How long every answer takes.",
+    help="Latency of every response.",
 )
 def serve(host: str, port: int, latency_s: float) -> None:
     """Run the services in the foreground until Ctrl-C."""
@@ -71,30 +70,30 @@ def serve(host: str, port: int, latency_s: float) -> None:
         raise click.ClickException(str(error)) from error
     with sock:
         host, taken = sock.getsockname()[:2]
-        click.echo(f"sandbox: http://{host}:{taken} plays {', '.join(SERVICES)}")
+        click.echo(f"sandbox: http://{host}:{taken} simulates {', '.join(SERVICES)}")
         with suppress(KeyboardInterrupt):
             server.serve(sock, latency_s=latency_s)
 
 
 @sandbox.command()
 @_service
-@click.option("--status", type=int, help="Status of the refusals.  [default: 503]")
-@click.option("--rate-limit", is_flag=True, help="Refuse with 429 and a Retry-After.")
+@click.option("--status", type=int, help="Status of error responses.  [default: 503]")
+@click.option("--rate-limit", is_flag=True, help="Respond with 429 and Retry-After.")
 @click.option(
     "--retry-after",
     "retry_after_s",
     type=float,
     metavar="SECONDS",
-    help="Retry-After of the refusals.  [default: 5 with --rate-limit, else none]",
+    help="Retry-After of error responses.  [default: 5 with --rate-limit, else none]",
 )
-@click.option("--share", type=float, help="Refuse only this share of the calls, 0 to 1.")
-@click.option("--wrong", is_flag=True, help="Answer 200 with something wrong in it.")
+@click.option("--share", type=float, help="Fail only this share of the calls, 0 to 1.")
+@click.option("--wrong", is_flag=True, help="Respond 200 with an invalid body.")
 @_for
 @_url
 def fail(
     url: str | None, service: str, rate_limit: bool, wrong: bool, **fields: float | None
 ) -> None:
-    """Make SERVICE refuse its calls, or answer them wrongly."""
+    """Make SERVICE return errors or invalid responses."""
     chosen = {
         "rate_limit": rate_limit,
         "wrong": wrong,
@@ -113,12 +112,12 @@ def fail(
     "latency_s",
     type=float,
     metavar="SECONDS",
-    help="How long an answer takes.  [default: 5]",
+    help="Latency of each response.  [default: 5]",
 )
 @_for
 @_url
 def slow(url: str | None, service: str, **fields: float | None) -> None:
-    """Make SERVICE answer late."""
+    """Make SERVICE respond slowly."""
     _place(url, service, {"mode": "slow", **fields})
 
 
@@ -126,28 +125,28 @@ def slow(url: str | None, service: str, **fields: float | None) -> None:
 @click.argument("services", nargs=-1, type=click.Choice(SERVICES))
 @_url
 def heal(url: str | None, services: tuple[str, ...]) -> None:
-    """Make SERVICES well again; all of them if none is named."""
-    with _running(url) as running:
+    """End the outage of SERVICES, or of all services if none is named."""
+    with _client(url) as client:
         for service in services or SERVICES:
-            had_one = running.heal(service)
-            if had_one or services:
-                click.echo(f"{service}: {'healed' if had_one else 'was well'}")
+            had_fault = client.heal(service)
+            if had_fault or services:
+                click.echo(f"{service}: {'recovered' if had_fault else 'was healthy'}")
 
 
 @sandbox.command()
-@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
-@click.option("--reset", is_flag=True, help="Set the counts back after showing them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--reset", is_flag=True, help="Reset the counters afterwards.")
 @_url
 def stats(url: str | None, as_json: bool, reset: bool) -> None:
-    """Show what arrived at each service."""
-    with _running(url) as running:
-        found = running.stats()
+    """Show what each service received."""
+    with _client(url) as client:
+        stats = client.stats()
         if reset:
-            running.reset()
+            client.reset()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(stats, indent=2))
     else:
-        _print_table(found)
+        _print_table(stats)
 
 
 @sandbox.command()
@@ -158,14 +157,14 @@ def stats(url: str | None, as_json: bool, reset: bool) -> None:
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Another seed gives other people.",
+    help="Different seeds give different people.",
 )
 def leads(file: Path, count: int, seed: int) -> None:
-    """Write a lead FILE (CSV) of made-up people; a new one starts a run of outreach."""
+    """Write a lead FILE (CSV) of fictitious people; a new file starts a run of outreach."""
     from demo.sandbox.leads import write_lead_file
 
     if file.exists():
-        raise click.ClickException(f"{file} is there already; choose another name")
+        raise click.ClickException(f"{file} already exists; choose another name")
     try:
         write_lead_file(file, count, seed=seed)
     except OSError as error:
@@ -182,8 +181,8 @@ def _place(url: str | None, service: str, fields: dict[str, Any]) -> None:
         fault = Fault.model_validate(fields)
     except ValidationError as error:
         raise click.UsageError(explain(error)) from error
-    with _running(url) as running:
-        placed = running.place(service, fault)
+    with _client(url) as client:
+        placed = client.place(service, fault)
     until = placed["healed_at"]
     click.echo(
         f"{service}: {placed['mode']} "
@@ -192,32 +191,33 @@ def _place(url: str | None, service: str, fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _running(url: str | None) -> "Iterator[SandboxControl]":
-    from demo.sandbox.control import SandboxControl, SandboxError
+def _client(url: str | None) -> "Iterator[SandboxClient]":
+    from demo.sandbox.client import SandboxClient, SandboxError
+    from resources.settings import DemoSettings, SettingsError
 
     try:
-        address = load(ReferenceSettings, sandbox_url=url).sandbox_url
+        address = url or DemoSettings.load().sandbox_url
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
-    with SandboxControl(address) as running:
+    with SandboxClient(address) as client:
         try:
-            yield running
+            yield client
         except SandboxError as error:
             raise click.ClickException(str(error)) from error
 
 
-def _print_table(found: dict[str, dict[str, Any]]) -> None:
+def _print_table(stats: dict[str, dict[str, Any]]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     columns = ("service", "now", "calls", "failed", "effects", "repeated", "last call, UTC")
     table = Table(*columns, box=SIMPLE)
-    for service, counts in found.items():
+    for service, counts in stats.items():
         fault = counts["fault"]
         table.add_row(
             service,
-            "well" if fault is None else fault["mode"],
+            "healthy" if fault is None else fault["mode"],
             *(
                 str(counts[name])
                 for name in ("calls", "failures_served", "effects", "keys_repeated")

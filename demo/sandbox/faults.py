@@ -1,4 +1,4 @@
-"""What can be wrong with a service of the sandbox, and which of its calls that touches."""
+"""Faults of simulated services, and which calls they affect."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,24 +13,22 @@ DEFAULT_LATENCY_S = 5.0
 
 
 class Mode(StrEnum):
-    """How a service misbehaves."""
+    """How a service fails."""
 
     OUTAGE = "outage"
-    """Every call is refused with an error status; nothing takes effect."""
+    """Every call fails with an error status and takes no effect."""
     SLOW = "slow"
-    """Calls take effect at once and are answered late."""
+    """Calls take effect at once; the response is late."""
     RATE_LIMIT = "rate_limit"
-    """Every call is refused with 429 and a Retry-After."""
+    """Every call fails with 429 and a Retry-After header."""
     WRONG = "wrong"
-    """Calls take effect, and the answer is 200 with something else in it."""
+    """Calls take effect; the response is 200 with an invalid body."""
     SHARE = "share"
-    """As an outage, for a share of the calls."""
+    """An outage for a share of the calls."""
 
 
 class Fault(BaseModel):
-    """An order to misbehave; the body of `POST /_control/{service}`.
-
-    A field that the mode has no use for is refused.
+    """The body of `POST /_control/{service}`. Fields that the mode does not use are rejected.
 
     Example:
         >>> Fault(mode="rate_limit", retry_after_s=3).refusal_status
@@ -44,29 +42,29 @@ class Fault(BaseModel):
         default=None,
         ge=400,
         le=599,
-        description="Status of refused calls (outage, share); 503 if unset.",
+        description="Status of failed calls (outage, share). Default: 503.",
     )
     retry_after_s: float | None = Field(
         default=None,
         ge=0,
         le=86_400,
-        description="Seconds to send as Retry-After (rate_limit, outage, share); "
-        "rate_limit sends 5 if unset, the others none.",
+        description="Seconds to send as Retry-After (rate_limit, outage, share). "
+        "Default: 5 for rate_limit, none for the others.",
     )
     share: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Share of the calls that are refused (share); required.",
+        description="Share of the calls that fail (share). Required.",
     )
     latency_s: float | None = Field(
-        default=None, gt=0, le=600, description="Seconds that an answer takes (slow); 5 if unset."
+        default=None, gt=0, le=600, description="Latency in seconds (slow). Default: 5."
     )
     for_s: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="Seconds until it heals by itself; never if unset.",
+        description="Seconds until the service recovers. Default: never.",
     )
 
     @model_validator(mode="after")
@@ -85,17 +83,17 @@ class Fault(BaseModel):
         }
         if useless := given - uses:
             raise ValueError(
-                f"mode {self.mode} has no use for {', '.join(sorted(useless))}; "
-                f"it takes {', '.join(sorted(uses | {'for_s'}))}"
+                f"mode {self.mode} does not use {', '.join(sorted(useless))}; "
+                f"it uses {', '.join(sorted(uses | {'for_s'}))}"
             )
         if self.mode is Mode.SHARE and self.share is None:
-            raise ValueError("mode share needs a share, above 0 and up to 1")
+            raise ValueError("mode share requires a share above 0 and up to 1")
         return self
 
-    def touches(self, nth: int) -> bool:
-        """Return whether the `nth` call under this fault (counted from 1) is touched.
+    def affects(self, nth: int) -> bool:
+        """Return whether the fault affects its `nth` call, counted from 1.
 
-        A share is spread evenly and exactly: 0.25 touches every fourth call.
+        A share is spread evenly: 0.25 affects every fourth call.
         """
         if self.share is None:
             return True
@@ -103,7 +101,7 @@ class Fault(BaseModel):
 
     @property
     def refusal_status(self) -> int | None:
-        """Status of the calls that it refuses, or None if it lets them take effect."""
+        """Status of failed calls, or None if calls take effect."""
         if self.mode is Mode.RATE_LIMIT:
             return 429
         if self.mode in (Mode.OUTAGE, Mode.SHARE):
@@ -112,21 +110,21 @@ class Fault(BaseModel):
 
     @property
     def sent_retry_after_s(self) -> float | None:
-        """Seconds that its refusals name in Retry-After, or None."""
+        """Value of Retry-After in failed responses, or None."""
         if self.retry_after_s is None and self.mode is Mode.RATE_LIMIT:
             return DEFAULT_RETRY_AFTER_S
         return self.retry_after_s
 
     @property
     def delay_s(self) -> float:
-        """Seconds by which it delays an answer."""
+        """Delay of a response, in seconds."""
         if self.mode is not Mode.SLOW:
             return 0.0
         return self.latency_s or DEFAULT_LATENCY_S
 
 
 def explain(error: ValidationError) -> str:
-    """Return in one line what is wrong with the fields of a fault."""
+    """Format the validation errors of a fault on one line."""
     return "; ".join(
         ": ".join([*map(str, part["loc"]), part["msg"].removeprefix("Value error, ")])
         for part in error.errors()
@@ -134,12 +132,7 @@ def explain(error: ValidationError) -> str:
 
 
 class Episode:
-    """A fault from when it was placed until it was healed.
-
-    Args:
-        fault: What is wrong.
-        placed_at: Since when, UTC.
-    """
+    """A fault and the period in which it is active (UTC)."""
 
     def __init__(self, fault: Fault, placed_at: datetime) -> None:
         self.fault = fault
@@ -147,11 +140,11 @@ class Episode:
         self.healed_at = None if fault.for_s is None else placed_at + timedelta(seconds=fault.for_s)
         self.calls = 0
 
-    def is_live(self, now: datetime) -> bool:
-        """Return whether it lasts at `now` (UTC)."""
+    def is_active(self, now: datetime) -> bool:
+        """Return whether the fault is active at `now`."""
         return self.healed_at is None or now < self.healed_at
 
     def heal(self, now: datetime) -> None:
-        """End it at `now` (UTC), unless it has ended before."""
-        if self.is_live(now):
+        """End the fault at `now`, unless it has ended already."""
+        if self.is_active(now):
             self.healed_at = now

@@ -1,4 +1,4 @@
-"""Made-up people whom the services of the sandbox know."""
+"""Fictitious people for lead files."""
 
 import csv
 import os
@@ -22,11 +22,11 @@ COMPANIES = (
 
 
 def made_up_leads(count: int, *, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Yield leads with addresses that deliver, all different, the same at every call.
+    """Yield deterministic leads with distinct, deliverable addresses.
 
     Args:
         count: How many.
-        seed: Another seed gives other people; no address is in two.
+        seed: Different seeds give disjoint sets of people.
 
     Yields:
         `email`, `first_name`, `last_name` and `company`.
@@ -39,7 +39,7 @@ def made_up_leads(count: int, *, seed: int = 0) -> Iterator[dict[str, str]]:
         'person0-0@northwind.example'
     """
     if count < 0 or seed < 0:
-        raise ValueError(f"count is {count} and seed is {seed}; neither can be negative")
+        raise ValueError(f"count is {count} and seed is {seed}; neither may be negative")
     for n in range(count):
         company = COMPANIES[(n + seed) % len(COMPANIES)]
         domain = "".join(c for c in company.lower() if c.isascii() and c.isalpha())
@@ -52,7 +52,7 @@ def made_up_leads(count: int, *, seed: int = 0) -> Iterator[dict[str, str]]:
 
 
 def write_lead_file(path: Path, count: int, *, seed: int = 0) -> None:
-    """Write a lead file (CSV, UTF-8) of `made_up_leads`; who watches the folder sees it whole."""
+    """Write a lead file (CSV, UTF-8) of `made_up_leads`, atomically."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["email", "first_name", "last_name", "company"])

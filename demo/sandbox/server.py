@@ -2,14 +2,14 @@
 
 | request | what it does |
 |---|---|
-| `GET /{service}/health` | 200, or what the fault of the service makes of it |
-| `POST /_control/{service}` | places a `Fault` |
-| `DELETE /_control/{service}` | heals the service |
-| `GET /_stats` | counts per service; `DELETE` sets them back |
-| `GET /_calls?since=&service=&limit=` | the last calls, the oldest first |
+| `GET /{service}/health` | 200, or as the service's fault dictates |
+| `POST /_control/{service}` | starts a `Fault` |
+| `DELETE /_control/{service}` | ends it |
+| `GET /_stats` | counters per service; `DELETE` resets them |
+| `GET /_calls?since=&service=&limit=` | the last calls, oldest first |
 | `GET /_keys/{service}` | arrivals, effects and repeats per idempotency key |
 | `GET /_effects/{service}` | how often each subject took effect |
-| all else | the services themselves; see `answers` |
+| anything else | the services; see `answers` |
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from demo.sandbox.answers import SERVICES, Request, answer
-from demo.sandbox.books import MAX_CALLS, Book
+from demo.sandbox.call_log import MAX_CALLS, CallLog
 from demo.sandbox.faults import Fault, Mode, explain
 
 HOST = "127.0.0.1"
@@ -42,7 +42,7 @@ MAX_KEY = 255
 
 
 class PortTakenError(Exception):
-    """The port that the sandbox is to listen on belongs to another process."""
+    """The port of the sandbox is in use."""
 
 
 def create_app(
@@ -50,54 +50,54 @@ def create_app(
     latency_s: float = DEFAULT_LATENCY_S,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Starlette:
-    """Return the sandbox as an ASGI app; its state lives and dies with it.
+    """Return the sandbox as an ASGI app with its state in memory.
 
     Args:
-        latency_s: Seconds that every answer takes.
-        clock: Gives the time, UTC.
+        latency_s: Latency of every response, in seconds.
+        clock: Returns the current time, UTC.
     """
-    books = {service: Book() for service in SERVICES}
+    logs = {service: CallLog() for service in SERVICES}
     calls: deque[dict[str, Any]] = deque(maxlen=MAX_CALLS)
 
-    def book_of(request: HttpRequest) -> tuple[str, Book]:
+    def log_of(request: HttpRequest) -> tuple[str, CallLog]:
         service = request.path_params["service"]
-        if service not in books:
-            raise HTTPException(404, f"no service {service!r}; there are {', '.join(books)}")
-        return service, books[service]
+        if service not in logs:
+            raise HTTPException(404, f"no service {service!r}; there are {', '.join(logs)}")
+        return service, logs[service]
 
     async def health(request: HttpRequest) -> Response:
-        service, book = book_of(request)
-        book.health_calls += 1
-        live = book.live_episode(clock())
+        service, log = log_of(request)
+        log.health_calls += 1
+        live = log.active_episode(clock())
         fault = live.fault if live and live.fault.mode is not Mode.WRONG else None
-        if fault is not None and fault.touches(book.health_calls):
+        if fault is not None and fault.affects(log.health_calls):
             await asyncio.sleep(fault.delay_s)
             if fault.refusal_status is not None:
                 return _refused(service, fault)
         return JSONResponse({"service": service, "status": "ok"})
 
     async def serve_call(request: HttpRequest) -> Response:
-        service, book = book_of(request)
+        service, log = log_of(request)
         body = await _json_body(request)
         now = clock()
         path = request.path_params["path"]
         key = request.headers.get(KEY_HEADER)
         if key is not None and not 0 < len(key) <= MAX_KEY:
             raise HTTPException(400, f"{KEY_HEADER}: 1 to {MAX_KEY} characters")
-        fault = book.arrive(now, key)
+        fault = log.arrive(now, key)
         if fault is not None:
-            book.failures_served += 1
+            log.failures_served += 1
         if fault is not None and fault.refusal_status is not None:
             response: Response = _refused(service, fault)
         else:
             answered = answer(service, Request(request.method, path, request.query_params, body))
             if answered.status < 400:
-                book.take_effect(key, answered.subject)
+                log.take_effect(key, answered.subject)
             if fault is not None and fault.mode is Mode.WRONG:
-                response = _wrong(book.calls)
+                response = _wrong(log.calls)
             else:
                 response = JSONResponse(answered.body, answered.status)
-        book.by_status[response.status_code] += 1
+        log.by_status[response.status_code] += 1
         calls.append(
             {
                 "at": now.isoformat(timespec="microseconds"),
@@ -112,31 +112,31 @@ def create_app(
         return response
 
     async def control(request: HttpRequest) -> Response:
-        service, book = book_of(request)
+        service, log = log_of(request)
         now = clock()
         if request.method == "DELETE":
-            return JSONResponse({"service": service, "healed": book.heal(now)})
+            return JSONResponse({"service": service, "healed": log.heal(now)})
         try:
             fault = Fault.model_validate(await _json_body(request))
         except ValidationError as error:
             raise HTTPException(422, explain(error)) from error
-        book.place(now, fault)
-        return JSONResponse({"service": service, **book.as_json(now)["fault"]})
+        log.place(now, fault)
+        return JSONResponse({"service": service, **log.as_json(now)["fault"]})
 
     async def stats(request: HttpRequest) -> Response:
         if request.method == "DELETE":
             calls.clear()
-            for book in books.values():
-                book.reset()
+            for log in logs.values():
+                log.reset()
         now = clock()
-        return JSONResponse({service: book.as_json(now) for service, book in books.items()})
+        return JSONResponse({service: log.as_json(now) for service, log in logs.items()})
 
     async def call_log(request: HttpRequest) -> Response:
         params = request.query_params
         if unknown := set(params) - {"since", "service", "limit"}:
             raise HTTPException(422, f"unknown: {', '.join(sorted(unknown))}")
-        if (service := params.get("service")) is not None and service not in books:
-            raise HTTPException(404, f"no service {service!r}; there are {', '.join(books)}")
+        if (service := params.get("service")) is not None and service not in logs:
+            raise HTTPException(404, f"no service {service!r}; there are {', '.join(logs)}")
         since = _since(params.get("since"))
         limit = params.get("limit", str(MAX_CALLS))
         if not limit.isascii() or not limit.isdigit():
@@ -150,12 +150,12 @@ def create_app(
         return JSONResponse(found[: int(limit)])
 
     async def keys(request: HttpRequest) -> Response:
-        _, book = book_of(request)
-        return JSONResponse({key: count.as_json() for key, count in book.keys.items()})
+        _, log = log_of(request)
+        return JSONResponse({key: count.as_json() for key, count in log.keys.items()})
 
     async def effects(request: HttpRequest) -> Response:
-        _, book = book_of(request)
-        return JSONResponse(dict(book.subjects))
+        _, log = log_of(request)
+        return JSONResponse(dict(log.subjects))
 
     async def problem(_request: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -176,21 +176,21 @@ def create_app(
 
 
 def listen(port: int = DEFAULT_PORT, host: str = HOST) -> socket.socket:
-    """Take a port of an address of this machine; port 0 takes a free one.
+    """Bind a port; 0 picks a free one.
 
     Raises:
-        PortTakenError: If another process has it.
+        PortTakenError: If it is in use.
     """
     try:
         return socket.create_server((host, port))
     except OSError as error:
         raise PortTakenError(
-            f"port {port} of {host} can't be taken ({error.strerror}); choose another with --port"
+            f"port {port} of {host} is not available ({error.strerror}); choose another with --port"
         ) from error
 
 
 def serve(sock: socket.socket, *, latency_s: float = DEFAULT_LATENCY_S) -> None:
-    """Serve on `sock` until SIGINT or SIGTERM. `latency_s` are the seconds an answer takes."""
+    """Serve on `sock` until SIGINT or SIGTERM."""
     config = uvicorn.Config(
         create_app(latency_s=latency_s),
         log_level="warning",
@@ -205,12 +205,12 @@ async def _json_body(request: HttpRequest) -> dict[str, Any]:
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BYTES:
-            raise HTTPException(413, f"the body is longer than {MAX_BYTES} bytes")
+            raise HTTPException(413, f"the body exceeds {MAX_BYTES} bytes")
     if not raw:
         return {}
     try:
         body = json.loads(raw)
-        # What Python reads and JSON can't say (NaN, half a surrogate pair) could not be answered.
+        # Python parses what JSON can't represent (NaN, lone surrogates) and could not echo it.
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error

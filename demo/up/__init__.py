@@ -1,1 +1,1 @@
-"""The whole deployment on one machine: its processes, children of one foreground process."""
+"""The whole deployment as child processes of one foreground process."""

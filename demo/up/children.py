@@ -1,4 +1,4 @@
-"""Child processes that end with this process, and their own children with them."""
+"""Child processes that end with this process, including their own children."""
 
 import ctypes
 import os
@@ -18,23 +18,23 @@ KEPT_LOG_BYTES = 64 * 1024
 
 
 class ChildDiedError(Exception):
-    """A child ended that should not have; the message has its name and last log lines."""
+    """A child exited unexpectedly; the message has its name and last log lines."""
 
 
 class NotReadyError(Exception):
-    """A child did not get ready in time; the message has its name and last log lines."""
+    """A child was not ready in time; the message has its name and last log lines."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """A process that was started, and where its output goes."""
+    """A started process and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def last_lines(self, count: int = 15) -> str:
-        """Return the last lines of its log, for a message."""
+        """Return the last lines of its log, indented for a message."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - KEPT_LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()[-count:]
@@ -44,13 +44,13 @@ class Child:
 class Children:
     """Starts processes in one process group and ends the whole group.
 
-    The group is led by a guard (see `guard`), which ends it when this process dies without
-    having done so. Children have their output in a log file each; the former one is kept as
-    `<name>.log.1`. Run workers and code servers, children of the children, are in the group too.
+    A guard process (see `guard`) leads the group and ends it if this process dies first. Each
+    child logs to `<name>.log`; the previous log is kept as `<name>.log.1`. Run workers and code
+    servers, which the children start, belong to the group too.
 
     Args:
-        logs: Directory for the log files; made if absent.
-        keep_open: A file descriptor that stays open until the group has ended, such as a lock's.
+        logs: Directory for the log files; created if missing.
+        keep_open: A file descriptor that stays open until the group has ended, such as a lock.
 
     Example:
         ```python
@@ -64,8 +64,7 @@ class Children:
         self.logs = logs
         self._started: dict[str, Child] = {}
         logs.mkdir(parents=True, exist_ok=True)
-        # The parent's end of the pipe closes when the parent ends: Python's pipes are not
-        # inherited by other children.
+        # The write end closes with this process: Python's pipes are not inherited by children.
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "demo.up.guard"],
             stdin=subprocess.PIPE,
@@ -97,14 +96,11 @@ class Children:
         """Start a process.
 
         Args:
-            name: What messages and its log file call it. A child of that name that has ended is
-                replaced, and its log is written on.
+            name: Used in messages and for the log file. Replaces an ended child of that name and
+                appends to its log.
             command: Program and arguments.
-            env: Its environment; this process's if None.
-            cwd: Its working directory; this process's if None.
-
-        Returns:
-            The child.
+            env: Environment; None inherits.
+            cwd: Working directory; None inherits.
         """
         log = self.logs / f"{name}.log"
         if name not in self._started and log.exists():
@@ -125,16 +121,16 @@ class Children:
         return child
 
     def kill(self, name: str) -> None:
-        """Kill a child; `check` tells of it until a child of that name is started again."""
+        """Kill a child with SIGKILL; `check` raises until it is started again."""
         process = self._started[name].process
         process.kill()
         process.wait()
 
     def check(self) -> None:
-        """Raise if a child has ended.
+        """Check that all children are alive.
 
         Raises:
-            ChildDiedError: With the name, the exit code and the last log lines of the first.
+            ChildDiedError: If one has ended.
         """
         for child in self._started.values():
             if (code := child.process.poll()) is not None:
@@ -143,7 +139,7 @@ class Children:
                     f"{child.name} ended {how}. The end of {child.log}:\n{child.last_lines()}"
                 )
         if self._guard.poll() is not None:
-            raise ChildDiedError("the guard of the process group ended; was it killed?")
+            raise ChildDiedError("the guard of the process group has ended; was it killed?")
 
     def wait_until(
         self,
@@ -152,16 +148,16 @@ class Children:
         timeout_s: float,
         waiting_for: str,
     ) -> None:
-        """Wait until a condition holds, looking after the children meanwhile.
+        """Poll until `ready()`, checking the children meanwhile.
 
         Args:
             ready: The condition.
-            timeout_s: How long to wait at most, seconds.
-            waiting_for: Name of the child that the condition is about.
+            timeout_s: Timeout in seconds.
+            waiting_for: The child that the condition is about, for the message.
 
         Raises:
             ChildDiedError: If a child ended.
-            NotReadyError: If the condition did not hold in time.
+            NotReadyError: On timeout.
         """
         until = time.monotonic() + timeout_s
         while not ready():
@@ -175,9 +171,9 @@ class Children:
             time.sleep(0.1)
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """End all children and theirs: ask them to, and after `grace_s` seconds end them.
+        """End the group: SIGTERM, and SIGKILL after `grace_s` seconds.
 
-        Run workers are asked too; they stop after the record that they are at.
+        Run workers get the signal too and stop after their current record.
         """
         if self._guard.returncode is not None:
             return
@@ -201,18 +197,18 @@ class Children:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """Return what a child does first, so that the kernel ends it with its parent (Linux only).
+    """Return a preexec function with which the kernel ends the child with its parent (Linux).
 
-    The second net: it also works when the guard is killed in the same stroke.
+    A second safety net, in case the guard is killed at the same moment.
     """
     if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None)  # loaded before the fork: little is safe after it
+    libc = ctypes.CDLL(None)  # loaded before the fork, where little is safe
     parent = os.getpid()
 
     def set_signal() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the call above
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
 
     return set_signal

@@ -1,4 +1,4 @@
-"""`python -m demo up`: the whole deployment on this machine."""
+"""`python -m demo up`: run the whole deployment on this machine."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ EXPLAINED = (
     type=Port(),
     default=3000,
     show_default=True,
-    help="Port of Dagster's web pages.",
+    help="Port of Dagster's UI and the API.",
 )
 @click.option(
     "--sandbox-port",
@@ -56,7 +56,7 @@ EXPLAINED = (
     default=0.1,
     show_default=True,
     metavar="SECONDS",
-    help="How long the sandbox takes to answer.",
+    help="Latency of the sandbox.",
 )
 @click.option(
     "--with-parent",
@@ -64,10 +64,10 @@ EXPLAINED = (
     help="Also stop when the process that started this one ends.",
 )
 def up(workspace: Path, port: int, sandbox_port: int, latency: float, with_parent: bool) -> None:
-    """Start everything on this machine, and stay until Ctrl-C.
+    """Run everything on this machine until Ctrl-C.
 
-    The store, the sandbox that plays the third-party services, Dagster's webserver and its
-    daemon. All of it is in DAGSTER_HOME (default: .tidegate/home beside the workspace file).
+    Starts the sandbox (simulated third-party services), Dagster's webserver and its daemon, with
+    the store and all data in DAGSTER_HOME (default: .tidegate/home beside the workspace file).
     """
     console = Console(highlight=False, soft_wrap=True)
 
@@ -93,30 +93,23 @@ def up(workspace: Path, port: int, sandbox_port: int, latency: float, with_paren
 
 
 def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: int) -> None:
-    tidegate = _command()
-    away = "" if sandbox_port == DEFAULT_PORT else f"{URL_VARIABLE}={where.sandbox} "
+    environment = "" if sandbox_port == DEFAULT_PORT else f"{URL_VARIABLE}={where.sandbox} "
     console.print(f"""
 [bold]Tidegate is up[/] (in {where.started_in_s:.1f} s). Ctrl-C stops it.
 
   Dagster   {where.web}
   API       {where.web}/api/v1
-  Sandbox   {where.sandbox}  plays the third-party services
+  Sandbox   {where.sandbox}  (simulated third-party services)
   Home      {where.home}
   Logs      {where.logs}
 
-The sensor new_lead_files finds the lead files and starts a run of outreach for each.
+The sensor new_lead_files starts a run of outreach for each lead file.
 
-[bold]Try[/], in another terminal:
-  {away}{tidegate} sandbox fail instantly --for 120
-[bold]and look at[/]
-  {where.web}/runs  runs that come to instantly end as Canceled, with the reason; others go on
-  {where.web}/deployment/concurrency  its pools are at 0
-  {where.web}/automation  schedules and sensors of campaigns that need it are stopped
-A while after the two minutes all of it is back, and each run goes on where it stopped.
+[bold]Try[/], in a second terminal:
+  {environment}make outage SERVICE=instantly FOR=120
+[bold]and watch[/]
+  {where.web}/runs  runs that reach instantly end as Canceled, with the reason
+  {where.web}/deployment/concurrency  its pools have the limit 0
+  {where.web}/automation  schedules and sensors of the affected campaigns are stopped
+When the service recovers, everything resumes where it stopped.
 """)
-
-
-def _command() -> str:
-    """Return how a person in the current directory calls `tidegate`."""
-    local = Path(".venv/bin/tidegate")
-    return str(local) if local.exists() else "tidegate"

@@ -1,4 +1,4 @@
-"""What Dagster's webserver says of the processes around it, over its GraphQL API."""
+"""The state of a deployment, from the GraphQL API of its webserver."""
 
 import json
 import urllib.error
@@ -38,11 +38,11 @@ TIMEOUT_S = 10.0
 
 
 class LocationError(Exception):
-    """A code location can't be loaded; the message is Dagster's."""
+    """A code location failed to load; the message is Dagster's."""
 
 
 def answers(url: str) -> bool:
-    """Return whether a server answers at `url`, whatever it says."""
+    """Return whether a server responds at `url`, with any status."""
     try:
         urllib.request.urlopen(url, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
@@ -52,18 +52,11 @@ def answers(url: str) -> bool:
     return True
 
 
-def all_well(url: str, token: str | None = None) -> bool:
-    """Return whether every code location is loaded and every daemon alive.
-
-    Args:
-        url: Address of the webserver.
-        token: A token, where it asks for one.
-
-    Returns:
-        False while something is still starting.
+def all_healthy(url: str, token: str | None = None) -> bool:
+    """Return whether every code location is loaded and every daemon is healthy.
 
     Raises:
-        LocationError: If a code location can't be loaded.
+        LocationError: If a code location failed to load.
     """
     try:
         data = _ask(url, QUERY, token)
@@ -83,33 +76,25 @@ def all_well(url: str, token: str | None = None) -> bool:
 
 
 def recent_partition(url: str, job: str) -> str:
-    """Return a recent partition of a job, older than what its schedule may be about to start.
-
-    Args:
-        url: Address of the webserver.
-        job: Name of a job with time partitions.
+    """Return the third newest partition of a job: its schedule will not start that one.
 
     Raises:
-        LookupError: If no code location has such a job, or it has no partitions yet.
+        LookupError: If there is no such job, or it has no partitions.
     """
     for entry in _ask(url, PARTITIONS)["workspaceOrError"]["locationEntries"]:
         for repository in entry["locationOrLoadError"]["repositories"]:
-            for found in repository["partitionSets"]:
-                names = [p["name"] for p in found["partitionsOrError"].get("results", [])]
-                if found["pipelineName"] == job and names:
+            for partition_set in repository["partitionSets"]:
+                names = [p["name"] for p in partition_set["partitionsOrError"].get("results", [])]
+                if partition_set["pipelineName"] == job and names:
                     return min(names)
     raise LookupError(f"no job {job!r} with partitions at {url}")
 
 
-def at_work(url: str, token: str | None = None) -> int:
-    """Return how many runs have left the queue and not ended.
-
-    Args:
-        url: Address of the webserver.
-        token: A token, where it asks for one.
+def running_runs(url: str, token: str | None = None) -> int:
+    """Return the number of runs that have left the queue and not ended.
 
     Raises:
-        OSError: If it does not answer.
+        OSError: If the webserver is unreachable.
     """
     return _ask(url, AT_WORK, token)["runsOrError"]["count"]
 

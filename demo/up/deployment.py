@@ -1,4 +1,4 @@
-"""Starts the sandbox, Dagster's webserver and its daemon, and stays until told to stop."""
+"""Starts the sandbox, Dagster's webserver and its daemon, and runs until stopped."""
 
 import os
 import signal
@@ -27,24 +27,25 @@ from demo.up.guard import GRACE_S
 from demo.up.ports import LOOPBACK, require_free
 
 READY_TIMEOUT_S = 120.0
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 PAUSE_TIMEOUT_S = 5.0
+PROJECT = Path(__file__).resolve().parents[2]
 TOKEN_LIFETIME = timedelta(days=30)
-# Not "logs": Dagster sends what is in DAGSTER_HOME/logs to its telemetry server, and removes it,
-# also where telemetry is switched off in dagster.yaml (dagster/_core/telemetry_upload.py).
+# Not "logs": Dagster uploads the contents of DAGSTER_HOME/logs as telemetry and deletes them,
+# even if telemetry is disabled in dagster.yaml (dagster/_core/telemetry_upload.py).
 LOGS = Path("tidegate", "logs")
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running deployment is found.
+    """Addresses and directories of a running deployment.
 
     Attributes:
-        web: URL of Dagster's pages and of the API.
+        web: URL of Dagster's UI and of the API.
         sandbox: URL of the sandbox.
         home: The DAGSTER_HOME.
-        logs: Directory with a log file of each process.
-        started_in_s: How long it took to get ready, seconds.
+        logs: Directory with one log file per process.
+        started_in_s: Startup time, in seconds.
     """
 
     web: str
@@ -55,7 +56,7 @@ class Addresses:
 
 
 def daemon_command(workspace: Path) -> list[str]:
-    """Return the command of Dagster's daemon, with this interpreter."""
+    """Return the command that runs Dagster's daemon with this interpreter."""
     return [
         sys.executable, "-m", "dagster._daemon", "run",
         "--workspace", str(workspace), "--log-level", "warning",
@@ -73,23 +74,25 @@ def start(
     given_up: Callable[[], bool] = lambda: False,
     token: str | None = None,
 ) -> None:
-    """Start the three processes and wait until each answers.
+    """Start the three processes and wait until they respond.
 
     Args:
-        children: Whose children they become.
+        children: The group that they join.
         workspace: The project's `workspace.yaml`.
         port: Port of Dagster's webserver.
         sandbox_port: Port of the sandbox.
         sandbox_options: More options of `python -m demo sandbox serve`.
-        env: Their environment; it has DAGSTER_HOME and where the sandbox is.
-        given_up: Whether to wait no longer.
-        token: A token, where the store has any, so that Dagster's pages can be asked.
+        env: Their environment, with DAGSTER_HOME and DEMO_SANDBOX_URL.
+        given_up: Returns whether to stop waiting.
+        token: An API token, if the store has any.
 
     Raises:
-        ChildDiedError: If a process ended by itself.
+        ChildDiedError: If a process exited.
         NotReadyError: If a process was not ready in time.
-        LocationError: If a code location can't be loaded.
+        LocationError: If a code location failed to load.
     """
+    # `python -m demo` is not installed: children find it where this process did.
+    env = {**env, "PYTHONPATH": os.pathsep.join([str(PROJECT), *_python_path(env)])}
     make_dagster_storage(Path(env["DAGSTER_HOME"]))
     web, sandbox = address(port), address(sandbox_port)
     commands = {
@@ -108,7 +111,7 @@ def start(
     for name, ready in (
         ("sandbox", lambda: dagster_web.answers(f"{sandbox}/_stats")),
         ("webserver", lambda: dagster_web.answers(f"{web}/server_info")),
-        ("daemon", lambda: dagster_web.all_well(web, token)),
+        ("daemon", lambda: dagster_web.all_healthy(web, token)),
     ):
         children.wait_until(
             lambda ready=ready: given_up() or ready(),
@@ -118,10 +121,10 @@ def start(
 
 
 def make_dagster_storage(home: Path) -> None:
-    """Make the databases of Dagster's embedded default in a DAGSTER_HOME.
+    """Create Dagster's SQLite databases in a DAGSTER_HOME.
 
-    Dagster does so when they are first used, and processes that do it at the same moment get in
-    each other's way ("Version table 'alembic_version' has more than one head present").
+    Dagster creates them on first use. Processes that do so concurrently fail with "Version table
+    'alembic_version' has more than one head present".
     """
     with dg.DagsterInstance.from_config(str(home)) as instance:
         instance.get_runs_count()
@@ -131,7 +134,7 @@ def make_dagster_storage(home: Path) -> None:
 
 
 def address(port: int) -> str:
-    """Return the URL of a server of this deployment."""
+    """Return the URL of a local server."""
     return f"http://{LOOPBACK}:{port}"
 
 
@@ -147,24 +150,24 @@ def run(
 ) -> None:
     """Run the deployment until SIGINT, SIGTERM or SIGHUP.
 
-    Runs that work then pause first, for a few seconds at most, and go on at the next start. A
-    second signal skips that.
+    Running work then pauses, for up to `PAUSE_TIMEOUT_S` seconds, and resumes at the next start.
+    A second signal skips the pause.
 
     Args:
         workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
         port: Port of Dagster's webserver.
         sandbox_port: Port of the sandbox.
-        latency_s: How long the sandbox takes to answer, in seconds.
-        ready: Called once everything answers.
-        tell: Told what a person should know meanwhile.
-        with_parent: Also stop when the process that started this one ends.
+        latency_s: Latency of the sandbox, in seconds.
+        ready: Called once everything responds.
+        tell: Receives messages for the user.
+        with_parent: Also stop when the parent process ends.
 
     Raises:
         HomeError: If DAGSTER_HOME can't be used, or another deployment uses it.
-        PortTakenError: If a port is taken.
-        ChildDiedError: If a process ended by itself.
+        PortTakenError: If a port is in use.
+        ChildDiedError: If a process exited.
         NotReadyError: If a process was not ready in time.
-        LocationError: If a code location can't be loaded.
+        LocationError: If a code location failed to load.
     """
     began = time.monotonic()
     parent = os.getppid()
@@ -173,7 +176,7 @@ def run(
         require_free(port, user="Dagster's webserver", option="--port")
         require_free(sandbox_port, user="the sandbox", option="--sandbox-port")
         os.environ["DAGSTER_HOME"] = str(home)
-        os.environ["TIDEGATE_SANDBOX_URL"] = address(sandbox_port)
+        os.environ["DEMO_SANDBOX_URL"] = address(sandbox_port)
         upgrade_store(default_url())
 
         def gone() -> bool:
@@ -196,13 +199,17 @@ def run(
             ready(Addresses(address(port), address(sandbox_port), home, children.logs, took))
             while not gone():
                 children.check()
-                stopped.wait(LOOK_EVERY_S)
+                stopped.wait(POLL_INTERVAL_S)
             tell("stopping")
             _pause_work(address(port), token, tell, at_once)
 
 
+def _python_path(env: Mapping[str, str]) -> list[str]:
+    return [path for path in [env.get("PYTHONPATH")] if path]
+
+
 def upgrade_store(url: str) -> None:
-    """Make the store ready for this version."""
+    """Create or upgrade the store."""
     store = Store(url)
     try:
         schema.upgrade(store)
@@ -235,14 +242,13 @@ def _revoke(store: Store, name: str) -> None:
 def _pause_work(
     web: str, token: str | None, tell: Callable[[str], None], at_once: threading.Event
 ) -> None:
-    """Let runs stop between two records: a run whose process is ended in its work has failed.
+    """Place a hold on everything, so that runs stop between two records instead of failing.
 
-    The hold ends by itself when there is nothing left that it could hold, so that the next start
-    has nothing to undo.
+    The hold expires on its own, so the next start has nothing to undo.
     """
     store = Store(default_url())
     try:
-        if not dagster_web.at_work(web, token):
+        if not dagster_web.running_runs(web, token):
             return
         with store.begin() as conn:
             now = store.now(conn)
@@ -256,20 +262,20 @@ def _pause_work(
                 expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
             )
         until = time.monotonic() + PAUSE_TIMEOUT_S
-        while left := dagster_web.at_work(web, token):
+        while left := dagster_web.running_runs(web, token):
             if time.monotonic() > until or at_once.is_set():
-                tell(f"{left} runs did not pause in time; they are ended in their work")
+                tell(f"{left} runs did not pause in time and will be killed")
                 return
             at_once.wait(0.1)
     except (OSError, SQLAlchemyError) as error:
-        tell(f"runs are ended in their work: they can't be paused ({error})")
+        tell(f"running work can't be paused and will be killed ({error})")
     finally:
         store.dispose()
 
 
 @contextmanager
 def _stop_signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Yield two events: set by a signal that asks the process to stop, and by a second one."""
+    """Yield two events: the first is set by the first stop signal, the second by the next."""
     stopped, at_once = threading.Event(), threading.Event()
 
     def ask(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The DAGSTER_HOME of a local deployment: its place, its dagster.yaml and its lock."""
+"""The DAGSTER_HOME of a local deployment: its path, dagster.yaml and lock."""
 
 import fcntl
 import os
@@ -17,17 +17,13 @@ class HomeError(Exception):
 
 
 def prepare(project: Path) -> Path:
-    """Return the DAGSTER_HOME to use, made ready.
+    """Create the DAGSTER_HOME and return its path.
 
-    Args:
-        project: Directory with the project's `dagster.yaml`.
-
-    Returns:
-        The directory that the variable DAGSTER_HOME names, else `.tidegate/home` in the project.
-        It has a `dagster.yaml`: its own, or a link to the project's.
+    It is the environment variable DAGSTER_HOME, else `.tidegate/home` in the project, and gets a
+    link to the project's `dagster.yaml` unless it has its own.
 
     Raises:
-        HomeError: If DAGSTER_HOME is not an absolute path, or no `dagster.yaml` is found.
+        HomeError: If DAGSTER_HOME is not an absolute path, or there is no `dagster.yaml`.
     """
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named) if named else project / ".tidegate" / "home"
@@ -39,30 +35,30 @@ def prepare(project: Path) -> Path:
 
 
 def link_instance_config(project: Path, home: Path) -> None:
-    """Give `home` a link to the project's `dagster.yaml`, unless it has a file of its own.
+    """Link the project's `dagster.yaml` into `home`, unless it has its own file.
 
     Raises:
         HomeError: If the project has no `dagster.yaml` and `home` has none of its own.
     """
-    ours, its = project / "dagster.yaml", home / "dagster.yaml"
-    if its.is_file() and not its.is_symlink():
+    source, target = project / "dagster.yaml", home / "dagster.yaml"
+    if target.is_file() and not target.is_symlink():
         return
-    if not ours.is_file():
+    if not source.is_file():
         raise HomeError(f"there is no dagster.yaml in {project}; run this in the project's folder")
-    its.unlink(missing_ok=True)  # a link to where the project was before
-    its.symlink_to(ours.resolve())
+    target.unlink(missing_ok=True)  # the project may have moved
+    target.symlink_to(source.resolve())
 
 
 @contextmanager
 def lock(home: Path, tell: Callable[[str], None]) -> Iterator[int]:
-    """Hold the lock of a home, so that it has one set of processes.
+    """Lock a home, so that only one deployment uses it.
 
-    The lock is the kernel's (flock), so it ends with its holders: this process and the guard of
-    its children. The file's text says who holds it.
+    This is flock by hand, because the guard must inherit the descriptor: the lock is then held
+    until the last child has ended, which `filelock` can't do. The file contains the holder's pid.
 
     Args:
         home: The DAGSTER_HOME.
-        tell: Told, if a process that is gone had left the lock.
+        tell: Receives a message if the lock of a dead process is taken over.
 
     Yields:
         The file descriptor of the lock.
@@ -80,12 +76,12 @@ def lock(home: Path, tell: Callable[[str], None]) -> Iterator[int]:
                     f"{home} is in use by another 'python -m demo up', pid {holder or 'unknown'}. "
                     "Stop that one first (Ctrl-C in its terminal"
                     + (f", or 'kill {holder}'" if holder else "")
-                    + "), or set DAGSTER_HOME to another directory and choose other ports"
+                    + "), or use another DAGSTER_HOME and other ports"
                 )
-            time.sleep(0.1)  # its guard is still ending its children
+            time.sleep(0.1)  # a guard is still ending its children
             holder = _holder(file.fileno()) or holder
         if holder is not None:
-            tell(f"taking over {path} from pid {holder}, which is gone")
+            tell(f"taking over {path} from pid {holder}, which has ended")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

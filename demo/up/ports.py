@@ -1,4 +1,4 @@
-"""TCP ports of this machine."""
+"""TCP ports on this machine."""
 
 import socket
 
@@ -6,34 +6,34 @@ LOOPBACK = "127.0.0.1"
 
 
 class PortTakenError(Exception):
-    """Another process listens on a port that is needed; the message names the option to change."""
+    """A port is in use; the message names the option that selects another."""
 
 
 def require_free(port: int, *, user: str, option: str) -> None:
-    """Check that nothing listens on a port.
+    """Check that a port can be bound.
 
     Args:
         port: The port.
-        user: Who needs it, for the message.
-        option: The option that chooses another.
+        user: What needs it, for the message.
+        option: The command line option that selects another.
 
     Raises:
-        PortTakenError: If something does.
+        PortTakenError: If it is in use.
     """
     with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT is free.
+        # As servers do: a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             raise PortTakenError(
-                f"port {port}, which {user} needs, can't be used: {error.strerror}. "
-                f"Stop what uses it, or choose another port with {option}"
+                f"{user} needs port {port}, which can't be used: {error.strerror}. "
+                f"Stop the process that uses it, or select another port with {option}"
             ) from error
 
 
 def free() -> int:
-    """Return a port that is free now; another process may take it before it is used."""
+    """Return a port that is free now; another process may take it before you do."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]

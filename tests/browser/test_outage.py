@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
@@ -35,7 +35,7 @@ class Deployment:
         for seed in range(FILES):
             write_lead_file(leads / f"leads-{seed}.csv", LEADS, seed=seed)
         self.url = f"http://127.0.0.1:{port}"
-        self.sandbox = SandboxControl(f"http://127.0.0.1:{sandbox_port}")
+        self.sandbox = SandboxClient(f"http://127.0.0.1:{sandbox_port}")
         self.log = home / "up.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Deployment:
                     *("--port", str(port), "--sandbox-port", str(sandbox_port)),
                 ],
                 cwd=PROJECT,
-                env={**os.environ, "DAGSTER_HOME": str(home), "TIDEGATE_LEADS": str(leads)},
+                env={**os.environ, "DAGSTER_HOME": str(home), "DEMO_LEADS": str(leads)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -24,7 +24,7 @@ from dagster_tidegate.store import tables as t
 from tests.chaos.evidence import Notes
 from tests.chaos.plan import GROUPED, SERVICES, Form, of
 
-SANDBOX = os.environ["TIDEGATE_SANDBOX_URL"]
+SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 rounds = dg.DynamicPartitionsDefinition(name="rounds")
 
 

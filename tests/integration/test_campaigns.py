@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from dagster_tidegate.store.database import Store
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from pipelines.account_digest import ACCOUNTS_AN_HOUR, account_digest
@@ -35,7 +35,7 @@ def leads(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def resources(
-    sandbox: SandboxControl, store_url: str, leads: Path, tmp_path: Path
+    sandbox: SandboxClient, store_url: str, leads: Path, tmp_path: Path
 ) -> dict[str, Any]:
     return build_resources(
         sandbox_url=sandbox.url,
@@ -77,7 +77,7 @@ def rows(store_url: str, table: sa.Table) -> pd.DataFrame:
 
 
 def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
-    sandbox: SandboxControl,
+    sandbox: SandboxClient,
     leads: Path,
     instance: dg.DagsterInstance,
     resources: dict[str, Any],
@@ -113,7 +113,7 @@ def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
 
 
 def test_an_outage_pauses_outreach_and_the_next_run_goes_on_where_it_stopped(
-    sandbox: SandboxControl,
+    sandbox: SandboxClient,
     leads: Path,
     instance: dg.DagsterInstance,
     resources: dict[str, Any],

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.sandbox.answers import SERVICES
+from demo.sandbox.client import SandboxClient, SandboxError
 from demo.sandbox.command import sandbox as command
-from demo.sandbox.control import SandboxControl, SandboxError
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.server import PortTakenError, listen
 
@@ -24,7 +24,7 @@ LEADS = "/instantly/api/v2/leads"
 
 
 @pytest.fixture
-def client(sandbox: SandboxControl) -> Iterator[httpx.Client]:
+def client(sandbox: SandboxClient) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=sandbox.url) as client:
         yield client
 
@@ -35,7 +35,7 @@ def add(client: httpx.Client, email: str, key: str | None = None) -> httpx.Respo
 
 
 def test_an_outage_refuses_calls_and_health_until_healed(
-    sandbox: SandboxControl, client: httpx.Client
+    sandbox: SandboxClient, client: httpx.Client
 ):
     sandbox.place("instantly", Fault(mode=Mode.OUTAGE, status=502, retry_after_s=7))
     refused = add(client, "ann@acme.example")
@@ -50,14 +50,14 @@ def test_an_outage_refuses_calls_and_health_until_healed(
     assert sandbox.stats()["instantly"]["by_status"] == {"200": 1, "502": 1}
 
 
-def test_a_rate_limit_is_429_with_retry_after(sandbox: SandboxControl, client: httpx.Client):
+def test_a_rate_limit_is_429_with_retry_after(sandbox: SandboxClient, client: httpx.Client):
     sandbox.place("instantly", Fault(mode=Mode.RATE_LIMIT))
     refused = add(client, "ann@acme.example")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
 
 
 def test_a_slow_call_takes_effect_though_nobody_waits_for_the_answer(
-    sandbox: SandboxControl, client: httpx.Client
+    sandbox: SandboxClient, client: httpx.Client
 ):
     sandbox.place("instantly", Fault(mode=Mode.SLOW, latency_s=30))
     with pytest.raises(httpx.ReadTimeout):
@@ -66,7 +66,7 @@ def test_a_slow_call_takes_effect_though_nobody_waits_for_the_answer(
 
 
 def test_a_wrong_answer_is_200_without_what_was_asked_for(
-    sandbox: SandboxControl, client: httpx.Client
+    sandbox: SandboxClient, client: httpx.Client
 ):
     sandbox.place("instantly", Fault(mode=Mode.WRONG))
     answers = [add(client, f"{n}@b.example") for n in range(2)]
@@ -74,13 +74,13 @@ def test_a_wrong_answer_is_200_without_what_was_asked_for(
     assert not any('"email"' in answer.text for answer in answers)
 
 
-def test_half_of_the_calls_fail(sandbox: SandboxControl, client: httpx.Client):
+def test_half_of_the_calls_fail(sandbox: SandboxClient, client: httpx.Client):
     sandbox.place("instantly", Fault(mode=Mode.SHARE, share=0.5))
     statuses = [add(client, f"{n}@b.example").status_code for n in range(10)]
     assert statuses.count(503) == 5
 
 
-def test_keys_and_calls_tell_what_arrived(sandbox: SandboxControl, client: httpx.Client):
+def test_keys_and_calls_tell_what_arrived(sandbox: SandboxClient, client: httpx.Client):
     add(client, "ann@acme.example", "k1")
     between = datetime.now(UTC)
     add(client, "ann@acme.example", "k1")
@@ -92,13 +92,13 @@ def test_keys_and_calls_tell_what_arrived(sandbox: SandboxControl, client: httpx
 
 
 def test_bad_orders_are_refused_and_say_what_would_be_right(
-    sandbox: SandboxControl, client: httpx.Client
+    sandbox: SandboxClient, client: httpx.Client
 ):
     with pytest.raises(SandboxError, match="there are apollo, millionverifier"):
         sandbox.heal("gmail")
     answer = client.post("/_control/openai", json={"mode": "slow", "share": 1})
     assert answer.status_code == 422
-    assert answer.json()["error"] == "mode slow has no use for share; it takes for_s, latency_s"
+    assert answer.json()["error"] == "mode slow does not use share; it uses for_s, latency_s"
     assert client.get("/_calls?since=2026-03-01T09:00:00").status_code == 422
     assert client.get("/_calls?limit=-1").status_code == 422
     assert client.post(LEADS, content=b"x" * 1_100_000).status_code == 413
@@ -128,14 +128,14 @@ def test_no_request_breaks_the_server(client: httpx.Client, path: str, body: byt
     assert client.post(path, content=body).status_code < 500
 
 
-def test_a_taken_port_is_named(sandbox: SandboxControl):
+def test_a_taken_port_is_named(sandbox: SandboxClient):
     port = httpx.URL(sandbox.url).port
     assert port is not None
     with pytest.raises(PortTakenError, match=f"port {port} of 127.0.0.1 .* --port"):
         listen(port)
 
 
-def test_the_command_steers_a_running_sandbox(sandbox: SandboxControl, client: httpx.Client):
+def test_the_command_steers_a_running_sandbox(sandbox: SandboxClient, client: httpx.Client):
     def tidegate(*words: str) -> str:
         result = CliRunner().invoke(command, [*words, "--url", sandbox.url])
         assert result.exit_code == 0, result.output
@@ -147,12 +147,12 @@ def test_the_command_steers_a_running_sandbox(sandbox: SandboxControl, client: h
     refused = client.get("/openai/health")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "9")
     assert tidegate("slow", "openai", "--latency", "0.01").startswith(
-        "openai: slow until 'tidegate"
+        "openai: slow until 'python -m demo"
     )
     assert client.get("/openai/health").status_code == 200
     assert re.search(r"openai +slow +0", tidegate("stats"))
-    assert tidegate("heal") == "openai: healed\n"
-    assert tidegate("heal", "apollo") == "apollo: was well\n"
+    assert tidegate("heal") == "openai: recovered\n"
+    assert tidegate("heal", "apollo") == "apollo: was healthy\n"
     add(client, "ann@acme.example")
     counts = json.loads(tidegate("stats", "--json", "--reset"))
     assert counts["instantly"]["calls"] == 1
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_the_sandbox_quietly():
         text=True,
     )
     assert process.stdout is not None
-    with SandboxControl(process.stdout.readline().split()[1]) as control:
+    with SandboxClient(process.stdout.readline().split()[1]) as control:
         control.wait_until_up()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -11,7 +11,7 @@ import pytest
 
 from dagster_tidegate import BreakerOpenError
 from demo.sandbox.answers import SERVICES
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from resources.client import WrongAnswerError
 from resources.deployment import build_resources
@@ -20,7 +20,7 @@ LEAD = {"email": "zoë@acme.example", "first_name": "Zoë", "last_name": "Ω", "
 
 
 @pytest.fixture
-def clients(sandbox: SandboxControl, sqlite_url: str, tmp_path: Path) -> Iterator[Any]:
+def clients(sandbox: SandboxClient, sqlite_url: str, tmp_path: Path) -> Iterator[Any]:
     resources = build_resources(
         sandbox_url=sandbox.url, leads=tmp_path, home=tmp_path, store_url=sqlite_url
     )
@@ -28,7 +28,7 @@ def clients(sandbox: SandboxControl, sqlite_url: str, tmp_path: Path) -> Iterato
         yield stack.enter_context(dg.build_resources(resources))
 
 
-def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxControl):
+def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxClient):
     person = clients.apollo.match(LEAD, idempotency_key="k")
     assert person.organization.name == "Acme"
     assert clients.millionverifier.verify("a@b.example", idempotency_key="k") == "ok"
@@ -51,7 +51,7 @@ def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxControl
     ],
 )
 def test_failures_of_a_service_open_its_breaker_and_no_other(
-    clients: Any, sandbox: SandboxControl, fault: Fault, error: type[Exception]
+    clients: Any, sandbox: SandboxClient, fault: Fault, error: type[Exception]
 ):
     sandbox.place("openai", fault)
     for n in range(4):
@@ -67,7 +67,7 @@ def test_failures_of_a_service_open_its_breaker_and_no_other(
     assert clients.perplexity.news("Acme", idempotency_key="k")
 
 
-def test_a_call_that_takes_too_long_fails(clients: Any, sandbox: SandboxControl):
+def test_a_call_that_takes_too_long_fails(clients: Any, sandbox: SandboxClient):
     sandbox.place("millionverifier", Fault(mode=Mode.SLOW, latency_s=30))
     with pytest.raises(httpx.ReadTimeout):
         clients.millionverifier.verify("a@b.example", idempotency_key="k")
@@ -79,13 +79,13 @@ def test_a_request_that_the_service_refuses_opens_nothing(clients: Any):
             clients.millionverifier.verify("", idempotency_key=str(n))
 
 
-def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxControl):
+def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxClient):
     sandbox.place("apollo", Fault(mode=Mode.WRONG))
     with pytest.raises(WrongAnswerError, match="apollo answered 200 to api/v1/people/match"):
         clients.apollo.match(LEAD, idempotency_key="k")
 
 
-def test_half_of_the_calls_failing_is_an_outage_too(clients: Any, sandbox: SandboxControl):
+def test_half_of_the_calls_failing_is_an_outage_too(clients: Any, sandbox: SandboxClient):
     sandbox.place("millionverifier", Fault(mode=Mode.SHARE, share=0.5))
 
     def verify_all() -> None:

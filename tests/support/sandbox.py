@@ -5,11 +5,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 
 
 @contextmanager
-def sandbox_process() -> Iterator[SandboxControl]:
+def sandbox_process() -> Iterator[SandboxClient]:
     """Run a sandbox process on a free port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0"],
@@ -18,7 +18,7 @@ def sandbox_process() -> Iterator[SandboxControl]:
     )
     try:
         assert process.stdout is not None
-        with SandboxControl(process.stdout.readline().split()[1]) as control:
+        with SandboxClient(process.stdout.readline().split()[1]) as control:
             control.wait_until_up()
             yield control
     finally:

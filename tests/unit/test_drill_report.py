@@ -8,40 +8,42 @@ import pytest
 
 from dagster_tidegate.statuses import RunStatus
 from demo.drill.report import (
-    DagsterRun,
+    AttemptTimes,
     Evidence,
+    InstanceSettings,
     Report,
-    Settings,
+    RunResult,
     Transition,
-    Try,
-    broken,
-    report,
+    summarize,
+    violations,
 )
 
 START = datetime(2026, 3, 1, 9, tzinfo=UTC)
-SETTINGS = Settings({"instantly": "3"}, {"sensor new_lead_files": "DECLARED_IN_CODE"})
+SETTINGS = InstanceSettings({"instantly": "3"}, {"sensor new_lead_files": "DECLARED_IN_CODE"})
 
 
 def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def trial(number: int, started: float, ended: float | None, outcome: RunStatus | None) -> Try:
+def trial(
+    number: int, started: float, ended: float | None, outcome: RunStatus | None
+) -> AttemptTimes:
     end = None if ended is None else at(ended)
-    return Try("outreach/a", number, at(started), end, outcome)
+    return AttemptTimes("outreach/a", number, at(started), end, outcome)
 
 
 GOOD = Evidence(
     service="instantly",
-    needing=frozenset({"outreach"}),
-    not_needing=frozenset({"digest", "hygiene"}),
-    wanted=frozenset({"a/ann@x.example", "a/bob@x.example"}),
+    affected=frozenset({"outreach"}),
+    unaffected=frozenset({"digest", "hygiene"}),
+    expected=frozenset({"a/ann@x.example", "a/bob@x.example"}),
     effects={"a/ann@x.example": 1, "a/bob@x.example": 1},
     repeats=0,
     calls_total=12,
     # Five fail, the breaker opens at 10; one was under way; at 15 a trial fails, at 25 one works.
     arrivals=[at(s) for s in (9, 9.2, 9.4, 9.6, 9.8, 10.3, 15.1, 25.1, 26)],
-    answered=[at(25.1), at(26)],
+    successes=[at(25.1), at(26)],
     healed_at=at(20),
     transitions=[
         Transition(at(10), "open"),
@@ -53,13 +55,13 @@ GOOD = Evidence(
     queue_stopped_at=at(10.5),
     schedules_stopped_at=at(11),
     all_paused_at=at(12),
-    ever_paused=frozenset({"outreach"}),
+    paused_campaigns=frozenset({"outreach"}),
     runs=[
-        DagsterRun("outreach", "CANCELED", paused=True),
-        DagsterRun("outreach", "SUCCESS", paused=False),
-        DagsterRun("digest", "SUCCESS", paused=False),
+        RunResult("outreach", "CANCELED", paused=True),
+        RunResult("outreach", "SUCCESS", paused=False),
+        RunResult("digest", "SUCCESS", paused=False),
     ],
-    tries=[
+    attempts=[
         trial(1, 0, 11, RunStatus.PAUSED),
         trial(2, 24, 30, RunStatus.COMPLETED),
         trial(3, 31, 32, RunStatus.COMPLETED),  # a person ran it again: it resumed nothing
@@ -68,12 +70,12 @@ GOOD = Evidence(
     completed_at=at(30),
     before=SETTINGS,
     after=SETTINGS,
-    left_over=[],
+    unfinished=[],
 )
 
 
 def test_the_figures_of_a_good_drill():
-    assert report(GOOD) == Report(
+    assert summarize(GOOD) == Report(
         records_total=2,
         records_done=2,
         records_lost=0,
@@ -94,45 +96,48 @@ def test_the_figures_of_a_good_drill():
         schedules_restored=True,
         pools_restored=True,
     )
-    assert broken(GOOD) == []
+    assert violations(GOOD) == []
 
 
-CHANGED = Settings({"instantly": "unset"}, {"sensor new_lead_files": "STOPPED"})
+CHANGED = InstanceSettings({"instantly": "unset"}, {"sensor new_lead_files": "STOPPED"})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"effects": {"a/ann@x.example": 1}}, "1 records lost: a/bob@x.example"),
-        ({"effects": {**GOOD.effects, "a/ann@x.example": 2}}, "took effect twice"),
-        ({"effects": {**GOOD.effects, "a/eve@x.example": 1}}, "arrived that nobody sent"),
+        ({"effects": {**GOOD.effects, "a/ann@x.example": 2}}, "took effect more than once"),
+        ({"effects": {**GOOD.effects, "a/eve@x.example": 1}}, "unexpected records arrived"),
         ({"repeats": 1}, "1 records were sent again"),
         ({"arrivals": [at(11.5)]}, "1 calls arrived at instantly more than 1 s after"),
         ({"arrivals": [at(17)]}, "1 calls arrived at instantly more than 1 s after"),
-        ({"runs": [DagsterRun("outreach", "FAILURE", paused=False)]}, "1 Dagster runs failed"),
-        ({"runs": [DagsterRun("outreach", "SUCCESS", paused=True)]}, "do not look paused"),
-        ({"ever_paused": frozenset({"outreach", "digest"})}, "without need of instantly: digest"),
-        ({"ever_paused": frozenset()}, "not paused: outreach"),
-        ({"queue_stopped_at": None}, "the pools of instantly were not seen at 0"),
-        ({"schedules_stopped_at": None}, "were not seen stopped"),
-        ({"all_paused_at": None}, "work was never seen to have stopped"),
+        ({"runs": [RunResult("outreach", "FAILURE", paused=False)]}, "1 Dagster runs failed"),
+        ({"runs": [RunResult("outreach", "SUCCESS", paused=True)]}, "are not CANCELED"),
+        (
+            {"paused_campaigns": frozenset({"outreach", "digest"})},
+            "without depending on instantly: digest",
+        ),
+        ({"paused_campaigns": frozenset()}, "not paused: outreach"),
+        ({"queue_stopped_at": None}, "the pools of instantly never reached 0"),
+        ({"schedules_stopped_at": None}, "schedules and trigger sensors never stopped"),
+        ({"all_paused_at": None}, "running work never stopped"),
         ({"statuses": {"outreach/a": RunStatus.CANCELLED}}, "outreach/a is cancelled"),
         ({"after": CHANGED}, "pool instantly was 3 and is unset"),
         ({"after": CHANGED}, "sensor new_lead_files was DECLARED_IN_CODE and is STOPPED"),
-        ({"left_over": ["hold on service instantly"]}, "not over in time: hold on"),
+        ({"unfinished": ["hold on service instantly"]}, "not finished in time: hold on"),
         ({"transitions": []}, "did not open"),
         (
-            {"tries": [trial(1, 0, 26, RunStatus.PAUSED), trial(2, 24, 30, None)]},
+            {"attempts": [trial(1, 0, 26, RunStatus.PAUSED), trial(2, 24, 30, None)]},
             "attempt 2 of outreach/a began before attempt 1 had ended",
         ),
         (
-            {"tries": [trial(1, 0, None, None), trial(2, 24, 30, None)]},
+            {"attempts": [trial(1, 0, None, None), trial(2, 24, 30, None)]},
             "attempt 2 of outreach/a began before attempt 1 had ended",
         ),
     ],
 )
 def test_what_did_not_hold_is_said(change: dict[str, Any], said: str):
-    assert said in "\n".join(broken(replace(GOOD, **change)))
+    assert said in "\n".join(violations(replace(GOOD, **change)))
 
 
 def test_the_report_has_exactly_the_keys_that_others_read():

@@ -30,7 +30,7 @@ def test_leads_are_written_and_never_over_a_file_that_is_there(tmp_path: Path):
     assert len(path.read_text().splitlines()) == 4
     again = CliRunner().invoke(command.sandbox, ["leads", str(path)])
     assert again.exit_code == 1
-    assert "there already" in again.output
+    assert "already exists" in again.output
     nowhere = CliRunner().invoke(command.sandbox, ["leads", str(tmp_path / "no" / "x.csv")])
     assert nowhere.exit_code == 1
     assert "can't write" in nowhere.output

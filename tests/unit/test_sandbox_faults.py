@@ -9,16 +9,16 @@ from demo.sandbox.faults import Fault, Mode, explain
 @given(share=st.floats(0.01, 1), calls=st.integers(1, 500))
 def test_a_share_is_spread_exactly(share: float, calls: int):
     fault = Fault(mode=Mode.SHARE, share=share)
-    touched = sum(fault.touches(nth) for nth in range(1, calls + 1))
+    touched = sum(fault.affects(nth) for nth in range(1, calls + 1))
     assert abs(touched - share * calls) < 1
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"mode": "outage", "share": 0.5}, "mode outage has no use for share"),
-        ({"mode": "slow", "status": 500}, "it takes for_s, latency_s"),
-        ({"mode": "share"}, "mode share needs a share"),
+        ({"mode": "outage", "share": 0.5}, "mode outage does not use share"),
+        ({"mode": "slow", "status": 500}, "it uses for_s, latency_s"),
+        ({"mode": "share"}, "mode share requires a share"),
         ({"mode": "share", "share": 1.5}, "share: Input should be less than or equal to 1"),
         ({"mode": "outage", "status": 200}, "status: "),
         ({"mode": "outage", "for_s": float("inf")}, "for_s: "),

@@ -17,7 +17,6 @@ from dagster_tidegate.settings import (
     GROUPS,
     AlertSettings,
     GeneralSettings,
-    ReferenceSettings,
     ServeSettings,
     Settings,
     SettingsError,
@@ -101,7 +100,6 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
             "is 'http'; input should be a valid integer",
         ),
         (ServeSettings, "TIDEGATE_SERVE_PATH_PREFIX", "dagster/", "it can be a path such as"),
-        (ReferenceSettings, "TIDEGATE_SANDBOX_URL", "127.0.0.1:8765", "it can be a web address"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7 *", "'*' is everybody"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "0.0.0.0/0", "name the proxies"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "::/0", "name the proxies"),
@@ -189,7 +187,6 @@ def test_no_command_prints_a_secret(
     query = "?connect_timeout=1" if good else "?connect_timeout=what"
     monkeypatch.setenv("TIDEGATE_STORE_URL", f"postgresql://me:{SECRET}@127.0.0.1:9/x{query}")
     monkeypatch.setenv("TIDEGATE_ALERT_URLS", f"json://{SECRET}@127.0.0.1")
-    monkeypatch.setenv("TIDEGATE_RESULTS_URL", f"postgresql://me:{SECRET}@127.0.0.1:9/x")
     result = CliRunner().invoke(main, command)
     assert SECRET not in result.output
     assert SECRET not in repr(result.exception)

@@ -19,7 +19,7 @@ from dagster_tidegate import (
 from resources.instantly import InstantlyResource
 from resources.openai import OpenAIResource
 
-SANDBOX = os.environ["TIDEGATE_SANDBOX_URL"]
+SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
 EVERY_S = 1
 if os.environ.get("GATE_PROJECT_BROKEN"):

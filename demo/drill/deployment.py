@@ -1,4 +1,4 @@
-"""The stage of a drill: a DAGSTER_HOME, ports and processes of its own."""
+"""The deployment that a drill runs against: its own DAGSTER_HOME, ports and processes."""
 
 import os
 from collections.abc import Iterator
@@ -16,42 +16,38 @@ from dagster_graphql import DagsterGraphQLClient
 
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.store.database import URL_VARIABLE, Store, read_url
-from demo.sandbox.control import SandboxControl
+from demo.sandbox.client import SandboxClient
 from demo.up import dagster_web, deployment, home
 from demo.up.children import Child, Children
 from demo.up.ports import free
 
 SANDBOX_LATENCY_S = 0.02
-NOT_THE_PROJECTS = ("storage", "run_launcher", "local_artifact_storage", "compute_logs")
-"""A drill has its own of these, so that it can't touch a deployment's."""
+PROJECT_ONLY = ("storage", "run_launcher", "local_artifact_storage", "compute_logs")
+"""Not copied from the project's dagster.yaml, so that a drill can't touch its databases."""
 
 
 @dataclass
-class Stage:
-    """Everything that a drill touches.
+class Deployment:
+    """A running deployment.
 
     Attributes:
         workspace: The project's `workspace.yaml`.
-        leads: The directory that the deployment watches for lead files.
-        store: The store that the deployment uses.
-        instance: Its Dagster instance.
-        sandbox: The sandbox that plays its services.
+        leads: The directory it watches for lead files.
         web: Address of Dagster's webserver.
-        children: Its processes.
-        env: Their environment.
-        ahead: How far the store's clock is ahead of this machine's.
-        dagster_schema: The schema of a PostgreSQL store's database that has Dagster's storage.
+        env: Environment of its processes.
+        clock_offset: The store's clock minus this machine's.
+        dagster_schema: On PostgreSQL, the schema with Dagster's storage.
     """
 
     workspace: Path
     leads: Path
     store: Store
     instance: dg.DagsterInstance
-    sandbox: SandboxControl
+    sandbox: SandboxClient
     web: str
     children: Children
     env: dict[str, str]
-    ahead: timedelta
+    clock_offset: timedelta
     dagster_schema: str | None
 
     @property
@@ -60,51 +56,48 @@ class Stage:
         return Dagster(self.instance)
 
     def start_daemon(self) -> Child:
-        """Start Dagster's daemon, after the former one has ended."""
+        """Start Dagster's daemon; the previous one must have ended."""
         command = deployment.daemon_command(self.workspace)
         return self.children.start("daemon", command, env=self.env, cwd=self.workspace.parent)
 
     def kill_daemon(self) -> None:
-        """Kill Dagster's daemon; nothing of it gets to tidy up."""
+        """Kill Dagster's daemon with SIGKILL."""
         self.children.kill("daemon")
 
     def launch(self, job: str) -> str:
-        """Start a run of a recent partition, as the launch button does, and return its id."""
+        """Launch a run of a recent partition over GraphQL, as the UI does; return its id."""
         address = urlsplit(self.web)
-        assert address.hostname is not None  # this stage's own address
+        assert address.hostname is not None  # an address that we made
         client = DagsterGraphQLClient(address.hostname, port_number=address.port)
         partition = dagster_web.recent_partition(self.web, job)
         return client.submit_job_execution(job, tags={"dagster/partition": partition})
 
     def local(self, at: datetime) -> datetime:
-        """Return a time of the store's clock by this machine's, which the sandbox has too."""
-        return at - self.ahead
+        """Convert a time of the store's clock to this machine's, which the sandbox uses."""
+        return at - self.clock_offset
 
 
 def drop(url: str, schema: str) -> None:
-    """Delete Dagster's storage of a drill that is over.
-
-    Args:
-        url: URL of the store, on PostgreSQL.
-        schema: Its `Stage.dagster_schema`.
-    """
+    """Drop the PostgreSQL schema with Dagster's storage of a finished drill."""
     _execute(url, sa.schema.DropSchema(schema, cascade=True))
 
 
 @contextmanager
-def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[Stage]:
-    """Set a stage up, and take it down.
+def start_deployment(
+    workspace: Path, folder: Path, *, store_url: str | None
+) -> Iterator[Deployment]:
+    """Start a deployment and stop it on exit.
 
     Args:
         workspace: The project's `workspace.yaml`; its `dagster.yaml` is beside it.
-        place: An empty directory for all that it needs.
-        store_url: URL of the store; a SQLite file in `place` if None. On PostgreSQL, Dagster's
-            storage is in a schema of its own in the same database.
+        folder: An empty directory for everything it writes.
+        store_url: URL of the store; None is a SQLite file in `folder`. On PostgreSQL, Dagster's
+            storage gets a schema of its own in the same database.
 
     Yields:
-        The stage; its processes answer.
+        The deployment, once its processes answer.
     """
-    dagster_home, leads = place / "home", place / "leads"
+    dagster_home, leads = folder / "home", folder / "leads"
     for directory in (dagster_home, leads):
         directory.mkdir()
     url = store_url or f"sqlite:///{dagster_home / 'tidegate.db'}"
@@ -112,10 +105,10 @@ def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[St
     schema = _configure_dagster(workspace.parent, dagster_home, url)
     port, sandbox_port = free(), free()
     env = {
-        **{name: value for name, value in os.environ.items() if name != "TIDEGATE_RESULTS_URL"},
+        **{name: value for name, value in os.environ.items() if name != "DEMO_RESULTS_URL"},
         "DAGSTER_HOME": str(dagster_home),
-        "TIDEGATE_LEADS": str(leads),
-        "TIDEGATE_SANDBOX_URL": deployment.address(sandbox_port),
+        "DEMO_LEADS": str(leads),
+        "DEMO_SANDBOX_URL": deployment.address(sandbox_port),
         URL_VARIABLE: url,
     }
     with ExitStack() as stack:
@@ -131,38 +124,38 @@ def stage(workspace: Path, place: Path, *, store_url: str | None) -> Iterator[St
         store = Store(url)
         stack.callback(store.dispose)
         with store.read() as conn:
-            ahead = store.now(conn) - datetime.now(UTC)
-        yield Stage(
+            clock_offset = store.now(conn) - datetime.now(UTC)
+        yield Deployment(
             workspace=workspace,
             leads=leads,
             store=store,
             instance=stack.enter_context(dg.DagsterInstance.from_config(str(dagster_home))),
-            sandbox=stack.enter_context(SandboxControl(deployment.address(sandbox_port))),
+            sandbox=stack.enter_context(SandboxClient(deployment.address(sandbox_port))),
             web=deployment.address(port),
             children=children,
             env=env,
-            ahead=ahead,
+            clock_offset=clock_offset,
             dagster_schema=schema,
         )
 
 
 def _configure_dagster(project: Path, dagster_home: Path, url: str) -> str | None:
-    """Write the project's `dagster.yaml` with a storage of the drill's own, beside the store.
+    """Write the project's `dagster.yaml` with a storage of its own beside the store.
 
     Returns:
-        The schema that is made for it, where the store is on PostgreSQL.
+        On PostgreSQL, the schema created for it.
     """
     try:
         config = yaml.safe_load((project / "dagster.yaml").read_text()) or {}
     except FileNotFoundError:
         raise home.HomeError(f"there is no dagster.yaml in {project}") from None
-    for key in NOT_THE_PROJECTS:
+    for key in PROJECT_ONLY:
         config.pop(key, None)
     schema, address = None, read_url(url)
     if address.get_backend_name() == "postgresql":
         schema = f"tidegate_drill_{token_hex(4)}"
         _execute(url, sa.schema.CreateSchema(schema))
-        # Dagster's own driver; `postgresql://` alone is psycopg 3 for SQLAlchemy 2.1.
+        # SQLAlchemy 2.1 resolves `postgresql://` to psycopg 3; dagster-postgres needs psycopg2.
         own = address.set(drivername="postgresql+psycopg2").update_query_dict(
             {"options": f"-csearch_path={schema}"}
         )

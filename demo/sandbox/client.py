@@ -1,4 +1,4 @@
-"""Steers a running sandbox, and asks it what arrived."""
+"""Client of a running sandbox."""
 
 import time
 from datetime import datetime
@@ -10,18 +10,18 @@ from demo.sandbox.faults import Fault
 
 
 class SandboxError(Exception):
-    """The sandbox can't be reached, or refused an order; the message says what would be right."""
+    """The sandbox is unreachable or rejected a request; the message says what to do."""
 
 
-class SandboxControl:
-    """A sandbox that runs somewhere on this machine.
+class SandboxClient:
+    """Controls a running sandbox and reads what it received.
 
     Args:
         url: Its address, for example `http://127.0.0.1:8765`.
 
     Example:
         ```python
-        with SandboxControl("http://127.0.0.1:8765") as sandbox:
+        with SandboxClient("http://127.0.0.1:8765") as sandbox:
             sandbox.place("instantly", Fault(mode="outage", for_s=30))
             sandbox.effects("instantly")  # {"dach/ann@acme.example": 1, ...}
         ```
@@ -29,10 +29,10 @@ class SandboxControl:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # An environment's proxy has no business between two processes of this machine.
+        # Never through a proxy: both processes are on this machine.
         self._http = httpx.Client(base_url=self.url, timeout=5.0, trust_env=False)
 
-    def __enter__(self) -> "SandboxControl":
+    def __enter__(self) -> "SandboxClient":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,10 +43,10 @@ class SandboxControl:
         self._http.close()
 
     def wait_until_up(self, timeout_s: float = 10.0) -> None:
-        """Wait until the sandbox answers.
+        """Wait until the sandbox responds.
 
         Raises:
-            SandboxError: If it does not within `timeout_s` seconds.
+            SandboxError: After `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -60,30 +60,30 @@ class SandboxControl:
                 return
 
     def place(self, service: str, fault: Fault) -> dict[str, Any]:
-        """Make a service misbehave. Returns the fault with `placed_at` and `healed_at`."""
+        """Start a fault of a service. Returns it with `placed_at` and `healed_at`."""
         body = fault.model_dump(mode="json", exclude_none=True)
         return self._ask("POST", f"/_control/{service}", json=body)
 
     def heal(self, service: str) -> bool:
-        """End the fault of a service. Returns whether it had one."""
+        """End the fault of a service. Returns whether there was one."""
         return self._ask("DELETE", f"/_control/{service}")["healed"]
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Return the counts of each service."""
+        """Return the counters of each service."""
         return self._ask("GET", "/_stats")
 
     def reset(self) -> None:
-        """Set all counts back and forget the calls; faults stay."""
+        """Reset the counters and the call log; faults stay."""
         self._ask("DELETE", "/_stats")
 
     def calls(
         self, *, since: datetime | None = None, service: str | None = None
     ) -> list[dict[str, Any]]:
-        """Return the last calls, the oldest first; `at` is when a call arrived.
+        """Return the last calls, oldest first.
 
         Args:
-            since: Only those from this time on; with a time zone.
-            service: Only those of this service.
+            since: Only calls that arrived at or after this time (with a time zone).
+            service: Only calls of this service.
         """
         params = {"since": None if since is None else since.isoformat(), "service": service}
         return self._ask(
@@ -95,7 +95,7 @@ class SandboxControl:
         return self._ask("GET", f"/_keys/{service}")
 
     def effects(self, service: str) -> dict[str, int]:
-        """Return how often each subject took effect; of instantly, `campaign/address`."""
+        """Return how often each subject took effect; for instantly, `campaign/address`."""
         return self._ask("GET", f"/_effects/{service}")
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:
@@ -103,8 +103,8 @@ class SandboxControl:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             raise SandboxError(
-                f"no sandbox answers at {self.url} ({error}); start one with "
-                "'python -m demo sandbox serve', or name its address with --url"
+                f"no sandbox responds at {self.url} ({error}); start one with "
+                "'python -m demo sandbox serve', or pass its address with --url"
             ) from error
         try:
             answered = response.json()

@@ -1,4 +1,4 @@
-"""What arrived at a service of the sandbox, so that a test can ask the other side."""
+"""What a simulated service received, so that a test can verify the far end."""
 
 from collections import Counter, OrderedDict, deque
 from datetime import datetime
@@ -12,12 +12,12 @@ MAX_EPISODES = 200
 
 
 class KeyCount:
-    """What came in under one idempotency key.
+    """Counters of one idempotency key.
 
     Attributes:
-        arrivals: Calls, refused ones included.
-        effects: Calls that took effect; the service sees to it that there is at most one.
-        repeats: Calls that would have taken effect again, had the service not known the key.
+        arrivals: Calls, failed ones included.
+        effects: Calls that took effect; at most 1.
+        repeats: Calls that the service deduplicated by the key.
     """
 
     __slots__ = ("arrivals", "effects", "repeats")
@@ -26,19 +26,19 @@ class KeyCount:
         self.arrivals = self.effects = self.repeats = 0
 
     def as_json(self) -> dict[str, int]:
-        """Return the counts."""
+        """Return the counters."""
         return {"arrivals": self.arrivals, "effects": self.effects, "repeats": self.repeats}
 
 
-class Book:
-    """The counts and the faults of one service. What it remembers by key is bounded."""
+class CallLog:
+    """Counters and faults of one service. The number of keys and subjects kept is bounded."""
 
     def __init__(self) -> None:
         self.episodes: deque[Episode] = deque(maxlen=MAX_EPISODES)
         self.reset()
 
     def reset(self) -> None:
-        """Forget the counts; a fault that lasts goes on."""
+        """Reset the counters; an active fault stays."""
         self.calls = self.health_calls = self.calls_during_fault = self.failures_served = 0
         self.effects = self.keys_repeated = self.subjects_repeated = 0
         self.without_key = self.forgotten = 0
@@ -48,28 +48,28 @@ class Book:
         self.keys: OrderedDict[str, KeyCount] = OrderedDict()
         self.subjects: OrderedDict[str, int] = OrderedDict()
 
-    def live_episode(self, now: datetime) -> Episode | None:
-        """Return the fault that lasts at `now`, or None."""
-        if self.episodes and self.episodes[-1].is_live(now):
+    def active_episode(self, now: datetime) -> Episode | None:
+        """Return the fault that is active at `now`, or None."""
+        if self.episodes and self.episodes[-1].is_active(now):
             return self.episodes[-1]
         return None
 
     def place(self, now: datetime, fault: Fault) -> Episode:
-        """Begin a fault; it replaces the one that lasts."""
+        """Start a fault; it replaces the active one."""
         self.heal(now)
         self.episodes.append(Episode(fault, now))
         return self.episodes[-1]
 
     def heal(self, now: datetime) -> bool:
-        """End the fault that lasts. Returns whether there was one."""
-        live = self.live_episode(now)
+        """End the active fault. Returns whether there was one."""
+        live = self.active_episode(now)
         if live is None:
             return False
         live.heal(now)
         return True
 
     def arrive(self, now: datetime, key: str | None) -> Fault | None:
-        """Count a call. Returns the fault that touches it, or None."""
+        """Count a call. Returns the fault that affects it, or None."""
         self.calls += 1
         self.first_call_at = self.first_call_at or now
         self.last_call_at = now
@@ -77,15 +77,15 @@ class Book:
             self.without_key += 1
         else:
             self._key(key).arrivals += 1
-        live = self.live_episode(now)
+        live = self.active_episode(now)
         if live is None:
             return None
         self.calls_during_fault += 1
         live.calls += 1
-        return live.fault if live.fault.touches(live.calls) else None
+        return live.fault if live.fault.affects(live.calls) else None
 
     def take_effect(self, key: str | None, subject: str) -> None:
-        """Count the effect of a call, or its repetition where the key has had its effect."""
+        """Count the effect of a call, or a repeat if its key has taken effect before."""
         if key is not None:
             count = self._key(key)
             if count.effects:
@@ -100,8 +100,8 @@ class Book:
         self._bound(self.subjects)
 
     def as_json(self, now: datetime) -> dict[str, Any]:
-        """Return the counts, as `GET /_stats` shows them."""
-        live = self.live_episode(now)
+        """Return the counters as `GET /_stats` shows them."""
+        live = self.active_episode(now)
         return {
             "calls": self.calls,
             "by_status": {str(status): n for status, n in sorted(self.by_status.items())},
