@@ -9,7 +9,7 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, notes, tell_effects
 from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import HoldShown
+from dagster_tidegate.control.models import HoldOut
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import MAX_REASON
@@ -66,7 +66,7 @@ def hold(
     placed, found = change.made, change.effects
     notes(change, store, target)
     if as_json:
-        shown = HoldShown.model_validate(placed)
+        shown = HoldOut.model_validate(placed)
         output.print_json({"dry_run": dry_run, "hold": shown, "campaigns": as_dicts(found)})
         return
     former = next((hold for hold in change.before.holds if hold.id == placed.id), None)

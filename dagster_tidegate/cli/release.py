@@ -10,7 +10,7 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.change import as_dicts, notes, tell_effects, tell_paused
 from dagster_tidegate.cli.reading import explained, open_store
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import HoldShown
+from dagster_tidegate.control.models import HoldOut
 from dagster_tidegate.holds import EVERYTHING, Hold, TargetKind
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.holds import NotYourHoldError
@@ -48,7 +48,7 @@ def release(
     released, found = change.made, change.effects
     notes(change, store, target)
     if as_json:
-        listed = [HoldShown.model_validate(hold) for hold in released]
+        listed = [HoldOut.model_validate(hold) for hold in released]
         affected = as_dicts(found)
         output.print_json({"dry_run": dry_run, "released": listed, "campaigns": affected})
         return

@@ -13,7 +13,7 @@ from dagster_tidegate.cli.completion import CAMPAIGN, names
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.target import NAME
 from dagster_tidegate.cli.why import TELLING, answer_for, run_hint, tell
-from dagster_tidegate.control.models import RunDetailsShown, RunShown
+from dagster_tidegate.control.models import RunDetailsOut, RunOut
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
@@ -69,7 +69,7 @@ def list_(
             message = output.text(f"no campaign is named {campaign!r}; {hint}").plain
             raise click.ClickException(message)
     if as_json:
-        output.print_json([RunShown.of(each) for each in found])
+        output.print_json([RunOut.of(each) for each in found])
         return
     listed = output.table(
         "Campaign runs", "run", "status", "attempt", "op", "", "records", "failed", "rate", "left",
@@ -105,7 +105,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         details = run_details.details(conn, seen.now, run, limit=limit)
         answer = answer_for(conn, seen, run.name, "run")
     if as_json:
-        output.print_json(RunDetailsShown.all_of(details, answer))
+        output.print_json(RunDetailsOut.all_of(details, answer))
         return
     tell(answer, seen)
     out = output.console()

@@ -11,7 +11,7 @@ from dagster_tidegate.cli.deployment import loaded, workspace_option
 from dagster_tidegate.cli.reading import explained, open_store, reading, url_option
 from dagster_tidegate.cli.why import answer_for, tell
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import WhyShown
+from dagster_tidegate.control.models import WhyOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, Verdict, verdict
 from dagster_tidegate.holds import run_name
@@ -93,7 +93,7 @@ def _refuse(judged: Verdict, seen: Situation, *, as_json: bool) -> None:
                 "name": judged.answer.target.name,
                 "refusal": judged.refusal,
                 "text": judged.text,
-                "why": WhyShown.of(judged.answer),
+                "why": WhyOut.of(judged.answer),
             }
         )
     else:
@@ -113,7 +113,7 @@ def _tell(judged: Verdict, seen: Situation, run_id: str | None, *, as_json: bool
             "can_start": True,
             "name": name,
             "dagster_run": run_id,
-            "why": WhyShown.of(answer),
+            "why": WhyOut.of(answer),
         }
         output.print_json(found)
         return

@@ -14,7 +14,7 @@ from dagster_tidegate.cli import output
 from dagster_tidegate.cli.overview import ServiceView, ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
 from dagster_tidegate.cli.window import Window
-from dagster_tidegate.control.models import AlertHealth, GateHealth, HoldShown, ServiceShown
+from dagster_tidegate.control.models import AlertHealth, GateHealth, HoldOut, ServiceOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Target, TargetKind
@@ -62,7 +62,7 @@ def as_dict(seen: Situation, told: AlertCounts) -> dict[str, Any]:
     return {
         "at": seen.now,
         "enabled": seen.enabled,
-        "services": [ServiceShown.of(seen, name) for name in sorted(seen.services)],
+        "services": [ServiceOut.of(seen, name) for name in sorted(seen.services)],
         "campaigns": [
             {
                 "name": name,
@@ -74,7 +74,7 @@ def as_dict(seen: Situation, told: AlertCounts) -> dict[str, Any]:
             }
             for name, campaign in seen.campaigns.items()
         ],
-        "holds": [HoldShown.model_validate(hold) for hold in seen.holds],
+        "holds": [HoldOut.model_validate(hold) for hold in seen.holds],
         "gate": gate.parts,
         "gate_stale": gate.stale,
         "alerts": {status.value: count for status, count in told.by_status.items()},

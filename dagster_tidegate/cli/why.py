@@ -10,7 +10,7 @@ from dagster_tidegate.cli import target as targets
 from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
 from dagster_tidegate.cli.overview import ends, probed
 from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.control.models import WhyShown
+from dagster_tidegate.control.models import WhyOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import Answer, UnknownNameError, Waiting, find, in_queue
 from dagster_tidegate.control.why import why as explain
@@ -50,7 +50,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
             if answer.target.kind is TargetKind.CAMPAIGN_RUN and answer.status is None:
                 note = f"there is no such campaign run yet; {run_hint(conn, name)}"
     if as_json:
-        output.print_json(WhyShown.of(answer))
+        output.print_json(WhyOut.of(answer))
     else:
         tell(answer, seen, note)
 

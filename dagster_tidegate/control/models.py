@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.starting import Refusal
-from dagster_tidegate.control.why import Answer, ObstacleKind, why
+from dagster_tidegate.control.why import Answer, Obstacle, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
 from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
-from dagster_tidegate.store.run_details import ListedRun, RunDetails
+from dagster_tidegate.store.run_details import ListedRun, Record, RunDetails
 from dagster_tidegate.store.service_stats import Numbers
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import utc
@@ -25,13 +25,13 @@ ALERT_WAITS_TOO_LONG = timedelta(minutes=5)
 T = TypeVar("T")
 
 
-class Shown(BaseModel):
+class Out(BaseModel):
     """What an answer has; it is read off the things that the store returns."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
-class Page(Shown, Generic[T]):
+class Page(Out, Generic[T]):
     """A part of a list."""
 
     items: Sequence[T]
@@ -40,7 +40,7 @@ class Page(Shown, Generic[T]):
     )
 
 
-class HoldShown(Shown):
+class HoldOut(Out):
     """A hold."""
 
     id: int
@@ -55,21 +55,14 @@ class HoldShown(Shown):
     released_by: str | None
 
 
-class ReasonShown(HoldShown):
+class ReasonOut(HoldOut):
     """A live hold that covers a thing."""
 
     retry_at: datetime | None = Field(description="When the service is probed at the earliest.")
     being_tried: bool = Field(description="Whether the service is half open, and being tried.")
 
 
-class ObstacleShown(Shown):
-    """Something besides a hold that one should know of a thing that does not run."""
-
-    kind: ObstacleKind
-    text: str
-
-
-class WhyShown(Shown):
+class WhyOut(Out):
     """Why something is paused, or that it is not."""
 
     target_kind: TargetKind
@@ -78,12 +71,12 @@ class WhyShown(Shown):
     paused: bool
     summary: str
     retry_at: datetime | None
-    holds: Sequence[ReasonShown]
-    obstacles: Sequence[ObstacleShown]
+    holds: Sequence[ReasonOut]
+    obstacles: Sequence[Obstacle]
     last_word: str | None
 
     @classmethod
-    def of(cls, answer: Answer) -> "WhyShown":
+    def of(cls, answer: Answer) -> "WhyOut":
         """Return an answer as it is shown."""
         return cls(
             target_kind=answer.target.kind,
@@ -93,71 +86,71 @@ class WhyShown(Shown):
             summary=answer.summary,
             retry_at=answer.retry_at,
             holds=[
-                ReasonShown(
-                    **HoldShown.model_validate(reason.hold).model_dump(),
+                ReasonOut(
+                    **HoldOut.model_validate(reason.hold).model_dump(),
                     retry_at=reason.retry_at,
                     being_tried=reason.being_tried,
                 )
                 for reason in answer.reasons
             ],
-            obstacles=[ObstacleShown.model_validate(each) for each in answer.obstacles],
+            obstacles=answer.obstacles,
             last_word=answer.last_word,
         )
 
 
-class EffectShown(Shown):
+class EffectOut(Out):
     """What becomes of a campaign, or of one campaign run."""
 
     campaign: str
     run: str | None
     held_before: bool
     held_after: bool
-    still_held_by: Sequence[HoldShown]
+    still_held_by: Sequence[HoldOut]
     runs: Mapping[RunStatus, int]
     triggers: Sequence[str]
     queue_waits: bool
 
 
 Effects = Annotated[
-    Sequence[EffectShown] | None,
+    Sequence[EffectOut] | None,
     Field(description="What it would do to the campaigns; with `dry_run` only, else null."),
 ]
 
 
-class Held(Shown):
+class Held(Out):
     """What a hold did, or would do."""
 
     dry_run: bool
-    hold: HoldShown
+    hold: HoldOut
     campaigns: Effects
 
 
-class Released(Shown):
+class Released(Out):
     """What a release did, or would do."""
 
     dry_run: bool
-    released: Sequence[HoldShown] = Field(description="Empty: it was not held by a person.")
-    still_held_by: Sequence[HoldShown] = Field(
+    released: Sequence[HoldOut] = Field(description="Empty: it was not held by a person.")
+    still_held_by: Sequence[HoldOut] = Field(
         description="The holds that cover it still: if there are any, it stays paused."
     )
     campaigns: Effects
 
 
-class HeldCampaigns(Shown):
+class HeldCampaigns(Out):
     """What a hold on several campaigns did, or would do."""
 
     dry_run: bool
-    holds: Sequence[HoldShown]
+    holds: Sequence[HoldOut]
 
 
-class ReleasedCampaigns(Shown):
+class ReleasedCampaigns(Out):
     """What a release of several campaigns did, or would do."""
 
     dry_run: bool
-    released: Sequence[HoldShown]
+    released: Sequence[HoldOut]
 
 
-class ServiceShown(Shown):
+class ServiceOut(Out):
     """A service and its breaker."""
 
     name: str
@@ -167,15 +160,15 @@ class ServiceShown(Shown):
     not_probed_before: datetime | None
     kept_closed_by: str | None
     kept_closed_until: datetime | None
-    holds: Sequence[HoldShown]
+    holds: Sequence[HoldOut]
 
     @classmethod
-    def of(cls, seen: Situation, name: str) -> "ServiceShown":
+    def of(cls, seen: Situation, name: str) -> "ServiceOut":
         """Return a service as it is shown."""
         target = Target(TargetKind.SERVICE, name)
-        held = [HoldShown.model_validate(hold) for hold in seen.holds if hold.target == target]
+        held = [HoldOut.model_validate(hold) for hold in seen.holds if hold.target == target]
         circuit = seen.circuits.get(name)
-        return ServiceShown(
+        return ServiceOut(
             name=name,
             state=circuit and circuit.state,
             since=circuit and circuit.changed_at,
@@ -187,28 +180,23 @@ class ServiceShown(Shown):
         )
 
 
-class NumbersShown(Shown):
-    """What the fleet saw of a service lately."""
+class ServiceChanged(Out):
+    """What keeping a breaker closed, or letting it trip again, did or would do."""
 
-    ok: int
-    slow: int
-    failed: int
-    since: datetime | None
-    workers: int
-    last_ok_at: datetime | None
-    last_failed_at: datetime | None
-    trips: int = Field(description="How often it opened in the last 24 hours.")
+    dry_run: bool
+    service: ServiceOut
+    campaigns: Effects
 
 
-class ServiceDetails(ServiceShown):
+class ServiceDetails(ServiceOut):
     """All that is known of a service."""
 
-    numbers: NumbersShown
+    numbers: Numbers
     campaigns: Sequence[str] = Field(description="Names of the campaigns that need it.")
     policies: Mapping[str, ServicePolicy] | None = Field(
         description="Its policy in each code location; null where this server knows no code."
     )
-    why: WhyShown
+    why: WhyOut
 
     @classmethod
     def all_of(
@@ -227,22 +215,22 @@ class ServiceDetails(ServiceShown):
             policies: Its policy in each code location, if that is known.
         """
         return cls(
-            **ServiceShown.of(seen, name).model_dump(),
-            numbers=NumbersShown.model_validate(counted or Numbers()),
+            **ServiceOut.of(seen, name).model_dump(),
+            numbers=counted or Numbers(),
             campaigns=[each for each, found in seen.campaigns.items() if name in found.services],
             policies=policies,
-            why=WhyShown.of(why(seen, Target(TargetKind.SERVICE, name))),
+            why=WhyOut.of(why(seen, Target(TargetKind.SERVICE, name))),
         )
 
 
-class TriggerShown(Shown):
+class TriggerOut(Out):
     """A schedule or sensor that starts runs of a campaign."""
 
     kind: TakeoverKind
     name: str
 
 
-class CampaignShown(Shown):
+class CampaignOut(Out):
     """A campaign."""
 
     name: str
@@ -252,41 +240,46 @@ class CampaignShown(Shown):
     catch_up: str
     priority: int
     owners: Sequence[str] = Field(description="Who steers it; empty: every operator.")
-    triggers: Sequence[TriggerShown]
+    triggers: Sequence[TriggerOut]
     runs: Mapping[RunStatus, int] = Field(description="How many campaign runs have each status.")
-    holds: Sequence[HoldShown]
+    holds: Sequence[HoldOut]
+
+    @classmethod
+    def of(cls, campaign: CampaignSituation) -> "CampaignOut":
+        """Return a campaign in the form that the API gives it."""
+        spec = campaign.spec
+        return CampaignOut(
+            name=spec.name,
+            location=spec.location,
+            status=campaign.status,
+            services=sorted(campaign.services),
+            catch_up=spec.catch_up,
+            priority=spec.priority,
+            owners=sorted(spec.owners),
+            triggers=[TriggerOut.model_validate(trigger) for trigger in spec.triggers],
+            runs={status: campaign.runs.get(status, 0) for status in RunStatus},
+            holds=[HoldOut.model_validate(hold) for hold in campaign.holds],
+        )
 
 
-class CampaignDetails(CampaignShown):
-    """All that is known of a campaign."""
+class CampaignDetails(CampaignOut):
+    """A campaign, the pools of its ops, and why it is paused."""
 
     ops: Mapping[str, str] = Field(description="The pool of each op that has one.")
-    why: WhyShown
+    why: WhyOut
+
+    @classmethod
+    def all_of(cls, situation: Situation, campaign: CampaignSituation) -> "CampaignDetails":
+        """Return everything about a campaign in the form that the API gives it."""
+        target = Target(TargetKind.CAMPAIGN, campaign.spec.name)
+        return cls(
+            **CampaignOut.of(campaign).model_dump(),
+            ops=campaign.spec.ops,
+            why=WhyOut.of(why(situation, target)),
+        )
 
 
-class RecordsShown(Shown):
-    """How many records there are of each kind."""
-
-    done: int
-    failed: int
-    total: int = Field(description="Of those loops that know how many they have.")
-
-
-class CampaignStats(Shown):
-    """A campaign in numbers."""
-
-    campaign: str
-    runs: Mapping[RunStatus, int]
-    attempts: Mapping[str, int] = Field(
-        description="How many attempts ended as what; `running`: those that have not."
-    )
-    records: RecordsShown
-    records_per_second: float = Field(description="Of the loops that are at work.")
-    first_run_at: datetime | None
-    last_change_at: datetime | None
-
-
-class ProgressShown(Shown):
+class ProgressOut(Out):
     """How far an op of a campaign run is."""
 
     op: str
@@ -298,7 +291,7 @@ class ProgressShown(Shown):
     updated_at: datetime
 
 
-class RunShown(Shown):
+class RunOut(Out):
     """A campaign run."""
 
     name: str
@@ -312,13 +305,13 @@ class RunShown(Shown):
     paused_at: datetime | None
     created_at: datetime
     changed_at: datetime
-    progress: Sequence[ProgressShown]
+    progress: Sequence[ProgressOut]
 
     @classmethod
-    def of(cls, listed: ListedRun) -> "RunShown":
+    def of(cls, listed: ListedRun) -> "RunOut":
         """Return a campaign run, and how far it is, as they are shown."""
         run = listed.run
-        return RunShown(
+        return RunOut(
             name=run.name,
             campaign=run.campaign,
             partition=run.partition,
@@ -331,7 +324,7 @@ class RunShown(Shown):
             created_at=run.created_at,
             changed_at=run.changed_at,
             progress=[
-                ProgressShown(
+                ProgressOut(
                     op=each.op,
                     done=each.done,
                     failed=each.failed,
@@ -345,7 +338,7 @@ class RunShown(Shown):
         )
 
 
-class AttemptShown(Shown):
+class AttemptOut(Out):
     """A Dagster run that works, or worked, on a campaign run."""
 
     number: int
@@ -355,32 +348,22 @@ class AttemptShown(Shown):
     outcome: RunStatus | None
 
 
-class RecordShown(Shown):
-    """A record that is in doubt or failed."""
-
-    op: str
-    key: str
-    attempt: int
-    error: str | None
-    at: datetime
-
-
-class RunDetailsShown(RunShown):
+class RunDetailsOut(RunOut):
     """All that is known of a campaign run."""
 
-    attempts: Sequence[AttemptShown]
-    in_doubt: Sequence[RecordShown] = Field(
+    attempts: Sequence[AttemptOut]
+    in_doubt: Sequence[Record] = Field(
         description="Their effect may or may not have reached the service; the next attempt sends "
         "them again with the same idempotency key."
     )
     in_doubt_count: int
     in_hand_count: int
-    failed: Sequence[RecordShown] = Field(description="The newest first.")
+    failed: Sequence[Record] = Field(description="The newest first.")
     failed_count: int
-    why: WhyShown
+    why: WhyOut
 
     @classmethod
-    def all_of(cls, details: RunDetails, answer: Answer) -> "RunDetailsShown":
+    def all_of(cls, details: RunDetails, answer: Answer) -> "RunDetailsOut":
         """Return all that is known of a campaign run as it is shown.
 
         Args:
@@ -388,52 +371,36 @@ class RunDetailsShown(RunShown):
             answer: Why it is paused, or that it is not.
         """
         return cls(
-            **RunShown.of(ListedRun(details.run, details.progress)).model_dump(),
-            attempts=[AttemptShown.model_validate(attempt) for attempt in details.attempts],
-            in_doubt=[RecordShown.model_validate(record) for record in details.in_doubt],
+            **RunOut.of(ListedRun(details.run, details.progress)).model_dump(),
+            attempts=[AttemptOut.model_validate(attempt) for attempt in details.attempts],
+            in_doubt=details.in_doubt,
             in_doubt_count=details.in_doubt_count,
             in_hand_count=details.in_hand_count,
-            failed=[RecordShown.model_validate(record) for record in details.failed],
+            failed=details.failed,
             failed_count=details.failed_count,
-            why=WhyShown.of(answer),
+            why=WhyOut.of(answer),
         )
 
 
-class VerdictShown(Shown):
+class VerdictOut(Out):
     """Whether something can be started."""
 
     name: str
     can_start: bool
     refusal: Refusal | None
     text: str
-    why: WhyShown
+    why: WhyOut
 
 
-class Started(Shown):
+class Started(Out):
     """What was started."""
 
     name: str = Field(description="The campaign run.")
     dagster_run: str
-    why: WhyShown
+    why: WhyOut
 
 
-class EventShown(Shown):
-    """Who changed what, when and why."""
-
-    id: int
-    at: datetime
-    kind: str
-    name: str
-    from_status: str | None
-    to_status: str
-    reason: str | None
-    actor: str
-    address: str | None = Field(description="The network address; null: on this machine.")
-    before: Mapping[str, Any] | None
-    after: Mapping[str, Any] | None
-
-
-class AlertShown(Shown):
+class AlertOut(Out):
     """An alert."""
 
     id: int
@@ -452,7 +419,7 @@ class AlertShown(Shown):
     withheld: int = Field(description="How often its cause has occurred since without a message.")
 
 
-class ServiceQueue(Shown):
+class ServiceQueue(Out):
     """What waits for a service, or works with it."""
 
     service: str
@@ -465,7 +432,7 @@ class ServiceQueue(Shown):
     records_left: int = Field(description="Of these campaign runs, where the loops know.")
 
 
-class QueueShown(Shown):
+class QueueOut(Out):
     """What is paused and what waits, in numbers."""
 
     paused_campaigns: Sequence[str]
@@ -473,19 +440,19 @@ class QueueShown(Shown):
     services: Sequence[ServiceQueue]
 
 
-class Alive(Shown):
+class Alive(Out):
     """The process answers."""
 
     status: str = Field(examples=["live"])
 
 
-class Ready(Shown):
+class Ready(Out):
     """The store can be read, and has the schema that this version works with."""
 
     status: str = Field(examples=["ready"])
 
 
-class HeartbeatShown(Shown):
+class HeartbeatOut(Out):
     """When a part of the gate of a code location last finished its work."""
 
     location: str
@@ -495,12 +462,12 @@ class HeartbeatShown(Shown):
     summary: str
 
 
-class GateHealth(Shown):
+class GateHealth(Out):
     """Whether the gate does its work."""
 
     stale: bool = Field(description="Whether a part of a gate has not finished for a minute.")
     text: str
-    parts: Sequence[HeartbeatShown]
+    parts: Sequence[HeartbeatOut]
 
     @classmethod
     def of(cls, seen: Situation) -> "GateHealth":
@@ -510,7 +477,7 @@ class GateHealth(Shown):
             stale=bool(stale),
             text="; ".join(map(str, stale)) or "every part of the gate has just finished its work",
             parts=[
-                HeartbeatShown(
+                HeartbeatOut(
                     location=beat.location,
                     part=beat.part,
                     at=beat.at,
@@ -522,7 +489,7 @@ class GateHealth(Shown):
         )
 
 
-class AlertHealth(Shown):
+class AlertHealth(Out):
     """Whether alerts are being sent."""
 
     stale: bool = Field(

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.effects import Effect, effects
 from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
@@ -19,7 +21,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
-from dagster_tidegate.text import MAX_REASON, shown
+from dagster_tidegate.text import MAX_REASON, did_you_mean, shown
 
 R = TypeVar("R")
 
@@ -39,8 +41,8 @@ class ChangedMeanwhileError(Exception):
     """Somebody else changed a campaign run between two looks."""
 
 
-class Code(Protocol):
-    """What steering needs of Dagster; a `workspace.Workspace` is one."""
+class Launcher(Protocol):
+    """What operations need from Dagster; `workspace.Workspace` implements it."""
 
     def check(self, job: str, partition: str | None, location: str | None = None) -> None:
         """Check that a job has a partition."""
@@ -212,6 +214,53 @@ def release(
     return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
 
 
+def keep_closed(
+    conn: Connection,
+    now: datetime,
+    service: str,
+    *,
+    reason: str,
+    actor: str,
+    until: datetime | None = None,
+) -> BreakerStatus:
+    """Close the breaker of a service, release its hold and keep it from tripping.
+
+    Repeating it replaces the end and the operator.
+
+    Args:
+        until: When it may trip again (UTC); None: only after `let_trip`.
+
+    Raises:
+        UnknownNameError: If the service has no breaker.
+        ValueError: If `until` is not after `now`.
+    """
+    _require_breaker(conn, service)
+    return breakers.keep_closed(conn, now, service, actor=actor, until=until, reason=reason)
+
+
+def let_trip(conn: Connection, now: datetime, service: str, *, actor: str) -> bool:
+    """Let a breaker that an operator keeps closed trip again.
+
+    Returns:
+        False if nobody kept it closed; then nothing changes.
+
+    Raises:
+        UnknownNameError: If the service has no breaker.
+    """
+    if not _require_breaker(conn, service).kept_closed(now):
+        return False
+    breakers.let_trip(conn, now, service, actor=actor)
+    return True
+
+
+def _require_breaker(conn: Connection, service: str) -> BreakerStatus:
+    known = breakers.read(conn)
+    if service not in known:
+        hint = did_you_mean(service, known, f"known are {', '.join(sorted(known)) or 'none'}")
+        raise UnknownNameError(f"no service with a breaker is named {service!r}; {hint}")
+    return known[service]
+
+
 def release_one(
     conn: Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
 ) -> None:
@@ -244,7 +293,7 @@ def release_one(
 
 def start(
     store: Store,
-    code: Code,
+    launcher: Launcher,
     campaign: CampaignSpec,
     partition: str | None,
     *,
@@ -258,7 +307,7 @@ def start(
 
     Args:
         store: The store.
-        code: Dagster's code locations.
+        launcher: Dagster's code locations.
         campaign: The campaign.
         partition: The partition, where the job has any; else each start makes a campaign run.
         actor: Who starts it.
@@ -270,12 +319,12 @@ def start(
     Raises:
         UnderWayError: If it is under way already.
         ChangedMeanwhileError: If somebody cancelled it while it was launched.
-        Exception: What `code` raises where the run can't be launched.
+        Exception: What `launcher` raises where the run can't be launched.
     """
-    code.check(campaign.name, partition, campaign.location)
+    launcher.check(campaign.name, partition, campaign.location)
     claimed = None if partition is None else _claim(store, campaign, partition, actor)
     try:
-        run_id = code.launch(
+        run_id = launcher.launch(
             campaign.name,
             partition=partition,
             tags={ACTOR_TAG: actor},
@@ -300,12 +349,12 @@ def start(
             actor=actor,
         )
     if current is not None and current.status is RunStatus.CANCELLED:
-        code.terminate(current.campaign, current.partition)
+        launcher.terminate(current.campaign, current.partition)
         raise ChangedMeanwhileError(f"{current.name} was cancelled while it was launched")
     return run_id
 
 
-def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> CampaignRun:
+def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: str) -> CampaignRun:
     """Cancel a campaign run, and have Dagster end the runs that work on it, or wait to.
 
     One that works ends after the record in hand, and is cancelled when its process says so. Doing
@@ -313,7 +362,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
 
     Args:
         store: The store.
-        code: Dagster, which may be None for a campaign run that waits for its start.
+        launcher: Dagster, which may be None for a campaign run that waits for its start.
         run: The campaign run.
         actor: Who cancels it.
 
@@ -323,7 +372,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
     Raises:
         MoveNotAllowedError: If it has completed or failed.
         ChangedMeanwhileError: If somebody else moved it at the same moment.
-        Exception: What `code` raises where Dagster can't end a run yet.
+        Exception: What `launcher` raises where Dagster can't end a run yet.
     """
     if run.status in (RunStatus.COMPLETED, RunStatus.FAILED):
         raise MoveNotAllowedError(f"{run.name} is {run.status}: it can't become cancelled")
@@ -340,7 +389,7 @@ def cancel(store: Store, code: Code | None, run: CampaignRun, *, actor: str) -> 
             )
     if run.status is RunStatus.PAUSED:
         run = _cancelled(store, run, actor)  # first, so that the gate asks for no next attempt
-    asked = code.terminate(run.campaign, run.partition) if code is not None else ()
+    asked = launcher.terminate(run.campaign, run.partition) if launcher is not None else ()
     if run.status is RunStatus.CANCELLED or (run.status is RunStatus.PROCESSING and asked):
         return run
     return _cancelled(store, run, actor)

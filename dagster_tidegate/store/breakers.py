@@ -194,7 +194,13 @@ def change(
 
 
 def keep_closed(
-    conn: sa.Connection, now: datetime, name: str, *, actor: str, until: datetime | None = None
+    conn: sa.Connection,
+    now: datetime,
+    name: str,
+    *,
+    actor: str,
+    until: datetime | None = None,
+    reason: str | None = None,
 ) -> BreakerStatus:
     """Close a breaker by hand and keep it from tripping; calls go on, whatever they come to.
 
@@ -204,6 +210,7 @@ def keep_closed(
         name: Name of the service.
         actor: The operator.
         until: When that ends by itself (UTC), or None.
+        reason: Why, for the audit log.
 
     Returns:
         The breaker.
@@ -215,7 +222,7 @@ def keep_closed(
     if until is not None and until <= now:
         raise ValueError(f"{name} can't be kept closed until {until}: it is {now}")
     close(conn, now, name, actor=actor)
-    return _keep(conn, now, name, by=actor, until=until, actor=actor)
+    return _keep(conn, now, name, by=actor, until=until, actor=actor, reason=reason)
 
 
 def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
@@ -443,6 +450,7 @@ def _keep(
     by: str | None,
     until: datetime | None,
     actor: str,
+    reason: str | None = None,
 ) -> BreakerStatus:
     before = read_one(conn, name)
     conn.execute(
@@ -456,6 +464,7 @@ def _keep(
         kind=EventKind.SERVICE,
         name=name,
         to_status="may_trip" if by is None else "kept_closed",
+        reason=reason,
         actor=actor,
         before=_kept(before.kept_closed_by, before.kept_closed_until),
         after=_kept(by, until),

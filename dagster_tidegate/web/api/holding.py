@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import EffectShown, Held, HoldShown, Released
+from dagster_tidegate.control.models import EffectOut, Held, HoldOut, Released
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Hold, Target
 from dagster_tidegate.store.database import Connection
@@ -81,12 +81,12 @@ def placed(
         if not dry_run:
             with here.store.begin() as conn:
                 made = place(conn, here.store.now(conn))
-            return Held(dry_run=False, hold=HoldShown.model_validate(made), campaigns=None)
+            return Held(dry_run=False, hold=HoldOut.model_validate(made), campaigns=None)
         with here.store.read() as conn:
             target = check(conn)
         change = operations.change(here.store, target, place, dry_run=True)
-    shown = [EffectShown.model_validate(effect) for effect in change.effects]
-    return Held(dry_run=True, hold=HoldShown.model_validate(change.made), campaigns=shown)
+    shown = [EffectOut.model_validate(effect) for effect in change.effects]
+    return Held(dry_run=True, hold=HoldOut.model_validate(change.made), campaigns=shown)
 
 
 def release(
@@ -119,7 +119,7 @@ def release(
                 target = check(conn)
             change = operations.change(here.store, target, let_go, dry_run=True)
             (_, released), seen = change.made, change.after
-            shown = [EffectShown.model_validate(effect) for effect in change.effects]
+            shown = [EffectOut.model_validate(effect) for effect in change.effects]
         else:
             with here.store.begin() as conn:
                 target, released = let_go(conn, here.store.now(conn))
@@ -128,9 +128,7 @@ def release(
             shown = None
     return Released(
         dry_run=dry_run,
-        released=[HoldShown.model_validate(hold) for hold in released],
-        still_held_by=[
-            HoldShown.model_validate(reason.hold) for reason in why(seen, target).reasons
-        ],
+        released=[HoldOut.model_validate(hold) for hold in released],
+        still_held_by=[HoldOut.model_validate(reason.hold) for reason in why(seen, target).reasons],
         campaigns=shown,
     )

@@ -1,7 +1,7 @@
 """What the routes that start campaign runs have in common."""
 
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import Started, VerdictShown, WhyShown
+from dagster_tidegate.control.models import Started, VerdictOut, WhyOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, Verdict, verdict
 from dagster_tidegate.control.why import why
@@ -54,7 +54,7 @@ def start(
         shape = lookup.campaign_in(seen, campaign).spec
         require_owner(identity, shape)
         judged = _judged(conn, seen, campaign, partition)
-    shown = WhyShown.of(judged.answer)
+    shown = WhyOut.of(judged.answer)
     # Perhaps the server that launched it died before it answered.
     if run_id is not None and here.open_workspace is not None and here.workspace().has_run(run_id):
         name = run_name(campaign, partition or run_id)
@@ -68,7 +68,7 @@ def start(
     return Started(name=run_name(campaign, partition or run), dagster_run=run, why=shown)
 
 
-def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
+def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictOut:
     """Say whether a run of a campaign could start.
 
     Raises:
@@ -81,12 +81,12 @@ def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictShown:
         with lookup.launching():
             here.open_workspace().check(campaign, body.partition, shape.location)
     refused = judged.refuses(queue=body.queue)
-    return VerdictShown(
+    return VerdictOut(
         name=judged.answer.target.name,
         can_start=not refused,
         refusal=judged.refusal if refused else None,
         text=judged.text,
-        why=WhyShown.of(judged.answer),
+        why=WhyOut.of(judged.answer),
     )
 
 

@@ -5,11 +5,11 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from dagster_tidegate.control.models import EventShown
 from dagster_tidegate.store import event_reader, history
 from dagster_tidegate.store.database import DATABASE_ERRORS, Store
 from dagster_tidegate.store.event_reader import EventReader
@@ -26,6 +26,7 @@ RECONNECT_MS = 1000
 PAGE = 200
 
 log = logging.getLogger(__name__)
+_EVENT = TypeAdapter(Event)
 
 
 class Feed:
@@ -148,5 +149,5 @@ class EventStream(Response):
 
 def as_text(event: Event) -> str:
     """Return an event as a stream has it."""
-    data = EventShown.model_validate(event).model_dump_json()
+    data = _EVENT.dump_json(event).decode()
     return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n"

@@ -1,6 +1,5 @@
 """Campaigns: what they need, and how they are."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -8,22 +7,17 @@ from starlette.responses import Response
 
 from dagster_tidegate.control.models import (
     CampaignDetails,
-    CampaignShown,
-    CampaignStats,
+    CampaignOut,
     Held,
-    HoldShown,
     Page,
     Released,
     Started,
-    TriggerShown,
-    VerdictShown,
-    WhyShown,
+    VerdictOut,
 )
-from dagster_tidegate.control.situation import CampaignSituation
-from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.statuses import CampaignStatus, RunStatus
+from dagster_tidegate.statuses import CampaignStatus
 from dagster_tidegate.store import campaign_stats
+from dagster_tidegate.store.campaign_stats import CampaignNumbers
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.idempotency import Given
 from dagster_tidegate.web.access.identity import Identity
@@ -59,7 +53,7 @@ def list_campaigns(
     service: Annotated[Name | None, Query(description="Only those that need it.")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Page[CampaignShown]:
+) -> Page[CampaignOut]:
     """List the campaigns, by name."""
     with here.reading() as (_, seen):
         wanted = [
@@ -71,7 +65,7 @@ def list_campaigns(
     found, after = cursors.cut(
         wanted, "campaigns", cursor, limit, lambda campaign: campaign.spec.name
     )
-    return Page(items=[_shown(campaign) for campaign in found], next_cursor=after)
+    return Page(items=[CampaignOut.of(campaign) for campaign in found], next_cursor=after)
 
 
 @router.get("/{campaign}", responses=_NOT_FOUND)
@@ -80,20 +74,15 @@ def get_campaign(here: Here, _identity: Viewer, campaign: CampaignName) -> Campa
     with here.reading() as (_, seen):
         pass
     found = lookup.campaign_in(seen, campaign)
-    return CampaignDetails(
-        **_shown(found).model_dump(),
-        ops=found.spec.ops,
-        why=WhyShown.of(why(seen, Target(TargetKind.CAMPAIGN, campaign))),
-    )
+    return CampaignDetails.all_of(seen, found)
 
 
 @router.get("/{campaign}/stats", responses=_NOT_FOUND)
-def get_campaign_stats(here: Here, _identity: Viewer, campaign: CampaignName) -> CampaignStats:
+def get_campaign_stats(here: Here, _identity: Viewer, campaign: CampaignName) -> CampaignNumbers:
     """Show a campaign in numbers: its runs, their attempts and their records."""
     with here.store.read() as conn:
         lookup.campaign(here, conn, campaign)
-        found = campaign_stats.read(conn, here.store.now(conn), campaign)
-    return CampaignStats.model_validate(found)
+        return campaign_stats.read(conn, here.store.now(conn), campaign)
 
 
 @router.post("/{campaign}/hold", responses=_NOT_FOUND)
@@ -156,7 +145,7 @@ def start_campaign(
 )
 def validate_start(
     here: Here, _identity: Operator, campaign: CampaignName, body: StartCampaign | None = None
-) -> VerdictShown:
+) -> VerdictOut:
     """Say whether a run of a campaign could start, and why not if not. Nothing is changed.
 
     Where the server knows the code, the partition is looked up too.
@@ -172,22 +161,3 @@ def _steered(here: Context, identity: Identity, campaign: str) -> holding.Check:
         return Target(TargetKind.CAMPAIGN, campaign)
 
     return check
-
-
-def _shown(campaign: CampaignSituation) -> CampaignShown:
-    shape = campaign.spec
-    triggers: Sequence[TriggerShown] = [
-        TriggerShown.model_validate(each) for each in shape.triggers
-    ]
-    return CampaignShown(
-        name=shape.name,
-        location=shape.location,
-        status=campaign.status,
-        services=sorted(campaign.services),
-        catch_up=shape.catch_up,
-        priority=shape.priority,
-        owners=sorted(shape.owners),
-        triggers=triggers,
-        runs={status: campaign.runs.get(status, 0) for status in RunStatus},
-        holds=[HoldShown.model_validate(hold) for hold in campaign.holds],
-    )

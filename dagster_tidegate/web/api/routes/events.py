@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
 
-from dagster_tidegate.control.models import EventShown, Page
+from dagster_tidegate.control.models import Page
 from dagster_tidegate.store import history
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.history import Event
 from dagster_tidegate.web.api import cursor as cursors
 from dagster_tidegate.web.api.authentication import Viewer
 from dagster_tidegate.web.api.context import Here
@@ -37,7 +38,7 @@ def list_events(
     since: Annotated[Moment | None, Query(description="Only those from this time on.")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Page[EventShown]:
+) -> Page[Event]:
     """List who changed what, when and why, the newest first."""
     with here.store.read() as conn:
         return page_of_events(
@@ -79,7 +80,7 @@ def page_of_events(
     since: datetime | None = None,
     limit: int,
     cursor: str | None,
-) -> Page[EventShown]:
+) -> Page[Event]:
     """Return a page of events, the newest first.
 
     Raises:
@@ -90,4 +91,4 @@ def page_of_events(
         ::-1
     ]
     page, after = cursors.page(found, "events", limit, lambda event: event.id)
-    return Page(items=[EventShown.model_validate(event) for event in page], next_cursor=after)
+    return Page(items=page, next_cursor=after)

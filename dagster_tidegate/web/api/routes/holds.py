@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import Held, HoldShown, Page
+from dagster_tidegate.control.models import Held, HoldOut, Page
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.store import campaigns, holds
 from dagster_tidegate.store.database import Connection
@@ -40,7 +40,7 @@ def list_holds(
     source: Annotated[HoldSource | None, Query(description="Only those of this source.")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Page[HoldShown]:
+) -> Page[HoldOut]:
     """List the live holds, the newest first."""
     before = cursors.decode(cursor, "holds", int)
     with here.store.read() as conn:
@@ -56,14 +56,14 @@ def list_holds(
         key=lambda hold: -hold.id,
     )
     page, after = cursors.page(found, "holds", limit, lambda hold: hold.id)
-    return Page(items=[HoldShown.model_validate(hold) for hold in page], next_cursor=after)
+    return Page(items=[HoldOut.model_validate(hold) for hold in page], next_cursor=after)
 
 
 @router.get("/{hold}", responses=responses(Code.HOLD_NOT_FOUND))
-def get_hold(here: Here, _identity: Viewer, hold: HoldId) -> HoldShown:
+def get_hold(here: Here, _identity: Viewer, hold: HoldId) -> HoldOut:
     """Show one hold, live or released."""
     with here.store.read() as conn:
-        return HoldShown.model_validate(lookup.hold(conn, hold))
+        return HoldOut.model_validate(lookup.hold(conn, hold))
 
 
 @router.post(
@@ -97,7 +97,7 @@ def place_hold(
 @router.post("/{hold}/release", responses=responses(Code.HOLD_NOT_FOUND, Code.HELD_BY_BREAKER))
 def release_hold(
     here: Here, identity: Operator, hold: HoldId, body: Release | None = None
-) -> HoldShown:
+) -> HoldOut:
     """Release one hold. Released already, it is shown as it is."""
     force = body is not None and body.force
     if force:
@@ -107,7 +107,7 @@ def release_hold(
         _require_steering(conn, identity, found.target)
         now = here.store.now(conn)
         operations.release_one(conn, now, found, actor=identity.name, force=force)
-        return HoldShown.model_validate(lookup.hold(conn, hold))
+        return HoldOut.model_validate(lookup.hold(conn, hold))
 
 
 def _require_steering(conn: Connection, identity: Identity, target: Target) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter
 
-from dagster_tidegate.control.models import QueueShown, ServiceQueue
+from dagster_tidegate.control.models import QueueOut, ServiceQueue
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import campaign_stats
 from dagster_tidegate.store.campaign_stats import Waiting
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 
 
 @router.get("")
-def get_queue(here: Here, _identity: Viewer) -> QueueShown:
+def get_queue(here: Here, _identity: Viewer) -> QueueOut:
     """Show which campaigns are paused, and per service the runs and records that are left."""
     with here.reading() as (conn, seen):
         waiting = campaign_stats.unfinished(conn)
@@ -34,7 +34,7 @@ def get_queue(here: Here, _identity: Viewer) -> QueueShown:
                 records_left=sum(each.records_left for each in of_it),
             )
         )
-    return QueueShown(
+    return QueueOut(
         paused_campaigns=sorted(name for name, each in seen.campaigns.items() if each.holds),
         runs=_runs(waiting),
         services=services,

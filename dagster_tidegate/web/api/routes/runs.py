@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.models import Held, Page, Released, RunDetailsShown, RunShown, Started
+from dagster_tidegate.control.models import Held, Page, Released, RunDetailsOut, RunOut, Started
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
@@ -52,7 +52,7 @@ def list_runs(
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Page[RunShown]:
+) -> Page[RunOut]:
     """List the runs of a campaign and how far each is, the one created last first."""
     before = cursors.decode(cursor, "runs", int)
     with here.store.read() as conn:
@@ -66,13 +66,13 @@ def list_runs(
             limit=limit + 1,
         )
     page, after = cursors.page(found, "runs", limit, lambda each: each.run.id)
-    return Page(items=[RunShown.of(each) for each in page], next_cursor=after)
+    return Page(items=[RunOut.of(each) for each in page], next_cursor=after)
 
 
 @router.post(
     "",
     status_code=201,
-    response_model=RunShown,
+    response_model=RunOut,
     responses=responses(
         Code.CAMPAIGN_NOT_FOUND,
         Code.CAMPAIGN_RUN_EXISTS,
@@ -110,13 +110,13 @@ def get_run(
     limit: Annotated[
         int, Query(ge=1, le=1000, description="How many records of each kind at most.")
     ] = 20,
-) -> RunDetailsShown:
+) -> RunDetailsOut:
     """Show a campaign run: attempts, progress, and the records that are in doubt or failed."""
     with here.reading() as (conn, seen):
         _, run = lookup.run(here, conn, campaign, partition)
         details = run_details.details(conn, seen.now, run, limit=limit)
     answer = why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
-    return RunDetailsShown.all_of(details, answer)
+    return RunDetailsOut.all_of(details, answer)
 
 
 @router.post(
@@ -200,7 +200,7 @@ def resume_run(
 )
 def cancel_run(
     here: Here, identity: Operator, campaign: CampaignName, partition: Partition
-) -> RunShown:
+) -> RunOut:
     """Cancel a campaign run, and end its Dagster run.
 
     One that is processing ends after the record in hand, and is `cancelled` then. Repeat it where
@@ -217,10 +217,10 @@ def cancel_run(
     with here.store.read() as conn:
         _, run = lookup.run(here, conn, campaign, partition)
         [listed] = run_details.with_progress(conn, here.store.now(conn), [run])
-    return RunShown.of(listed)
+    return RunOut.of(listed)
 
 
-def _created(here: Context, identity: Identity, campaign: str, partition: str) -> RunShown:
+def _created(here: Context, identity: Identity, campaign: str, partition: str) -> RunOut:
     with here.store.read() as conn:
         shape = lookup.campaign(here, conn, campaign)
     require_owner(identity, shape)
@@ -241,7 +241,7 @@ def _created(here: Context, identity: Identity, campaign: str, partition: str) -
     if not created:
         detail = f"{run.name} is there already, and is {run.status}"
         raise Problem(Code.CAMPAIGN_RUN_EXISTS, detail, name=run.name, status_of_run=run.status)
-    return RunShown.of(ListedRun(run, ()))
+    return RunOut.of(ListedRun(run, ()))
 
 
 def _steered(here: Context, identity: Identity, campaign: str, partition: str) -> holding.Check:

@@ -7,20 +7,20 @@ from fastapi import APIRouter
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import (
-    EventShown,
     Held,
     HeldCampaigns,
-    HoldShown,
+    HoldOut,
     Page,
     Released,
     ReleasedCampaigns,
     ServiceDetails,
-    ServiceShown,
+    ServiceOut,
 )
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import campaigns, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.history import Event
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import cursor as cursors
 from dagster_tidegate.web.api import holding, lookup
@@ -37,12 +37,12 @@ _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
 @router.get("")
 def list_services(
     here: Here, _identity: Viewer, limit: Limit = 100, cursor: Cursor = None
-) -> Page[ServiceShown]:
+) -> Page[ServiceOut]:
     """List the services: the state of each breaker, and the holds on each."""
     with here.reading() as (_, seen):
         pass
     found, after = cursors.cut(sorted(seen.services), "services", cursor, limit, str)
-    return Page(items=[ServiceShown.of(seen, name) for name in found], next_cursor=after)
+    return Page(items=[ServiceOut.of(seen, name) for name in found], next_cursor=after)
 
 
 @router.get("/{service}", responses=_NOT_FOUND)
@@ -91,7 +91,7 @@ def list_service_history(
     service: ServiceName,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> Page[EventShown]:
+) -> Page[Event]:
     """List what happened to a service, the newest first."""
     with here.store.read() as conn:
         lookup.service(here, conn, service)
@@ -116,7 +116,7 @@ def hold_campaigns_of_service(
             )
             for spec in _dependent(here, conn, identity, service)
         ]
-    return HeldCampaigns(dry_run=dry_run, holds=[HoldShown.model_validate(hold) for hold in made])
+    return HeldCampaigns(dry_run=dry_run, holds=[HoldOut.model_validate(hold) for hold in made])
 
 
 @router.post("/{service}/campaigns/release", responses=_NOT_FOUND)
@@ -133,7 +133,7 @@ def release_campaigns_of_service(
                 conn, now, Target(TargetKind.CAMPAIGN, spec.name), actor=identity.name
             )
         ]
-    shown = [HoldShown.model_validate(hold) for hold in released]
+    shown = [HoldOut.model_validate(hold) for hold in released]
     return ReleasedCampaigns(dry_run=dry_run, released=shown)
 
 
