@@ -1,1 +1,12 @@
 """The only code that uses Dagster's non-public API."""
+
+PAGES_READ_ONLY = "tidegate_pages_read_only"
+"""In the state of an ASGI scope: whether Dagster's pages offer this user no changes."""
+
+
+class LaunchError(Exception):
+    """A run can't be launched; the message says why and what to do."""
+
+
+class UnreachableError(LaunchError):
+    """Dagster or a code location is unavailable at the moment; the message says why."""

@@ -31,11 +31,14 @@ from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRe
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_shared.error import SerializableErrorInfo
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api import PAGES_READ_ONLY
+from dagster_tidegate.dagster_api import LaunchError as LaunchError
+from dagster_tidegate.dagster_api import UnreachableError as UnreachableError
 from dagster_tidegate.dagster_api.instance import PART_TAG, Dagster
 from dagster_tidegate.text import did_you_mean
-from dagster_tidegate.web.access.identity import ONLY_LOOKS
 
 Policies = Mapping[str, Mapping[str, ServicePolicy]]
 """The policies of each service, by its name and then by the code location that has it."""
@@ -48,14 +51,6 @@ MAX_OVERFLOW = 20
 
 class WorkspaceError(Exception):
     """A workspace can't be loaded; the message says why."""
-
-
-class LaunchError(Exception):
-    """A run can't be launched; the message says why and what would be right."""
-
-
-class UnreachableError(LaunchError):
-    """Dagster, or a code location, can't do now what it is asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -473,18 +468,20 @@ def load(instance: dg.DagsterInstance, path: Path) -> Iterator[Workspace]:
 
 
 class Server:
-    """The code locations of a workspace file for as long as a server runs. Made by `serve`.
-
-    Attributes:
-        process: What Dagster's webserver works with.
-    """
+    """The code locations of a workspace file for as long as a server runs. Made by `serve`."""
 
     def __init__(self, process: WorkspaceProcessContext) -> None:
-        self.process = process
+        self._process = process
+
+    def pages(self, path_prefix: str) -> ASGIApp:
+        """Return Dagster's webserver."""
+        from dagster_webserver.app import create_app_from_workspace_process_context
+
+        return create_app_from_workspace_process_context(self._process, path_prefix)
 
     def workspace(self) -> Workspace:
         """Return the code locations as they are now; a person may have reloaded one."""
-        return Workspace(self.process.create_request_context())
+        return Workspace(self._process.create_request_context())
 
 
 @contextmanager
@@ -513,7 +510,7 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
 
 
 class _Process(WorkspaceProcessContext):
-    """Shows Dagster's pages without their buttons to whom a guard lets only look."""
+    """Hides the buttons of Dagster's pages from users who may not change anything in them."""
 
     def create_request_context(self, source: object | None = None) -> WorkspaceRequestContext:
         state = getattr(source, "scope", {}).get("state", {})
@@ -523,7 +520,7 @@ class _Process(WorkspaceProcessContext):
             process_context=self,
             version=self.version,
             source=source,
-            read_only=self.read_only or state.get(ONLY_LOOKS, False),
+            read_only=self.read_only or state.get(PAGES_READ_ONLY, False),
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs the API, and Dagster's pages beside it, until told to stop."""
+"""Runs the API, Dagster's pages and the alert sender until it is stopped."""
 
 import logging
 import signal
@@ -18,13 +18,12 @@ from dagster_tidegate.settings import AlertSettings, ServeSettings, load
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access import exposure
 from dagster_tidegate.web.api.app import create_app
-from dagster_tidegate.web.middleware.guard import Guard
-from dagster_tidegate.web.path_router import OnePort
+from dagster_tidegate.web.middleware.stack import guarded
 
-GRACE_S = 5
-"""Answers under way when the server is told to stop get so long, in seconds."""
+SHUTDOWN_GRACE_S = 5
+"""How long requests in flight may take after the server is told to stop."""
 BACKLOG = 2048
-SWITCH_S = 0.001
+THREAD_SWITCH_INTERVAL_S = 0.001
 
 log = logging.getLogger(__name__)
 
@@ -47,26 +46,28 @@ def run(
 
     Args:
         store: The store.
-        settings: Where and to whom.
-        workspace: The workspace file; None: the API alone, which starts no runs.
-        pages: Serve Dagster's pages too, for which a workspace is needed.
+        settings: The address, limits and roles.
+        workspace: The workspace file. None: the API alone, which can't start runs.
+        pages: Serve Dagster's pages too; they need a workspace.
         read_only: Refuse every change.
-        log_level: Of what is logged: `warning`.
-        ready: Told the address when everything is about to answer.
+        log_level: For example `warning`.
+        ready: Called with the URL just before requests are answered.
 
     Raises:
-        ExposedError: If other machines would reach it, and no token lets anybody in.
+        ExposedError: If other machines could reach it and no token was ever created.
         ListenError: If the address can't be listened on.
         WorkspaceError: If the workspace can't be read, or there is no Dagster instance.
     """
     exposure.check(store, settings.host)
-    # A thread that computes, for a long list, must not keep those waiting that are soon through.
-    sys.setswitchinterval(SWITCH_S)
+    # A thread that builds a long list must not delay short requests.
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     with ExitStack() as stack:
         listener = stack.enter_context(_listener(settings))
-        stack.enter_context(_ends_by_exit())
+        stack.enter_context(_sigterm_exits())
         app = stack.enter_context(
-            _app(store, settings, workspace, pages=pages, read_only=read_only, log_level=log_level)
+            open_app(
+                store, settings, workspace, pages=pages, read_only=read_only, log_level=log_level
+            )
         )
         stack.enter_context(_alerts(store))
         port = listener.getsockname()[1]
@@ -78,18 +79,18 @@ def run(
 def _config(app: ASGIApp, settings: ServeSettings, log_level: str) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        # Below this it logs the headers of websockets, which have tokens.
+        # At debug it logs the headers of websockets, which contain tokens.
         log_level="info" if log_level == "debug" else log_level,
         server_header=False,
         ws_max_size=settings.request_bytes,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
     )
 
 
 @contextmanager
-def _app(
+def open_app(
     store: Store,
     settings: ServeSettings,
     workspace: Path | None,
@@ -98,23 +99,22 @@ def _app(
     read_only: bool,
     log_level: str,
 ) -> Iterator[ASGIApp]:
+    """Load the code locations, and return the app; the arguments are those of `run`.
+
+    Raises:
+        WorkspaceError: If the workspace can't be read, or there is no Dagster instance.
+    """
     if workspace is None:
-        yield Guard(create_app(store, settings=settings, read_only=read_only), store, settings)
+        yield guarded(create_app(store, settings=settings, read_only=read_only), store, settings)
         return
     from dagster_tidegate.dagster_api import (
-        workspace as workspaces,  # it takes Dagster a second to import
+        workspace as workspaces,  # importing Dagster takes a second
     )
 
     with workspaces.serve(workspace, log_level=log_level, read_only=read_only) as code:
-        app: ASGIApp = create_app(
-            store, settings=settings, workspace=code.workspace, read_only=read_only
-        )
-        if pages:
-            from dagster_webserver.app import create_app_from_workspace_process_context
-
-            ui = create_app_from_workspace_process_context(code.process, settings.path_prefix)
-            app = OnePort(app, ui, settings.path_prefix)
-        yield Guard(app, store, settings)
+        api = create_app(store, settings=settings, workspace=code.workspace, read_only=read_only)
+        webserver = code.pages(settings.path_prefix) if pages else None
+        yield guarded(api, store, settings, pages=webserver)
 
 
 @contextmanager
@@ -127,28 +127,28 @@ def _listener(settings: ServeSettings) -> Iterator[socket.socket]:
     except OSError as error:
         raise ListenError(
             f"{settings.host} port {settings.port} can't be used: {error.strerror or error}. "
-            "Stop what uses it, or choose another with --port"
+            "Stop the process that uses it, or choose another port with --port"
         ) from error
     with listener:
         yield listener
 
 
 @contextmanager
-def _ends_by_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that code servers are told to end."""
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, which stops the code servers."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
 def _alerts(store: Store) -> Iterator[None]:
-    """Send alerts meanwhile, in a thread."""
+    """Send alerts in a thread."""
     stop = threading.Event()
     settings = load(AlertSettings)
-    Targets(settings.urls)  # a URL that can't be used is refused now, and not in the thread
+    Targets(settings.urls)  # refuses an unusable URL now rather than in the thread
     thread = threading.Thread(
         target=alerts.run, args=(store, settings, stop), name="tidegate-alerts", daemon=True
     )
@@ -157,4 +157,4 @@ def _alerts(store: Store) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(GRACE_S)
+        thread.join(SHUTDOWN_GRACE_S)

@@ -23,7 +23,7 @@ from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.middleware.guard import Guard
+from dagster_tidegate.web.middleware.stack import guarded
 
 QUERY = "query Runs($limit: Int) { runsOrError(limit: $limit) { ... on Runs { results { id } } } }"
 
@@ -81,7 +81,7 @@ async def measure(store: Store, count: int) -> None:
     settings = ServeSettings(requests_per_address=10**9, requests_per_token=10**9)
     with store.begin() as conn:
         secret = tokens.create(conn, store.now(conn), "ana", Role.OPERATOR, actor="benchmark")[1]
-    guarded = Guard(APP, store, settings)
+    app = guarded(APP, store, settings)
     query = json.dumps({"query": QUERY, "variables": {"limit": 1}}).encode()
     for what, *asked in (
         ("GET, a known token", "GET", "/api/v1/holds", b""),
@@ -89,7 +89,7 @@ async def measure(store: Store, count: int) -> None:
         ("POST /graphql, a known query", "POST", "/graphql", query),
     ):
         bare = await time_requests(APP, count, secret, *asked)
-        with_guard = await time_requests(guarded, count, secret, *asked)
+        with_guard = await time_requests(app, count, secret, *asked)
         print(
             f"{what:32} {bare:7.0f} us without, {with_guard:7.0f} us with: "
             f"{with_guard - bare:+.0f} us, x{with_guard / bare:.1f}"

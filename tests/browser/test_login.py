@@ -123,7 +123,7 @@ def test_a_viewer_sees_dagsters_pages_and_an_operator_uses_them(
     assert page.evaluate(SEND_MUTATION) == [403, "forbidden"]
     assert server.changes() == []
     page.goto(f"{server.url}/login")
-    expect(page.get_by_text("You are a viewer, viewer.")).to_be_visible()
+    expect(page.get_by_text("Logged in as a viewer, viewer.")).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     refused.clear()
 

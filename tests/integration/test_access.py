@@ -28,8 +28,8 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.middleware.guard import Guard
-from dagster_tidegate.web.middleware.visit import Visit
+from dagster_tidegate.web.middleware.connection import GuardedConnection
+from dagster_tidegate.web.middleware.stack import guarded
 from tests.integration.served import served
 from tests.support.polling import wait_until
 
@@ -112,7 +112,7 @@ def serve(store: Store) -> Iterator[Serve]:
     running: list[Any] = []
 
     def serve(uvicorn: dict[str, Any] | None = None, **settings: Any) -> httpx.Client:
-        server = served(Guard(APP, store, ServeSettings(**settings)), **(uvicorn or {}))
+        server = served(guarded(APP, store, ServeSettings(**settings)), **(uvicorn or {}))
         url = server.__enter__()
         running.append(server)
         client = httpx.Client(base_url=url, trust_env=False, timeout=MAX_S)
@@ -428,7 +428,7 @@ def test_a_length_that_is_none_is_refused(serve: Serve) -> None:
 def test_a_body_that_does_not_come_is_given_up(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_tidegate.web.middleware.visit.BODY_S", 0.2)
+    monkeypatch.setattr("dagster_tidegate.web.middleware.body.BODY_TIMEOUT_S", 0.2)
     client = serve()
     with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as conn:
         conn.settimeout(MAX_S)
@@ -849,16 +849,14 @@ def test_answers_tell_browsers_what_they_may_do(serve: Serve) -> None:
     assert "access-control-allow-origin" not in own
 
 
-def test_the_attributes_of_a_visit_are_those_of_the_connection() -> None:
-    async def nothing(*_: Any) -> Any: ...
-
-    def visit(client: tuple | None, server: tuple | None) -> Visit:
+def test_a_connection_is_local_only_if_both_ends_are() -> None:
+    def connection(client: tuple | None, server: tuple | None) -> GuardedConnection:
         scope = {"type": "http", "path": "/", "headers": [], "client": client, "server": server}
-        return Visit(scope, nothing, nothing, "")
+        return GuardedConnection(scope, "")
 
-    assert visit(("127.0.0.1", 1), ("127.0.0.1", 3000)).local
-    assert visit(("::1", 1), ("::1", 3000)).local
-    assert not visit(("192.0.2.7", 1), ("127.0.0.1", 3000)).local
-    assert not visit(("127.0.0.1", 1), ("192.0.2.1", 3000)).local
-    assert not visit(None, ("/run/tidegate.sock", None)).local
-    assert visit(("a\nb", 1), None).address == "a\\nb"
+    assert connection(("127.0.0.1", 1), ("127.0.0.1", 3000)).local
+    assert connection(("::1", 1), ("::1", 3000)).local
+    assert not connection(("192.0.2.7", 1), ("127.0.0.1", 3000)).local
+    assert not connection(("127.0.0.1", 1), ("192.0.2.1", 3000)).local
+    assert not connection(None, ("/run/tidegate.sock", None)).local
+    assert connection(("a\nb", 1), None).address == "a\\nb"

@@ -11,7 +11,7 @@ from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.store.tokens import TokenError
-from dagster_tidegate.web.access.authenticator import MAX_S, Authenticator, Kind
+from dagster_tidegate.web.access.authenticator import MAX_AGE_S, Authenticator, Kind
 from dagster_tidegate.web.access.identity import Role
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -109,7 +109,7 @@ class Access(RuleBasedStateMachine):
         holder = asyncio.run(self.authenticator.holder(*shown, "192.0.2.7"))
         if ends > self.passed:
             assert holder is not None
-        elif self.passed - ends >= MAX_S:
+        elif self.passed - ends >= MAX_AGE_S:
             assert holder is None
 
     @rule(shown=secrets)
@@ -124,7 +124,7 @@ class Access(RuleBasedStateMachine):
         needed = asyncio.run(self.authenticator.needed())
         if self.first_made is None:
             assert not needed
-        elif self.passed - self.first_made >= MAX_S:
+        elif self.passed - self.first_made >= MAX_AGE_S:
             assert needed
 
 

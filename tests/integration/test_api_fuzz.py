@@ -11,15 +11,12 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import MAX_REASON, checked
 from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.api.app import create_app
-from dagster_tidegate.web.middleware.guard import Guard
-from tests.integration.served import MAX_S, served
+from tests.integration.api import api_on_port, app_of, in_process
 
 KEPT = [
     "<script>alert(1)</script>",
@@ -51,7 +48,6 @@ REFUSED = [
     "x" * (MAX_REASON + 1),
     "half \ud83d of a pair",
 ]
-SETTINGS = ServeSettings(requests_per_address=100_000)
 HOLD = "/api/v1/holds"
 
 
@@ -60,9 +56,14 @@ pytestmark = pytest.mark.database_time
 
 @pytest.fixture
 def client(store: Store) -> Iterator[httpx.Client]:
-    app = Guard(create_app(store, settings=SETTINGS), store, SETTINGS)
-    with served(app) as url, httpx.Client(base_url=url, trust_env=False, timeout=MAX_S) as made:
-        yield made
+    with in_process(app_of(store)) as client:
+        yield client
+
+
+@pytest.fixture
+def client_on_port(store: Store) -> Iterator[httpx.Client]:
+    with api_on_port(store) as asked:
+        yield asked.client
 
 
 def hold(client: httpx.Client, reason: str, target: str = "instantly") -> httpx.Response:
@@ -135,9 +136,9 @@ def test_a_long_text_is_refused_and_not_repeated(client: httpx.Client, size: int
 
 
 @pytest.mark.parametrize("size", [1_000_000, 5_000_000])
-def test_a_megabyte_is_not_read(client: httpx.Client, size: int) -> None:
+def test_a_megabyte_is_not_read(client_on_port: httpx.Client, size: int) -> None:
     try:
-        answer = hold(client, "x" * size)
+        answer = hold(client_on_port, "x" * size)
     except (httpx.WriteError, httpx.ReadError):
         return  # the server had answered and closed before all was sent
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
@@ -170,8 +171,9 @@ def test_any_reason_is_kept_or_refused(client: httpx.Client, reason: str) -> Non
 
 
 def test_no_text_forges_a_line_of_the_log(
-    client: httpx.Client, store: Store, caplog: pytest.LogCaptureFixture
+    client_on_port: httpx.Client, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = client_on_port
     caplog.set_level(logging.INFO)
     forged = "x\r\nERROR forged"
     client.get(f"/api/v1/services/{quote(forged, safe='')}")

@@ -156,6 +156,50 @@ def test_a_breakers_hold_needs_force_which_closes_the_breaker(asked: Api, store:
         fleet.close()
 
 
+def test_a_breaker_is_kept_closed_until_its_expiry_or_until_it_may_trip_again(
+    asked: Api, store: Store, clock: Clock
+) -> None:
+    path = "/services/openai/keep-closed"
+    body = {"reason": "429s are expected", "for_seconds": 3600}
+    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    try:
+        fleet.breaker("openai").open()
+        would = asked.send("PUT", path, body, dry_run=True)
+        assert (would["dry_run"], would["service"]["state"]) == (True, "closed")
+        assert [each["campaign"] for each in would["campaigns"]] == ["digest"]
+        [digest] = would["campaigns"]
+        assert (digest["held_before"], digest["held_after"]) == (True, False)
+        assert set(live(store)) == {"service openai"}
+        kept = asked.send("PUT", path, body)
+        assert (kept["dry_run"], kept["campaigns"]) == (False, None)
+        service = kept["service"]
+        assert (service["state"], service["kept_closed_by"]) == ("closed", "ana")
+        until = clock().replace(microsecond=0) + timedelta(hours=1)
+        assert service["kept_closed_until"] == until.isoformat().replace("+00:00", "Z")
+        assert live(store) == {}
+        # Again with another expiry, then without.
+        assert asked.send("PUT", path, {**body, "for_seconds": 60})["service"]["kept_closed_until"]
+        forever = asked.send("PUT", path, {"reason": "429s are expected"})["service"]
+        assert (forever["kept_closed_by"], forever["kept_closed_until"]) == ("ana", None)
+        asked.send("DELETE", path, dry_run=True)
+        assert asked.get("/services/openai")["kept_closed_by"] == "ana"
+        for _ in range(2):  # the second time is harmless
+            assert asked.send("DELETE", path)["service"]["kept_closed_by"] is None
+        fleet.refresh()
+        fleet.breaker("openai").open()
+        assert set(live(store)) == {"service openai"}
+    finally:
+        fleet.close()
+    over = {"reason": "x", "expires_at": "2020-01-01T00:00:00Z"}
+    assert asked.send("PUT", path, over, expect=422)["code"] == "invalid"
+    assert asked.send("PUT", path, {}, expect=422)["code"] == "invalid"
+    for method in ("PUT", "DELETE"):
+        wrong = "/services/opnai/keep-closed"
+        problem = asked.send(method, wrong, body if method == "PUT" else None, expect=404)
+        assert problem["code"] == "service_not_found"
+        assert "did you mean openai" in problem["detail"]
+
+
 def test_what_is_not_there_is_404_with_what_would_be_right(asked: Api, store: Store) -> None:
     for path, code, says in [
         ("/services/opnai/hold", "service_not_found", "did you mean openai"),

@@ -14,7 +14,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.api.app import create_app
-from tests.integration.api import SETTINGS, api
+from tests.integration.api import SETTINGS, api_on_port
 
 EXAMPLES = 10
 DOCUMENT = create_app(Store("sqlite://"), settings=SETTINGS).openapi()
@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         campaigns.save(conn, now, "here", [CampaignSpec("0", "here", "none", ops={"op": "0"})])
         runs.create(conn, now, "0", "0", actor="tests")
         _, secret = tokens.create(conn, now, "tests", Role.ADMIN, actor="tests")
-    with api(store, workspace=Anything) as asked:
+    with api_on_port(store, workspace=Anything) as asked:
         yield str(asked.client.base_url), secret
     store.dispose()
 

@@ -15,7 +15,8 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.api import stream
-from tests.integration.api import MAX_S, Api, api
+from tests.integration.api import MAX_S, Api
+from tests.integration.api import api_on_port as api
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -112,6 +112,18 @@ def test_a_dry_run_and_a_refusal_leave_no_trace(server: Api) -> None:
     assert newest(server)["id"] == before
 
 
+def test_who_keeps_a_breaker_closed_over_the_api_is_written_down(server: Api) -> None:
+    path = "/services/instantly/keep-closed"
+    server.send("PUT", path, {"reason": "429s are expected", "for_seconds": 60})
+    server.send("DELETE", path)
+    ended, began = server.get("/events", limit=2)["items"]
+    assert (began["actor"], began["reason"]) == ("root", "429s are expected")
+    assert (began["before"], began["address"]) == (None, "127.0.0.1")
+    assert began["after"]["kept_closed_by"] == "root"
+    assert began["after"]["kept_closed_until"] is not None
+    assert (ended["actor"], ended["before"], ended["after"]) == ("root", began["after"], None)
+
+
 def test_who_keeps_a_breaker_closed_is_written_down(server: Api, store: Store) -> None:
     with store.begin() as conn:
         breakers.keep_closed(conn, store.now(conn), "instantly", actor="ana")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access.authenticator import MAX_S, REFRESH_S, Authenticator, Kind
+from dagster_tidegate.web.access.authenticator import MAX_AGE_S, REFRESH_S, Authenticator, Kind
 from dagster_tidegate.web.access.identity import Role
 
 
@@ -75,7 +75,7 @@ def test_while_the_store_is_away_a_token_is_believed_for_a_moment_only(
         name(authenticator, secret)
     assert name(authenticator, secret) == "ana"  # and the others need not
     assert asked == ["read"]
-    seconds.now += MAX_S - REFRESH_S
+    seconds.now += MAX_AGE_S - REFRESH_S
     for _ in range(2):
         with pytest.raises(OperationalError):
             name(authenticator, secret)
@@ -104,7 +104,7 @@ def test_once_there_was_a_token_one_is_needed(
     seconds.now += REFRESH_S
     assert asyncio.run(authenticator.needed())
     lose(store, monkeypatch)
-    seconds.now += 10 * MAX_S
+    seconds.now += 10 * MAX_AGE_S
     assert asyncio.run(authenticator.needed())
 
 
@@ -113,7 +113,7 @@ def test_without_a_store_nobody_is_let_in_without_a_token(
 ) -> None:
     assert not asyncio.run(authenticator.needed())
     lose(store, monkeypatch)
-    seconds.now += MAX_S
+    seconds.now += MAX_AGE_S
     with pytest.raises(OperationalError):
         asyncio.run(authenticator.needed())
 

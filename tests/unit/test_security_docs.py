@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from dagster_tidegate.settings import ServeSettings, variable, variables
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.access import authenticator, graphql
-from dagster_tidegate.web.access.identity import Role
-from dagster_tidegate.web.middleware import guard, headers, visit
-from dagster_tidegate.web.pages import dagster
+from dagster_tidegate.web.middleware import body, dagster, headers, limits
+from dagster_tidegate.web.path_router import PUBLIC
 
 DOCS = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 
@@ -37,9 +37,9 @@ def test_limits_that_are_settings(what: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("what", "most"),
     [
-        ("time until a body is there", f"{visit.BODY_S:g} s"),
-        ("URL", guard.MAX_URL),
-        ("headers", guard.MAX_HEADERS),
+        ("time until a body has arrived", f"{body.BODY_TIMEOUT_S:g} s"),
+        ("URL", limits.MAX_URL),
+        ("headers", limits.MAX_HEADERS),
         ("GraphQL document", graphql.MAX_TOKENS),
     ],
 )
@@ -49,8 +49,8 @@ def test_limits_that_are_not(what: str, most: object) -> None:
 
 def test_what_is_promised_of_times() -> None:
     assert f"believed for {authenticator.REFRESH_S:g} seconds" in DOCS
-    assert f"**within {authenticator.MAX_S:g} seconds**" in DOCS
-    longest = authenticator.MAX_S + authenticator.REFRESH_S
+    assert f"**within {authenticator.MAX_AGE_S:g} seconds**" in DOCS
+    longest = authenticator.MAX_AGE_S + authenticator.REFRESH_S
     assert f"too, within {longest:g}." in DOCS
     assert f"at most {authenticator.MAX_LOGGED} lines a minute" in DOCS
 
@@ -59,7 +59,7 @@ def test_roles_headers_paths_and_exceptions_are_those_of_the_code() -> None:
     assert f"| | {' | '.join(Role)} |" in DOCS
     for name in (*headers.EVERYWHERE, "Strict-Transport-Security"):
         assert f"`{name}" in DOCS
-    for path in guard.PUBLIC:
+    for path in PUBLIC:
         assert path.rpartition("/")[2] in DOCS
     for name in dagster.HARMLESS:
         assert f"`{name}`" in DOCS

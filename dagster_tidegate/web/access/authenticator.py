@@ -1,7 +1,7 @@
-"""Finds out whose a token or a session is, without asking the store each time.
+"""Validates tokens and sessions without a query to the store for each request.
 
-What the store said is believed for a moment, so that a request mostly costs no query, and a token
-that is revoked lets nobody in a few seconds later.
+An answer of the store is cached for a few seconds, so a token that is revoked is refused after that
+time at the latest.
 """
 
 import logging
@@ -22,12 +22,11 @@ from dagster_tidegate.text import shown
 from dagster_tidegate.web.access.limits import Limit, TooManyError, network
 
 REFRESH_S = 2.0
-"""After so long the store is asked again, by one request; others go on with what it said."""
-MAX_S = 5.0
-"""For no longer than this is anything believed that the store said, whatever the store does."""
-USED_EVERY = timedelta(minutes=1)
-"""How exactly it is known when a token was last used."""
-MAX_KNOWN = 4096
+"""After this time one request asks the store again; the others use the cached answer meanwhile."""
+MAX_AGE_S = 5.0
+"""No answer of the store is used for longer, even if the store is slow."""
+USED_AT_PRECISION = timedelta(minutes=1)
+MAX_VALID = 4096
 MAX_REFUSED = 4096
 MAX_LOOKUPS = 4
 MAX_LOGGED = 60
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(StrEnum):
-    """What somebody shows to be let in."""
+    """What a request is authenticated with."""
 
     TOKEN = "token"
     SESSION = "session"
@@ -52,8 +51,8 @@ class Key:
 
 
 @dataclass
-class _Said(Generic[T]):
-    """What the store said at a moment, and when it was last asked."""
+class _Cached(Generic[T]):
+    """An answer of the store: as of when, and when somebody last asked for a newer one."""
 
     value: T
     at: float
@@ -61,17 +60,14 @@ class _Said(Generic[T]):
 
 
 class Authenticator:
-    """Knows the tokens and sessions of a store.
-
-    It belongs to one event loop; the store is asked in threads.
+    """Validates tokens and sessions. Belongs to one event loop; queries run in threads.
 
     Args:
         store: The store.
-        refusals: How many wrong tokens or sessions of a network address are told to be wrong and
-            logged in a minute. One that is tried again and again, as by a page that was left open,
-            counts once. Nobody can guess a token, so each is looked up, as often as an address may
-            ask at all.
-        clock: Seconds that pass evenly.
+        refusals: How many different wrong tokens or sessions of an address are refused one by one
+            and logged in a minute, before it is limited. One that is sent again and again, for
+            example by a page left open, counts once. Tokens can't be guessed, so each is looked up.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -81,83 +77,80 @@ class Authenticator:
         self._clock = clock
         self._refusals = Limit("wrong tokens of this address", refusals)
         self._logged = Limit("refusals in the log", MAX_LOGGED)
-        self._known: OrderedDict[Key, _Said[Holder]] = OrderedDict()
+        self._valid: OrderedDict[Key, _Cached[Holder]] = OrderedDict()
         self._refused: OrderedDict[Key, None] = OrderedDict()
-        self._needed: _Said[bool] | None = None
+        self._needed: _Cached[bool] | None = None
         self._lookups = CapacityLimiter(MAX_LOOKUPS)
 
     async def needed(self) -> bool:
-        """Return whether a token is needed.
+        """Return whether a token is required.
 
-        It is as soon as one was ever made, and stays so when the last has expired or is revoked.
+        It is from the moment the first was created, even after the last has expired.
         """
-        said = self._needed
-        if said is not None and (said.value or self._believed(said)):
-            return said.value
-        found = await to_thread.run_sync(self._any_made, limiter=self._lookups)
+        cached = self._needed
+        if cached is not None and (cached.value or self._fresh(cached)):
+            return cached.value
+        needed = await to_thread.run_sync(self._any_created, limiter=self._lookups)
         now = self._clock()
-        self._needed = _Said(found, now, now)
-        return found
+        self._needed = _Cached(needed, now, now)
+        return needed
 
     async def holder(self, kind: Kind, secret: str, address: str | None) -> Holder | None:
-        """Return whose a token or session is.
+        """Return the holder of a token or session; None if it is not valid.
 
         Args:
             kind: Which of them it is.
-            secret: The token, or what the cookie of the session holds.
-            address: The network address that it comes from.
-
-        Returns:
-            Whose it is; None where it lets nobody in.
+            secret: The token, or the value of the session cookie.
+            address: The network address that sent it.
 
         Raises:
-            TooManyError: If this is a wrong one, and the address has tried too many others. A right
-                one lets in whoever has it, whatever others try at the same address.
+            TooManyError: If it is wrong, and the address has sent too many other wrong ones. A
+                right one is accepted whatever others at the same address send.
         """
         key = Key(kind, tokens.digest(secret))
         if key in self._refused:
             self._refused.move_to_end(key)
             return None
-        said = self._known.get(key)
-        if said is not None and self._believed(said):
-            self._known.move_to_end(key)
-            return said.value
-        found = await self._look_up(key)
-        if found is None:
+        cached = self._valid.get(key)
+        if cached is not None and self._fresh(cached):
+            self._valid.move_to_end(key)
+            return cached.value
+        holder = await self._look_up(key)
+        if holder is None:
             self._refuse(key, address)
-        return found
+        return holder
 
     async def still(self, kind: Kind, secret: str) -> bool:
-        """Return whether a token or session that let somebody in still does."""
+        """Return whether a token or session that was valid still is."""
         key = Key(kind, tokens.digest(secret))
-        said = self._known.get(key)
-        if said is not None and self._believed(said):
+        cached = self._valid.get(key)
+        if cached is not None and self._fresh(cached):
             return True
         return await self._look_up(key) is not None
 
     def forget(self, kind: Kind, secret: str) -> None:
-        """Believe nothing of a token or session that this process has ended."""
-        self._known.pop(Key(kind, tokens.digest(secret)), None)
+        """Drop a token or session that this process has just ended from the cache."""
+        self._valid.pop(Key(kind, tokens.digest(secret)), None)
 
-    def _believed(self, said: _Said) -> bool:
+    def _fresh(self, cached: _Cached) -> bool:
         now = self._clock()
-        if now - said.at >= MAX_S:
+        if now - cached.at >= MAX_AGE_S:
             return False
-        if now - said.asked_at < REFRESH_S:
+        if now - cached.asked_at < REFRESH_S:
             return True
-        said.asked_at = now  # this request asks the store, and the others need not
+        cached.asked_at = now  # this request asks the store, so that the others need not
         return False
 
     async def _look_up(self, key: Key) -> Holder | None:
         began = self._clock()
-        found = await to_thread.run_sync(self._read, key, limiter=self._lookups)
-        if found is None:
-            self._known.pop(key, None)
+        holder = await to_thread.run_sync(self._read, key, limiter=self._lookups)
+        if holder is None:
+            self._valid.pop(key, None)
         else:
-            self._known[key] = _Said(found, began, began)
-            while len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
-        return found
+            self._valid[key] = _Cached(holder, began, began)
+            while len(self._valid) > MAX_VALID:
+                self._valid.popitem(last=False)
+        return holder
 
     def _refuse(self, key: Key, address: str | None) -> None:
         self._refused[key] = None
@@ -171,16 +164,16 @@ class Authenticator:
         refused = "refused an unknown, expired or revoked %s from %s"
         log.warning(refused, key.kind, shown(str(address)))
 
-    def _any_made(self) -> bool:
+    def _any_created(self) -> bool:
         with self._store.read() as conn:
             return tokens.any_created(conn)
 
     def _read(self, key: Key) -> Holder | None:
-        by_digest = tokens.holder if key.kind is Kind.TOKEN else tokens.holder_of_session
+        look_up = tokens.holder if key.kind is Kind.TOKEN else tokens.holder_of_session
         with self._store.read() as conn:
             now = self._store.now(conn)
-            holder = by_digest(conn, now, key.digest)
-        if holder and (holder.used_at is None or now - holder.used_at >= USED_EVERY):
+            holder = look_up(conn, now, key.digest)
+        if holder and (holder.used_at is None or now - holder.used_at >= USED_AT_PRECISION):
             self._mark_used(holder.token, now)
         return holder
 
@@ -188,5 +181,5 @@ class Authenticator:
         try:
             with self._store.evidence().begin() as conn:
                 tokens.mark_used(conn, now, token)
-        except UNREACHABLE as error:  # a store that can be read and not written lets people in
-            log.warning("can't write down that token %d was used: %s", token, error)
+        except UNREACHABLE as error:  # a store that can only be read still lets people in
+            log.warning("can't record that token %d was used: %s", token, error)

@@ -1,4 +1,4 @@
-"""Nothing listens beyond this machine before a token was made."""
+"""Refuses to listen beyond this machine before a token was created."""
 
 from dagster_tidegate.store import tokens
 from dagster_tidegate.store.database import Store
@@ -10,21 +10,17 @@ class ExposedError(Exception):
 
 
 def check(store: Store, host: str) -> None:
-    """Refuse to listen where other machines reach the server, unless one was made.
-
-    Args:
-        store: The store, which has the tokens.
-        host: The address or name to listen on.
+    """Refuse to listen on an address that other machines can reach, if no token was ever created.
 
     Raises:
-        ExposedError: If other machines reach it, and no token was ever made.
+        ExposedError: With the remedy.
     """
     if host == LOCALHOST or is_loopback(host):
         return
     with store.read() as conn:
-        if tokens.any_created(conn):  # where all of them have ended, nobody is let in
+        if tokens.any_created(conn):  # if all of them have ended, nobody has access
             return
     raise ExposedError(
-        f"listening on {host} would let every machine that reaches it do everything: make a token "
+        f"listening on {host} would give every machine that reaches it full access: create a token "
         "first, with 'tidegate tokens create NAME --role admin', or listen on 127.0.0.1"
     )

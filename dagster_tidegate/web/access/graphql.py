@@ -1,4 +1,4 @@
-"""What a GraphQL request to Dagster would change. Pure."""
+"""Which mutations a GraphQL request contains. Pure."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ from graphql import (
 from dagster_tidegate.text import shown
 
 MAX_TOKENS = 20_000
-"""Longer documents are not read; the longest of Dagster's own pages has a tenth of that."""
-MAX_REMEMBERED = 512
+"""Longer documents are refused; the longest of Dagster's own pages has a tenth of that."""
+MAX_CACHED = 512
 MAX_SUBJECTS = 20
 MAX_SUBJECT = 256
 SUBJECTS = frozenset(
@@ -32,42 +32,38 @@ SUBJECTS = frozenset(
         *("id", "limit", "runId", "runIds", "scheduleName", "sensorName"),
     }
 )
-"""Names of the variables of Dagster's mutations that say what is changed. Configurations of runs
-are not among them: they may have secrets."""
+"""Variables of Dagster's mutations that name what is changed, without run configurations, which may
+contain secrets."""
 
 
 class Reader:
-    """Reads GraphQL documents, and remembers what it read: pages send the same ones again."""
+    """Parses GraphQL documents and caches the results: pages send the same documents repeatedly."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._read: OrderedDict[bytes, tuple[str, ...] | None] = OrderedDict()
 
     def changes(self, document: str) -> tuple[str, ...] | None:
-        """Return what a document would change.
+        """Return the fields of a document's mutations, such as `launchRun`.
 
-        Args:
-            document: The document. Whichever of its operations is meant, all of them count.
-
-        Returns:
-            The fields of its mutations, `launchRun` for example; empty where it only reads. None
-            where it can't be read.
+        All its operations count, whichever the request names. Empty: it only reads. None: it can't
+        be parsed.
         """
         key = hashlib.sha256(document.encode(errors="surrogatepass")).digest()
         with self._lock:
             if key in self._read:
                 self._read.move_to_end(key)
                 return self._read[key]
-        found = changes(document)
+        mutations = changes(document)
         with self._lock:
-            self._read[key] = found
-            if len(self._read) > MAX_REMEMBERED:
+            self._read[key] = mutations
+            if len(self._read) > MAX_CACHED:
                 self._read.popitem(last=False)
-        return found
+        return mutations
 
 
 def changes(document: str) -> tuple[str, ...] | None:
-    """Return what a document would change, as `Reader.changes` does.
+    """Return the same as `Reader.changes`, without a cache.
 
     Example:
         >>> changes("{ runsOrError { __typename } }")
@@ -81,16 +77,17 @@ def changes(document: str) -> tuple[str, ...] | None:
         return None
     return tuple(
         name
-        for found in parsed.definitions
-        if isinstance(found, OperationDefinitionNode) and found.operation is OperationType.MUTATION
-        for name in _fields(found.selection_set)
+        for operation in parsed.definitions
+        if isinstance(operation, OperationDefinitionNode)
+        and operation.operation is OperationType.MUTATION
+        for name in _fields(operation.selection_set)
     )
 
 
 def documents(
     query_values: Iterable[str], content_type: str, body: bytes
 ) -> tuple[list[str], Mapping[str, Any]] | None:
-    """Return every document that a server might find in a request, and the variables.
+    """Return every document that a server might execute for a request, and the variables.
 
     Args:
         query_values: The values of `query` in the URL.
@@ -98,41 +95,39 @@ def documents(
         body: The body.
 
     Returns:
-        The documents, and the variables of the one in the body; None where the body can't be
-        read.
+        The documents, and the variables of the one in the body; None if the body can't be parsed.
     """
-    found = list(query_values)
+    in_url = list(query_values)
     if not body:
-        return found, {}
+        return in_url, {}
     if "application/graphql" in content_type:
         try:
-            return [*found, body.decode()], {}
+            return [*in_url, body.decode()], {}
         except UnicodeDecodeError:
             return None
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError):
-        return (found, {}) if "json" not in content_type else None
+        return (in_url, {}) if "json" not in content_type else None
     if not isinstance(sent, Mapping):
         return None
     query, variables = sent.get("query"), sent.get("variables")
-    if isinstance(query, str):
-        found.append(query)
-    elif query is not None:
+    if query is not None and not isinstance(query, str):
         return None
-    return found, variables if isinstance(variables, Mapping) else {}
+    documents = in_url if query is None else [*in_url, query]
+    return documents, variables if isinstance(variables, Mapping) else {}
 
 
 def subjects(variables: Any) -> dict[str, Any]:
-    """Return what the variables of a mutation say of what it changes, for the record.
+    """Return what a mutation changes, as far as its variables name it, for the audit log.
 
     Example:
         >>> subjects({"executionParams": {"selector": {"jobName": "outreach"}, "runConfigData": 1}})
         {'jobName': 'outreach'}
     """
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     todo = [variables]
-    while todo and len(found) < MAX_SUBJECTS:
+    while todo and len(named) < MAX_SUBJECTS:
         each = todo.pop()
         if isinstance(each, list):
             todo += each[:MAX_SUBJECTS]
@@ -140,10 +135,10 @@ def subjects(variables: Any) -> dict[str, Any]:
             continue
         for name, value in list(each.items())[:MAX_SUBJECTS]:
             if name in SUBJECTS and (short := _short(value)) is not None:
-                found.setdefault(name, short)
+                named.setdefault(name, short)
             elif "config" not in name.lower():
                 todo.append(value)
-    return found
+    return named
 
 
 def _short(value: Any) -> Any:
@@ -157,10 +152,10 @@ def _short(value: Any) -> Any:
 
 
 def _fields(selection: SelectionSetNode) -> Iterable[str]:
-    for found in selection.selections:
-        if isinstance(found, FieldNode):
-            yield found.name.value
-        elif isinstance(found, FragmentSpreadNode):
-            yield f"...{found.name.value}"
-        elif isinstance(found, InlineFragmentNode):
-            yield from _fields(found.selection_set)
+    for node in selection.selections:
+        if isinstance(node, FieldNode):
+            yield node.name.value
+        elif isinstance(node, FragmentSpreadNode):
+            yield f"...{node.name.value}"
+        elif isinstance(node, InlineFragmentNode):
+            yield from _fields(node.selection_set)

@@ -1,12 +1,9 @@
-"""Who asks, and what that allows. Pure."""
+"""Who makes a request, and what that allows. Pure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from dagster_tidegate.store.tokens import Role
-
-ONLY_LOOKS = "only_looks"
-"""In the state of a request: whether Dagster's pages let whoever sends it change nothing."""
 
 
 @dataclass(frozen=True)
@@ -14,10 +11,10 @@ class Identity:
     """Who makes a request.
 
     Attributes:
-        name: The actor that changes are recorded with.
+        name: The actor recorded with its changes.
         role: What the request may do.
-        address: The network address it comes from; None where there is none.
-        token: Id of the token that it was made with; None on a machine without tokens.
+        address: Its network address, if it has one.
+        token: Id of its token; None while there are no tokens.
     """
 
     name: str
@@ -25,11 +22,10 @@ class Identity:
     address: str | None
     token: int | None = None
 
-    def may_steer(self, owners: Collection[str]) -> bool:
-        """Return whether the request may steer a campaign.
+    def may_control(self, owners: Collection[str]) -> bool:
+        """Return whether the request may control a campaign with these owners.
 
-        Args:
-            owners: Who owns the campaign; nobody: every operator steers it.
+        A campaign without owners is controlled by every operator.
         """
         if self.role is Role.ADMIN:
             return True

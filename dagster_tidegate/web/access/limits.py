@@ -1,4 +1,4 @@
-"""How often somebody may ask: counted in this process, per minute."""
+"""Rate limits, per minute, counted in this process."""
 
 import ipaddress
 import math
@@ -9,56 +9,58 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 IPV6_PREFIX = 64
-"""Bits of an IPv6 address that count: whoever has one address has its whole network."""
+"""An IPv6 address counts with its network: whoever has one address has all of them."""
 
 
 class TooManyError(Exception):
-    """Somebody asked too often.
+    """A limit was exceeded.
 
     Args:
-        what: What they did too often.
-        most: How often they may, per minute.
-        retry_after_s: After how many seconds they may again.
+        what: What is limited.
+        per_minute: The limit.
+        retry_after_s: When it may be done again, in seconds.
     """
 
-    def __init__(self, what: str, most: int, retry_after_s: int) -> None:
-        super().__init__(f"more than {most} {what} in a minute; try again in {retry_after_s} s")
+    def __init__(self, what: str, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"more than {per_minute} {what} in a minute; try again in {retry_after_s} s"
+        )
         self.retry_after_s = retry_after_s
 
 
 class Limit:
-    """So many of a thing in a minute, for each of those who do it.
+    """A limit for each key, such as a token or an address.
 
     Args:
-        what: The thing, for the refusal: `requests of this token`.
-        most: How many in a minute.
+        what: What is limited, for the message: `requests with this token`.
+        per_minute: The limit.
 
     Example:
         >>> limit = Limit("tries", 1)
         >>> limit.count("ana")
-        >>> limit.count("bo")  # a second one of ana's would be too many
+        >>> limit.count("bo")  # a second one of ana's would raise TooManyError
     """
 
-    def __init__(self, what: str, most: int) -> None:
+    def __init__(self, what: str, per_minute: int) -> None:
         self._what = what
-        self._item = RateLimitItemPerMinute(most)
+        self._item = RateLimitItemPerMinute(per_minute)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
-    def count(self, who: str) -> None:
+    def count(self, key: str) -> None:
         """Count one.
 
         Raises:
-            TooManyError: If that is more than there may be.
+            TooManyError: If the limit is exceeded.
         """
-        if self._limiter.hit(self._item, who):
+        if self._limiter.hit(self._item, key):
             return
-        resets_at = self._limiter.get_window_stats(self._item, who).reset_time
+        resets_at = self._limiter.get_window_stats(self._item, key).reset_time
         wait_s = max(1, math.ceil(resets_at - time.time()))
         raise TooManyError(self._what, self._item.amount, wait_s)
 
 
 def network(address: str | None) -> str:
-    """Return by what a network address is counted.
+    """Return the key by which a network address is limited.
 
     Example:
         >>> network("192.0.2.7"), network("2001:db8:1:2:3:4:5:6"), network(None)
@@ -67,11 +69,11 @@ def network(address: str | None) -> str:
     if address is None:
         return "local"
     try:
-        found = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found.packed, IPV6_PREFIX), strict=False).network_address)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed.packed, IPV6_PREFIX), strict=False).network_address)

@@ -1,7 +1,8 @@
-"""Where a request comes from, and where a browser may be sent. Pure.
+"""Where a request comes from, and where a browser may be redirected. Pure.
 
-A page of another site can make a browser send requests here, and can give its own name the address
-of this machine. The browser says where a request comes from; what is no browser can't be misled.
+A page of another site can make a browser send requests here, and can resolve its own name to this
+machine's address (DNS rebinding). Browsers send headers that reveal both; other clients can't be
+misled.
 """
 
 import ipaddress
@@ -12,35 +13,34 @@ LOCALHOST = "localhost"
 
 
 def is_loopback(address: str | None) -> bool:
-    """Return whether an address is this machine's own.
+    """Return whether an address is a loopback address.
 
     Example:
         >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("192.0.2.7")
         (True, True, False)
     """
     try:
-        found = ipaddress.ip_address(address or "")
+        parsed = ipaddress.ip_address(address or "")
     except ValueError:
         return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def host_name(host: str) -> str | None:
-    """Return the name in a `Host` header, without its port; None where it has none.
+    """Return the name in a `Host` header without its port; None if it is malformed.
 
     Example:
         >>> host_name("Localhost:3000"), host_name("[::1]:3000"), host_name("a b")
         ('localhost', '::1', None)
     """
     try:
-        found = urlsplit(f"//{host}")
-        _ = found.port  # refuses one that is no number
+        parsed = urlsplit(f"//{host}")
+        _ = parsed.port  # raises if it is not a number
     except ValueError:
         return None
-    if found.netloc != host or "@" in host or any(c.isspace() for c in host):
+    if parsed.netloc != host or "@" in host or any(c.isspace() for c in host):
         return None
-    return found.hostname
+    return parsed.hostname
 
 
 def allowed_host(host: str, allowed: Collection[str], *, any_name: bool) -> bool:
@@ -48,10 +48,9 @@ def allowed_host(host: str, allowed: Collection[str], *, any_name: bool) -> bool
 
     Args:
         host: The header.
-        allowed: The names that were given to the server, besides loopback's.
-        any_name: Whether every name will do where none were given. It must not where anybody on
-            this machine is let in: then a page of another site, by giving its name this machine's
-            address, would be let in too.
+        allowed: The accepted names besides those of loopback.
+        any_name: Whether every name is accepted if `allowed` is empty. Never for local connections,
+            which need no token as long as none exists: DNS rebinding makes them look local.
     """
     name = host_name(host)
     if name is None:
@@ -62,28 +61,28 @@ def allowed_host(host: str, allowed: Collection[str], *, any_name: bool) -> bool
 
 
 def same_origin(host: str, *, site: str | None, origin: str | None, browser: bool) -> bool:
-    """Return whether a request was not made by a page of another site.
+    """Return whether a request was not sent by a page of another site.
 
     Args:
         host: Its `Host` header.
         site: Its `Sec-Fetch-Site` header.
         origin: Its `Origin` header.
-        browser: Whether only a browser can have sent it. Then one of the headers must be there.
+        browser: Whether only a browser can have sent it; then one of the two headers is required.
     """
     if site is not None:
         return site == "same-origin"
     if origin is None:
         return not browser
-    found = urlsplit(origin)
-    standard = {"http": "80", "https": "443"}.get(found.scheme)
+    parsed = urlsplit(origin)
+    standard = {"http": "80", "https": "443"}.get(parsed.scheme)
     if standard is None:
         return False
-    without = f":{standard}"
-    return found.netloc.lower().removesuffix(without) == host.lower().removesuffix(without)
+    port = f":{standard}"
+    return parsed.netloc.lower().removesuffix(port) == host.lower().removesuffix(port)
 
 
 def local_path(wanted: str | None, default: str = "/") -> str:
-    r"""Return where a browser is sent after its login: a path of this server, and nothing else.
+    r"""Return where a browser goes after its login: always a path of this server.
 
     Example:
         >>> local_path("/runs?q=1"), local_path("//elsewhere.example"), local_path("/\\elsewhere")

@@ -1,4 +1,4 @@
-"""Makes the app."""
+"""Creates the FastAPI app."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.api import metrics, problems
-from dagster_tidegate.web.api.context import Context
+from dagster_tidegate.web.api.context import AppContext
 from dagster_tidegate.web.api.problems import Code, Problem, ProblemDetails, responses
 from dagster_tidegate.web.api.routes import (
     alerts,
@@ -23,25 +23,25 @@ from dagster_tidegate.web.api.routes import (
     services,
 )
 from dagster_tidegate.web.api.stream import Feed
-from dagster_tidegate.web.middleware.visit import SAFE_METHODS
+from dagster_tidegate.web.middleware.connection import SAFE_METHODS
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Workspace
 
 PREFIX = "/api/v1"
-DESCRIPTION = """What is paused and why, and steering it. docs/api.md has more.
+DESCRIPTION = """Shows what is paused and why, and controls it. See docs/api.md.
 
-What goes wrong is answered with problem details (RFC 9457) that have a stable `code`."""
+Errors are problem details (RFC 9457) with a stable `code`."""
 TAGS = {
     "services": "Third-party services, their breakers, and the campaigns that need them.",
     "campaigns": "Dagster jobs.",
-    "campaign runs": "A partition of a campaign each.",
+    "campaign runs": "One partition of a campaign each.",
     "holds": "The reasons why something may not run.",
-    "events": "Who changed what, when and why.",
-    "alerts": "What people were told.",
-    "queue": "What is paused and what waits, in numbers.",
-    "health": "Whether the server, the store and the gate do their work.",
-    "metrics": "Numbers for Prometheus.",
+    "events": "The audit log: who changed what, when and why.",
+    "alerts": "The alerts that were sent.",
+    "queue": "How much is paused and how much is waiting.",
+    "health": "Health checks of the server, the store, the gate and the alerts.",
+    "metrics": "Metrics for Prometheus.",
 }
 
 
@@ -52,18 +52,18 @@ def create_app(
     workspace: "Callable[[], Workspace] | None" = None,
     read_only: bool = False,
 ) -> FastAPI:
-    """Return the app, as ASGI servers run it; put it into a `Guard`.
+    """Return the API without any security; serve it behind `guarded`.
 
     Args:
         store: The store.
-        settings: Where it is served.
-        workspace: Returns the code locations as they are now; without it no run can be started.
+        settings: The path prefix.
+        workspace: Returns the code locations as they are now; without it, no run can be started.
         read_only: Refuse every change.
 
     Example:
         ```python
         app = create_app(Store(url), settings=settings)
-        uvicorn.run(Guard(app, store, settings))
+        uvicorn.run(guarded(app, store, settings))
         ```
     """
     app = FastAPI(
@@ -78,12 +78,12 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
-    app.state.context = Context(store, Feed(store), workspace)
+    app.state.context = AppContext(store, Feed(store), workspace)
     api = APIRouter(prefix=PREFIX, responses=responses())
     for module in (services, campaigns, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[Depends(_refuse_changes)] if read_only else [])
-    app.include_router(metrics.router(store))
+    app.include_router(metrics.router)
     problems.install(app)
     _describe_problems(app)
     return app
@@ -99,7 +99,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Put the schema of problem details, which the operations refer to, into the document."""
+    """Add the schema of problem details, which all operations refer to, to the document."""
     document = app.openapi
 
     def described() -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _describe_problems(app: FastAPI) -> None:
         schemas = made["components"]["schemas"]
         if ProblemDetails.__name__ not in schemas:
             template = "#/components/schemas/{model}"
-            found = ProblemDetails.model_json_schema(ref_template=template)
-            schemas.update(found.pop("$defs"))
-            schemas[ProblemDetails.__name__] = found
+            schema = ProblemDetails.model_json_schema(ref_template=template)
+            schemas.update(schema.pop("$defs"))
+            schemas[ProblemDetails.__name__] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
         return made

@@ -1,7 +1,7 @@
-"""What a route says of who may use it: a parameter of the type `Viewer` or `Operator`.
+"""Who may use a route: it declares a parameter of the type `Viewer` or `Operator`.
 
-Who it is, `guard` found out before. The OpenAPI document has the role of each operation as the
-scope of its security requirement.
+`middleware.authentication` has set the identity. The OpenAPI document shows the role of each
+operation as the scope of its security requirement.
 """
 
 from typing import Annotated
@@ -10,10 +10,18 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyCookie, HTTPBearer, SecurityScopes
 
 from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.web.access.identity import Identity, Role
+from dagster_tidegate.store.tokens import Role
+from dagster_tidegate.web.access.identity import Identity
+from dagster_tidegate.web.api.models import Release
 from dagster_tidegate.web.api.problems import Code, Problem
 
 SESSION_COOKIE = "tidegate_session"
+
+
+def session_cookie(*, https: bool) -> str:
+    """Return the name of the session cookie; over TLS it is one that no other host can set."""
+    return f"__Host-{SESSION_COOKIE}" if https else SESSION_COOKIE
+
 
 _token = HTTPBearer(
     scheme_name="token",
@@ -36,20 +44,22 @@ async def _identified(
 ) -> Identity:
     identity: Identity | None = getattr(request.state, "identity", None)
     if identity is None:
-        raise Problem(Code.UNAUTHENTICATED, "nobody checked who asks: serve the app in its Guard")
+        raise Problem(
+            Code.UNAUTHENTICATED, "the app is served without its middlewares: wrap it in `guarded`"
+        )
     for role in roles.scopes:
         require_role(identity, Role(role))
     return identity
 
 
 Viewer = Annotated[Identity, Security(_identified, scopes=[Role.VIEWER.value])]
-"""Everybody who may use the API."""
+"""Anyone with a token."""
 Operator = Annotated[Identity, Security(_identified, scopes=[Role.OPERATOR.value])]
-"""Who may hold, release, start, pause, resume and cancel."""
+"""Anyone who may hold, release, start, pause, resume and cancel."""
 
 
 def require_role(identity: Identity, needed: Role) -> None:
-    """Refuse whom the role of their token does not allow to go on.
+    """Refuse an identity that lacks a role.
 
     Raises:
         Problem: `forbidden`, with the role that is needed.
@@ -57,28 +67,36 @@ def require_role(identity: Identity, needed: Role) -> None:
     if not identity.role.allows(needed):
         raise Problem(
             Code.FORBIDDEN,
-            f"{identity.name} is {identity.role}, and this needs the role {needed}",
+            f"{identity.name} has the role {identity.role}; this requires {needed}",
             role=identity.role,
             needed=needed,
         )
 
 
-def require_owner(identity: Identity, campaign: CampaignSpec) -> None:
-    """Refuse whoever may not steer a campaign.
+def require_force(identity: Identity, release: Release | None) -> bool:
+    """Return whether a release is by force, which only administrators may use.
 
-    Args:
-        identity: Who asks.
-        campaign: The campaign that they would hold, release or start, or one of whose runs.
+    Raises:
+        Problem: `forbidden`.
+    """
+    force = release is not None and release.force
+    if force:
+        require_role(identity, Role.ADMIN)
+    return force
+
+
+def require_owner(identity: Identity, campaign: CampaignSpec) -> None:
+    """Refuse an identity that may not control a campaign and its runs.
 
     Raises:
         Problem: `forbidden`, with the owners of the campaign.
     """
     require_role(identity, Role.OPERATOR)
-    if not identity.may_steer(campaign.owners):
+    if not identity.may_control(campaign.owners):
         owners = sorted(campaign.owners)
         raise Problem(
             Code.FORBIDDEN,
-            f"campaign {campaign.name} is steered by {', '.join(owners)} and administrators, and "
+            f"campaign {campaign.name} is controlled by {', '.join(owners)} and administrators, "
             f"not by {identity.name}",
             campaign=campaign.name,
             owners=owners,

@@ -1,15 +1,18 @@
-"""What the routes work with."""
+"""What the routes of one app share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.telemetry.collector import FleetCollector
 from dagster_tidegate.web.api.problems import Code, Problem
 from dagster_tidegate.web.api.stream import Feed
 
@@ -18,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the routes of one app work with.
+class AppContext:
+    """What the routes of one app share.
 
     Attributes:
         store: The store.
-        feed: Tells the event streams of new events.
-        open_workspace: Returns the code locations as they are now; None where the server has none.
+        feed: Wakes the event streams.
+        open_workspace: Returns the code locations as they are now; None if the server has none.
     """
 
     store: Store
@@ -33,10 +36,16 @@ class Context:
 
     @contextmanager
     def reading(self) -> Iterator[tuple[Connection, Situation]]:
-        """Read the situation, and whatever else is read of the store at the same moment."""
+        """Read the situation, and anything else as of the same moment."""
         with self.store.read() as conn:
-            now = self.store.now(conn)
-            yield conn, situation.read(conn, now)
+            yield conn, situation.read(conn, self.store.now(conn))
+
+    @cached_property
+    def metrics(self) -> CollectorRegistry:
+        """The metrics of the fleet, which are read when they are encoded."""
+        registry = CollectorRegistry()
+        registry.register(FleetCollector(self.store))
+        return registry
 
     def workspace(self) -> "Workspace":
         """Return the code locations as they are now.
@@ -47,15 +56,14 @@ class Context:
         if self.open_workspace is None:
             raise Problem(
                 Code.DAGSTER_UNAVAILABLE,
-                "this server knows no code locations, so it can't start or end Dagster runs: "
+                "this server has no code locations, so it can't start or terminate Dagster runs: "
                 "start it with --workspace",
             )
         return self.open_workspace()
 
 
-async def _context(request: Request) -> Context:
+async def _context(request: Request) -> AppContext:
     return request.app.state.context
 
 
-Here = Annotated[Context, Depends(_context)]
-"""What a route works with."""
+Context = Annotated[AppContext, Depends(_context)]

@@ -1,4 +1,4 @@
-"""What requests to the API say: the shapes of its JSON. What it answers is in `views.shown`."""
+"""The parameters and bodies of requests. The answers are in `control.models`."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -17,11 +17,12 @@ from pydantic import (
 )
 
 from dagster_tidegate.holds import Target, TargetKind, named
-from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked
+from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked, utc
+from dagster_tidegate.web.api.problems import Code, Problem
 
 MAX_PART = 256
-"""So many characters can each part of the name of a campaign run have: campaign and partition."""
-MAX_HOLD_S = 10 * 366 * 24 * 3600
+"""How long each part of the name of a campaign run may be: campaign and partition."""
+MAX_LENGTH_S = 10 * 366 * 24 * 3600
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +50,7 @@ def _moment(value: datetime) -> datetime:
 
 _NAMED = Field(min_length=1, max_length=MAX_NAME)
 Name = Annotated[StrictStr, AfterValidator(_name), _NAMED]
-"""A name that people give: on one line, without control characters."""
+"""A name on one line, without control characters."""
 PartitionName = Annotated[
     StrictStr, AfterValidator(_name), Field(min_length=1, max_length=MAX_PART)
 ]
@@ -77,79 +78,76 @@ Partition = Annotated[
     Path(
         min_length=1,
         max_length=MAX_PART,
-        description="The partition, percent-encoded. A slash may be a slash or `%2F`. Of a job "
-        "without partitions, the id of the first Dagster run.",
+        description="The partition, percent-encoded; a slash may stay a slash. For a job without "
+        "partitions, the id of the first Dagster run.",
     ),
 ]
-DryRun = Annotated[
-    bool, Query(description="Only say what would be affected: the change is taken back.")
-]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most.")]
-Cursor = Annotated[
-    str | None,
-    Query(
-        max_length=1000,
-        description="`next_cursor` of the page before; its content may change at any time.",
-    ),
-]
+DryRun = Annotated[bool, Query(description="Only show the effect; nothing is changed.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="A text of your choice, such as a UUID. The same request with the same key "
-        "within 24 hours takes effect once, and is answered as the first was.",
+        description="Any string, such as a UUID. The same request with the same key takes effect "
+        "once within 24 hours; repetitions get the first answer.",
     ),
 ]
 
 
 class Body(BaseModel):
-    """What a request says; a field that is not here is refused."""
+    """The body of a request; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class _Ending(Body):
+class Ending(Body):
+    """A reason, and perhaps an expiry."""
+
     reason: Reason
-    expires_at: Moment | None = Field(
-        default=None, description="When it ends by itself; not set: when it is released."
-    )
-    for_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_HOLD_S)] | None = Field(
-        default=None, description="Instead of `expires_at`: after how many seconds it ends."
+    expires_at: Moment | None = Field(default=None, description="When it expires. Default: never.")
+    for_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_LENGTH_S)] | None = Field(
+        default=None, description="Instead of `expires_at`: after how many seconds it expires."
     )
 
     @model_validator(mode="after")
-    def _one_end(self) -> "_Ending":
+    def _one_end(self) -> "Ending":
         if self.expires_at is not None and self.for_seconds is not None:
-            raise ValueError("say expires_at or for_seconds, not both")
+            raise ValueError("use expires_at or for_seconds, not both")
         return self
 
     def ends_at(self, now: datetime) -> datetime | None:
-        """Return when the hold ends by itself (UTC), or None.
+        """Return when it expires (UTC), or None.
 
-        Args:
-            now: The database's time, UTC.
+        Raises:
+            Problem: `invalid`, if that is in the past.
         """
         if self.for_seconds is not None:
             return now + timedelta(seconds=self.for_seconds)
+        if self.expires_at is not None and self.expires_at <= now:
+            detail = f"expires_at: {utc(self.expires_at)} is in the past: it is {utc(now)}"
+            raise Problem(Code.INVALID, detail)
         return self.expires_at
 
 
-class NewHold(_Ending):
-    """A hold to place on what the path names."""
+class NewHold(Ending):
+    """A hold on the thing that the path names."""
 
 
-class NewHoldOnTarget(_Ending):
-    """A hold to place on anything; it need not be known yet."""
+class KeepClosed(Ending):
+    """Why, and for how long, a breaker is kept closed."""
+
+
+class NewHoldOnTarget(Ending):
+    """A hold on any target, which need not exist yet."""
 
     target_kind: TargetKind
     target_name: Annotated[
         StrictStr,
         Field(
             max_length=MAX_NAME,
-            description="Name of the service or campaign; `campaign/partition` of a campaign run; "
-            "empty for everything.",
+            description="Name of the service or campaign, `campaign/partition` for a campaign run, "
+            "or empty for everything.",
         ),
     ] = ""
 
@@ -162,16 +160,16 @@ class NewHoldOnTarget(_Ending):
 
     @property
     def target(self) -> Target:
-        """What is to be held."""
+        """The target of the hold."""
         return named(self.target_kind, self.target_name)
 
 
 class Release(Body):
-    """How to release."""
+    """Options of a release."""
 
     force: StrictBool = Field(
         default=False,
-        description="Release a breaker's own hold too, and close the breaker; for administrators.",
+        description="Also release a breaker's own hold and close the breaker: for administrators.",
     )
 
 
@@ -181,20 +179,17 @@ class NewRun(Body):
     partition: PartitionName
 
 
-class StartCampaign(Body):
-    """What to start of a campaign."""
+class StartRun(Body):
+    """Options of a start."""
+
+    queue: StrictBool = Field(
+        default=False, description="Start it even if it is held: it waits in Dagster's queue."
+    )
+
+
+class StartCampaign(StartRun):
+    """Which run of a campaign to start."""
 
     partition: PartitionName | None = Field(
-        default=None, description="The partition, where the job has any; else none may be named."
-    )
-    queue: StrictBool = Field(
-        default=False, description="Start it though it is held: it waits in Dagster's queue."
-    )
-
-
-class StartRun(Body):
-    """How to start a campaign run."""
-
-    queue: StrictBool = Field(
-        default=False, description="Start it though it is held: it waits in Dagster's queue."
+        default=None, description="The partition; only for a partitioned job, and required there."
     )

@@ -1,7 +1,7 @@
 """What the API answers when it refuses or fails: RFC 9457 problem details with stable codes."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -13,8 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
+from dagster_tidegate.control.operations import (
+    ChangedMeanwhileError,
+    NotPausableError,
+    UnderWayError,
+)
+from dagster_tidegate.dagster_api import LaunchError, UnreachableError
 from dagster_tidegate.store.database import UNREACHABLE, DataError
+from dagster_tidegate.store.holds import NotYourHoldError
+from dagster_tidegate.store.runs import MoveNotAllowedError
 from dagster_tidegate.store.schema import SchemaError
+from dagster_tidegate.web.access.limits import TooManyError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:tidegate:problem:"
@@ -26,73 +35,59 @@ log = logging.getLogger(__name__)
 
 
 class Code(StrEnum):
-    """What went wrong. A code never changes its meaning; `CODES` has the status and title."""
+    """Every problem, with its HTTP status and its meaning, which never changes."""
 
-    NOT_PAUSABLE = "not_pausable"
-    SECRET_IN_URL = "secret_in_url"
-    UNAUTHENTICATED = "unauthenticated"
-    FORBIDDEN = "forbidden"
-    CROSS_SITE = "cross_site"
-    READ_ONLY = "read_only"
-    NOT_FOUND = "not_found"
-    SERVICE_NOT_FOUND = "service_not_found"
-    CAMPAIGN_NOT_FOUND = "campaign_not_found"
-    CAMPAIGN_RUN_NOT_FOUND = "campaign_run_not_found"
-    HOLD_NOT_FOUND = "hold_not_found"
-    METHOD_NOT_ALLOWED = "method_not_allowed"
-    TOO_SLOW = "too_slow"
-    HELD = "held"
-    UNDER_WAY = "under_way"
-    TRANSITION_NOT_ALLOWED = "transition_not_allowed"
-    HELD_BY_BREAKER = "held_by_breaker"
-    CAMPAIGN_RUN_EXISTS = "campaign_run_exists"
-    CHANGED_MEANWHILE = "changed_meanwhile"
-    IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use"
-    TOO_LARGE = "too_large"
-    UNKNOWN_HOST = "unknown_host"
-    INVALID = "invalid"
-    NOT_LAUNCHABLE = "not_launchable"
-    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
-    TOO_MANY_REQUESTS = "too_many_requests"
-    INTERNAL = "internal"
-    STORE_UNAVAILABLE = "store_unavailable"
-    DAGSTER_UNAVAILABLE = "dagster_unavailable"
-    TOO_MANY_STREAMS = "too_many_streams"
+    status: int
+    summary: str
+
+    def __new__(cls, code: str, status: int, summary: str) -> "Code":
+        """Make a member with its status and summary."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.status = status
+        member.summary = summary
+        return member
+
+    NOT_PAUSABLE = "not_pausable", 400, "It has ended and can't be paused"
+    SECRET_IN_URL = "secret_in_url", 400, "A secret is in the URL"
+    UNAUTHENTICATED = "unauthenticated", 401, "Authentication required"
+    FORBIDDEN = "forbidden", 403, "Not allowed"
+    CROSS_SITE = "cross_site", 403, "The request comes from another site"
+    READ_ONLY = "read_only", 403, "This server is read-only"
+    NOT_FOUND = "not_found", 404, "No such path"
+    SERVICE_NOT_FOUND = "service_not_found", 404, "No such service"
+    CAMPAIGN_NOT_FOUND = "campaign_not_found", 404, "No such campaign"
+    CAMPAIGN_RUN_NOT_FOUND = "campaign_run_not_found", 404, "No such campaign run"
+    HOLD_NOT_FOUND = "hold_not_found", 404, "No such hold"
+    METHOD_NOT_ALLOWED = "method_not_allowed", 405, "Method not allowed"
+    TOO_SLOW = "too_slow", 408, "The request did not arrive in time"
+    HELD = "held", 409, "It is paused"
+    UNDER_WAY = "under_way", 409, "It is in flight already"
+    TRANSITION_NOT_ALLOWED = "transition_not_allowed", 409, "Its status does not allow this"
+    HELD_BY_BREAKER = "held_by_breaker", 409, "A breaker holds it"
+    CAMPAIGN_RUN_EXISTS = "campaign_run_exists", 409, "The campaign run exists already"
+    CHANGED_MEANWHILE = "changed_meanwhile", 409, "Somebody else changed it at the same moment"
+    IDEMPOTENCY_KEY_IN_USE = (
+        "idempotency_key_in_use",
+        409,
+        "The first request with this key is in flight",
+    )
+    TOO_LARGE = "too_large", 413, "The request is too large"
+    UNKNOWN_HOST = "unknown_host", 421, "The Host header names another server"
+    INVALID = "invalid", 422, "Validation failed"
+    NOT_LAUNCHABLE = "not_launchable", 422, "The run can't be launched"
+    IDEMPOTENCY_KEY_REUSED = (
+        "idempotency_key_reused",
+        422,
+        "The key was used for another request",
+    )
+    TOO_MANY_REQUESTS = "too_many_requests", 429, "Too many requests"
+    INTERNAL = "internal", 500, "Internal server error"
+    STORE_UNAVAILABLE = "store_unavailable", 503, "The store is unavailable"
+    DAGSTER_UNAVAILABLE = "dagster_unavailable", 503, "Dagster is unavailable"
+    TOO_MANY_STREAMS = "too_many_streams", 503, "Too many event streams"
 
 
-CODES: Mapping[Code, tuple[int, str]] = {
-    Code.NOT_PAUSABLE: (400, "It has ended, and can't be paused"),
-    Code.SECRET_IN_URL: (400, "A secret is in the URL"),
-    Code.UNAUTHENTICATED: (401, "Say who you are"),
-    Code.FORBIDDEN: (403, "You may not do this"),
-    Code.CROSS_SITE: (403, "The request comes from another site"),
-    Code.READ_ONLY: (403, "This server changes nothing"),
-    Code.NOT_FOUND: (404, "There is nothing at this path"),
-    Code.SERVICE_NOT_FOUND: (404, "There is no such service"),
-    Code.CAMPAIGN_NOT_FOUND: (404, "There is no such campaign"),
-    Code.CAMPAIGN_RUN_NOT_FOUND: (404, "There is no such campaign run"),
-    Code.HOLD_NOT_FOUND: (404, "There is no such hold"),
-    Code.METHOD_NOT_ALLOWED: (405, "The path has no such method"),
-    Code.TOO_SLOW: (408, "The request did not come to its end in time"),
-    Code.HELD: (409, "It is paused"),
-    Code.UNDER_WAY: (409, "It is under way already"),
-    Code.TRANSITION_NOT_ALLOWED: (409, "Its status does not allow this"),
-    Code.HELD_BY_BREAKER: (409, "A breaker holds it"),
-    Code.CAMPAIGN_RUN_EXISTS: (409, "The campaign run is there already"),
-    Code.CHANGED_MEANWHILE: (409, "Somebody else changed it at the same moment"),
-    Code.IDEMPOTENCY_KEY_IN_USE: (409, "The first request with this key is under way"),
-    Code.TOO_LARGE: (413, "The request is too large"),
-    Code.UNKNOWN_HOST: (421, "The server has another name"),
-    Code.INVALID: (422, "The request is not valid"),
-    Code.NOT_LAUNCHABLE: (422, "The code has no such run"),
-    Code.IDEMPOTENCY_KEY_REUSED: (422, "The key belongs to another request"),
-    Code.TOO_MANY_REQUESTS: (429, "Too many requests"),
-    Code.INTERNAL: (500, "Something went wrong here"),
-    Code.STORE_UNAVAILABLE: (503, "The store can't be reached"),
-    Code.DAGSTER_UNAVAILABLE: (503, "Dagster can't be reached"),
-    Code.TOO_MANY_STREAMS: (503, "Too many event streams"),
-}
-"""The HTTP status of each code, and a title for people."""
 COMMON = (
     Code.SECRET_IN_URL,
     Code.UNAUTHENTICATED,
@@ -107,7 +102,17 @@ COMMON = (
     Code.INTERNAL,
     Code.STORE_UNAVAILABLE,
 )
-"""What every operation may answer."""
+"""Problems that every operation may answer with."""
+REFUSALS: Mapping[type[Exception], Code] = {
+    ChangedMeanwhileError: Code.CHANGED_MEANWHILE,
+    LaunchError: Code.NOT_LAUNCHABLE,
+    MoveNotAllowedError: Code.TRANSITION_NOT_ALLOWED,
+    NotPausableError: Code.NOT_PAUSABLE,
+    NotYourHoldError: Code.HELD_BY_BREAKER,
+    UnderWayError: Code.UNDER_WAY,
+    UnreachableError: Code.DAGSTER_UNAVAILABLE,
+}
+"""What operations raise when they refuse; nothing has changed then."""
 
 
 class Problem(Exception):
@@ -115,12 +120,12 @@ class Problem(Exception):
 
     Args:
         code: What went wrong.
-        detail: The same for people: what, where, and what would be right.
-        headers: More headers of the answer.
-        extensions: More members of the problem, as JSON can hold them.
+        detail: What was wrong with this request, and what would be right.
+        headers: Additional headers of the answer.
+        extensions: Additional members of the problem, as JSON.
 
     Example:
-        >>> Problem(Code.HELD, "outreach is paused", holds=[]).status
+        >>> Problem(Code.HELD, "outreach is paused", holds=[]).code.status
         409
     """
 
@@ -134,7 +139,6 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.code = code
-        self.status, self.title = CODES[code]
         self.detail = detail
         self.headers = dict(headers or {})
         self.extensions = extensions
@@ -143,109 +147,124 @@ class Problem(Exception):
         """Return the answer."""
         body = {
             "type": f"{TYPE}{self.code}",
-            "title": self.title,
-            "status": self.status,
+            "title": self.code.summary,
+            "status": self.code.status,
             "detail": self.detail,
             "code": self.code,
             **self.extensions,
         }
         return JSONResponse(
             jsonable_encoder(body),
-            self.status,
+            self.code.status,
             headers=self.headers,
             media_type=MEDIA_TYPE,
         )
 
 
 class ProblemDetails(BaseModel):
-    """A problem as RFC 9457 has it; some codes have more members, see docs/api.md."""
+    """A problem (RFC 9457); some codes have additional members, see docs/api.md."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(description="A URI that ends with the code.", examples=[f"{TYPE}held"])
     title: str = Field(description="What the code means.")
     status: int = Field(description="The HTTP status.")
-    detail: str = Field(description="What went wrong here, and what would be right.")
-    code: Code = Field(description="What went wrong, for programs.")
+    detail: str = Field(description="What was wrong with this request, and what would be right.")
+    code: Code = Field(description="The problem, for programs.")
 
 
 def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """Return what the OpenAPI document says of the problems of an operation.
-
-    Args:
-        codes: The problems that it may answer with, besides the `COMMON` ones.
-    """
+    """Return the OpenAPI responses of an operation: the given problems and the `COMMON` ones."""
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys((*codes, *COMMON)):
-        by_status.setdefault(CODES[code][0], []).append(f"`{code}`: {CODES[code][1]}.")
+        by_status.setdefault(code.status, []).append(f"`{code}`: {code.summary}.")
     schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
-        status: {
-            "description": " ".join(found),
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status, found in sorted(by_status.items())
+        status: {"description": " ".join(titles), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, titles in sorted(by_status.items())
     }
 
 
+def too_many(error: TooManyError) -> Problem:
+    """Return the problem of a limit that was exceeded."""
+    return Problem(
+        Code.TOO_MANY_REQUESTS, str(error), headers={"Retry-After": str(error.retry_after_s)}
+    )
+
+
+def unreachable(error: Exception) -> Problem:
+    """Return the problem of a store that can't be reached, and log the reason."""
+    # The driver's message may contain the address of the database: it is for the log only.
+    log.error("the store is unreachable: %s", error)
+    detail = "the store is unreachable: try again"
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
+
+
+def later() -> dict[str, str]:
+    """Return the header that says when to try again."""
+    return {"Retry-After": str(RETRY_AFTER_S)}
+
+
 def install(app: FastAPI) -> None:
-    """Make an app answer with problem details whatever goes wrong in it."""
+    """Make an app answer every error with problem details."""
     handlers: dict[type[Exception], Any] = {
-        Problem: _problem,
+        Problem: lambda _request, error: error.response(),
+        **{error: _refused(code) for error, code in REFUSALS.items()},
         RequestValidationError: _invalid,
         HTTPException: _http,
         SchemaError: _schema,
         DataError: _data,
-        **dict.fromkeys(UNREACHABLE, _unreachable),
+        **dict.fromkeys(UNREACHABLE, lambda _request, error: unreachable(error).response()),
         Exception: _unexpected,
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
 
 
-def _problem(_request: Request, error: Problem) -> JSONResponse:
-    return error.response()
+def _refused(code: Code) -> Callable[[Request, Exception], JSONResponse]:
+    headers = later() if code.status == Code.DAGSTER_UNAVAILABLE.status else None
+    return lambda _request, error: Problem(code, str(error), headers=headers).response()
 
 
 def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     errors = [
-        {"where": ".".join(map(str, each["loc"])), "what": _what(each)[:MAX_INPUT]}
+        {
+            "where": ".".join(map(str, each["loc"])),
+            "what": str(each["msg"]).removeprefix("Value error, ")[:MAX_INPUT],
+        }
         for each in error.errors()[:MAX_ERRORS]
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in errors)
     return Problem(Code.INVALID, detail, errors=errors).response()
 
 
-def _what(found: Mapping[str, Any]) -> str:
-    return str(found["msg"]).removeprefix("Value error, ")  # pydantic's word for a ValueError
-
-
 def _data(_request: Request, error: DataError) -> JSONResponse:
-    log.warning("the database refuses a value: %s", error.orig)
-    return Problem(Code.INVALID, "the database can't keep a value of this request").response()
+    log.warning("the database refused a value: %s", error.orig)
+    return Problem(Code.INVALID, "the database can't store a value of this request").response()
 
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:
-    headers = error.headers or {}
-    if error.status_code == CODES[Code.METHOD_NOT_ALLOWED][0]:
-        allowed = ", ".join(_allowed(request))
+    detail = str(error.detail)
+    if error.status_code == Code.METHOD_NOT_ALLOWED.status:
+        allowed = ", ".join(_allowed_methods(request))
         detail = f"{request.method} is not allowed here: use {allowed}"
-        return Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed}).response()
-    if error.status_code == CODES[Code.TOO_LARGE][0]:
-        return Problem(Code.TOO_LARGE, str(error.detail), headers=headers).response()
-    if error.status_code == CODES[Code.NOT_FOUND][0]:
-        detail = "there is nothing at this path: see /api/v1/openapi.json for those there are"
-        return Problem(Code.NOT_FOUND, detail).response()
-    if error.status_code < 500:  # a body that can't be read
-        return Problem(Code.INVALID, str(error.detail)).response()
-    return _unexpected(request, error)
+        problem = Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
+    elif error.status_code == Code.TOO_LARGE.status:
+        problem = Problem(Code.TOO_LARGE, detail, headers=error.headers)
+    elif error.status_code == Code.NOT_FOUND.status:
+        problem = Problem(Code.NOT_FOUND, "no such path: see /api/v1/openapi.json for all paths")
+    elif error.status_code < 500:  # an unreadable body
+        problem = Problem(Code.INVALID, detail)
+    else:
+        return _unexpected(request, error)
+    return problem.response()
 
 
-def _allowed(request: Request) -> list[str]:
-    """The methods of a path. Starlette tells only those of the first route that has the path."""
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes with this path; Starlette has those of the first only."""
     return [
         method
-        for method in ("GET", "POST")
+        for method in ("GET", "POST", "PUT", "DELETE")
         if any(
             route.matches({**request.scope, "method": method})[0] is Match.FULL
             for route in request.app.routes
@@ -255,28 +274,11 @@ def _allowed(request: Request) -> list[str]:
 
 def _schema(_request: Request, error: SchemaError) -> JSONResponse:
     log.error("%s", error)
-    detail = "this version can't work with the store's schema: run 'tidegate store upgrade'"
+    detail = "the schema of the store has another version: run 'tidegate store upgrade'"
     return Problem(Code.STORE_UNAVAILABLE, detail, headers=later()).response()
-
-
-def unreachable(error: Exception) -> Problem:
-    """Return the problem that the store can't be reached; why goes to the log."""
-    # What the driver says may have the address of the database: it is for the log alone.
-    log.error("the store can't be reached: %s", error)
-    detail = "the store can't be reached: try again"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
-
-
-def _unreachable(_request: Request, error: Exception) -> JSONResponse:
-    return unreachable(error).response()
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s failed", request.scope.get("route", "a request"), exc_info=error)
-    detail = "the request failed for a reason that is in the log of the server"
+    detail = "the request failed; the log of the server has the reason"
     return Problem(Code.INTERNAL, detail).response()
-
-
-def later() -> dict[str, str]:
-    """Return the header that says when to try again."""
-    return {"Retry-After": str(RETRY_AFTER_S)}

@@ -1,4 +1,4 @@
-"""What the routes that start campaign runs have in common."""
+"""Starts campaign runs, or says why not."""
 
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Started, VerdictOut, WhyOut
@@ -11,7 +11,7 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import require_owner
-from dagster_tidegate.web.api.context import Context
+from dagster_tidegate.web.api.context import AppContext
 from dagster_tidegate.web.api.models import StartCampaign
 from dagster_tidegate.web.api.problems import Code, Problem
 
@@ -24,12 +24,12 @@ REFUSALS = (
     Code.IDEMPOTENCY_KEY_REUSED,
     Code.DAGSTER_UNAVAILABLE,
 )
-"""The codes with which a start may be refused, whatever it starts."""
+"""The problems with which a start may be refused."""
 _CODES = {Refusal.HELD: Code.HELD, Refusal.UNDER_WAY: Code.UNDER_WAY}
 
 
 def start(
-    here: Context,
+    context: AppContext,
     identity: Identity,
     campaign: str,
     partition: str | None,
@@ -40,46 +40,44 @@ def start(
     """Start a run of a campaign.
 
     Args:
-        here: What the routes work with.
-        identity: Who starts it.
-        campaign: Name of the campaign.
-        partition: The partition, where the job has any.
-        queue: Start it though it is held.
-        run_id: The id that its Dagster run is to have, so that it is launched once; None: any.
+        partition: Required for a partitioned job.
+        queue: Start it even if it is held.
+        run_id: The id for its Dagster run, which makes a repeated launch harmless. None: any.
 
     Raises:
-        Problem: Why it can't start.
+        Problem: If it can't start.
+        LaunchError: If Dagster can't launch it.
     """
-    with here.reading() as (conn, seen):
-        shape = lookup.campaign_in(seen, campaign).spec
-        require_owner(identity, shape)
-        judged = _judged(conn, seen, campaign, partition)
-    shown = WhyOut.of(judged.answer)
-    # Perhaps the server that launched it died before it answered.
-    if run_id is not None and here.open_workspace is not None and here.workspace().has_run(run_id):
+    with context.reading() as (conn, situation):
+        spec = lookup.campaign_in(situation, campaign).spec
+        require_owner(identity, spec)
+        judged = _verdict(conn, situation, campaign, partition)
+    answer = WhyOut.of(judged.answer)
+    # The server that launched it may have died before it answered.
+    if run_id is not None and context.open_workspace and context.workspace().has_run(run_id):
         name = run_name(campaign, partition or run_id)
-        return Started(name=name, dagster_run=run_id, why=shown)
+        return Started(name=name, dagster_run=run_id, why=answer)
     if judged.refusal is not None and judged.refuses(queue=queue):
-        raise Problem(_CODES[judged.refusal], judged.text, holds=shown.holds, why=shown)
-    with lookup.refusals(), lookup.launching():
-        run = operations.start(
-            here.store, here.workspace(), shape, partition, actor=identity.name, run_id=run_id
-        )
-    return Started(name=run_name(campaign, partition or run), dagster_run=run, why=shown)
+        raise Problem(_CODES[judged.refusal], judged.text, holds=answer.holds, why=answer)
+    dagster_run = operations.start(
+        context.store, context.workspace(), spec, partition, actor=identity.name, run_id=run_id
+    )
+    name = run_name(campaign, partition or dagster_run)
+    return Started(name=name, dagster_run=dagster_run, why=answer)
 
 
-def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictOut:
-    """Say whether a run of a campaign could start.
+def validate(context: AppContext, campaign: str, body: StartCampaign) -> VerdictOut:
+    """Return whether a run of a campaign could start.
 
     Raises:
-        Problem: If there is no such campaign or partition.
+        Problem: If the campaign does not exist.
+        LaunchError: If the partition does not exist.
     """
-    with here.reading() as (conn, seen):
-        shape = lookup.campaign_in(seen, campaign).spec
-        judged = _judged(conn, seen, campaign, body.partition)
-    if here.open_workspace is not None:
-        with lookup.launching():
-            here.open_workspace().check(campaign, body.partition, shape.location)
+    with context.reading() as (conn, situation):
+        spec = lookup.campaign_in(situation, campaign).spec
+        judged = _verdict(conn, situation, campaign, body.partition)
+    if context.open_workspace is not None:
+        context.workspace().check(campaign, body.partition, spec.location)
     refused = judged.refuses(queue=body.queue)
     return VerdictOut(
         name=judged.answer.target.name,
@@ -90,8 +88,10 @@ def validate(here: Context, campaign: str, body: StartCampaign) -> VerdictOut:
     )
 
 
-def _judged(conn: Connection, seen: Situation, campaign: str, partition: str | None) -> Verdict:
+def _verdict(
+    conn: Connection, situation: Situation, campaign: str, partition: str | None
+) -> Verdict:
     if partition is None:
-        return verdict(why(seen, Target(TargetKind.CAMPAIGN, campaign)))
+        return verdict(why(situation, Target(TargetKind.CAMPAIGN, campaign)))
     target = Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition))
-    return verdict(why(seen, target, runs.find(conn, campaign, partition)))
+    return verdict(why(situation, target, runs.find(conn, campaign, partition)))

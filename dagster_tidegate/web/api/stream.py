@@ -1,4 +1,4 @@
-"""Server-sent events: the audit as it is written, from where a client left off."""
+"""Server-sent events: the audit log as it is written, from where a client left off."""
 
 import asyncio
 import logging
@@ -11,26 +11,26 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from dagster_tidegate.store import event_reader, history
-from dagster_tidegate.store.database import DATABASE_ERRORS, Store
+from dagster_tidegate.store.database import DATABASE_ERRORS, UNREACHABLE, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.web.api.problems import Code, Problem, later
 
 MEDIA_TYPE = "text/event-stream"
 MAX_STREAMS = 100
-LOOK_S = 0.5
+POLL_INTERVAL_S = 0.5
 HEARTBEAT_S = 15.0
 MAX_S = 300.0
-"""A stream ends after so long, and its client, who comes back, says anew who it is."""
+"""A stream ends after this time; its client reconnects and authenticates again."""
 RECONNECT_MS = 1000
 PAGE = 200
+_EVENT = TypeAdapter(Event)
 
 log = logging.getLogger(__name__)
-_EVENT = TypeAdapter(Event)
 
 
 class Feed:
-    """Looks for new events, once for all streams of a process and only while there are any.
+    """Polls for new events, once for all streams of a process and only while there are any.
 
     Args:
         store: The store.
@@ -46,62 +46,62 @@ class Feed:
         self._watch: asyncio.Task[None] | None = None
 
     def newest(self) -> int:
-        """Return the id of the newest event now."""
+        """Return the id of the newest event."""
         with self._store.read() as conn:
             return event_reader.newest(conn)
 
     def final(self) -> int:
-        """Return the id up to which the events are complete now."""
+        """Return the id up to which all events are committed."""
         with self._reading, self._store.read() as conn:
             return self._reader.final(conn)
 
     def enter(self) -> bool:
-        """Count one more stream; False where there are too many."""
+        """Count a stream; False if there are too many."""
         if self._streams >= MAX_STREAMS:
             return False
         self._streams += 1
         if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._look())
+            self._watch = asyncio.create_task(self._poll())
         return True
 
     def leave(self) -> None:
-        """Count one stream less."""
+        """Count a stream that ended."""
         self._streams -= 1
 
     def read(self, after: int, up_to: int) -> Sequence[Event]:
-        """Return the next events of a part of the complete ones, at most `PAGE`."""
+        """Return events between two ids, at most `PAGE`."""
         with self._store.read() as conn:
             return history.between(conn, after, up_to, limit=PAGE)
 
-    async def complete(self, seen: int) -> int:
-        """Wait until the events are complete beyond an id, and return up to which they are."""
-        while self._complete <= seen:
+    async def complete(self, after: int) -> int:
+        """Wait for events after an id; return the id up to which all events are committed."""
+        while self._complete <= after:
             await self._moved.wait()
         return self._complete
 
-    async def _look(self) -> None:
-        told = False
+    async def _poll(self) -> None:
+        warned = False
         while self._streams:
             try:
                 complete = await run_in_threadpool(self.final)
-                told = False
-            except DATABASE_ERRORS as error:  # also of a server that is being replaced
-                if not told:
-                    log.warning("event streams wait for the store: %s", error)
-                told, complete = True, self._complete
+                warned = False
+            except DATABASE_ERRORS as error:  # also of a server that is shutting down
+                if not warned:
+                    log.warning("event streams are waiting for the store: %s", error)
+                warned, complete = True, self._complete
             if complete > self._complete:
                 self._complete = complete
                 moved, self._moved = self._moved, asyncio.Event()
                 moved.set()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 class EventStream(Response):
     """Sends events as they are written.
 
     Args:
-        feed: Tells of them.
-        after: The id of the event after which it begins.
+        feed: The feed of the app.
+        after: The id of the event after which it starts.
     """
 
     media_type = MEDIA_TYPE
@@ -112,9 +112,9 @@ class EventStream(Response):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the client goes, or for `MAX_S`."""
+        """Send until the client disconnects, or for `MAX_S`."""
         if not self._feed.enter():
-            detail = "there are as many event streams as this server serves: try again later"
+            detail = f"this server has {MAX_STREAMS} event streams already: try again later"
             refusal = Problem(Code.TOO_MANY_STREAMS, detail, headers=later())
             await refusal.response()(scope, receive, send)
             return
@@ -134,20 +134,20 @@ class EventStream(Response):
             try:
                 complete = await asyncio.wait_for(self._feed.complete(sent), min(left, HEARTBEAT_S))
             except TimeoutError:
-                yield ":\n\n"  # so that a proxy, and this side, notice that the other has gone
+                yield ":\n\n"  # so that proxies, and this side, notice a lost connection
                 continue
             while sent < complete:
                 try:
-                    found = await run_in_threadpool(self._feed.read, sent, complete)
-                except DATABASE_ERRORS as error:
+                    events = await run_in_threadpool(self._feed.read, sent, complete)
+                except UNREACHABLE as error:
                     log.warning("an event stream ends: %s", error)
-                    return  # its client comes back, and goes on where it was
-                for event in found:
+                    return  # its client reconnects and continues
+                for event in events:
                     yield as_text(event)
-                sent = found[-1].id if len(found) == PAGE else complete
+                sent = events[-1].id if len(events) == PAGE else complete
 
 
 def as_text(event: Event) -> str:
-    """Return an event as a stream has it."""
+    """Return an event in the format of a stream."""
     data = _EVENT.dump_json(event).decode()
     return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n"

@@ -1,12 +1,14 @@
-"""The headers of every answer that tell a browser what it may do with it."""
+"""The headers of every answer that restrict what a browser may do with it."""
 
 from starlette.datastructures import MutableHeaders
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Send
 
-NOTHING = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-"""What our own answers load: nothing. They may be framed by nobody."""
+from dagster_tidegate.web.middleware.connection import ConnectionMiddleware, GuardedConnection
+
+LOAD_NOTHING = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+"""For Tidegate's own answers."""
 NO_FRAMES = "base-uri 'self'; object-src 'none'; frame-ancestors 'none'"
-"""For those pages of Dagster that say nothing themselves."""
+"""For those pages of Dagster that set no policy themselves."""
 EVERYWHERE = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -17,19 +19,23 @@ EVERYWHERE = {
 HTTPS_ONLY = "max-age=31536000"
 
 
-def secure(message: Message, scope: Scope, *, own: bool) -> None:
-    """Complete the headers of an answer. What it says itself stays.
+class SecurityHeaders(ConnectionMiddleware):
+    """Adds the headers that an answer does not set itself."""
 
-    Args:
-        message: The `http.response.start` of the answer.
-        scope: The request's scope; its scheme is `https` where that is known.
-        own: Whether the answer is one of ours, and not a page of Dagster's.
-    """
-    headers = MutableHeaders(raw=message.setdefault("headers", []))
-    for name, value in EVERYWHERE.items():
-        headers.setdefault(name, value)
-    headers.setdefault("Content-Security-Policy", NOTHING if own else NO_FRAMES)
-    if own:
-        headers.setdefault("Cache-Control", "no-store")
-    if scope.get("scheme") in ("https", "wss"):
-        headers.setdefault("Strict-Transport-Security", HTTPS_ONLY)
+    async def _serve(self, connection: GuardedConnection, receive: Receive, send: Send) -> None:
+        own = connection.own
+        defaults = {
+            **EVERYWHERE,
+            "Content-Security-Policy": LOAD_NOTHING if own else NO_FRAMES,
+            **({"Cache-Control": "no-store"} if own else {}),
+            **({"Strict-Transport-Security": HTTPS_ONLY} if connection.https else {}),
+        }
+
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                for name, value in defaults.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(connection.scope, receive, secured)

@@ -1,20 +1,29 @@
-"""The pages on which a browser exchanges a token for a session, and ends it."""
+"""The login page, on which a browser exchanges a token for a session, and the logout."""
 
 import base64
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 from html import escape
 from string import Template
 from urllib.parse import parse_qs, urlencode
 
+from anyio import to_thread
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
 
+from dagster_tidegate.settings import ServeSettings
+from dagster_tidegate.store import sessions
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.web.access.authenticator import Authenticator, Kind
 from dagster_tidegate.web.access.identity import Identity
+from dagster_tidegate.web.access.limits import Limit, TooManyError
 from dagster_tidegate.web.access.origins import local_path
-from dagster_tidegate.web.api.authentication import SESSION_COOKIE
+from dagster_tidegate.web.api.authentication import session_cookie
+from dagster_tidegate.web.api.problems import Code, Problem
+from dagster_tidegate.web.middleware.authentication import identify
+from dagster_tidegate.web.middleware.connection import GuardedConnection, connection_of
+from dagster_tidegate.web.path_router import LOGIN, LOGOUT
 
-LOGIN = "/login"
-LOGOUT = "/logout"
 MAX_FIELDS = 4
 
 _STYLE = """
@@ -51,11 +60,11 @@ _FORM = Template(
 <input name="next" type="hidden" value="$next">
 <button>Log in</button>
 </form>
-<p>Who runs this server makes a token with <code>tidegate tokens create</code>.</p>"""
+<p>The operator of this server creates tokens with <code>tidegate tokens create</code>.</p>"""
 )
 _LOGGED_IN = Template(
-    """<p>You are <strong>$name</strong>, $role.</p>
-<p><a href="$home">To the pages</a></p>
+    """<p>Logged in as <strong>$name</strong>, $role.</p>
+<p><a href="$home">Open Dagster</a></p>
 <form method="post" action="$action"><button>Log out</button></form>"""
 )
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -65,41 +74,127 @@ _CSP = (
 )
 
 
-def form(prefix: str, wanted: str | None, *, refusal: str = "", status: int = 200) -> Response:
-    """Return the page that asks for a token.
+class LoginPages:
+    """Answers `/login` and `/logout`.
 
     Args:
-        prefix: The path below which everything is served; empty for the root.
-        wanted: Where the browser wants to go afterwards.
-        refusal: Why the last try was refused.
-        status: Status of the answer.
+        store: The store, which has the sessions.
+        settings: The path prefix, and how long a session lasts.
+        authenticator: Looks up tokens and sessions.
+        by_token: Limits the requests of each token.
     """
-    said = f'<p class="refused" role="alert">{escape(refusal)}</p>' if refusal else ""
+
+    def __init__(
+        self, store: Store, settings: ServeSettings, authenticator: Authenticator, by_token: Limit
+    ) -> None:
+        self._store = store
+        self._prefix = settings.path_prefix
+        self._session_length = timedelta(hours=settings.session_hours)
+        self._authenticator = authenticator
+        self._by_token = by_token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        response = await self._answer(connection_of(scope))
+        await response(scope, receive, send)
+
+    async def _answer(self, connection: GuardedConnection) -> Response:
+        if connection.method not in ("GET", "HEAD", "POST"):
+            detail = f"{connection.method} is not allowed here: use GET or POST"
+            raise Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": "GET, HEAD, POST"})
+        posted = connection.method == "POST"
+        if posted and connection.path == LOGIN:
+            return await self._log_in(connection)
+        try:
+            await identify(connection, self._authenticator, self._by_token)
+        except Problem as problem:
+            if problem.code is not Code.UNAUTHENTICATED:
+                raise
+            return self._logged_out(connection) if posted else self._form(connection)
+        credential = connection.credential()
+        if connection.identity.token is None or credential is None:  # nobody needs to log in
+            return RedirectResponse(_home(self._prefix), 303)
+        if not posted:
+            return self._logged_in(connection.identity)
+        if credential[0] is Kind.SESSION:
+            await to_thread.run_sync(self._end, credential[1], connection.identity)
+            self._authenticator.forget(*credential)
+        return self._logged_out(connection)
+
+    async def _log_in(self, connection: GuardedConnection) -> Response:
+        secret, wanted = _submitted(connection.body)
+        try:
+            # Looked up first, so that a wrong token never makes the store write.
+            holder = await self._authenticator.holder(Kind.TOKEN, secret, connection.address)
+        except TooManyError as error:
+            refusal = f"This token is wrong, as were others from this address: {error}."
+            response = _form(self._prefix, wanted, refusal=refusal, status=429)
+            response.headers["Retry-After"] = str(error.retry_after_s)
+            return response
+        begun = None if holder is None else await to_thread.run_sync(self._begin, secret)
+        if begun is None:
+            refusal = "This token is unknown, expired or revoked."
+            return _form(self._prefix, wanted, refusal=refusal, status=401)
+        session, expires_at = begun
+        response = RedirectResponse(local_path(wanted, _home(self._prefix)), 303)
+        https = connection.https
+        # Lax: a link in a message opens the pages, and a request that reads changes nothing.
+        response.set_cookie(
+            session_cookie(https=https),
+            session,
+            expires=expires_at,
+            httponly=True,
+            secure=https,
+            samesite="lax",
+        )
+        return response
+
+    def _form(self, connection: GuardedConnection) -> Response:
+        return _form(self._prefix, connection.query_params.get("next"))
+
+    def _logged_in(self, identity: Identity) -> Response:
+        body = _LOGGED_IN.substitute(
+            name=escape(identity.name),
+            role=escape(identity.role),
+            home=escape(_home(self._prefix)),
+            action=escape(self._prefix + LOGOUT),
+        )
+        return _page("Tidegate", body, 200)
+
+    def _logged_out(self, connection: GuardedConnection) -> Response:
+        response = RedirectResponse(self._prefix + LOGIN, 303)
+        https = connection.https
+        response.delete_cookie(
+            session_cookie(https=https), httponly=True, secure=https, samesite="lax"
+        )
+        return response
+
+    def _begin(self, token_secret: str) -> tuple[str, datetime] | None:
+        with self._store.begin() as conn:
+            return sessions.begin(conn, self._store.now(conn), token_secret, self._session_length)
+
+    def _end(self, secret: str, identity: Identity) -> None:
+        with self._store.begin() as conn:
+            sessions.end(conn, self._store.now(conn), secret, actor=identity.name)
+
+
+def to_login(prefix: str, wanted: str) -> Response:
+    """Return the redirect to the login page, which leads back to a path afterwards."""
+    query = f"?{urlencode({'next': wanted})}" if local_path(wanted, "") else ""
+    return RedirectResponse(f"{prefix}{LOGIN}{query}", 303)
+
+
+def _form(prefix: str, wanted: str | None, *, refusal: str = "", status: int = 200) -> Response:
     body = _FORM.substitute(
-        refusal=said,
+        refusal=f'<p class="refused" role="alert">{escape(refusal)}</p>' if refusal else "",
         action=escape(prefix + LOGIN),
-        next=escape(local_path(wanted, home(prefix))),
+        next=escape(local_path(wanted, _home(prefix))),
     )
     return _page("Log in to Tidegate", body, status)
 
 
-def logged_in(prefix: str, identity: Identity) -> Response:
-    """Return the page that says who is logged in, and lets them out."""
-    body = _LOGGED_IN.substitute(
-        name=escape(identity.name),
-        role=escape(identity.role),
-        home=escape(home(prefix)),
-        action=escape(prefix + LOGOUT),
-    )
-    return _page("Tidegate", body, 200)
-
-
-def submitted(body: bytes) -> tuple[str, str | None]:
-    """Return the token and the wanted path of the form that was sent; empty where there is none.
-
-    Args:
-        body: The body, as browsers encode forms.
-    """
+def _submitted(body: bytes) -> tuple[str, str | None]:
+    """Return the token and the path of a submitted form; the token is empty if there is none."""
     try:
         fields = parse_qs(body.decode("ascii"), max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError:
@@ -107,39 +202,7 @@ def submitted(body: bytes) -> tuple[str, str | None]:
     return fields.get("token", [""])[0].strip(), fields.get("next", [None])[0]
 
 
-def to_login(prefix: str, wanted: str) -> Response:
-    """Return the way to the form, and from there to where somebody wanted to go."""
-    query = f"?{urlencode({'next': wanted})}" if local_path(wanted, "") else ""
-    return RedirectResponse(f"{prefix}{LOGIN}{query}", 303)
-
-
-def begun(prefix: str, wanted: str | None, secret: str, ends: datetime, *, https: bool) -> Response:
-    """Return the answer to a login: the cookie, and the way on.
-
-    The cookie is not sent with what another site makes the browser send, except when a person
-    follows a link: so links in messages lead to the pages, and a reading request changes nothing.
-    """
-    answer = RedirectResponse(local_path(wanted, home(prefix)), 303)
-    answer.set_cookie(
-        cookie_name(https), secret, expires=ends, httponly=True, secure=https, samesite="lax"
-    )
-    return answer
-
-
-def ended(prefix: str, *, https: bool) -> Response:
-    """Return the answer to a logout."""
-    answer = RedirectResponse(prefix + LOGIN, 303)
-    answer.delete_cookie(cookie_name(https), httponly=True, secure=https, samesite="lax")
-    return answer
-
-
-def cookie_name(https: bool) -> str:
-    """Return the name of the cookie; with https one that no other host can set."""
-    return f"__Host-{SESSION_COOKIE}" if https else SESSION_COOKIE
-
-
-def home(prefix: str) -> str:
-    """Return the path of Dagster's pages."""
+def _home(prefix: str) -> str:
     return prefix or "/"
 
 

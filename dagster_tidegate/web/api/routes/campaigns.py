@@ -1,8 +1,8 @@
-"""Campaigns: what they need, and how they are."""
+"""Campaigns: what they need, how they are doing, and their control."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from dagster_tidegate.control.models import (
@@ -18,25 +18,19 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import CampaignStatus
 from dagster_tidegate.store import campaign_stats
 from dagster_tidegate.store.campaign_stats import CampaignNumbers
-from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.idempotency import Given
-from dagster_tidegate.web.access.identity import Identity
-from dagster_tidegate.web.api import cursor as cursors
-from dagster_tidegate.web.api import holding, lookup, starting
-from dagster_tidegate.web.api.authentication import Operator, Viewer, require_owner
-from dagster_tidegate.web.api.context import Context, Here
+from dagster_tidegate.web.api import lookup, starting
+from dagster_tidegate.web.api.authentication import Operator, Viewer, require_force
+from dagster_tidegate.web.api.changes import Change
+from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import (
     CampaignName,
-    Cursor,
-    DryRun,
-    IdempotencyKey,
-    Limit,
     Name,
     NewHold,
     Release,
     StartCampaign,
 )
-from dagster_tidegate.web.api.once import once
+from dagster_tidegate.web.api.once import Once
+from dagster_tidegate.web.api.paging import Paging
 from dagster_tidegate.web.api.problems import Code, responses
 
 router = APIRouter(prefix="/campaigns", tags=["campaigns"])
@@ -45,66 +39,63 @@ _NOT_FOUND = responses(Code.CAMPAIGN_NOT_FOUND)
 
 @router.get("")
 def list_campaigns(
-    here: Here,
+    context: Context,
     _identity: Viewer,
+    paging: Paging,
     status: Annotated[
-        list[CampaignStatus] | None, Query(max_length=10, description="Only those that have one.")
+        list[CampaignStatus] | None,
+        Query(max_length=10, description="Only those with one of these statuses."),
     ] = None,
     service: Annotated[Name | None, Query(description="Only those that need it.")] = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
 ) -> Page[CampaignOut]:
-    """List the campaigns, by name."""
-    with here.reading() as (_, seen):
-        wanted = [
+    """List the campaigns by name."""
+    with context.reading() as (_, situation):
+        campaigns = [
             campaign
-            for _, campaign in sorted(seen.campaigns.items())
+            for _, campaign in sorted(situation.campaigns.items())
             if (not status or campaign.status in status)
             and (service is None or service in campaign.services)
         ]
-    found, after = cursors.cut(
-        wanted, "campaigns", cursor, limit, lambda campaign: campaign.spec.name
-    )
-    return Page(items=[CampaignOut.of(campaign) for campaign in found], next_cursor=after)
+    return paging.page_by_name(campaigns, lambda each: each.spec.name, CampaignOut.of)
 
 
 @router.get("/{campaign}", responses=_NOT_FOUND)
-def get_campaign(here: Here, _identity: Viewer, campaign: CampaignName) -> CampaignDetails:
-    """Show one campaign: what it needs, how its runs are, and why it is paused if it is."""
-    with here.reading() as (_, seen):
-        pass
-    found = lookup.campaign_in(seen, campaign)
-    return CampaignDetails.all_of(seen, found)
+def get_campaign(context: Context, _identity: Viewer, campaign: CampaignName) -> CampaignDetails:
+    """Show a campaign: what it needs, its runs, and why it is paused if it is."""
+    with context.reading() as (_, situation):
+        return CampaignDetails.all_of(situation, lookup.campaign_in(situation, campaign))
 
 
 @router.get("/{campaign}/stats", responses=_NOT_FOUND)
-def get_campaign_stats(here: Here, _identity: Viewer, campaign: CampaignName) -> CampaignNumbers:
-    """Show a campaign in numbers: its runs, their attempts and their records."""
-    with here.store.read() as conn:
-        lookup.campaign(here, conn, campaign)
-        return campaign_stats.read(conn, here.store.now(conn), campaign)
+def get_campaign_stats(
+    context: Context, _identity: Viewer, campaign: CampaignName
+) -> CampaignNumbers:
+    """Show the statistics of a campaign: its runs, their attempts and their records."""
+    with context.store.read() as conn:
+        now = context.store.now(conn)
+        lookup.campaign(conn, now, campaign)
+        return campaign_stats.read(conn, now, campaign)
 
 
 @router.post("/{campaign}/hold", responses=_NOT_FOUND)
-def hold_campaign(
-    here: Here, identity: Operator, campaign: CampaignName, body: NewHold, dry_run: DryRun = False
-) -> Held:
-    """Pause a campaign by holding it. Held by you already, the hold changes."""
-    return holding.hold(here, identity, body, _steered(here, identity, campaign), dry_run=dry_run)
+def hold_campaign(change: Change, campaign: CampaignName, body: NewHold) -> Held:
+    """Pause a campaign by holding it. If you hold it already, the hold is updated."""
+    with change.begin() as (conn, now):
+        lookup.own_campaign(conn, now, campaign, change.identity)
+        return change.hold(Target(TargetKind.CAMPAIGN, campaign), body)
 
 
 @router.post("/{campaign}/release", responses=_NOT_FOUND)
 def release_campaign(
-    here: Here,
-    identity: Operator,
-    campaign: CampaignName,
-    body: Release | None = None,
-    dry_run: DryRun = False,
+    change: Change, campaign: CampaignName, body: Release | None = None
 ) -> Released:
-    """Release what people hold of a campaign: it goes on, unless something else holds it."""
-    return holding.release(
-        here, identity, body or Release(), _steered(here, identity, campaign), dry_run=dry_run
-    )
+    """Release the holds of people on a campaign. It resumes unless something else holds it."""
+    force = require_force(change.identity, body)
+    target = Target(TargetKind.CAMPAIGN, campaign)
+    with change.begin() as (conn, now):
+        lookup.own_campaign(conn, now, campaign, change.identity)
+        answer = change.release(target, force=force)
+    return change.completed(answer, target)
 
 
 @router.post(
@@ -114,50 +105,32 @@ def release_campaign(
     responses=responses(Code.CAMPAIGN_NOT_FOUND, *starting.REFUSALS),
 )
 def start_campaign(
-    here: Here,
-    request: Request,
+    context: Context,
     identity: Operator,
+    once: Once,
     campaign: CampaignName,
     body: StartCampaign | None = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Start a run of a campaign: put it into Dagster's queue."""
     asked = body or StartCampaign()
-
-    def make(id_: str | None) -> Given:
-        return Given(
-            202,
-            starting.start(
-                here, identity, campaign, asked.partition, queue=asked.queue, run_id=id_
-            ),
-        )
-
-    return once(here.store, request, identity, idempotency_key, asked, make)
+    return once(
+        asked,
+        202,
+        lambda run_id: starting.start(
+            context, identity, campaign, asked.partition, queue=asked.queue, run_id=run_id
+        ),
+    )
 
 
 @router.post(
     "/{campaign}/start/validate",
-    responses=responses(
-        Code.CAMPAIGN_NOT_FOUND,
-        Code.NOT_LAUNCHABLE,
-        Code.DAGSTER_UNAVAILABLE,
-    ),
+    responses=responses(Code.CAMPAIGN_NOT_FOUND, Code.NOT_LAUNCHABLE, Code.DAGSTER_UNAVAILABLE),
 )
 def validate_start(
-    here: Here, _identity: Operator, campaign: CampaignName, body: StartCampaign | None = None
+    context: Context, _identity: Operator, campaign: CampaignName, body: StartCampaign | None = None
 ) -> VerdictOut:
-    """Say whether a run of a campaign could start, and why not if not. Nothing is changed.
+    """Say whether a run of a campaign could start, and if not, why. Changes nothing.
 
-    Where the server knows the code, the partition is looked up too.
+    If the server has the code locations, it also checks the partition.
     """
-    return starting.validate(here, campaign, body or StartCampaign())
-
-
-def _steered(here: Context, identity: Identity, campaign: str) -> holding.Check:
-    """Return what finds a campaign, and refuses who may not steer it."""
-
-    def check(conn: Connection) -> Target:
-        require_owner(identity, lookup.campaign(here, conn, campaign))
-        return Target(TargetKind.CAMPAIGN, campaign)
-
-    return check
+    return starting.validate(context, campaign, body or StartCampaign())

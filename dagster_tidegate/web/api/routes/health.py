@@ -1,11 +1,11 @@
-"""Whether the server, the store and the gate do their work."""
+"""Health checks of the server, the store, the gate and the alerts."""
 
 from fastapi import APIRouter
 
 from dagster_tidegate.control.models import AlertHealth, Alive, GateHealth, Ready
 from dagster_tidegate.store import alerts, schema
 from dagster_tidegate.web.api.authentication import Viewer
-from dagster_tidegate.web.api.context import Here
+from dagster_tidegate.web.api.context import Context
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -17,22 +17,22 @@ async def get_live() -> Alive:
 
 
 @router.get("/ready")
-def get_ready(here: Here) -> Ready:
-    """Say whether the store can be used: 503 if not. Needs no token."""
-    schema.require_compatible(here.store)
+def get_ready(context: Context) -> Ready:
+    """Say that the store is usable, or answer 503. Needs no token."""
+    schema.require_compatible(context.store)
     return Ready(status="ready")
 
 
 @router.get("/gate")
-def get_gate(here: Here, _identity: Viewer) -> GateHealth:
-    """Say whether the gate does its work: when each part last finished."""
-    with here.reading() as (_, seen):
-        return GateHealth.of(seen)
+def get_gate(context: Context, _identity: Viewer) -> GateHealth:
+    """Say whether the gate is working, and when each part last completed."""
+    with context.reading() as (_, situation):
+        return GateHealth.of(situation)
 
 
 @router.get("/alerts")
-def get_alerts(here: Here, _identity: Viewer) -> AlertHealth:
-    """Say whether people are told of what happens."""
-    with here.store.read() as conn:
-        now = here.store.now(conn)
+def get_alerts(context: Context, _identity: Viewer) -> AlertHealth:
+    """Say whether alerts are being sent."""
+    with context.store.read() as conn:
+        now = context.store.now(conn)
         return AlertHealth.of(alerts.counts(conn, now), now)

@@ -1,4 +1,4 @@
-"""What is paused and what waits, in numbers."""
+"""How much is paused and how much is waiting."""
 
 from collections.abc import Iterable
 
@@ -9,39 +9,40 @@ from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import campaign_stats
 from dagster_tidegate.store.campaign_stats import Waiting
 from dagster_tidegate.web.api.authentication import Viewer
-from dagster_tidegate.web.api.context import Here
+from dagster_tidegate.web.api.context import Context
 
 router = APIRouter(prefix="/queue", tags=["queue"])
 
 
 @router.get("")
-def get_queue(here: Here, _identity: Viewer) -> QueueOut:
-    """Show which campaigns are paused, and per service the runs and records that are left."""
-    with here.reading() as (conn, seen):
+def get_queue(context: Context, _identity: Viewer) -> QueueOut:
+    """Show the paused campaigns, and for each service the unfinished runs and remaining records."""
+    with context.reading() as (conn, situation):
         waiting = campaign_stats.unfinished(conn)
+    campaigns = situation.campaigns
     services = []
-    for name in sorted(seen.services):
-        needing = {each for each, found in seen.campaigns.items() if name in found.services}
-        of_it = [each for each in waiting if each.campaign in needing]
-        circuit = seen.circuits.get(name)
+    for name in sorted(situation.services):
+        dependents = {each for each, campaign in campaigns.items() if name in campaign.services}
+        runs = [each for each in waiting if each.campaign in dependents]
+        breaker = situation.circuits.get(name)
         services.append(
             ServiceQueue(
                 service=name,
-                state=None if circuit is None else circuit.state,
-                campaigns=len(needing),
-                paused_campaigns=sorted(each for each in needing if seen.campaigns[each].holds),
-                runs=_runs(of_it),
-                records_left=sum(each.records_left for each in of_it),
+                state=None if breaker is None else breaker.state,
+                campaigns=len(dependents),
+                paused_campaigns=sorted(each for each in dependents if campaigns[each].holds),
+                runs=_by_status(runs),
+                records_left=sum(each.records_left for each in runs),
             )
         )
     return QueueOut(
-        paused_campaigns=sorted(name for name, each in seen.campaigns.items() if each.holds),
-        runs=_runs(waiting),
+        paused_campaigns=sorted(name for name, campaign in campaigns.items() if campaign.holds),
+        runs=_by_status(waiting),
         services=services,
     )
 
 
-def _runs(waiting: Iterable[Waiting]) -> dict[RunStatus, int]:
+def _by_status(waiting: Iterable[Waiting]) -> dict[RunStatus, int]:
     counts = {status: 0 for status in RunStatus if status in UNFINISHED}
     for each in waiting:
         counts[each.status] += each.runs

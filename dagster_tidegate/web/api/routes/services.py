@@ -9,24 +9,22 @@ from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import (
     Held,
     HeldCampaigns,
-    HoldOut,
     Page,
     Released,
     ReleasedCampaigns,
+    ServiceChanged,
     ServiceDetails,
     ServiceOut,
 )
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.store import campaigns, service_stats
-from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store import service_stats
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.web.access.identity import Identity
-from dagster_tidegate.web.api import cursor as cursors
-from dagster_tidegate.web.api import holding, lookup
-from dagster_tidegate.web.api.authentication import Operator, Viewer, require_owner
-from dagster_tidegate.web.api.context import Context, Here
-from dagster_tidegate.web.api.models import Cursor, DryRun, Limit, NewHold, Release, ServiceName
+from dagster_tidegate.web.api import lookup
+from dagster_tidegate.web.api.authentication import Viewer, require_force
+from dagster_tidegate.web.api.changes import Change
+from dagster_tidegate.web.api.context import AppContext, Context
+from dagster_tidegate.web.api.models import KeepClosed, NewHold, Release, ServiceName
+from dagster_tidegate.web.api.paging import Paging
 from dagster_tidegate.web.api.problems import Code, responses
 from dagster_tidegate.web.api.routes.events import page_of_events
 
@@ -35,121 +33,112 @@ _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
 
 
 @router.get("")
-def list_services(
-    here: Here, _identity: Viewer, limit: Limit = 100, cursor: Cursor = None
-) -> Page[ServiceOut]:
+def list_services(context: Context, _identity: Viewer, paging: Paging) -> Page[ServiceOut]:
     """List the services: the state of each breaker, and the holds on each."""
-    with here.reading() as (_, seen):
+    with context.reading() as (_, situation):
         pass
-    found, after = cursors.cut(sorted(seen.services), "services", cursor, limit, str)
-    return Page(items=[ServiceOut.of(seen, name) for name in found], next_cursor=after)
+    return paging.page_by_name(
+        sorted(situation.services), str, lambda name: ServiceOut.of(situation, name)
+    )
 
 
 @router.get("/{service}", responses=_NOT_FOUND)
-def get_service(here: Here, _identity: Viewer, service: ServiceName) -> ServiceDetails:
-    """Show one service: its breaker, its holds, what the fleet saw of it, and its policies."""
-    with here.reading() as (conn, seen):
-        lookup.service_in(seen, service)
-        counted = service_stats.read(conn, seen.now).get(service)
-    return ServiceDetails.all_of(seen, service, counted, _policies(here, service))
+def get_service(context: Context, _identity: Viewer, service: ServiceName) -> ServiceDetails:
+    """Show a service: its breaker, holds, recent calls and policies."""
+    with context.reading() as (conn, situation):
+        lookup.service_in(situation, service)
+        numbers = service_stats.read(conn, situation.now).get(service)
+    return ServiceDetails.all_of(situation, service, numbers, _policies(context, service))
 
 
 @router.post("/{service}/hold", responses=_NOT_FOUND)
-def hold_service(
-    here: Here, identity: Operator, service: ServiceName, body: NewHold, dry_run: DryRun = False
-) -> Held:
-    """Hold a service: every campaign that needs it pauses. Held by you already, it changes."""
-    return holding.hold(
-        here, identity, body, lambda conn: lookup.service(here, conn, service), dry_run=dry_run
-    )
+def hold_service(change: Change, service: ServiceName, body: NewHold) -> Held:
+    """Pause every campaign that needs a service. If you hold it already, the hold is updated."""
+    with change.begin() as (conn, now):
+        return change.hold(lookup.service(conn, now, service), body)
 
 
 @router.post(
     "/{service}/release", responses=responses(Code.SERVICE_NOT_FOUND, Code.HELD_BY_BREAKER)
 )
-def release_service(
-    here: Here,
-    identity: Operator,
-    service: ServiceName,
-    body: Release | None = None,
-    dry_run: DryRun = False,
-) -> Released:
-    """Release what people hold of a service. A breaker's own hold needs `force`."""
-    return holding.release(
-        here,
-        identity,
-        body or Release(),
-        lambda conn: lookup.service(here, conn, service),
-        dry_run=dry_run,
-    )
+def release_service(change: Change, service: ServiceName, body: Release | None = None) -> Released:
+    """Release the holds of people on a service. A breaker's own hold needs `force`."""
+    force = require_force(change.identity, body)
+    with change.begin() as (conn, now):
+        target = lookup.service(conn, now, service)
+        answer = change.release(target, force=force)
+    return change.completed(answer, target)
+
+
+@router.put("/{service}/keep-closed", responses=_NOT_FOUND)
+def keep_breaker_closed(change: Change, service: ServiceName, body: KeepClosed) -> ServiceChanged:
+    """Close the breaker of a service and keep it from tripping, even if calls fail.
+
+    Repeating it replaces the reason and the expiry. Without an expiry it lasts until the `DELETE`.
+    Refused if you may not control one of the campaigns that need the service.
+    """
+    with change.begin() as (conn, now):
+        lookup.own_campaigns_of(conn, now, service, change.identity)
+        with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
+            operations.keep_closed(
+                conn,
+                now,
+                service,
+                reason=body.reason,
+                actor=change.identity.name,
+                until=body.ends_at(now),
+            )
+        return change.service(service)
+
+
+@router.delete("/{service}/keep-closed", responses=_NOT_FOUND)
+def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
+    """Let a breaker trip again that is kept closed; harmless if it is not.
+
+    Refused if you may not control one of the campaigns that need the service.
+    """
+    with change.begin() as (conn, now):
+        lookup.own_campaigns_of(conn, now, service, change.identity)
+        with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
+            operations.let_trip(conn, now, service, actor=change.identity.name)
+        return change.service(service)
 
 
 @router.get("/{service}/history", responses=_NOT_FOUND)
 def list_service_history(
-    here: Here,
-    _identity: Viewer,
-    service: ServiceName,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    context: Context, _identity: Viewer, service: ServiceName, paging: Paging
 ) -> Page[Event]:
-    """List what happened to a service, the newest first."""
-    with here.store.read() as conn:
-        lookup.service(here, conn, service)
-        return page_of_events(conn, name=service, limit=limit, cursor=cursor)
+    """List the events of a service, newest first."""
+    with context.store.read() as conn:
+        lookup.service(conn, context.store.now(conn), service)
+        return page_of_events(conn, paging, name=service)
 
 
 @router.post("/{service}/campaigns/hold", responses=_NOT_FOUND)
-def hold_campaigns_of_service(
-    here: Here, identity: Operator, service: ServiceName, body: NewHold, dry_run: DryRun = False
-) -> HeldCampaigns:
-    """Hold each campaign that needs a service, or none where you may not steer one of them."""
-    with operations.writing(here.store, dry_run=dry_run) as conn:
-        now = here.store.now(conn)
-        made = [
-            operations.hold(
-                conn,
-                now,
-                Target(TargetKind.CAMPAIGN, spec.name),
-                reason=body.reason,
-                actor=identity.name,
-                expires_at=holding.end_of(body, now),
-            )
-            for spec in _dependent(here, conn, identity, service)
+def hold_campaigns_of_service(change: Change, service: ServiceName, body: NewHold) -> HeldCampaigns:
+    """Hold each campaign that needs a service; none, if you may not control one of them."""
+    with change.begin() as (conn, now):
+        holds = [
+            change.place(Target(TargetKind.CAMPAIGN, spec.name), body)
+            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
         ]
-    return HeldCampaigns(dry_run=dry_run, holds=[HoldOut.model_validate(hold) for hold in made])
+    return HeldCampaigns(dry_run=change.dry_run, holds=holds)
 
 
 @router.post("/{service}/campaigns/release", responses=_NOT_FOUND)
-def release_campaigns_of_service(
-    here: Here, identity: Operator, service: ServiceName, dry_run: DryRun = False
-) -> ReleasedCampaigns:
-    """Release what people hold of each campaign that needs a service; not the service itself."""
-    with operations.writing(here.store, dry_run=dry_run) as conn:
-        now = here.store.now(conn)
+def release_campaigns_of_service(change: Change, service: ServiceName) -> ReleasedCampaigns:
+    """Release the holds of people on each campaign that needs a service, not on the service."""
+    with change.begin() as (conn, now):
         released = [
             hold
-            for spec in _dependent(here, conn, identity, service)
-            for hold in operations.release(
-                conn, now, Target(TargetKind.CAMPAIGN, spec.name), actor=identity.name
-            )
+            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
+            for hold in change.let_go(Target(TargetKind.CAMPAIGN, spec.name))
         ]
-    shown = [HoldOut.model_validate(hold) for hold in released]
-    return ReleasedCampaigns(dry_run=dry_run, released=shown)
+    return ReleasedCampaigns(dry_run=change.dry_run, released=released)
 
 
-def _dependent(
-    here: Context, conn: Connection, identity: Identity, service: str
-) -> list[CampaignSpec]:
-    """The campaigns that need a service; all of them may be steered."""
-    lookup.service(here, conn, service)
-    found = [spec for spec in campaigns.read(conn) if spec.services({service})]
-    for spec in found:
-        require_owner(identity, spec)
-    return found
-
-
-def _policies(here: Context, service: str) -> Mapping[str, ServicePolicy] | None:
-    if here.open_workspace is None:
+def _policies(context: AppContext, service: str) -> Mapping[str, ServicePolicy] | None:
+    if context.open_workspace is None:
         return None
-    policies, _ = here.open_workspace().policies()
+    policies, _ = context.workspace().policies()
     return policies.get(service, {})

@@ -1,0 +1,60 @@
+"""Turns what the middlewares raise into answers."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.web.access.limits import TooManyError
+from dagster_tidegate.web.api import metrics
+from dagster_tidegate.web.api.problems import Code, Problem, too_many, unreachable
+from dagster_tidegate.web.middleware.connection import ConnectionMiddleware, GuardedConnection
+from dagster_tidegate.web.pages import login
+
+POLICY_VIOLATION = 1008
+
+
+class Refusals(ConnectionMiddleware):
+    """Answers with problem details, a redirect to the login page, or the close of a websocket.
+
+    Args:
+        prefix: The path under which everything is served; empty for the root.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        super().__init__(app)
+        self._prefix = prefix
+
+    async def _serve(self, connection: GuardedConnection, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def starting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(connection.scope, receive, starting)
+        except (Problem, TooManyError, *UNREACHABLE) as error:
+            if started:
+                raise
+            await self._answer(connection, error)(connection.scope, receive, send)
+
+    def _answer(self, connection: GuardedConnection, error: Exception) -> ASGIApp:
+        if connection.is_websocket:
+            return _close
+        if isinstance(error, TooManyError):
+            error = too_many(error)
+        elif not isinstance(error, Problem):
+            if connection.own and connection.path == metrics.PATH:
+                return metrics.without_store()  # so that Prometheus learns that the store is down
+            error = unreachable(error)
+        if error.code is Code.UNAUTHENTICATED and connection.wants_page:
+            query = f"?{connection.query}" if connection.query else ""
+            return login.to_login(self._prefix, connection.scope["path"] + query)
+        response = error.response()
+        if connection.unread:
+            response.headers["Connection"] = "close"  # or the server would read the whole body
+        return response
+
+
+async def _close(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.close", "code": POLICY_VIOLATION})
