@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dagster_tidegate.breaker.breaker import Breaker as Breaker
-    from dagster_tidegate.breaker.breaker import BreakerOpenError as BreakerOpenError
+    from dagster_tidegate.breaker.errors import BreakerOpenError as BreakerOpenError
     from dagster_tidegate.breaker.fleet import Fleet as Fleet
     from dagster_tidegate.breaker.policy import ServicePolicy as ServicePolicy
     from dagster_tidegate.plugin.campaign import Campaign as Campaign

@@ -1,8 +1,8 @@
-"""Where the breakers are kept: the interface, and the memory of one process."""
+"""Where breakers are kept: the interface of a backend, and the backend in memory."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import random
 from threading import Lock
@@ -12,9 +12,10 @@ from uuid import uuid4
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
-from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, WindowDelta, bucket_s
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.waker import Waker
+from dagster_tidegate.breaker.window import WindowDelta, WindowStats, reach, window_stats
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 
@@ -33,13 +34,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialAnswer:
-    """What came of asking for a trial call.
+    """The answer to a request for a trial call.
 
     Attributes:
         before: The breaker before.
         after: The breaker now; half open if it was due.
-        trial: The lease, or None if there is none to have.
-        retry_at: When to ask again (UTC), if there is none.
+        trial: The lease, or None if none is free.
+        retry_at: When to ask again (UTC), if none is free.
     """
 
     before: BreakerStatus
@@ -48,41 +49,81 @@ class TrialAnswer:
     retry_at: datetime | None
 
 
+class Listener(Protocol):
+    """Waits for changes."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True as soon as a breaker or hold changed; False after `timeout_s` or if woken."""
+        ...
+
+    def close(self) -> None:
+        """Close its connection."""
+        ...
+
+
 class BreakerBackend(Protocol):
-    """A place where breakers are kept. Each method is one step that nobody can split."""
+    """A place where breakers are kept. Each method that reads or writes is atomic."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes use it too."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], datetime] | None:
+        """Replaces the clock of the backend in tests."""
+        ...
 
     def now(self) -> datetime:
-        """Return the time of this place, UTC."""
+        """Return the time by the clock of the backend, UTC."""
         ...
 
     def read(self, names: Iterable[str]) -> FleetSnapshot:
-        """Read all breakers and live holds; those of `names` that are new begin closed."""
+        """Read all breakers and live holds. Services in `names` that are new start closed."""
         ...
 
-    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
-        """Add what a worker saw; return the breaker and what the fleet saw."""
+    def record(
+        self, policy: ServicePolicy, delta: WindowDelta
+    ) -> tuple[BreakerStatus, WindowStats]:
+        """Add a worker's counts; return the breaker and the counts of the fleet."""
         ...
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
-        """Add what a worker saw of several services; the same service once only."""
+    def flush(self, deltas: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
+        """Add a worker's counts for several services and buckets."""
         ...
 
     def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:
-        """Put `after` in the place of `before`; False if it is not `before` any more."""
+        """Replace `before` with `after`; return False if it is no longer `before`."""
         ...
 
     def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
-        """Ask for a trial call; a breaker that is due becomes half open."""
+        """Ask for a trial call. A breaker that is due becomes half open."""
         ...
 
     def end_trial(
         self,
         policy: ServicePolicy,
         trial: Trial,
-        outcome: Outcome,
+        verdict: Verdict,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
-        """Give the lease back with its result; return the breaker before and after."""
+        """Return a lease with the result of its call; return the breaker before and after."""
+        ...
+
+    def prune(self, policies: Iterable[ServicePolicy]) -> int:
+        """Delete counts that are outside of every window; return how many."""
+        ...
+
+    def listen(self, waker: Waker) -> Listener:
+        """Return a listener for changes. `waker` ends its waits; the caller closes it."""
+        ...
+
+    def is_unreachable(self, error: Exception) -> bool:
+        """Return whether an error means that the backend is unreachable."""
+        ...
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of the parent's connections without closing them."""
         ...
 
 
@@ -92,26 +133,28 @@ def free_slot(taken: Iterable[int], permitted: int) -> int | None:
 
 
 class MemoryBackend:
-    """Breakers in the memory of one process: without a store, or while it can't be reached.
+    """Breakers in the memory of one process: without a store, or while it is unreachable.
 
     Args:
-        circuits: Breakers to begin with.
-        holds: Holds of operators that go on meanwhile; one that expires still ends.
-        clock: Gives the time (UTC); for tests.
+        statuses: Initial breakers.
+        holds: Holds; those of operators stay in force until they expire.
+        clock: Returns the time (UTC); for tests.
     """
+
+    shared = False
 
     def __init__(
         self,
-        circuits: Iterable[BreakerStatus] = (),
+        statuses: Iterable[BreakerStatus] = (),
         *,
         holds: Iterable[Hold] = (),
         clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.clock = clock
         self.holds = tuple(hold for hold in holds if hold.source == HoldSource.OPERATOR)
-        self.circuits = {circuit.name: circuit for circuit in circuits}
-        self.began = {circuit.name: circuit.generation for circuit in self.circuits.values()}
-        self.rows: dict[tuple[str, datetime, str, int], WindowDelta] = {}
+        self.statuses = {status.name: status for status in statuses}
+        self.initial_generations = {s.name: s.generation for s in self.statuses.values()}
+        self._rows: dict[tuple[str, datetime, str, int], WindowDelta] = {}
         self._trials: list[Trial] = []
         self._lock = Lock()
 
@@ -128,43 +171,45 @@ class MemoryBackend:
             own = [
                 Hold(
                     id=-number,  # no row of the store
-                    target=Target(TargetKind.SERVICE, circuit.name),
+                    target=Target(TargetKind.SERVICE, status.name),
                     source=HoldSource.BREAKER,
-                    reason=circuit.reason or str(circuit.state),
+                    reason=status.reason or str(status.state),
                     actor=SystemActor.BREAKER,
-                    placed_at=circuit.opened_at or circuit.changed_at,
+                    placed_at=status.opened_at or status.changed_at,
                 )
-                for number, circuit in enumerate(self.circuits.values(), start=1)
-                if circuit.state != BreakerState.CLOSED
+                for number, status in enumerate(self.statuses.values(), start=1)
+                if status.state != BreakerState.CLOSED
             ]
             live = [hold for hold in (*self.holds, *own) if hold.live(now)]
             return FleetSnapshot(
-                services=dict(self.circuits),
+                services=dict(self.statuses),
                 holds=tuple(sorted(live, key=lambda hold: (hold.placed_at, hold.id))),
                 read_at=now,
-                read_ticks=time.monotonic(),
+                read_monotonic=time.monotonic(),
             )
 
-    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
+    def record(
+        self, policy: ServicePolicy, delta: WindowDelta
+    ) -> tuple[BreakerStatus, WindowStats]:
         """See `BreakerBackend.record`."""
         with self._lock:
-            self._add(policy, seen)
-            circuit = self._get(seen.service, seen.at)
-            rows = [row for key, row in self.rows.items() if key[0] == seen.service]
-            return circuit, tally(rows, policy, circuit.generation, seen.at, seen.worker)
+            self._add(policy, delta)
+            status = self._get(delta.service, delta.at)
+            rows = [row for row in self._rows.values() if row.service == delta.service]
+            return status, window_stats(rows, policy, status.generation, delta.at, delta.worker)
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
+    def flush(self, deltas: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
         """See `BreakerBackend.flush`."""
         with self._lock:
-            for policy, each in seen:
-                self._add(policy, each)
+            for policy, delta in deltas:
+                self._add(policy, delta)
 
-    def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:  # noqa: ARG002 - no record
+    def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:  # noqa: ARG002 - no events
         """See `BreakerBackend.change`."""
         with self._lock:
             if self._get(before.name, before.changed_at).generation != before.generation:
                 return False
-            self.circuits[after.name] = after
+            self.statuses[after.name] = after
             return True
 
     def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
@@ -173,19 +218,19 @@ class MemoryBackend:
             now = self.now()
             before = after = self._get(policy.name, now)
             if before.due(now):
-                after = self.circuits[policy.name] = machine.half_opened(before, now)
+                after = self.statuses[policy.name] = machine.half_opened(before, now)
             if after.state != BreakerState.HALF_OPEN:
                 return TrialAnswer(before, after, None, after.open_until)
-            held = [
+            leased = [
                 trial
                 for trial in self._trials
                 if trial.service == policy.name
                 and trial.generation == after.generation
                 and now < trial.expires_at
             ]
-            slot = free_slot([trial.slot for trial in held], policy.trial_calls)
+            slot = free_slot([trial.slot for trial in leased], policy.trial_calls)
             if slot is None:
-                return TrialAnswer(before, after, None, min(trial.expires_at for trial in held))
+                return TrialAnswer(before, after, None, min(trial.expires_at for trial in leased))
             trial = Trial(
                 service=policy.name,
                 generation=after.generation,
@@ -194,14 +239,14 @@ class MemoryBackend:
                 worker=worker,
                 expires_at=now + timedelta(seconds=policy.trial_lease_s),
             )
-            self._trials = [t for t in self._trials if t.service != policy.name] + [*held, trial]
+            self._trials = [t for t in self._trials if t.service != policy.name] + [*leased, trial]
             return TrialAnswer(before, after, trial, None)
 
     def end_trial(
         self,
         policy: ServicePolicy,
         trial: Trial,
-        outcome: Outcome,
+        verdict: Verdict,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`."""
@@ -213,81 +258,48 @@ class MemoryBackend:
             self._trials.remove(trial)
             if before.generation != trial.generation:
                 return before, before
-            after = machine.after_trial(before, policy, outcome, now, random(), retry_at)
-            self.circuits[policy.name] = after
+            after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
+            self.statuses[policy.name] = after
             return before, after
 
+    def counts(self, status: BreakerStatus) -> list[WindowDelta]:
+        """Return the counts in the generation of a breaker."""
+        with self._lock:
+            return [
+                row
+                for row in self._rows.values()
+                if (row.service, row.generation) == (status.name, status.generation)
+            ]
+
+    def prune(self, policies: Iterable[ServicePolicy]) -> int:
+        """Delete counts that are outside of every window; return how many."""
+        with self._lock:
+            now = self.now()
+            return sum(self._prune(policy, now) for policy in policies)
+
+    def listen(self, waker: Waker) -> Listener:
+        """Nobody else changes it."""
+        raise NotImplementedError
+
+    def is_unreachable(self, error: Exception) -> bool:  # noqa: ARG002 - the interface has it
+        """Return False: memory is always there."""
+        return False
+
+    def after_fork(self) -> None:
+        """A child has a copy of its own."""
+
     def _get(self, name: str, now: datetime) -> BreakerStatus:
-        return self.circuits.setdefault(name, BreakerStatus(name=name, changed_at=now))
+        return self.statuses.setdefault(name, BreakerStatus(name=name, changed_at=now))
 
-    def _add(self, policy: ServicePolicy, seen: WindowDelta) -> None:
-        oldest = seen.at - timedelta(seconds=policy.window_s + bucket_s(policy))
-        for key in [k for k in self.rows if k[0] == seen.service and k[1] <= oldest]:
-            del self.rows[key]
-        key = (seen.service, seen.bucket, seen.worker, seen.generation)
-        if former := self.rows.get(key):
-            seen = replace(
-                seen,
-                ok=former.ok + seen.ok,
-                slow=former.slow + seen.slow,
-                failed=former.failed + seen.failed,
-                last_ok_at=_later(former.last_ok_at, seen.last_ok_at),
-                last_failed_at=_later(former.last_failed_at, seen.last_failed_at),
-                retry_at=_later(former.retry_at, seen.retry_at),
-            )
-        self.rows[key] = seen
+    def _prune(self, policy: ServicePolicy, now: datetime) -> int:
+        since, _ = reach(policy, now)
+        old = [key for key in self._rows if key[0] == policy.name and key[1] <= since]
+        for key in old:
+            del self._rows[key]
+        return len(old)
 
-
-def _later(former: datetime | None, present: datetime | None) -> datetime | None:
-    """Return the later time: a clock that is set back must not take back what was known."""
-    times = [at for at in (former, present) if at is not None]
-    return max(times, default=None)
-
-
-def tally(
-    rows: Iterable[WindowDelta], policy: ServicePolicy, generation: int, now: datetime, worker: str
-) -> WindowStats:
-    """Add up what workers told of a service. `store.breakers` does the same in SQL.
-
-    Args:
-        rows: What each worker saw in each bucket.
-        policy: The service's policy.
-        generation: Only what belongs to this generation counts.
-        now: The time, UTC.
-        worker: Who asks, having told everything: it is not silent.
-    """
-    width = bucket_s(policy)
-    since = now - timedelta(seconds=policy.window_s + width)
-    until = now + timedelta(seconds=CLOCK_TOLERANCE_S)
-    recent = now - timedelta(seconds=2 * width)
-    rows = [r for r in rows if r.generation == generation and since < r.bucket <= until]
-    oks = [r.last_ok_at for r in rows if r.last_ok_at is not None and r.last_ok_at <= until]
-    last_ok_at = max(oks, default=None)
-    floor = last_ok_at or since
-    in_row = 0
-    row_since: list[datetime] = []
-    told: set[str] = set()
-    for row in rows:
-        if row.row_since is not None and row.row_since >= floor:
-            in_row += row.failed_in_row
-            row_since.append(row.row_since)
-            told.add(row.worker)
-        elif row.last_failed_at is not None and row.last_failed_at > floor:
-            in_row += 1
-            row_since.append(row.last_failed_at)
-            told.add(row.worker)
-    heard = {*told, worker}
-    silent = sum(r.ok for r in rows if r.worker not in heard and r.bucket > recent)
-    return WindowStats(
-        ok=sum(r.ok for r in rows),
-        slow=sum(r.slow for r in rows),
-        failed=sum(r.failed for r in rows),
-        failed_in_row=in_row,
-        row_since=min(row_since, default=None),
-        row_workers=len(told),
-        silent_ok_per_s=silent / (2 * width),
-        workers=len({r.worker for r in rows}),
-        failing_workers=len({r.worker for r in rows if r.failed or r.slow}),
-        last_ok_at=last_ok_at,
-        retry_at=max((r.retry_at for r in rows if r.retry_at is not None), default=None),
-    )
+    def _add(self, policy: ServicePolicy, delta: WindowDelta) -> None:
+        self._prune(policy, delta.at)
+        key = (delta.service, delta.bucket, delta.worker, delta.generation)
+        former = self._rows.get(key)
+        self._rows[key] = delta if former is None else delta.added_to(former)

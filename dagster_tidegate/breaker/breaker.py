@@ -8,7 +8,6 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime, timedelta
 from random import random
 from threading import Lock
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -17,13 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import Trial
-from dagster_tidegate.breaker.events import CallEnded, CallFailed, CallRefused
+from dagster_tidegate.breaker.engine import Engine, Ticket
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Classify, Outcome, default_outcome, label, retry_after
-from dagster_tidegate.breaker.window import LocalWindow
-from dagster_tidegate.holds import Hold
+from dagster_tidegate.breaker.verdicts import Classify, Verdict, default_verdict
 from dagster_tidegate.statuses import BreakerState
 
 if TYPE_CHECKING:
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-ASK_AGAIN_S = 1.0
-"""After it was refused a trial call, a process asks again when told of a change, or so late."""
 
 PYBREAKER_STATES = {
     BreakerState.CLOSED: pybreaker.STATE_CLOSED,
@@ -48,92 +42,28 @@ _STATE_CLASSES = {
 _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 
 
-class BreakerOpenError(pybreaker.CircuitBreakerError):
-    """A call was not made, or failed, because the service is not to be called now.
-
-    Attributes:
-        service: Name of the service.
-        state: State of its breaker; `open` too where an operator holds the service.
-        since: Since when (UTC).
-        reason: Why, for people.
-        retry_at: When it is worth trying again (UTC); None if nobody knows.
-    """
-
-    def __init__(
-        self,
-        service: str,
-        state: BreakerState,
-        since: datetime,
-        reason: str,
-        retry_at: datetime | None,
-    ) -> None:
-        super().__init__(service, state, since, reason, retry_at)
-        self.service = service
-        self.state = state
-        self.since = since
-        self.reason = reason
-        self.retry_at = retry_at
-
-    def __str__(self) -> str:
-        until = "" if self.retry_at is None else f"; retry at {self.retry_at:%Y-%m-%d %H:%M:%S} UTC"
-        state = str(self.state).replace("_", " ")
-        return f"{self.service} is {state} since {self.since:%H:%M:%S} UTC ({self.reason}){until}"
-
-
-class Admission:
-    """What decides on a call, and counts it: replaced as a whole when something changes."""
-
-    __slots__ = ("circuit", "counts", "fast", "hold", "passes")
-
-    def __init__(
-        self,
-        circuit: BreakerStatus,
-        counts: LocalWindow,
-        *,
-        hold: Hold | None,
-        passes: bool,
-        fast: bool,
-    ) -> None:
-        self.circuit = circuit
-        self.counts = counts
-        self.hold = hold
-        self.passes = passes
-        self.fast = fast
-
-
-class _Ticket:
-    """A call that was let in."""
-
-    __slots__ = ("counts", "started", "trial")
-
-    def __init__(self, counts: LocalWindow, trial: Trial | None = None) -> None:
-        self.counts = counts
-        self.started = counts.ticks()
-        self.trial = trial
-
-
 class Breaker(pybreaker.CircuitBreaker):
     """The circuit breaker of a service, shared by all processes of a fleet.
 
-    It has the interface of `pybreaker.CircuitBreaker`, whose parameters it takes, and can stand
-    where one does. Get one from `Fleet.breaker`; one that is made without a fleet is for this
-    process alone.
+    It has the interface of `pybreaker.CircuitBreaker`, takes the same parameters, and can replace
+    one. Get one from `Fleet.breaker`; a breaker without a fleet belongs to this process alone.
 
-    A closed breaker does no I/O: admission looks at what the process knows, and a success is
-    counted in memory. A failure is told to the fleet at once. Nothing is locked during the call.
-    Only what derives from `Exception` can be a failure; see `outcomes.default_outcome`.
+    Calls through a closed breaker do no I/O: they are admitted by what the process knows, and a
+    success is counted in memory. A failure is reported to the fleet at once. No lock is held
+    during a call. Only subclasses of `Exception` can be failures; see `verdicts.default_verdict`.
 
     Args:
-        fail_max: Consecutive failures that trip it, where no policy is given.
-        reset_timeout: Seconds until the first probe, where no policy is given.
-        success_threshold: Trial calls that must succeed, where no policy is given.
+        fail_max: Consecutive failures that trip it. Ignored if a policy is given.
+        reset_timeout: Seconds until the first probe. Ignored if a policy is given.
+        success_threshold: Trial calls that must succeed. Ignored if a policy is given.
         exclude: Exception classes, or predicates on an exception, that are not failures. They
             count neither way.
-        listeners: Listeners of pybreaker. A change of state is told once in the fleet.
-        state_storage: Not supported; a fleet's store takes its place.
-        name: Name of the service, where no policy is given.
+        listeners: Listeners of pybreaker. `state_change` is called in the one process that
+            changed the state.
+        state_storage: Not supported; use a fleet with a backend.
+        name: Name of the service. Ignored if a policy is given.
         throw_new_error_on_trip: Whether a failure that leaves the breaker open is raised as
-            `BreakerOpenError` (from the failure), else as it is.
+            `BreakerOpenError` from the failure; otherwise it is raised as it is.
         policy: Policy of the service.
         fleet: The fleet that shares it.
 
@@ -145,6 +75,8 @@ class Breaker(pybreaker.CircuitBreaker):
         >>> breaker.call(len, "four")
         4
     """
+
+    engine: Engine
 
     def __init__(
         self,
@@ -160,13 +92,9 @@ class Breaker(pybreaker.CircuitBreaker):
         policy: ServicePolicy | None = None,
         fleet: Fleet | None = None,
     ) -> None:
-        # Not pybreaker's own __init__: it sets up the engine that this class replaces.
-        from dagster_tidegate.breaker.fleet import (
-            Fleet,  # Fleet makes breakers, and a breaker a Fleet
-        )
-
+        # pybreaker's own __init__ is not called: it sets up the engine that this class replaces.
         if state_storage is not None:
-            raise ValueError("a Breaker has no state_storage: give a Fleet with a store instead")
+            raise ValueError("a Breaker has no state_storage: use a Fleet with a backend instead")
         if policy is None:
             policy = ServicePolicy(
                 name=name or "unnamed",
@@ -176,63 +104,57 @@ class Breaker(pybreaker.CircuitBreaker):
                 success_threshold=success_threshold,
                 jitter=0.0,
             )
-        self.policy = policy
+        if fleet is None:
+            from dagster_tidegate.breaker.fleet import Fleet  # a Fleet creates breakers
+
+            fleet = Fleet(policies=[policy])
         self.classify: Classify = self._by_policy
         self._name = name or policy.name
+        self._lock = Lock()  # for pybreaker's methods on exclusions and listeners
         self._excluded_exceptions = list(exclude or ())
         self._listeners = list(listeners or ())
         self._throw_new_error_on_trip = throw_new_error_on_trip
-        self.fleet = Fleet(policies=[policy]) if fleet is None else fleet
-        self._begin_life()
-        self.fleet._register(self)
+        self.fleet = fleet
+        fleet.register(self, policy)
+        if self._listeners:
+            self._configure()
 
-    def _begin_life(self) -> None:
-        """Set up what a fork can't share with its parent."""
-        self._lock = Lock()  # pybreaker's methods for exclusions and listeners take it
-        self._telling = Lock()
-        self._ask_at = float("-inf")
-        self._retired: list[LocalWindow] = []
-        # Counters, successes and failures in a row, as they were told last.
-        self._row: tuple[LocalWindow | None, int, int] = (None, 0, 0)
-        # Lets no call in before it has looked what it may.
-        unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
-        counts = LocalWindow(self.policy.name, -1, self.fleet.worker, self.fleet._ticks)
-        self._admission = Admission(unknown, counts, hold=None, passes=False, fast=False)
+    @property
+    def policy(self) -> ServicePolicy:
+        """Policy of the service."""
+        return self.engine.policy
+
+    def after_fork(self) -> None:
+        """In a forked child: create what it must not share with its parent."""
+        self._lock = Lock()
+        self.engine.reset()
 
     # --- calls ----------------------------------------------------------------------------------
 
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call `func` if the breaker lets it, and count what comes of it.
+        """Call `func` if the breaker admits the call, and count the result.
 
         A generator, coroutine or async generator that `func` returns is guarded until its end.
 
-        Args:
-            func: What calls the service.
-            *args: Its arguments.
-            **kwargs: Its arguments.
-
-        Returns:
-            What `func` returns.
-
         Raises:
-            BreakerOpenError: If the service is not to be called now, or the call failed and left
+            BreakerOpenError: If the service must not be called now, or the call failed and left
                 the breaker open.
         """
-        admission = self._admission
+        admission = self.engine.admission
         if admission.fast:
             try:
                 result = func(*args, **kwargs)
             except Exception as error:
-                self._raised(_Ticket(admission.counts), error)
+                self._raised(Ticket(admission.window), error)
                 raise
             if type(result) in _DEFERRED:
-                return self._guard(_Ticket(admission.counts), result)
-            counts = admission.counts
-            counts.last_ok = counts.ticks()
-            counts.ok()
+                return self._guard(Ticket(admission.window), result)
+            window = admission.window
+            window.last_ok = window.monotonic()
+            window.ok()
             return result
-        ticket = self._admit()
-        self._listen("before_call", func, *args, **kwargs)
+        ticket = self.engine.admit()
+        self._notify("before_call", func, *args, **kwargs)
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
@@ -250,44 +172,38 @@ class Breaker(pybreaker.CircuitBreaker):
 
         Unlike pybreaker's, which is for Tornado, this is for asyncio.
 
-        Args:
-            func: What calls the service.
-            *args: Its arguments.
-            **kwargs: Its arguments.
-
-        Returns:
-            What `func` returns.
-
         Raises:
             BreakerOpenError: As `call` does.
         """
-        admission = self._admission
+        admission = self.engine.admission
         if admission.fast:
             try:
                 result = await func(*args, **kwargs)
             except Exception as error:
-                await asyncio.to_thread(self._raised, _Ticket(admission.counts), error)
+                await asyncio.to_thread(self._raised, Ticket(admission.window), error)
                 raise
-            counts = admission.counts
-            counts.last_ok = counts.ticks()
-            counts.ok()
+            window = admission.window
+            window.last_ok = window.monotonic()
+            window.ok()
             return result
-        admission = self._refuse_at_once()
+        admission = self.engine.check()
         ticket = (
-            _Ticket(admission.counts) if admission.passes else await asyncio.to_thread(self._admit)
+            Ticket(admission.window)
+            if admission.passes
+            else await asyncio.to_thread(self.engine.admit)
         )
-        self._listen("before_call", func, *args, **kwargs)
+        self._notify("before_call", func, *args, **kwargs)
         return await self._guard_coroutine(ticket, func(*args, **kwargs))
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        """Guard a `with` block, as if it were a call.
+        """Guard a `with` block like a call.
 
         Raises:
             BreakerOpenError: As `call` does.
         """
-        ticket = self._admit()
-        self._listen("before_call", self.calling)
+        ticket = self.engine.admit()
+        self._notify("before_call", self.calling)
         try:
             yield
         except BaseException as error:
@@ -324,15 +240,15 @@ class Breaker(pybreaker.CircuitBreaker):
             return functools.wraps(func)(iterate)
         return functools.wraps(func)(functools.partial(self.call, func))
 
-    def _guard(self, ticket: _Ticket, deferred: Any) -> Any:
-        """Guard what has only begun when the function returned."""
+    def _guard(self, ticket: Ticket, deferred: Any) -> Any:
+        """Guard a generator or coroutine, which starts after its function returned."""
         if type(deferred) is GeneratorType:
             return self._guard_generator(ticket, deferred)
         if type(deferred) is CoroutineType:
             return self._guard_coroutine(ticket, deferred)
         return self._guard_async_generator(ticket, deferred)
 
-    def _guard_generator(self, ticket: _Ticket, generator: Generator) -> Generator:
+    def _guard_generator(self, ticket: Ticket, generator: Generator) -> Generator:
         try:
             result = yield from generator
         except BaseException as error:
@@ -341,7 +257,7 @@ class Breaker(pybreaker.CircuitBreaker):
         self._succeeded(ticket)
         return result
 
-    async def _guard_coroutine(self, ticket: _Ticket, coroutine: Coroutine) -> Any:
+    async def _guard_coroutine(self, ticket: Ticket, coroutine: Coroutine) -> Any:
         try:
             result = await coroutine
         except Exception as error:
@@ -358,7 +274,7 @@ class Breaker(pybreaker.CircuitBreaker):
         return result
 
     async def _guard_async_generator(
-        self, ticket: _Ticket, generator: AsyncGenerator
+        self, ticket: Ticket, generator: AsyncGenerator
     ) -> AsyncGenerator:
         try:
             async for item in generator:
@@ -373,131 +289,26 @@ class Breaker(pybreaker.CircuitBreaker):
             await generator.aclose()
         self._succeeded(ticket)
 
-    # --- admission ------------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------
 
-    def _admit(self) -> _Ticket:
-        """Let a call in, or raise; takes a trial call where one is to be had."""
-        admission = self._refuse_at_once()
-        if admission.passes:
-            return _Ticket(admission.counts)
-        answer = self.fleet._take_trial(self)
-        if answer.trial is not None:
-            return _Ticket(self._admission.counts, answer.trial)
-        self._ask_at = admission.counts.ticks() + ASK_AGAIN_S
-        if answer.after.state == BreakerState.CLOSED:
-            return _Ticket(self._refuse_at_once().counts)
-        raise self._refused(answer.after, None, answer.retry_at)
+    def _succeeded(self, ticket: Ticket) -> None:
+        self.engine.succeed(ticket)
+        self._notify("success")
 
-    def _refuse_at_once(self) -> Admission:
-        """Raise if what this process knows is enough to refuse a call."""
-        admission = self.fleet._current(self)
-        if admission.passes:
-            return admission
-        now = self.fleet.now()
-        circuit = admission.circuit
-        if admission.hold is not None:
-            raise self._refused(circuit, admission.hold, admission.hold.expires_at)
-        waits = circuit.state == BreakerState.OPEN and not circuit.due(now)
-        if waits or admission.counts.ticks() < self._ask_at:
-            soon = now + timedelta(seconds=ASK_AGAIN_S)
-            raise self._refused(circuit, None, circuit.open_until if waits else soon)
-        return admission
-
-    def _refused(
-        self, circuit: BreakerStatus, hold: Hold | None, retry_at: datetime | None
-    ) -> BreakerOpenError:
-        error = self._refusal(circuit, hold, retry_at)
-        self.fleet._emit(CallRefused(error.service, error.reason, error.retry_at))
-        return error
-
-    def _refusal(
-        self, circuit: BreakerStatus, hold: Hold | None, retry_at: datetime | None
-    ) -> BreakerOpenError:
-        if hold is not None:
-            reason = f"held by {hold.actor}: {hold.reason}"
-            error = BreakerOpenError(
-                circuit.name, BreakerState.OPEN, hold.placed_at, reason, retry_at
-            )
-        else:
-            error = BreakerOpenError(
-                circuit.name,
-                circuit.state,
-                circuit.opened_at or circuit.changed_at,
-                circuit.reason or str(circuit.state),
-                retry_at,
-            )
-        return error
-
-    def _sit(self, circuit: BreakerStatus, hold: Hold | None) -> None:
-        """Decide on calls by this from now on. The fleet calls it, one thread at a time."""
-        counts = self._admission.counts
-        if counts.generation != circuit.generation:
-            self._retired.append(counts)
-            fleet = self.fleet
-            counts = LocalWindow(circuit.name, circuit.generation, fleet.worker, fleet._ticks)
-        passes = not self.fleet.enabled or (hold is None and circuit.state == BreakerState.CLOSED)
-        plain = not (
-            self._listeners or self.policy.slow_call_rate is not None or self.fleet.times_calls
-        )
-        self._admission = Admission(
-            circuit, counts, hold=hold, passes=passes, fast=passes and plain
-        )
-
-    def _sit_again(self) -> None:
-        self.fleet._reseat(self)
-
-    # --- outcomes -------------------------------------------------------------------------------
-
-    def _succeeded(self, ticket: _Ticket) -> None:
-        counts = ticket.counts
-        ended = counts.ticks()
-        slow = (
-            self.policy.slow_call_rate is not None
-            and ended - ticket.started >= self.policy.slow_call_s
-        )
-        if self.fleet.times_calls:
-            self.fleet._emit(CallEnded(self.policy.name, False, ended - ticket.started))
-        if ticket.trial is not None:
-            outcome = Outcome.SLOW if slow else Outcome.SUCCESS
-            self.fleet._end_trial(self, ticket.trial, outcome, None)
-        else:
-            counts.last_ok = ended
-            counts.ok()
-            if slow:
-                counts.count_slow()
-                self.fleet._tell(self, counts, "slow")
-        self._listen("success")
-
-    def _raised(self, ticket: _Ticket, error: BaseException) -> None:
-        """Take note of what a call raised; may raise `BreakerOpenError` in its place."""
-        ignored = (
+    def _raised(self, ticket: Ticket, error: BaseException) -> None:
+        """End a call that raised; may raise `BreakerOpenError` in place of its error."""
+        if (
             not isinstance(error, Exception)
-            or isinstance(error, BreakerOpenError)  # another breaker refused, within the call
+            or isinstance(error, BreakerOpenError)  # refused by another breaker within the call
             or not self.is_system_error(error)
-        )
-        if ignored:
-            if ticket.trial is not None:
-                self.fleet._end_trial(self, ticket.trial, Outcome.IGNORED, None)
+        ):
+            self.engine.ignore(ticket)
             return
-        assert isinstance(error, Exception)
-        if self.fleet.times_calls:
-            took_s = ticket.counts.ticks() - ticket.started
-            self.fleet._emit(CallEnded(self.policy.name, True, took_s))
-        now = self.fleet.now()
-        wait_s = retry_after(error, now, self.policy.retry_after_cap_s)
-        retry_at = None if wait_s is None else now + timedelta(seconds=wait_s)
-        name = label(error)
-        self.fleet._emit(CallFailed(self.policy.name, error, name, retry_at))
-        self._listen("failure", error)
-        if ticket.trial is not None:
-            self.fleet._end_trial(self, ticket.trial, Outcome.FAILURE, retry_at)
-        else:
-            ticket.counts.fail(now, retry_at)
-            self.fleet._tell(self, ticket.counts, name)
-        admission = self._admission
+        self._notify("failure", error)
+        self.engine.fail(ticket, error)
+        admission = self.engine.admission
         if self._throw_new_error_on_trip and not admission.passes:
-            circuit = admission.circuit
-            raise self._refusal(circuit, admission.hold, circuit.open_until) from error
+            raise admission.refusal() from error
 
     def is_system_error(self, exception: BaseException) -> bool:
         """Return whether an exception counts as a failure of the service."""
@@ -509,24 +320,24 @@ class Breaker(pybreaker.CircuitBreaker):
                     return False
             elif exclusion(exception):
                 return False
-        return self.classify(exception) == Outcome.FAILURE
+        return self.classify(exception) == Verdict.FAILURE
 
-    def _by_policy(self, error: Exception) -> Outcome:
-        return default_outcome(error, self.policy.failure_statuses)
+    def _by_policy(self, error: Exception) -> Verdict:
+        return default_verdict(error, self.policy.failure_statuses)
 
-    def _listen(self, event: str, *args: Any, **kwargs: Any) -> None:
+    def _notify(self, event: str, *args: Any, **kwargs: Any) -> None:
         for listener in tuple(self._listeners):
             try:
                 getattr(listener, event)(self, *args, **kwargs)
-            except Exception:  # a listener's fault is not the breaker's
+            except Exception:  # a broken listener must not break calls
                 log.exception("a listener of %s failed", self._name)
 
-    # --- by hand, and what pybreaker shows -----------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------
 
     @property
-    def circuit(self) -> BreakerStatus:
+    def status(self) -> BreakerStatus:
         """The breaker as this process knows it."""
-        return self.fleet._current(self).circuit
+        return self.engine.current().status
 
     def open(self) -> bool:
         """Open it by hand; it is probed after the reset timeout.
@@ -534,24 +345,21 @@ class Breaker(pybreaker.CircuitBreaker):
         Returns:
             Whether a failure that leaves it open is raised as `BreakerOpenError`.
         """
-        self.fleet._change(
-            self,
-            lambda circuit, now: machine.opened(
-                circuit, self.policy, now, "opened by hand", random()
-            ),
+        self.engine.change(
+            lambda status, now: machine.opened(status, self.policy, now, "opened by hand", random())
         )
         return self._throw_new_error_on_trip
 
     def half_open(self) -> None:
-        """Let trial calls in now."""
-        self.fleet._change(self, machine.half_opened)
+        """Permit trial calls now."""
+        self.engine.change(machine.half_opened)
 
     def close(self) -> None:
         """Close it by hand."""
-        self.fleet._change(self, machine.closed)
+        self.engine.change(machine.closed)
 
     def probe(self) -> BreakerStatus:
-        """Ask the service's health probe, if the breaker is due and there is a trial call to have.
+        """Run the service's health probe, if the breaker is due and a trial call is free.
 
         Returns:
             The breaker afterwards.
@@ -559,32 +367,32 @@ class Breaker(pybreaker.CircuitBreaker):
         Raises:
             ValueError: If the policy has no `probe_url`.
         """
-        from dagster_tidegate.breaker.probe import (
-            http_get,  # urllib is slow to import, and seldom needed
-        )
+        from dagster_tidegate.breaker.probe import http_get  # urllib is slow to import
 
         if self.policy.probe_url is None:
             raise ValueError(f"{self.policy.name} has no probe_url")
-        if self.fleet._current(self).passes:
-            return self.circuit
+        if self.engine.current().passes:
+            return self.status
         try:
-            ticket = self._admit()
+            ticket = self.engine.admit()
         except BreakerOpenError:
-            return self.circuit
+            return self.status
         if ticket.trial is not None:
-            outcome, retry_at = http_get(self.policy, self.fleet.now())
-            self.fleet._end_trial(self, ticket.trial, outcome, retry_at)
-        return self.circuit
+            verdict, retry_at = http_get(self.policy, self.fleet.now())
+            self.engine.end_trial(ticket.trial, verdict, retry_at)
+        return self.status
+
+    # --- pybreaker's properties -----------------------------------------------------------------
 
     @property
     def current_state(self) -> str:
-        """The state, as pybreaker writes it: `closed`, `open` or `half-open`."""
-        return PYBREAKER_STATES[self.circuit.state]
+        """The state in pybreaker's spelling: `closed`, `open` or `half-open`."""
+        return PYBREAKER_STATES[self.status.state]
 
     @property
     def state(self) -> Any:
-        """The state as an object of pybreaker's."""
-        return self._state_object(self.circuit.state)
+        """The state as pybreaker's object."""
+        return self._state_object(self.status.state)
 
     @state.setter
     def state(self, state_str: str) -> None:
@@ -600,22 +408,20 @@ class Breaker(pybreaker.CircuitBreaker):
     def _state_object(self, state: BreakerState) -> Any:
         return _STATE_CLASSES[state](self, None, notify=False)
 
-    def _state_changed(self, before: BreakerStatus, after: BreakerStatus) -> None:
+    def state_changed(self, before: BreakerStatus, after: BreakerStatus) -> None:
+        """Call the listeners after a change that this process made."""
         former, present = self._state_object(before.state), self._state_object(after.state)
-        self._listen("state_change", former, present)
+        self._notify("state_change", former, present)
 
     @property
     def fail_counter(self) -> int:
-        """Consecutive failures of the fleet, when this process last told of one."""
-        counts, ok, in_row = self._row
-        if counts is None or counts is not self._admission.counts:
-            return 0
-        return in_row if counts.totals()[0] == ok else 0
+        """Consecutive failures of the fleet at the last report of this process."""
+        return self.engine.failed_in_row
 
     @property
     def success_counter(self) -> int:
         """Trial calls that succeeded in this half open."""
-        return self.circuit.trial_successes
+        return self.status.trial_successes
 
     @property
     def fail_max(self) -> int:
@@ -624,7 +430,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     @fail_max.setter
     def fail_max(self, number: int) -> None:
-        self._change_policy(consecutive_failures=number)
+        self._configure(consecutive_failures=number)
 
     @property
     def reset_timeout(self) -> float:
@@ -634,7 +440,7 @@ class Breaker(pybreaker.CircuitBreaker):
     @reset_timeout.setter
     def reset_timeout(self, timeout: float) -> None:
         cap = max(timeout, self.policy.reset_timeout_cap_s)
-        self._change_policy(reset_timeout_s=timeout, reset_timeout_cap_s=cap)
+        self._configure(reset_timeout_s=timeout, reset_timeout_cap_s=cap)
 
     @property
     def success_threshold(self) -> int:
@@ -643,18 +449,18 @@ class Breaker(pybreaker.CircuitBreaker):
 
     @success_threshold.setter
     def success_threshold(self, threshold: int) -> None:
-        self._change_policy(success_threshold=threshold)
-
-    def _change_policy(self, **values: Any) -> None:
-        self.policy = type(self.policy)(**self.policy.model_dump() | values)
-        self._sit_again()
+        self._configure(success_threshold=threshold)
 
     def add_listener(self, listener: Any) -> None:
         """Register a listener."""
         self._listeners.append(listener)
-        self._sit_again()
+        self._configure()
 
     def remove_listener(self, listener: Any) -> None:
         """Unregister a listener."""
         self._listeners.remove(listener)
-        self._sit_again()
+        self._configure()
+
+    def _configure(self, **policy: Any) -> None:
+        values = self.policy.model_dump() | policy
+        self.engine.configure(type(self.policy)(**values), observed=bool(self._listeners))

@@ -1,22 +1,26 @@
-"""What a fleet tells of itself: one frozen dataclass per event, and what takes them."""
+"""The events of a fleet, one frozen dataclass each, and the hooks that receive them."""
 
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """A breaker changed its state. Told once in the fleet, by the process that did it.
+    """A breaker changed its state. Emitted once in the fleet, by the process that changed it.
 
     Attributes:
         service: Name of the service.
         before: The breaker before.
         after: The breaker after.
-        actor: The worker or the operator who did it.
-        degraded: The store can't be reached: this is the process's own breaker.
+        actor: The worker or operator that changed it.
+        degraded: The store is unreachable; this is a breaker of this process alone.
     """
 
     service: str
@@ -33,8 +37,8 @@ class ChangeLearned:
     Attributes:
         service: Name of the service.
         before: The breaker as this process knew it.
-        after: The breaker as it is.
-        delay_s: Since when it is so, in seconds by the database's clock.
+        after: The breaker now.
+        delay_s: Seconds since the change, by the database's clock.
     """
 
     service: str
@@ -45,7 +49,7 @@ class ChangeLearned:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """A guarded call failed in a way that counts.
+    """A guarded call failed, and the failure counts.
 
     Attributes:
         service: Name of the service.
@@ -62,10 +66,10 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """A guarded call succeeded, or failed in a way that counts.
+    """A guarded call succeeded, or failed and the failure counts.
 
-    Told of each call, if one of the fleet's hooks has an attribute `times_calls` that is true: a
-    closed breaker takes no time otherwise, which costs less.
+    Emitted only if a hook has a true attribute `times_calls`: otherwise calls through a closed
+    breaker are not timed, which is cheaper.
 
     Attributes:
         service: Name of the service.
@@ -80,7 +84,7 @@ class CallEnded:
 
 @dataclass(frozen=True, slots=True)
 class CallRefused:
-    """A call was not made, because of an open breaker or an operator's hold."""
+    """A call was refused because of an open breaker or an operator's hold."""
 
     service: str
     reason: str
@@ -89,11 +93,11 @@ class CallRefused:
 
 @dataclass(frozen=True, slots=True)
 class CallsCounted:
-    """So many calls of this process ended since the last such event; at most once a second.
+    """Number of calls of this process since the last such event; at most once a second.
 
     Attributes:
         service: Name of the service.
-        ok: Calls that succeeded, the slow ones included.
+        ok: Calls that succeeded, including slow ones.
         slow: Calls that succeeded and took too long.
         failed: Calls that failed.
     """
@@ -106,14 +110,14 @@ class CallsCounted:
 
 @dataclass(frozen=True, slots=True)
 class StoreLost:
-    """The store can't be reached; each process has its own breakers until it is back."""
+    """The store is unreachable; each process has its own breakers until it recovers."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRegained:
-    """The store is back, and what this process saw meanwhile is in it."""
+    """The store recovered, and has what this process counted meanwhile."""
 
     lost_for_s: float
 
@@ -131,11 +135,30 @@ Event = (
 
 
 class Hook(Protocol):
-    """Takes events. Called in the thread where it happened: be quick.
+    """Receives events, in the thread in which they happen: it must be quick.
 
-    What a hook raises is logged and changes nothing.
+    An exception that a hook raises is logged and has no other effect.
     """
 
     def __call__(self, event: Event, /) -> None:
-        """Take an event."""
+        """Receive an event."""
         ...
+
+
+class Hooks:
+    """The hooks of a fleet."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self._hooks = tuple(hooks)
+        self.times_calls = any(getattr(hook, "times_calls", False) for hook in self._hooks)
+
+    def __iter__(self) -> Iterator[Hook]:
+        return iter(self._hooks)
+
+    def emit(self, event: Event) -> None:
+        """Pass an event to each hook."""
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:  # a broken hook must not break calls
+                log.exception("a hook failed on %r", event)

@@ -7,12 +7,12 @@ import urllib.request
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Outcome, retry_after
+from dagster_tidegate.breaker.verdicts import Verdict, retry_after
 
 log = logging.getLogger(__name__)
 
 
-def http_get(policy: ServicePolicy, now: datetime) -> tuple[Outcome, datetime | None]:
+def http_get(policy: ServicePolicy, now: datetime) -> tuple[Verdict, datetime | None]:
     """Ask the service's probe address.
 
     Args:
@@ -27,8 +27,8 @@ def http_get(policy: ServicePolicy, now: datetime) -> tuple[Outcome, datetime | 
     request = urllib.request.Request(policy.probe_url, headers={"User-Agent": "tidegate"})
     try:
         with urllib.request.urlopen(request, timeout=policy.probe_timeout_s):
-            return Outcome.SUCCESS, None
+            return Verdict.SUCCESS, None
     except (OSError, http.client.HTTPException) as error:
         log.info("probe of %s failed: %s", policy.name, error)
         wait_s = retry_after(error, now, policy.retry_after_cap_s)
-        return Outcome.FAILURE, None if wait_s is None else now + timedelta(seconds=wait_s)
+        return Verdict.FAILURE, None if wait_s is None else now + timedelta(seconds=wait_s)

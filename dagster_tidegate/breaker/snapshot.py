@@ -1,4 +1,4 @@
-"""What a process knows of breakers and holds."""
+"""What a process knows about breakers and holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from dagster_tidegate.holds import Hold
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """The breakers and holds of the fleet, as they were read last.
+    """The breakers and holds of the fleet at the last read.
 
     Attributes:
-        services: Breaker of each service, by the service's name.
-        holds: The live holds, the oldest first.
-        read_at: When this was read, by the database's clock.
-        read_ticks: What `time.monotonic()` said then, in seconds.
-        degraded: The store can't be reached; the breakers are this process's own meanwhile.
-        oldest_revision: The oldest revision whose workers the store still fits, where it says so.
+        services: Status of each breaker, by name of the service.
+        holds: The live holds, oldest first.
+        read_at: When it was read, by the database's clock.
+        read_monotonic: `time.monotonic()` at that moment, in seconds.
+        degraded: The store is unreachable, and these are this process's own breakers.
+        outdated: Why this version may process no more records; None if it may.
     """
 
     services: Mapping[str, BreakerStatus]
     holds: tuple[Hold, ...]
     read_at: datetime
-    read_ticks: float
+    read_monotonic: float
     degraded: bool = False
-    oldest_revision: str | None = None
+    outdated: str | None = None

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Outcome
+from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
 FLUSH_S = 1.0
@@ -65,78 +66,46 @@ class BreakerStatus:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class WindowStats:
-    """What the fleet saw of a service within the window, in the present generation.
-
-    Attributes:
-        ok: Calls that succeeded, the slow ones included.
-        slow: Calls that succeeded and took too long.
-        failed: Calls that failed.
-        failed_in_row: Failures since the last success that is known of.
-        row_since: The first of these.
-        row_workers: Workers that had these.
-        silent_ok_per_s: Successes a second, lately, of the workers that have told nothing since
-            `row_since`: they may have had some that nobody knows of yet.
-        workers: Workers that made calls.
-        failing_workers: Workers that had failures or slow calls.
-        last_ok_at: The last success that is known of.
-        retry_at: The service asked not to be called before.
-    """
-
-    ok: int = 0
-    slow: int = 0
-    failed: int = 0
-    failed_in_row: int = 0
-    row_since: datetime | None = None
-    row_workers: int = 0
-    silent_ok_per_s: float = 0.0
-    workers: int = 0
-    failing_workers: int = 0
-    last_ok_at: datetime | None = None
-    retry_at: datetime | None = None
-
-
 def why_trip(
-    circuit: BreakerStatus, policy: ServicePolicy, tally: WindowStats, now: datetime, label: str
+    status: BreakerStatus, policy: ServicePolicy, stats: WindowStats, now: datetime, label: str
 ) -> str | None:
     """Return why the breaker should trip, for people, or None if it should not.
 
     The consecutive count alone would mistake a busy, healthy fleet for a dead service: failures
     are told at once, successes up to `FLUSH_S` later. So either the failures in a row are as many
     as the successes that silent workers may still be keeping to themselves, or several workers
-    have seen nothing but failures, three each on average. The rates count those hidden successes
+    have seen nothing but failures, three each on average. The rates count those unflushed successes
     too, and say nothing just after a change of state, when nobody has told of any yet.
 
     Args:
-        circuit: The breaker.
+        status: The breaker.
         policy: The service's policy.
-        tally: What the fleet saw.
+        stats: What the fleet saw.
         now: The time, UTC.
         label: A short name of the last failure: "503".
     """
-    if tally.failing_workers < min(policy.min_workers, tally.workers):
+    if stats.failing_workers < min(policy.min_workers, stats.workers):
         return None
-    if policy.consecutive_failures is not None and tally.row_since is not None:
-        row_age_s = max(0.0, (now - tally.row_since).total_seconds())
-        hidden = tally.silent_ok_per_s * min(row_age_s, FLUSH_S)
-        agreed = tally.row_workers >= 2 and tally.failed_in_row >= 3 * tally.row_workers
-        if tally.failed_in_row >= policy.consecutive_failures and (
-            agreed or tally.failed_in_row >= hidden
+    if policy.consecutive_failures is not None and stats.row_since is not None:
+        row_age_s = max(0.0, (now - stats.row_since).total_seconds())
+        unflushed = stats.unflushed_ok_per_s * min(row_age_s, FLUSH_S)
+        agreed = stats.row_workers >= 2 and stats.failed_in_row >= 3 * stats.row_workers
+        if stats.failed_in_row >= policy.consecutive_failures and (
+            agreed or stats.failed_in_row >= unflushed
         ):
-            return f"{label} x{tally.failed_in_row}"
+            return f"{label} x{stats.failed_in_row}"
     window = f"in {policy.window_s:g} s"
-    if policy.window_failures is not None and tally.failed >= policy.window_failures:
-        return f"{label}, {tally.failed} failures {window}"
-    calls = tally.ok + tally.failed
-    young = (now - circuit.changed_at).total_seconds() < 2 * FLUSH_S
-    if calls < policy.min_calls or (young and tally.workers > 1):
+    if policy.window_failures is not None and stats.failed >= policy.window_failures:
+        return f"{label}, {stats.failed} failures {window}"
+    calls = stats.ok + stats.failed
+    young = (now - status.changed_at).total_seconds() < 2 * FLUSH_S
+    if calls < policy.min_calls or (young and stats.workers > 1):
         return None
-    all_calls = calls + tally.silent_ok_per_s * FLUSH_S
-    if policy.failure_rate is not None and tally.failed >= policy.failure_rate * all_calls:
-        return f"{label}, {tally.failed} of {calls} calls failed {window}"
-    if policy.slow_call_rate is not None and tally.slow >= policy.slow_call_rate * all_calls:
-        return f"{tally.slow} of {calls} calls took {policy.slow_call_s:g} s or more {window}"
+    all_calls = calls + stats.unflushed_ok_per_s * FLUSH_S
+    if policy.failure_rate is not None and stats.failed >= policy.failure_rate * all_calls:
+        return f"{label}, {stats.failed} of {calls} calls failed {window}"
+    if policy.slow_call_rate is not None and stats.slow >= policy.slow_call_rate * all_calls:
+        return f"{stats.slow} of {calls} calls took {policy.slow_call_s:g} s or more {window}"
     return None
 
 
@@ -154,24 +123,24 @@ def reset_timeout_s(policy: ServicePolicy, attempt: int, dice: float) -> float:
 
 
 def after_calls(
-    circuit: BreakerStatus,
+    status: BreakerStatus,
     policy: ServicePolicy,
-    tally: WindowStats,
+    stats: WindowStats,
     now: datetime,
     label: str,
     dice: float,
 ) -> BreakerStatus:
     """Trip a closed breaker if what the fleet saw says so."""
-    if circuit.state != BreakerState.CLOSED or circuit.kept_closed(now):
-        return circuit
-    reason = why_trip(circuit, policy, tally, now, label)
+    if status.state != BreakerState.CLOSED or status.kept_closed(now):
+        return status
+    reason = why_trip(status, policy, stats, now, label)
     if reason is None:
-        return circuit
-    return opened(circuit, policy, now, reason, dice, tally.retry_at)
+        return status
+    return opened(status, policy, now, reason, dice, stats.retry_at)
 
 
 def opened(
-    circuit: BreakerStatus,
+    status: BreakerStatus,
     policy: ServicePolicy,
     now: datetime,
     reason: str,
@@ -179,64 +148,64 @@ def opened(
     retry_at: datetime | None = None,
 ) -> BreakerStatus:
     """Open a breaker, by its own decision or by hand. An open one begins its timeout anew."""
-    until = now + timedelta(seconds=reset_timeout_s(policy, circuit.attempt, dice))
+    until = now + timedelta(seconds=reset_timeout_s(policy, status.attempt, dice))
     return replace(
-        circuit,
+        status,
         state=BreakerState.OPEN,
-        generation=circuit.generation + 1,
+        generation=status.generation + 1,
         changed_at=now,
-        opened_at=circuit.opened_at or now,
+        opened_at=status.opened_at or now,
         open_until=until if retry_at is None else max(until, retry_at),
         trial_successes=0,
-        reason=circuit.reason or reason,
+        reason=status.reason or reason,
         kept_closed_by=None,
         kept_closed_until=None,
     )
 
 
-def half_opened(circuit: BreakerStatus, now: datetime) -> BreakerStatus:
+def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
     """Let trial calls in, whether due or not. A half open one stays as it is."""
-    if circuit.state == BreakerState.HALF_OPEN:
-        return circuit
+    if status.state == BreakerState.HALF_OPEN:
+        return status
     return replace(
-        circuit,
+        status,
         state=BreakerState.HALF_OPEN,
-        generation=circuit.generation + 1,
+        generation=status.generation + 1,
         changed_at=now,
-        opened_at=circuit.opened_at or now,
+        opened_at=status.opened_at or now,
         trial_successes=0,
-        reason=circuit.reason or "on trial",
+        reason=status.reason or "on trial",
     )
 
 
 def after_trial(
-    circuit: BreakerStatus,
+    status: BreakerStatus,
     policy: ServicePolicy,
-    outcome: Outcome,
+    verdict: Verdict,
     now: datetime,
     dice: float,
     retry_at: datetime | None = None,
 ) -> BreakerStatus:
     """Take the result of a trial call: close, open again for longer, or wait for more."""
-    if circuit.state != BreakerState.HALF_OPEN or outcome == Outcome.IGNORED:
-        return circuit
+    if status.state != BreakerState.HALF_OPEN or verdict == Verdict.IGNORED:
+        return status
     slow_is_bad = policy.slow_call_rate is not None
-    if outcome == Outcome.FAILURE or (outcome == Outcome.SLOW and slow_is_bad):
-        again = replace(circuit, attempt=circuit.attempt + 1)
-        return opened(again, policy, now, circuit.reason or "trial call failed", dice, retry_at)
-    counted = replace(circuit, trial_successes=circuit.trial_successes + 1)
+    if verdict == Verdict.FAILURE or (verdict == Verdict.SLOW and slow_is_bad):
+        again = replace(status, attempt=status.attempt + 1)
+        return opened(again, policy, now, status.reason or "trial call failed", dice, retry_at)
+    counted = replace(status, trial_successes=status.trial_successes + 1)
     return closed(counted, now) if counted.trial_successes >= policy.success_threshold else counted
 
 
-def closed(circuit: BreakerStatus, now: datetime) -> BreakerStatus:
+def closed(status: BreakerStatus, now: datetime) -> BreakerStatus:
     """Close a breaker, by its own decision or by hand. A closed one stays as it is."""
-    if circuit.state == BreakerState.CLOSED:
-        return circuit
+    if status.state == BreakerState.CLOSED:
+        return status
     return BreakerStatus(
-        name=circuit.name,
+        name=status.name,
         changed_at=now,
-        generation=circuit.generation + 1,
+        generation=status.generation + 1,
         closed_at=now,
-        kept_closed_by=circuit.kept_closed_by,
-        kept_closed_until=circuit.kept_closed_until,
+        kept_closed_by=status.kept_closed_by,
+        kept_closed_until=status.kept_closed_until,
     )

@@ -13,7 +13,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class Outcome(StrEnum):
+class Verdict(StrEnum):
     """What a guarded call came to, as its breaker sees it."""
 
     SUCCESS = "success"
@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     IGNORED = "ignored"  # says nothing about the service: counts neither way
 
 
-Classify = Callable[[Exception], Outcome]
+Classify = Callable[[Exception], Verdict]
 """Decides what an exception says about the service."""
 
 # The caller's mistakes, and errors of this machine: a service can't cause them.
@@ -92,9 +92,9 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def default_outcome(
+def default_verdict(
     error: Exception, failure_statuses: Collection[int] = (408, 425, 429)
-) -> Outcome:
+) -> Verdict:
     """Judge an exception: does it say that the service is unwell?
 
     Args:
@@ -107,21 +107,21 @@ def default_outcome(
         errors of the caller's own program or machine.
 
     Example:
-        >>> default_outcome(ConnectionResetError())
-        <Outcome.FAILURE: 'failure'>
-        >>> default_outcome(KeyError("email"))
-        <Outcome.IGNORED: 'ignored'>
+        >>> default_verdict(ConnectionResetError())
+        <Verdict.FAILURE: 'failure'>
+        >>> default_verdict(KeyError("email"))
+        <Verdict.IGNORED: 'ignored'>
     """
     status = status_of(error)
     if status is not None:
         failed = status >= 500 or status in failure_statuses
-        return Outcome.FAILURE if failed else Outcome.IGNORED
+        return Verdict.FAILURE if failed else Verdict.IGNORED
     if isinstance(error, SERVICES_ERRORS):
-        return Outcome.FAILURE
+        return Verdict.FAILURE
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
     if isinstance(error, CALLERS_ERRORS) or names & CALLERS_ERROR_NAMES:
-        return Outcome.IGNORED
-    return Outcome.FAILURE
+        return Verdict.IGNORED
+    return Verdict.FAILURE
 
 
 def may_have_arrived(error: BaseException | None) -> bool:
@@ -149,9 +149,9 @@ def may_have_arrived(error: BaseException | None) -> bool:
     return True
 
 
-def every_error(_error: Exception) -> Outcome:
+def every_error(_error: Exception) -> Verdict:
     """Judge every exception a failure, as pybreaker does."""
-    return Outcome.FAILURE
+    return Verdict.FAILURE
 
 
 def label(error: BaseException) -> str:

@@ -1,41 +1,38 @@
-"""The one thread of a fleet: it learns of changes, and tells of successes."""
+"""The one thread of a fleet: learns of changes, and reports successes."""
 
+import logging
 import selectors
 import time
+from collections.abc import Callable
 from random import random
 from threading import Thread
-from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
+from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.state_machine import FLUSH_S
-from dagster_tidegate.store import push
-
-if TYPE_CHECKING:
-    from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.waker import Waker
 
 MAX_AGE_S = 5.0
-"""What a process knows is read anew after so long, even if nobody told of a change."""
+"""Breakers and holds are read again after this time, even without a notification."""
 RETRY_S = 0.5
-RETRY_CAP_S = 10.0
-"""A lost store is tried again after half a second, and then ever more seldom, up to this."""
-STOP_S = 5.0
-PRUNE_S = 300.0
-"""Each process of a fleet prunes so often: with many of them it is often enough, and no more."""
+MAX_RETRY_S = 10.0
+"""The backoff of reconnecting starts at half a second and doubles up to this."""
+STOP_TIMEOUT_S = 5.0
+PRUNE_INTERVAL_S = 300.0
+log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Keeps what a fleet knows fresh, in a thread of its own.
+    """A thread that keeps the shared state of a process fresh.
 
     Args:
-        fleet: The fleet.
-        engine: The database to listen to.
+        state: The shared state.
+        flush: Reports the successes of this process.
     """
 
-    def __init__(self, fleet: "Fleet", engine: sa.Engine) -> None:
-        self._fleet = fleet
-        self._engine = engine
-        self._waker = push.Waker()
+    def __init__(self, state: SharedState, flush: Callable[[], None]) -> None:
+        self._state = state
+        self._flush = flush
+        self._waker = Waker()
         self._stopping = False
         self._thread = Thread(target=self._run, name="tidegate-watcher", daemon=True)
 
@@ -44,30 +41,17 @@ class Watcher:
         self._thread.start()
 
     def wake(self) -> None:
-        """Let it look at once."""
+        """End the current wait."""
         self._waker.wake()
 
     def stop(self) -> None:
-        """End the thread, and wait for that within bounds."""
+        """Stop the thread, and wait at most `STOP_TIMEOUT_S` for it."""
         self._stopping = True
         self._waker.wake()
-        self._thread.join(STOP_S)
+        self._thread.join(STOP_TIMEOUT_S)
 
-    def _run(self) -> None:
-        failures = 0
-        while not self._stopping:
-            try:
-                self._watch()
-                failures = 0
-            except Exception as error:  # noqa: BLE001 - without this thread nothing is learned
-                self._fleet._watch_failed(error)
-                failures = failures + 1 if self._fleet._own is not None else 1
-                # Not all processes at the same moment.
-                pause = min(RETRY_CAP_S, RETRY_S * 2 ** min(failures - 1, 10)) * (0.5 + random())
-                self._pause(pause)
-        self._waker.close()
-
-    def _pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
+        """Sleep until `seconds` have passed or the watcher is stopped."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._waker, selectors.EVENT_READ)
             until = time.monotonic() + seconds
@@ -75,29 +59,40 @@ class Watcher:
                 if selector.select(left):
                     self._waker.drain()
 
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                self._watch()
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - the thread must survive any error
+                self._state.listening_failed(error)
+                failures = failures + 1 if self._state.degraded else 1
+                backoff_s = min(MAX_RETRY_S, RETRY_S * 2 ** min(failures - 1, 10))
+                self.pause(backoff_s * (0.5 + random()))  # not all processes at once
+        self._waker.close()
+
     def _watch(self) -> None:
-        """Learn and tell until something fails or it is to end."""
-        listener = push.listen(self._engine, self._waker)
+        """Learn and report until something fails or the watcher is stopped."""
+        listener = self._state.listen(self._waker)
         try:
-            self._fleet._regain()
-            # What changed before it listened was told to nobody.
-            self._fleet.refresh()
-            read_at = told_at = pruned_at = time.monotonic()
-            pruned_at -= random() * PRUNE_S
-            while not self._stopping and self._fleet._own is None:
+            self._state.recover()
+            # Changes from before it listened were not notified.
+            self._state.refresh()
+            read_at = flushed_at = time.monotonic()
+            pruned_at = read_at - random() * PRUNE_INTERVAL_S
+            while not self._stopping and not self._state.degraded:
                 now = time.monotonic()
-                if listener.wait(min(told_at + FLUSH_S, read_at + MAX_AGE_S) - now):
-                    self._fleet.refresh()
+                changed = listener.wait(min(flushed_at + FLUSH_S, read_at + MAX_AGE_S) - now)
+                now = time.monotonic()
+                if changed or now >= read_at + MAX_AGE_S:
+                    self._state.refresh()
                     read_at = time.monotonic()
-                now = time.monotonic()
-                if now >= read_at + MAX_AGE_S:
-                    self._fleet.refresh()
-                    read_at = now
-                if now >= told_at + FLUSH_S:
-                    self._fleet.flush()
-                    told_at = now
-                if now >= pruned_at + PRUNE_S:
-                    self._fleet._prune()
+                if now >= flushed_at + FLUSH_S:
+                    self._flush()
+                    flushed_at = now
+                if now >= pruned_at + PRUNE_INTERVAL_S:
+                    self._state.prune()
                     pruned_at = now
         finally:
             listener.close()

@@ -1,38 +1,45 @@
-"""What one process saw of a service, counted so that a success costs next to nothing."""
+"""The window of a breaker: what one process counts, and how the counts of a fleet add up."""
 
 import itertools
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 
 BUCKETS = 10
-"""A window is counted in so many buckets."""
+"""Number of buckets in a window."""
 CLOCK_TOLERANCE_S = 5.0
-"""What is further in the future than this was written before a clock was set back."""
-MAX_ROW = 1000
+"""Buckets further in the future were written before a clock was set back; they are ignored."""
+MAX_IN_ROW = 1000
 
 
 def bucket_s(policy: ServicePolicy) -> float:
-    """Return the length of a bucket of a service's window, in seconds."""
+    """Return the length of a bucket, in seconds."""
     return policy.window_s / BUCKETS
 
 
 def bucket_of(policy: ServicePolicy, at: datetime) -> datetime:
-    """Return the beginning of the bucket that a time is in."""
+    """Return the start of the bucket that contains a time."""
     width = bucket_s(policy)
     return datetime.fromtimestamp(at.timestamp() // width * width, UTC)
 
 
+def reach(policy: ServicePolicy, now: datetime) -> tuple[datetime, datetime]:
+    """Return the range of the buckets that count: after the first time, up to the second."""
+    since = now - timedelta(seconds=policy.window_s + bucket_s(policy))
+    return since, now + timedelta(seconds=CLOCK_TOLERANCE_S)
+
+
 @dataclass(frozen=True, slots=True)
 class WindowDelta:
-    """What a worker saw of a service since it last told the fleet; times are UTC.
+    """What a worker counted in one bucket since its last report; times are UTC.
 
-    `ok`, `slow` and `failed` are added to what the worker told before; the others replace it.
-    See the table `outcomes` for their meaning.
+    `ok`, `slow` and `failed` are added to what the worker reported before; `failed_in_row` and
+    `row_since` replace it; of the other times the later one is kept. The table `outcomes` has the
+    same columns.
     """
 
     service: str
@@ -49,96 +56,195 @@ class WindowDelta:
     last_failed_at: datetime | None = None
     retry_at: datetime | None = None
 
+    def added_to(self, former: "WindowDelta") -> "WindowDelta":
+        """Return the sum of an earlier report of the same worker and bucket, and this one."""
+        return replace(
+            self,
+            ok=former.ok + self.ok,
+            slow=former.slow + self.slow,
+            failed=former.failed + self.failed,
+            last_ok_at=_later(former.last_ok_at, self.last_ok_at),
+            last_failed_at=_later(former.last_failed_at, self.last_failed_at),
+            retry_at=_later(former.retry_at, self.retry_at),
+        )
+
+
+def _later(former: datetime | None, present: datetime | None) -> datetime | None:
+    # The later time wins even when a clock was set back.
+    return max((at for at in (former, present) if at is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowStats:
+    """The calls of the whole fleet to a service within the window, in one generation.
+
+    Attributes:
+        ok: Successful calls, including slow ones.
+        slow: Successful calls that took too long.
+        failed: Failed calls.
+        failed_in_row: Failures since the last known success.
+        row_since: When the first of these failures happened.
+        row_workers: Number of workers that had these failures.
+        unflushed_ok_per_s: Recent successes per second of the workers that have not reported since
+            `row_since`: they may have had successes that are not flushed yet.
+        workers: Number of workers that made calls.
+        failing_workers: Number of workers that had failures or slow calls.
+        last_ok_at: The last known success.
+        retry_at: The service asked not to be called before.
+    """
+
+    ok: int = 0
+    slow: int = 0
+    failed: int = 0
+    failed_in_row: int = 0
+    row_since: datetime | None = None
+    row_workers: int = 0
+    unflushed_ok_per_s: float = 0.0
+    workers: int = 0
+    failing_workers: int = 0
+    last_ok_at: datetime | None = None
+    retry_at: datetime | None = None
+
+
+def window_stats(
+    rows: Iterable[WindowDelta], policy: ServicePolicy, generation: int, now: datetime, worker: str
+) -> WindowStats:
+    """Add up the reports of all workers.
+
+    Args:
+        rows: One row per worker and bucket; rows of other generations and times are skipped.
+        policy: The service's policy.
+        generation: The breaker's generation.
+        now: The database's time, UTC.
+        worker: The worker that asks; it has just reported all its calls.
+    """
+    width = bucket_s(policy)
+    since, until = reach(policy, now)
+    recent = now - timedelta(seconds=2 * width)
+    rows = [r for r in rows if r.generation == generation and since < r.bucket <= until]
+    last_ok_at = max(
+        (r.last_ok_at for r in rows if r.last_ok_at is not None and r.last_ok_at <= until),
+        default=None,
+    )
+    floor = last_ok_at or since
+    in_row = 0
+    row_since: list[datetime] = []
+    failing: set[str] = set()
+    for row in rows:
+        if row.row_since is not None and row.row_since >= floor:
+            in_row += row.failed_in_row
+            row_since.append(row.row_since)
+            failing.add(row.worker)
+        elif row.last_failed_at is not None and row.last_failed_at > floor:
+            in_row += 1
+            row_since.append(row.last_failed_at)
+            failing.add(row.worker)
+    up_to_date = {*failing, worker}
+    unflushed = sum(r.ok for r in rows if r.worker not in up_to_date and r.bucket > recent)
+    return WindowStats(
+        ok=sum(r.ok for r in rows),
+        slow=sum(r.slow for r in rows),
+        failed=sum(r.failed for r in rows),
+        failed_in_row=in_row,
+        row_since=min(row_since, default=None),
+        row_workers=len(failing),
+        unflushed_ok_per_s=unflushed / (2 * width),
+        workers=len({r.worker for r in rows}),
+        failing_workers=len({r.worker for r in rows if r.failed or r.slow}),
+        last_ok_at=last_ok_at,
+        retry_at=max((r.retry_at for r in rows if r.retry_at is not None), default=None),
+    )
+
 
 class LocalWindow:
-    """The counters of one process, for a service in one generation of its breaker.
+    """The counters of one process for one service, in one generation of its breaker.
 
-    `ok()` and `last_ok` are all that a success touches; both are atomic, so that it takes no lock.
+    A success touches only `ok()` and `last_ok`. Both are atomic, so it takes no lock.
 
     Args:
         service: Name of the service.
         generation: Generation of its breaker.
         worker: Name of this process.
-        ticks: A clock that never jumps, in seconds.
+        monotonic: A monotonic clock, in seconds.
     """
 
     __slots__ = (
+        "_failures_in_row",
+        "_flushed",
         "_last_failed_at",
         "_lock",
         "_ok_at_failure",
         "_ok_reads",
         "_retry_at",
-        "_row",
-        "_told",
         "failed",
         "generation",
         "last_ok",
+        "monotonic",
         "ok",
         "service",
         "slow",
-        "ticks",
         "worker",
     )
 
     def __init__(
-        self, service: str, generation: int, worker: str, ticks: Callable[[], float]
+        self, service: str, generation: int, worker: str, monotonic: Callable[[], float]
     ) -> None:
         self.service = service
         self.generation = generation
         self.worker = worker
-        self.ticks = ticks
+        self.monotonic = monotonic
         self.ok = itertools.count().__next__
         self.last_ok: float | None = None
         self.slow = 0
         self.failed = 0
         self._ok_reads = 0
         self._lock = Lock()
-        self._row: deque[datetime] = deque(maxlen=MAX_ROW)
+        self._failures_in_row: deque[datetime] = deque(maxlen=MAX_IN_ROW)
         self._ok_at_failure = 0
         self._last_failed_at: datetime | None = None
         self._retry_at: datetime | None = None
-        self._told = (0, 0, 0)
+        self._flushed = (0, 0, 0)
 
     def fail(self, at: datetime, retry_at: datetime | None) -> None:
         """Count a failure."""
         with self._lock:
-            self._break_row()
-            self._row.append(at)
+            self._end_row_after_success()
+            self._failures_in_row.append(at)
             self.failed += 1
             self._last_failed_at = at
             if retry_at is not None:
                 self._retry_at = max(retry_at, self._retry_at or retry_at)
 
     def count_slow(self) -> None:
-        """Count a success, counted as such already, as slow too."""
+        """Count a success, already counted by `ok()`, as slow too."""
         with self._lock:
             self.slow += 1
 
     def succeeded_until(self, at: datetime) -> None:
-        """Forget failures in a row that are older than a success that another worker had."""
+        """Forget failures in a row that are older than another worker's success."""
         with self._lock:
-            while self._row and self._row[0] < at:
-                self._row.popleft()
+            while self._failures_in_row and self._failures_in_row[0] < at:
+                self._failures_in_row.popleft()
 
     def totals(self) -> tuple[int, int, int]:
-        """Return how many calls succeeded, were slow, and failed, ever."""
+        """Return how many calls succeeded, were slow, and failed in all."""
         with self._lock:
             return self._ok_total(), self.slow, self.failed
 
-    def untold(self, policy: ServicePolicy, now: datetime) -> WindowDelta | None:
-        """Return what is to be told, or None; `told` says that it was."""
+    def pending(self, policy: ServicePolicy, now: datetime) -> WindowDelta | None:
+        """Return what is to be reported, or None. Call `flushed` once it is written."""
         with self._lock:
-            self._break_row()
+            self._end_row_after_success()
             ok, slow, failed = self._ok_total(), self.slow, self.failed
-            if (ok, slow, failed) == self._told:
+            if (ok, slow, failed) == self._flushed:
                 return None
             bucket = bucket_of(policy, now)
-            row = [at for at in self._row if at >= bucket]
+            in_row = [at for at in self._failures_in_row if at >= bucket]
             last_failed_at, last_ok_at = self._last_failed_at, None
             if last_failed_at is not None and last_failed_at < bucket:
                 last_failed_at = None
             if self.last_ok is not None:
-                age = max(0.0, self.ticks() - self.last_ok)
+                age = max(0.0, self.monotonic() - self.last_ok)
                 last_ok_at = datetime.fromtimestamp(now.timestamp() - age, UTC)
             return WindowDelta(
                 service=self.service,
@@ -146,29 +252,29 @@ class LocalWindow:
                 worker=self.worker,
                 bucket=bucket,
                 at=now,
-                ok=ok - self._told[0],
-                slow=slow - self._told[1],
-                failed=failed - self._told[2],
-                failed_in_row=len(row),
-                row_since=row[0] if row else None,
+                ok=ok - self._flushed[0],
+                slow=slow - self._flushed[1],
+                failed=failed - self._flushed[2],
+                failed_in_row=len(in_row),
+                row_since=in_row[0] if in_row else None,
                 last_ok_at=last_ok_at,
                 last_failed_at=last_failed_at,
                 retry_at=self._retry_at,
             )
 
-    def told(self, seen: WindowDelta) -> None:
-        """Note that what `untold` gave is known to the fleet."""
-        ok, slow, failed = self._told
-        self._told = (ok + seen.ok, slow + seen.slow, failed + seen.failed)
+    def flushed(self, delta: WindowDelta) -> None:
+        """Note that a delta from `pending` is written."""
+        ok, slow, failed = self._flushed
+        self._flushed = (ok + delta.ok, slow + delta.slow, failed + delta.failed)
 
     def _ok_total(self) -> int:
-        # Reading a count moves it on by one; the reads are taken off again.
+        # Reading a counter advances it by one; the reads are subtracted.
         total = self.ok() - self._ok_reads
         self._ok_reads += 1
         return total
 
-    def _break_row(self) -> None:
+    def _end_row_after_success(self) -> None:
         ok = self._ok_total()
         if ok != self._ok_at_failure:
-            self._row.clear()
+            self._failures_in_row.clear()
             self._ok_at_failure = ok

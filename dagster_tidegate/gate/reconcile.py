@@ -12,6 +12,7 @@ from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.gate.apply import MissedTicks, apply
 from dagster_tidegate.gate.observe import Gate, observe
 from dagster_tidegate.gate.plan import Action, End, Observed, Take, Write, plan
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError
 from dagster_tidegate.store.takeovers import Takeover
 
@@ -77,19 +78,20 @@ def check(errors: Sequence[Exception], done: Sequence[str]) -> None:
         raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
 
 
-def reconcile(instance: dg.DagsterInstance, fleet: Fleet) -> list[str]:
+def reconcile(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> list[str]:
     """Stop at once what the live holds say must not run, instead of at the next tick.
 
     For whoever has tripped a breaker or placed a hold. Needless calls are harmless.
 
     Args:
         instance: The Dagster instance.
-        fleet: The breakers and the store.
+        store: The store.
+        fleet: The breakers.
 
     Returns:
         What was done, for people.
     """
-    gate = Gate(Dagster(instance), fleet.store, fleet.policies, enabled=fleet.enabled)
+    gate = Gate(Dagster(instance), store, fleet.policies, enabled=fleet.enabled)
     deadline = time.monotonic() + BUDGET_S
     errors: list[Exception] = []
     _, done = turn(

@@ -13,6 +13,7 @@ from dagster_tidegate.records.loop import Stop, Stopping
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
@@ -44,7 +45,12 @@ class CampaignCancelled(dg.Failure, Stopping):
 
 
 def end(
-    context: dg.OpExecutionContext, fleet: Fleet, run: CampaignRun, attempt: AttemptRow, stop: Stop
+    context: dg.OpExecutionContext,
+    store: Store,
+    fleet: Fleet,
+    run: CampaignRun,
+    attempt: AttemptRow,
+    stop: Stop,
 ) -> NoReturn:
     """Write down that a campaign run is paused or cancelled, and end its Dagster run as CANCELED.
 
@@ -53,7 +59,8 @@ def end(
 
     Args:
         context: Context of the op that stopped.
-        fleet: The breakers and the store.
+        store: The store.
+        fleet: The breakers.
         run: The campaign run.
         attempt: The attempt that stops.
         stop: Why and where: as cancelled for a signal that somebody asked Dagster for; as paused
@@ -80,13 +87,13 @@ def end(
     where = f"at {stop.done}" + ("" if stop.total is None else f"/{stop.total}")
     wanted = to
     to = retry_while_unreachable(
-        lambda: _move(fleet, run, attempt, wanted, f"{wanted.capitalize()} {where}: {why}"),
+        lambda: _move(store, run, attempt, wanted, f"{wanted.capitalize()} {where}: {why}"),
         context.log,
     )
     message = f"{to.capitalize()} {where}: {why}"
     tags = {STATE_TAG: to.value, REASON_TAG: why[:MAX_TAG]}
     if stop.holds:
-        _stop_the_queue(context, fleet)
+        _stop_the_queue(context, store, fleet)
         services = [h.target.name for h in stop.holds if h.target.kind is TargetKind.SERVICE]
         if services:
             tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
@@ -100,18 +107,18 @@ def _raised(status: RunStatus, message: str) -> CampaignPaused | CampaignCancell
 
 
 def _move(
-    fleet: Fleet, run: CampaignRun, attempt: AttemptRow, to: RunStatus, message: str
+    store: Store, run: CampaignRun, attempt: AttemptRow, to: RunStatus, message: str
 ) -> RunStatus:
     """Return the status with which the attempt ends: another op of it may have been first.
 
     That op tells Dagster to end the run, which then looks as if a person had asked for it.
     """
-    with fleet.store.begin() as conn:
+    with store.begin() as conn:
         current = runs.get(conn, run.id)
         if current is None or current.attempt != attempt.number:
             raise AttemptOverError(f"{run.name} belongs to a newer attempt than {attempt.number}")
         if current.status is RunStatus.PROCESSING:
-            now = fleet.store.now(conn)
+            now = store.now(conn)
             runs.move(conn, now, current, to, reason=message, actor=attempt.dagster_run)
         return current.status if current.status in (RunStatus.PAUSED, RunStatus.CANCELLED) else to
 
@@ -174,10 +181,10 @@ def resumed(context: dg.OpExecutionContext, attempt: AttemptRow) -> None:
         context.log.warning("Run %s is not marked as resumed: %r", attempt.dagster_run, error)
 
 
-def _stop_the_queue(context: dg.OpExecutionContext, fleet: Fleet) -> None:
+def _stop_the_queue(context: dg.OpExecutionContext, store: Store, fleet: Fleet) -> None:
     """Hold back what is queued before this run's place becomes free for it."""
     try:
-        for change in reconcile(context.instance, fleet):
+        for change in reconcile(context.instance, store, fleet):
             context.log.info("The gate: %s", change)
     except Exception as error:  # noqa: BLE001 -- a pause must not fail for it
         context.log.warning("The gate's sensors will stop the queue; this run could not: %r", error)

@@ -31,6 +31,7 @@ from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store, default_url
 from dagster_tidegate.store.runs import (
     AttemptPausedError,
@@ -105,9 +106,14 @@ class BreakerResource(dg.ConfigurableResource):
 
     @property
     def fleet(self) -> Fleet:
-        """The breakers and the store of this process; the same object wherever it is asked for."""
+        """The breakers of this process; the same object each time."""
         policies = tuple(service.model_dump_json() for service in self.services)
         return _fleet(self.store_url or default_url(), policies)
+
+    @property
+    def store(self) -> Store:
+        """The store; the same object each time."""
+        return _store(self.store_url or default_url())
 
     def breaker(self, service: str) -> Breaker:
         """Return the breaker of a service.
@@ -163,10 +169,10 @@ class BreakerResource(dg.ConfigurableResource):
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
             ValueError: If the op has a loop of this name already.
         """
-        fleet = self.fleet
+        store, fleet = self.store, self.fleet
         op = _loop_name(context, name)
         try:
-            run, series = retry_while_unreachable(lambda: _begin(context, fleet), context.log)
+            run, series = retry_while_unreachable(lambda: _begin(context, store), context.log)
         except AttemptPausedError as error:
             raise CampaignPaused(str(error)) from error
         attempt = series[-1]
@@ -174,6 +180,7 @@ class BreakerResource(dg.ConfigurableResource):
             resumed(context, series[-2])
         needed = _still_needed(context, fleet.policies)
         return Records(
+            store=store,
             fleet=fleet,
             run=run,
             attempt=attempt,
@@ -183,7 +190,7 @@ class BreakerResource(dg.ConfigurableResource):
             services=sorted(needs(context.op_def.pool, fleet.policies).services),
             failed_since=runs.began_with(series),
             holds=lambda: _covering(context, fleet, run, needed),
-            on_stop=lambda stop: end(context, fleet, run, attempt, stop),
+            on_stop=lambda stop: end(context, store, fleet, run, attempt, stop),
             max_tries=max_tries,
             max_failed=max_failed,
             group=group,
@@ -200,18 +207,23 @@ class BreakerResource(dg.ConfigurableResource):
         self.fleet.flush()
 
 
+# One each per process: Dagster makes a new resource for every step and every sensor tick.
 @cache
-def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
-    # One per process: Dagster makes a resource anew for every step and every sensor tick.
+def _store(url: str) -> Store:
     if url.startswith(MEMORY):
         store = Store("sqlite://")
         metadata.create_all(store.engine)
     else:
         store = Store(url)
+    return store
+
+
+@cache
+def _fleet(url: str, policies: tuple[str, ...]) -> Fleet:
     for problem in unknown(os.environ):  # it works without; a command line would refuse
         log.warning("%s: 'tidegate config' shows all settings", problem)
     rules = [ServicePolicy.model_validate_json(policy) for policy in policies]
-    return Fleet(store, rules, hooks=_hooks())
+    return Fleet(SqlBackend(_store(url)), rules, hooks=_hooks())
 
 
 def _hooks() -> list[Hook]:
@@ -243,7 +255,7 @@ def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:
 
 
 def _begin(
-    context: dg.OpExecutionContext, fleet: Fleet
+    context: dg.OpExecutionContext, store: Store
 ) -> tuple[CampaignRun, Sequence[AttemptRow]]:
     """Make the Dagster run of `context` the owner of its campaign run.
 
@@ -252,7 +264,7 @@ def _begin(
     """
     partition = partition_of(context.run)
     for _ in range(MAX_TURNS):
-        with fleet.store.read() as conn:
+        with store.read() as conn:
             found = runs.find(conn, context.job_name, partition)
             newest = None if found is None else runs.latest_attempt(conn, found.id)
             begun = runs.attempt_of(conn, context.run_id) is not None
@@ -264,8 +276,8 @@ def _begin(
             and newest.dagster_run != context.run_id
             and _is_over(context.instance, newest.dagster_run)
         )
-        with fleet.store.begin() as conn:
-            now = fleet.store.now(conn)
+        with store.begin() as conn:
+            now = store.now(conn)
             run = runs.ensure(conn, now, context.job_name, partition)
             cancelled = not begun and _was_cancelled(context.run, run, newest)
             if newest == runs.latest_attempt(conn, run.id) and not cancelled:

@@ -16,6 +16,7 @@ from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.plugin.campaign import Campaign
+from dagster_tidegate.plugin.resource import BreakerResource
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
@@ -144,7 +145,7 @@ def build_breaker_sensor(
         _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
     ) -> dg.SensorResult:
         summary = breaker_tick(gate, fleet)
-        if deleted := retention.turn(fleet.store, fleet.now()):
+        if deleted := retention.turn(gate.store, fleet.now()):
             summary += f"; {deleted} rows deleted that were over for long"
         return dg.SensorResult(skip_reason=summary)
 
@@ -175,7 +176,8 @@ def _sensor(
         tags={PART_TAG: part},
     )
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        fleet: Fleet = getattr(context.resources, resource_key).fleet
+        breakers: BreakerResource = getattr(context.resources, resource_key)
+        fleet = breakers.fleet
         # Before all else: what it would write may be wrong by now.
         fleet.require_current()
         repository = Repository.of(context)
@@ -185,7 +187,7 @@ def _sensor(
         [(_, specs)] = known
         gate = Gate(
             Dagster(context.instance, repository),
-            fleet.store,
+            breakers.store,
             fleet.policies,
             repository.location,
             specs,

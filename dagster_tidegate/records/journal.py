@@ -12,7 +12,7 @@ from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
-from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Known, Progress
 from dagster_tidegate.store.runs import AttemptRow
@@ -58,7 +58,8 @@ class Journal:
     after it: the ledger has it, or it is in doubt. With one, only the end is written.
 
     Args:
-        fleet: Has the store and its clock.
+        store: The store.
+        fleet: Has its clock.
         attempt: The attempt that works.
         op: Name of the loop.
         series: The attempt with which the work began that this attempt resumes.
@@ -69,6 +70,7 @@ class Journal:
 
     def __init__(
         self,
+        store: Store,
         fleet: Fleet,
         attempt: AttemptRow,
         op: str,
@@ -78,7 +80,7 @@ class Journal:
         total: int | None,
         log: logging.Logger,
     ) -> None:
-        self._fleet, self._attempt, self._op = fleet, attempt, op
+        self._store, self._fleet, self._attempt, self._op = store, fleet, attempt, op
         self._series, self._group, self._total = series, group, total
         self._log = log
         self._entries: list[Entry] = []
@@ -223,7 +225,7 @@ class Journal:
 
     def _begin(self) -> Progress:
         run = self._attempt.campaign_run
-        with self._fleet.store.read() as conn:
+        with self._store.read() as conn:
             found = ledger.progress(conn, run, self._op) or Progress(exact=True)
             # Those that failed before this series are tried again, wherever they are.
             whole = found.series == self._series or found.failed == 0
@@ -255,7 +257,7 @@ class Journal:
 
     def _reading(self, step: Callable[[Connection], R]) -> R:
         def read() -> R:
-            with self._fleet.store.read() as conn:
+            with self._store.read() as conn:
                 return step(conn)
 
         return retry_while_unreachable(read, self._log)
@@ -270,7 +272,7 @@ class Journal:
 
         def write() -> R:
             # Twice is the same as once, and a newer attempt is looked for each time.
-            with self._fleet.store.begin() as conn:
+            with self._store.begin() as conn:
                 return step(conn, now)
 
         return retry_while_unreachable(write, self._log)

@@ -11,7 +11,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import ledger, loops
-from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRow
 
@@ -31,7 +31,8 @@ class Lease:
     alone counts.
 
     Args:
-        fleet: Has the store and its clock.
+        store: The store.
+        fleet: Has its clock.
         attempt: The attempt.
         op: Name of the loop.
         log: Where it is told that a lease could not be renewed.
@@ -44,13 +45,14 @@ class Lease:
 
     def __init__(
         self,
+        store: Store,
         fleet: Fleet,
         attempt: AttemptRow,
         op: str,
         log: logging.Logger,
         given_up: Callable[[], bool],
     ) -> None:
-        self._fleet, self._attempt, self._op = fleet, attempt, op
+        self._store, self._fleet, self._attempt, self._op = store, fleet, attempt, op
         self._log = log
         self._given_up = given_up
         self._worker = uuid4().hex
@@ -91,7 +93,7 @@ class Lease:
 
     def _leave(self) -> None:
         try:
-            with self._fleet.store.begin() as conn:
+            with self._store.begin() as conn:
                 loops.leave(conn, self._attempt, self._op, self._worker)
         except UNREACHABLE as error:  # then it lapses by itself
             self._log.warning("The lease was not given back: %s", error)
@@ -105,11 +107,11 @@ class Lease:
 
     def _claim(self) -> bool:
         now = self._fleet.now()
-        with self._fleet.store.begin() as conn:
+        with self._store.begin() as conn:
             return loops.claim(conn, now, self._attempt, self._op, self._worker, now + LEASE)
 
     def _require_ours(self) -> None:
-        with self._fleet.store.begin() as conn:
+        with self._store.begin() as conn:
             status = ledger.fence(conn, self._attempt)
         if status is not RunStatus.PROCESSING:
             raise AttemptOverError(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any, Generic, NoReturn, TypeVar
 
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.verdicts import may_have_arrived
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
@@ -33,6 +33,7 @@ from dagster_tidegate.records.signals import SignalGuard
 from dagster_tidegate.records.workers import Finished, Handler, Workers
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError, Known
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
@@ -96,7 +97,8 @@ class Records(Generic[T]):
     SIGTERM and SIGINT stop the loop too: after the records in flight, or after `drain_timeout_s`.
 
     Args:
-        fleet: Breakers, holds and the store.
+        store: The store.
+        fleet: The breakers and holds.
         run: The campaign run.
         attempt: The attempt that works on it.
         op: Name of the op.
@@ -135,6 +137,7 @@ class Records(Generic[T]):
     def __init__(
         self,
         *,
+        store: Store,
         fleet: Fleet,
         run: CampaignRun,
         attempt: AttemptRow,
@@ -158,7 +161,7 @@ class Records(Generic[T]):
             raise ValueError(f"max_failed is {max_failed}; it is a share, from 0 to 1")
         self.run, self.op = run, op
         self.total = input.total(items)
-        self._fleet, self._attempt = fleet, attempt
+        self._store, self._fleet, self._attempt = store, fleet, attempt
         self._items = items
         self._key = key
         self._services = services
@@ -169,7 +172,7 @@ class Records(Generic[T]):
         self._log = log
         self._scope = f"{run.name}/{op}"
         self._journal = Journal(
-            fleet, attempt, op, series=failed_since, group=group, total=self.total, log=log
+            store, fleet, attempt, op, series=failed_since, group=group, total=self.total, log=log
         )
         self._append_only = append_only
         self._at_work = False
@@ -548,7 +551,12 @@ class Records(Generic[T]):
         with SignalGuard(grace_s, self._log) as told:
             try:
                 with Lease(
-                    self._fleet, self._attempt, self.op, self._log, lambda: bool(told.received)
+                    self._store,
+                    self._fleet,
+                    self._attempt,
+                    self.op,
+                    self._log,
+                    lambda: bool(told.received),
                 ) as lease:
                     if lease.waited:
                         self._journal.begin()
@@ -577,7 +585,7 @@ class Records(Generic[T]):
 
     def _say_how_it_ended(self) -> None:
         def read() -> AttemptRow | None:
-            with self._fleet.store.read() as conn:
+            with self._store.read() as conn:
                 return runs.latest_attempt(conn, self.run.id)
 
         newest = retry_while_unreachable(read, self._log)

@@ -1,9 +1,9 @@
-"""Breakers in the store: what workers saw, the changes of state, and leases on trial calls."""
+"""Breakers in the store: counted calls, changes of state, and leases on trial calls."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from random import random
 from typing import Any
@@ -12,17 +12,18 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_slot
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
-from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import CLOCK_TOLERANCE_S, WindowDelta, bucket_s
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.waker import Waker
+from dagster_tidegate.breaker.window import WindowDelta, WindowStats, bucket_s, reach, window_stats
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import UNREACHABLE, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert, insert_on
 
@@ -30,49 +31,20 @@ PRUNED_AT_ONCE = 1000
 
 
 def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
-    """Give each service that is new a closed breaker."""
+    """Create a closed breaker for each service that has none."""
     for name in names:
         new = insert(conn, t.services).values(name=name, changed_at=now)
         conn.execute(new.on_conflict_do_nothing())
 
 
 def read(conn: sa.Connection) -> dict[str, BreakerStatus]:
-    """Return all breakers, by the name of the service."""
+    """Return all breakers, by name of the service."""
     rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
-    return {row.name: _circuit(row) for row in rows}
-
-
-def read_all(conn: sa.Connection, now: datetime | None = None) -> FleetSnapshot:
-    """Read all breakers and all live holds.
-
-    It is one statement: two could straddle a trip, and show a hold without its open breaker.
-
-    Args:
-        conn: A connection of the store.
-        now: The time (UTC), or None for that of the PostgreSQL server.
-    """
-    before = time.monotonic()
-    rows = conn.execute(_READ if now is not None else _READ_WITH_CLOCK).all()
-    # The server looked at its clock between the question and the answer.
-    ticks = (before + time.monotonic()) / 2
-    at = now or (rows[0].clock.astimezone(UTC) if rows else datetime.now(UTC))
-    every_hold = [_hold(row) for row in rows if row.hold_id is not None]
-    return FleetSnapshot(
-        services={row.name: _circuit(row) for row in rows if row.name is not None},
-        holds=tuple(hold for hold in every_hold if hold.live(at)),
-        read_at=at,
-        read_ticks=ticks,
-        oldest_revision=rows[0].oldest_revision if rows else None,
-    )
+    return {row.name: _status(row) for row in rows}
 
 
 def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> BreakerStatus:
-    """Return the breaker of one service.
-
-    Args:
-        conn: A connection of the store.
-        name: Name of the service.
-        lock: Nobody else changes it until the transaction ends.
+    """Return the breaker of one service; `lock` locks it until the transaction ends.
 
     Raises:
         LookupError: If the store has no such service.
@@ -83,56 +55,43 @@ def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> BreakerSt
     row = conn.execute(query).one_or_none()
     if row is None:
         raise LookupError(f"the store knows no service {name!r}")
-    return _circuit(row)
+    return _status(row)
 
 
-def add(conn: sa.Connection, seen: Iterable[WindowDelta]) -> None:
-    """Add what a worker saw to its own row of the present bucket."""
-    rows = [{name: getattr(each, name) for name in _SEEN} for each in seen]
+def add(conn: sa.Connection, deltas: Iterable[WindowDelta]) -> None:
+    """Add a worker's counts to its own rows."""
+    rows = [{name: getattr(delta, name) for name in _DELTA} for delta in deltas]
     if rows:
         conn.execute(_add(conn.dialect.name), rows if len(rows) > 1 else rows[0])
 
 
-def read_back(
+def read_window(
     conn: sa.Connection, policy: ServicePolicy, now: datetime, worker: str
-) -> tuple[BreakerStatus, WindowStats] | None:
-    """Return the breaker of a service and what the fleet saw of it in the window.
+) -> tuple[BreakerStatus, WindowStats]:
+    """Return the breaker of a service, and the fleet's calls within its window.
 
     Args:
         conn: A connection of the store.
         policy: The service's policy.
-        now: The time, UTC.
-        worker: Who asks, having told everything.
+        now: The database's time, UTC.
+        worker: The worker that asks; it has just added all its counts.
 
-    Returns:
-        None if the store has no such service. What `circuits.tally` says of the same rows.
+    Raises:
+        LookupError: If the store has no such service.
     """
-    width = bucket_s(policy)
-    row = conn.execute(
-        _READ_BACK,
-        {
-            "name": policy.name,
-            "asking": worker,
-            "since": now - timedelta(seconds=policy.window_s + width),
-            "until": now + timedelta(seconds=CLOCK_TOLERANCE_S),
-            "recent": now - timedelta(seconds=2 * width),
-        },
-    ).one_or_none()
-    if row is None:
-        return None
-    return _circuit(row), WindowStats(
-        ok=row.ok or 0,
-        slow=row.slow or 0,
-        failed=row.failed or 0,
-        failed_in_row=row.in_row or 0,
-        row_since=row.in_row_since,
-        row_workers=row.row_workers,
-        silent_ok_per_s=(row.silent or 0) / (2 * width),
-        workers=row.workers,
-        failing_workers=row.failing_workers,
-        last_ok_at=row.last_ok_at,
-        retry_at=row.retry_at,
+    status = read_one(conn, policy.name)
+    since, until = reach(policy, now)
+    o = t.outcomes.c
+    rows = conn.execute(
+        sa.select(t.outcomes).where(
+            o.service == policy.name,
+            o.generation == status.generation,
+            o.bucket > since,
+            o.bucket <= until,
+        )
     )
+    counts = [WindowDelta(**row._mapping, at=now) for row in rows]
+    return status, window_stats(counts, policy, status.generation, now, worker)
 
 
 def change(
@@ -301,7 +260,7 @@ def end_trial(
     now: datetime,
     policy: ServicePolicy,
     trial: Trial,
-    outcome: Outcome,
+    verdict: Verdict,
     *,
     retry_at: datetime | None = None,
 ) -> tuple[BreakerStatus, BreakerStatus]:
@@ -325,7 +284,7 @@ def end_trial(
     ).rowcount
     if not held or before.generation != trial.generation:
         return before, before
-    after = machine.after_trial(before, policy, outcome, now, random(), retry_at)
+    after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
     if after is before:
         push.notify(conn)  # the slot is free
     else:
@@ -356,17 +315,20 @@ def prune(conn: sa.Connection, now: datetime, policies: Iterable[ServicePolicy])
 
 
 class SqlBackend:
-    """Breakers in the store that the fleet shares; see `circuits.BreakerBackend`.
+    """Breakers in the store that the fleet shares; see `breaker.backend.BreakerBackend`."""
 
-    Args:
-        store: The store.
-    """
+    shared = True
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        # What is read back is read after the commit: of two failures told at once, neither would
-        # see the other from within its transaction, and both might miss the trip.
+        # A failure is read back after its commit: within their transactions, two simultaneous
+        # failures could not see each other, and both might miss the trip.
         self._evidence = store.evidence()
+
+    @property
+    def clock(self) -> Callable[[], datetime] | None:
+        """Replaces the database's clock in tests."""
+        return self.store.clock
 
     def now(self) -> datetime:
         """Return the database's time, UTC."""
@@ -375,34 +337,44 @@ class SqlBackend:
 
     def read(self, names: Iterable[str]) -> FleetSnapshot:
         """See `BreakerBackend.read`."""
-        wanted = set(names)
         snapshot = self._read()
-        if missing := sorted(wanted - set(snapshot.services)):
+        if missing := sorted(set(names) - set(snapshot.services)):
             with self.store.begin() as conn:
                 ensure(conn, self.store.now(conn), missing)
             snapshot = self._read()
         return snapshot
 
     def _read(self) -> FleetSnapshot:
-        with self._evidence.connect() as conn:
-            here = self.store.clock is not None or self.store.is_sqlite
-            return read_all(conn, self.store.now(conn) if here else None)
+        before = time.monotonic()
+        # A snapshot: nobody reads an open breaker without its hold.
+        with self.store.snapshot() as conn:
+            now = self.store.now(conn)
+            # The server read its clock between the question and the answer.
+            monotonic = (before + time.monotonic()) / 2
+            return FleetSnapshot(
+                services=read(conn),
+                holds=tuple(holds.live(conn, now)),
+                read_at=now,
+                read_monotonic=monotonic,
+                outdated=compatibility.refusal(conn.scalar(sa.select(compatibility.OLDEST))),
+            )
 
-    def record(self, policy: ServicePolicy, seen: WindowDelta) -> tuple[BreakerStatus, WindowStats]:
+    def record(
+        self, policy: ServicePolicy, delta: WindowDelta
+    ) -> tuple[BreakerStatus, WindowStats]:
         """See `BreakerBackend.record`."""
         with self._evidence.begin() as conn:
-            add(conn, [seen])
-            found = read_back(conn, policy, seen.at, seen.worker)
-            if found is None:
-                ensure(conn, seen.at, [policy.name])
-                found = read_back(conn, policy, seen.at, seen.worker)
-        assert found is not None
-        return found
+            add(conn, [delta])
+            try:
+                return read_window(conn, policy, delta.at, delta.worker)
+            except LookupError:
+                ensure(conn, delta.at, [policy.name])
+                return read_window(conn, policy, delta.at, delta.worker)
 
-    def flush(self, seen: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
+    def flush(self, deltas: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
         """See `BreakerBackend.flush`."""
-        with (self._evidence if len(seen) == 1 else self.store.engine).begin() as conn:
-            add(conn, [each for _, each in seen])
+        with (self._evidence if len(deltas) == 1 else self.store.engine).begin() as conn:
+            add(conn, [delta for _, delta in deltas])
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
         """Delete outcomes that no window reaches any more. Returns how many."""
@@ -423,13 +395,26 @@ class SqlBackend:
         self,
         policy: ServicePolicy,
         trial: Trial,
-        outcome: Outcome,
+        verdict: Verdict,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`."""
         with self.store.begin() as conn:
             now = self.store.now(conn)
-            return end_trial(conn, now, policy, trial, outcome, retry_at=retry_at)
+            return end_trial(conn, now, policy, trial, verdict, retry_at=retry_at)
+
+    def listen(self, waker: Waker) -> Listener:
+        """See `BreakerBackend.listen`."""
+        return push.listen(self.store.engine, waker)
+
+    def is_unreachable(self, error: Exception) -> bool:
+        """See `BreakerBackend.is_unreachable`. A missing table means a store without schema."""
+        missing = "no such table" in str(error) or "no such column" in str(error)
+        return isinstance(error, UNREACHABLE) and not missing
+
+    def after_fork(self) -> None:
+        """See `BreakerBackend.after_fork`."""
+        self.store.engine.dispose(close=False)
 
 
 def _kept(by: str | None, until: datetime | None) -> dict[str, Any] | None:
@@ -476,125 +461,26 @@ def _keep(
 @cache
 def _add(dialect: str) -> Any:
     new = insert_on(dialect, t.outcomes)
-    told = new.excluded
-    kept = t.outcomes.c
+    delta, kept = new.excluded, t.outcomes.c
+    added = {name: kept[name] + delta[name] for name in ("ok", "slow", "failed")}
+    replaced = {name: delta[name] for name in ("failed_in_row", "row_since")}
+    later = {
+        name: sa.case(
+            (kept[name] > delta[name], kept[name]), else_=sa.func.coalesce(delta[name], kept[name])
+        )
+        for name in ("last_ok_at", "last_failed_at", "retry_at")
+    }
     return new.on_conflict_do_update(
         index_elements=["service", "bucket", "worker", "generation"],
-        set_={
-            "ok": kept.ok + told.ok,
-            "slow": kept.slow + told.slow,
-            "failed": kept.failed + told.failed,
-            "failed_in_row": told.failed_in_row,
-            "row_since": told.row_since,
-            **{
-                name: sa.case(
-                    (kept[name] > told[name], kept[name]),
-                    else_=sa.func.coalesce(told[name], kept[name]),
-                )
-                for name in ("last_ok_at", "last_failed_at", "retry_at")
-            },
-        },
+        set_=added | replaced | later,
     )
 
 
-_SEEN = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
-_CIRCUIT = tuple(BreakerStatus.__dataclass_fields__)
+_DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
+_STATUS = tuple(BreakerStatus.__dataclass_fields__)
 
 
-def _circuit(row: sa.Row) -> BreakerStatus:
-    values: dict[str, Any] = {field: getattr(row, field) for field in _CIRCUIT}
+def _status(row: sa.Row) -> BreakerStatus:
+    values: dict[str, Any] = {field: getattr(row, field) for field in _STATUS}
     values["state"] = BreakerState(row.state)
     return BreakerStatus(**values)
-
-
-def _hold(row: sa.Row) -> Hold:
-    return holds.from_row({c.name: getattr(row, f"hold_{c.name}") for c in t.holds.c})
-
-
-def _read(*more: sa.ColumnElement) -> sa.CompoundSelect:
-    def nulls(columns: Iterable[sa.Column], prefix: str = "") -> list[sa.Label]:
-        return [sa.type_coerce(sa.null(), c.type).label(prefix + c.name) for c in columns]
-
-    live = [c.label(f"hold_{c.name}") for c in t.holds.c]
-    more = (*more, compatibility.OLDEST.label("oldest_revision"))
-    return sa.union_all(
-        sa.select(*t.services.c, *nulls(t.holds.c, "hold_"), *more),
-        sa.select(*nulls(t.services.c), *live, *more).where(t.holds.c.released_at.is_(None)),
-    ).order_by("name", "hold_placed_at", "hold_id")
-
-
-_READ = _read()
-_READ_WITH_CLOCK = _read(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("clock"))
-
-
-def _read_back() -> sa.Select:
-    o = t.outcomes.c
-    since = sa.bindparam("since", type_=t.UTCDateTime)
-    until = sa.bindparam("until", type_=t.UTCDateTime)
-    recent = sa.bindparam("recent", type_=t.UTCDateTime)
-    name = sa.bindparam("name", type_=sa.String)
-    generation = sa.select(t.services.c.generation).where(t.services.c.name == name)
-    told = (
-        sa.select(t.outcomes)
-        .where(
-            o.service == name,
-            o.generation == generation.scalar_subquery(),
-            o.bucket > since,
-            o.bucket <= until,
-        )
-        .cte("told")
-    )
-    last_ok = (
-        sa.select(sa.func.max(told.c.last_ok_at).label("at"))
-        .where(told.c.last_ok_at <= until)
-        .cte("last_ok")
-    )
-    floor = sa.func.coalesce(last_ok.c.at, since)
-    unbroken = told.c.row_since >= floor
-    broken = told.c.last_failed_at > floor
-    rows = (
-        sa.select(
-            told.c.worker,
-            told.c.ok,
-            told.c.slow,
-            told.c.failed,
-            told.c.retry_at,
-            told.c.bucket,
-            sa.case((unbroken, told.c.failed_in_row), (broken, 1), else_=0).label("in_row"),
-            sa.case((unbroken, told.c.row_since), (broken, told.c.last_failed_at)).label(
-                "in_row_since"
-            ),
-        )
-        .join_from(told, last_ok, sa.true())
-        .cte("counted")
-    )
-    failing = sa.select(rows.c.worker).where(rows.c.in_row > 0)
-    heard = rows.c.worker.in_(failing) | (rows.c.worker == sa.bindparam("asking", type_=sa.String))
-    silent = sa.case((~heard & (rows.c.bucket > recent), rows.c.ok), else_=0)
-    total = (
-        sa.select(
-            sa.func.sum(rows.c.ok).label("ok"),
-            sa.func.sum(rows.c.slow).label("slow"),
-            sa.func.sum(rows.c.failed).label("failed"),
-            sa.func.sum(rows.c.in_row).label("in_row"),
-            sa.func.min(rows.c.in_row_since, type_=t.UTCDateTime()).label("in_row_since"),
-            sa.func.count(sa.case((rows.c.in_row > 0, rows.c.worker)).distinct()).label(
-                "row_workers"
-            ),
-            sa.func.sum(silent).label("silent"),
-            sa.func.count(rows.c.worker.distinct()).label("workers"),
-            sa.func.count(
-                sa.case((rows.c.failed + rows.c.slow > 0, rows.c.worker)).distinct()
-            ).label("failing_workers"),
-            sa.func.max(rows.c.retry_at).label("retry_at"),
-        )
-    ).cte("total")
-    return (
-        sa.select(t.services, total, last_ok.c.at.label("last_ok_at"))
-        .join_from(t.services, total, sa.true())
-        .join(last_ok, sa.true())
-        .where(t.services.c.name == name)
-    )
-
-
-_READ_BACK = _read_back()

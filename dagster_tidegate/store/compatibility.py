@@ -15,10 +15,6 @@ OLDEST = sa.select(t.compatibility.c.oldest_revision).scalar_subquery()
 """The oldest revision whose workers the store still fits; NULL where nobody has ever said."""
 
 
-class OutdatedError(Exception):
-    """This version is too old for the store; the message says what to do."""
-
-
 def refusal(oldest: str | None) -> str | None:
     """Return why this version may not work with a store any more, or None if it may.
 

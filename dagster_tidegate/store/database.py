@@ -166,6 +166,13 @@ class Store:
         with self.engine.connect().execution_options(tidegate_read=True) as conn:
             yield conn
 
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads, and reads everything at the same moment."""
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(tidegate_read=True, **options) as conn:
+            yield conn
+
     def evidence(self) -> sa.Engine:
         """Return an engine for what is small, often told, and may be lost with the machine.
 
@@ -221,13 +228,14 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     @event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
         options = conn.get_execution_options()
+        if options.get("tidegate_read"):
+            conn.exec_driver_sql("BEGIN")
+            return
         synchronous = "NORMAL" if options.get("tidegate_evidence") else "FULL"
         if conn.info.get("synchronous") != synchronous:
             conn.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
             conn.info["synchronous"] = synchronous
-        if options.get("tidegate_evidence"):
-            return
-        reads = options.get("tidegate_read")
-        conn.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        if not options.get("tidegate_evidence"):
+            conn.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -8,14 +8,16 @@ database's own `data_version` would not do, since every record of the ledger mov
 import logging
 import os
 import selectors
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
+
+from dagster_tidegate.breaker.backend import Listener
+from dagster_tidegate.breaker.waker import Waker
 
 CHANNEL = "tidegate"
 LOOK_S = 0.04
@@ -79,48 +81,6 @@ def _add_byte(path: Path, database: Path) -> None:
         os.write(file, b".")
     finally:
         os.close(file)
-
-
-class Waker:
-    """Ends a wait of another thread: what is written to one end of a socket pair shows on it."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-
-    def fileno(self) -> int:
-        """Return what a selector can wait for."""
-        return self._reader.fileno()
-
-    def wake(self) -> None:
-        """End the wait, or the next one if there is none."""
-        # Full: it will wake anyway. Closed: nobody waits any more.
-        with suppress(OSError):
-            self._writer.send(b".")
-
-    def drain(self) -> None:
-        """Forget what was sent so far."""
-        with suppress(BlockingIOError):
-            while self._reader.recv(4096):
-                pass
-
-    def close(self) -> None:
-        """Let go of the sockets."""
-        self._reader.close()
-        self._writer.close()
-
-
-class Listener(Protocol):
-    """Waits for a change."""
-
-    def wait(self, timeout_s: float) -> bool:
-        """Return True as soon as breakers or holds changed; False after `timeout_s` or if woken."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-        ...
 
 
 def listen(engine: sa.Engine, waker: Waker) -> Listener:

@@ -21,7 +21,8 @@ import pybreaker
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -57,7 +58,7 @@ def fail() -> None:
 
 def closed_overhead(url: str) -> float:
     """Overhead of a closed call / that of pybreaker in memory."""
-    fleet = Fleet(Store(url), [policy()])
+    fleet = Fleet(SqlBackend(Store(url)), [policy()])
     ours, theirs = fleet.breaker("bench"), pybreaker.CircuitBreaker()
 
     def seconds(call: Callable[[Callable], Any]) -> float:
@@ -79,7 +80,7 @@ def closed_overhead(url: str) -> float:
 
 def closed_overhead_async(url: str) -> float:
     """The same for coroutine functions: the slower of decorator and `call_async`."""
-    fleet = Fleet(Store(url), [policy()])
+    fleet = Fleet(SqlBackend(Store(url)), [policy()])
     ours, theirs = fleet.breaker("bench"), pybreaker.CircuitBreaker()
     decorated = ours(nothing_async)
 
@@ -105,7 +106,7 @@ def closed_overhead_async(url: str) -> float:
 def store_statements(url: str) -> float:
     """Statements a second of one process that calls one service as fast as it can."""
     store = Store(url)
-    fleet = Fleet(store, [policy()])
+    fleet = Fleet(SqlBackend(store), [policy()])
     breaker = fleet.breaker("bench")
     count = 0
 
@@ -195,7 +196,7 @@ def failure_write(url: str) -> tuple[float, float]:
 
 def threads(url: str) -> float:
     """Calls per second of 32 threads, each call 20 ms / the same unguarded."""
-    fleet = Fleet(Store(url), [policy()])
+    fleet = Fleet(SqlBackend(Store(url)), [policy()])
     breaker = fleet.breaker("bench")
 
     def per_second(call: Callable[[], Any]) -> float:
@@ -217,7 +218,7 @@ def threads(url: str) -> float:
 
 def tasks(url: str) -> float:
     """The same for 200 asyncio tasks."""
-    fleet = Fleet(Store(url), [policy()])
+    fleet = Fleet(SqlBackend(Store(url)), [policy()])
     breaker = fleet.breaker("bench")
 
     async def per_second(call: Callable[[], Awaitable]) -> float:
@@ -287,7 +288,7 @@ def _call_until_open(breaker: Breaker, call: Callable[[], Any], until: float) ->
         try:
             breaker.call(counted)
         except BreakerOpenError:
-            if breaker.circuit.state != BreakerState.CLOSED:
+            if breaker.status.state != BreakerState.CLOSED:
                 break
         except ConnectionError:
             pass
@@ -295,7 +296,7 @@ def _call_until_open(breaker: Breaker, call: Callable[[], Any], until: float) ->
 
 
 def _busy(number: int, url: str, barrier: Barrier, dead: Event, call_s: float) -> int:
-    fleet = Fleet(Store(url), [policy(consecutive_failures=10)])
+    fleet = Fleet(SqlBackend(Store(url)), [policy(consecutive_failures=10)])
     breaker = fleet.breaker("bench")
 
     def call() -> None:
@@ -328,7 +329,7 @@ def _slow(
         if isinstance(event, StateChanged):
             known.append(time.monotonic())
 
-    fleet = Fleet(Store(url), [policy(consecutive_failures=10)], hooks=[hook])
+    fleet = Fleet(SqlBackend(Store(url)), [policy(consecutive_failures=10)], hooks=[hook])
     breaker = fleet.breaker("bench")
     begun: list[float] = []
 
@@ -346,7 +347,7 @@ def _slow(
     _call_until_open(breaker, call, time.monotonic() + 20)
     learned = known[0] if known else None
     fleet.close()
-    opened = breaker.circuit.opened_at
+    opened = breaker.status.opened_at
     offset = time.time() - time.monotonic()
     return begun, learned, None if opened is None else opened.timestamp() - offset
 
@@ -371,7 +372,7 @@ def _learn(
         if isinstance(event, ChangeLearned):
             learned.append((event.after.generation, time.monotonic()))
 
-    fleet = Fleet(Store(url), [policy()], hooks=[hook])
+    fleet = Fleet(SqlBackend(Store(url)), [policy()], hooks=[hook])
     breaker = fleet.breaker("bench")
     made: list[tuple[int, float]] = []
     time.sleep(0.5)  # until everybody listens
@@ -379,11 +380,11 @@ def _learn(
     if number == 0:
         for _ in range(rounds):
             began = time.monotonic()
-            if breaker.circuit.state == BreakerState.CLOSED:
+            if breaker.status.state == BreakerState.CLOSED:
                 breaker.open()
             else:
                 breaker.close()
-            made.append((breaker.circuit.generation, began))
+            made.append((breaker.status.generation, began))
             time.sleep(0.25)
         dead.set()
     dead.wait(120)
@@ -410,7 +411,7 @@ def _try(
     number: int, url: str, barrier: Barrier, _dead: Event, permitted: int
 ) -> list[tuple[float, float]]:
     rule = policy(trial_calls=permitted, success_threshold=100)
-    fleet = Fleet(Store(url), [rule])
+    fleet = Fleet(SqlBackend(Store(url)), [rule])
     breaker = fleet.breaker("bench")
     if number == 0:
         breaker.half_open()
@@ -454,7 +455,7 @@ def _storm(_number: int, url: str, barrier: Barrier, _dead: Event) -> tuple[int,
         if isinstance(event, StateChanged):
             agreed.append(time.monotonic())
 
-    fleet = Fleet(Store(url), [policy(consecutive_failures=10)], hooks=[hook])
+    fleet = Fleet(SqlBackend(Store(url)), [policy(consecutive_failures=10)], hooks=[hook])
     breaker = fleet.breaker("bench")
     barrier.wait()
     began = time.monotonic()

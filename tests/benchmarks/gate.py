@@ -46,6 +46,7 @@ from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, holds, runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
@@ -86,7 +87,7 @@ class Setting:
         metadata.create_all(self.store.engine)
         names = [f"service{n}" for n in range(services)]
         self.policies = {name: ServicePolicy(name=name, ramp_interval_s=0) for name in names}
-        self.fleet = Fleet(self.store, self.policies.values())
+        self.fleet = Fleet(SqlBackend(self.store), self.policies.values())
         self.specs = [self._campaign(n, names) for n in range(campaigns_)]
         with self.store.begin() as conn:
             campaigns.save(conn, self.store.now(conn), LOCATION, self.specs)
@@ -232,7 +233,7 @@ def stop_queue(setting: Setting) -> float:
         name = f"service{trip % len(setting.policies)}"
         target = Target(TargetKind.SERVICE, name)
         setting.hold(target)
-        times.append(duration(lambda: reconcile(setting.instance, setting.fleet)))
+        times.append(duration(lambda: reconcile(setting.instance, setting.store, setting.fleet)))
         pools = setting.gate.dagster.pools()
         assert all(
             pools[pool] == "0"

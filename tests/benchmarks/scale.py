@@ -35,12 +35,13 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.gate.follow import MAX_SKEW, OVERLAP
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from tests.benchmarks import gate
 from tests.benchmarks.servers import Databases, databases
@@ -118,7 +119,7 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
         nonlocal count
         count += 1
 
-    fleet = Fleet(store, policies(), hooks=[hook])
+    fleet = Fleet(SqlBackend(store), policies(), hooks=[hook])
     mine = fleet.breaker(f"service{number % SERVICES}")
     common = fleet.breaker(COMMON)
     with signals.starting:
@@ -134,16 +135,16 @@ def worker(number: int, url: str, signals: Signals, answers: Any) -> None:
     if number == 0:
         for _ in range(TRIPS):
             began = time.monotonic()
-            if common.circuit.state == BreakerState.CLOSED:
+            if common.status.state == BreakerState.CLOSED:
                 common.open()
             else:
                 common.close()
-            told.made[common.circuit.generation] = began
+            told.made[common.status.generation] = began
             time.sleep(1.0)
         signals.storm.set()
     signals.storm.wait(MAX_S)
     in_storm, count, began = True, 0, time.monotonic()
-    while mine.circuit.state == BreakerState.CLOSED and time.monotonic() < began + MAX_S:
+    while mine.status.state == BreakerState.CLOSED and time.monotonic() < began + MAX_S:
         with suppress(ConnectionError, BreakerOpenError):
             mine.call(fail)
         told.failures += 1

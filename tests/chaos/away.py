@@ -30,6 +30,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RecordStatus
 from dagster_tidegate.store import breakers, holds, schema
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from tests.chaos.away_worker import HELD, OPEN, policies
 from tests.support.sandbox import sandbox_process
@@ -173,7 +174,7 @@ def play(folder: Path, *, workers: int, records: int, away_s: float) -> Result:
 
 def _hold(store: Store) -> None:
     """Open a breaker for long, and let a person hold another service."""
-    fleet = Fleet(store, policies())
+    fleet = Fleet(SqlBackend(store), policies())
     fleet.breaker(OPEN).open()
     fleet.close()
     with store.begin() as conn:

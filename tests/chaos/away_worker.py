@@ -17,6 +17,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import postgres, runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 
 OPEN, HELD = "openai", "apollo"
@@ -41,7 +42,7 @@ class Worker:
         self.store = Store(url)
         self.connected_at: list[float] = []
         self._count_connections()
-        self.fleet = Fleet(self.store, policies(), hooks=[self._hook])
+        self.fleet = Fleet(SqlBackend(self.store), policies(), hooks=[self._hook])
         self.found_free = 0
         self.over = threading.Event()
 
@@ -68,7 +69,7 @@ class Worker:
     def look(self) -> None:
         """Count how often something that is held is found free."""
         while not self.over.wait(LOOK_EVERY_S):
-            state = self.fleet.breaker(OPEN).circuit.state
+            state = self.fleet.breaker(OPEN).status.state
             held = all(self.fleet.holds_on(services=[service]) for service in (OPEN, HELD))
             self.found_free += state != BreakerState.OPEN or not held
 
@@ -79,6 +80,7 @@ class Worker:
             run = runs.ensure(conn, now, "away", self.name)
             attempt = runs.begin_attempt(conn, now, run, self.name, owner_is_over=False)
         loop = Records(
+            store=self.store,
             fleet=self.fleet,
             run=run,
             attempt=attempt,

@@ -63,7 +63,7 @@ def in_doubt(breakers: BreakerResource, campaign: str, partition: str) -> list[s
             t.ledger.c.status == RecordStatus.STARTED,
         )
     )
-    with breakers.fleet.store.read() as conn:
+    with breakers.store.read() as conn:
         return list(conn.scalars(query))
 
 

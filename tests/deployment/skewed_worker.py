@@ -6,12 +6,14 @@ import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 
 POLICY = ServicePolicy(name="openai", consecutive_failures=2, reset_timeout_s=1, jitter=0)
@@ -26,7 +28,7 @@ def failure(fleet: Fleet) -> dict:
     """Make one call, which fails."""
     with suppress(ConnectionError, BreakerOpenError):
         fleet.breaker(POLICY.name).call(fail)
-    return {"state": fleet.breaker(POLICY.name).circuit.state}
+    return {"state": fleet.breaker(POLICY.name).status.state}
 
 
 def recover(fleet: Fleet) -> dict:
@@ -35,7 +37,7 @@ def recover(fleet: Fleet) -> dict:
     while time.monotonic() < until:
         with suppress(BreakerOpenError):
             fleet.breaker(POLICY.name).call(int)
-            return {"state": fleet.breaker(POLICY.name).circuit.state}
+            return {"state": fleet.breaker(POLICY.name).status.state}
         fleet.wait_for_change(0.05)
     return {"state": "not in time"}
 
@@ -46,14 +48,14 @@ def held(fleet: Fleet) -> dict:
     return {"held": [name for name in services if fleet.holds_on(services=[name])]}
 
 
-def work(fleet: Fleet) -> dict:
+def work(store: Store, fleet: Fleet) -> dict:
     """Say how long the lease of a loop at work lasts, by the clock of the test."""
-    with fleet.store.begin() as conn:
-        now = fleet.store.now(conn)
+    with store.begin() as conn:
+        now = store.now(conn)
         run = runs.ensure(conn, now, "skewed", f"{now}")
         attempt = runs.begin_attempt(conn, now, run, f"{now}", owner_is_over=False)
     log = logging.getLogger("tests")
-    with Lease(fleet, attempt, "send", log, lambda: False), fleet.store.read() as conn:
+    with Lease(store, fleet, attempt, "send", log, lambda: False), store.read() as conn:
         newest = runs.latest_attempt(conn, run.id)
     assert newest is not None
     assert newest.lease_until is not None
@@ -63,9 +65,10 @@ def work(fleet: Fleet) -> dict:
 def main(url: str, what: str) -> None:
     """Do one thing."""
     store = Store(url)
-    fleet = Fleet(store, [POLICY])
-    told = {"failure": failure, "recover": recover, "held": held, "work": work}[what](fleet)
-    sys.stdout.write(json.dumps({"clock": datetime.now(UTC).timestamp(), **told}) + "\n")
+    fleet = Fleet(SqlBackend(store), [POLICY])
+    steps = {"failure": failure, "recover": recover, "held": held, "work": partial(work, store)}
+    result = steps[what](fleet)
+    sys.stdout.write(json.dumps({"clock": datetime.now(UTC).timestamp(), **result}) + "\n")
     fleet.close()
     store.dispose()
 

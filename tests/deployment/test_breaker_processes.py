@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import StateChanged
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from tests.support.failing_service import Down, fail, policy
 
@@ -56,11 +57,11 @@ def fail_until_open(barrier: Any, url: str) -> tuple[int, int]:
         if isinstance(event, StateChanged):
             changes.append(event)
 
-    fleet = Fleet(Store(url), [policy(reset_timeout_s=600)], hooks=[hook])
+    fleet = Fleet(SqlBackend(Store(url)), [policy(reset_timeout_s=600)], hooks=[hook])
     breaker = fleet.breaker("openai")
     failures = 0
     barrier.wait()
-    while breaker.circuit.state == BreakerState.CLOSED:
+    while breaker.status.state == BreakerState.CLOSED:
         try:
             breaker.call(fail)
         except Down:
@@ -85,7 +86,7 @@ def test_a_trip_happens_once_however_many_see_the_service_die(store_url: str):
 
 def try_for(barrier: Any, url: str, seconds: float) -> list[tuple[float, float]]:
     rules = policy(trial_calls=2, success_threshold=100)
-    fleet = Fleet(Store(url), [rules])
+    fleet = Fleet(SqlBackend(Store(url)), [rules])
     breaker = fleet.breaker("openai")
     calls: list[tuple[float, float]] = []
 
@@ -105,7 +106,7 @@ def try_for(barrier: Any, url: str, seconds: float) -> list[tuple[float, float]]
 
 
 def test_never_more_trial_calls_at_once_than_permitted(store_url: str):
-    fleet = Fleet(Store(store_url), [policy()])
+    fleet = Fleet(SqlBackend(Store(store_url)), [policy()])
     fleet.breaker("openai").half_open()
     fleet.close()
     calls = [call for calls in run(16, try_for, store_url, 3.0) for call in calls]
@@ -122,11 +123,11 @@ def hang_in_a_trial_call(url: str, began: Connection) -> None:
         began.send(os.getpid())
         time.sleep(600)
 
-    Fleet(Store(url), [policy(trial_lease_s=1)]).breaker("openai").call(hang)
+    Fleet(SqlBackend(Store(url)), [policy(trial_lease_s=1)]).breaker("openai").call(hang)
 
 
 def test_a_worker_killed_in_its_trial_call_blocks_nobody(store_url: str):
-    fleet = Fleet(Store(store_url), [policy(trial_lease_s=1)])
+    fleet = Fleet(SqlBackend(Store(store_url)), [policy(trial_lease_s=1)])
     breaker = fleet.breaker("openai")
     breaker.half_open()
     reader, writer = processes.Pipe(duplex=False)
@@ -143,5 +144,5 @@ def test_a_worker_killed_in_its_trial_call_blocks_nobody(store_url: str):
         fleet.wait_for_change((refused.value.retry_at - fleet.now()).total_seconds())
     fleet.refresh()
     assert breaker.call(int) == 0
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
     fleet.close()

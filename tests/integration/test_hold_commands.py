@@ -10,6 +10,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
@@ -79,7 +80,7 @@ def test_a_blank_reason_is_refused(run: Run) -> None:
 
 
 def test_a_breakers_hold_needs_force_which_closes_the_breaker(run: Run, store: Store) -> None:
-    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="openai")])
     fleet.breaker("openai").open()
     refused = run("release", "service", "openai")
     assert refused.exit_code == 1

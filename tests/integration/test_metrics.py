@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy import event
 
 from dagster_tidegate import BreakerResource, ServiceConfig
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import CallEnded, ChangeLearned, Event
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -44,17 +44,18 @@ MAIL = ServicePolicy(name="mail", consecutive_failures=3, reset_timeout_s=60, ji
 
 @pytest.fixture
 def make_fleet(store_url: str, clock: Clock) -> Iterator[Callable[..., Fleet]]:
-    made: list[Fleet] = []
+    made: list[tuple[Fleet, Store]] = []
 
     def make(*hooks: Any, behind_s: float = 0.0) -> Fleet:
         store = Store(store_url, clock=lambda: clock() - timedelta(seconds=behind_s))
-        made.append(Fleet(store, [MAIL], hooks=hooks))
-        return made[-1]
+        fleet = Fleet(SqlBackend(store), [MAIL], hooks=hooks)
+        made.append((fleet, store))
+        return fleet
 
     yield make
-    for fleet in made:
+    for fleet, store in made:
         fleet.close()
-        fleet.store.dispose()
+        store.dispose()
 
 
 def fail() -> None:
@@ -321,7 +322,7 @@ def test_only_a_hook_that_asks_for_it_is_told_how_long_calls_took(
     events: list[Event] = []
     fleet = make_fleet(events.append)
     fleet.breaker("mail").call(int)
-    assert fleet.breaker("mail")._admission.fast
+    assert fleet.breaker("mail").engine.admission.fast
     assert not any(isinstance(each, CallEnded) for each in events)
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dagster_tidegate.breaker.breaker import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
@@ -78,7 +79,7 @@ def as_json(result: Result):
 
 
 def trip(store: Store, service: str) -> None:
-    fleet = Fleet(store, [ServicePolicy(name=service)])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name=service)])
     fleet.breaker(service).open()
     fleet.close()
 
@@ -234,7 +235,7 @@ def test_history_says_who_changed_what_and_why(run: Run) -> None:
 
 
 def test_services_are_listed_with_what_the_fleet_saw(run: Run, store: Store) -> None:
-    fleet = Fleet(store, [ServicePolicy(name="mail", consecutive_failures=2)])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="mail", consecutive_failures=2)])
     mail = fleet.breaker("mail")
     mail.call(len, "four")
     for _ in range(5):

@@ -30,6 +30,7 @@ from dagster_tidegate.store import (
     tables,
     takeovers,
 )
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -109,7 +110,7 @@ def by_hand(store: Store, target: Target, reason: str = "invoice", **more) -> No
 
 
 def trip(store: Store, service: str) -> None:
-    fleet = Fleet(store, [ServicePolicy(name=service)])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name=service)])
     fleet.breaker(service).open()
     fleet.close()
 

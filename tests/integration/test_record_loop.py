@@ -29,6 +29,7 @@ from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, loops, runs
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow
@@ -49,12 +50,9 @@ class Work:
     """One campaign run, and the attempts at it."""
 
     def __init__(self, url: str) -> None:
-        self.fleet = Fleet(Store(url), [ServicePolicy(name="openai")])
+        self.store = Store(url)
+        self.fleet = Fleet(SqlBackend(self.store), [ServicePolicy(name="openai")])
         self.begin()
-
-    @property
-    def store(self) -> Store:
-        return self.fleet.store
 
     def begin(self, *, over: bool = True) -> AttemptRow:
         """Begin the next attempt, as a Dagster run of its own."""
@@ -83,6 +81,7 @@ class Work:
 
         return Records(
             **{
+                "store": self.store,
                 "fleet": self.fleet,
                 "run": self.run,
                 "attempt": self.attempt,

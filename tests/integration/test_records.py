@@ -40,7 +40,7 @@ def breakers(store_url: str) -> Iterator[BreakerResource]:
     breakers = BreakerResource(services=SERVICES, store_url=store_url)
     yield breakers
     breakers.fleet.close()
-    breakers.fleet.store.dispose()
+    breakers.store.dispose()
 
 
 Send = Callable[[dict], Any]
@@ -94,17 +94,17 @@ class Campaign:
 
     @property
     def campaign_run(self) -> runs.CampaignRun:
-        with self.breakers.fleet.store.read() as conn:
+        with self.breakers.store.read() as conn:
             found = runs.find(conn, "outreach", "leads-1")
         assert found is not None
         return found
 
     def ledger(self) -> dict[str, RecordStatus]:
-        with self.breakers.fleet.store.read() as conn:
+        with self.breakers.store.read() as conn:
             return dict(ledger.statuses(conn, self.campaign_run.id, "send"))
 
     def hold(self, target: Target, **kwargs: Any) -> None:
-        store = self.breakers.fleet.store
+        store = self.breakers.store
         with store.begin() as conn:
             holds.place(
                 conn,
@@ -120,7 +120,7 @@ class Campaign:
         self.breakers.fleet.refresh()
 
     def release(self, target: Target, **kwargs: Any) -> None:
-        store = self.breakers.fleet.store
+        store = self.breakers.store
         with store.begin() as conn:
             holds.release(
                 conn,
@@ -268,7 +268,7 @@ def test_a_record_that_fails_for_its_own_reasons_does_not_stop_the_others(
     assert result.success
     assert len(campaign.sent) == 4
     assert campaign.ledger()["kurt@example.org"] is RecordStatus.FAILED
-    store = campaign.breakers.fleet.store
+    store = campaign.breakers.store
     with store.read() as conn:
         error = conn.scalar(sa.select(t.ledger.c.error).where(t.ledger.c.status == "failed"))
     assert error == "ValueError('no such mailbox')"
@@ -292,7 +292,7 @@ def test_failed_records_are_tried_again_when_an_ended_campaign_run_is_executed_a
 
     campaign.fail = fail
     campaign.run()
-    store = campaign.breakers.fleet.store
+    store = campaign.breakers.store
     with store.begin() as conn:
         runs.move(conn, store.now(conn), campaign.campaign_run, RunStatus.COMPLETED, actor="gate")
     campaign.fail = lambda _: None
@@ -323,7 +323,7 @@ def test_idempotency_keys_are_the_same_in_every_attempt_and_differ_between_recor
     first, second = Campaign(instance, breakers), Campaign(instance, breakers)
     first.items = LEADS[:2]
     first.run()
-    store = breakers.fleet.store
+    store = breakers.store
     with store.begin() as conn:
         conn.execute(t.ledger.delete())
     second.items = LEADS[:2]
@@ -393,7 +393,7 @@ def test_a_canary_works_while_its_breaker_is_half_open(campaign: Campaign) -> No
 
 def test_progress_is_in_the_store(campaign: Campaign) -> None:
     campaign.run()
-    with campaign.breakers.fleet.store.read() as conn:
+    with campaign.breakers.store.read() as conn:
         row = conn.execute(sa.select(t.progress).where(t.progress.c.op == "send")).one()
     assert (row.done, row.failed, row.total) == (5, 0, 5)
 
@@ -402,7 +402,7 @@ def test_a_newer_attempt_ends_the_older_one(campaign: Campaign) -> None:
     """A run that Dagster called ended lives on: its next write is refused."""
 
     def take_over() -> None:
-        store = campaign.breakers.fleet.store
+        store = campaign.breakers.store
         with store.begin() as conn:
             runs.begin_attempt(
                 conn, store.now(conn), campaign.campaign_run, "another", owner_is_over=True
@@ -578,7 +578,7 @@ def test_a_version_that_the_store_has_left_behind_pauses_between_two_records(
     fleet = campaign.breakers.fleet
 
     def needs(revision: str) -> None:
-        with fleet.store.begin() as conn:
+        with campaign.breakers.store.begin() as conn:
             conn.execute(t.compatibility.delete())
             conn.execute(t.compatibility.insert().values(id=1, oldest_revision=revision))
         fleet.refresh()

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial, tally
+from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Outcome
-from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of
+from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of, window_stats
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import breakers, holds
@@ -32,7 +32,7 @@ numbers = count()
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-def circuits(request: pytest.FixtureRequest, clock: Clock) -> Iterator[BreakerBackend]:
+def backend(request: pytest.FixtureRequest, clock: Clock) -> Iterator[BreakerBackend]:
     if request.param == "memory":
         yield MemoryBackend(clock=clock)
         return
@@ -41,112 +41,112 @@ def circuits(request: pytest.FixtureRequest, clock: Clock) -> Iterator[BreakerBa
     store.dispose()
 
 
-def opened(circuits: BreakerBackend, rules: ServicePolicy) -> None:
-    before = circuits.read([rules.name]).services[rules.name]
-    after = machine.opened(before, rules, circuits.now(), "503 x3", 0.0)
-    assert circuits.change(before, after, "worker-1")
+def opened(backend: BreakerBackend, rules: ServicePolicy) -> None:
+    before = backend.read([rules.name]).services[rules.name]
+    after = machine.opened(before, rules, backend.now(), "503 x3", 0.0)
+    assert backend.change(before, after, "worker-1")
 
 
-def state(circuits: BreakerBackend) -> BreakerState:
-    return circuits.read(["openai"]).services["openai"].state
+def state(backend: BreakerBackend) -> BreakerState:
+    return backend.read(["openai"]).services["openai"].state
 
 
-def test_a_new_service_begins_closed(circuits: BreakerBackend, clock: Clock):
-    snapshot = circuits.read(["openai", "apollo"])
+def test_a_new_service_begins_closed(backend: BreakerBackend, clock: Clock):
+    snapshot = backend.read(["openai", "apollo"])
     assert {name: c.state for name, c in snapshot.services.items()} == {
         "openai": CLOSED,
         "apollo": CLOSED,
     }
     assert snapshot.read_at == clock()
-    assert circuits.read([]).services == snapshot.services
+    assert backend.read([]).services == snapshot.services
 
 
-def test_a_change_is_won_once(circuits: BreakerBackend, clock: Clock):
-    before = circuits.read(["openai"]).services["openai"]
+def test_a_change_is_won_once(backend: BreakerBackend, clock: Clock):
+    before = backend.read(["openai"]).services["openai"]
     first = machine.opened(before, policy(), clock(), "503 x3", 0.0)
     second = machine.opened(before, policy(), clock(), "429 x3", 0.0)
-    assert circuits.change(before, first, "a") is True
-    assert circuits.change(before, second, "b") is False
-    assert circuits.read([]).services["openai"] == first
+    assert backend.change(before, first, "a") is True
+    assert backend.change(before, second, "b") is False
+    assert backend.read([]).services["openai"] == first
 
 
-def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(circuits: BreakerBackend, clock: Clock):
+def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(backend: BreakerBackend, clock: Clock):
     def held() -> list[tuple[str, str]]:
-        return [(str(hold.target), hold.reason) for hold in circuits.read([]).holds]
+        return [(str(hold.target), hold.reason) for hold in backend.read([]).holds]
 
     rules = policy(success_threshold=1)
     assert held() == []
-    opened(circuits, rules)
+    opened(backend, rules)
     assert held() == [("service openai", "503 x3")]
     clock.advance(30)
-    trial = circuits.take_trial(rules, "a").trial
+    trial = backend.take_trial(rules, "a").trial
     assert trial is not None
-    assert (state(circuits), held()) == (HALF_OPEN, [("service openai", "503 x3")])
-    circuits.end_trial(rules, trial, Outcome.FAILURE)
-    assert (state(circuits), held()) == (OPEN, [("service openai", "503 x3")])
+    assert (state(backend), held()) == (HALF_OPEN, [("service openai", "503 x3")])
+    backend.end_trial(rules, trial, Verdict.FAILURE)
+    assert (state(backend), held()) == (OPEN, [("service openai", "503 x3")])
     clock.advance(60)
-    trial = circuits.take_trial(rules, "a").trial
+    trial = backend.take_trial(rules, "a").trial
     assert trial is not None
-    circuits.end_trial(rules, trial, Outcome.SUCCESS)
-    assert (state(circuits), held()) == (CLOSED, [])
+    backend.end_trial(rules, trial, Verdict.SUCCESS)
+    assert (state(backend), held()) == (CLOSED, [])
 
 
-def test_trial_calls_are_leased_up_to_the_permitted_number(circuits: BreakerBackend, clock: Clock):
+def test_trial_calls_are_leased_up_to_the_permitted_number(backend: BreakerBackend, clock: Clock):
     rules = policy(trial_calls=2, trial_lease_s=60)
-    opened(circuits, rules)
-    early = circuits.take_trial(rules, "a")
+    opened(backend, rules)
+    early = backend.take_trial(rules, "a")
     assert (early.trial, early.retry_at) == (None, clock() + timedelta(seconds=30))
     clock.advance(30)
-    answers = [circuits.take_trial(rules, name) for name in "abc"]
+    answers = [backend.take_trial(rules, name) for name in "abc"]
     assert [answer.trial is not None for answer in answers] == [True, True, False]
     assert [answer.before is not answer.after for answer in answers] == [True, False, False]
     assert answers[2].retry_at == clock() + timedelta(seconds=60)
     assert answers[0].trial is not None
-    circuits.end_trial(rules, answers[0].trial, Outcome.IGNORED)
-    assert circuits.take_trial(rules, "c").trial is not None
+    backend.end_trial(rules, answers[0].trial, Verdict.IGNORED)
+    assert backend.take_trial(rules, "c").trial is not None
 
 
 def test_a_lease_that_expired_blocks_nobody_and_its_late_result_is_dropped(
-    circuits: BreakerBackend, clock: Clock
+    backend: BreakerBackend, clock: Clock
 ):
     rules = policy(trial_calls=1, trial_lease_s=60)
-    opened(circuits, rules)
+    opened(backend, rules)
     clock.advance(30)
-    dead = circuits.take_trial(rules, "dead").trial
+    dead = backend.take_trial(rules, "dead").trial
     assert dead is not None
     clock.advance(60)
-    heir = circuits.take_trial(rules, "heir").trial
+    heir = backend.take_trial(rules, "heir").trial
     assert heir is not None
-    before, after = circuits.end_trial(rules, dead, Outcome.SUCCESS)
+    before, after = backend.end_trial(rules, dead, Verdict.SUCCESS)
     assert before == after
-    assert state(circuits) == HALF_OPEN
-    circuits.end_trial(rules, heir, Outcome.SUCCESS)
-    assert state(circuits) == CLOSED
+    assert state(backend) == HALF_OPEN
+    backend.end_trial(rules, heir, Verdict.SUCCESS)
+    assert state(backend) == CLOSED
 
 
-def test_a_failed_trial_call_ends_the_others(circuits: BreakerBackend, clock: Clock):
+def test_a_failed_trial_call_ends_the_others(backend: BreakerBackend, clock: Clock):
     rules = policy(trial_calls=2)
-    opened(circuits, rules)
+    opened(backend, rules)
     clock.advance(30)
-    trials = [circuits.take_trial(rules, name).trial for name in "ab"]
+    trials = [backend.take_trial(rules, name).trial for name in "ab"]
     assert None not in trials
-    circuits.end_trial(rules, trials[0], Outcome.FAILURE)  # type: ignore[arg-type] - see above
-    circuits.end_trial(rules, trials[1], Outcome.SUCCESS)  # type: ignore[arg-type] - see above
-    assert state(circuits) == OPEN
+    backend.end_trial(rules, trials[0], Verdict.FAILURE)  # type: ignore[arg-type] - see above
+    backend.end_trial(rules, trials[1], Verdict.SUCCESS)  # type: ignore[arg-type] - see above
+    assert state(backend) == OPEN
 
 
-def test_failures_of_different_workers_add_up(circuits: BreakerBackend, clock: Clock):
-    circuits.read(["openai"])
-    workers = [Worker(circuits, policy(), clock) for _ in range(3)]
+def test_failures_of_different_workers_add_up(backend: BreakerBackend, clock: Clock):
+    backend.read(["openai"])
+    workers = [Worker(backend, policy(), clock) for _ in range(3)]
     for worker in workers:
         clock.advance(0.01)
         worker.fail()
-    assert state(circuits) == OPEN
+    assert state(backend) == OPEN
 
 
-def test_a_success_of_another_worker_breaks_the_row(circuits: BreakerBackend, clock: Clock):
-    circuits.read(["openai"])
-    first, second = (Worker(circuits, policy(), clock) for _ in range(2))
+def test_a_success_of_another_worker_breaks_the_row(backend: BreakerBackend, clock: Clock):
+    backend.read(["openai"])
+    first, second = (Worker(backend, policy(), clock) for _ in range(2))
     for worker, action in [
         (first, "fail"),
         (first, "fail"),
@@ -156,29 +156,29 @@ def test_a_success_of_another_worker_breaks_the_row(circuits: BreakerBackend, cl
     ]:
         clock.advance(0.01)
         getattr(worker, action)()
-    assert state(circuits) == CLOSED
+    assert state(backend) == CLOSED
     clock.advance(0.01)
     second.fail()
-    assert state(circuits) == OPEN
+    assert state(backend) == OPEN
 
 
-def test_old_outcomes_are_pruned(store: Store, clock: Clock):
-    circuits, rules = SqlBackend(store), policy()
-    circuits.read([rules.name])
+def test_old_counts_are_pruned(store: Store, clock: Clock):
+    backend, rules = SqlBackend(store), policy()
+    backend.read([rules.name])
     for _ in range(5):
-        Worker(circuits, rules, clock).succeed()
+        Worker(backend, rules, clock).succeed()
         clock.advance(rules.window_s)
-    assert circuits.prune([rules]) == 3
-    assert circuits.prune([rules]) == 0
+    assert backend.prune([rules]) == 3
+    assert backend.prune([rules]) == 0
 
 
 def test_each_change_is_in_the_record(store: Store, clock: Clock):
-    circuits, rules = SqlBackend(store), policy()
-    opened(circuits, rules)
+    backend, rules = SqlBackend(store), policy()
+    opened(backend, rules)
     clock.advance(30)
-    trial = circuits.take_trial(rules, "worker-2").trial
+    trial = backend.take_trial(rules, "worker-2").trial
     assert trial is not None
-    circuits.end_trial(rules, trial, Outcome.SUCCESS)
+    backend.end_trial(rules, trial, Verdict.SUCCESS)
     with store.read() as conn:
         rows = conn.execute(
             sa.select(t.events).where(t.events.c.kind == EventKind.SERVICE).order_by(t.events.c.id)
@@ -191,25 +191,25 @@ def test_each_change_is_in_the_record(store: Store, clock: Clock):
 
 
 def test_recovery_leaves_the_operators_hold_alone(store: Store, clock: Clock):
-    circuits, rules = SqlBackend(store), policy()
-    opened(circuits, rules)
+    backend, rules = SqlBackend(store), policy()
+    opened(backend, rules)
     target = Target(TargetKind.SERVICE, "openai")
     with store.begin() as conn:
         holds.place(conn, clock(), target, source=HoldSource.OPERATOR, reason="audit", actor="ann")
         breakers.close(conn, clock(), "openai", actor="ann")
-    assert [hold.actor for hold in circuits.read([]).holds] == ["ann"]
+    assert [hold.actor for hold in backend.read([]).holds] == ["ann"]
 
 
 def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
     store: Store, clock: Clock
 ):
-    circuits, rules = SqlBackend(store), policy()
-    opened(circuits, rules)
+    backend, rules = SqlBackend(store), policy()
+    opened(backend, rules)
     with store.begin() as conn:
         breakers.close(conn, clock(), "openai", actor="ann")
         (released_by,) = conn.execute(sa.select(t.holds.c.released_by)).scalars()
         kept = conn.execute(sa.select(t.events).order_by(t.events.c.id)).all()
-    assert (state(circuits), circuits.read([]).holds) == (CLOSED, ())
+    assert (state(backend), backend.read([]).holds) == (CLOSED, ())
     assert released_by == "ann"
     assert [(e.kind, e.to_status, e.actor) for e in kept[-2:]] == [
         (EventKind.HOLD, "released_by_force", "ann"),
@@ -218,32 +218,32 @@ def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
 
 
 def test_an_operator_keeps_it_closed(store: Store, clock: Clock):
-    circuits, rules = SqlBackend(store), policy()
-    opened(circuits, rules)
+    backend, rules = SqlBackend(store), policy()
+    opened(backend, rules)
     until = clock() + timedelta(hours=1)
     with store.begin() as conn:
         breakers.keep_closed(conn, clock(), "openai", actor="ann", until=until)
-    worker = Worker(circuits, rules, clock)
+    worker = Worker(backend, rules, clock)
     for _ in range(5):
         clock.advance(0.01)
         worker.fail()
-    assert state(circuits) == CLOSED
+    assert state(backend) == CLOSED
     with store.begin() as conn:
         breakers.let_trip(conn, clock(), "openai", actor="ann")
     clock.advance(0.01)
     worker.fail()
-    assert state(circuits) == OPEN
+    assert state(backend) == OPEN
     with store.begin() as conn, pytest.raises(ValueError, match="can't be kept closed until"):
         breakers.keep_closed(conn, clock(), "openai", actor="ann", until=clock())
     with store.begin() as conn, pytest.raises(LookupError, match="knows no service 'opnai'"):
         breakers.keep_closed(conn, clock(), "opnai", actor="ann")
 
 
-# --- the tally in SQL is that of memory ----------------------------------------------------------
+# --- the store adds up what memory adds up -------------------------------------------------------
 
 START = Clock().time
 times = st.none() | st.floats(-90, 10).map(lambda s: START + timedelta(seconds=round(s, 3)))
-rows_of_outcomes = st.lists(
+deltas = st.lists(
     st.builds(
         WindowDelta,
         service=st.just("openai"),
@@ -261,78 +261,75 @@ rows_of_outcomes = st.lists(
         retry_at=times,
     ),
     max_size=12,
-    unique_by=lambda row: (row.bucket, row.worker, row.generation),
 )
 
 
-@given(rows=rows_of_outcomes, asking=st.sampled_from(["a", "d"]))
+@given(deltas=deltas, asking=st.sampled_from(["a", "d"]))
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_sql_adds_up_what_memory_adds_up(store: Store, rows: list[WindowDelta], asking: str):
+def test_the_store_adds_up_what_memory_adds_up(
+    store: Store, deltas: list[WindowDelta], asking: str
+):
     rules = policy(name=f"s{next(numbers)}")
-    rows = [
-        replace(
-            row,
-            service=rules.name,
-            failed_in_row=0 if row.row_since is None else 1 + row.failed_in_row,
-        )
-        for row in rows
-    ]
+    memory = MemoryBackend()
     with store.begin() as conn:
         breakers.ensure(conn, START, [rules.name])
-        breakers.add(conn, rows)
-        found = breakers.read_back(conn, rules, START, asking)
-    assert found is not None
-    assert found[1] == tally(rows, rules, 0, START, asking)
+        for delta in deltas:
+            in_row = 0 if delta.row_since is None else 1 + delta.failed_in_row
+            valid = replace(delta, service=rules.name, failed_in_row=in_row)
+            breakers.add(conn, [valid])
+            memory.flush([(rules, valid)])
+        status, stats = breakers.read_window(conn, rules, START, asking)
+    assert stats == window_stats(memory.counts(status), rules, 0, START, asking)
 
 
 # --- a state machine against a small model -------------------------------------------------------
 
 
 class Worker:
-    """A process of the fleet that tells of each outcome at once."""
+    """A process of the fleet that reports each call at once."""
 
-    def __init__(self, circuits: BreakerBackend, rules: ServicePolicy, clock: Clock) -> None:
-        self.circuits, self.rules, self.clock = circuits, rules, clock
+    def __init__(self, backend: BreakerBackend, rules: ServicePolicy, clock: Clock) -> None:
+        self.backend, self.rules, self.clock = backend, rules, clock
         self.name = f"w{next(numbers)}"
-        self.counts = self.count_for(circuits.read([rules.name]).services[rules.name].generation)
+        self.window = self.count_for(backend.read([rules.name]).services[rules.name].generation)
 
     def count_for(self, generation: int) -> LocalWindow:
         ticks = lambda: self.clock().timestamp()  # noqa: E731
         return LocalWindow(self.rules.name, generation, self.name, ticks)
 
     def learn(self) -> None:
-        generation = self.circuits.read([]).services[self.rules.name].generation
-        if generation != self.counts.generation:
-            self.counts = self.count_for(generation)
+        generation = self.backend.read([]).services[self.rules.name].generation
+        if generation != self.window.generation:
+            self.window = self.count_for(generation)
 
     def succeed(self) -> None:
         self.learn()
-        self.counts.last_ok = self.counts.ticks()
-        self.counts.ok()
-        seen = self.counts.untold(self.rules, self.clock())
-        assert seen is not None
-        self.circuits.flush([(self.rules, seen)])
-        self.counts.told(seen)
+        self.window.last_ok = self.window.monotonic()
+        self.window.ok()
+        delta = self.window.pending(self.rules, self.clock())
+        assert delta is not None
+        self.backend.flush([(self.rules, delta)])
+        self.window.flushed(delta)
 
-    def fail(self, counts: LocalWindow | None = None) -> None:
+    def fail(self, window: LocalWindow | None = None) -> None:
         self.learn()
-        (counts or self.counts).fail(self.clock(), None)
-        self.tell(counts)
+        (window or self.window).fail(self.clock(), None)
+        self.tell(window)
 
-    def tell(self, counts: LocalWindow | None = None) -> None:
-        counts = counts or self.counts
-        seen = counts.untold(self.rules, self.clock())
-        assert seen is not None
-        before, tallied = self.circuits.record(self.rules, seen)
-        counts.told(seen)
-        if tallied.last_ok_at is not None:
-            counts.succeeded_until(tallied.last_ok_at)
-        if before.generation == counts.generation:
-            after = machine.after_calls(before, self.rules, tallied, self.clock(), "503", 0.0)
+    def tell(self, window: LocalWindow | None = None) -> None:
+        window = window or self.window
+        delta = window.pending(self.rules, self.clock())
+        assert delta is not None
+        before, stats = self.backend.record(self.rules, delta)
+        window.flushed(delta)
+        if stats.last_ok_at is not None:
+            window.succeeded_until(stats.last_ok_at)
+        if before.generation == window.generation:
+            after = machine.after_calls(before, self.rules, stats, self.clock(), "503", 0.0)
             if after is not before:
-                assert self.circuits.change(before, after, self.name)
+                assert self.backend.change(before, after, self.name)
 
 
 class Model:
@@ -358,11 +355,11 @@ class Model:
         self.leases = {k: v for k, v in self.leases.items() if now < v}
         return self.state == HALF_OPEN and len(self.leases) < 2
 
-    def end(self, trial: Trial, outcome: Outcome, now: datetime) -> None:
+    def end(self, trial: Trial, verdict: Verdict, now: datetime) -> None:
         if self.leases.pop(trial.token, None) is None:
             return
-        self.successes += outcome == Outcome.SUCCESS
-        if outcome == Outcome.FAILURE:
+        self.successes += verdict == Verdict.SUCCESS
+        if verdict == Verdict.FAILURE:
             self.attempt += 1
             self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
         elif self.successes >= 2:
@@ -372,9 +369,9 @@ class Model:
 class Fleet(RuleBasedStateMachine):
     """Two workers, their restarts, late results, trial calls, and a clock that is set back."""
 
-    def __init__(self, circuits: BreakerBackend, clock: Clock) -> None:
+    def __init__(self, backend: BreakerBackend, clock: Clock) -> None:
         super().__init__()
-        self.circuits, self.clock = circuits, clock
+        self.backend, self.clock = backend, clock
         self.policy = policy(
             name=f"m{next(numbers)}",
             window_s=3600,
@@ -394,7 +391,7 @@ class Fleet(RuleBasedStateMachine):
         self.ordered = True
 
     def worker(self) -> Worker:
-        return Worker(self.circuits, self.policy, self.clock)
+        return Worker(self.backend, self.policy, self.clock)
 
     def now(self) -> datetime:
         return self.clock.advance(0.001)
@@ -417,16 +414,16 @@ class Fleet(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1))
     def begin_a_slow_call(self, which: int) -> None:
         self.workers[which].learn()
-        self.late.append((self.workers[which], self.workers[which].counts))
+        self.late.append((self.workers[which], self.workers[which].window))
 
     @precondition(lambda self: self.late)
     @rule()
     def a_slow_call_fails(self) -> None:
-        worker, counts = self.late.pop(0)
-        present = self.circuits.read([]).services[self.policy.name].generation
-        if counts.generation != present:
+        worker, window = self.late.pop(0)
+        present = self.backend.read([]).services[self.policy.name].generation
+        if window.generation != present:
             self.now()
-            worker.fail(counts)
+            worker.fail(window)
 
     @rule(which=st.integers(0, 1))
     def restart(self, which: int) -> None:
@@ -444,7 +441,7 @@ class Fleet(RuleBasedStateMachine):
     @rule()
     def take_a_trial_call(self) -> None:
         now = self.now()
-        answer = self.circuits.take_trial(self.policy, "w")
+        answer = self.backend.take_trial(self.policy, "w")
         assert (answer.trial is not None) == self.model.take(now)
         if answer.trial is not None:
             self.model.leases[answer.trial.token] = answer.trial.expires_at
@@ -452,51 +449,51 @@ class Fleet(RuleBasedStateMachine):
         self.follow()
 
     @precondition(lambda self: self.trials)
-    @rule(data=st.data(), outcome=st.sampled_from(list(Outcome)))
-    def end_a_trial_call(self, data: st.DataObject, outcome: Outcome) -> None:
+    @rule(data=st.data(), verdict=st.sampled_from(list(Verdict)))
+    def end_a_trial_call(self, data: st.DataObject, verdict: Verdict) -> None:
         trial = self.trials.pop(data.draw(st.integers(0, len(self.trials) - 1)))
-        outcome = Outcome.SUCCESS if outcome == Outcome.SLOW else outcome
+        verdict = Verdict.SUCCESS if verdict == Verdict.SLOW else verdict
         now = self.now()
-        self.circuits.end_trial(self.policy, trial, outcome)
-        self.model.end(trial, outcome, now)
+        self.backend.end_trial(self.policy, trial, verdict)
+        self.model.end(trial, verdict, now)
         self.follow()
 
     def follow(self) -> None:
         """Where the order is unknown, let the model take over what the breaker decided."""
-        circuit = self.circuits.read([]).services[self.policy.name]
+        status = self.backend.read([]).services[self.policy.name]
         if (
             not self.ordered
-            and circuit.state != self.model.state
+            and status.state != self.model.state
             and {
-                circuit.state,
+                status.state,
                 self.model.state,
             }
             == {CLOSED, OPEN}
         ):
-            self.model.to(circuit.state, circuit.open_until)
+            self.model.to(status.state, status.open_until)
             self.model.attempt = 0
-        if circuit.generation != self.generation:
+        if status.generation != self.generation:
             self.ordered = True
 
     @invariant()
     def it_is_as_the_model_says(self) -> None:
-        snapshot = self.circuits.read([])
-        circuit = snapshot.services[self.policy.name]
-        assert circuit.state == self.model.state
-        assert circuit.generation >= self.generation
-        self.generation = circuit.generation
-        if circuit.state == OPEN:
-            assert circuit.open_until == self.model.until
-        if circuit.state == HALF_OPEN:
-            assert circuit.trial_successes == self.model.successes
+        snapshot = self.backend.read([])
+        status = snapshot.services[self.policy.name]
+        assert status.state == self.model.state
+        assert status.generation >= self.generation
+        self.generation = status.generation
+        if status.state == OPEN:
+            assert status.open_until == self.model.until
+        if status.state == HALF_OPEN:
+            assert status.trial_successes == self.model.successes
         held = [hold for hold in snapshot.holds if hold.target.name == self.policy.name]
-        assert len(held) == (circuit.state != CLOSED)
+        assert len(held) == (status.state != CLOSED)
 
 
-def test_it_does_what_the_model_does(circuits: BreakerBackend, clock: Clock):
-    in_memory = isinstance(circuits, MemoryBackend)
+def test_it_does_what_the_model_does(backend: BreakerBackend, clock: Clock):
+    in_memory = isinstance(backend, MemoryBackend)
     run_machine(
-        lambda: Fleet(circuits, clock),  # pyright: ignore[reportArgumentType] - any factory will do
+        lambda: Fleet(backend, clock),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(
             max_examples=100 if in_memory else 25,
             stateful_step_count=40,

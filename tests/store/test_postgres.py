@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.store import compatibility, postgres, schema
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import UNREACHABLE, Store
 from tests.support.failing_service import Down, fail
 from tests.support.polling import wait_until
@@ -79,7 +80,7 @@ def test_a_call_does_not_wait_for_a_server_that_hangs(
     monkeypatch.setattr(postgres, "ANSWER_TIMEOUT_S", 0.5)
     monkeypatch.setattr(postgres, "CONNECT_TIMEOUT_S", 2)
     store = Store(proxy.url.render_as_string(hide_password=False))
-    fleet = Fleet(store, [ServicePolicy(name="openai", consecutive_failures=50)])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="openai", consecutive_failures=50)])
     breaker = fleet.breaker("openai")
     listening = sa.text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN tidegate'")
     with store.read() as conn, store.read() as other:

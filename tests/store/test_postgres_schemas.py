@@ -11,6 +11,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import compatibility, holds, push, schema
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock
 
@@ -95,7 +96,7 @@ def test_no_store_hears_of_changes_in_another(stores: list[Store]):
 
 
 def test_a_fleet_is_pushed_what_changes_in_its_own_store(stores: list[Store]):
-    fleet = Fleet(stores[1], [ServicePolicy(name="mailer")])
+    fleet = Fleet(SqlBackend(stores[1]), [ServicePolicy(name="mailer")])
     try:
         fleet.snapshot()
         hold(stores[1])

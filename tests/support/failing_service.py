@@ -3,7 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
-from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 
@@ -23,6 +24,6 @@ def policy(**fields: Any) -> ServicePolicy:
 
 def trip(breaker: Breaker) -> None:
     """Call the service until its breaker is open."""
-    while breaker.circuit.state == BreakerState.CLOSED:
+    while breaker.status.state == BreakerState.CLOSED:
         with suppress(Down, BreakerOpenError):
             breaker.call(fail)

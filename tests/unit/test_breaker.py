@@ -11,9 +11,10 @@ import pybreaker
 import pytest
 
 from dagster_tidegate.breaker.backend import MemoryBackend
-from dagster_tidegate.breaker.breaker import Breaker, BreakerOpenError
+from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.errors import BreakerOpenError, UnknownServiceError
 from dagster_tidegate.breaker.events import CallFailed, CallRefused, CallsCounted, StateChanged
-from dagster_tidegate.breaker.fleet import Fleet, UnknownServiceError
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from tests.support.clock import Clock
@@ -101,15 +102,15 @@ def test_a_success_between_failures_starts_the_count_anew(breaker: Breaker):
                 breaker.call(fail)
         breaker.call(int)
         assert breaker.fail_counter == 0
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_it_recovers_by_a_trial_call(breaker: Breaker, clock: Clock):
     trip(breaker)
     clock.advance(30)
     assert breaker.call(int) == 0
-    assert breaker.circuit.state == BreakerState.CLOSED
-    assert breaker.circuit.closed_at == clock()
+    assert breaker.status.state == BreakerState.CLOSED
+    assert breaker.status.closed_at == clock()
 
 
 def test_a_failed_trial_call_opens_it_for_longer(breaker: Breaker, clock: Clock):
@@ -136,7 +137,7 @@ def test_during_a_trial_call_all_others_are_told_half_open(breaker: Breaker, clo
         assert refused.value.retry_at > clock()
 
     breaker.call(trial)
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_a_late_failure_belongs_to_an_older_generation(breaker: Breaker, clock: Clock):
@@ -149,12 +150,12 @@ def test_a_late_failure_belongs_to_an_older_generation(breaker: Breaker, clock: 
     for _ in range(5):
         with pytest.raises(Down):
             breaker.call(slow)
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_a_late_success_does_not_close_an_open_breaker(breaker: Breaker):
     breaker.call(trip, breaker)
-    assert breaker.circuit.state == BreakerState.OPEN
+    assert breaker.status.state == BreakerState.OPEN
 
 
 def test_a_call_refused_by_another_breaker_within_is_no_failure(breaker: Breaker, clock: Clock):
@@ -163,7 +164,7 @@ def test_a_call_refused_by_another_breaker_within_is_no_failure(breaker: Breaker
     for _ in range(5):
         with pytest.raises(BreakerOpenError):
             breaker.call(inner.call, fail)
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_slow_calls_trip_where_the_policy_says_so(clock: Clock):
@@ -172,10 +173,10 @@ def test_slow_calls_trip_where_the_policy_says_so(clock: Clock):
     )
     for seconds in (1, 2, 1):
         breaker.call(clock.advance, seconds)
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
     breaker.call(clock.advance, 3)
-    assert breaker.circuit.state == BreakerState.OPEN
-    assert breaker.circuit.reason == "2 of 4 calls took 2 s or more in 60 s"
+    assert breaker.status.state == BreakerState.OPEN
+    assert breaker.status.reason == "2 of 4 calls took 2 s or more in 60 s"
 
 
 def test_failures_outside_the_window_are_forgotten(clock: Clock):
@@ -327,8 +328,8 @@ def test_every_form_of_call_fails_trips_refuses_and_recovers(
         form(breaker, False)
     clock.advance(30)
     form(breaker, False)
-    assert breaker.circuit.state == BreakerState.CLOSED
-    ok, _, failed = breaker._admission.counts.totals()
+    assert breaker.status.state == BreakerState.CLOSED
+    ok, _, failed = breaker.engine.admission.window.totals()
     assert (ok, failed) == (0, 0), "the trial call is not counted in the new generation"
 
 
@@ -363,7 +364,7 @@ def test_an_abandoned_generator_says_nothing_and_gives_its_trial_call_back(
         generator = work()
         next(generator)
         generator.close()
-    assert breaker.circuit.state == (BreakerState.HALF_OPEN if trial else BreakerState.CLOSED)
+    assert breaker.status.state == (BreakerState.HALF_OPEN if trial else BreakerState.CLOSED)
     assert breaker.call(int) == 0
 
 
@@ -375,7 +376,7 @@ def test_what_ends_a_process_or_task_is_no_failure(breaker: Breaker, error: type
     for _ in range(5):
         with pytest.raises(error):
             breaker.call(stop)
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clock):
@@ -384,7 +385,7 @@ def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clo
 
     async def main() -> None:
         task = asyncio.create_task(breaker.call_async(asyncio.sleep, 3600))
-        while breaker.circuit.state != BreakerState.HALF_OPEN:
+        while breaker.status.state != BreakerState.HALF_OPEN:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -392,7 +393,7 @@ def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clo
         await breaker.call_async(asyncio.sleep, 0)
 
     asyncio.run(main())
-    assert breaker.circuit.state == BreakerState.CLOSED
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_nothing_is_held_across_the_call(breaker: Breaker):
@@ -404,7 +405,7 @@ def test_nothing_is_held_across_the_call(breaker: Breaker):
         thread.join(60)
     # Had one call waited for another, the barrier would have broken.
     assert not everybody.broken
-    assert breaker._admission.counts.totals()[0] == 8
+    assert breaker.engine.admission.window.totals()[0] == 8
 
 
 def test_no_success_of_a_thread_is_lost(breaker: Breaker):
@@ -417,7 +418,7 @@ def test_no_success_of_a_thread_is_lost(breaker: Breaker):
         thread.start()
     for thread in threads:
         thread.join()
-    assert breaker._admission.counts.totals()[0] == 40_000
+    assert breaker.engine.admission.window.totals()[0] == 40_000
 
 
 # --- as pybreaker documents ------------------------------------------------------------------
@@ -543,7 +544,7 @@ def test_what_counts_can_be_replaced(breaker: Breaker):
 
 
 def test_a_storage_of_pybreakers_is_refused():
-    with pytest.raises(ValueError, match="give a Fleet with a store instead"):
+    with pytest.raises(ValueError, match="use a Fleet with a backend instead"):
         Breaker(state_storage=pybreaker.CircuitMemoryStorage("closed"))
 
 
@@ -619,7 +620,7 @@ def test_a_hook_that_raises_changes_nothing(clock: Clock, caplog: pytest.LogCapt
     policy = ServicePolicy(name="openai", consecutive_failures=1)
     breaker = Fleet(MemoryBackend(clock=clock), [policy], hooks=[hook]).breaker("openai")
     trip(breaker)
-    assert breaker.circuit.state == BreakerState.OPEN
+    assert breaker.status.state == BreakerState.OPEN
     assert "a hook failed on StateChanged" in caplog.text
 
 
@@ -634,4 +635,4 @@ def test_a_hook_may_call_the_service_itself(clock: Clock):
     breaker = Fleet(MemoryBackend(clock=clock), [policy], hooks=[hook]).breaker("openai")
     with pytest.raises((Down, BreakerOpenError)):
         breaker.call(fail)  # the hook calls, fails, and is told of that in turn
-    assert breaker.circuit.reason == "Down x10"
+    assert breaker.status.reason == "Down x10"

@@ -56,7 +56,7 @@ def test_the_example_works(sqlite_url: str):
     example = DOCS.partition("```python\n")[2].partition("```")[0]
     names: dict = {}
     exec(example.replace("sqlite:////tmp/tidegate.db", sqlite_url), names)
-    assert names["openai"]._admission.counts.totals()[0] == 2
+    assert names["openai"].engine.admission.window.totals()[0] == 2
     names["fleet"].close()
 
 

@@ -233,7 +233,7 @@ def test_listeners_fire_before_the_shared_state_is_written(workers: Workers):
 
     look: Callable[[Any], str] = lambda cb: cb._state_storage.state  # noqa: E731 - replaced below
     workers.pybreakers(1, listeners=[Listener()])[0].open()
-    look = lambda cb: cb.fleet._shared.read([]).services["openai"].state.value  # noqa: E731
+    look = lambda cb: cb.fleet.state.backend.read([]).services["openai"].state.value  # noqa: E731
     ours = workers.ours(1)[0]
     ours.add_listener(Listener())
     ours.open()
@@ -398,4 +398,4 @@ def test_the_opening_has_the_time_of_the_workers_clock(workers: Workers, clock: 
     ours = workers.ours(1)[0]
     clock.advance(0.123456)
     ours.open()
-    assert ours.circuit.opened_at == clock(), "the shared clock's, to the microsecond"
+    assert ours.status.opened_at == clock(), "the shared clock's, to the microsecond"

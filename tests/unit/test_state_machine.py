@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.state_machine import BreakerStatus, WindowStats
-from dagster_tidegate.breaker.verdicts import Outcome
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -33,10 +34,8 @@ def in_row(failures: int, **fields: Any) -> WindowStats:
     return WindowStats(**defaults | fields)
 
 
-def trip(
-    rules: ServicePolicy, tally: WindowStats, circuit: BreakerStatus = CLOSED
-) -> BreakerStatus:
-    return machine.after_calls(circuit, rules, tally, NOW, "503", 0.0)
+def trip(rules: ServicePolicy, stats: WindowStats, status: BreakerStatus = CLOSED) -> BreakerStatus:
+    return machine.after_calls(status, rules, stats, NOW, "503", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_successes_that_silent_workers_may_not_have_told_yet_are_reckoned_with()
         row_workers=5,
         workers=200,
         failing_workers=5,
-        silent_ok_per_s=195.0,
+        unflushed_ok_per_s=195.0,
     )
     assert trip(policy(consecutive_failures=5), busy) is CLOSED
     # All that were heard of fail, as fast as they succeeded before.
@@ -112,7 +111,7 @@ def test_a_rate_waits_until_the_fleet_has_told_of_successes():
     recovered = replace(CLOSED, changed_at=NOW - timedelta(seconds=1))
     assert trip(rules, told, recovered) is recovered
     assert trip(rules, told) is not CLOSED
-    assert trip(rules, replace(told, silent_ok_per_s=50.0)) is CLOSED
+    assert trip(rules, replace(told, unflushed_ok_per_s=50.0)) is CLOSED
 
 
 def test_an_operator_can_keep_it_closed_for_a_time():
@@ -127,16 +126,16 @@ def test_the_reset_timeout_grows_with_each_failed_probe_up_to_its_cap():
     rules = policy(
         consecutive_failures=1, reset_timeout_s=10, backoff_factor=2, reset_timeout_cap_s=60
     )
-    circuit, waits = trip(rules, in_row(1)), []
+    status, waits = trip(rules, in_row(1)), []
     for _ in range(5):
-        assert circuit.open_until is not None
-        waits.append((circuit.open_until - circuit.changed_at).total_seconds())
-        now = circuit.open_until
-        half_open = machine.half_opened(circuit, now)
-        circuit = machine.after_trial(half_open, rules, Outcome.FAILURE, now, 0.0)
+        assert status.open_until is not None
+        waits.append((status.open_until - status.changed_at).total_seconds())
+        now = status.open_until
+        half_open = machine.half_opened(status, now)
+        status = machine.after_trial(half_open, rules, Verdict.FAILURE, now, 0.0)
     assert waits == [10, 20, 40, 60, 60]
-    assert circuit.opened_at == NOW, "it is open since the trip, not since the last probe"
-    assert circuit.reason == "503 x1"
+    assert status.opened_at == NOW, "it is open since the trip, not since the last probe"
+    assert status.reason == "503 x1"
 
 
 @given(
@@ -159,38 +158,38 @@ def test_it_is_not_probed_before_the_service_asked_to_be():
     soon = NOW + timedelta(seconds=1)
     assert trip(rules, in_row(1, retry_at=soon)).open_until == NOW + timedelta(seconds=30)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    again = machine.after_trial(half_open, rules, Outcome.FAILURE, NOW, 0.0, asked)
+    again = machine.after_trial(half_open, rules, Verdict.FAILURE, NOW, 0.0, asked)
     assert again.open_until == asked
 
 
 def test_it_closes_after_enough_trial_calls_and_forgets_the_outage():
     rules = policy(consecutive_failures=1, success_threshold=2)
-    circuit = machine.half_opened(trip(rules, in_row(1)), NOW)
-    circuit = machine.after_trial(circuit, rules, Outcome.SUCCESS, NOW, 0.0)
-    assert (circuit.state, circuit.trial_successes) == (BreakerState.HALF_OPEN, 1)
-    circuit = machine.after_trial(circuit, rules, Outcome.SUCCESS, NOW, 0.0)
-    assert circuit == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
+    status = machine.half_opened(trip(rules, in_row(1)), NOW)
+    status = machine.after_trial(status, rules, Verdict.SUCCESS, NOW, 0.0)
+    assert (status.state, status.trial_successes) == (BreakerState.HALF_OPEN, 1)
+    status = machine.after_trial(status, rules, Verdict.SUCCESS, NOW, 0.0)
+    assert status == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
 
 
 def test_an_ignored_trial_call_says_nothing():
     rules = policy(consecutive_failures=1)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, Outcome.IGNORED, NOW, 0.0) is half_open
+    assert machine.after_trial(half_open, rules, Verdict.IGNORED, NOW, 0.0) is half_open
 
 
 @pytest.mark.parametrize(("rate", "state"), [(0.5, BreakerState.OPEN), (None, BreakerState.CLOSED)])
 def test_a_slow_trial_call_fails_only_where_slow_calls_matter(rate, state):
     rules = policy(consecutive_failures=1, slow_call_rate=rate)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, Outcome.SLOW, NOW, 0.0).state == state
+    assert machine.after_trial(half_open, rules, Verdict.SLOW, NOW, 0.0).state == state
 
 
 @pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.OPEN])
 def test_the_result_of_a_trial_call_changes_nothing_outside_half_open(state):
-    circuit = replace(CLOSED, state=state)
-    for outcome in Outcome:
+    status = replace(CLOSED, state=state)
+    for verdict in Verdict:
         rules = policy(consecutive_failures=1)
-        assert machine.after_trial(circuit, rules, outcome, NOW, 0.0) is circuit
+        assert machine.after_trial(status, rules, verdict, NOW, 0.0) is status
 
 
 def test_a_breaker_that_is_not_closed_does_not_trip_again():

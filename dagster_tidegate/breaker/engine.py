@@ -1,0 +1,341 @@
+"""The engine of a breaker: admits calls to one service, counts them and reports them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from random import random
+from threading import Lock
+
+from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.backend import Trial
+from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.events import (
+    CallEnded,
+    CallFailed,
+    CallRefused,
+    CallsCounted,
+    Event,
+    Hooks,
+)
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.shared_state import SharedState
+from dagster_tidegate.breaker.snapshot import FleetSnapshot
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict, label, retry_after
+from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
+from dagster_tidegate.holds import Hold, HoldSource, covering
+from dagster_tidegate.statuses import BreakerState
+
+TRIAL_RETRY_S = 1.0
+"""After a refused trial call, a process asks again at a change, or after this time."""
+StateListener = Callable[[BreakerStatus, BreakerStatus], None]
+
+
+class Admission:
+    """Decides on calls and has their counters. Replaced as a whole when anything changes.
+
+    Attributes:
+        status: The breaker.
+        window: The counters of its generation.
+        hold: The operator's hold that forces it open, or None.
+        passes: Calls pass without asking anybody.
+        fast: They pass, and nobody observes them: only counting is left to do.
+    """
+
+    __slots__ = ("fast", "hold", "passes", "status", "window")
+
+    def __init__(
+        self,
+        status: BreakerStatus,
+        window: LocalWindow,
+        *,
+        hold: Hold | None,
+        passes: bool,
+        fast: bool,
+    ) -> None:
+        self.status = status
+        self.window = window
+        self.hold = hold
+        self.passes = passes
+        self.fast = fast
+
+    def refusal(self) -> BreakerOpenError:
+        """Return the error that refuses a call."""
+        if self.hold is None:
+            return _refusal(self.status, self.status.open_until)
+        hold = self.hold
+        reason = f"held by {hold.actor}: {hold.reason}"
+        since, until = hold.placed_at, hold.expires_at
+        return BreakerOpenError(self.status.name, BreakerState.OPEN, since, reason, until)
+
+
+class Ticket:
+    """A call that was admitted."""
+
+    __slots__ = ("started", "trial", "window")
+
+    def __init__(self, window: LocalWindow, trial: Trial | None = None) -> None:
+        self.window = window
+        self.started = window.monotonic()
+        self.trial = trial
+
+
+class Engine:
+    """Admits the calls of this process to one service, and reports them to the fleet.
+
+    A call is admitted by `admit` and ended by `succeed`, `fail` or `ignore`.
+
+    Args:
+        policy: The service's policy.
+        state: The state that the fleet shares.
+        hooks: Receive the events.
+        enabled: False: calls pass and are counted, nothing trips.
+        on_change: Called with the breaker before and after each change that this process makes.
+    """
+
+    def __init__(
+        self,
+        policy: ServicePolicy,
+        state: SharedState,
+        hooks: Hooks,
+        *,
+        enabled: bool,
+        on_change: StateListener,
+    ) -> None:
+        self.policy = policy
+        self.observed = False
+        self._state = state
+        self._hooks = hooks
+        self._enabled = enabled
+        self._on_change = on_change
+        self.reset()
+
+    def reset(self) -> None:
+        """Create what a forked child must not share with its parent."""
+        self._report_lock = Lock()
+        self._ask_at = float("-inf")
+        self._retired: list[LocalWindow] = []
+        # Window, its successes and the fleet's failures in a row at the last report.
+        self._reported: tuple[LocalWindow | None, int, int] = (None, 0, 0)
+        # Admits no call before the first snapshot.
+        unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
+        window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
+        self.admission = Admission(unknown, window, hold=None, passes=False, fast=False)
+
+    # --- admission ------------------------------------------------------------------------------
+
+    def admit(self) -> Ticket:
+        """Admit a call, as a trial call where the breaker needs one.
+
+        Raises:
+            BreakerOpenError: If the service must not be called now.
+        """
+        admission = self.check()
+        if admission.passes:
+            return Ticket(admission.window)
+        answer = self._state.take_trial(self.policy)
+        self._announce(answer.before, answer.after)
+        if answer.after.generation != self.admission.status.generation:
+            self._state.refresh()
+        if answer.trial is not None:
+            return Ticket(self.admission.window, answer.trial)
+        self._ask_at = admission.window.monotonic() + TRIAL_RETRY_S
+        if answer.after.state == BreakerState.CLOSED:
+            return Ticket(self.check().window)
+        raise self._refuse(_refusal(answer.after, answer.retry_at))
+
+    def check(self) -> Admission:
+        """Return what decides on calls, without I/O.
+
+        Raises:
+            BreakerOpenError: If what this process knows is enough to refuse a call.
+        """
+        admission = self.current()
+        if admission.passes:
+            return admission
+        if admission.hold is not None:
+            raise self._refuse(admission.refusal())
+        now, status = self._state.now(), admission.status
+        if status.state == BreakerState.OPEN and not status.due(now):
+            raise self._refuse(admission.refusal())
+        if admission.window.monotonic() < self._ask_at:
+            raise self._refuse(_refusal(status, now + timedelta(seconds=TRIAL_RETRY_S)))
+        return admission
+
+    def current(self) -> Admission:
+        """Return what decides on calls, up to date after a fork and after a hold expired."""
+        self._state.snapshot()
+        hold = self.admission.hold
+        if hold is not None and not hold.live(self._state.now()):
+            self._state.inform(self.update)
+        return self.admission
+
+    def update(self, snapshot: FleetSnapshot) -> None:
+        """Decide on calls by a snapshot from now on. Subscribed to the shared state."""
+        self._ask_at = float("-inf")
+        status = snapshot.services.get(self.policy.name)
+        if status is None:
+            return
+        hold = operator_hold(snapshot, self.policy.name, self._state.now())
+        window = self.admission.window
+        if window.generation != status.generation:
+            self._retired.append(window)
+            window = LocalWindow(
+                status.name, status.generation, self._state.worker, self._state.monotonic
+            )
+        passes = not self._enabled or (hold is None and status.state == BreakerState.CLOSED)
+        observed = (
+            self.observed or self._hooks.times_calls or self.policy.slow_call_rate is not None
+        )
+        fast = passes and not observed
+        self.admission = Admission(status, window, hold=hold, passes=passes, fast=fast)
+
+    def configure(self, policy: ServicePolicy, *, observed: bool) -> None:
+        """Replace the policy, and say whether listeners observe each call."""
+        self.policy, self.observed = policy, observed
+        self._state.inform(self.update)
+
+    def _refuse(self, error: BreakerOpenError) -> BreakerOpenError:
+        self._hooks.emit(CallRefused(error.service, error.reason, error.retry_at))
+        return error
+
+    # --- results --------------------------------------------------------------------------------
+
+    def succeed(self, ticket: Ticket) -> None:
+        """End a call that succeeded."""
+        window, policy = ticket.window, self.policy
+        ended = window.monotonic()
+        took_s = ended - ticket.started
+        slow = policy.slow_call_rate is not None and took_s >= policy.slow_call_s
+        if self._hooks.times_calls:
+            self._hooks.emit(CallEnded(policy.name, False, took_s))
+        if ticket.trial is not None:
+            self.end_trial(ticket.trial, Verdict.SLOW if slow else Verdict.SUCCESS)
+            return
+        window.last_ok = ended
+        window.ok()
+        if slow:
+            window.count_slow()
+            self._report(window, "slow")
+
+    def ignore(self, ticket: Ticket) -> None:
+        """End a call that says nothing about the service."""
+        if ticket.trial is not None:
+            self.end_trial(ticket.trial, Verdict.IGNORED)
+
+    def fail(self, ticket: Ticket, error: Exception) -> None:
+        """End a call that failed."""
+        if self._hooks.times_calls:
+            took_s = ticket.window.monotonic() - ticket.started
+            self._hooks.emit(CallEnded(self.policy.name, True, took_s))
+        now = self._state.now()
+        wait_s = retry_after(error, now, self.policy.retry_after_cap_s)
+        retry_at = None if wait_s is None else now + timedelta(seconds=wait_s)
+        name = label(error)
+        self._hooks.emit(CallFailed(self.policy.name, error, name, retry_at))
+        if ticket.trial is not None:
+            self.end_trial(ticket.trial, Verdict.FAILURE, retry_at)
+        else:
+            ticket.window.fail(now, retry_at)
+            self._report(ticket.window, name)
+
+    def end_trial(self, trial: Trial, verdict: Verdict, retry_at: datetime | None = None) -> None:
+        """Return the lease of a trial call with its result."""
+        before, after = self._state.end_trial(self.policy, trial, verdict, retry_at)
+        self._ask_at = float("-inf")
+        self._announce(before, after)
+
+    def change(self, move: Callable[[BreakerStatus, datetime], BreakerStatus]) -> None:
+        """Change the breaker by hand; `move` returns the next status."""
+        for _ in range(10):
+            before = self._state.refresh().services[self.policy.name]
+            after = move(before, self._state.now())
+            if after is before:
+                return
+            if self._state.change(before, after):
+                self._announce(before, after)
+                return
+        raise RuntimeError(f"{self.policy.name} changed ten times while it was being changed")
+
+    def _announce(self, before: BreakerStatus, after: BreakerStatus) -> None:
+        if after.generation != before.generation:
+            self._on_change(before, after)
+
+    def _report(self, window: LocalWindow, label: str) -> None:
+        """Report calls to the fleet at once, and trip the breaker if they are enough."""
+        if not self._enabled:
+            return
+        with self._report_lock:
+            now = self._state.now()
+            current = window is self.admission.window
+            delta = window.pending(self.policy, now) if current else None
+            if delta is None or not (delta.failed or delta.slow):
+                return  # an older generation, or another thread has reported it already
+            before, stats = self._state.record(self.policy, delta)
+            window.flushed(delta)
+            if stats.last_ok_at is not None:
+                window.succeeded_until(stats.last_ok_at)
+            self._reported = (window, window.totals()[0], stats.failed_in_row)
+            after = machine.after_calls(before, self.policy, stats, now, label, random())
+            events = [*self._count_retired(), _counted(delta)]
+        if after is not before:
+            if self._state.change(before, after):
+                self._announce(before, after)
+        elif before.generation != window.generation:
+            self._state.refresh()
+        for event in events:
+            self._hooks.emit(event)
+
+    @contextmanager
+    def flushing(self, events: list[Event]) -> Iterator[WindowDelta | None]:
+        """Yield the counts to flush, or None; at the end, note that they are written.
+
+        Args:
+            events: Where the events are added that are due then.
+        """
+        if not self._report_lock.acquire(blocking=False):
+            yield None  # another thread is reporting a failure, and all other counts with it
+            return
+        try:
+            retired = self._count_retired()
+            window = self.admission.window
+            delta = window.pending(self.policy, self._state.now())
+            yield delta
+            events += retired
+            if delta is not None:
+                window.flushed(delta)
+                events.append(_counted(delta))
+        finally:
+            self._report_lock.release()
+
+    def _count_retired(self) -> list[Event]:
+        """Count the remaining calls of older generations; they no longer affect the breaker."""
+        events: list[Event] = []
+        while self._retired:
+            if delta := self._retired.pop().pending(self.policy, self._state.now()):
+                events.append(_counted(delta))
+        return events
+
+    @property
+    def failed_in_row(self) -> int:
+        """Failures in a row of the fleet, at the last report of this process."""
+        window, ok, in_row = self._reported
+        if window is None or window is not self.admission.window:
+            return 0
+        return in_row if window.totals()[0] == ok else 0
+
+
+def operator_hold(snapshot: FleetSnapshot, service: str, now: datetime) -> Hold | None:
+    """Return the operator's hold that forces a breaker open, or None."""
+    holds = covering(snapshot.holds, now, services=[service])
+    return next((hold for hold in holds if hold.source == HoldSource.OPERATOR), None)
+
+
+def _refusal(status: BreakerStatus, retry_at: datetime | None) -> BreakerOpenError:
+    since = status.opened_at or status.changed_at
+    reason = status.reason or str(status.state)
+    return BreakerOpenError(status.name, status.state, since, reason, retry_at)
+
+
+def _counted(delta: WindowDelta) -> CallsCounted:
+    return CallsCounted(delta.service, delta.ok, delta.slow, delta.failed)
