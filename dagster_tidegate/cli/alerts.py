@@ -12,7 +12,7 @@ from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.cli import output
 from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
-from dagster_tidegate.control.models import AlertShown
+from dagster_tidegate.control.models import AlertOut
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, SettingsError, load
 from dagster_tidegate.store import alerts as stored
 from dagster_tidegate.store.alerts import Alert, AlertStatus
@@ -33,7 +33,7 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
     with explained(), store.read() as conn:
         newest = stored.listed(conn, limit=limit)
     if as_json:
-        output.print_json([AlertShown.model_validate(alert) for alert in newest])
+        output.print_json([AlertOut.model_validate(alert) for alert in newest])
         return
     table = output.table("", "raised", "alert", "ended", "sent", "error")
     for alert in newest:
