@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from dagster_tidegate.breaker.fleet import Fleet as Fleet
     from dagster_tidegate.breaker.policy import ServicePolicy as ServicePolicy
     from dagster_tidegate.plugin.campaign import Campaign as Campaign
-    from dagster_tidegate.plugin.campaign import CatchUp as CatchUp
     from dagster_tidegate.plugin.pause import CampaignCancelled as CampaignCancelled
     from dagster_tidegate.plugin.pause import CampaignPaused as CampaignPaused
     from dagster_tidegate.plugin.resource import BreakerResource as BreakerResource
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.records.journal import Group as Group
     from dagster_tidegate.records.loop import Records as Records
     from dagster_tidegate.records.record import Record as Record
+    from dagster_tidegate.store.campaigns import CatchUp as CatchUp
     from dagster_tidegate.store.retention import Keep as Keep
 
 # Loaded when first asked for: the breaker and the store are usable without Dagster, and the

@@ -26,7 +26,7 @@ from dagster_tidegate.settings import (
 from dagster_tidegate.store.database import default_url, shown_url
 
 if TYPE_CHECKING:
-    from dagster_tidegate.dagster_api.workspace import LocationCode
+    from dagster_tidegate.dagster_api.locations import LocationCode
 
 
 @click.command()

@@ -57,7 +57,7 @@ def start(
     refused = judged.refuses(queue=queue)
     if refused and not validate:
         _refuse(judged, seen, as_json=as_json)
-    from dagster_tidegate.dagster_api.workspace import LaunchError
+    from dagster_tidegate.dagster_api import LaunchError
 
     run_id = None
     try:

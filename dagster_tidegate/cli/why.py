@@ -138,14 +138,11 @@ def _in_dagster(run_id: str) -> Waiting:
     """What Dagster says of a run that has not begun to work yet."""
     import dagster as dg
 
-    from dagster_tidegate.dagster_api.instance import (
-        UNSET,
-        Dagster,
-        partition_of,
-        pools_of,
-        tried_by,
-    )
+    from dagster_tidegate.dagster_api.instance import Dagster
+    from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+    from dagster_tidegate.dagster_api.pools import pools_of
     from dagster_tidegate.gate.plan import limit_of
+    from dagster_tidegate.store.takeovers import UNSET
 
     try:
         with dg.DagsterInstance.get() as instance:

@@ -1,4 +1,7 @@
-"""The only code that uses Dagster's non-public API."""
+"""The one door to Dagster: only the modules in here use its non-public API.
+
+What callers need before they import Dagster, which takes a second, is in this file.
+"""
 
 PAGES_READ_ONLY = "tidegate_pages_read_only"
 """In the state of an ASGI scope: whether Dagster's pages offer this user no changes."""

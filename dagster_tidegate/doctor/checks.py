@@ -10,7 +10,8 @@ from enum import StrEnum
 from packaging.specifiers import SpecifierSet
 
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.dagster_api.workspace import Daemon, LocationCode, OpCode, Settings
+from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
+from dagster_tidegate.dagster_api.locations import LocationCode, OpCode
 from dagster_tidegate.pools import needs
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.heartbeats import PARTS
@@ -101,7 +102,7 @@ class Facts:
     enabled: bool
     store: StoreFacts
     instance_error: str | None = None
-    settings: Settings | None = None
+    settings: InstanceSettings | None = None
     daemons: Sequence[Daemon] = ()
     workspace_error: str | None = None
     locations: Sequence[LocationCode] = ()

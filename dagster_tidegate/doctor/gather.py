@@ -9,7 +9,7 @@ import dagster as dg
 from packaging.requirements import Requirement
 
 from dagster_tidegate.control import situation
-from dagster_tidegate.dagster_api import workspace
+from dagster_tidegate.dagster_api import deployment, workspace
 from dagster_tidegate.dagster_api.workspace import WorkspaceError
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
@@ -42,8 +42,8 @@ def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
     }
     try:
         with dg.DagsterInstance.get() as instance:
-            known["settings"] = workspace.settings(instance)
-            known["daemons"] = workspace.daemons(instance)
+            known["settings"] = deployment.settings(instance)
+            known["daemons"] = deployment.daemons(instance)
             known |= _locations(instance, workspace_file)
     except Exception as error:  # noqa: BLE001 -- whatever is wrong with Dagster is a finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

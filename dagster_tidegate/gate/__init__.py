@@ -1,3 +1,3 @@
-"""The gate: makes Dagster look like what holds and breakers say, and puts it back after."""
+"""The gate: makes Dagster match the live holds, and restores it when they are gone."""
 
-from dagster_tidegate.gate.reconcile import reconcile as reconcile
+from dagster_tidegate.gate.reconcile import tighten_now as tighten_now

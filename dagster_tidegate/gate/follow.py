@@ -1,37 +1,31 @@
-"""Campaign runs follow the Dagster runs that work on them.
+"""Follows: updates campaign runs from the Dagster runs that work on them.
 
-The record loop writes for itself that a campaign run is processing or paused. The rest is read
+The record loop itself records that a campaign run is processing or paused. Everything else is read
 from Dagster: that a run was queued, and how it ended.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 import dagster as dg
 
 from dagster_tidegate.control.operations import ACTOR_TAG
-from dagster_tidegate.dagster_api.instance import (
-    SUPERSEDED_TAG,
-    RunChange,
-    ancestors,
-    is_resume,
-    partition_of,
-)
-from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG, ancestors, is_resume, partition_of
+from dagster_tidegate.dagster_api.runs import RunChange
+from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.holds import SystemActor
-from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
-# Dagster stamps a change before it commits it; so much is read again each time, which is harmless.
+# Dagster stamps a change before it commits it, so the latest ones are read again, harmlessly.
 OVERLAP = timedelta(seconds=10)
-# And with the clock of the machine that changed it, which may be behind the database's.
+# It uses the clock of the machine that made the change, which may be behind the database's.
 MAX_SKEW = timedelta(seconds=60)
 PAGE = 200
-# How often it is looked for Dagster runs that were deleted, in seconds, and for how many.
+# Interval of the deleted-run audit in seconds, and how many campaign runs it checks at a time.
 AUDIT_S = 60.0
 AUDIT_PAGE = 500
 
@@ -43,37 +37,19 @@ _ENDS = {
 }
 _WAITS = {_Status.QUEUED, _Status.STARTING}
 _RUNS = {_Status.STARTED, _Status.CANCELING}
-# Moves that Dagster makes in one step and a campaign run in several.
-_WAYS = {
-    RunStatus.PENDING: [RunStatus.PENDING],
-    RunStatus.PROCESSING: [RunStatus.PROCESSING],
-    RunStatus.COMPLETED: [RunStatus.PROCESSING, RunStatus.COMPLETED],
-    RunStatus.FAILED: [RunStatus.PROCESSING, RunStatus.FAILED],  # also one that never began
-    RunStatus.CANCELLED: [RunStatus.CANCELLED],
-    RunStatus.PAUSED: [RunStatus.PAUSED],
-}
-# What an ended campaign run becomes first.
-_AGAIN = RunStatus.PENDING
 
 
-def follow(
-    gate: Gate,
-    campaigns: Mapping[str, Campaign],
-    cursor: datetime,
-    now: datetime,
-    deadline: float,
-) -> tuple[datetime, int]:
-    """Bring campaign runs up to what Dagster's runs have become since a time.
+def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tuple[datetime, int]:
+    """Update campaign runs from the changes to Dagster's runs since a time.
 
     Args:
-        gate: What the gate works with.
-        campaigns: The campaigns of the gate, by name.
-        cursor: Up to when Dagster's runs are known, UTC.
+        gate: The gate.
+        cursor: Up to when changes have been read, UTC.
         now: The database's time at the beginning of the tick, UTC.
         deadline: When to stop (`time.monotonic`).
 
     Returns:
-        Up to when they are known now, and how many campaign runs were moved.
+        Up to when changes have been read now, and how many campaign runs were updated.
     """
     since, moved = cursor - OVERLAP, 0
     while time.monotonic() < deadline:
@@ -81,17 +57,17 @@ def follow(
         ours = [
             change
             for change in changes
-            if change.run.job_name in campaigns and SUPERSEDED_TAG not in change.run.tags
+            if change.run.job_name in gate.campaigns and SUPERSEDED_TAG not in change.run.tags
         ]
         if ours:
             with gate.store.read() as conn:
                 stale = _stale(conn, ours)
             for change in stale:
-                campaign = campaigns[change.run.job_name]
                 interrupted = gate.dagster.was_interrupted(change.run)
+                priority = gate.campaigns[change.run.job_name].priority
                 with gate.store.begin() as conn:
                     at = gate.store.now(conn)
-                    moved += _follow(conn, at, change, campaign, interrupted=interrupted)
+                    moved += _follow(conn, at, change, priority, interrupted=interrupted)
         if changes:
             cursor = max(cursor, changes[-1].at)
         if len(changes) < PAGE:
@@ -102,10 +78,10 @@ def follow(
 
 
 class Audit:
-    """Finds campaign runs whose Dagster run was deleted, of which Dagster tells nothing.
+    """Cancels campaign runs whose Dagster run was deleted, which is not a change of any run.
 
-    Each look takes the next page of those that are to work or do. One for which Dagster has no
-    run, now and at the look before, is cancelled.
+    Each audit checks the next page of pending and processing campaign runs. One is cancelled if
+    Dagster has no run for it in two audits in a row.
     """
 
     def __init__(self) -> None:
@@ -113,56 +89,54 @@ class Audit:
         self._after = 0
         self._missing: dict[int, CampaignRun] = {}
 
-    def __call__(self, gate: Gate, campaigns: Collection[str]) -> int:
-        """Look, if it is time to.
-
-        Args:
-            gate: What the gate works with.
-            campaigns: Names of the campaigns of the gate.
-
-        Returns:
-            How many campaign runs were cancelled.
-        """
+    def __call__(self, gate: Gate) -> int:
+        """Audit if it is due; return how many campaign runs were cancelled."""
         if time.monotonic() < self._due:
             return 0
         self._due = time.monotonic() + AUDIT_S
         with gate.store.read() as conn:
             active = runs.with_status(conn, RunStatus.PENDING, RunStatus.PROCESSING)
         ours = sorted(
-            (r for r in active if r.campaign in campaigns and not r.waits_for_start),
+            (r for r in active if r.campaign in gate.campaigns and not r.waits_for_start),
             key=lambda run: run.id,
         )
         page = [run for run in ours if run.id > self._after][:AUDIT_PAGE]
         self._after = page[-1].id if len(page) == AUDIT_PAGE else 0
-        unchanged = [run for run in ours if self._missing.get(run.id) == run]
-        missing = _without_dagster_run(gate, {run.id: run for run in [*page, *unchanged]})
-        gone = [run for run in unchanged if run.id in missing]
-        self._missing = {id_: run for id_, run in missing.items() if run not in gone}
-        if not gone:
+        suspects = [run for run in ours if self._missing.get(run.id) == run]
+        missing = _without_dagster_run(gate, [*page, *suspects])
+        deleted = [run for run in suspects if run.id in missing]
+        self._missing = {id_: run for id_, run in missing.items() if run not in deleted}
+        if not deleted:
             return 0
         with gate.store.begin() as conn:
             now = gate.store.now(conn)
-            reason = "Dagster has no run of it any more"
             return sum(
                 runs.move(
-                    conn, now, run, RunStatus.CANCELLED, reason=reason, actor=SystemActor.DAGSTER
+                    conn,
+                    now,
+                    run,
+                    RunStatus.CANCELLED,
+                    reason="its Dagster run was deleted",
+                    actor=SystemActor.DAGSTER,
                 )
-                for run in gone
+                for run in deleted
             )
 
 
-def _without_dagster_run(gate: Gate, found: Mapping[int, CampaignRun]) -> dict[int, CampaignRun]:
-    """Those campaign runs that no unfinished Dagster run works on."""
-    at_work = {
+def _without_dagster_run(
+    gate: Gate, campaign_runs: Collection[CampaignRun]
+) -> dict[int, CampaignRun]:
+    """Those campaign runs that no unfinished Dagster run works on, by id."""
+    working = {
         (run.job_name, partition_of(run))
-        for run in gate.dagster.unfinished_of({run.partition for run in found.values()})
+        for run in gate.dagster.unfinished_of({run.partition for run in campaign_runs})
         if not never_queued(run)
     }
-    return {id_: run for id_, run in found.items() if (run.campaign, run.partition) not in at_work}
+    return {run.id: run for run in campaign_runs if (run.campaign, run.partition) not in working}
 
 
 def never_queued(run: dg.DagsterRun) -> bool:
-    """Return whether a person's start made a run and, perhaps, died before it was queued."""
+    """Return whether a start by hand created a run and may have crashed before it was queued."""
     return run.status is _Status.NOT_STARTED and ACTOR_TAG in run.tags
 
 
@@ -176,29 +150,25 @@ def next_status(
     interrupted: bool = False,
     resumes: bool = False,
 ) -> RunStatus | None:
-    """Return what a campaign run becomes when a Dagster run has a status. Pure.
+    """Return the status that a campaign run gets from a Dagster run, or None to keep its own. Pure.
 
     Args:
         run: Status of the Dagster run.
         status: Status of the campaign run.
         owns: Whether the Dagster run's attempt is the campaign run's newest.
-        attempt: The attempt of the Dagster run, or None where it made none.
-        newer: Whether the Dagster run began after what gave the campaign run its status.
-        interrupted: Whether it failed since its process was told to end, by nobody in Dagster, and
-            there is an attempt to go on from.
-        resumes: Whether the gate asked for the Dagster run, when the campaign run was paused.
-
-    Returns:
-        The status that it gets, or None where it keeps the one that it has.
+        attempt: The attempt of the Dagster run; None if it has none.
+        newer: Whether the Dagster run began after the campaign run got its status.
+        interrupted: Whether it failed because its process received a signal that nobody in Dagster
+            asked for, and there is an attempt to resume from.
+        resumes: Whether the gate requested the Dagster run to resume the campaign run.
     """
     if attempt is not None:
         if not owns:
             return None
-        # What ended was written down when it did; of what still works, the record loop tells.
         if attempt.ended_at is None:
-            # Outside a record loop, which would have paused it: it goes on from its ledger, too.
+            # Interrupted outside a record loop, which would have paused it: its ledger is intact.
             return RunStatus.PAUSED if interrupted else _ENDS.get(run)
-        # But Dagster may give a run up whose process lives, and has nothing left to do.
+        # The record loop recorded the end. But Dagster may give up on a run whose process lives.
         given_up = status in (RunStatus.FAILED, RunStatus.CANCELLED) and attempt.outcome is status
         return RunStatus.COMPLETED if given_up and run is _Status.SUCCESS else None
     if resumes and status is RunStatus.CANCELLED:
@@ -206,8 +176,8 @@ def next_status(
     if run in _ENDS:
         to = RunStatus.PAUSED if interrupted else _ENDS[run]
         if status is RunStatus.PAUSED and to in (RunStatus.PAUSED, RunStatus.COMPLETED):
-            return None  # whatever it did, it did not work through the records
-        again = newer and status is not to  # a person did it again, and it was soon over
+            return None  # whatever it did, it did not process the records
+        again = newer and status is not to  # a quick re-execution
         return to if status in UNFINISHED or again else None
     if run in _WAITS:
         return None if status in (RunStatus.PENDING, RunStatus.PROCESSING) else RunStatus.PENDING
@@ -216,62 +186,61 @@ def next_status(
     return None
 
 
-def _stale(conn: Connection, found: Sequence[RunChange]) -> list[RunChange]:
-    """Those Dagster runs whose campaign runs are not known, or may have to be moved."""
-    attempts = runs.attempts_of(conn, [change.run.run_id for change in found])
-    known = runs.named(conn, [(c.run.job_name, partition_of(c.run)) for c in found])
-    stale = []
-    for change in found:
-        run = change.run
-        campaign_run = known.get((run.job_name, partition_of(run)))
-        attempt = attempts.get(run.run_id)
-        if (
-            campaign_run is None
-            or _starts(campaign_run, run)
-            or next_status(
-                run.status,
-                campaign_run.status,
-                owns=attempt is not None and attempt.number == campaign_run.attempt,
-                attempt=attempt,
-                # `_follow` looks more closely at what repeats an earlier run.
-                newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
-                resumes=is_resume(run),
-            )
-        ):
-            stale.append(change)
-    return stale
+def _stale(conn: Connection, changes: Sequence[RunChange]) -> list[RunChange]:
+    """The changes whose campaign runs don't exist yet, or may have to be updated."""
+    attempts = runs.attempts_of(conn, [change.run.run_id for change in changes])
+    campaign_runs = runs.named(conn, [(c.run.job_name, partition_of(c.run)) for c in changes])
+    return [
+        change
+        for change in changes
+        if _may_be_stale(
+            change,
+            campaign_runs.get((change.run.job_name, partition_of(change.run))),
+            attempts.get(change.run.run_id),
+        )
+    ]
+
+
+def _may_be_stale(
+    change: RunChange, campaign_run: CampaignRun | None, attempt: AttemptRow | None
+) -> bool:
+    run = change.run
+    if campaign_run is None or _starts(campaign_run, run):
+        return True
+    to = next_status(
+        run.status,
+        campaign_run.status,
+        owns=attempt is not None and attempt.number == campaign_run.attempt,
+        attempt=attempt,
+        # `_follow` checks more precisely whether it repeats an earlier run.
+        newer=campaign_run.changed_at < change.created_at or bool(ancestors(run)),
+        resumes=is_resume(run),
+    )
+    return to is not None
 
 
 def _starts(campaign_run: CampaignRun, run: dg.DagsterRun) -> bool:
-    """Return whether a run in Dagster's queue is what a campaign run waits for."""
+    """Whether a queued run is the one that a campaign run started by hand waits for."""
     return campaign_run.waits_for_start and run.status in _WAITS
 
 
 def _follow(
-    conn: Connection,
-    now: datetime,
-    change: RunChange,
-    campaign: Campaign,
-    *,
-    interrupted: bool,
+    conn: Connection, now: datetime, change: RunChange, priority: int, *, interrupted: bool
 ) -> bool:
     run = change.run
     attempt = runs.attempt_of(conn, run.run_id)
-    campaign_run = runs.ensure(
-        conn, now, run.job_name, partition_of(run), priority=campaign.priority
-    )
+    campaign_run = runs.ensure(conn, now, run.job_name, partition_of(run), priority=priority)
     if _starts(campaign_run, run):
         return runs.claim_start(conn, now, campaign_run, actor=SystemActor.DAGSTER)
     newest = runs.latest_attempt(conn, campaign_run.id)
     if attempt is None and newest is not None and newest.ended_at is None:
         return False  # another Dagster run works on it
-    owns = attempt is not None and attempt.number == campaign_run.attempt
     to = next_status(
         run.status,
         campaign_run.status,
-        owns=owns,
+        owns=attempt is not None and attempt.number == campaign_run.attempt,
         attempt=attempt,
-        # Dagster marks a run that failed after it has made the one that repeats it.
+        # Dagster tags a failed run after it has created its retry, so the failed run looks newer.
         newer=campaign_run.changed_at < change.created_at
         or (newest is not None and newest.dagster_run in ancestors(run)),
         interrupted=interrupted and newest is not None,
@@ -279,18 +248,27 @@ def _follow(
     )
     if to is None or (attempt is None and change.at < campaign_run.changed_at):
         return False
-    # Not the time of this tick: what Dagster did after it is newer.
+    # Not the time of this tick, or what Dagster did since the change would look older.
     now = min(now, max(change.at, campaign_run.changed_at))
-    begins = [] if campaign_run.status in UNFINISHED or to not in _ENDS.values() else [_AGAIN]
     moved = False
-    for status in [*begins, *_WAYS[to]]:
+    for status in _path(campaign_run.status, to):
         current = runs.get(conn, campaign_run.id)
         if current is None or current.status is status:
             continue
         reason = f"Dagster run {run.run_id} is {run.status.value}"
         if status is RunStatus.PAUSED:
-            reason += ": its process was told to end; it goes on by itself"
+            reason += ": its process was terminated; it resumes automatically"
         moved = runs.move(conn, now, current, status, reason=reason, actor=SystemActor.DAGSTER)
         if not moved:
             return False
     return moved
+
+
+def _path(status: RunStatus, to: RunStatus) -> list[RunStatus]:
+    """The allowed moves that lead to a status, which Dagster's run may have reached in one."""
+    path = [to]
+    if to in (RunStatus.COMPLETED, RunStatus.FAILED):
+        path.insert(0, RunStatus.PROCESSING)
+    if to in _ENDS.values() and status not in UNFINISHED:
+        path.insert(0, RunStatus.PENDING)
+    return path

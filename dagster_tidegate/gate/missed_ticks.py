@@ -1,129 +1,118 @@
-"""Schedule ticks that were missed while a schedule was stopped: which, and what becomes of them."""
+"""Missed ticks: which ticks a schedule missed while it was stopped, and which are run later."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from dagster_tidegate.dagster_api.instance import Repository, evaluate, tick_tags, tick_times
-from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.plugin.campaign import Campaign, CatchUp
+from dagster_tidegate.dagster_api.repository import Repository, tick_tags, tick_times
+from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.store import missed_ticks
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.campaigns import CatchUp
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import Takeover
 
-# Dagster's scheduler looks once a minute; a tick that it had not yet seen when the schedule was
-# taken over is at most so old, or else it would not have run at that time anyway.
+# Dagster's scheduler runs once a minute. A tick that it had not evaluated when the schedule was
+# taken over is at most this old; otherwise it would not have run anyway.
 SCHEDULER_LAG = timedelta(minutes=10)
-# Of a schedule that was stopped for very long, the newest so many are written down.
+# The maximum number of missed ticks that are recorded, the newest ones.
 MAX_RECORDED = 10_000
 
 
-def judge(
-    times: Iterable[datetime], catch_up: CatchUp, most: int
+def evaluate(
+    times: Iterable[datetime], catch_up: CatchUp, max_ticks: int
 ) -> list[tuple[datetime, TickOutcome | None, str | None]]:
-    """Decide what becomes of missed ticks. Pure.
+    """Decide which missed ticks are run. Pure.
 
     Args:
         times: When they were due, the oldest first.
-        catch_up: What the campaign wants.
-        most: How many are run at most, with `CatchUp.ALL`.
+        catch_up: The campaign's policy.
+        max_ticks: How many `CatchUp.ALL` runs at most.
 
     Returns:
-        Each tick with its outcome and the reason for it; None where it is to be run.
+        Each tick with its outcome and the reason for it; None if it is to be run.
     """
     newest = deque(times, maxlen=MAX_RECORDED)
-    wanted = {CatchUp.NONE: 0, CatchUp.LATEST: 1, CatchUp.ALL: most}[catch_up]
-    first_run = len(newest) - wanted
-    reason = f"catch-up is {catch_up}" + (f", at most {most}" if catch_up is CatchUp.ALL else "")
+    wanted = {CatchUp.NONE: 0, CatchUp.LATEST: 1, CatchUp.ALL: max_ticks}[catch_up]
+    skipped = len(newest) - wanted
+    reason = f"catch-up is {catch_up}"
+    if catch_up is CatchUp.ALL:
+        reason += f", at most {max_ticks}"
     return [
-        (at, None, None) if place >= first_run else (at, TickOutcome.SKIPPED, reason)
+        (at, None, None) if place >= skipped else (at, TickOutcome.SKIPPED, reason)
         for place, at in enumerate(newest)
     ]
 
 
 @dataclass(frozen=True)
 class MissedTickPlanner:
-    """Writes down which ticks the schedules of some campaigns missed, and runs them later.
-
-    Args:
-        gate: What the gate works with.
-        repository: The repository of the campaigns.
-        campaigns: The campaigns, by name.
-    """
+    """Records which ticks the schedules of a gate's campaigns missed, and requests their runs."""
 
     gate: Gate
     repository: Repository
-    campaigns: Mapping[str, Campaign]
 
     def record(self, takeover: Takeover, until: datetime) -> None:
-        """Write down the ticks that a schedule missed, before it is given back.
+        """Record the ticks that a schedule missed, before it is given back.
 
         Args:
             takeover: Its takeover.
-            until: From when on it has its ticks again, UTC.
+            until: When its own ticks begin again, UTC.
         """
-        campaign = self.campaigns.get(takeover.campaign or "")
-        definition = self.repository.definition
-        if campaign is None or not definition.has_schedule_def(takeover.label):
+        campaign = self.gate.campaigns.get(takeover.campaign or "")
+        schedule = self.repository.schedule(takeover.label)
+        if campaign is None or schedule is None:
             return
-        since = [takeover.taken_at - SCHEDULER_LAG]
-        if takeover.running_since is not None:
-            since.append(takeover.running_since)
-        latest = self.gate.dagster.latest_tick(takeover.label, takeover.name)
-        if latest is not None:
-            since.append(latest)
-        times = tick_times(definition.get_schedule_def(takeover.label), max(since), until)
-        judged = judge(times, campaign.catch_up, campaign.most_ticks)
+        since = [
+            takeover.taken_at - SCHEDULER_LAG,
+            takeover.running_since,
+            self.gate.dagster.latest_tick(takeover.label, takeover.name),
+        ]
+        times = tick_times(schedule, max(time for time in since if time is not None), until)
+        ticks = [
+            MissedTick(campaign.name, schedule.name, at.astimezone(UTC), outcome, reason)
+            for at, outcome, reason in evaluate(
+                times, CatchUp(campaign.catch_up), campaign.max_ticks
+            )
+        ]
+        if not ticks:
+            return
         with self.gate.store.begin() as conn:
             now = self.gate.store.now(conn)
-            if judged and campaign.catch_up is not CatchUp.ALL:
-                for older in missed_ticks.waiting(conn):
-                    of_this = (older.campaign, older.schedule) == (campaign.name, takeover.label)
-                    if of_this and older.tick_at < judged[-1][0]:
-                        missed_ticks.settle(
-                            conn, now, older, TickOutcome.SKIPPED, "a later tick was missed too"
+            if campaign.catch_up != CatchUp.ALL:
+                for waiting in missed_ticks.waiting(conn):
+                    is_same = (waiting.campaign, waiting.schedule) == (campaign.name, schedule.name)
+                    if is_same and waiting.tick_at < ticks[-1].tick_at:
+                        missed_ticks.resolve(
+                            conn, now, waiting, TickOutcome.SKIPPED, "a later tick was missed too"
                         )
-            missed_ticks.record(
-                conn,
-                now,
-                [
-                    MissedTick(campaign.name, takeover.label, at.astimezone(UTC), outcome, reason)
-                    for at, outcome, reason in judged
-                ],
-            )
+            missed_ticks.record(conn, now, ticks)
 
-    def requests(self, tick: MissedTick, instance: dg.DagsterInstance) -> Sequence[dg.RunRequest]:
-        """Return the runs that a missed tick asks for and that Dagster does not have yet.
+    def requests(self, tick: MissedTick) -> Sequence[dg.RunRequest]:
+        """Return the runs that a missed tick requests and that Dagster does not have yet.
 
-        A tick of which Dagster has all runs, or that asks for none, is settled.
-
-        Args:
-            tick: The tick.
-            instance: The Dagster instance.
+        If there are none, the tick is resolved: launched, skipped or failed.
         """
-        definition = self.repository.definition
-        if not definition.has_schedule_def(tick.schedule):
-            self._settle(tick, TickOutcome.SKIPPED, "the schedule is not in the code any more")
+        schedule = self.repository.schedule(tick.schedule)
+        if schedule is None:
+            self._resolve(tick, TickOutcome.SKIPPED, "the schedule is no longer defined")
             return []
-        schedule = definition.get_schedule_def(tick.schedule)
         try:
-            wanted, skip_message = evaluate(schedule, tick.tick_at, instance, definition)
+            requests, skip_message = self.repository.evaluate(schedule, tick.tick_at)
         except Exception as error:  # noqa: BLE001 -- an author's schedule may raise anything
-            self._settle(tick, TickOutcome.FAILED, repr(error))
+            self._resolve(tick, TickOutcome.FAILED, repr(error))
             return []
-        if not wanted:
-            self._settle(tick, TickOutcome.SKIPPED, skip_message or "the schedule asked for no run")
+        if not requests:
+            reason = skip_message or "the schedule requested no run"
+            self._resolve(tick, TickOutcome.SKIPPED, reason)
             return []
         tags = tick_tags(schedule, tick.tick_at)
-        there = {run.tags.get("dagster/run_key") for run in self.gate.dagster.runs(tags=tags)}
+        launched = {run.tags.get("dagster/run_key") for run in self.gate.dagster.runs(tags=tags)}
         missing = []
-        for request in wanted:
+        for request in requests:
             key = f"tidegate/{tick.schedule}/{tick.tick_at.isoformat()}/{request.run_key or ''}"
-            if request.run_key not in there and key not in there:
+            if launched.isdisjoint({request.run_key, key}):
                 missing.append(
                     request.with_replaced_attrs(
                         run_key=key,
@@ -132,10 +121,10 @@ class MissedTickPlanner:
                     )
                 )
         if not missing:
-            self._settle(tick, TickOutcome.LAUNCHED, None)
+            self._resolve(tick, TickOutcome.LAUNCHED, None)
         return missing
 
-    def _settle(self, tick: MissedTick, outcome: TickOutcome, reason: str | None) -> None:
-        store: Store = self.gate.store
-        with store.begin() as conn:
-            missed_ticks.settle(conn, store.now(conn), tick, outcome, reason)
+    def _resolve(self, tick: MissedTick, outcome: TickOutcome, reason: str | None) -> None:
+        with self.gate.store.begin() as conn:
+            now = self.gate.store.now(conn)
+            missed_ticks.resolve(conn, now, tick, outcome, reason)

@@ -1,199 +1,177 @@
-"""Reads what a gate needs to know: first the store, then Dagster.
+"""Observes: reads what the gate needs to know, first from the store and then from Dagster.
 
-The order matters: a takeover that is newer than what was read of the store can be told from one
-that was known, and so no value that another gate wrote is taken for the former one.
+The order matters: if another gate takes something over in between, its takeover is newer than
+`newest_takeover`, so that a value which it wrote is never recorded as the former one.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import fields
 
 import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.instance import Dagster, partition_of, tried_by
-from dagster_tidegate.gate.plan import Candidates, Cover, Observed, ServiceView
+from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
 from dagster_tidegate.holds import Hold, TargetKind, run_name
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import (
-    campaigns,
-    gate_view,
-    ledger,
-    runs,
-    service_stats,
-    takeovers,
-)
+from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.store.gate_view import GateView
+from dagster_tidegate.store.runs import CampaignRun
 
-# How many queued runs are looked at for a canary, before each campaign is asked for its own.
+# How many queued runs are searched for a canary before each campaign is searched for its own.
 MAX_QUEUED = 500
 MAX_QUEUED_EACH = 5
 # And how many paused campaign runs.
 MAX_PAUSED = 20
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What a gate works with.
-
-    Attributes:
-        dagster: The Dagster instance.
-        store: The store of the fleet.
-        policies: The policies of the services, by name.
-        location: The gate's code location; empty for whoever trips a breaker or places a hold.
-        specs: The campaigns of the code location; without them, all that are in the store.
-        enabled: False where Tidegate is switched off: then no hold counts.
-    """
-
-    dagster: Dagster
-    store: Store
-    policies: Mapping[str, ServicePolicy]
-    location: str = ""
-    specs: Sequence[CampaignSpec] = ()
-    enabled: bool = True
-
-
-def observe(gate: Gate, *, resuming: bool = False) -> Observed:
-    """Return what Dagster looks like, and what the store says that it should look like.
+def observe(gate: Gate, *, resuming: bool = False) -> Observation:
+    """Return the state of Dagster, and what the store says it should be.
 
     Args:
-        gate: What the gate works with.
-        resuming: Whether also what waits to be resumed is wanted.
+        gate: The gate.
+        resuming: Whether to read what waits to be resumed, too.
     """
     with gate.store.read() as conn:
         view = gate_view.read(gate.store, conn, gate.location, resuming=resuming)
-        live = view.holds if gate.enabled else []
-        seen = Observed(
-            now=view.now,
-            location=gate.location,
-            holds=live,
-            takeovers=view.takeovers,
-            newest_takeover=view.newest_takeover,
-            cursor=view.cursor,
-            paused=view.paused,
-            active=view.active,
-            missed=view.missed,
-        )
-        if not live and not view.takeovers:
-            return seen
+        stored = {field.name: getattr(view, field.name) for field in fields(GateView)}
+        stored |= {"location": gate.location, "holds": view.holds if gate.enabled else []}
+        if not stored["holds"] and not view.takeovers:
+            return Observation(**stored)
         specs = gate.specs or campaigns.read(conn)
-        failures = _last_failures(conn, view.takeovers)
-    known = {*view.states, *gate.policies, *_held_services(live)}
-    half_open = _to_be_tried(view.states, gate.policies)
-    canary_runs = gate.dagster.canaries() if half_open else []
-    # A campaign that needs several half open services tries them all with one run: if each of
-    # them kept the others from being tried, none would ever close.
-    but_for_them = Cover(live, known, without=half_open)
-    held = held_runs(live)
-    found = {}
-    for service in sorted(half_open):
-        waiting = [run for run in canary_runs if service in tried_by(run)]
-        found[service] = (
-            Candidates(waiting, [], [])
-            if waiting
-            else candidates(gate, service, specs, but_for_them, held)
-        )
+        steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
+        failures = service_stats.failures_since(conn, min(steps)) if steps else {}
+    holds: Sequence[Hold] = stored["holds"]
+    held = {hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE}
+    services = {*view.states, *gate.policies, *held}
+    candidates = _candidates(gate, specs, holds, services, _on_trial(view.states, gate.policies))
     canaries = {
         service
-        for service, runs_ in found.items()
-        if any(run.status is dg.DagsterRunStatus.QUEUED for run in runs_.waiting)
+        for service, candidate in candidates.items()
+        if any(run.status is dg.DagsterRunStatus.QUEUED for run in candidate.canaries)
     }
     tried_pools = frozenset(
         pool for spec in specs for pool in spec.pools if needs(pool, canaries).services
     )
-    return replace(
-        seen,
-        services={name: _view(gate.policies.get(name), failures.get(name)) for name in known},
+    return Observation(
+        **stored,
+        services={
+            name: ServiceView(
+                gate.policies[name].ramp_interval_s if name in gate.policies else None,
+                failures.get(name),
+            )
+            for name in services
+        },
         campaigns=specs,
         pools=gate.dagster.pools(),
         default_limit=gate.dagster.default_limit(),
         triggers=gate.dagster.triggers() if any(spec.triggers for spec in specs) else {},
         canaries=canaries,
         in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
-        candidates=found,
+        candidates=candidates,
     )
 
 
-def candidates(
-    gate: Gate,
-    service: str,
-    specs: Sequence[CampaignSpec],
-    but_for_them: Cover,
-    held: Collection[str],
-) -> Candidates:
-    """Return the runs that could try a service, of campaigns that nothing else holds.
-
-    Args:
-        gate: What the gate works with.
-        service: Name of the half open service.
-        specs: All campaigns.
-        but_for_them: What is held but for what half open services hold.
-        held: Names of the campaign runs that have a hold of their own.
-    """
-    able: dict[str, set[str]] = {}
-    for spec in specs:
-        calling = {
-            op for op, pool in spec.ops.items() if service in but_for_them.needs(pool).services
-        }
-        if calling and not but_for_them.campaign(spec):
-            able[spec.name] = calling
-    with gate.store.read() as conn:
-        paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=able)
-        begun = ledger.begun(conn, {op for calling in able.values() for op in calling})
-        paused = [run for run in paused if run.name not in held]
-        # A run that stands before the service already tries it at once; another may first have an
-        # hour of other work to do.
-        paused.sort(key=lambda run: not any((run.id, op) in begun for op in able[run.campaign]))
-        del paused[MAX_PAUSED:]
-        newest = {run.id: runs.latest_attempt(conn, run.id) for run in paused}
-    # One whose other branches still work can't resume yet, and must not keep others from trying.
-    attempted = [attempt.dagster_run for attempt in newest.values() if attempt is not None]
-    at_work = {run.run_id for run in gate.dagster.unfinished(attempted)}
-    paused = [
-        run
-        for run in paused
-        if (attempt := newest[run.id]) is None or attempt.dagster_run not in at_work
-    ]
-    if not able:
-        return Candidates([], [], [])
-    # Also beside paused ones: those may all have a run in the queue already.
-    found = gate.dagster.queued(MAX_QUEUED)
-    if not any(run.job_name in able for run in found) and len(found) == MAX_QUEUED:
-        found = [run for job in able for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
-    return Candidates(
-        [],
-        paused,
-        [
-            run
-            for run in found
-            if run.job_name in able and run_name(run.job_name, partition_of(run)) not in held
-        ],
-    )
-
-
-def held_runs(live: Sequence[Hold]) -> set[str]:
+def held_runs(holds: Sequence[Hold]) -> set[str]:
     """Return the names of the campaign runs that have a hold of their own."""
-    return {hold.target.name for hold in live if hold.target.kind is TargetKind.CAMPAIGN_RUN}
+    return {hold.target.name for hold in holds if hold.target.kind is TargetKind.CAMPAIGN_RUN}
 
 
-def _to_be_tried(states: Mapping[str, str], policies: Mapping[str, ServicePolicy]) -> set[str]:
-    return {
+def _on_trial(states: Mapping[str, str], policies: Mapping[str, ServicePolicy]) -> list[str]:
+    """The half-open services that need a canary, since they have no health probe."""
+    return sorted(
         name
         for name, state in states.items()
         if state == BreakerState.HALF_OPEN and name in policies and not policies[name].probe_url
+    )
+
+
+def _candidates(
+    gate: Gate,
+    specs: Sequence[CampaignSpec],
+    holds: Sequence[Hold],
+    services: Collection[str],
+    on_trial: Sequence[str],
+) -> dict[str, Candidates]:
+    """The runs that could try each service on trial: of campaigns that nothing else holds."""
+    if not on_trial:
+        return {}
+    canaries = gate.dagster.canaries()
+    # One run tries all services on trial that its campaign needs. If each of them kept the others
+    # from being tried, none would ever close.
+    cover = Cover(holds, services, without=on_trial)
+    held = held_runs(holds)
+    candidates = {}
+    for service in on_trial:
+        if running := [run for run in canaries if service in tried_by(run)]:
+            candidates[service] = Candidates(canaries=running)
+            continue
+        callers = {
+            spec.name: ops
+            for spec in specs
+            if (
+                ops := {
+                    op for op, pool in spec.ops.items() if service in cover.needs(pool).services
+                }
+            )
+            and not cover.campaign(spec)
+        }
+        candidates[service] = Candidates(
+            paused=_paused(gate, callers, held), queued=_queued(gate, callers, held)
+        )
+    return candidates
+
+
+def _paused(
+    gate: Gate, callers: Mapping[str, Collection[str]], held: Collection[str]
+) -> list[CampaignRun]:
+    """The paused runs that could try a service, those first that would call it first.
+
+    Args:
+        gate: The gate.
+        callers: The ops that call the service, by campaign.
+        held: Names of the campaign runs that have a hold of their own.
+    """
+    if not callers:
+        return []
+    with gate.store.read() as conn:
+        paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=callers)
+        begun = ledger.begun(conn, {op for ops in callers.values() for op in ops})
+        paused = [run for run in paused if run.name not in held]
+        # A run that has begun such an op calls the service at once; another may have an hour of
+        # other work to do first.
+        paused.sort(key=lambda run: not any((run.id, op) in begun for op in callers[run.campaign]))
+        del paused[MAX_PAUSED:]
+        attempts = {run.id: runs.latest_attempt(conn, run.id) for run in paused}
+    # A run whose other branches still work can't resume yet, and must not block the others.
+    working = {
+        run.run_id
+        for run in gate.dagster.unfinished([a.dagster_run for a in attempts.values() if a])
     }
+    return [
+        run
+        for run in paused
+        if (attempt := attempts[run.id]) is None or attempt.dagster_run not in working
+    ]
 
 
-def _held_services(live: Sequence[Hold]) -> set[str]:
-    return {hold.target.name for hold in live if hold.target.kind is TargetKind.SERVICE}
+def _queued(
+    gate: Gate, callers: Mapping[str, Collection[str]], held: Collection[str]
+) -> list[dg.DagsterRun]:
+    """The queued runs that could try a service, the oldest first.
 
-
-def _last_failures(conn: Connection, taken: Sequence[takeovers.Takeover]) -> Mapping[str, datetime]:
-    steps = [takeover.ramp_step_at for takeover in taken if takeover.ramp_step_at is not None]
-    return service_stats.failures_since(conn, min(steps)) if steps else {}
-
-
-def _view(policy: ServicePolicy | None, last_failure_at: datetime | None) -> ServiceView:
-    return ServiceView(None if policy is None else policy.ramp_interval_s, last_failure_at)
+    Also if some are paused: each of those may have a run in the queue already.
+    """
+    if not callers:
+        return []
+    queued = gate.dagster.queued(MAX_QUEUED)
+    if len(queued) == MAX_QUEUED and not any(run.job_name in callers for run in queued):
+        queued = [run for job in callers for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
+    return [
+        run
+        for run in queued
+        if run.job_name in callers and run_name(run.job_name, partition_of(run)) not in held
+    ]

@@ -1,7 +1,6 @@
-"""One turn of the gate: observe, plan, apply, until there is nothing left to do."""
+"""Reconciles: observes, plans and applies until there is nothing left to change."""
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from enum import Flag, auto
 
@@ -9,109 +8,95 @@ import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
-from dagster_tidegate.gate.apply import MissedTicks, apply
-from dagster_tidegate.gate.observe import Gate, observe
-from dagster_tidegate.gate.plan import Action, End, Observed, Take, Write, plan
+from dagster_tidegate.gate.apply import MissedTicks, Report, apply
+from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.observe import observe
+from dagster_tidegate.gate.plan import Action, End, Observation, Take, Write, plan
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError
 from dagster_tidegate.store.takeovers import Takeover
 
-# A turn whose changes cause more changes ends after so many; the next tick goes on.
+# Changes may cause further changes; after this many rounds, the next tick continues.
 MAX_ROUNDS = 4
 # Dagster gives a sensor a minute.
 BUDGET_S = 40.0
 
 
 class Direction(Flag):
-    """Which changes a part of the gate makes."""
+    """Which changes to make."""
 
     TIGHTEN = auto()
     LOOSEN = auto()
 
 
-def turn(
-    gate: Gate,
-    direction: Direction,
-    *,
-    deadline: float,
-    missed_ticks: MissedTicks,
-    errors: list[Exception],
-) -> tuple[Observed, list[str]]:
-    """Make Dagster look as it should, in one or both directions.
+def reconcile(
+    gate: Gate, direction: Direction, *, deadline: float, missed_ticks: MissedTicks
+) -> tuple[Observation, Report]:
+    """Make Dagster match the live holds, in one or both directions.
 
     Args:
-        gate: What the gate works with.
+        gate: The gate.
         direction: Which changes to make.
-        deadline: When to stop (`time.monotonic`).
+        deadline: When to stop (`time.monotonic`); the next tick does the rest.
         missed_ticks: Called before a schedule is given back.
-        errors: Gets what could not be written, for `check`.
 
     Returns:
-        What was observed last, and what was done, for people.
+        The last observation, and what was done.
     """
-    done: list[str] = []
+    report = Report()
     resuming = Direction.LOOSEN in direction
-    seen = observe(gate, resuming=resuming)
+    observation = observe(gate, resuming=resuming)
     for _ in range(MAX_ROUNDS):
-        actions = [action for action in plan(seen) if _is(action, direction)]
-        if not actions or errors or time.monotonic() > deadline:
+        actions = [a for a in plan(observation) if _direction(a) in (None, *direction)]
+        if not actions or report.errors or time.monotonic() > deadline:
             break
         try:
-            done += apply(
-                gate, seen, actions, deadline=deadline, missed_ticks=missed_ticks, errors=errors
+            report += apply(
+                gate, observation, actions, deadline=deadline, missed_ticks=missed_ticks
             )
         except GateBusyError as busy:
-            done.append(f"{busy}: the next tick goes on")
+            report.changes.append(f"{busy}: the next tick continues")
             break
-        seen = observe(gate, resuming=resuming)
-    done += [f"failed {'; '.join(getattr(e, '__notes__', ()))}: {e}" for e in errors]
-    return seen, done
+        observation = observe(gate, resuming=resuming)
+    report.changes += [
+        f"failed {'; '.join(getattr(error, '__notes__', ()))}: {error}" for error in report.errors
+    ]
+    return observation, report
 
 
-def check(errors: Sequence[Exception], done: Sequence[str]) -> None:
-    """Raise what could not be written, after all else is done.
+def tighten_now(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> list[str]:
+    """Stop at once what the live holds cover, without waiting for the next tick.
 
-    Raises:
-        ExceptionGroup: If anything failed.
-    """
-    if errors:
-        raise ExceptionGroup(f"{len(errors)} changes failed; done: {'; '.join(done)}", errors)
-
-
-def reconcile(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> list[str]:
-    """Stop at once what the live holds say must not run, instead of at the next tick.
-
-    For whoever has tripped a breaker or placed a hold. Needless calls are harmless.
-
-    Args:
-        instance: The Dagster instance.
-        store: The store.
-        fleet: The breakers.
+    Call it after tripping a breaker or placing a hold. Needless calls are harmless.
 
     Returns:
         What was done, for people.
+
+    Raises:
+        ExceptionGroup: If a change failed.
     """
     gate = Gate(Dagster(instance), store, fleet.policies, enabled=fleet.enabled)
-    deadline = time.monotonic() + BUDGET_S
-    errors: list[Exception] = []
-    _, done = turn(
+    _, report = reconcile(
         gate,
         Direction.TIGHTEN,
-        deadline=deadline,
-        missed_ticks=_none_given_back,
-        errors=errors,
+        deadline=time.monotonic() + BUDGET_S,
+        missed_ticks=_nothing_given_back,
     )
-    check(errors, done)
-    return done
+    report.check()
+    return report.changes
 
 
-def _is(action: Action, direction: Direction) -> bool:
-    if isinstance(action, Take):
-        return Direction.TIGHTEN in direction
-    if isinstance(action, Write):
-        return (Direction.TIGHTEN if action.tightens else Direction.LOOSEN) in direction
-    return Direction.LOOSEN in direction if isinstance(action, End) else True
+def _direction(action: Action) -> Direction | None:
+    """The direction of a change; None for a note that a person changed something."""
+    match action:
+        case Take():
+            return Direction.TIGHTEN
+        case Write():
+            return Direction.TIGHTEN if action.tightens else Direction.LOOSEN
+        case End():
+            return Direction.LOOSEN
+    return None
 
 
-def _none_given_back(takeover: Takeover, until: datetime) -> None:
-    raise AssertionError(f"{takeover.label} can't be given back at {until} by what only tightens")
+def _nothing_given_back(takeover: Takeover, until: datetime) -> None:
+    raise AssertionError(f"tightening must not give {takeover.label} back ({until})")

@@ -1,149 +1,144 @@
-"""What a tick of each of the three sensors does."""
+"""The ticks of the gate's three sensors.
+
+Each makes its changes, writes a heartbeat with a summary for people, and only then raises what
+failed.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.gate.follow import Audit, follow
+from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
-from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.plan import Observed
-from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, check, turn
-from dagster_tidegate.gate.resume import ask
-from dagster_tidegate.plugin.campaign import Campaign
+from dagster_tidegate.gate.plan import Observation
+from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, reconcile
+from dagster_tidegate.gate.resume import request_runs
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import campaigns as stored_campaigns
-from dagster_tidegate.store import heartbeats, holds
+from dagster_tidegate.store import campaigns, heartbeats, holds
 
-# The first tick of all looks so far back for runs that began before the gate was there.
+# How far back the very first tick looks for runs.
 FIRST_LOOK_BACK = timedelta(hours=1)
-MAX_HOLDS_TOLD = 5
+# The maximum number of holds in a summary.
+MAX_HOLDS = 5
 
 
-def pause_tick(
-    gate: Gate,
-    campaigns: Mapping[str, Campaign],
-    upper: MissedTickPlanner,
-    audit: Audit,
-    *,
-    new_code: bool,
-) -> str:
-    """Stop what must not run, and bring campaign runs up to what became of Dagster's runs.
+def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code: bool) -> str:
+    """Stop what is held, and update the statuses of campaign runs from Dagster's runs.
 
     Args:
-        gate: What the gate works with.
-        campaigns: The campaigns of the gate, by name.
-        upper: Writes down what a schedule missed.
-        audit: Looks for Dagster runs that were deleted.
-        new_code: Whether the campaigns may not be as the store knows them.
+        gate: The gate.
+        planner: Records missed ticks.
+        audit: Finds Dagster runs that were deleted.
+        new_code: Whether the campaigns may differ from those in the store.
 
     Returns:
-        What it saw and did, for people.
+        A summary for people.
+
+    Raises:
+        ExceptionGroup: If a change failed.
     """
     deadline = time.monotonic() + BUDGET_S
-    errors: list[Exception] = []
-    seen, done = turn(
-        gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=upper.record, errors=errors
+    observation, report = reconcile(
+        gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=planner.record
     )
-    if new_code or seen.cursor is None:  # without a heartbeat the store is new
+    now = observation.now
+    if new_code or observation.cursor is None:  # without a heartbeat the store is new
         with gate.store.begin() as conn:
-            stored_campaigns.save(conn, seen.now, gate.location, gate.specs)
-    cursor, moved = follow(
-        gate, campaigns, seen.cursor or seen.now - FIRST_LOOK_BACK, seen.now, deadline
-    )
+            campaigns.save(conn, now, gate.location, gate.specs)
+    cursor, moved = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
+    changes = [*report.changes]
     if moved:
-        done.append(f"{moved} campaign runs followed Dagster")
-    if gone := audit(gate, campaigns):
-        done.append(f"{gone} campaign runs cancelled whose Dagster runs were deleted")
-    summary = _summary(seen, done)
-    with gate.store.begin() as conn:
-        heartbeats.beat(
-            conn,
-            seen.now,
-            location=gate.location,
-            part=heartbeats.PAUSE,
-            summary=summary,
-            cursor=cursor,
-        )
-    check(errors, done)
+        changes.append(f"{moved} campaign runs updated from Dagster")
+    if cancelled := audit(gate):
+        changes.append(f"{cancelled} campaign runs cancelled: their Dagster runs were deleted")
+    summary = _summary(observation, changes)
+    _beat(gate, heartbeats.PAUSE, now, summary, cursor)
+    report.check()
     return summary
 
 
-def resume_tick(
-    gate: Gate, campaigns: Mapping[str, Campaign], upper: MissedTickPlanner
-) -> tuple[str, Sequence[dg.RunRequest]]:
-    """Let go on what nothing holds any more.
+def resume_tick(gate: Gate, planner: MissedTickPlanner) -> tuple[str, Sequence[dg.RunRequest]]:
+    """Give back and resume what is no longer held.
 
     Args:
-        gate: What the gate works with.
-        campaigns: The campaigns of the gate, by name.
-        upper: Writes down what a schedule missed, and runs it.
+        gate: The gate.
+        planner: Records missed ticks and requests their runs.
 
     Returns:
-        What it saw and did, for people, and the runs that Dagster should launch.
+        A summary for people, and the runs that Dagster should launch.
+
+    Raises:
+        ExceptionGroup: If a change failed and there is nothing to launch.
     """
-    deadline = time.monotonic() + BUDGET_S
-    errors: list[Exception] = []
-    seen, done = turn(
-        gate, Direction.LOOSEN, deadline=deadline, missed_ticks=upper.record, errors=errors
+    observation, report = reconcile(
+        gate,
+        Direction.LOOSEN,
+        deadline=time.monotonic() + BUDGET_S,
+        missed_ticks=planner.record,
     )
-    asked = ask(gate, seen, campaigns, upper)
-    summary = _summary(seen, [*done, *asked.notes])
-    with gate.store.begin() as conn:
-        heartbeats.beat(
-            conn, seen.now, location=gate.location, part=heartbeats.RESUME, summary=summary
-        )
-    if not asked.requests:  # Dagster launches nothing of a tick that fails
-        check(errors, done)
-    return summary, asked.requests
+    requests, notes = request_runs(gate, observation, planner)
+    summary = _summary(observation, [*report.changes, *notes])
+    _beat(gate, heartbeats.RESUME, observation.now, summary)
+    if not requests:  # Dagster launches nothing from a failed tick
+        report.check()
+    return summary, requests
 
 
 def breaker_tick(gate: Gate, fleet: Fleet) -> str:
-    """Find out which failed services are back, and end holds whose time is over.
-
-    Args:
-        gate: What the gate works with.
-        fleet: The breakers.
+    """Probe failed services that are due, and release expired holds.
 
     Returns:
-        What it saw and did, for people.
+        A summary for people.
     """
     with gate.store.begin() as conn:
         expired = holds.expire(conn, gate.store.now(conn))
-    done = [f"{expired} holds expired"] if expired else []
+    changes = [f"{expired} holds expired"] if expired else []
     now = fleet.refresh().read_at
     for service in fleet.due_probes():
-        circuit = fleet.breaker(service).probe()
-        done.append(f"probed {service}: {circuit.state}")
+        breaker = fleet.breaker(service).probe()
+        changes.append(f"probed {service}: {breaker.state}")
     for service, policy in fleet.policies.items():
-        circuit = fleet.snapshot().services[service]
-        if policy.probe_url is None and circuit.due(now):
+        breaker = fleet.snapshot().services[service]
+        if policy.probe_url is None and breaker.due(now):
             fleet.breaker(service).half_open()
-            done.append(f"{service} is half open")
-    circuits = [fleet.snapshot().services[service] for service in fleet.policies]
-    summary = "; ".join([_states(circuits), *done])
-    with gate.store.begin() as conn:
-        heartbeats.beat(conn, now, location=gate.location, part=heartbeats.BREAKER, summary=summary)
+            changes.append(f"{service} is half open")
+    breakers = [fleet.snapshot().services[service] for service in fleet.policies]
+    summary = "; ".join([_states(breakers), *changes])
+    _beat(gate, heartbeats.BREAKER, now, summary)
     return summary
 
 
-def _states(circuits: Sequence[BreakerStatus]) -> str:
-    others = [c for c in circuits if c.state is not BreakerState.CLOSED]
-    if not others:
-        return f"all {len(circuits)} breakers are closed"
+def _beat(
+    gate: Gate, part: str, now: datetime, summary: str, cursor: datetime | None = None
+) -> None:
+    with gate.store.begin() as conn:
+        heartbeats.beat(
+            conn, now, location=gate.location, part=part, summary=summary, cursor=cursor
+        )
+
+
+def _states(breakers: Sequence[BreakerStatus]) -> str:
+    tripped = [breaker for breaker in breakers if breaker.state is not BreakerState.CLOSED]
+    if not tripped:
+        return f"all {len(breakers)} breakers are closed"
     return ", ".join(
-        f"{c.name} is {c.state}" + (f" until {c.open_until:%H:%M:%S} UTC" if c.open_until else "")
-        for c in others
+        f"{breaker.name} is {breaker.state}"
+        + (f" until {breaker.open_until:%H:%M:%S} UTC" if breaker.open_until else "")
+        for breaker in tripped
     )
 
 
-def _summary(seen: Observed, done: Sequence[str]) -> str:
-    told = seen.holds[:MAX_HOLDS_TOLD]
-    saw = ", ".join(f"{hold.target} ({hold.source}: {hold.reason})" for hold in told)
-    more = len(seen.holds) - len(told)
-    held = f"held: {saw}" + (f" and {more} more" if more else "")
-    return "; ".join([held if told else "nothing is held", *(done or ["nothing to do"])])
+def _summary(observation: Observation, changes: Sequence[str]) -> str:
+    listed = observation.holds[:MAX_HOLDS]
+    if listed:
+        held = "held: " + ", ".join(f"{h.target} ({h.source}: {h.reason})" for h in listed)
+        unlisted = len(observation.holds) - len(listed)
+        held += f" and {unlisted} more" if unlisted else ""
+    else:
+        held = "nothing is held"
+    return "; ".join([held, *(changes or ["nothing to do"])])

@@ -2,22 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import dagster as dg
 
-from dagster_tidegate.dagster_api.instance import AssetJob, Repository
-from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.dagster_api.repository import AssetJob, Repository
+from dagster_tidegate.store.campaigns import CampaignSpec, CatchUp
 from dagster_tidegate.store.tokens import MAX_NAME
 from dagster_tidegate.text import checked
-
-
-class CatchUp(StrEnum):
-    """What becomes of the schedule ticks that a campaign missed while it was paused."""
-
-    NONE = "none"
-    LATEST = "latest"
-    ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -101,6 +92,7 @@ class Campaign:
             name=self.name,
             location=repository.location,
             catch_up=self.catch_up,
+            max_ticks=self.most_ticks,
             priority=self.priority,
             ops=dict(_pools(definition.get_job(self.name).graph)),
             triggers=tuple(sorted(triggers)),

@@ -6,8 +6,9 @@ import dagster as dg
 
 from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.dagster_api.instance import SUPERSEDED_TAG, Dagster
-from dagster_tidegate.gate import reconcile
+from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG
+from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.holds import TargetKind
 from dagster_tidegate.records.loop import Stop, Stopping
 from dagster_tidegate.records.retry import retry_while_unreachable
@@ -184,7 +185,7 @@ def resumed(context: dg.OpExecutionContext, attempt: AttemptRow) -> None:
 def _stop_the_queue(context: dg.OpExecutionContext, store: Store, fleet: Fleet) -> None:
     """Hold back what is queued before this run's place becomes free for it."""
     try:
-        for change in reconcile(context.instance, store, fleet):
+        for change in tighten_now(context.instance, store, fleet):
             context.log.info("The gate: %s", change)
     except Exception as error:  # noqa: BLE001 -- a pause must not fail for it
         context.log.warning("The gate's sensors will stop the queue; this run could not: %r", error)

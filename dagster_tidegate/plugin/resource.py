@@ -15,7 +15,7 @@ from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.instance import is_resume, is_superseded, partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import is_resume, is_superseded, partition_of, tried_by
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.pause import (
     CampaignPaused,

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.dagster_api.instance import PART_TAG, Dagster, Repository
+from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.locations import PART_TAG
+from dagster_tidegate.dagster_api.repository import Repository
 from dagster_tidegate.gate.follow import Audit
+from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
-from dagster_tidegate.gate.observe import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.plugin.resource import BreakerResource
@@ -58,9 +60,8 @@ def build_pause_sensor(
     def tick(
         _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
-        known = {campaign.name: campaign for campaign in campaigns}
-        upper = MissedTickPlanner(gate, repository, known)
-        summary = pause_tick(gate, known, upper, audit, new_code=saved != [gate.specs])
+        planner = MissedTickPlanner(gate, repository)
+        summary = pause_tick(gate, planner, audit, new_code=saved != [gate.specs])
         saved[:] = [gate.specs]
         return dg.SensorResult(skip_reason=summary)
 
@@ -97,9 +98,7 @@ def build_resume_sensor(
     def tick(
         context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
     ) -> dg.SensorResult:
-        known = {campaign.name: campaign for campaign in campaigns}
-        upper = MissedTickPlanner(gate, repository, known)
-        summary, requests = resume_tick(gate, known, upper)
+        summary, requests = resume_tick(gate, MissedTickPlanner(gate, repository))
         if requests:
             context.log.info(summary)  # a tick that asks for runs has no skip reason
             return dg.SensorResult(run_requests=list(requests))

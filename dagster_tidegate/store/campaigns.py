@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 import sqlalchemy as sa
 
@@ -31,6 +32,14 @@ class Trigger:
     runs_by_default: bool
 
 
+class CatchUp(StrEnum):
+    """Which schedule ticks that a campaign missed while it was paused are run later."""
+
+    NONE = "none"
+    LATEST = "latest"
+    ALL = "all"
+
+
 @dataclass(frozen=True)
 class CampaignSpec:
     """What the gate needs to know of a campaign.
@@ -38,7 +47,8 @@ class CampaignSpec:
     Attributes:
         name: Name of the Dagster job.
         location: Its code location.
-        catch_up: What becomes of schedule ticks missed while it is paused.
+        catch_up: Which schedule ticks missed while it is paused are run later.
+        max_ticks: Maximum number of missed ticks of a schedule that `all` runs; not stored.
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         triggers: The schedules and sensors that start its runs.
@@ -52,6 +62,7 @@ class CampaignSpec:
     ops: Mapping[str, str] = field(default_factory=dict)
     triggers: tuple[Trigger, ...] = ()
     owners: frozenset[str] = frozenset()
+    max_ticks: int = field(default=100, compare=False)
 
     @property
     def pools(self) -> frozenset[str]:

@@ -43,11 +43,11 @@ class GateView:
     """
 
     now: datetime
-    holds: Sequence[Hold]
-    takeovers: Sequence[Takeover]
-    newest_takeover: int
-    states: Mapping[str, str]
-    cursor: datetime | None
+    holds: Sequence[Hold] = ()
+    takeovers: Sequence[Takeover] = ()
+    newest_takeover: int = 0
+    states: Mapping[str, str] = field(default_factory=dict)
+    cursor: datetime | None = None
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
     missed: Sequence[MissedTick] = ()

@@ -64,14 +64,14 @@ def waiting(conn: sa.Connection) -> Sequence[MissedTick]:
     return [MissedTick(**row._mapping) for row in rows]
 
 
-def settle(
+def resolve(
     conn: sa.Connection,
     now: datetime,
     tick: MissedTick,
     outcome: TickOutcome,
     reason: str | None = None,
 ) -> None:
-    """Write down what became of a tick that waits; one that is settled stays as it is."""
+    """Record the outcome of a waiting tick; a resolved one stays as it is."""
     conn.execute(
         t.missed_ticks.update()
         .where(

@@ -38,12 +38,11 @@ from sqlalchemy import event
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.instance import Dagster
-from dagster_tidegate.gate import reconcile
+from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.gate.follow import MAX_SKEW, OVERLAP, Audit
-from dagster_tidegate.gate.observe import Gate
+from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, holds, runs
 from dagster_tidegate.store.breakers import SqlBackend
@@ -94,10 +93,6 @@ class Setting:
         self.gate = Gate(Dagster(self.instance), self.store, self.policies, LOCATION, self.specs)
         for n in range(queued):
             self._queue(self.specs[n % campaigns_])
-        self.campaigns = {
-            spec.name: Campaign(job=SimpleNamespace(name=spec.name))  # type: ignore[arg-type] -- only its name is used
-            for spec in self.specs
-        }
 
     def pause_runs(self, count: int) -> None:
         """Make paused campaign runs."""
@@ -139,10 +134,10 @@ class Setting:
     def ticks(self) -> list[Callable[[], object]]:
         """The ticks of the three sensors."""
         audit = Audit()
-        nobody = SimpleNamespace(record=lambda _takeover, _until: None)
+        planner = SimpleNamespace(record=lambda _takeover, _until: None)
         return [
-            lambda: pause_tick(self.gate, self.campaigns, nobody, audit, new_code=False),  # type: ignore[arg-type] -- misses no ticks
-            lambda: resume_tick(self.gate, self.campaigns, nobody),  # type: ignore[arg-type] -- misses no ticks
+            lambda: pause_tick(self.gate, planner, audit, new_code=False),  # type: ignore[arg-type] -- misses no ticks
+            lambda: resume_tick(self.gate, planner),  # type: ignore[arg-type] -- misses no ticks
             lambda: breaker_tick(self.gate, self.fleet),
         ]
 
@@ -233,7 +228,7 @@ def stop_queue(setting: Setting) -> float:
         name = f"service{trip % len(setting.policies)}"
         target = Target(TargetKind.SERVICE, name)
         setting.hold(target)
-        times.append(duration(lambda: reconcile(setting.instance, setting.store, setting.fleet)))
+        times.append(duration(lambda: tighten_now(setting.instance, setting.store, setting.fleet)))
         pools = setting.gate.dagster.pools()
         assert all(
             pools[pool] == "0"

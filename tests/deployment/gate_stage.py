@@ -25,7 +25,8 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_graphql.schema import create_schema
 
-from dagster_tidegate.dagster_api.instance import Dagster, partition_of
+from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.lineage import partition_of
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.database import URL_VARIABLE, Store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_tidegate.dagster_api.instance import SUPERSEDED_TAG
+from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds

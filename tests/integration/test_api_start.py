@@ -9,8 +9,9 @@ import pytest
 from dagster import DagsterRunStatus
 
 from dagster_tidegate.control.operations import ACTOR_TAG
-from dagster_tidegate.dagster_api.instance import request_key
-from dagster_tidegate.dagster_api.workspace import Server, UnreachableError, Workspace
+from dagster_tidegate.dagster_api import UnreachableError
+from dagster_tidegate.dagster_api.lineage import request_key
+from dagster_tidegate.dagster_api.workspace import Server, Workspace
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store import tables as t

@@ -13,7 +13,7 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
-from dagster_tidegate.dagster_api.instance import CANARY_TAG
+from dagster_tidegate.dagster_api.lineage import CANARY_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
 from dagster_tidegate.records.loop import MissingKeyError

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.gate.observe import Gate
-from dagster_tidegate.gate.reconcile import Direction, turn
+from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.reconcile import Direction, reconcile
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import gate_lock as module
@@ -115,15 +115,14 @@ def test_while_dagster_is_slow_the_records_of_the_fleet_advance(
     dagster = SlowDagster(clock)
     specs = [CampaignSpec("letters", "here", "none", ops={"send": "mail"})]
     policies = {"mail": ServicePolicy(name="mail", ramp_interval_s=0)}
-    gate = Gate(dagster, store, policies, "here", specs)  # type: ignore[arg-type] -- simulated
+    gate = Gate(dagster, store, policies, "here", specs)
 
     def pause() -> None:
-        turn(
+        reconcile(
             gate,
             Direction.TIGHTEN,
             deadline=time.monotonic() + 60,
             missed_ticks=lambda _takeover, _until: None,
-            errors=[],
         )
 
     with ThreadPoolExecutor() as pool:

@@ -129,8 +129,8 @@ def test_a_missed_tick_is_written_down_once_and_settled_once(store: Store, clock
         missed_ticks.record(conn, clock(), [tick, skipped])
         missed_ticks.record(conn, clock(), [replace(tick, outcome=TickOutcome.SKIPPED)])
         assert missed_ticks.waiting(conn) == [tick]
-        missed_ticks.settle(conn, clock(), tick, TickOutcome.LAUNCHED)
-        missed_ticks.settle(conn, clock(), tick, TickOutcome.FAILED, "too late")
+        missed_ticks.resolve(conn, clock(), tick, TickOutcome.LAUNCHED)
+        missed_ticks.resolve(conn, clock(), tick, TickOutcome.FAILED, "too late")
         assert missed_ticks.waiting(conn) == []
         rows = conn.execute(sa.select(t.missed_ticks).order_by(t.missed_ticks.c.tick_at)).all()
     assert [(row.outcome, row.reason) for row in rows] == [

@@ -1,5 +1,5 @@
 """A Dagster in memory, as far as the gate sees it, that can die in the middle of a write."""
-# ruff: noqa: ARG002 -- the signatures are those of `instance.Dagster`
+# ruff: noqa: ARG002 -- the signatures are those of `dagster_api.instance.Dagster`
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,14 +10,10 @@ import dagster as dg
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
-from dagster_tidegate.dagster_api.instance import (
-    PARTITION_TAG,
-    RunChange,
-    TriggerState,
-    partition_of,
-    pools_of,
-    tried_by,
-)
+from dagster_tidegate.dagster_api.lineage import PARTITION_TAG, partition_of, tried_by
+from dagster_tidegate.dagster_api.pools import pools_of
+from dagster_tidegate.dagster_api.runs import RunChange
+from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
 
@@ -81,7 +77,6 @@ class SimulatedDagster:
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.created: dict[str, datetime] = {}
-        self.instance = None
         self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
         self.before_write: Callable[[], None] | None = None  # or before its next write
@@ -187,7 +182,13 @@ class SimulatedDagster:
         return sorted(found, key=lambda change: change.at)[:limit]
 
     def was_interrupted(self, run: dg.DagsterRun) -> bool:
-        return False  # nothing here is told to end
+        return False
+
+    def latest_tick(self, name: str, selector_id: str) -> datetime | None:
+        return None
+
+    def create_with_ops(self, request: dg.RunRequest, like: dg.DagsterRun) -> None:
+        raise AssertionError("no run here selects ops")
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.fuse.burn()

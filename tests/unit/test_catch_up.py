@@ -1,13 +1,13 @@
-"""Which ticks a schedule missed, and what becomes of them."""
+"""Which ticks a schedule missed, and which of them are run."""
 
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
 
-from dagster_tidegate.dagster_api.instance import tick_times
-from dagster_tidegate.gate.missed_ticks import MAX_RECORDED, judge
-from dagster_tidegate.plugin.campaign import CatchUp
+from dagster_tidegate.dagster_api.repository import tick_times
+from dagster_tidegate.gate.missed_ticks import MAX_RECORDED, evaluate
+from dagster_tidegate.store.campaigns import CatchUp
 
 
 @dg.op
@@ -32,7 +32,7 @@ def missed(definition: dg.ScheduleDefinition, after: str, before: str) -> list[s
     return [time.astimezone(UTC).strftime("%d %H:%M") for time in times]
 
 
-def test_a_tick_at_the_start_is_known_and_one_at_the_end_belongs_to_dagster():
+def test_ticks_at_the_limits_are_not_missed():
     found = missed(schedule("0 * * * *"), "2026-01-01 10:00", "2026-01-01 13:00")
     assert found == ["01 11:00", "01 12:00"]
 
@@ -64,7 +64,7 @@ def test_when_the_clocks_go_back_every_hour_has_its_tick():
     assert len(missed(hourly, "2026-10-24 22:30", "2026-10-25 22:30")) == 24
 
 
-def test_several_crons_of_a_schedule_are_one_row_of_ticks():
+def test_a_schedule_with_several_crons_has_one_sequence_of_ticks():
     found = missed(schedule(["0 6 * * *", "0 18 * * *"]), "2026-01-01 00:00", "2026-01-02 00:00")
     assert found == ["01 06:00", "01 18:00"]
 
@@ -73,18 +73,18 @@ def test_several_crons_of_a_schedule_are_one_row_of_ticks():
     ("catch_up", "waiting"),
     [(CatchUp.NONE, []), (CatchUp.LATEST, [4]), (CatchUp.ALL, [2, 3, 4])],
 )
-def test_every_tick_is_judged_and_the_newest_are_run(catch_up: CatchUp, waiting: list[int]):
+def test_every_tick_is_evaluated_and_the_newest_are_run(catch_up: CatchUp, waiting: list[int]):
     times = [at("2026-01-01 00:00") + timedelta(hours=hour) for hour in range(5)]
-    judged = judge(times, catch_up, most=3)
-    assert [time for time, _, _ in judged] == times
-    assert [n for n, (_, outcome, _) in enumerate(judged) if outcome is None] == waiting
-    assert all(reason for _, outcome, reason in judged if outcome is not None)
+    evaluated = evaluate(times, catch_up, max_ticks=3)
+    assert [time for time, _, _ in evaluated] == times
+    assert [n for n, (_, outcome, _) in enumerate(evaluated) if outcome is None] == waiting
+    assert all(reason for _, outcome, reason in evaluated if outcome is not None)
 
 
-def test_no_ticks_are_no_ticks():
-    assert judge([], CatchUp.ALL, most=3) == []
+def test_no_tick_was_missed():
+    assert evaluate([], CatchUp.ALL, max_ticks=3) == []
 
 
-def test_of_a_very_long_stop_only_so_many_are_written_down():
+def test_after_a_very_long_stop_only_the_newest_ticks_are_recorded():
     times = (at("2026-01-01 00:00") + timedelta(minutes=m) for m in range(MAX_RECORDED + 5))
-    assert len(judge(times, CatchUp.LATEST, most=3)) == MAX_RECORDED
+    assert len(evaluate(times, CatchUp.LATEST, max_ticks=3)) == MAX_RECORDED

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.workspace import (
-    Daemon,
-    LocationCode,
-    OpCode,
-    SensorCode,
-    Settings,
-)
+from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
+from dagster_tidegate.dagster_api.locations import LocationCode, OpCode, SensorCode
 from dagster_tidegate.doctor.checks import (
     CODES,
     Facts,
@@ -28,7 +23,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from tests.unit.situations import NOW, SHAPES, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-SETTINGS = Settings("QueuedRunCoordinator", True, "run", 0, True, 10)
+SETTINGS = InstanceSettings("QueuedRunCoordinator", True, "run", 0, True, 10)
 SENSORS = [SensorCode(f"tidegate_{p}", p, True, None) for p in ("breaker", "pause", "resume")]
 
 

@@ -1,4 +1,4 @@
-"""What a campaign run becomes when Dagster's run has a status."""
+"""Which status a campaign run gets from a Dagster run."""
 
 from datetime import UTC, datetime
 
@@ -27,11 +27,13 @@ def test_an_attempt_ends_as_its_run_does() -> None:
 
 
 @pytest.mark.parametrize("given_up_as", [RunStatus.FAILED, RunStatus.CANCELLED])
-def test_a_run_that_dagster_gave_up_and_that_came_back_is_completed(given_up_as: RunStatus) -> None:
+def test_a_run_that_succeeds_after_dagster_gave_up_on_it_is_completed(
+    given_up_as: RunStatus,
+) -> None:
     assert became(SUCCESS, given_up_as, given_up_as) is RunStatus.COMPLETED
 
 
-def test_a_paused_run_is_not_completed_by_what_its_dagster_run_becomes() -> None:
+def test_a_paused_run_is_not_completed_by_its_dagster_run() -> None:
     assert became(SUCCESS, RunStatus.PAUSED, RunStatus.PAUSED) is None
 
 
@@ -43,7 +45,7 @@ def test_a_paused_run_is_not_completed_by_what_its_dagster_run_becomes() -> None
         (RunStatus.PAUSED, False, None),
     ],
 )
-def test_a_run_whose_process_was_told_to_end_outside_a_record_loop_is_paused(
+def test_a_run_interrupted_outside_a_record_loop_is_paused(
     status: RunStatus, attempted: bool, becomes: RunStatus | None
 ) -> None:
     attempt = AttemptRow(1, 1, "run-1", NOW, None, None) if attempted else None
@@ -54,7 +56,7 @@ def test_a_run_whose_process_was_told_to_end_outside_a_record_loop_is_paused(
 
 
 @pytest.mark.parametrize("run", [QUEUED, STARTED, FAILURE])
-def test_what_a_person_cancelled_is_not_resumed_by_what_the_gate_had_asked_for(
+def test_a_cancelled_campaign_run_is_not_resumed_by_an_earlier_request(
     run: dg.DagsterRunStatus,
 ) -> None:
     def of(*, resumes: bool) -> RunStatus | None:

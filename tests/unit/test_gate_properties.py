@@ -2,7 +2,6 @@
 
 import time
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from unittest import mock
 
 import dagster as dg
@@ -18,17 +17,19 @@ from hypothesis.stateful import (
 )
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.instance import TriggerState, partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.gate import apply as gate_apply
 from dagster_tidegate.gate import follow as gate_follow
 from dagster_tidegate.gate.apply import apply
 from dagster_tidegate.gate.follow import Audit, follow
-from dagster_tidegate.gate.observe import Gate, observe
-from dagster_tidegate.gate.plan import Action, Observed, plan, same_pool
-from dagster_tidegate.gate.reconcile import Direction, turn
-from dagster_tidegate.gate.resume import ask
+from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
+from dagster_tidegate.gate.observe import observe
+from dagster_tidegate.gate.plan import Action, Observation, plan, same_pool
+from dagster_tidegate.gate.reconcile import Direction, reconcile
+from dagster_tidegate.gate.resume import request_runs
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
-from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import holds, runs, takeovers
@@ -114,17 +115,15 @@ class TheGate(RuleBasedStateMachine):
             self.dagster.states[selector] = TriggerState(status, self.clock.time)
         self.pools = {pool: self.dagster.pools().get(pool, UNSET) for pool in POOLS}
         self.triggers = dict(states)
-        self.gate = Gate(self.dagster, self.store, SERVICES, "here", SHAPES)  # type: ignore[arg-type] -- simulated
+        self.gate = Gate(self.dagster, self.store, SERVICES, "here", SHAPES)
         self.audit = Audit()
         self.deleted: set[str] = set()
         self.cursor = self.clock.time
-        self.stale: tuple[Observed, list[Action]] | None = None
+        self.stale: tuple[Observation, list[Action]] | None = None
         self.edited: set[str] = set()
         self.requested: list[dg.RunRequest] = []
         self.keys: set[str] = set()
         self.refused = 0
-        jobs = {name: SimpleNamespace(name=name) for name in SHAPE}
-        self.campaigns = {name: Campaign(job=jobs[name]) for name in SHAPE}  # type: ignore[arg-type] -- only its name is used
         self.states = dict.fromkeys(SERVICES, BreakerState.CLOSED)
 
     # --- services and holds ---------------------------------------------------------------------
@@ -339,9 +338,9 @@ class TheGate(RuleBasedStateMachine):
     def another_gate_observes(self, between: str | None) -> None:
         """What the first gate does may fall between its looks at the store and at Dagster."""
         self.dagster.between = getattr(self, between) if between else None
-        seen = observe(self.gate)
+        observation = observe(self.gate)
         self.dagster.between = None
-        self.stale = seen, plan(seen)
+        self.stale = observation, plan(observation)
 
     @precondition(lambda self: self.stale is not None)
     @rule(between=ticks, before_write=ticks)
@@ -351,47 +350,41 @@ class TheGate(RuleBasedStateMachine):
         Between its look at Dagster and its write too: there only the lock helps.
         """
         assert self.stale is not None
-        (seen, actions), self.stale = self.stale, None
+        (observation, actions), self.stale = self.stale, None
         self.store.between = getattr(self, between) if between else None
         self.dagster.before_write = getattr(self, before_write) if before_write else None
-        errors: list[Exception] = []
-        apply(
+        report = apply(
             self.gate,
-            seen,
+            observation,
             actions,
             deadline=time.monotonic() + 60,
             missed_ticks=_no_ticks,
-            errors=errors,
         )
-        assert not errors
+        assert not report.errors
         self.store.between = self.dagster.before_write = None
 
     def _pause(self) -> None:
-        errors: list[Exception] = []
-        turn(
+        _, report = reconcile(
             self.gate,
             Direction.TIGHTEN,
             deadline=time.monotonic() + 60,
             missed_ticks=_no_ticks,
-            errors=errors,
         )
-        assert not errors
+        assert not report.errors
         now = self.clock()
-        self.cursor, _ = follow(self.gate, self.campaigns, self.cursor, now, time.monotonic() + 60)
-        self.audit(self.gate, self.campaigns)
+        self.cursor, _ = follow(self.gate, self.cursor, now, time.monotonic() + 60)
+        self.audit(self.gate)
 
     def _resume(self) -> None:
-        errors: list[Exception] = []
-        seen, _ = turn(
+        observation, report = reconcile(
             self.gate,
             Direction.LOOSEN,
             deadline=time.monotonic() + 60,
             missed_ticks=_no_ticks,
-            errors=errors,
         )
-        assert not errors
-        asked = ask(self.gate, seen, self.campaigns, SimpleNamespace(repository=None))  # type: ignore[arg-type] -- no ticks
-        self.requested = list(asked.requests)
+        assert not report.errors
+        planner = MissedTickPlanner(self.gate, None)  # type: ignore[arg-type] -- no ticks
+        self.requested = list(request_runs(self.gate, observation, planner)[0])
 
     def _killable(self, kill: int | None, part) -> None:
         self.fuse.left = kill
@@ -467,7 +460,7 @@ class TheGate(RuleBasedStateMachine):
         for run in every:
             blocked = any(self.dagster._limit(pool) == 0 for pool in SHAPE[run.campaign].pools)
             if run.name in self.deleted and run.status is RunStatus.CANCELLED:
-                assert run.reason == "Dagster has no run of it any more"
+                assert run.reason == "its Dagster run was deleted"
             elif not blocked:
                 assert run.status is RunStatus.COMPLETED, run
                 ended = [attempt.outcome for attempt in attempts[run.name]]

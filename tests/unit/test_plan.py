@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dagster_tidegate.dagster_api.instance import TriggerState
+from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.gate.plan import (
     Candidates,
     End,
     Leave,
-    Observed,
+    Observation,
     ServiceView,
     Take,
     Write,
@@ -67,20 +67,22 @@ def taken_schedule(former: str = "RUNNING", **changes: object) -> Takeover:
     )
 
 
-def seen(*takeovers: Takeover, **changes: object) -> Observed:
+def observed(*takeovers: Takeover, **changes: object) -> Observation:
     services = {"mail": ServiceView(ramp_interval_s=30), "maps": ServiceView(ramp_interval_s=0)}
-    default = Observed(
+    default = Observation(
         now=NOW, location="here", services=services, campaigns=[SHAPE], takeovers=takeovers
     )
     return replace(default, **changes)  # type: ignore[arg-type] -- a test's own fields
 
 
 def test_nothing_held_and_nothing_taken_over_plans_nothing():
-    assert plan(seen(pools={"mail": "3"}, triggers={"selector": TriggerState("RUNNING")})) == []
+    assert plan(observed(pools={"mail": "3"}, triggers={"selector": TriggerState("RUNNING")})) == []
 
 
 def test_a_hold_on_a_service_takes_every_pool_that_names_it():
-    actions = plan(seen(holds=[hold()], pools={"mail": "3", "mail@digest": "default", "x": "1"}))
+    actions = plan(
+        observed(holds=[hold()], pools={"mail": "3", "mail@digest": "default", "x": "1"})
+    )
     assert {(a.name, a.former, a.set_to) for a in actions if isinstance(a, Take)} == {
         ("mail", "3", "0"),
         ("mail@digest", "default", "0"),
@@ -89,18 +91,18 @@ def test_a_hold_on_a_service_takes_every_pool_that_names_it():
 
 
 def test_a_pool_that_its_operator_closed_is_not_taken():
-    assert plan(seen(holds=[hold()], pools={"mail": "0", "maps+mail": "0"})) == []
+    assert plan(observed(holds=[hold()], pools={"mail": "0", "maps+mail": "0"})) == []
 
 
 def test_a_hold_on_everything_leaves_pools_alone_that_are_not_ours():
     spec = CampaignSpec("letters", "here", "none", ops={"a": "mail", "b": "memory"})
-    actions = plan(seen(holds=[hold(EVERYTHING)], campaigns=[spec], pools={"disk": "2"}))
+    actions = plan(observed(holds=[hold(EVERYTHING)], campaigns=[spec], pools={"disk": "2"}))
     assert [action.name for action in actions if isinstance(action, Take)] == ["mail"]
 
 
 def test_a_campaign_is_stopped_by_a_hold_on_it_and_its_schedule_runs_no_more():
     actions = plan(
-        seen(
+        observed(
             holds=[hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)],
             triggers={"selector": TriggerState("RUNNING", NOW)},
         )
@@ -129,7 +131,7 @@ def test_only_a_schedule_that_runs_is_stopped(
         SHAPE, ops={"send": "mail"}, triggers=(replace(SCHEDULE, runs_by_default=runs_by_default),)
     )
     actions = plan(
-        seen(
+        observed(
             holds=[hold()],
             campaigns=[spec],
             pools={"mail": "0"},
@@ -150,7 +152,7 @@ def limits(ceiling: str, interval_s: float = 30, failures: tuple[int, ...] = ())
         if step in failures:
             failed = now - timedelta(seconds=1)
         services = {"mail": ServiceView(interval_s, failed)}
-        actions = plan(seen(takeover, now=now, services=services, pools={"mail": value}))
+        actions = plan(observed(takeover, now=now, services=services, pools={"mail": value}))
         for action in actions:
             if isinstance(action, End):
                 assert action.outcome is Outcome.RESTORED
@@ -180,26 +182,28 @@ def test_without_an_interval_the_pool_is_back_at_once():
 
 def test_the_ramp_waits_for_the_interval():
     takeover = taken("6", "1", ramp_step_at=NOW - timedelta(seconds=29))
-    assert plan(seen(takeover, pools={"mail": "1"})) == []
+    assert plan(observed(takeover, pools={"mail": "1"})) == []
 
 
 def test_a_new_hold_in_the_middle_of_the_ramp_is_a_full_stop():
     takeover = taken("6", "2", ramp_step_at=NOW)
     [action] = [
         a
-        for a in plan(seen(takeover, holds=[hold()], pools={"mail": "2", "maps+mail": "0"}))
+        for a in plan(observed(takeover, holds=[hold()], pools={"mail": "2", "maps+mail": "0"}))
         if isinstance(a, Write)
     ]
     assert (action.set_to, action.ramp_step_at, action.tightens) == ("0", None, True)
 
 
 def test_a_gate_that_does_not_know_the_policies_leaves_the_ramp_to_one_that_does():
-    stranger = seen(taken("6"), location="there", services={"mail": ServiceView(None)})
+    stranger = observed(taken("6"), location="there", services={"mail": ServiceView(None)})
     assert plan(replace(stranger, pools={"mail": "0"})) == []
 
 
 def test_a_pool_that_no_location_took_is_given_back_by_any_of_them():
-    state = seen(taken("6", location=""), services={"mail": ServiceView(None)}, location="there")
+    state = observed(
+        taken("6", location=""), services={"mail": ServiceView(None)}, location="there"
+    )
     [first] = plan(replace(state, pools={"mail": "0"}))
     assert isinstance(first, Write)
     assert first.set_to == "1"
@@ -211,10 +215,10 @@ def test_a_pool_that_no_location_took_is_given_back_by_any_of_them():
 
 def test_a_schedule_goes_back_to_what_it_was_by_its_own_gate():
     stopped = {"selector": TriggerState("STOPPED")}
-    [action] = plan(seen(taken_schedule("DECLARED_IN_CODE"), triggers=stopped))
+    [action] = plan(observed(taken_schedule("DECLARED_IN_CODE"), triggers=stopped))
     assert isinstance(action, Write)
     assert (action.set_to, action.tightens) == ("DECLARED_IN_CODE", False)
-    assert plan(seen(taken_schedule(), triggers=stopped, location="there")) == []
+    assert plan(observed(taken_schedule(), triggers=stopped, location="there")) == []
 
 
 # --- people -------------------------------------------------------------------------------------
@@ -223,19 +227,19 @@ def test_a_schedule_goes_back_to_what_it_was_by_its_own_gate():
 def test_a_limit_that_a_person_set_is_left_alone():
     [action] = [
         a
-        for a in plan(seen(taken("3"), holds=[hold()], pools={"mail": "5", "maps+mail": "0"}))
+        for a in plan(observed(taken("3"), holds=[hold()], pools={"mail": "5", "maps+mail": "0"}))
         if not isinstance(a, Take)
     ]
     assert action == Leave(taken("3"), "5")
     left = taken("3", left_at=NOW)
-    assert plan(seen(left, holds=[hold()], pools={"mail": "5", "maps+mail": "0"})) == []
-    assert plan(seen(left, pools={"mail": "5"})) == [End(left, Outcome.LEFT_TO_OPERATOR)]
+    assert plan(observed(left, holds=[hold()], pools={"mail": "5", "maps+mail": "0"})) == []
+    assert plan(observed(left, pools={"mail": "5"})) == [End(left, Outcome.LEFT_TO_OPERATOR)]
 
 
 def test_a_schedule_that_a_person_started_is_left_alone():
     started = {"selector": TriggerState("RUNNING", NOW)}
     takeover = taken_schedule()
-    assert plan(seen(takeover, triggers=started)) == [Leave(takeover, "RUNNING")]
+    assert plan(observed(takeover, triggers=started)) == [Leave(takeover, "RUNNING")]
 
 
 @pytest.mark.parametrize("kind", [TakeoverKind.SCHEDULE, TakeoverKind.SENSOR])
@@ -246,15 +250,15 @@ def test_a_row_that_the_daemon_wrote_back_late_is_not_a_person(
     late = {"selector": TriggerState("RUNNING", since)}
     takeover = replace(taken_schedule(), kind=kind, running_since=since)
     holds = [hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)]
-    [action] = plan(seen(takeover, holds=holds, triggers=late))
+    [action] = plan(observed(takeover, holds=holds, triggers=late))
     assert isinstance(action, Write)
-    assert (action.found, action.set_to) == ("RUNNING", "STOPPED")
+    assert (action.value, action.set_to) == ("RUNNING", "STOPPED")
 
 
 def test_a_row_that_dagster_deleted_is_written_again():
-    [action] = plan(seen(taken_schedule(), triggers={}))
+    [action] = plan(observed(taken_schedule(), triggers={}))
     assert isinstance(action, Write)
-    assert (action.found, action.set_to) == ("unset", "RUNNING")
+    assert (action.value, action.set_to) == ("unset", "RUNNING")
 
 
 def test_a_pool_that_dagster_made_follow_the_default_is_not_a_persons():
@@ -262,7 +266,7 @@ def test_a_pool_that_dagster_made_follow_the_default_is_not_a_persons():
     [action] = [
         a
         for a in plan(
-            seen(
+            observed(
                 pending,
                 holds=[hold()],
                 pools={"mail": "default", "maps+mail": "0"},
@@ -271,16 +275,16 @@ def test_a_pool_that_dagster_made_follow_the_default_is_not_a_persons():
         )
         if isinstance(a, Write)
     ]
-    assert (action.found, action.set_to) == ("default", "0")
+    assert (action.value, action.set_to) == ("default", "0")
 
 
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_write_that_a_killed_gate_left_pending_is_found_out(arrived: bool):
     pending = taken("3", "0", pending=True)
     pools = {"mail": "0" if arrived else "3", "maps+mail": "0"}
-    [action] = plan(seen(pending, holds=[hold()], pools=pools))
+    [action] = plan(observed(pending, holds=[hold()], pools=pools))
     assert isinstance(action, Write)
-    assert (action.found, action.set_to) == ("0" if arrived else "3", "0")
+    assert (action.value, action.set_to) == ("0" if arrived else "3", "0")
 
 
 # --- half open ----------------------------------------------------------------------------------
@@ -295,7 +299,7 @@ def test_a_canary_that_waits_gets_a_place_beside_the_runs_that_have_one(
     [action] = [
         a
         for a in plan(
-            seen(
+            observed(
                 taken(former),
                 holds=[hold()],
                 canaries={"mail"},
@@ -311,12 +315,14 @@ def test_a_canary_that_waits_gets_a_place_beside_the_runs_that_have_one(
 def test_a_canary_gets_no_place_where_something_else_holds_too():
     holds = [hold(), hold(EVERYTHING, HoldSource.OPERATOR)]
     pools = {"mail": "0", "maps+mail": "0"}
-    assert not plan(seen(taken(), holds=holds, canaries={"mail"}, pools=pools))
+    assert not plan(observed(taken(), holds=holds, canaries={"mail"}, pools=pools))
 
 
 def test_a_canary_of_two_services_gets_its_place_when_all_that_hold_are_tried():
     holds = [hold(), hold(Target(TargetKind.SERVICE, "maps"))]
-    state = seen(taken(name="maps+mail", label="maps+mail"), holds=holds, pools={"maps+mail": "0"})
+    state = observed(
+        taken(name="maps+mail", label="maps+mail"), holds=holds, pools={"maps+mail": "0"}
+    )
 
     def opened(canaries: set[str]) -> list[str]:
         actions = plan(replace(state, canaries=canaries))
@@ -328,7 +334,7 @@ def test_a_canary_of_two_services_gets_its_place_when_all_that_hold_are_tried():
 
 def test_when_the_canary_has_left_the_queue_the_pool_is_closed_again():
     pools = {"mail": "1", "maps+mail": "0"}
-    [action] = plan(seen(taken(set_to="1"), holds=[hold()], pools=pools))
+    [action] = plan(observed(taken(set_to="1"), holds=[hold()], pools=pools))
     assert isinstance(action, Write)
     assert (action.set_to, action.tightens) == ("0", True)
 
@@ -337,6 +343,6 @@ def test_where_nothing_could_try_a_half_open_service_schedules_may_bring_somethi
     pools = {"mail": "0", "maps+mail": "0"}
     running = {"selector": TriggerState("RUNNING")}
     starving = {"mail": Candidates([], [], [])}
-    state = seen(holds=[hold()], pools=pools, triggers=running)
+    state = observed(holds=[hold()], pools=pools, triggers=running)
     assert plan(state)
     assert plan(replace(state, candidates=starving)) == []

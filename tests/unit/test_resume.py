@@ -1,25 +1,25 @@
-"""What the gate asks Dagster for, and what it does when Dagster refuses a change."""
+"""Which runs the gate requests, and what it does when Dagster refuses a change."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.instance import canary_tags, tags_for_next, tried_by
+from dagster_tidegate.dagster_api.lineage import canary_tags, tags_for_next, tried_by
 from dagster_tidegate.gate import apply as gate_apply
 from dagster_tidegate.gate.apply import apply
 from dagster_tidegate.gate.follow import Audit
-from dagster_tidegate.gate.observe import Gate, observe
+from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
+from dagster_tidegate.gate.observe import observe
 from dagster_tidegate.gate.plan import plan
-from dagster_tidegate.gate.reconcile import Direction, turn
-from dagster_tidegate.gate.resume import MAX_REQUESTS, Asked, ask
+from dagster_tidegate.gate.reconcile import Direction, reconcile
+from dagster_tidegate.gate.resume import MAX_REQUESTS, request_runs
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
-from dagster_tidegate.plugin.campaign import Campaign
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -41,7 +41,6 @@ class World:
 
     def __init__(self) -> None:
         self.fuse, self.clock = Fuse(), Clock()
-        self.errors: list[Exception] = []
         self.store = FragileStore("sqlite://", self.fuse, clock=self.clock)
         metadata.create_all(self.store.engine)
         self.dagster = SimulatedDagster(self.fuse, self.clock, None)
@@ -49,11 +48,8 @@ class World:
             "mail": ServicePolicy(name="mail", ramp_interval_s=30),
             "maps": ServicePolicy(name="maps", ramp_interval_s=0),
         }
-        self.gate = Gate(self.dagster, self.store, policies, "here", SHAPES)  # type: ignore[arg-type] -- simulated
-        self.campaigns = {
-            spec.name: Campaign(job=SimpleNamespace(name=spec.name))  # type: ignore[arg-type] -- only its name is used
-            for spec in SHAPES
-        }
+        self.gate = Gate(self.dagster, self.store, policies, "here", SHAPES)
+        self.planner = MissedTickPlanner(self.gate, None)  # type: ignore[arg-type] -- nothing was missed
 
     def paused(self, campaign: str, partition: str, priority: int = 0) -> None:
         spec = next(spec for spec in SHAPES if spec.name == campaign)
@@ -80,23 +76,17 @@ class World:
         with self.store.begin() as conn:
             holds.release(conn, self.clock(), target, source=HoldSource.OPERATOR, actor="ann")
 
-    def turn(self, direction: Direction) -> list[str]:
-        deadline = time.monotonic() + 60
-        return turn(
+    def reconcile(self, direction: Direction, timeout_s: float = 60) -> list[str]:
+        _, report = reconcile(
             self.gate,
             direction,
-            deadline=deadline,
+            deadline=time.monotonic() + timeout_s,
             missed_ticks=lambda _takeover, _until: None,
-            errors=self.errors,
-        )[1]
-
-    def ask(self) -> Asked:
-        return ask(
-            self.gate,
-            observe(self.gate, resuming=True),
-            self.campaigns,
-            SimpleNamespace(repository=None),  # type: ignore[arg-type] -- nothing was missed
         )
+        return report.changes
+
+    def requests(self) -> Sequence[dg.RunRequest]:
+        return request_runs(self.gate, observe(self.gate, resuming=True), self.planner)[0]
 
 
 @pytest.fixture
@@ -106,8 +96,8 @@ def world() -> Iterator[World]:
     world.store.dispose()
 
 
-def partitions(asked: Asked) -> list[str]:
-    return [request.tags["dagster/partition"] for request in asked.requests]
+def partitions(requests: Sequence[dg.RunRequest]) -> list[str]:
+    return [request.tags["dagster/partition"] for request in requests]
 
 
 def test_paused_runs_resume_by_priority_and_then_in_the_order_of_their_pause(world: World):
@@ -115,7 +105,7 @@ def test_paused_runs_resume_by_priority_and_then_in_the_order_of_their_pause(wor
         world.paused("slow", partition)
     for partition in ("u1", "u2"):
         world.paused("urgent", partition, priority=5)
-    assert partitions(world.ask()) == ["u1", "u2", "s1", "s2"]
+    assert partitions(world.requests()) == ["u1", "u2", "s1", "s2"]
 
 
 def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: World):
@@ -123,40 +113,39 @@ def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: Wo
         world.paused("slow", partition)
     world.paused("other", "o1")
     world.hold(MAIL)
-    world.turn(Direction.TIGHTEN)
-    assert partitions(world.ask()) == ["o1"]
+    world.reconcile(Direction.TIGHTEN)
+    assert partitions(world.requests()) == ["o1"]
     world.release(MAIL)
-    world.turn(Direction.LOOSEN)
+    world.reconcile(Direction.LOOSEN)
     assert world.dagster.pools() == {"mail": "1"}
-    assert partitions(world.ask()) == ["s1", "o1"]
+    assert partitions(world.requests()) == ["s1", "o1"]
     world.clock.time += timedelta(seconds=31)
-    world.turn(Direction.LOOSEN)
+    world.reconcile(Direction.LOOSEN)
     assert world.dagster.pools() == {"mail": "2"}
-    assert partitions(world.ask()) == ["s1", "s2", "o1"]
+    assert partitions(world.requests()) == ["s1", "s2", "o1"]
 
 
 def test_one_tick_asks_for_so_many_runs_and_no_more(world: World):
     for n in range(MAX_REQUESTS + 5):
         world.paused("other", f"o{n}")
-    assert len(world.ask().requests) == MAX_REQUESTS
+    assert len(world.requests()) == MAX_REQUESTS
 
 
 def test_a_paused_run_that_is_held_itself_is_not_asked_for(world: World):
     world.paused("other", "o1")
     world.paused("other", "o2")
     world.hold(Target(TargetKind.CAMPAIGN_RUN, "other/o1"))
-    assert partitions(world.ask()) == ["o2"]
+    assert partitions(world.requests()) == ["o2"]
 
 
 def test_a_change_that_fails_does_not_keep_the_others_back_and_is_made_up_for(world: World):
     world.hold(EVERYTHING)
     world.dagster.broken = {"mail"}
-    said = world.turn(Direction.TIGHTEN)
-    assert said[-1] == "failed while setting pool mail to 0: Dagster can't write mail"
+    changes = world.reconcile(Direction.TIGHTEN)
+    assert changes[-1] == "failed while setting pool mail to 0: Dagster can't write mail"
     assert world.dagster.pools() == {"maps": "0"}
-    world.errors.clear()
     world.dagster.broken = set()
-    world.turn(Direction.TIGHTEN)
+    world.reconcile(Direction.TIGHTEN)
     assert world.dagster.pools() == {"maps": "0", "mail": "0"}
     with world.store.read() as conn:
         assert not any(takeover.pending for takeover in takeovers.live(conn))
@@ -166,22 +155,21 @@ def test_a_change_that_fails_keeps_no_heartbeat_and_no_paused_run_back(world: Wo
     world.paused("other", "o1")
     world.hold(MAIL)
     world.dagster.broken = {"mail"}
-    upper = SimpleNamespace(repository=None, record=lambda _takeover, _until: None)
     with pytest.raises(ExceptionGroup, match="1 changes failed"):
-        pause_tick(world.gate, world.campaigns, upper, Audit(), new_code=True)  # type: ignore[arg-type] -- simulated
+        pause_tick(world.gate, world.planner, Audit(), new_code=True)
     world.dagster.broken = set()
-    pause_tick(world.gate, world.campaigns, upper, Audit(), new_code=False)  # type: ignore[arg-type] -- simulated
+    pause_tick(world.gate, world.planner, Audit(), new_code=False)
     world.release(MAIL)
     world.dagster.broken = {"mail"}
-    said, requests = resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
+    summary, requests = resume_tick(world.gate, world.planner)
     assert [request.tags["dagster/partition"] for request in requests] == ["o1"]
     with world.store.read() as conn:
         beats = {beat.part: beat.summary for beat in heartbeats.read(conn)}
-    assert beats["resume"] == said
-    assert "failed while setting pool mail" in said
+    assert beats["resume"] == summary
+    assert "failed while setting pool mail" in summary
     world.dagster.create("other", SHAPES[2].pools, requests[0].tags)
     with pytest.raises(ExceptionGroup, match="1 changes failed"):
-        resume_tick(world.gate, world.campaigns, upper)  # type: ignore[arg-type] -- simulated
+        resume_tick(world.gate, world.planner)
 
 
 @pytest.mark.parametrize("former", [{}, {"dagster/priority": "7"}])
@@ -206,35 +194,28 @@ def test_a_queued_run_tries_where_each_paused_run_has_one_in_the_queue_already(w
         holds.place(
             conn, world.clock(), MAIL, source=HoldSource.BREAKER, reason="503", actor="breaker"
         )
-    assert world.ask().requests == []
+    assert world.requests() == []
     assert tried_by(world.dagster.all_runs[again.run_id]) == {"mail"}
 
 
 def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
     world.hold(EVERYTHING)
-    said = turn(
-        world.gate,
-        Direction.TIGHTEN,
-        deadline=time.monotonic() + 0.0,
-        missed_ticks=lambda _takeover, _until: None,
-        errors=[],
-    )[1]
+    assert world.reconcile(Direction.TIGHTEN, timeout_s=0.0) == []
     assert world.dagster.pools() == {}
-    assert said == []
-    world.turn(Direction.TIGHTEN)
+    world.reconcile(Direction.TIGHTEN)
     assert world.dagster.pools() == {"mail": "0", "maps": "0"}
 
 
 def test_with_tidegate_switched_off_nothing_stays_held(world: World):
     world.hold(EVERYTHING)
-    world.turn(Direction.TIGHTEN)
+    world.reconcile(Direction.TIGHTEN)
     off = Gate(world.gate.dagster, world.store, world.gate.policies, "here", SHAPES, enabled=False)
     world.gate = off
-    world.turn(Direction.LOOSEN)
+    world.reconcile(Direction.LOOSEN)
     world.clock.time += timedelta(minutes=10)
     for _ in range(8):
         world.clock.time += timedelta(minutes=1)
-        world.turn(Direction.LOOSEN)
+        world.reconcile(Direction.LOOSEN)
     assert world.dagster.pools() == {}
 
 
@@ -243,19 +224,18 @@ def test_nothing_comes_between_a_gates_look_at_dagster_and_its_write(
 ):
     monkeypatch.setattr(gate_apply, "PATIENCE_S", 0)
     world.hold(MAPS)
-    seen = observe(world.gate)
+    observation = observe(world.gate)
     world.release(MAPS)
-    said = []
-    world.dagster.before_write = lambda: said.extend(world.turn(Direction.LOOSEN))
+    changes = []
+    world.dagster.before_write = lambda: changes.extend(world.reconcile(Direction.LOOSEN))
     apply(
         world.gate,
-        seen,
-        plan(seen),
+        observation,
+        plan(observation),
         deadline=time.monotonic() + 60,
         missed_ticks=lambda _takeover, _until: None,
-        errors=world.errors,
     )
-    assert said == ["another gate has been changing Dagster for 0 s: the next tick goes on"]
+    assert changes == ["another gate has been changing Dagster for 0 s: the next tick continues"]
     assert world.dagster.pools() == {"maps": "0"}
-    world.turn(Direction.LOOSEN)
+    world.reconcile(Direction.LOOSEN)
     assert world.dagster.pools() == {}, "closed for ever by a write that came late"

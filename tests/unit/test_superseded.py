@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dagster_tidegate.dagster_api.instance import is_superseded, request_key
+from dagster_tidegate.dagster_api.lineage import is_superseded, request_key
 
 ASKED = {"dagster/run_key": request_key(7, 1), "dagster/parent_run_id": "first"}
 

@@ -1,0 +1,150 @@
+"""Lineage: which campaign run a Dagster run works on, what it follows, and what it tries.
+
+Dagster keeps all of it in the tags of runs.
+"""
+
+from collections.abc import Collection, Mapping
+
+import dagster as dg
+from dagster._core.storage.tags import (
+    AUTO_RETRY_RUN_ID_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    PRIORITY_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
+    RUN_KEY_TAG,
+    SCHEDULED_EXECUTION_TIME_TAG,
+    SENSOR_NAME_TAG,
+    STEP_SELECTION_TAG,
+    TICK_ID_TAG,
+    WILL_RETRY_TAG,
+)
+
+PARTITION_TAG = "tidegate/partition"
+CANARY_TAG = "tidegate/canary"
+SUPERSEDED_TAG = "tidegate/superseded_by"
+FORMER_PRIORITY_TAG = "tidegate/former_priority"
+# Above what people use; a canary waits for a slot that is opened for it alone.
+CANARY_PRIORITY = 1_000_000
+RUN_KEY = "tidegate/"
+
+# Tags about how a run came to be, which the run that follows it must not inherit.
+_OF_ONE_RUN = {
+    AUTO_RETRY_RUN_ID_TAG,
+    PARENT_RUN_ID_TAG,
+    RESUME_RETRY_TAG,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
+    RUN_KEY_TAG,
+    SENSOR_NAME_TAG,
+    STEP_SELECTION_TAG,
+    TICK_ID_TAG,
+    WILL_RETRY_TAG,
+}
+
+
+def partition_of(run: dg.DagsterRun) -> str:
+    """Return the campaign run that a run works on: its partition, or else its first ancestor.
+
+    A run that the gate requested is tagged with it, since Dagster makes it a root of its own.
+    """
+    tags = run.tags
+    return (
+        tags.get(PARTITION_NAME_TAG)
+        or tags.get(PARTITION_TAG)
+        or tags.get(ROOT_RUN_ID_TAG)
+        or run.root_run_id
+        or run.run_id
+    )
+
+
+def ancestors(run: dg.DagsterRun) -> set[str]:
+    """Return the ids of the run's parent and root run."""
+    ids = {
+        run.parent_run_id,
+        run.root_run_id,
+        run.tags.get(PARENT_RUN_ID_TAG),
+        run.tags.get(ROOT_RUN_ID_TAG),
+    }
+    return {run_id for run_id in ids if run_id is not None}
+
+
+def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
+    """Return the tags of the run that follows a paused one.
+
+    Dagster's pages show the lineage. Dagster's retries read the run's own record instead of these
+    tags, so the new run has a full retry budget.
+    """
+    tags = {
+        key: value
+        for key, value in run.tags.items()
+        if key not in _OF_ONE_RUN and not key.startswith((".dagster/", "tidegate/"))
+    }
+    tags |= {
+        PARENT_RUN_ID_TAG: run.run_id,
+        ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG) or run.root_run_id or run.run_id,
+        PARTITION_TAG: partition_of(run),
+    }
+    if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):
+        tags[SCHEDULED_EXECUTION_TIME_TAG] = scheduled
+    if tried_by(run):
+        tags.pop(PRIORITY_TAG, None)
+        former = run.tags.get(FORMER_PRIORITY_TAG)
+        tags |= {PRIORITY_TAG: former} if former else {}
+    return tags
+
+
+def canary_tags(tags: Mapping[str, str], services: Collection[str]) -> dict[str, str]:
+    """Return the tags that make a run the canary of half-open services, first in the queue.
+
+    Args:
+        tags: The run's present tags.
+        services: Names of the services.
+    """
+    # The priority of a run that already is a canary is a canary's, and not its former one.
+    former = tags.get(FORMER_PRIORITY_TAG if CANARY_TAG in tags else PRIORITY_TAG)
+    return {
+        CANARY_TAG: ",".join(sorted(services)),
+        PRIORITY_TAG: str(CANARY_PRIORITY),
+        **({FORMER_PRIORITY_TAG: former} if former else {}),
+    }
+
+
+def tried_by(run: dg.DagsterRun) -> frozenset[str]:
+    """Return the services that a run is the canary of."""
+    tag = run.tags.get(CANARY_TAG)
+    return frozenset(tag.split(",") if tag else ())
+
+
+def request_key(campaign_run: int, number: int) -> str:
+    """Return the run key of the nth request for a run of a campaign run."""
+    return f"{RUN_KEY}{campaign_run}/{number}"
+
+
+def request_number(run: dg.DagsterRun) -> int:
+    """Return n of the run key of `request_key`; 0 if the gate did not request the run."""
+    prefix, _, number = run.tags.get(RUN_KEY_TAG, "").rpartition("/")
+    return int(number) if prefix.startswith(RUN_KEY) and number.isdecimal() else 0
+
+
+def is_resume(run: dg.DagsterRun) -> bool:
+    """Return whether the gate requested a run to resume a paused campaign run."""
+    return request_number(run) > 0 and run.parent_run_id is None
+
+
+def is_superseded(run: dg.DagsterRun, newest: str) -> bool:
+    """Return whether another run already resumed what the gate requested a run for.
+
+    Two daemons may each launch the gate's request, and a person may be faster. A retry or a
+    re-execution follows the run that it names, whatever tags it inherited.
+
+    Args:
+        run: The run that is about to work.
+        newest: Id of the run of the latest attempt.
+    """
+    parent = run.tags.get(PARENT_RUN_ID_TAG)
+    return is_resume(run) and parent is not None and newest not in (parent, run.run_id)

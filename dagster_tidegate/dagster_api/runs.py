@@ -1,0 +1,246 @@
+"""Runs: which there are, which changed, and how they end."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.snap import snapshot_from_execution_plan
+from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.runs.schema import RunsTable
+from dagster._core.storage.tags import (
+    PARTITION_NAME_TAG,
+    PRIORITY_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_FAILURE_REASON_TAG,
+    RUN_KEY_TAG,
+    SENSOR_NAME_TAG,
+)
+from dagster._serdes import deserialize_value
+
+from dagster_tidegate.dagster_api.lineage import CANARY_PRIORITY, PARTITION_TAG, tried_by
+from dagster_tidegate.dagster_api.pools import pools_of
+from dagster_tidegate.dagster_api.repository import Repository
+
+CHANGE_COLUMNS = ("run_body", "status", "update_timestamp", "create_timestamp")
+
+
+@dataclass(frozen=True)
+class RunChange:
+    """A Dagster run, when its row last changed, and when it was created (UTC)."""
+
+    run: dg.DagsterRun
+    at: datetime
+    created_at: datetime
+
+
+class Runs:
+    """The runs of a Dagster instance. A partition is what `partition_of` returns.
+
+    Args:
+        instance: The instance.
+        repository: The repository of the caller, in which it creates runs.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, repository: Repository | None = None) -> None:
+        self.instance = instance
+        self.repository = repository
+
+    def run(self, run_id: str) -> dg.DagsterRun | None:
+        """Return a run; None if Dagster does not have it, or not any more."""
+        return self.instance.get_run_by_id(run_id)
+
+    def runs(
+        self, *, tags: Mapping[str, str], job: str | None = None, unfinished: bool = False
+    ) -> Sequence[dg.DagsterRun]:
+        """Return the runs that have all of the tags, the newest first."""
+        statuses = NOT_FINISHED_STATUSES if unfinished else None
+        return self.instance.get_runs(
+            dg.RunsFilter(job_name=job, tags=dict(tags), statuses=statuses)
+        )
+
+    def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
+        """Return the runs of a campaign run that the gate requested or that have not finished."""
+        runs = {run.run_id: run for run in self.runs(tags={PARTITION_TAG: partition}, job=job)}
+        for tag in (PARTITION_NAME_TAG, ROOT_RUN_ID_TAG):
+            for run in self.runs(tags={tag: partition}, job=job, unfinished=True):
+                runs[run.run_id] = run
+        return list(runs.values())
+
+    def unfinished_of(self, partitions: Collection[str]) -> Sequence[dg.DagsterRun]:
+        """Return the unfinished runs that work on one of the partitions, of any job."""
+        if not partitions:
+            return []
+        ids = list(partitions)
+        filters = [
+            *(
+                dg.RunsFilter(tags={tag: ids}, statuses=NOT_FINISHED_STATUSES)
+                for tag in (PARTITION_NAME_TAG, PARTITION_TAG, ROOT_RUN_ID_TAG)
+            ),
+            dg.RunsFilter(run_ids=ids, statuses=NOT_FINISHED_STATUSES),
+        ]
+        runs = {run.run_id: run for each in filters for run in self.instance.get_runs(each)}
+        return list(runs.values())
+
+    def unfinished(self, run_ids: Collection[str]) -> Sequence[dg.DagsterRun]:
+        """Return those of some runs that have not finished."""
+        if not run_ids:
+            return []
+        return self.instance.get_runs(
+            dg.RunsFilter(run_ids=list(run_ids), statuses=NOT_FINISHED_STATUSES)
+        )
+
+    def canaries(self) -> Sequence[dg.DagsterRun]:
+        """Return the unfinished canaries.
+
+        One that never reached the queue is not a canary: Dagster died, and has to be asked again.
+        """
+        # By priority: Dagster can't search for one service among several in a tag.
+        runs = self.runs(tags={PRIORITY_TAG: str(CANARY_PRIORITY)}, unfinished=True)
+        not_started = dg.DagsterRunStatus.NOT_STARTED
+        return [run for run in runs if tried_by(run) and run.status is not not_started]
+
+    def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
+        """Return the queued runs, or those of one job, the oldest first."""
+        filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.QUEUED])
+        records = self.instance.get_run_records(filters, limit=limit, ascending=True)
+        return [record.dagster_run for record in records]
+
+    def in_progress(self, pools: frozenset[str]) -> Mapping[str, int]:
+        """Return how many runs that have left the queue and not finished use each pool."""
+        counts = dict.fromkeys(pools, 0)
+        for run in self.instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES)):
+            for pool in pools_of(run) & pools:
+                counts[pool] += 1
+        return counts
+
+    def changes(self, since: datetime, limit: int) -> Sequence[RunChange]:
+        """Return the runs whose rows changed after a time (UTC), in the order of their changes."""
+        return [
+            RunChange(run, at.replace(tzinfo=UTC), _rounded_up(created_at.replace(tzinfo=UTC)))
+            for run, at, created_at in self._changes(since, limit)
+        ]
+
+    def _changes(
+        self, since: datetime, limit: int
+    ) -> Sequence[tuple[dg.DagsterRun, datetime, datetime]]:
+        storage, column = self.instance.run_storage, RunsTable.c
+        # Every gate reads this every few seconds, and `get_run_records` inspects the columns of the
+        # table on every call: on PostgreSQL, most of the queries of an idle tick. The table is
+        # Dagster's own definition; if it ever lacks a column, or the storage is not SQL, Dagster's
+        # way is taken.
+        if isinstance(storage, SqlRunStorage) and all(name in column for name in CHANGE_COLUMNS):
+            query = (
+                sa.select(*(column[name] for name in CHANGE_COLUMNS))
+                .where(column.update_timestamp > since.replace(tzinfo=None))
+                .order_by(column.update_timestamp)
+            )
+            return [
+                (
+                    deserialize_value(row["run_body"], dg.DagsterRun).with_status(
+                        dg.DagsterRunStatus(row["status"])
+                    ),
+                    row["update_timestamp"],
+                    row["create_timestamp"],
+                )
+                for row in storage.fetchall(query.limit(limit))
+            ]
+        records = self.instance.get_run_records(
+            dg.RunsFilter(updated_after=since),
+            limit=limit,
+            order_by="update_timestamp",
+            ascending=True,
+        )
+        return [(r.dagster_run, r.update_timestamp, r.create_timestamp) for r in records]
+
+    def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a run."""
+        self.instance.add_run_tags(run_id, dict(tags))
+
+    def create_with_ops(self, request: dg.RunRequest, like: dg.DagsterRun) -> None:
+        """Create the run of a request, with the op selection of another run.
+
+        A run request can't select ops. But Dagster submits an existing run that has the key of a
+        request and never reached the queue, as after a crash of the daemon.
+
+        Args:
+            request: The request, which is to be returned to Dagster too.
+            like: The run with the op selection.
+
+        Raises:
+            dagster.DagsterInvalidSubsetError: If the job no longer has these ops.
+        """
+        assert self.repository is not None, "only a sensor of the repository requests runs"
+        job = self.repository.definition.get_job(like.job_name).get_subset(
+            op_selection=like.op_selection
+        )
+        plan = create_execution_plan(
+            job,
+            run_config=like.run_config,
+            instance_ref=self.instance.get_ref(),
+            tags=request.tags,
+            repository_load_data=self.repository.definition.repository_load_data,
+        )
+        key = {RUN_KEY_TAG: request.run_key or "", SENSOR_NAME_TAG: self.repository.sensor}
+        self.instance.create_run(
+            job_name=like.job_name,
+            run_id=None,
+            run_config=like.run_config,
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags={**request.tags, **key},
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=None,
+            execution_plan_snapshot=snapshot_from_execution_plan(plan, job.get_job_snapshot_id()),
+            job_snapshot=job.get_job_snapshot(),
+            parent_job_snapshot=job.get_parent_job_snapshot(),
+            asset_selection=None,
+            asset_check_selection=None,
+            resolved_op_selection=like.resolved_op_selection,
+            op_selection=like.op_selection,
+            remote_job_origin=like.remote_job_origin,
+            job_code_origin=like.job_code_origin,
+            asset_graph=job.asset_layer.asset_graph,
+        )
+
+    def is_canceling(self, run_id: str) -> bool:
+        """Return whether someone asked Dagster to terminate a run.
+
+        Every run launcher records that before it signals the run's process. A signal without it
+        comes from the machine, as when a pod is evicted.
+        """
+        run = self.run(run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
+    def was_interrupted(self, run: dg.DagsterRun) -> bool:
+        """Return whether a run failed since its process received a signal, and is not retried.
+
+        With `run_retries` on, Dagster retries it itself.
+        """
+        reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+        interrupted = reason == RunFailureReason.UNEXPECTED_TERMINATION.value
+        return interrupted and not self.instance.run_retries_enabled
+
+    def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
+        """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.
+
+        A paused run ends like this too. Dagster has had a status SUSPENDED since 1.13.26, which
+        nothing in it writes yet; when that changes, this is the place to use it.
+
+        Args:
+            run: The run.
+            message: Why, for people.
+            tags: Tags to add to it.
+        """
+        self.add_tags(run.run_id, tags)
+        if not self.is_canceling(run.run_id):  # it may have been terminated already
+            self.instance.report_run_canceling(run, message)
+
+
+def _rounded_up(created_at: datetime) -> datetime:
+    # SQLite stamps new runs in whole seconds, and changes to them in microseconds.
+    return created_at if created_at.microsecond else created_at + timedelta(seconds=1)
