@@ -1,14 +1,13 @@
-# Two commands need nothing but Python 3.11+ and make: `make up` and `make test`.
-#   make up PORT=3001 SANDBOX_PORT=8766      other ports
-#   make test PYTHON=python3.12              another Python, in an environment of its own
-#   make chaos SEED=4711 ROUNDS=1            a round of chaos once more
-#   make test-dagster DAGSTER=1.13.26        the integration tests with another Dagster
+# `make help` lists the targets. `make up` and `make test` need only Python 3.11+ and make.
 
-# The first of these that is there; say PYTHON=... for another.
+# The first one found. Override with PYTHON=...
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 PORT ?= 3000
 SANDBOX_PORT ?= 8765
+SERVICE ?= instantly
+FOR ?= 120
+DRILL ?=
 ROUNDS ?= 200
 # More than there are processors: the tests with a real daemon mostly wait.
 WORKERS ?= 3
@@ -23,13 +22,22 @@ OTHER := .venv-dagster-$(DAGSTER)
 # Those that import it, or run a server that does; the store is the same with any Dagster.
 OF_DAGSTER := $(shell grep -lE '^(import|from) dagster( |\.|$$)|gate_deployment|"serve"' tests/integration/test_*.py)
 
-.PHONY: up test test-dagster with-dagster lint format bench bench-scale chaos clean help
+.PHONY: up outage recover drill test test-dagster with-dagster lint format bench bench-scale chaos clean help
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: $(DEPLOYMENT) ## Start everything on this machine, and stay until Ctrl-C.
+up: $(DEPLOYMENT) ## Run the demo deployment until Ctrl-C [PORT=3000 SANDBOX_PORT=8765].
 	@exec $(BIN)/python -m demo up --with-parent --port $(PORT) --sandbox-port $(SANDBOX_PORT)
+
+outage: $(DEPLOYMENT) ## Make a service of the running demo fail [SERVICE=instantly FOR=120].
+	@$(BIN)/python -m demo sandbox fail $(SERVICE) --for $(FOR)
+
+recover: $(DEPLOYMENT) ## End all outages of the running demo.
+	@$(BIN)/python -m demo sandbox heal
+
+drill: $(DEPLOYMENT) ## Run the campaigns through an outage and report [DRILL="--leads 200 --kill-daemon"].
+	@$(BIN)/python -m demo drill $(DRILL)
 
 test: lint ## Lint, types and all tests.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
@@ -51,34 +59,34 @@ lint: $(TESTS) ## Lint and types.
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-bench: $(TESTS) ## Measure: ratios against a baseline in the same run.
+bench: $(TESTS) ## Run the benchmarks.
 	$(BIN)/python -m tests.benchmarks.breaker
 	$(BIN)/python -m tests.benchmarks.gate
 	$(BIN)/python -m tests.benchmarks.records
 	$(BIN)/python -m tests.benchmarks.api
 	$(BIN)/python -m tests.benchmarks.guard
 
-bench-scale: $(TESTS) ## Measure many workers, campaigns and queued runs on PostgreSQL; takes ten minutes.
+bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 	$(BIN)/python -m tests.benchmarks.scale
 
-chaos: $(TESTS) ## Kill workers, the daemon and the database at random: make chaos [ROUNDS=200] [SEED=4711].
+chaos: $(TESTS) ## Kill workers, daemon and database at random [ROUNDS=200 SEED=4711].
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.away
 
-format: $(TESTS) ## Lay out the code and mend what ruff can mend.
+format: $(TESTS) ## Format the code and apply safe fixes.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## Remove the environment and what was built.
+clean: ## Remove environments, builds and caches.
 	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: install a newer one, or say PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or set PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: install a newer one, or set PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks its venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# pip reads dependency groups since 25.1.
+# pip supports dependency groups since 25.1.
 $(DEPLOYMENT): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,api,metrics,otel,postgres,sandbox]' --group deployment
