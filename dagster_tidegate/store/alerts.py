@@ -310,4 +310,4 @@ def move_cursor(conn: Connection, now: datetime, *, before: Cursor | None, event
 
 
 def _read(conn: Connection, query: sa.Select[Any]) -> Sequence[Alert]:
-    return [Alert(**row._mapping) for row in conn.execute(query)]
+    return [Alert(**row) for row in conn.execute(query).mappings()]

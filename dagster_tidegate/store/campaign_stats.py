@@ -191,4 +191,4 @@ def op_progress(conn: Connection, now: datetime) -> list[OpProgress]:
         .where(r.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)))
         .group_by(r.campaign, p.op)
     )
-    return [OpProgress(**row._mapping) for row in rows]
+    return [OpProgress(**row) for row in rows.mappings()]

@@ -1,4 +1,4 @@
-"""What Prometheus and OpenTelemetry are told of the fleet and of a process."""
+"""Metrics of the fleet and of a process, for Prometheus and OpenTelemetry."""
 
 import asyncio
 import threading
@@ -87,7 +87,7 @@ class Scrape:
 # --- of the fleet --------------------------------------------------------------------------------
 
 
-def test_breakers_and_calls_of_the_fleet(
+def test_metrics_of_breakers_and_calls(
     store: Store, make_fleet: Callable[..., Fleet], clock: Clock
 ) -> None:
     fleet = make_fleet()
@@ -95,7 +95,7 @@ def test_breakers_and_calls_of_the_fleet(
     fleet.flush()
     scrape = Scrape(store)
     assert scrape("store_up") == 1
-    assert scrape("calls_total", service="mail", outcome="ok") == 0, "what was before is unknown"
+    assert scrape("calls_total", service="mail", outcome="ok") == 0, "counters start at zero"
     assert scrape("breaker_state", service="mail", state="closed") == 1
     assert scrape("breaker_outage_seconds", service="mail") == 0
 
@@ -121,14 +121,16 @@ def test_breakers_and_calls_of_the_fleet(
     recover(fleet, clock)
     assert scrape("breaker_trips_total", service="mail") == 2
     assert scrape("breaker_open_seconds_total", service="mail") == 81 + 61
-    assert Scrape(store)("breaker_trips_total", service="mail") == 0, "a new process counts anew"
+    assert Scrape(store)("breaker_trips_total", service="mail") == 0, (
+        "counters start at zero in each process"
+    )
     fleet.breaker("mail").half_open()
     assert scrape("breaker_trips_total", service="mail") == 3
     with store.read() as conn:
         assert service_stats.read(conn, clock())["mail"].trips == 3
 
 
-def test_the_calls_of_the_fleet_are_counted_once_and_never_less(
+def test_calls_of_the_fleet_are_counted_once_and_never_decrease(
     store: Store, make_fleet: Callable[..., Fleet], clock: Clock
 ) -> None:
     here, there = make_fleet(), make_fleet()
@@ -144,7 +146,7 @@ def test_the_calls_of_the_fleet_are_counted_once_and_never_less(
             assert scrape("calls_total", service="mail", outcome="ok") == 2 * round
 
 
-def test_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
+def test_metrics_of_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
     spec = CampaignSpec("letters", "here", "none", ops={"send": "mail"})
     with store.begin() as conn:
         campaigns.save(conn, clock(), "here", [spec])
@@ -208,46 +210,48 @@ def test_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
     assert scrape("takeovers", kind="pool") == 0
     clock.advance(31)
     scrape = Scrape(store)
-    assert scrape("records_per_second", campaign="letters", op="send") == 0, "a minute ago"
+    assert scrape("records_per_second", campaign="letters", op="send") == 0, (
+        "its last update is more than a minute old"
+    )
 
 
-def test_a_store_that_is_gone_is_told_and_nothing_else(sqlite_url: str) -> None:
+def test_without_a_store_only_store_up_and_the_version_are_reported(sqlite_url: str) -> None:
     scrape = Scrape(Store(f"postgresql://127.0.0.1:{ports.free()}/none"))
     assert scrape("store_up") == 0
     names = {metric.name for metric in scrape.registry.collect()}
     assert names == {"tidegate_build_info", "tidegate_store_up"}
     empty = Store("sqlite://")
-    assert Scrape(empty)("store_up") == 0, "there are no tables"
+    assert Scrape(empty)("store_up") == 0, "the tables are missing"
     assert Scrape(Store(sqlite_url))("store_up") == 1
 
 
-def test_a_scrape_is_a_handful_of_queries_and_kept_for_a_while(
+def test_a_scrape_needs_few_queries_and_is_cached(
     store: Store, make_fleet: Callable[..., Fleet], count_statements: Callable[[Store], list[str]]
 ) -> None:
     make_fleet().breaker("mail").call(int)
     registry = CollectorRegistry()
     registry.register(FleetCollector(store, cache_s=60))
     registry.get_sample_value("tidegate_store_up")
-    told = count_statements(store)
+    statements = count_statements(store)
     registry.get_sample_value("tidegate_store_up")
-    assert told == []
+    assert statements == []
     Scrape(store)("store_up")
-    assert 0 < len(told) < 30
+    assert 0 < len(statements) < 30
 
 
 @pytest.fixture
 def count_statements() -> Callable[[Store], list[str]]:
     def listen(store: Store) -> list[str]:
-        told: list[str] = []
-        event.listen(store.engine, "before_cursor_execute", lambda *args: told.append(args[2]))
-        return told
+        statements: list[str] = []
+        event.listen(
+            store.engine, "before_cursor_execute", lambda *args: statements.append(args[2])
+        )
+        return statements
 
     return listen
 
 
-def test_prometheus_reads_the_route_in_both_formats(
-    store: Store, make_fleet: Callable[..., Fleet]
-) -> None:
+def test_the_route_supports_both_formats(store: Store, make_fleet: Callable[..., Fleet]) -> None:
     make_fleet().breaker("mail").call(int)
     with api(store) as asked:
         plain = asked.client.get("/metrics")
@@ -256,15 +260,15 @@ def test_prometheus_reads_the_route_in_both_formats(
     assert plain.headers["content-type"].startswith("text/plain")
     assert fancy.headers["content-type"].startswith("application/openmetrics-text")
     for families in (parse(plain.text), parse_openmetrics(fancy.text)):
-        found = {family.name: family for family in families}
-        assert found["tidegate_store_up"].samples[0].value == 1
+        by_name = {family.name: family for family in families}
+        assert by_name["tidegate_store_up"].samples[0].value == 1
         assert any(
             sample.labels == {"service": "mail", "state": "closed"} and sample.value == 1
-            for sample in found["tidegate_breaker_state"].samples
+            for sample in by_name["tidegate_breaker_state"].samples
         )
 
 
-def test_the_route_says_that_the_store_is_gone_whoever_asks() -> None:
+def test_the_route_reports_an_unreachable_store_without_authentication() -> None:
     store = Store(f"postgresql://127.0.0.1:{ports.free()}/none")
     with api(store) as asked:
         answer = asked.client.get("/metrics")
@@ -279,7 +283,9 @@ def test_the_route_says_that_the_store_is_gone_whoever_asks() -> None:
 # --- of a process --------------------------------------------------------------------------------
 
 
-def test_a_hook_keeps_metrics_of_a_process(make_fleet: Callable[..., Fleet], clock: Clock) -> None:
+def test_the_prometheus_hook_measures_a_process(
+    make_fleet: Callable[..., Fleet], clock: Clock
+) -> None:
     registry, learned = CollectorRegistry(), threading.Event()
 
     def note(event: Event) -> None:
@@ -316,7 +322,7 @@ async def _wait(clock: Clock) -> None:
     clock.advance(0.3)
 
 
-def test_only_a_hook_that_asks_for_it_is_told_how_long_calls_took(
+def test_calls_are_timed_only_for_hooks_that_ask_for_it(
     make_fleet: Callable[..., Fleet],
 ) -> None:
     events: list[Event] = []
@@ -326,7 +332,7 @@ def test_only_a_hook_that_asks_for_it_is_told_how_long_calls_took(
     assert not any(isinstance(each, CallEnded) for each in events)
 
 
-def test_opentelemetry_is_told_through_its_api(
+def test_the_opentelemetry_hook_reports_metrics_and_span_events(
     make_fleet: Callable[..., Fleet], clock: Clock
 ) -> None:
     reader = InMemoryMetricReader()
@@ -340,7 +346,7 @@ def test_opentelemetry_is_told_through_its_api(
         with pytest.raises(BreakerOpenError):
             fleet.breaker("mail").call(int)
     fleet.flush()
-    found = {
+    points = {
         (metric.name, *sorted((point.attributes or {}).items())): point
         for resource in reader.get_metrics_data().resource_metrics  # type: ignore[union-attr] -- calls were made
         for scope in resource.scope_metrics
@@ -350,7 +356,7 @@ def test_opentelemetry_is_told_through_its_api(
 
     def point(name: str, **attributes: str) -> Any:
         names = {f"tidegate.{key}": value for key, value in attributes.items()}
-        return found[name, *sorted({"tidegate.service": "mail", **names}.items())]
+        return points[name, *sorted({"tidegate.service": "mail", **names}.items())]
 
     assert point("tidegate.calls", outcome="ok").value == 1
     assert point("tidegate.calls", outcome="failed").value == 3
@@ -363,7 +369,7 @@ def test_opentelemetry_is_told_through_its_api(
     assert events == [("tidegate.breaker.changed", "open"), ("tidegate.call.refused", None)]
 
 
-def test_without_an_sdk_opentelemetry_costs_nothing_and_breaks_nothing(
+def test_the_opentelemetry_hook_works_without_an_sdk(
     make_fleet: Callable[..., Fleet],
 ) -> None:
     fleet = make_fleet(OpenTelemetryHook())
@@ -372,7 +378,7 @@ def test_without_an_sdk_opentelemetry_costs_nothing_and_breaks_nothing(
 
 
 @pytest.mark.parametrize(("setting", "hooks"), [("true", 1), ("false", 0), ("", 0)])
-def test_runs_and_sensors_tell_opentelemetry_where_it_is_set(
+def test_a_setting_adds_the_opentelemetry_hook_to_runs_and_sensors(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, setting: str, hooks: int
 ) -> None:
     monkeypatch.setenv("TIDEGATE_OPENTELEMETRY", setting)

@@ -1,4 +1,4 @@
-"""docker-compose.yml and what is in deploy/: what each container must have, and what must agree."""
+"""docker-compose.yml and deploy/: required properties of containers, and consistency of files."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ DEPLOY = PROJECT / "deploy"
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ONCE = {"migrate"}
-AS_ROOT = {"docker-proxy"}  # Docker's socket is root's
+AS_ROOT = {"docker-proxy"}  # Docker's socket belongs to root
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 LEAST_GRACE_S = BreakerResource(services=[]).drain_timeout_s + 5
 
@@ -30,26 +30,26 @@ def seconds(duration: str) -> float:
     return float(number) * {"s": 1, "m": 60}[unit]
 
 
-def values(found: Any) -> list[str]:
-    """All texts in a document."""
-    if isinstance(found, dict):
-        return [text for each in found.values() for text in values(each)]
-    if isinstance(found, list):
-        return [text for each in found for text in values(each)]
-    return [str(found)]
+def strings(document: Any) -> list[str]:
+    """Return all strings in a document."""
+    if isinstance(document, dict):
+        return [text for value in document.values() for text in strings(value)]
+    if isinstance(document, list):
+        return [text for value in document for text in strings(value)]
+    return [str(document)]
 
 
 # --- docker-compose.yml ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_an_image_has_a_version(name: str) -> None:
+def test_images_have_a_version(name: str) -> None:
     image = SERVICES[name]["image"]
     assert re.search(r":(v?\d+\.\d+[\w.-]*|\$\{VERSION:-\d+\.\d+\.\d+\})$", image), image
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_is_not_root(name: str) -> None:
+def test_containers_do_not_run_as_root(name: str) -> None:
     if SERVICES[name].get("build"):
         assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE)[-1] == "1000:1000"
         assert "user" not in SERVICES[name]
@@ -58,7 +58,7 @@ def test_a_container_is_not_root(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_says_how_it_is_and_comes_back_and_may_end_in_peace(name: str) -> None:
+def test_containers_have_a_health_check_a_restart_policy_and_a_grace_period(name: str) -> None:
     service = SERVICES[name]
     if name in ONCE:
         assert service["restart"] == "no"
@@ -70,12 +70,12 @@ def test_a_container_says_how_it_is_and_comes_back_and_may_end_in_peace(name: st
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_port_is_published_on_this_machine_only(name: str) -> None:
+def test_ports_are_published_on_loopback_only(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_waits_for_what_it_needs(name: str) -> None:
+def test_services_wait_for_their_dependencies(name: str) -> None:
     needed = SERVICES[name].get("depends_on", {})
     assert set(needed) <= SERVICES.keys()
     if isinstance(needed, dict):
@@ -101,12 +101,12 @@ def test_secrets_come_from_the_environment_and_have_no_default() -> None:
                 assert value.startswith("${POSTGRES_PASSWORD:?"), name
 
 
-def test_variables_of_tidegate_are_settings() -> None:
+def test_tidegate_variables_are_settings() -> None:
     for service in SERVICES.values():
         assert unknown(service.get("environment", {})) == []
 
 
-def test_files_and_volumes_that_are_mounted_are_there() -> None:
+def test_mounted_files_and_volumes_exist() -> None:
     for service in SERVICES.values():
         for mount in service.get("volumes", []):
             source = mount.rsplit(":", 2 if mount.endswith(":ro") else 1)[0]
@@ -119,7 +119,7 @@ def test_files_and_volumes_that_are_mounted_are_there() -> None:
             assert secret in COMPOSE["secrets"]
 
 
-def test_docker_itself_finds_nothing_wrong_where_its_client_can_say() -> None:
+def test_docker_compose_accepts_the_file_if_docker_is_installed() -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], check=False).returncode:
         return
@@ -133,7 +133,7 @@ def test_docker_itself_finds_nothing_wrong_where_its_client_can_say() -> None:
         )
 
 
-def test_the_image_has_what_the_services_run() -> None:
+def test_the_image_copies_existing_files_that_are_not_ignored() -> None:
     stages = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(stages) > 1
     assert all(re.search(r":\d+\.\d+\.\d+-slim", stage) for stage in stages)
@@ -148,20 +148,22 @@ def test_the_image_has_what_the_services_run() -> None:
 
 
 @pytest.mark.parametrize("runs", ["processes", "docker"])
-def test_an_instance_of_compose_is_the_embedded_one_but_for_where_things_are(runs: str) -> None:
+def test_the_instances_of_compose_match_the_embedded_one_except_for_storage_and_launcher(
+    runs: str,
+) -> None:
     embedded = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
-    found = yaml.safe_load((DEPLOY / "compose" / f"dagster-{runs}.yaml").read_text())
-    assert found.pop("storage") == {"postgres": {"postgres_url": {"env": "DAGSTER_STORAGE_URL"}}}
-    launcher = found.pop("run_launcher", None)
+    instance = yaml.safe_load((DEPLOY / "compose" / f"dagster-{runs}.yaml").read_text())
+    assert instance.pop("storage") == {"postgres": {"postgres_url": {"env": "DAGSTER_STORAGE_URL"}}}
+    launcher = instance.pop("run_launcher", None)
     assert (launcher is None) == (runs == "processes")
-    for each in (embedded, found):
+    for each in (embedded, instance):
         each["concurrency"]["runs"].pop("max_concurrent_runs")
-    assert found == embedded
+    assert instance == embedded
 
 
-def test_a_container_of_a_run_gets_what_a_run_reads() -> None:
-    found = yaml.safe_load((DEPLOY / "compose" / "dagster-docker.yaml").read_text())
-    config = found["run_launcher"]["config"]
+def test_run_containers_get_the_environment_and_volumes_of_runs() -> None:
+    instance = yaml.safe_load((DEPLOY / "compose" / "dagster-docker.yaml").read_text())
+    config = instance["run_launcher"]["config"]
     given = set(config["env_vars"])
     assert given <= SERVICES["daemon"]["environment"].keys()
     assert {"TIDEGATE_STORE_URL", "DAGSTER_STORAGE_URL", "PGPASSWORD"} <= given
@@ -174,18 +176,18 @@ def test_a_container_of_a_run_gets_what_a_run_reads() -> None:
 # --- Prometheus and Grafana -----------------------------------------------------------------------
 
 
-def test_prometheus_asks_the_pages_and_has_our_rules() -> None:
-    found = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    (job,) = found["scrape_configs"]
+def test_prometheus_scrapes_the_web_server_and_has_the_rules() -> None:
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (job,) = prometheus["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["web:3000"]}]
     mounted = [mount.split(":")[1] for mount in SERVICES["prometheus"]["volumes"]]
-    assert set(found["rule_files"]) <= set(mounted)
+    assert set(prometheus["rule_files"]) <= set(mounted)
     token = job["authorization"]["credentials_file"]
     assert token == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
     assert "web" in SERVICES["web"]["environment"]["TIDEGATE_SERVE_ALLOWED_HOSTS"].split()
 
 
-def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+def test_grafana_has_the_data_source_and_the_dashboard() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     source = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
@@ -205,19 +207,19 @@ CONSOLE = [
 ]
 
 
-def test_files_that_the_guide_names_are_there() -> None:
+def test_files_named_in_the_guide_exist() -> None:
     for path in re.findall(r"\b(?:deploy|docs)/[\w/.-]+\.\w+", GUIDE):
         assert (PROJECT / path).exists(), path
 
 
-def test_services_that_the_guide_names_are_there() -> None:
+def test_services_named_in_the_guide_exist() -> None:
     for line in CONSOLE:
-        if found := re.match(r"docker compose (?:run --rm|exec) (\w+)", line):
-            assert found[1] in SERVICES, line
+        if command := re.match(r"docker compose (?:run --rm|exec) (\w+)", line):
+            assert command[1] in SERVICES, line
 
 
 @pytest.mark.parametrize("line", [line for line in CONSOLE if "tidegate " in line])
-def test_commands_of_the_guide_are_commands(line: str) -> None:
+def test_commands_in_the_guide_exist(line: str) -> None:
     for words in re.findall(r"(?<![\w/.-])tidegate ([a-z][^&]*)", line):
         assert_is_a_command(shlex.split(words))
 
@@ -225,9 +227,9 @@ def test_commands_of_the_guide_are_commands(line: str) -> None:
 def assert_is_a_command(words: list[str]) -> None:
     command: click.Command = main
     while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), words[0])
-        assert found is not None, words
-        command, words = found, words[1:]
+        subcommand = command.get_command(click.Context(command), words[0])
+        assert subcommand is not None, words
+        command, words = subcommand, words[1:]
     command.make_context("tidegate", words)
 
 
@@ -248,20 +250,20 @@ PODS = {
 }
 
 
-def names_of_environment() -> set[str]:
-    """The names of all variables that the values and manifests set."""
+def environment_names() -> set[str]:
+    """Return the names of all variables that the values and manifests set."""
     text = "".join(path.read_text() for path in KUBERNETES.glob("*.yaml"))
     return set(re.findall(r"\b(TIDEGATE_\w+)\b", text))
 
 
-def test_there_are_a_job_for_migrations_and_the_pages() -> None:
+def test_there_are_manifests_for_migrations_and_the_web_server() -> None:
     assert {m["kind"] for m in MANIFESTS} >= {"Job", "Deployment", "Service", "Secret"}
-    migrations, pages = PODS["Job/tidegate-migrate"], PODS["Deployment/tidegate-web"]
-    assert "tidegate store upgrade" in " ".join(values(migrations["containers"][0]["command"]))
-    assert pages["containers"][0]["command"][:2] == ["tidegate", "serve"]
+    migrations, web = PODS["Job/tidegate-migrate"], PODS["Deployment/tidegate-web"]
+    assert "tidegate store upgrade" in " ".join(strings(migrations["containers"][0]["command"]))
+    assert web["containers"][0]["command"][:2] == ["tidegate", "serve"]
 
 
-def test_a_pod_of_runs_has_the_time_that_records_take_to_end() -> None:
+def test_run_pods_have_time_to_finish_their_records() -> None:
     launcher = VALUES["runLauncher"]
     assert launcher["type"] == "K8sRunLauncher"
     config = launcher["config"]["k8sRunLauncher"]["runK8sConfig"]
@@ -270,11 +272,11 @@ def test_a_pod_of_runs_has_the_time_that_records_take_to_end() -> None:
 
 
 def test_variables_in_kubernetes_are_settings() -> None:
-    assert "TIDEGATE_STORE_URL" in names_of_environment() & set(variables())
-    assert unknown(dict.fromkeys(names_of_environment(), "x")) == []
+    assert "TIDEGATE_STORE_URL" in environment_names() & set(variables())
+    assert unknown(dict.fromkeys(environment_names(), "x")) == []
 
 
-def test_pools_hold_back_whole_runs_and_get_their_places_back() -> None:
+def test_pools_limit_whole_runs_and_free_their_slots() -> None:
     instance = VALUES["additionalInstanceConfig"]
     assert instance["concurrency"]["pools"]["granularity"] == "run"
     daemon = VALUES["dagsterDaemon"]
@@ -287,14 +289,14 @@ def test_pools_hold_back_whole_runs_and_get_their_places_back() -> None:
 def test_images_in_kubernetes_have_versions() -> None:
     images = [c["image"] for pod in PODS.values() for c in pod["containers"]]
     deployments = VALUES["dagster-user-deployments"]["deployments"]
-    found = [VALUES["dagsterDaemon"]["image"], *(each["image"] for each in deployments)]
-    images += [f"{image['repository']}:{image['tag']}" for image in found]
+    from_values = [VALUES["dagsterDaemon"]["image"], *(each["image"] for each in deployments)]
+    images += [f"{image['repository']}:{image['tag']}" for image in from_values]
     assert all(re.search(r":\d+\.\d+\.\d+$", image) for image in images)
-    assert "latest" not in values([VALUES, MANIFESTS])
+    assert "latest" not in strings([VALUES, MANIFESTS])
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_pod_is_not_root_and_has_bounds(name: str) -> None:
+def test_pods_do_not_run_as_root_and_have_memory_limits(name: str) -> None:
     pod = PODS[name]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["enableServiceLinks"] is False
@@ -303,7 +305,7 @@ def test_a_pod_is_not_root_and_has_bounds(name: str) -> None:
         assert container["resources"]["limits"]["memory"]
 
 
-def test_no_secret_is_written_down() -> None:
+def test_secrets_have_only_placeholders() -> None:
     for manifest in MANIFESTS:
         if manifest["kind"] == "Secret":
             assert set(manifest["stringData"].values()) <= {"", "<set it>"}

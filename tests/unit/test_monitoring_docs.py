@@ -117,14 +117,14 @@ FLEET, PROCESS = printed(fleet_registry()), printed(process_registry())
 
 def described(metrics: Iterable[Metric]) -> dict[str, tuple[str, frozenset[str]]]:
     """Type and labels of metrics, by the names in docs."""
-    found = {}
+    by_name = {}
     for metric in metrics:
         if metric.name.endswith("_created"):
             continue  # prometheus-client's own
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         labels = frozenset(label for sample in metric.samples for label in sample.labels)
-        found[name] = (metric.type, labels - {"le"})
-    return found
+        by_name[name] = (metric.type, labels - {"le"})
+    return by_name
 
 
 def documented(heading: str, name: str = r"tidegate_\w+") -> dict[str, tuple[str, frozenset[str]]]:
@@ -149,7 +149,7 @@ def test_every_instrument_of_opentelemetry_is_documented_with_type_and_attribute
         hook(event)
     data: Any = reader.get_metrics_data()
     kinds = {"Sum": "counter", "Histogram": "histogram", "Gauge": "gauge"}
-    found = {
+    instruments = {
         metric.name: (
             kinds[type(metric.data).__name__],
             frozenset(
@@ -160,16 +160,16 @@ def test_every_instrument_of_opentelemetry_is_documented_with_type_and_attribute
         )
         for metric in data.resource_metrics[0].scope_metrics[0].metrics
     }
-    assert documented("OpenTelemetry", r"tidegate\.[\w.]+") == found
+    assert documented("OpenTelemetry", r"tidegate\.[\w.]+") == instruments
 
 
 def samples() -> Mapping[str, list[dict[str, str]]]:
     """The labels of all samples, by their names."""
-    found: dict[str, list[dict[str, str]]] = {}
+    labels: dict[str, list[dict[str, str]]] = {}
     for metric in [*FLEET, *PROCESS]:
         for sample in metric.samples:
-            found.setdefault(sample.name, []).append(sample.labels)
-    return found
+            labels.setdefault(sample.name, []).append(sample.labels)
+    return labels
 
 
 SAMPLES = samples()
@@ -185,17 +185,17 @@ PANEL_EXPRESSIONS = [
 
 @pytest.mark.parametrize(("place", "expression"), RULE_EXPRESSIONS + PANEL_EXPRESSIONS)
 def test_rules_and_dashboard_use_existing_metrics_and_labels(place: str, expression: str) -> None:
-    found = re.findall(r"\b(tidegate_\w+)(?:\{([^}]*)\})?", expression)
-    assert found, place
+    selectors = re.findall(r"\b(tidegate_\w+)(?:\{([^}]*)\})?", expression)
+    assert selectors, place
     labels: set[str] = set()
-    for name, selector in found:
-        assert name in SAMPLES, f"{place}: there is no {name}"
-        there = SAMPLES[name]
-        labels |= there[0].keys()
+    for name, selector in selectors:
+        assert name in SAMPLES, f"{place}: {name} does not exist"
+        series = SAMPLES[name]
+        labels |= series[0].keys()
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!=|=)\s*"([^"]*)"', selector):
-            assert label in there[0], f"{place}: {name} has no label {label}"
+            assert label in series[0], f"{place}: {name} has no label {label}"
             # PromQL's alternatives are those of Python's expressions.
-            values = {each[label] for each in there}
+            values = {each[label] for each in series}
             for wanted in value.split("|") if operator == "=~" else [value]:
                 assert wanted in values, f"{place}: {name} has no {label}={wanted}"
     grouped = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression)
