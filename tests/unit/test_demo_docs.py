@@ -1,10 +1,32 @@
-"""The settings of the deployment in this repository."""
+"""The settings of the demo deployment, and its documentation."""
 
+import re
+from pathlib import Path
+
+import click
 import pytest
 
+from demo.drill.command import drill
+from demo.sandbox.command import sandbox
 from resources.settings import DemoSettings, SettingsError
 
 SECRET = "s3cr3t"
+DOCS = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
+
+
+def test_every_setting_is_documented() -> None:
+    documented = set(re.findall(r"^\| `DEMO_(\w+)` \|", DOCS, re.MULTILINE))
+    assert documented == {name.upper() for name in DemoSettings.model_fields}
+
+
+def test_every_command_of_the_sandbox_is_documented() -> None:
+    for name in sandbox.list_commands(click.Context(sandbox)):
+        assert f"python -m demo sandbox {name}" in DOCS
+
+
+def test_every_option_of_the_drill_is_documented() -> None:
+    options = {parameter.opts[0] for parameter in drill.params} - {"--workspace"}
+    assert set(re.findall(r"^\| `(--[\w-]+)", DOCS, re.MULTILINE)) == options
 
 
 def test_a_trailing_slash_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
