@@ -11,8 +11,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class ServicePolicy(BaseModel):
     """When the breaker of a service trips, how the service is probed, and how it comes back.
 
-    Names that end in `_s` are seconds. A rule that is None is off; one rule at least is on.
-    The counts are those of the whole fleet.
+    Fields that end in `_s` are seconds. A rule that is None is off; at least one rule must be set.
+    Counts are those of the whole fleet.
 
     Example:
         >>> ServicePolicy(name="openai", consecutive_failures=3).reset_timeout_s
@@ -27,7 +27,7 @@ class ServicePolicy(BaseModel):
         description="Name of the service; also the name of its Dagster pool.",
     )
     consecutive_failures: int | None = Field(
-        default=5, ge=1, description="Trip at so many failures without a success between them."
+        default=5, ge=1, description="Trip after this many failures without a success in between."
     )
     window_s: float = Field(
         default=60.0,
@@ -36,7 +36,7 @@ class ServicePolicy(BaseModel):
         description="Length of the window of the next four rules, in seconds.",
     )
     window_failures: int | None = Field(
-        default=None, ge=1, description="Trip at so many failures within the window."
+        default=None, ge=1, description="Trip at this many failures within the window."
     )
     failure_rate: Share | None = Field(
         default=None, description="Trip when this share of the calls in the window failed."
@@ -45,16 +45,16 @@ class ServicePolicy(BaseModel):
         default=None, description="Trip when this share of the calls in the window was slow."
     )
     slow_call_s: float = Field(
-        default=10.0, gt=0, description="A call that takes this long or longer is slow, in seconds."
+        default=10.0, gt=0, description="A successful call that takes this long or longer is slow, in seconds."
     )
     min_calls: int = Field(
-        default=20, ge=1, description="The rates say nothing before so many calls in the window."
+        default=20, ge=1, description="Minimum number of calls in the window before the two rates apply."
     )
     min_workers: int = Field(
         default=1,
         ge=1,
-        description="Trip only if so many processes, or all that are active, saw a failure; 2 "
-        "keeps one broken machine from stopping the fleet.",
+        description="Trip only if this many processes, or all active ones, had a failure; 2 keeps "
+        "one broken machine from stopping the fleet.",
     )
     failure_statuses: list[int] = Field(
         default=[408, 425, 429],
@@ -70,24 +70,24 @@ class ServicePolicy(BaseModel):
         description="Each failed probe multiplies the reset timeout by this.",
     )
     reset_timeout_cap_s: float = Field(
-        default=600.0, gt=0, description="The reset timeout grows to this at most, in seconds."
+        default=600.0, gt=0, description="Upper limit of the reset timeout, in seconds."
     )
     jitter: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Up to this share is added to the reset timeout at random.",
+        description="Random share added to the reset timeout, at most.",
     )
     retry_after_cap_s: float = Field(
         default=3600.0,
         ge=0,
-        description="A Retry-After of the service is honoured up to this, in seconds.",
+        description="A longer Retry-After of the service is cut to this, in seconds.",
     )
     trial_calls: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Trial calls at a time in half open, in the whole fleet.",
+        description="Concurrent trial calls in half open, in the whole fleet.",
     )
     success_threshold: int = Field(
         default=1, ge=1, le=100, description="Trial calls that must succeed before it closes."
@@ -95,33 +95,33 @@ class ServicePolicy(BaseModel):
     trial_lease_s: float = Field(
         default=60.0,
         gt=0,
-        description="A trial call that has no result by then is given up, in seconds; make it "
-        "longer than a call can take.",
+        description="A trial call without a result after this time is given up, in seconds; must be "
+        "longer than any call takes.",
     )
     linger_s: float = Field(
         default=0.0,
         ge=0,
-        description="How long a run waits in place for a recovery before it pauses, in seconds.",
+        description="How long a run waits for a recovery before it pauses, in seconds.",
     )
     ramp_interval_s: float = Field(
         default=30.0,
         ge=0,
-        description="How long it must be healthy between two steps of the ramp, in seconds.",
+        description="Time between two steps of the ramp, in seconds.",
     )
     probe_url: str | None = Field(
         default=None,
-        description="Address that answers GET below 400 when the service is well; None: a call "
-        "of a campaign is the probe.",
+        description="URL that answers GET with a status below 400 while the service is healthy; None: "
+        "a call of a campaign is the probe.",
     )
     probe_timeout_s: float = Field(
-        default=5.0, gt=0, description="A probe that takes longer failed, in seconds."
+        default=5.0, gt=0, description="Timeout of the probe, in seconds."
     )
 
     @field_validator("name")
     @classmethod
     def _name_fits_a_pool(cls, name: str) -> str:
         if any(c in "+@," or c.isspace() or not c.isprintable() for c in name):
-            raise ValueError(f"{name!r} can't be a service's name: use no '+', '@', ',' or space")
+            raise ValueError(f"{name!r} can't be a service's name: remove '+', '@', ',' and spaces")
         return name
 
     @field_validator("failure_statuses")
@@ -137,10 +137,10 @@ class ServicePolicy(BaseModel):
         if url is None:
             return url
         parts = urlsplit(url)
-        if "@" in parts.netloc:  # which is not repeated, for it may have a password
-            raise ValueError("a probe takes no user and password: give an address without them")
+        if "@" in parts.netloc:  # not repeated in the message: it may contain a password
+            raise ValueError("probe_url can't contain a user or password: remove them")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} can't be probed: give an http:// or https:// address")
+            raise ValueError(f"{url!r} can't be probed: use an http:// or https:// URL")
         return url
 
     @model_validator(mode="after")

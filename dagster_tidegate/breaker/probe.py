@@ -13,15 +13,11 @@ log = logging.getLogger(__name__)
 
 
 def http_get(policy: ServicePolicy, now: datetime) -> tuple[Verdict, datetime | None]:
-    """Ask the service's probe address.
-
-    Args:
-        policy: The service's policy, with a `probe_url`.
-        now: The time, UTC.
+    """Request the `probe_url` of a policy.
 
     Returns:
-        Success for a status below 400, else failure; and when the service asked to be called
-        again (UTC), or None.
+        Success for a status below 400, otherwise failure; and the time of its Retry-After (UTC),
+        or None.
     """
     assert policy.probe_url is not None
     request = urllib.request.Request(policy.probe_url, headers={"User-Agent": "tidegate"})

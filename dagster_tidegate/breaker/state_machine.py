@@ -1,13 +1,14 @@
-"""The state machine of a breaker. Pure: the time, the dice and what was seen are arguments.
+"""The state machine of a breaker. Pure: time, randomness and counted calls are arguments.
 
-            trip                    due, a trial call is let in
+            trip                    due, a trial call is admitted
   closed ---------->  open  ------------------------------------->  half open
      ^                 ^                                             |    |
      |                 +------------- a trial call failed -----------+    |
      +------------------- enough trial calls succeeded -------------------+
 
-A function takes a `BreakerStatus` and returns the next one, or the same if nothing changes. Each
-change of the state has the next generation; whatever began in an older one changes nothing.
+Each function takes a `BreakerStatus` and returns the next one, or the same object if nothing
+changes. Each change of state increments the generation; calls that started in an older generation
+have no effect.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
 FLUSH_S = 1.0
-"""Workers tell the fleet of their successes this often, in seconds; of a failure at once."""
+"""Interval in which workers report successes, in seconds. They report failures at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,16 @@ class BreakerStatus:
     Attributes:
         name: Name of the service.
         state: Closed, open or half open.
-        generation: Counts the changes of the state.
-        changed_at: When the state changed last.
-        opened_at: Since when it is not closed, through half open; None while closed.
-        open_until: Not probed before; None while closed.
-        attempt: Probes that failed since it opened.
+        generation: Number of changes of state.
+        changed_at: When the state last changed.
+        opened_at: When it opened, kept through half open; None while closed.
+        open_until: When the first probe is due; None while closed.
+        attempt: Failed probes since it opened.
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
         closed_at: When it last recovered, or None.
-        kept_closed_by: The operator who wants it never to trip, or None.
-        kept_closed_until: When that ends by itself, or None.
+        kept_closed_by: The operator who keeps it closed, or None.
+        kept_closed_until: When that expires, or None.
     """
 
     name: str
@@ -55,12 +56,12 @@ class BreakerStatus:
     kept_closed_until: datetime | None = None
 
     def kept_closed(self, now: datetime) -> bool:
-        """Return whether an operator keeps it closed at `now`."""
+        """Return whether an operator keeps it closed."""
         until = self.kept_closed_until
         return self.kept_closed_by is not None and (until is None or now < until)
 
     def due(self, now: datetime) -> bool:
-        """Return whether it is open and may be probed at `now`."""
+        """Return whether it is open and a probe is due."""
         return self.state == BreakerState.OPEN and (
             self.open_until is None or now >= self.open_until
         )
@@ -71,16 +72,16 @@ def why_trip(
 ) -> str | None:
     """Return why the breaker should trip, for people, or None if it should not.
 
-    The consecutive count alone would mistake a busy, healthy fleet for a dead service: failures
-    are told at once, successes up to `FLUSH_S` later. So either the failures in a row are as many
-    as the successes that silent workers may still be keeping to themselves, or several workers
-    have seen nothing but failures, three each on average. The rates count those unflushed successes
-    too, and say nothing just after a change of state, when nobody has told of any yet.
+    Failures are reported at once, successes up to `FLUSH_S` later, so the consecutive count alone
+    would trip on a few failures in a busy, healthy fleet. It trips only if the failures in a row
+    are also as many as the estimated unflushed successes, or if two workers or more had nothing
+    but failures, three each on average. The rates include the unflushed successes, and do not
+    apply just after a change of state, before anybody has reported successes.
 
     Args:
         status: The breaker.
         policy: The service's policy.
-        stats: What the fleet saw.
+        stats: The fleet's calls.
         now: The time, UTC.
         label: A short name of the last failure: "503".
     """
@@ -112,12 +113,9 @@ def why_trip(
 def reset_timeout_s(policy: ServicePolicy, attempt: int, dice: float) -> float:
     """Return how long it stays open after `attempt` failed probes, in seconds.
 
-    Args:
-        policy: The service's policy.
-        attempt: Probes that failed since it opened.
-        dice: A random number from 0 to 1, for the jitter.
+    `dice` is a random number from 0 to 1, for the jitter.
     """
-    # Beyond 64 doublings every cap is reached; the bound keeps the power from overflowing.
+    # 64 doublings reach every cap; the bound avoids an overflow.
     grown = policy.reset_timeout_s * policy.backoff_factor ** min(attempt, 64)
     return min(grown, policy.reset_timeout_cap_s) * (1 + policy.jitter * dice)
 
@@ -130,7 +128,7 @@ def after_calls(
     label: str,
     dice: float,
 ) -> BreakerStatus:
-    """Trip a closed breaker if what the fleet saw says so."""
+    """Trip a closed breaker if a rule of its policy is reached."""
     if status.state != BreakerState.CLOSED or status.kept_closed(now):
         return status
     reason = why_trip(status, policy, stats, now, label)
@@ -147,7 +145,7 @@ def opened(
     dice: float,
     retry_at: datetime | None = None,
 ) -> BreakerStatus:
-    """Open a breaker, by its own decision or by hand. An open one begins its timeout anew."""
+    """Open a breaker. An open one restarts its timeout."""
     until = now + timedelta(seconds=reset_timeout_s(policy, status.attempt, dice))
     return replace(
         status,
@@ -164,7 +162,7 @@ def opened(
 
 
 def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
-    """Let trial calls in, whether due or not. A half open one stays as it is."""
+    """Half open a breaker, due or not. A half open one stays as it is."""
     if status.state == BreakerState.HALF_OPEN:
         return status
     return replace(
@@ -186,7 +184,7 @@ def after_trial(
     dice: float,
     retry_at: datetime | None = None,
 ) -> BreakerStatus:
-    """Take the result of a trial call: close, open again for longer, or wait for more."""
+    """Apply the result of a trial call: close, open again for longer, or wait for more."""
     if status.state != BreakerState.HALF_OPEN or verdict == Verdict.IGNORED:
         return status
     slow_is_bad = policy.slow_call_rate is not None
@@ -198,7 +196,7 @@ def after_trial(
 
 
 def closed(status: BreakerStatus, now: datetime) -> BreakerStatus:
-    """Close a breaker, by its own decision or by hand. A closed one stays as it is."""
+    """Close a breaker. A closed one stays as it is."""
     if status.state == BreakerState.CLOSED:
         return status
     return BreakerStatus(

@@ -1,4 +1,4 @@
-"""What a call came to, judged from its exception; and Retry-After. Pure but for the log line."""
+"""The verdict on a call, by its exception; and Retry-After. Pure, except for one log line."""
 
 import json
 import logging
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
-    """What a guarded call came to, as its breaker sees it."""
+    """What a guarded call says about its service."""
 
     SUCCESS = "success"
-    SLOW = "slow"  # it succeeded, and took too long
+    SLOW = "slow"  # succeeded, but took too long
     FAILURE = "failure"
-    IGNORED = "ignored"  # says nothing about the service: counts neither way
+    IGNORED = "ignored"  # says nothing about the service; counts neither way
 
 
 Classify = Callable[[Exception], Verdict]
-"""Decides what an exception says about the service."""
+"""Returns the verdict on an exception."""
 
-# The caller's mistakes, and errors of this machine: a service can't cause them.
+# Mistakes of the caller and errors of this machine; a service can't cause them.
 CALLERS_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
@@ -49,9 +49,9 @@ CALLERS_ERRORS: tuple[type[Exception], ...] = (
     NotADirectoryError,
     PermissionError,
 )
-# Errors that derive from one of the above, but that the service does cause.
+# Subclasses of the above that a service does cause.
 SERVICES_ERRORS: tuple[type[Exception], ...] = (ssl.SSLError, json.JSONDecodeError)
-# Of libraries that need not be installed: by name.
+# By name, because these libraries are optional.
 CALLERS_ERROR_NAMES = frozenset(
     {
         "httpx.LocalProtocolError",
@@ -73,7 +73,7 @@ NOT_SENT_NAMES = frozenset(
         "aiohttp.client_exceptions.ClientConnectorError",
     }
 )
-# It answered that it would not do what it was asked.
+# The service answered that it did not process the request.
 NOT_DONE = frozenset({501, 503})
 RETRY_AFTER_ABSURD_S = 30 * 86400.0
 
@@ -95,15 +95,15 @@ def status_of(error: BaseException) -> int | None:
 def default_verdict(
     error: Exception, failure_statuses: Collection[int] = (408, 425, 429)
 ) -> Verdict:
-    """Judge an exception: does it say that the service is unwell?
+    """Return the default verdict on an exception.
 
     Args:
-        error: What the guarded call raised.
+        error: The exception of the guarded call.
         failure_statuses: HTTP statuses that count as a failure besides 500 to 599.
 
     Returns:
-        `FAILURE` for connection errors, timeouts, those statuses, and errors of a kind not known
-        here; `IGNORED` for other statuses (the service answered: the request was wrong) and for
+        `FAILURE` for connection errors, timeouts, those statuses, and exceptions of an unknown
+        kind; `IGNORED` for other statuses (the service works, and the request was wrong) and for
         errors of the caller's own program or machine.
 
     Example:
@@ -125,14 +125,10 @@ def default_verdict(
 
 
 def may_have_arrived(error: BaseException | None) -> bool:
-    """Tell whether what failed may have taken effect at the service all the same.
+    """Return whether a failed call may have taken effect at the service.
 
-    Args:
-        error: What the guarded call raised.
-
-    Returns:
-        False where the service was never reached, or answered that it did nothing: 503, 501 and
-        statuses below 500. True for all else, such as a timeout.
+    False if the service was never reached, or answered that it did nothing: 503, 501 and statuses
+    below 500. True otherwise, for example after a timeout.
 
     Example:
         >>> may_have_arrived(TimeoutError()), may_have_arrived(ConnectionRefusedError())
@@ -150,12 +146,12 @@ def may_have_arrived(error: BaseException | None) -> bool:
 
 
 def every_error(_error: Exception) -> Verdict:
-    """Judge every exception a failure, as pybreaker does."""
+    """Return `FAILURE` for every exception, as pybreaker does."""
     return Verdict.FAILURE
 
 
 def label(error: BaseException) -> str:
-    """Return a short name of a failure, for people: its HTTP status, else its type.
+    """Return a short name of a failure, for people: its HTTP status, or else its type.
 
     Example:
         >>> label(TimeoutError("after 10 s"))
@@ -166,15 +162,12 @@ def label(error: BaseException) -> str:
 
 
 def retry_after(error: BaseException, now: datetime, cap_s: float) -> float | None:
-    """Return for how long the service asked to be left alone, from the headers of an error.
+    """Return the Retry-After of an error in seconds, or None if it has none or an invalid one.
 
     Args:
-        error: What the guarded call raised; its `response.headers` or `headers` are looked at.
+        error: The exception of the guarded call, with `response.headers` or `headers`.
         now: The time, UTC; a date in the header is compared with it.
-        cap_s: The most that is honoured, in seconds.
-
-    Returns:
-        Seconds, or None if it did not ask (or asked for something absurd, which is logged).
+        cap_s: Longer times are cut to this, in seconds.
     """
     for thing in (getattr(error, "response", None), error):
         headers: Any = getattr(thing, "headers", None)
@@ -190,10 +183,10 @@ def parse_retry_after(value: str, now: datetime, cap_s: float) -> float | None:
     Args:
         value: Seconds, or an HTTP date.
         now: The time, UTC.
-        cap_s: The most that is honoured, in seconds.
+        cap_s: Longer times are cut to this, in seconds.
 
     Returns:
-        Seconds from `now`; None, with a line in the log, for what can't be meant.
+        Seconds from `now`; None for an invalid value, which is logged.
 
     Example:
         >>> parse_retry_after("120", datetime.now(UTC), cap_s=60.0)
@@ -209,9 +202,9 @@ def parse_retry_after(value: str, now: datetime, cap_s: float) -> float | None:
         except ValueError:
             pass
         else:
-            # A date in the past asks for nothing any more.
+            # A date in the past means: now.
             seconds = max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
     if seconds is None or seconds > RETRY_AFTER_ABSURD_S:
-        log.warning("refused Retry-After %.80r: not seconds or a date within 30 days", value)
+        log.warning("ignoring Retry-After %.80r: neither seconds nor a date within 30 days", value)
         return None
     return min(seconds, cap_s)
