@@ -45,10 +45,14 @@ class ServicePolicy(BaseModel):
         default=None, description="Trip when this share of the calls in the window was slow."
     )
     slow_call_s: float = Field(
-        default=10.0, gt=0, description="A successful call that takes this long or longer is slow, in seconds."
+        default=10.0,
+        gt=0,
+        description="A successful call that takes this long or longer is slow, in seconds.",
     )
     min_calls: int = Field(
-        default=20, ge=1, description="Minimum number of calls in the window before the two rates apply."
+        default=20,
+        ge=1,
+        description="Minimum number of calls in the window before the two rates apply.",
     )
     min_workers: int = Field(
         default=1,
@@ -95,8 +99,8 @@ class ServicePolicy(BaseModel):
     trial_lease_s: float = Field(
         default=60.0,
         gt=0,
-        description="A trial call without a result after this time is given up, in seconds; must be "
-        "longer than any call takes.",
+        description="A trial call without a result after this time is given up, in seconds; must "
+        "be longer than any call takes.",
     )
     linger_s: float = Field(
         default=0.0,
@@ -106,12 +110,13 @@ class ServicePolicy(BaseModel):
     ramp_interval_s: float = Field(
         default=30.0,
         ge=0,
-        description="Time between two steps of the ramp, in seconds.",
+        description="How long the service must stay healthy between two steps of the ramp, in "
+        "seconds.",
     )
     probe_url: str | None = Field(
         default=None,
-        description="URL that answers GET with a status below 400 while the service is healthy; None: "
-        "a call of a campaign is the probe.",
+        description="URL that answers GET with a status below 400 while the service is healthy. "
+        "None: a call of a campaign is the probe.",
     )
     probe_timeout_s: float = Field(
         default=5.0, gt=0, description="Timeout of the probe, in seconds."

@@ -149,7 +149,7 @@ def test_retry_after_is_capped_and_never_negative():
 def test_an_absurd_retry_after_is_refused_with_a_line_in_the_log(value, caplog):
     with caplog.at_level(logging.WARNING):
         assert parse_retry_after(value, NOW, 3600) is None
-    assert "refused Retry-After" in caplog.text
+    assert "ignoring Retry-After" in caplog.text
 
 
 @given(st.text(max_size=60) | st.from_regex(r"\w{3}, \d+ \w{3} \d{4} [\d:]{8} \S+", fullmatch=True))
