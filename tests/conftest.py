@@ -17,6 +17,7 @@ from dagster_tidegate.store.database import Store
 from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from tests.support.clock import Clock
+from tests.support.postgres import emptying
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
 
@@ -117,13 +118,22 @@ def sqlite_url(tmp_path: Path) -> str:
     return new_sqlite_url(tmp_path / "tidegate.db")
 
 
-@pytest.fixture
-def postgres_url(new_postgres_url: NewUrl, drop_databases: Callable[..., None]) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database with the tables."""
+@pytest.fixture(scope="session")
+def worker_database(new_postgres_url: NewUrl) -> tuple[str, Callable[[], None]]:
+    """URL of the PostgreSQL database of this worker of pytest-xdist, and what empties it."""
     url = new_postgres_url()
-    yield url
-    # At once: before it is written to the disk at all.
-    drop_databases(sa.make_url(url).database)
+    return url, emptying(url)
+
+
+@pytest.fixture
+def postgres_url(worker_database: tuple[str, Callable[[], None]]) -> str:
+    """URL of an empty PostgreSQL database with the tables, which the next test uses too.
+
+    A test that changes the schema, or whose processes outlive it, takes `new_postgres_url`.
+    """
+    url, empty = worker_database
+    empty()
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

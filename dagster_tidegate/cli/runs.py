@@ -17,7 +17,7 @@ from dagster_tidegate.control.models import RunDetailsOut, RunOut
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
-from dagster_tidegate.store.run_details import Progress, Record
+from dagster_tidegate.store.run_details import LedgerRecord, LoopProgress
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
 
@@ -143,7 +143,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         out.print("no record is in doubt, none has failed")
 
 
-def current_op(progress: Sequence[Progress]) -> Progress | None:
+def current_op(progress: Sequence[LoopProgress]) -> LoopProgress | None:
     """Return how far the op is that a campaign run is at: the last that was heard of."""
     return max(progress, key=lambda each: each.updated_at, default=None)
 
@@ -153,7 +153,7 @@ def _status(run: CampaignRun) -> Text:
     return found.append(" (not started)") if run.waits_for_start else found
 
 
-def _progress_cells(at: Progress | None, *, works: bool) -> list:
+def _progress_cells(at: LoopProgress | None, *, works: bool) -> list:
     if at is None:
         return ["", "", "", "", "", ""]
     handled = at.done + at.failed
@@ -169,7 +169,7 @@ def _progress_cells(at: Progress | None, *, works: bool) -> list:
     ]
 
 
-def _records(title: str, found: Sequence[Record]) -> Table:
+def _records(title: str, found: Sequence[LedgerRecord]) -> Table:
     table = output.table(title, "op", "record", "attempt", "at", "error")
     for record in found:
         table.add_row(

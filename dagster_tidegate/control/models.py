@@ -14,8 +14,8 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
 from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
-from dagster_tidegate.store.run_details import ListedRun, Record, RunDetails
-from dagster_tidegate.store.service_stats import Numbers
+from dagster_tidegate.store.run_details import LedgerRecord, ListedRun, RunDetails
+from dagster_tidegate.store.service_stats import ServiceStats
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import utc
 
@@ -191,7 +191,7 @@ class ServiceChanged(Out):
 class ServiceDetails(ServiceOut):
     """All that is known of a service."""
 
-    numbers: Numbers
+    numbers: ServiceStats
     campaigns: Sequence[str] = Field(description="Names of the campaigns that need it.")
     policies: Mapping[str, ServicePolicy] | None = Field(
         description="Its policy in each code location; null where this server knows no code."
@@ -203,7 +203,7 @@ class ServiceDetails(ServiceOut):
         cls,
         seen: Situation,
         name: str,
-        counted: Numbers | None,
+        counted: ServiceStats | None,
         policies: Mapping[str, ServicePolicy] | None,
     ) -> "ServiceDetails":
         """Return all that is known of a service as it is shown.
@@ -216,7 +216,7 @@ class ServiceDetails(ServiceOut):
         """
         return cls(
             **ServiceOut.of(seen, name).model_dump(),
-            numbers=counted or Numbers(),
+            numbers=counted or ServiceStats(),
             campaigns=[each for each, found in seen.campaigns.items() if name in found.services],
             policies=policies,
             why=WhyOut.of(why(seen, Target(TargetKind.SERVICE, name))),
@@ -352,13 +352,13 @@ class RunDetailsOut(RunOut):
     """All that is known of a campaign run."""
 
     attempts: Sequence[AttemptOut]
-    in_doubt: Sequence[Record] = Field(
+    in_doubt: Sequence[LedgerRecord] = Field(
         description="Their effect may or may not have reached the service; the next attempt sends "
         "them again with the same idempotency key."
     )
     in_doubt_count: int
     in_hand_count: int
-    failed: Sequence[Record] = Field(description="The newest first.")
+    failed: Sequence[LedgerRecord] = Field(description="The newest first.")
     failed_count: int
     why: WhyOut
 

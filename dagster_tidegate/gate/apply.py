@@ -17,7 +17,7 @@ from dagster_tidegate.gate.plan import Action, End, Leave, Observation, Take, Wr
 from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.gate_lock import gate_lock
-from dagster_tidegate.store.takeovers import STOPPED, UNSET, Outcome, Takeover, TakeoverKind
+from dagster_tidegate.store.takeovers import STOPPED, UNSET, Takeover, TakeoverKind, TakeoverOutcome
 
 # How many writes are recorded in one transaction of the store: each costs a commit.
 BATCH_SIZE = 10
@@ -173,7 +173,7 @@ def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: da
 
     def end_as_gone(conn: Connection) -> None:
         if takeover.location == gate.location:
-            takeovers.end(conn, now, takeover, Outcome.GONE)
+            takeovers.end(conn, now, takeover, TakeoverOutcome.GONE)
 
     def written(conn: Connection) -> str:
         takeovers.written(conn, takeover)

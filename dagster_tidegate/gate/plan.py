@@ -22,9 +22,9 @@ from dagster_tidegate.store.takeovers import (
     RUNNING,
     STOPPED,
     UNSET,
-    Outcome,
     Takeover,
     TakeoverKind,
+    TakeoverOutcome,
 )
 
 # Seconds between ramp steps of a pool taken outside a sensor, whose services' policies are unknown.
@@ -141,7 +141,7 @@ class End:
     """Record that a takeover is over."""
 
     takeover: Takeover
-    outcome: Outcome
+    outcome: TakeoverOutcome
 
 
 Action = Take | Write | Leave | End
@@ -236,7 +236,7 @@ def _pools(observation: Observation) -> Iterator[Action]:
                 yield Take(TakeoverKind.POOL, name, name, None, observation.location, value, "0")
         elif takeover.left_at is not None:
             if not held:
-                yield End(takeover, Outcome.LEFT_TO_OPERATOR)
+                yield End(takeover, TakeoverOutcome.LEFT_TO_OPERATOR)
         elif not _ours(takeover, value):
             yield Leave(takeover, value)
         else:
@@ -271,7 +271,7 @@ def _taken_pool(
         target, step_at = step
     if same_pool(value, target):
         if not held and target == takeover.former:
-            yield End(takeover, Outcome.RESTORED)
+            yield End(takeover, TakeoverOutcome.RESTORED)
         elif takeover.pending or takeover.set_to != target or takeover.ramp_step_at != step_at:
             yield Write(takeover, target, target, step_at, tightens=held)
         return
@@ -371,7 +371,7 @@ def _taken_trigger(observation: Observation, takeover: Takeover, *, held: bool) 
     value = UNSET if state is None else state.status
     if takeover.left_at is not None:
         if not held:
-            yield End(takeover, Outcome.LEFT_TO_OPERATOR)
+            yield End(takeover, TakeoverOutcome.LEFT_TO_OPERATOR)
         return
     ours = {takeover.set_to, UNSET, *([takeover.set_from] if takeover.pending else [])}
     if value not in ours and not _written_late(takeover, state):
@@ -381,7 +381,7 @@ def _taken_trigger(observation: Observation, takeover: Takeover, *, held: bool) 
     if value != target:
         yield Write(takeover, value, target, None, tightens=held)
     elif not held:
-        yield End(takeover, Outcome.RESTORED)
+        yield End(takeover, TakeoverOutcome.RESTORED)
     elif takeover.pending or takeover.set_to != target:
         yield Write(takeover, target, target, None, tightens=True)
 

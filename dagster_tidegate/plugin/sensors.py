@@ -144,7 +144,7 @@ def build_breaker_sensor(
         _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
     ) -> dg.SensorResult:
         summary = breaker_tick(gate, fleet)
-        if deleted := retention.turn(gate.store, fleet.now()):
+        if deleted := retention.prune_some(gate.store, fleet.now()):
             summary += f"; {deleted} rows deleted that were over for long"
         return dg.SensorResult(skip_reason=summary)
 

@@ -14,7 +14,7 @@ from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.json_text import JsonText
-from dagster_tidegate.store.ledger import AttemptOverError, Entry, Known, Progress
+from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
 from dagster_tidegate.store.runs import AttemptRow
 
 R = TypeVar("R")
@@ -96,7 +96,7 @@ class Journal:
         self.found = retry_while_unreachable(self._begin, self._log)
         self.done, self.failed = self.found.done, self.found.failed
 
-    def look_up(self, keys: Collection[str]) -> Mapping[str, Known]:
+    def look_up(self, keys: Collection[str]) -> Mapping[str, Recorded]:
         """Return what the ledger has of some records, by key; what was settled is written first."""
         self.flush()
         return self._reading(

@@ -34,7 +34,7 @@ from dagster_tidegate.records.workers import Finished, Handler, Workers
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.ledger import AttemptOverError, Known
+from dagster_tidegate.store.ledger import AttemptOverError, Recorded
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 T = TypeVar("T")
@@ -491,7 +491,7 @@ class Records(Generic[T]):
         self._marks.append(begin)
         self._end = end
 
-    def _is_to_be_done(self, entry: Known) -> bool:
+    def _is_to_be_done(self, entry: Recorded) -> bool:
         return entry.status is RecordStatus.STARTED or (
             entry.status is RecordStatus.FAILED and entry.attempt < self._failed_since
         )
@@ -668,7 +668,7 @@ class Records(Generic[T]):
         self._leave()
 
 
-def _is_in_doubt(entry: Known | None) -> bool:
+def _is_in_doubt(entry: Recorded | None) -> bool:
     return entry is not None and entry.status is RecordStatus.STARTED
 
 

@@ -1,4 +1,4 @@
-"""A campaign in numbers, for people."""
+"""Statistics of campaigns, for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ RUNNING = "running"
 
 
 @dataclass(frozen=True)
-class RecordNumbers:
-    """How many records there are of each kind.
+class RecordStats:
+    """Record counts of a campaign.
 
     Attributes:
         done: Those that are done.
         failed: Those that failed.
-        total: All, of those loops that know how many they have.
+        total: All records of the loops that know their total.
     """
 
     done: int
@@ -31,15 +31,15 @@ class RecordNumbers:
 
 
 @dataclass(frozen=True)
-class CampaignNumbers:
-    """A campaign in numbers. Times are UTC.
+class CampaignStats:
+    """Statistics of a campaign. Times are UTC.
 
     Attributes:
         campaign: Its name.
         runs: How many campaign runs have each status.
-        attempts: How many attempts ended as what; `running` are those that have not.
+        attempts: How many attempts have each outcome; `running` for those in progress.
         records: The records of all its loops.
-        records_per_second: Of the loops that are at work, together.
+        records_per_second: Current rate of all its loops together.
         first_run_at: When its first campaign run was created, or None.
         last_change_at: When the status of one last changed, or None.
     """
@@ -47,20 +47,14 @@ class CampaignNumbers:
     campaign: str
     runs: Mapping[RunStatus, int]
     attempts: Mapping[str, int]
-    records: RecordNumbers
+    records: RecordStats
     records_per_second: float
     first_run_at: datetime | None
     last_change_at: datetime | None
 
 
-def read(conn: Connection, now: datetime, campaign: str) -> CampaignNumbers:
-    """Return a campaign in numbers; one that nobody knows has none.
-
-    Args:
-        conn: A connection of the store.
-        now: The database's time, UTC.
-        campaign: Its name.
-    """
+def read(conn: Connection, now: datetime, campaign: str) -> CampaignStats:
+    """Return the statistics of a campaign; all zero for an unknown one."""
     r, a, p = t.campaign_runs.c, t.attempts.c, t.progress.c
     mine = r.campaign == campaign
     by_status = conn.execute(
@@ -92,11 +86,11 @@ def read(conn: Connection, now: datetime, campaign: str) -> CampaignNumbers:
         .where(mine)
     ).one()
     done, failed, total, rate = sums
-    return CampaignNumbers(
+    return CampaignStats(
         campaign=campaign,
         runs={status: counts.get(status, 0) for status in RunStatus},
         attempts={row.outcome: row.attempts for row in attempts},
-        records=RecordNumbers(int(done), int(failed), int(total)),
+        records=RecordStats(int(done), int(failed), int(total)),
         records_per_second=float(rate),
         first_run_at=min((first for _, _, first, _ in by_status), default=None),
         last_change_at=max((last for _, _, _, last in by_status), default=None),
@@ -104,14 +98,14 @@ def read(conn: Connection, now: datetime, campaign: str) -> CampaignNumbers:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """The campaign runs of a campaign that have one status, and what they have left.
+class UnfinishedRuns:
+    """The runs of a campaign that have one unfinished status, and the records they have left.
 
     Attributes:
         campaign: Name of the campaign.
         status: The status.
         runs: How many there are.
-        records_left: How many records they have left, where the loops know.
+        records_left: How many records they have left, as far as the loops know their total.
     """
 
     campaign: str
@@ -120,8 +114,8 @@ class Waiting:
     records_left: int
 
 
-def unfinished(conn: Connection) -> list[Waiting]:
-    """Return what is left of each campaign: its runs that are not over, by status."""
+def unfinished(conn: Connection) -> list[UnfinishedRuns]:
+    """Return the unfinished runs of each campaign, by status."""
     r, p = t.campaign_runs.c, t.progress.c
     left = (
         sa.select(p.campaign_run, sa.func.sum(p.total - p.done - p.failed).label("records"))
@@ -137,7 +131,7 @@ def unfinished(conn: Connection) -> list[Waiting]:
         .group_by(r.campaign, r.status)
     )
     return [
-        Waiting(campaign, RunStatus(status), count, max(0, int(records)))
+        UnfinishedRuns(campaign, RunStatus(status), count, max(0, int(records)))
         for campaign, status, count, records in rows
     ]
 

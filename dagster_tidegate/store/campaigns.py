@@ -1,9 +1,10 @@
-"""Campaigns as they were last seen in code: their pools, schedules and trigger sensors."""
+"""Campaigns as last defined in code: their pools, schedules and trigger sensors."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,8 +23,8 @@ class Trigger:
     Attributes:
         kind: `schedule` or `sensor`.
         name: Its name.
-        selector_id: Dagster's id of it, the same for as long as its location and name are.
-        runs_by_default: Whether it runs where nobody has switched it on or off.
+        selector_id: Dagster's id, stable while its location and name are.
+        runs_by_default: Whether it runs unless somebody switched it off.
     """
 
     kind: TakeoverKind
@@ -42,7 +43,7 @@ class CatchUp(StrEnum):
 
 @dataclass(frozen=True)
 class CampaignSpec:
-    """What the gate needs to know of a campaign.
+    """What the gate needs to know about a campaign.
 
     Attributes:
         name: Name of the Dagster job.
@@ -52,7 +53,7 @@ class CampaignSpec:
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         triggers: The schedules and sensors that start its runs.
-        owners: Who steers it besides administrators; none: every operator.
+        owners: Who may control it besides administrators; empty: every operator.
     """
 
     name: str
@@ -102,7 +103,7 @@ def read(conn: Connection) -> Sequence[CampaignSpec]:
 
 
 def find(conn: Connection, name: str) -> CampaignSpec | None:
-    """Return a campaign without its ops and triggers, for who steers it; None if there is none."""
+    """Return a campaign without its ops and triggers; None if there is none."""
     of_it = t.campaign_owners.c.campaign == t.campaigns.c.name
     rows = conn.execute(
         sa.select(t.campaigns, t.campaign_owners.c.owner)
@@ -116,21 +117,15 @@ def find(conn: Connection, name: str) -> CampaignSpec | None:
 
 
 def forget(conn: Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
-    """Forget a code location that is gone for good: its campaigns, and that it had a gate.
+    """Forget a code location that was removed: its campaigns and its gate's heartbeats.
 
-    Their campaign runs, and what was recorded of them, stay.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        location: The code location.
-        actor: Who says so.
+    Campaign runs, ledgers and events stay.
 
     Returns:
         The names of its campaigns.
     """
-    mine = t.campaigns.c.location == location
-    names = conn.scalars(sa.select(t.campaigns.c.name).where(mine).order_by("name")).all()
+    c = t.campaigns.c
+    names = conn.scalars(sa.select(c.name).where(c.location == location).order_by(c.name)).all()
     save(conn, now, location, [])
     conn.execute(t.heartbeats.delete().where(t.heartbeats.c.location == location))
     events.write(
@@ -155,30 +150,16 @@ def defined_at(conn: Connection) -> Mapping[str, datetime]:
 
 
 def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[CampaignSpec]) -> None:
-    """Make the store know the campaigns of a code location as they are, and no others of it.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        location: The code location.
-        campaigns: Its campaigns.
-    """
-    names = [campaign.name for campaign in campaigns]
-    gone = sa.select(t.campaigns.c.name).where(
-        (t.campaigns.c.location == location) | t.campaigns.c.name.in_(names)
-    )
-    conn.execute(t.campaign_ops.delete().where(t.campaign_ops.c.campaign.in_(gone)))
-    conn.execute(t.campaign_triggers.delete().where(t.campaign_triggers.c.campaign.in_(gone)))
-    conn.execute(t.campaign_owners.delete().where(t.campaign_owners.c.campaign.in_(gone)))
-    conn.execute(
-        t.campaigns.delete().where(
-            (t.campaigns.c.location == location) | t.campaigns.c.name.in_(names)
-        )
-    )
-    if not campaigns:
-        return
-    conn.execute(
-        t.campaigns.insert(),
+    """Replace the stored campaigns of a code location with these."""
+    c = t.campaigns.c
+    replaced = (c.location == location) | c.name.in_([campaign.name for campaign in campaigns])
+    names = sa.select(c.name).where(replaced)
+    for table in (t.campaign_ops, t.campaign_triggers, t.campaign_owners):
+        conn.execute(table.delete().where(table.c.campaign.in_(names)))
+    conn.execute(t.campaigns.delete().where(replaced))
+    _insert(
+        conn,
+        t.campaigns,
         [
             {
                 "name": campaign.name,
@@ -190,30 +171,35 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
             for campaign in campaigns
         ],
     )
-    ops = [
-        {"campaign": campaign.name, "op": op, "pool": pool}
-        for campaign in campaigns
-        for op, pool in campaign.ops.items()
-    ]
-    if ops:
-        conn.execute(t.campaign_ops.insert(), ops)
-    triggers = [
-        {
-            "campaign": campaign.name,
-            "selector_id": trigger.selector_id,
-            "kind": trigger.kind,
-            "name": trigger.name,
-            "runs_by_default": trigger.runs_by_default,
-        }
-        for campaign in campaigns
-        for trigger in campaign.triggers
-    ]
-    if triggers:
-        conn.execute(t.campaign_triggers.insert(), triggers)
-    owners = [
-        {"campaign": campaign.name, "owner": owner}
-        for campaign in campaigns
-        for owner in sorted(campaign.owners)
-    ]
-    if owners:
-        conn.execute(t.campaign_owners.insert(), owners)
+    _insert(
+        conn,
+        t.campaign_ops,
+        [
+            {"campaign": campaign.name, "op": op, "pool": pool}
+            for campaign in campaigns
+            for op, pool in campaign.ops.items()
+        ],
+    )
+    _insert(
+        conn,
+        t.campaign_triggers,
+        [
+            {"campaign": campaign.name, **vars(trigger)}
+            for campaign in campaigns
+            for trigger in campaign.triggers
+        ],
+    )
+    _insert(
+        conn,
+        t.campaign_owners,
+        [
+            {"campaign": campaign.name, "owner": owner}
+            for campaign in campaigns
+            for owner in campaign.owners
+        ],
+    )
+
+
+def _insert(conn: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        conn.execute(table.insert(), rows)

@@ -1,25 +1,26 @@
-"""Which versions of this package the store still works with.
+"""Which versions of this package may use a store.
 
-A schema only ever grows, so that workers go on while it is migrated, until a migration takes
-something away that older ones need. It says so before: the store has the oldest revision whose
-workers it still fits, and who is older takes no more records.
+The schema only grows, so that workers keep running while it is migrated, until a migration removes
+something that older versions need. Before that, it sets the oldest revision that the store still
+supports, and older workers start no more records.
 """
 
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 
 REVISION = "0002"
-"""The revision of the schema that this version works with. Revisions are numbered, in one line."""
+"""The schema revision of this version. Revisions are consecutive numbers."""
 OLDEST = sa.select(t.compatibility.c.oldest_revision).scalar_subquery()
-"""The oldest revision whose workers the store still fits; NULL where nobody has ever said."""
+"""The oldest revision that the store supports; NULL if it was never set."""
 
 
 def refusal(oldest: str | None) -> str | None:
-    """Return why this version may not work with a store any more, or None if it may.
+    """Return why this version may no longer use a store, or None if it may.
 
     Args:
-        oldest: What `OLDEST` reads.
+        oldest: The value of `OLDEST`.
 
     Example:
         >>> refusal("0001") is None
@@ -36,8 +37,8 @@ deploy the version that the store was upgraded with'
     )
 
 
-def read(conn: sa.Connection) -> str | None:
-    """Return the oldest revision whose workers the store fits, or None where nobody has said."""
-    if not sa.inspect(conn).has_table(t.compatibility.name):  # made by the second revision
+def read(conn: Connection) -> str | None:
+    """Return the oldest revision that the store supports, or None if it was never set."""
+    if not sa.inspect(conn).has_table(t.compatibility.name):  # created by revision 0002
         return None
     return conn.scalar(sa.select(OLDEST))

@@ -19,7 +19,7 @@ from dagster_tidegate.store.json_text import json_text
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
-"""How many connections to PostgreSQL a server keeps open: it answers many at once."""
+"""Connections to PostgreSQL for a server, which handles many requests at once."""
 StoreError = exc.SQLAlchemyError
 """Anything that goes wrong with the database."""
 UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
@@ -54,15 +54,15 @@ def default_url() -> str:
 
 
 def read_url(url: str | sa.URL) -> sa.URL:
-    """Return a store's URL in its parts.
+    """Parse a store's URL.
 
     Raises:
-        ValueError: If it can't be read.
+        ValueError: If it can't be parsed.
     """
     try:
         return sa.make_url(url)
     except (exc.ArgumentError, ValueError):
-        # What could not be read may be a part of the password, and is told to nobody.
+        # The cause may quote a part of the password.
         raise ValueError(
             "the store's URL can't be read: percent-encode what is special in its name and "
             "password, such as @ : / ?, and let its port be a number"
@@ -70,7 +70,7 @@ def read_url(url: str | sa.URL) -> sa.URL:
 
 
 def shown_url(url: str | sa.URL) -> str:
-    """Return a store's URL as it may be shown: without its password.
+    """Return a store's URL without its password.
 
     Example:
         >>> shown_url("postgresql://tide:hunter2@db/tide?passfile=/run/pass")
@@ -85,17 +85,13 @@ def shown_url(url: str | sa.URL) -> str:
 class Store:
     """The database that the fleet shares.
 
-    The functions beside this class (`holds.place`, `runs.move`, ...) take a connection, so that
-    several of them make one transaction.
-
     Args:
         url: SQLAlchemy URL of a SQLite or PostgreSQL database.
-        clock: Gives the time (UTC) instead of the database; for tests.
-        connections: How many connections to PostgreSQL stay open. A worker needs few; there are
-            many workers.
+        clock: Returns the time (UTC) instead of the database; for tests.
+        connections: How many connections to PostgreSQL stay open.
 
     Raises:
-        ValueError: If the URL can't be read, or is of another kind of database.
+        ValueError: If the URL can't be parsed, or is of another kind of database.
 
     Example:
         >>> store = Store("sqlite://")
@@ -135,20 +131,20 @@ class Store:
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
-        """Open a transaction that writes; commits at the end, rolls back on an error."""
-        with self._turn(), self.engine.begin() as conn:
-            push.pending(conn)  # forget what a transaction left that was rolled back
+        """Open a write transaction. It commits at the end, and rolls back on an error."""
+        with self._one_writer(), self.engine.begin() as conn:
+            push.pending(conn)  # left by a transaction that was rolled back
             yield conn
-            told = push.pending(conn)
-        if told:
+            changed = push.pending(conn)
+        if changed:
             push.touch(self.engine)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Let the threads of a process write one after the other, where the database does not.
+    def _one_writer(self) -> Iterator[None]:
+        """Let the threads of a process write one at a time on SQLite.
 
-        SQLite lets a writer that finds another one sleep and try again, for longer and longer, so
-        that of many some wait for seconds.
+        Its own busy handler sleeps longer and longer, so that some of many writers would wait for
+        seconds.
         """
         if not self.is_sqlite:
             yield
@@ -162,7 +158,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """Open a transaction that only reads: it waits for no writer."""
+        """Open a read transaction. It waits for no writer."""
         with self.engine.connect().execution_options(tidegate_read=True) as conn:
             yield conn
 
@@ -174,20 +170,16 @@ class Store:
             yield conn
 
     def evidence(self) -> sa.Engine:
-        """Return an engine for what is small, often told, and may be lost with the machine.
+        """Return an engine for small, frequent writes that a power failure may lose.
 
-        Each statement is a transaction of its own, and on SQLite none waits for the disk: what
-        was told outlives the process, but perhaps not a power failure.
+        Each statement is a transaction of its own, and on SQLite it does not wait for the disk.
         """
         if self.is_sqlite:
             return self.engine.execution_options(tidegate_evidence=True)
         return self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def now(self, conn: sa.Connection) -> datetime:
-        """Return the time by the database's clock, UTC.
-
-        A SQLite database is on the machine that uses it, so its clock is the process's.
-        """
+        """Return the time of the database's clock (UTC); on SQLite that is this machine's."""
         if self.clock is not None:
             return self.clock()
         if self.is_sqlite:
@@ -206,7 +198,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
         json_serializer=json_text,
         poolclass=sa.QueuePool,
-        # In memory the one connection is the database, and threads take turns.
+        # A database in memory is its one connection, which threads share.
         **({"pool_size": 1, "max_overflow": 0} if in_memory else {}),
     )
 
@@ -219,8 +211,8 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection, _record) -> None:
-        # The driver's own transaction handling begins writers as readers, and a reader that
-        # becomes a writer beside another fails at once instead of waiting.
+        # The driver would begin every transaction as a reader, and a reader that becomes a writer
+        # beside another one fails at once instead of waiting.
         connection.isolation_level = None
         for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()

@@ -1,10 +1,10 @@
-"""Reads the events as they come, in the order of their ids, each once and none missed.
+"""Follows the events in the order of their ids, each exactly once.
 
-PostgreSQL gives an event its id before the transaction commits, so that of two transactions the
-one with the lower id may commit last. Who inserts an event locks the table, in a mode that lets
-others insert too, before the event gets its id, and until it commits. So the newest id that can be
-seen is final as soon as everybody is over who had that lock when it was seen. Nobody waits for a
-reader, and who only reads, for hours perhaps, holds nothing back. On SQLite one writes at a time.
+On PostgreSQL an event gets its id before its transaction commits, so a lower id may commit after a
+higher one. But an INSERT locks the table, in a mode that does not exclude other inserts, before it
+takes an id, and until it commits. So the newest visible id is final once every transaction is over
+that had the lock when the id was read. Writers never wait for readers, and long readers hold
+nothing back. SQLite has one writer at a time, and the newest id is always final.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.store import history
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.history import Event
 
 _NEWEST = sa.select(sa.func.coalesce(sa.func.max(t.events.c.id), 0))
@@ -24,34 +25,29 @@ _WRITERS = sa.text(
 
 
 class EventReader:
-    """Reads what comes after an event. Keep one for as long as you read."""
+    """Reads the events that follow an event. Keep one instance for as long as you read."""
 
     def __init__(self) -> None:
         self._final = 0
-        self._newest = 0  # seen at the look before,
-        self._writers: frozenset[str] = frozenset()  # while these were writing
+        self._newest = 0  # final when the transactions of _writers are over
+        self._writers: frozenset[str] = frozenset()
 
-    def read(self, conn: sa.Connection, *, after: int, limit: int) -> Sequence[Event]:
+    def read(self, conn: Connection, *, after: int, limit: int) -> Sequence[Event]:
         """Return the next events, the oldest first; the last one's id is the next `after`.
 
         Args:
-            conn: A connection of the store that reads.
             after: Id of the last event that was read.
-            limit: How many at most.
+            limit: The maximum number.
         """
         return history.between(conn, after, self.final(conn), limit=limit)
 
-    def final(self, conn: sa.Connection) -> int:
-        """Return the id up to which nothing can come any more; the events are there to be read.
-
-        Args:
-            conn: A connection of the store that reads.
-        """
+    def final(self, conn: Connection) -> int:
+        """Return the id up to which all events are visible; no lower id can appear later."""
         if conn.dialect.name == "sqlite":
             return newest(conn)
         if self._writers.isdisjoint(_writing(conn)):
             self._final = max(self._final, self._newest)
-            # In this order: who has a lower id, and has not committed, was writing before.
+            # In this order: a lower id that is not visible yet belongs to a current writer.
             self._newest = newest(conn)
             self._writers = _writing(conn)
             if not self._writers:
@@ -59,10 +55,10 @@ class EventReader:
         return self._final
 
 
-def newest(conn: sa.Connection) -> int:
-    """Return the id of the newest event, or 0 where there is none."""
+def newest(conn: Connection) -> int:
+    """Return the id of the newest event, or 0 if there is none."""
     return conn.scalar(_NEWEST) or 0
 
 
-def _writing(conn: sa.Connection) -> frozenset[str]:
+def _writing(conn: Connection) -> frozenset[str]:
     return frozenset(conn.scalars(_WRITERS))

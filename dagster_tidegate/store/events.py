@@ -1,4 +1,4 @@
-"""The record of who changed what, when and why."""
+"""The audit log: who changed what, when and why. `store.history` reads it."""
 
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -6,9 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-import sqlalchemy as sa
-
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 
 
 class EventKind(StrEnum):
@@ -28,11 +27,11 @@ class EventKind(StrEnum):
 
 
 address: ContextVar[str | None] = ContextVar("address", default=None)
-"""The network address from where the change comes that is being made; None: this machine."""
+"""Network address of the client that is making a change; None: this machine."""
 
 
 def write(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     *,
     kind: EventKind,
@@ -44,7 +43,7 @@ def write(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one event, in the transaction of the change that it tells of."""
+    """Write an event, in the transaction of the change that it records."""
     conn.execute(
         t.events.insert().values(
             at=now,

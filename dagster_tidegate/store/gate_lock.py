@@ -1,7 +1,7 @@
-"""One gate at a time changes Dagster; nobody else waits for it, however slow Dagster is.
+"""The lock of the gate: one gate at a time changes Dagster, and nobody else waits for it.
 
-A value in Dagster has no version, so that a write which comes late can't be refused: the writes of
-two gates must not overlap. The lock is nobody's as soon as its holder dies.
+A value in Dagster has no version, so a late write can't be refused: the writes of two gates must
+not overlap. The lock is released when its holder dies.
 """
 
 import threading
@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from dagster_tidegate.store.database import Store
 
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 IDLE_TIMEOUT_S = 60
-"""PostgreSQL takes the lock from a machine that says nothing for so long: it may be gone."""
+"""PostgreSQL releases the lock of a client that was silent for so long: its machine may be gone."""
 _KEY = 0x7469_6465  # "tide"; any number, the same for every gate
-# A lock is the database's, and each of its schemas may be a store of its own.
+# The lock is database-wide, and each schema may hold a store.
 _STORE = sa.func.hashtext(sa.func.current_schema())
 _TRY = sa.select(sa.func.pg_try_advisory_xact_lock(_KEY, _STORE))
 _in_memory = threading.Lock()
@@ -31,14 +31,15 @@ class GateBusyError(Exception):
 
 @contextmanager
 def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
-    """Keep other gates from changing takeovers and Dagster. No transaction of the store is open.
+    """Keep other gates from changing takeovers and Dagster, without an open transaction.
 
     Args:
         store: The store that the gates share.
         wait_s: How long to wait for another gate, in seconds.
 
     Yields:
-        What raises `sqlalchemy.exc.DBAPIError` if the lock was lost; to be called between writes.
+        A function to call between writes, which raises one of `DATABASE_ERRORS` if the lock was
+            lost.
 
     Raises:
         GateBusyError: If another gate has not finished by then.
@@ -53,7 +54,7 @@ def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
             while not conn.scalar(_TRY):
                 if monotonic() > until:
                     raise busy
-                sleep(LOOK_S)
+                sleep(POLL_INTERVAL_S)
             yield lambda: conn.execute(sa.text("SELECT 1")).close()
     elif store.url.database in (None, "", ":memory:"):
         if not _in_memory.acquire(timeout=wait_s):
@@ -64,10 +65,10 @@ def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
             _in_memory.release()
     else:
         database = Path(str(store.url.database))
-        # Who may write the database may keep others out too, whatever the umask of who came first.
+        # The lock file gets the database's mode, whatever the umask of its creator.
         lock = FileLock(f"{database}-gate", mode=database.stat().st_mode & 0o666)
         try:
-            lock.acquire(timeout=wait_s, poll_interval=LOOK_S)
+            lock.acquire(timeout=wait_s, poll_interval=POLL_INTERVAL_S)
         except Timeout:
             raise busy from None
         try:

@@ -63,17 +63,15 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
         resuming: Whether to read `paused`, `active` and `missed` too.
     """
     has_clock = store.clock is None and not store.is_sqlite
-    parts = _parts(resuming=resuming, has_clock=has_clock)
-    rows: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
-    for row in conn.execute(_union(resuming=resuming, has_clock=has_clock), {"location": location}):
-        values = row._mapping
-        part = values["part"]
-        rows[part].append(
-            {
-                column.name: values[f"{part}_{column.name}"]
-                for column in parts[part].selected_columns
-            }
-        )
+    names = {
+        part: [column.name for column in select.selected_columns]
+        for part, select in _parts(resuming=resuming, has_clock=has_clock).items()
+    }
+    union = _union(resuming=resuming, has_clock=has_clock)
+    rows: dict[str, list[dict[str, Any]]] = {part: [] for part in names}
+    for row in conn.execute(union, {"location": location}).mappings():
+        part = row["part"]
+        rows[part].append({name: row[f"{part}_{name}"] for name in names[part]})
     now = rows["clock"][0]["now"].astimezone(UTC) if has_clock else store.now(conn)
     unreleased = [holds.from_row(values) for values in rows["holds"]]
     # A part of a UNION has no order.

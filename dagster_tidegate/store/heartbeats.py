@@ -1,4 +1,4 @@
-"""Heartbeats: when each part of the gate last finished its work."""
+"""Heartbeats: when each part of the gate last completed a tick."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.upsert import insert
 
 BREAKER = "breaker"
@@ -18,14 +19,14 @@ PARTS = (BREAKER, PAUSE, RESUME)
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """When a part of the gate last finished its work. Times are UTC.
+    """When a part of the gate last completed a tick. Times are UTC.
 
     Attributes:
         location: Its code location.
         part: Which of `PARTS`.
         at: When.
         cursor: Up to when Dagster's run changes were read; only the pause part has one.
-        summary: What it saw and did.
+        summary: What it did, for people.
     """
 
     location: str
@@ -36,7 +37,7 @@ class Heartbeat:
 
 
 def beat(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     *,
     location: str,
@@ -44,16 +45,7 @@ def beat(
     summary: str,
     cursor: datetime | None = None,
 ) -> None:
-    """Write down that a part of the gate finished its work.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        location: The code location.
-        part: Name of the part.
-        summary: What it saw and did.
-        cursor: Up to when Dagster's run changes were read; None keeps what is there.
-    """
+    """Record that a part of the gate has completed a tick; None keeps the former `cursor`."""
     values = {"at": now, "summary": summary}
     if cursor is not None:
         values["cursor"] = cursor
@@ -64,8 +56,8 @@ def beat(
     )
 
 
-def read(conn: sa.Connection) -> Sequence[Heartbeat]:
+def read(conn: Connection) -> Sequence[Heartbeat]:
     """Return the latest heartbeat of each part of each code location."""
     beat = t.heartbeats.c
-    rows = conn.execute(sa.select(t.heartbeats).order_by(beat.location, beat.part))
-    return [Heartbeat(**row._mapping) for row in rows]
+    query = sa.select(t.heartbeats).order_by(beat.location, beat.part)
+    return [Heartbeat(**row) for row in conn.execute(query).mappings()]

@@ -1,4 +1,4 @@
-"""The record of who changed what, when and why, read back."""
+"""Reads the audit log."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store import takeovers
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
 _NAMED = (TargetKind.SERVICE, TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
@@ -18,20 +19,20 @@ _NAMED = (TargetKind.SERVICE, TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
 
 @dataclass(frozen=True)
 class Event:
-    """A change that was written down.
+    """A recorded change.
 
     Attributes:
-        id: Number of the event; later ones have higher numbers.
-        at: When, UTC.
-        kind: Of what: the value of an `events.EventKind`.
+        id: Its id; later events have higher ids.
+        at: When (UTC).
+        kind: The kind of thing that changed: the value of an `events.EventKind`.
         name: Its name.
-        from_status: What it was; None where it is new.
-        to_status: What it became.
+        from_status: Its status before; None if it is new.
+        to_status: Its status after.
         reason: Why.
-        actor: Who did it.
-        address: From which network address; None: on this machine.
-        before: What was changed as it was, where the statuses do not say it all.
-        after: The same as it became.
+        actor: Who changed it.
+        address: Network address of the actor; None: this machine.
+        before: The thing before the change, where the statuses do not say it all.
+        after: The thing after the change.
     """
 
     id: int
@@ -48,17 +49,17 @@ class Event:
 
     @property
     def opened(self) -> bool:
-        """Whether a breaker was closed before and is not now: a trip."""
+        """Whether a breaker tripped."""
         return self.kind == EventKind.SERVICE and self.from_status == BreakerState.CLOSED
 
     @property
     def closed(self) -> bool:
-        """Whether a breaker is closed again."""
+        """Whether a breaker closed."""
         return self.kind == EventKind.SERVICE and self.to_status == BreakerState.CLOSED
 
 
 def read(
-    conn: sa.Connection,
+    conn: Connection,
     *,
     name: str | None = None,
     kinds: Collection[str] = (),
@@ -69,14 +70,12 @@ def read(
     """Return the newest events, the oldest of them first.
 
     Args:
-        conn: A connection of the store.
-        name: Only those about this service, campaign or campaign run: with the name itself, with
-            holds on it, with what the gate took over of it in Dagster, and of a campaign also
-            with its campaign runs.
+        name: Only those about this service, campaign or campaign run, its holds and takeovers, and
+            the runs of the campaign.
         kinds: Only those of these kinds.
-        since: Only those from this time on, UTC.
-        before: Only those with a lower number.
-        limit: How many at most.
+        since: Only those from this time on (UTC).
+        before: Only those with a lower id.
+        limit: The maximum number.
     """
     c = t.events.c
     query = sa.select(t.events)
@@ -88,7 +87,7 @@ def read(
         about = sa.or_(
             c.name.in_([name, *targets]),
             sa.and_(c.kind == EventKind.TAKEOVER, c.name.in_(taken)),
-            # LIKE takes upper for lower case on SQLite.
+            # Not LIKE, which ignores case on SQLite.
             *(sa.func.substr(c.name, 1, len(beginning)) == beginning for beginning in its_runs),
         )
         query = query.where(about)
@@ -98,12 +97,12 @@ def read(
         query = query.where(c.at >= since)
     if before is not None:
         query = query.where(c.id < before)
-    rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).all()
-    return [Event(**row._mapping) for row in reversed(rows)]
+    rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).mappings().all()
+    return [Event(**row) for row in reversed(rows)]
 
 
-def between(conn: sa.Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
-    """Return the oldest events with a number after one and up to another."""
+def between(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
+    """Return the oldest events with an id above `after` and up to `up_to`."""
     c = t.events.c
     query = sa.select(t.events).where(c.id > after, c.id <= up_to).order_by(c.id).limit(limit)
-    return [Event(**row._mapping) for row in conn.execute(query)]
+    return [Event(**row) for row in conn.execute(query).mappings()]

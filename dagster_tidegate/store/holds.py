@@ -1,4 +1,4 @@
-"""Holds in the store: placing, releasing and reading them."""
+"""Holds: placing, releasing, expiring and reading them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +14,12 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 
-# A hold that is released while it is placed makes another try necessary; so many are enough.
 MAX_TRIES = 10
 MAX_ENDED = 1000
 
 
 class NotYourHoldError(Exception):
-    """Somebody tried to release a hold that another placed, without force."""
+    """The holds on a target are of another source, and can only be released by force."""
 
 
 def place(
@@ -33,21 +32,17 @@ def place(
     actor: str,
     expires_at: datetime | None = None,
 ) -> Hold:
-    """Place a hold, or change the live one that its owner has placed before.
+    """Place a hold, or update the reason and expiry of the live one that its owner has placed.
 
-    A hold has one owner and one end: what was said last holds. The same again is harmless.
+    Target, source and actor are the owner of a hold; each owner has at most one live hold. Placing
+    the same hold again is harmless.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
         target: What to hold.
-        source: The breaker or an operator.
+        source: A breaker or an operator.
         reason: Why, for people.
-        actor: Who; with target and source it makes the owner of the hold.
-        expires_at: When the hold ends by itself (UTC), or None.
-
-    Returns:
-        The hold.
+        actor: Who.
+        expires_at: When the hold expires (UTC), or None.
 
     Raises:
         ValueError: If the reason is empty or `expires_at` is not after `now`.
@@ -57,87 +52,74 @@ def place(
     if expires_at is not None and expires_at <= now:
         raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
     expire(conn, now, target)
-    owner = {
-        "target_kind": target.kind,
-        "target_name": target.name,
-        "source": source,
-        "actor": actor,
-    }
-    owned = [t.holds.c[column] == value for column, value in owner.items()]
-    owned.append(t.holds.c.released_at.is_(None))
-    said = {"reason": reason, "expires_at": expires_at}
+    values = {"reason": reason, "expires_at": expires_at}
+    # Of two who place it at once, the unique index of live holds lets one insert it. The other
+    # reads that hold, and tries again if it was released just then.
     for _ in range(MAX_TRIES):
-        # Two who place it at once: the live index lets one in, and the other finds its hold,
-        # unless that is released just then.
         row = conn.execute(
             insert(conn, t.holds)
-            .values(**owner, **said, placed_at=now)
+            .values(
+                target_kind=target.kind,
+                target_name=target.name,
+                source=source,
+                actor=actor,
+                placed_at=now,
+                **values,
+            )
             .on_conflict_do_nothing()
             .returning(t.holds)
         ).one_or_none()
         if row is not None:
-            from_status, to_status, before = None, "placed", None
+            placed = _hold(row)
+            _event(conn, now, placed, None, "placed", actor=actor, after=_as_recorded(placed))
             break
-        found = conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one_or_none()
-        if found is None:
+        h = t.holds.c
+        owned = (*_on(target), h.source == source, h.actor == actor, h.released_at.is_(None))
+        row = conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one_or_none()
+        if row is None:
             continue
-        if (found.reason, found.expires_at) == (reason, expires_at):
-            return _hold(found)
-        change = t.holds.update().where(t.holds.c.id == found.id).values(said)
-        row = conn.execute(change.returning(t.holds)).one()
-        from_status, to_status, before = "placed", "changed", _as_recorded(_hold(found))
+        before = _hold(row)
+        if (before.reason, before.expires_at) == (reason, expires_at):
+            return before
+        update = t.holds.update().where(h.id == before.id).values(values).returning(t.holds)
+        placed = _hold(conn.execute(update).one())
+        _event(
+            conn,
+            now,
+            placed,
+            "placed",
+            "changed",
+            actor=actor,
+            before=_as_recorded(before),
+            after=_as_recorded(placed),
+        )
         break
     else:
         raise RuntimeError(
             f"the hold of {actor} on {target} was placed and released by others {MAX_TRIES} "
             "times while it was being placed; place it again"
         )
-    events.write(
-        conn,
-        now,
-        kind=EventKind.HOLD,
-        name=target.key,
-        from_status=from_status,
-        to_status=to_status,
-        reason=reason,
-        actor=actor,
-        before=before,
-        after=_as_recorded(_hold(row)),
-    )
     push.notify(conn)
-    return _hold(row)
+    return placed
 
 
 def release(
-    conn: Connection,
-    now: datetime,
-    target: Target,
-    *,
-    source: HoldSource,
-    actor: str,
+    conn: Connection, now: datetime, target: Target, *, source: HoldSource, actor: str
 ) -> list[Hold]:
-    """Release the live holds of `source` on `target`. Releasing what is not held is harmless.
+    """Release the live holds of `source` on `target`, and return them as they are now.
 
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        target: What to let go.
-        source: Who releases: the breaker, or an operator.
-        actor: The name of who releases, for the record.
-
-    Returns:
-        The holds that were released, as they are now.
+    Releasing a target that is not held is harmless.
 
     Raises:
         NotYourHoldError: If only holds of the other source are on the target.
     """
     expire(conn, now, target)
-    live_here = live_on(conn, now, target)
-    mine = [hold for hold in live_here if hold.source == source]
-    if live_here and not mine:
-        others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_here)
+    live_holds = live_on(conn, now, target)
+    own = [hold for hold in live_holds if hold.source == source]
+    if live_holds and not own:
+        others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_holds)
         raise NotYourHoldError(f"{target} is held by {others}; use force to release it anyway")
-    return end(conn, now, mine, actor=actor)
+    return end(conn, now, own, actor=actor)
 
 
 def end(
@@ -148,10 +130,10 @@ def end(
     actor: str,
     by_force: bool = False,
 ) -> list[Hold]:
-    """Release live holds, and record who did and whether they were another's.
+    """Release live holds, and record who did it and whether by force.
 
     Returns:
-        Those that were released, as they are now; not what somebody else released just before.
+        The released holds as they are now, without those that somebody else released first.
     """
     ended = []
     for hold in held:
@@ -161,58 +143,31 @@ def end(
             .values(released_at=now, released_by=actor)
             .returning(t.holds)
         ).one_or_none()
-        if row is None:
-            continue
-        ended.append(_hold(row))
-        events.write(
-            conn,
-            now,
-            kind=EventKind.HOLD,
-            name=hold.target.key,
-            from_status="placed",
-            to_status="released_by_force" if by_force else "released",
-            reason=hold.reason,
-            actor=actor,
-            before=_as_recorded(hold),
-        )
+        if row is not None:
+            ended.append(_hold(row))
+            to_status = "released_by_force" if by_force else "released"
+            _event(conn, now, hold, "placed", to_status, actor=actor, before=_as_recorded(hold))
     if ended:
         push.notify(conn)
     return ended
 
 
 def expire(conn: Connection, now: datetime, target: Target | None = None) -> int:
-    """Write down that holds whose time is over are released.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        target: Only those on this target; None: all.
-
-    Returns:
-        How many that are.
-    """
+    """Record the release of holds that have expired, on a target or on all, and return how many."""
     where = () if target is None else _on(target)
-    over = conn.execute(
+    expired = conn.execute(
         t.holds.update()
         .where(t.holds.c.released_at.is_(None), t.holds.c.expires_at <= now, *where)
         .values(released_at=t.holds.c.expires_at, released_by=SystemActor.EXPIRY)
         .returning(t.holds)
     ).all()
-    for row in over:
-        events.write(
-            conn,
-            now,
-            kind=EventKind.HOLD,
-            name=_hold(row).target.key,
-            from_status="placed",
-            to_status="expired",
-            reason=row.reason,
-            actor=SystemActor.EXPIRY,
-            before=_as_recorded(_hold(row)),
-        )
-    if over:
+    for row in expired:
+        hold = _hold(row)
+        recorded = _as_recorded(hold)
+        _event(conn, now, hold, "placed", "expired", actor=SystemActor.EXPIRY, before=recorded)
+    if expired:
         push.notify(conn)
-    return len(over)
+    return len(expired)
 
 
 def from_row(values: Mapping[Any, Any]) -> Hold:
@@ -228,7 +183,7 @@ def age(hold: Hold) -> tuple[datetime, int]:
 
 
 def get(conn: Connection, hold: int) -> Hold | None:
-    """Return a hold by its id, live or not; None where there is none."""
+    """Return a hold by its id, live or not; None if there is none."""
     row = conn.execute(sa.select(t.holds).where(t.holds.c.id == hold)).one_or_none()
     return None if row is None else _hold(row)
 
@@ -274,8 +229,33 @@ def _on(target: Target) -> tuple[sa.ColumnElement[bool], ...]:
     return t.holds.c.target_kind == target.kind, t.holds.c.target_name == target.name
 
 
+def _event(
+    conn: Connection,
+    now: datetime,
+    hold: Hold,
+    from_status: str | None,
+    to_status: str,
+    *,
+    actor: str,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    events.write(
+        conn,
+        now,
+        kind=EventKind.HOLD,
+        name=hold.target.key,
+        from_status=from_status,
+        to_status=to_status,
+        reason=hold.reason,
+        actor=actor,
+        before=before,
+        after=after,
+    )
+
+
 def _as_recorded(hold: Hold) -> dict[str, Any]:
-    """What the record of a change keeps of a hold, so that it says whose it was."""
+    """Return what an event keeps of a hold."""
     return {
         "hold": hold.id,
         "source": hold.source.value,
@@ -286,4 +266,4 @@ def _as_recorded(hold: Hold) -> dict[str, Any]:
 
 
 def _hold(row: sa.Row) -> Hold:
-    return from_row(row._mapping)
+    return from_row(row._asdict())

@@ -1,4 +1,4 @@
-"""Requests that must not take effect twice: who claimed a key first, and what was answered."""
+"""Idempotency keys: which request claimed a key, and its stored response."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,12 +8,13 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.upsert import insert
 
 KEEP = timedelta(hours=24)
-"""An answer is repeated for so long."""
+"""How long a response is replayed."""
 MAX_REQUEST = timedelta(seconds=120)
-"""A claim without an answer for so long is of a process that died, and may be taken over."""
+"""After this long without a response, the claim is taken over: its process died."""
 
 
 class KeyReusedError(Exception):
@@ -21,17 +22,17 @@ class KeyReusedError(Exception):
 
 
 class KeyInUseError(Exception):
-    """The first request with the key has no answer yet."""
+    """The first request with the key is in progress."""
 
 
 @dataclass(frozen=True)
-class Key:
-    """A key as a client sends it.
+class RequestKey:
+    """A key as a client sends it; each actor has keys of its own.
 
     Attributes:
-        actor: Who sends it; keys of others are other keys.
+        actor: Who sends it.
         key: The key.
-        request: Digest of what is asked.
+        request: Digest of the request.
     """
 
     actor: str
@@ -41,49 +42,44 @@ class Key:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to do what a key's request asks.
+    """The right to execute a key's request.
 
     Attributes:
         key: The key.
-        at: From when on, UTC.
-        id: An id for what is made. Who takes the claim over has the same.
+        at: When it was claimed (UTC).
+        id: An id for what the request creates, the same after the claim was taken over.
     """
 
-    key: Key
+    key: RequestKey
     at: datetime
     id: str
 
 
 @dataclass(frozen=True)
-class Given:
-    """What was answered to the first request with a key."""
+class StoredAnswer:
+    """The response to the first request with a key."""
 
     status: int
     body: Any
 
 
-def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
-    """Claim a key, or find what was answered.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        key: The key.
+def claim(conn: Connection, now: datetime, key: RequestKey) -> Claim | StoredAnswer:
+    """Claim a key, or return the stored response.
 
     Raises:
         KeyReusedError: If it belongs to another request.
-        KeyInUseError: If the first request with it is under way.
+        KeyInUseError: If the first request with it is in progress.
     """
-    id_ = str(uuid4())
-    mine = {"request": key.request, "status": None, "body": id_, "at": now}
+    new_id = str(uuid4())
+    values = {"request": key.request, "status": None, "body": new_id, "at": now}
     created = conn.execute(
         insert(conn, t.idempotency_keys)
-        .values(actor=key.actor, key=key.key, **mine)
+        .values(actor=key.actor, key=key.key, **values)
         .on_conflict_do_nothing()
         .returning(t.idempotency_keys.c.key)
     ).one_or_none()
     if created is not None:
-        return Claim(key, now, id_)
+        return Claim(key, now, new_id)
     row = conn.execute(sa.select(t.idempotency_keys).where(*_is(key)).with_for_update()).first()
     if row is None:  # it was pruned between the two statements
         raise KeyInUseError("the key has just been deleted: send the request again")
@@ -91,16 +87,16 @@ def claim(conn: sa.Connection, now: datetime, key: Key) -> Claim | Given:
         if row.request != key.request:
             raise KeyReusedError("the key was used for another request: use a new one")
         if row.status is not None:
-            return Given(row.status, row.body)
+            return StoredAnswer(row.status, row.body)
         if row.at > now - MAX_REQUEST:
             raise KeyInUseError("the first request with this key has no answer yet")
-        mine["body"] = row.body
-    conn.execute(t.idempotency_keys.update().where(*_is(key)).values(**mine))
-    return Claim(key, now, mine["body"])
+        values["body"] = row.body
+    conn.execute(t.idempotency_keys.update().where(*_is(key)).values(**values))
+    return Claim(key, now, values["body"])
 
 
-def answer(conn: sa.Connection, claimed: Claim, given: Given) -> None:
-    """Keep what was answered, unless somebody has taken the claim over."""
+def answer(conn: Connection, claimed: Claim, given: StoredAnswer) -> None:
+    """Store the response, unless the claim was taken over."""
     conn.execute(
         t.idempotency_keys.update()
         .where(*_is(claimed.key), t.idempotency_keys.c.at == claimed.at)
@@ -108,8 +104,8 @@ def answer(conn: sa.Connection, claimed: Claim, given: Given) -> None:
     )
 
 
-def forget(conn: sa.Connection, claimed: Claim) -> None:
-    """Give a claim back: nothing has taken effect, and the same request may be tried again."""
+def forget(conn: Connection, claimed: Claim) -> None:
+    """Release a claim: the request took no effect, and may be sent again."""
     conn.execute(
         t.idempotency_keys.delete().where(
             *_is(claimed.key),
@@ -119,5 +115,5 @@ def forget(conn: sa.Connection, claimed: Claim) -> None:
     )
 
 
-def _is(key: Key) -> tuple[sa.ColumnElement[bool], ...]:
+def _is(key: RequestKey) -> tuple[sa.ColumnElement[bool], ...]:
     return (t.idempotency_keys.c.actor == key.actor, t.idempotency_keys.c.key == key.key)

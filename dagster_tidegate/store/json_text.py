@@ -1,23 +1,23 @@
-"""JSON columns take a value, or JSON that has been written down already."""
+"""JSON columns accept a value, or text that is JSON already."""
 
 import json
 from typing import Any
 
 
 class JsonText(str):
-    """A value as JSON."""
+    """Text that is JSON."""
 
     @classmethod
     def of(cls, value: object) -> "JsonText":
-        """Write a value as JSON.
+        """Serialise a value.
 
         Raises:
             TypeError: If JSON can't hold it.
-            ValueError: If it is not a number, or infinite.
+            ValueError: If it holds NaN or an infinite number.
         """
         return cls(json.dumps(value, allow_nan=False))
 
 
 def json_text(value: Any) -> str:
-    """What SQLAlchemy asks for a value of a JSON column."""
+    """Serialise the value of a JSON column for SQLAlchemy."""
     return value if type(value) is JsonText else JsonText.of(value)

@@ -1,6 +1,5 @@
-"""The ledger: which records of a campaign run are done, with their result."""
+"""The ledger: the status and result of each record of a campaign run."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,30 +7,30 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow
 from dagster_tidegate.store.upsert import insert, insert_on
 
 RATE_LASTS = timedelta(seconds=60)
-"""Progress is written once a second; a rate that is older says nothing of now."""
+"""Progress is written once a second; an older rate is stale."""
 _OF_ALL = ("op", "attempt", "at")
 
 
 class AttemptOverError(Exception):
-    """A write was refused: the campaign run has ended, or a newer attempt owns it."""
+    """A write was refused: a newer attempt owns the campaign run, or it has ended."""
 
 
 class Entry(NamedTuple):
-    """What is to be written of one record.
+    """One record, as it is to be written.
 
     Attributes:
         key: Key of the record.
         position: Its row in the input, from 0.
         status: Its status.
-        result: What the author's code made of it, as JSON can hold it.
+        result: What the author's code returned, as JSON can hold it.
         error: Why it failed, for people.
     """
 
@@ -42,8 +41,8 @@ class Entry(NamedTuple):
     error: str | None = None
 
 
-class Known(NamedTuple):
-    """What the ledger has of one record."""
+class Recorded(NamedTuple):
+    """One record, as the ledger has it."""
 
     status: RecordStatus
     attempt: int
@@ -52,17 +51,17 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a record loop is.
+    """Progress of a record loop.
 
     Attributes:
         done: How many records are done.
         failed: How many failed.
-        total: How many there are, where that is known.
-        rate: Records per second of late, or None while nobody works on it.
-        position: Every record before this row of the input is settled.
+        total: How many there are, if known.
+        rate: Current records per second, or None while no process works on it.
+        position: Every record before this row of the input is done, or failed in this series.
         position_key: The key of the record just before it.
-        series: In attempts since this one.
-        exact: Whether `done` and `failed` are what the ledger says.
+        series: The first attempt of the series; what failed before it is tried again.
+        exact: Whether `done` and `failed` agree with the ledger.
     """
 
     done: int = 0
@@ -75,7 +74,7 @@ class Progress:
     exact: bool = False
 
     def seconds_left(self) -> float | None:
-        """Return how long it takes at its rate, in seconds, or None where that is not known.
+        """Return how long the rest takes at the current rate, in seconds, or None if not known.
 
         Example:
             >>> Progress(done=100, failed=0, total=300, rate=10.0).seconds_left()
@@ -87,21 +86,19 @@ class Progress:
 
 
 def write(
-    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
+    conn: Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     """Write entries of a loop, unless a newer attempt owns the campaign run.
 
-    What has happened is written also when the campaign run has ended; then nothing is started.
+    After the campaign run has ended or paused, results are still written, and starts are not.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
         attempt: The attempt that writes.
         op: Name of the loop.
-        entries: What to write; of each record one entry.
+        entries: One entry per record.
 
     Returns:
-        Whether the work may go on; False where the campaign run has ended or paused.
+        Whether the loop may continue; False if the campaign run has ended or paused.
 
     Raises:
         AttemptOverError: If a newer attempt owns it; nothing is written.
@@ -109,7 +106,7 @@ def write(
     starts = sum(entry.status is RecordStatus.STARTED for entry in entries)
     if not starts or len(entries) > 2:
         return _write_many(conn, now, attempt, op, entries)
-    # The end of a record and the start of the next are one statement, the fence included.
+    # One statement writes the end of a record and the start of the next, and checks the fence.
     values: dict[str, Any] = {
         "run_": attempt.campaign_run,
         "op_": op,
@@ -129,7 +126,7 @@ def write(
 
 
 def _write_many(
-    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
+    conn: Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     working = fence(conn, attempt) is RunStatus.PROCESSING
     run, number = attempt.campaign_run, attempt.number
@@ -153,12 +150,8 @@ def _write_many(
     return working
 
 
-def fence(conn: sa.Connection, attempt: AttemptRow) -> RunStatus:
-    """Keep a newer attempt from beginning until the transaction ends, if none has begun.
-
-    Args:
-        conn: A connection of the store that writes.
-        attempt: The attempt that is to own the campaign run.
+def fence(conn: Connection, attempt: AttemptRow) -> RunStatus:
+    """Check that an attempt owns its campaign run; no newer one starts before the transaction ends.
 
     Returns:
         The status of the campaign run.
@@ -180,14 +173,8 @@ def fence(conn: sa.Connection, attempt: AttemptRow) -> RunStatus:
     return RunStatus(row.status)
 
 
-def abandon(conn: sa.Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
-    """Forget that this attempt started some records, which it stopped before: none is in doubt.
-
-    Args:
-        conn: A connection of the store that writes.
-        attempt: The attempt.
-        op: Name of the loop.
-        keys: Keys of the records.
+def abandon(conn: Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
+    """Delete the `started` entries of records that an attempt stopped before: none is in doubt.
 
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
@@ -195,8 +182,7 @@ def abandon(conn: sa.Connection, attempt: AttemptRow, op: str, keys: Collection[
     fence(conn, attempt)
     conn.execute(
         t.ledger.delete().where(
-            t.ledger.c.campaign_run == attempt.campaign_run,
-            t.ledger.c.op == op,
+            *_of_loop(attempt.campaign_run, op),
             t.ledger.c.attempt == attempt.number,
             t.ledger.c.status == RecordStatus.STARTED,
             t.ledger.c.key.in_(keys),
@@ -205,9 +191,9 @@ def abandon(conn: sa.Connection, attempt: AttemptRow, op: str, keys: Collection[
 
 
 def write_progress(
-    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, progress: Progress
+    conn: Connection, now: datetime, attempt: AttemptRow, op: str, progress: Progress
 ) -> None:
-    """Write how far a loop is.
+    """Write the progress of a loop.
 
     Raises:
         AttemptOverError: If a newer attempt owns the campaign run.
@@ -222,26 +208,22 @@ def write_progress(
 
 
 def rate(now: datetime) -> sa.ColumnElement[float | None]:
-    """Return the rate of a loop, NULL where nothing was heard of it lately.
-
-    Args:
-        now: The database's time, UTC.
-    """
+    """Return the rate of a loop in SQL, NULL if it is stale."""
     return sa.case((t.progress.c.updated_at > now - RATE_LASTS, t.progress.c.rate))
 
 
-def progress(conn: sa.Connection, campaign_run: int, op: str) -> Progress | None:
-    """Return how far a loop is, or None where it never began."""
+def progress(conn: Connection, campaign_run: int, op: str) -> Progress | None:
+    """Return the progress of a loop, or None if it never started."""
     row = conn.execute(
         sa.select(*(t.progress.c[name] for name in Progress.__dataclass_fields__)).where(
             t.progress.c.campaign_run == campaign_run, t.progress.c.op == op
         )
     ).one_or_none()
-    return None if row is None else Progress(**row._mapping)
+    return None if row is None else Progress(**row._asdict())
 
 
-def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
-    """Return which paused campaign runs have begun which of some ops, as (id, op)."""
+def begun(conn: Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
+    """Return which paused campaign runs have started which of some ops, as (id, op)."""
     rows = conn.execute(
         sa.select(t.progress.c.campaign_run, t.progress.c.op)
         .join(t.campaign_runs)
@@ -251,54 +233,35 @@ def begun(conn: sa.Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
 
 
 def look_up(
-    conn: sa.Connection, campaign_run: int, op: str, keys: Collection[str]
-) -> Mapping[str, Known]:
-    """Return what the ledger has of some records of a loop, by key."""
-    is_sqlite = conn.dialect.name == "sqlite"
+    conn: Connection, campaign_run: int, op: str, keys: Collection[str]
+) -> Mapping[str, Recorded]:
+    """Return the records of a loop that the ledger has, out of some keys."""
+    c = t.ledger.c
     rows = conn.execute(
-        _looking_up(conn.dialect.name),
-        {
-            "run_": campaign_run,
-            "op_": op,
-            "keys_": json.dumps(list(keys)) if is_sqlite else list(keys),
-        },
+        sa.select(c.key, c.status, c.attempt, c.position).where(
+            *_of_loop(campaign_run, op), c.key.in_(keys)
+        )
     )
     return {
-        key: Known(RecordStatus(status), attempt, position)
+        key: Recorded(RecordStatus(status), attempt, position)
         for key, status, attempt, position in rows
     }
 
 
-@cache
-def _looking_up(dialect: str) -> sa.Select:
-    # All keys are one parameter: a list of parameters costs more than the look.
-    entry = t.ledger.c
-    if dialect == "sqlite":
-        keys = sa.func.json_each(sa.bindparam("keys_")).table_valued("value")
-        wanted = entry.key.in_(sa.select(keys.c.value))
-    else:
-        wanted = entry.key == sa.any_(sa.bindparam("keys_", type_=ARRAY(sa.String)))
-    return sa.select(entry.key, entry.status, entry.attempt, entry.position).where(
-        entry.campaign_run == sa.bindparam("run_"), entry.op == sa.bindparam("op_"), wanted
-    )
-
-
 def counts(
-    conn: sa.Connection, campaign_run: int, op: str, *, failed_since: int = 0
+    conn: Connection, campaign_run: int, op: str, *, failed_since: int = 0
 ) -> Mapping[RecordStatus, int]:
     """Return how many records of a loop have each status.
 
     Args:
-        conn: A connection of the store.
         campaign_run: Id of the campaign run.
         op: Name of the loop.
-        failed_since: Records that failed in an attempt before this one are left out.
+        failed_since: Records that failed in an earlier attempt than this are not counted.
     """
     rows = conn.execute(
         sa.select(t.ledger.c.status, sa.func.count())
         .where(
-            t.ledger.c.campaign_run == campaign_run,
-            t.ledger.c.op == op,
+            *_of_loop(campaign_run, op),
             (t.ledger.c.status != RecordStatus.FAILED) | (t.ledger.c.attempt >= failed_since),
         )
         .group_by(t.ledger.c.status)
@@ -306,23 +269,20 @@ def counts(
     return {RecordStatus(status): count for status, count in rows}
 
 
-def statuses(conn: sa.Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
-    """Return the status of every record of a loop that the ledger knows, by key."""
+def statuses(conn: Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
+    """Return the status of every record of a loop in the ledger, by key."""
     rows = conn.execute(
-        sa.select(t.ledger.c.key, t.ledger.c.status).where(
-            t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op
-        )
+        sa.select(t.ledger.c.key, t.ledger.c.status).where(*_of_loop(campaign_run, op))
     )
     return {row.key: RecordStatus(row.status) for row in rows}
 
 
-def results(conn: sa.Connection, campaign_run: int, op: str) -> list[Any]:
-    """Return the results of the records of a loop that are done, in the order of the input."""
+def results(conn: Connection, campaign_run: int, op: str) -> list[Any]:
+    """Return the results of the done records of a loop, in input order."""
     rows = conn.execute(
         sa.select(t.ledger.c.result)
         .where(
-            t.ledger.c.campaign_run == campaign_run,
-            t.ledger.c.op == op,
+            *_of_loop(campaign_run, op),
             t.ledger.c.status == RecordStatus.DONE,
         )
         .order_by(t.ledger.c.position),
@@ -331,9 +291,13 @@ def results(conn: sa.Connection, campaign_run: int, op: str) -> list[Any]:
     return list(rows.scalars())
 
 
+def _of_loop(campaign_run: int, op: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op
+
+
 @cache
 def _writing(dialect: str, rows: int) -> sa.Insert:
-    """The statement that writes so many entries, if their attempt owns the campaign run."""
+    """The statement that writes `rows` entries if their attempt owns the campaign run."""
     run = t.campaign_runs.c
     entries = sa.union_all(
         *(
@@ -347,8 +311,8 @@ def _writing(dialect: str, rows: int) -> sa.Insert:
         )
     ).subquery("entries")
     own = {name: sa.bindparam(f"{name}_", type_=t.ledger.c[name].type) for name in _OF_ALL}
-    # FOR SHARE makes a newer attempt wait until this transaction is over (SQLite, which lets one
-    # writer in at a time, needs no such word and is sent none).
+    # FOR SHARE makes a newer attempt wait for this transaction. SQLAlchemy leaves it out on SQLite,
+    # which has one writer at a time.
     owned = (
         sa.select(run.id, *own.values(), *entries.c)
         .select_from(t.campaign_runs.join(entries, sa.true()))

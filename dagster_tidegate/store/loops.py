@@ -1,29 +1,26 @@
-"""Which process is at work on a record loop: one at a time, whatever Dagster launched."""
+"""Leases of record loops: one process at a time, whatever Dagster launched."""
 
 from datetime import datetime
 
-import sqlalchemy as sa
-
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow
 from dagster_tidegate.store.upsert import insert
 
 
 def claim(
-    conn: sa.Connection, now: datetime, attempt: AttemptRow, op: str, worker: str, until: datetime
+    conn: Connection, now: datetime, attempt: AttemptRow, op: str, worker: str, until: datetime
 ) -> bool:
-    """Take a loop for a process, or renew its lease.
+    """Acquire or renew the lease of a loop.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        attempt: The attempt that the process belongs to.
+        attempt: The attempt of the process.
         op: Name of the loop.
-        worker: The process; another string for each time that it goes through the loop.
-        until: Until when it is alive at least, UTC.
+        worker: Identifies the process and its pass through the loop.
+        until: When the lease expires (UTC).
 
     Returns:
-        Whether it has the loop; False while another process of this attempt or of a newer one has.
+        False while another process of this attempt, or a newer attempt, has the lease.
     """
     loop = t.loops.c
     claimed = conn.execute(
@@ -47,8 +44,8 @@ def claim(
     return claimed is not None
 
 
-def leave(conn: sa.Connection, attempt: AttemptRow, op: str, worker: str) -> None:
-    """Give a loop back that a process has; one that it has no more is left alone."""
+def leave(conn: Connection, attempt: AttemptRow, op: str, worker: str) -> None:
+    """Release the lease of a loop, if `worker` still has it."""
     loop = t.loops.c
     conn.execute(
         t.loops.delete().where(

@@ -1,4 +1,4 @@
-"""Ticks that a schedule missed while it was stopped, and what became of each."""
+"""Schedule ticks missed while the schedule was stopped, and what happened to each."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.upsert import insert
 
 
 class TickOutcome(StrEnum):
-    """What became of a missed tick."""
+    """What happened to a missed tick."""
 
     LAUNCHED = "launched"
     SKIPPED = "skipped"
@@ -27,7 +28,7 @@ class MissedTick:
         campaign: Name of the campaign.
         schedule: Name of the schedule.
         tick_at: When it was due.
-        outcome: What became of it; None while it waits.
+        outcome: What happened to it; None while it waits.
         reason: Why it was skipped or failed.
     """
 
@@ -38,8 +39,8 @@ class MissedTick:
     reason: str | None = None
 
 
-def record(conn: sa.Connection, now: datetime, ticks: Collection[MissedTick]) -> None:
-    """Write down missed ticks; those that are known already keep their outcome."""
+def record(conn: Connection, now: datetime, ticks: Collection[MissedTick]) -> None:
+    """Record missed ticks; those recorded before keep their outcome."""
     for tick in ticks:
         conn.execute(
             insert(conn, t.missed_ticks)
@@ -56,22 +57,22 @@ def record(conn: sa.Connection, now: datetime, ticks: Collection[MissedTick]) ->
         )
 
 
-def waiting(conn: sa.Connection) -> Sequence[MissedTick]:
+def waiting(conn: Connection) -> Sequence[MissedTick]:
     """Return the ticks that are yet to be launched, the oldest first."""
     c = t.missed_ticks.c
     key = (c.tick_at, c.campaign, c.schedule)
-    rows = conn.execute(sa.select(*key).where(c.outcome.is_(None)).order_by(*key))
-    return [MissedTick(**row._mapping) for row in rows]
+    query = sa.select(*key).where(c.outcome.is_(None)).order_by(*key)
+    return [MissedTick(**row) for row in conn.execute(query).mappings()]
 
 
 def resolve(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     tick: MissedTick,
     outcome: TickOutcome,
     reason: str | None = None,
 ) -> None:
-    """Record the outcome of a waiting tick; a resolved one stays as it is."""
+    """Record what happened to a waiting tick; one with an outcome keeps it."""
     conn.execute(
         t.missed_ticks.update()
         .where(

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that wait for no answer without bound."""
+"""Connections to PostgreSQL, with a timeout on every wait."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -15,33 +15,33 @@ from dagster_tidegate.store.json_text import json_text
 CONNECT_TIMEOUT_S = 5
 MAX_CONNECTIONS = 10
 STATEMENT_TIMEOUT_S = 30.0
-"""The server ends a statement after so long."""
+"""The server cancels a statement after this long."""
 IDLE_TIMEOUT_S = 60.0
-"""The server ends a transaction in which nothing happens for so long: its machine may be gone, and
-whoever reads the events in their order waits for it."""
+"""The server ends a transaction that was idle for this long: its machine may be gone, and readers
+of the events wait for it."""
 ANSWER_TIMEOUT_S = 35.0
-"""A connection is given up whose server says nothing for so long: it can't end anything itself."""
+"""A connection is dropped when the server was silent for this long."""
 
 MIGRATION_LOCK = 7_403_112
-"""One number for all who migrate: they do so one after the other."""
+"""Key of the advisory lock that serialises migrations."""
 MAX_MIGRATION_S = 600
-LOOK_S = 0.2
+POLL_INTERVAL_S = 0.2
 LOCK_TIMEOUT_S = 2.0
-"""A migration keeps nobody waiting for longer while it waits for a lock itself."""
+"""How long a migration waits for a lock, while others queue behind it."""
 LOCK_TRIES = 60
 
 
 class Connection(psycopg.Connection):
-    """A connection that is given up when an answer takes too long.
+    """A connection that is dropped when an answer takes too long.
 
-    A server that hangs, or a network that swallows packets, ends no statement; and while the other
-    machine's kernel still answers, no setting of TCP notices.
+    A hung server, or a network that drops packets, does not enforce `statement_timeout`; and while
+    the other machine's kernel still acknowledges packets, no TCP setting notices.
     """
 
     unbounded = False
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wait as psycopg does, and no longer than `ANSWER_TIMEOUT_S`."""
+        """Wait as psycopg does, for at most `ANSWER_TIMEOUT_S`."""
         return super().wait(gen if self.unbounded else self._bounded(gen), *args, **kwargs)
 
     def _bounded(self, gen: Any) -> Generator[Any, Any, Any]:
@@ -49,7 +49,7 @@ class Connection(psycopg.Connection):
         try:
             wanted = next(gen)
             while True:
-                ready = yield wanted  # psycopg resumes it now and then, ready or not
+                ready = yield wanted  # psycopg resumes it periodically, ready or not
                 if not ready and time.monotonic() > until:
                     self.pgconn.finish()
                     raise psycopg.OperationalError(f"no answer in {ANSWER_TIMEOUT_S:g} s")
@@ -59,11 +59,11 @@ class Connection(psycopg.Connection):
 
 
 def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
-    """Return an engine for a PostgreSQL database; what its URL says comes first.
+    """Return an engine for a PostgreSQL database. Settings in its URL override the timeouts here.
 
     Args:
         url: The database.
-        connections: How many connections stay open; up to `MAX_CONNECTIONS` are opened.
+        connections: Size of the pool; up to `MAX_CONNECTIONS` are opened under load.
     """
     bounds = {
         "connect_timeout": CONNECT_TIMEOUT_S,
@@ -100,26 +100,22 @@ def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
 
 @contextmanager
 def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Give the one connection that may migrate; its statements take as long as they need.
-
-    Args:
-        engine: The database.
+    """Yield a connection that has the migration lock and no statement timeout.
 
     Raises:
-        sqlalchemy.exc.TimeoutError: If somebody else has been migrating for `MAX_MIGRATION_S`.
+        sqlalchemy.exc.TimeoutError: If another migration has taken over `MAX_MIGRATION_S`.
     """
     with engine.connect() as conn:
         driver: Any = conn.connection.driver_connection
         driver.unbounded = True
         try:
             until = time.monotonic() + MAX_MIGRATION_S
-            # Asked for again and again: an index that is built beside its users would wait for who
-            # waits in a statement.
+            # Polled: CREATE INDEX CONCURRENTLY waits for transactions that wait in a statement.
             while not conn.scalar(sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))):
                 conn.rollback()
                 if time.monotonic() > until:
                     raise exc.TimeoutError(f"another migration takes over {MAX_MIGRATION_S} s")
-                time.sleep(LOOK_S)
+                time.sleep(POLL_INTERVAL_S)
             conn.execute(sa.text("SET statement_timeout = 0"))
             conn.execute(sa.text("SET idle_in_transaction_session_timeout = 0"))
             _make_schema(conn)
@@ -127,36 +123,36 @@ def migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
             event.listen(conn, "begin", _lock_briefly)
             yield conn
         finally:
-            conn.invalidate()  # its settings and its lock end with it
+            conn.invalidate()  # ends its settings and its lock
 
 
 def _lock_briefly(conn: sa.Connection) -> None:
-    # Nothing outside of transactions: who builds an index beside its users waits for them.
+    # Not outside of transactions: CREATE INDEX CONCURRENTLY waits for its users.
     conn.exec_driver_sql(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
 
 
 def _make_schema(conn: sa.Connection) -> None:
-    """Make the schema that comes first in the `search_path` of the URL, where there is none yet."""
+    """Create the first schema in the `search_path` of the URL, if it does not exist."""
     first = conn.scalar(sa.text("SHOW search_path")).split(",")[0].strip()
     name = first[1:-1].replace('""', '"') if first.startswith('"') else first.lower()
-    # Looked at first: where there is one, no right to make another is needed.
-    there = sa.text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
-    if name != "$user" and not conn.scalar(there, {"name": name}):
+    # Checked first: an existing schema needs no CREATE privilege.
+    exists = sa.text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
+    if name != "$user" and not conn.scalar(exists, {"name": name}):
         conn.execute(sa.schema.CreateSchema(name, if_not_exists=True))
 
 
 def between_transactions(conn: sa.Connection, step: Callable[[], None]) -> None:
-    """Do a step that needs tables for itself, in a moment in which nobody else has them.
+    """Run a step that needs exclusive locks on tables in use.
 
-    While it waits for a lock, all who come after it wait behind it: so it waits briefly, lets them
-    go first, and tries again.
+    While it waits for a lock, later statements queue behind it: so it waits briefly, lets them go
+    first, and tries again.
 
     Args:
-        conn: The connection that `migrating` gave.
-        step: What is to be done; it is begun anew, and finds done what it has committed.
+        conn: The connection of `migrating`.
+        step: The step; a later try skips what an earlier one has committed.
 
     Raises:
-        sqlalchemy.exc.OperationalError: If the lock could not be had in `LOCK_TRIES` tries.
+        sqlalchemy.exc.OperationalError: If it did not get the locks in `LOCK_TRIES` tries.
     """
     for tries_left in reversed(range(LOCK_TRIES)):
         try:

@@ -1,8 +1,8 @@
-"""How a process learns at once that another changed a breaker or a hold.
+"""Push: processes learn at once that another process changed a breaker or a hold.
 
-PostgreSQL tells who listens. SQLite can't: there each such change adds a byte to a small file
-beside the database, and whoever wants to know looks at its size, which costs no query. The
-database's own `data_version` would not do, since every record of the ledger moves it.
+On PostgreSQL this is LISTEN/NOTIFY. On SQLite each such change adds a byte to a small file beside
+the database, and listeners poll its size, which costs no query. SQLite's own `data_version` would
+not do, since every record in the ledger changes it.
 """
 
 import logging
@@ -20,17 +20,17 @@ from dagster_tidegate.breaker.backend import Listener
 from dagster_tidegate.breaker.waker import Waker
 
 CHANNEL = "tidegate"
-LOOK_S = 0.04
-LARGEST_FILE = 1 << 16
+POLL_INTERVAL_S = 0.04
+MAX_FILE_BYTES = 1 << 16
 log = logging.getLogger(__name__)
 _failed: set[Path] = set()
-# A channel is the database's, and each of its schemas may be a store of its own.
+# A channel is database-wide, and each schema may hold a store.
 _SCHEMA = sa.select(sa.func.current_schema())
 _NOTIFY = sa.select(sa.func.pg_notify(CHANNEL, sa.func.current_schema()))
 
 
 def notify(conn: sa.Connection) -> None:
-    """Tell every process, when this transaction commits, that breakers or holds changed."""
+    """Notify all processes, when this transaction commits, that breakers or holds changed."""
     if conn.dialect.name == "postgresql":
         conn.execute(_NOTIFY)
     else:
@@ -38,12 +38,12 @@ def notify(conn: sa.Connection) -> None:
 
 
 def pending(conn: sa.Connection) -> bool:
-    """Return whether `touch` is due when the transaction has committed, and forget it."""
+    """Return whether `touch` is due after the commit, and reset that."""
     return conn.info.pop("tidegate_notify", False)
 
 
 def sidecar(engine: sa.Engine) -> Path | None:
-    """Return the file beside a SQLite database that changes with breakers and holds."""
+    """Return the file beside a SQLite database that grows with each change, or None."""
     database = engine.url.database
     if engine.dialect.name != "sqlite" or database in (None, "", ":memory:"):
         return None
@@ -51,9 +51,9 @@ def sidecar(engine: sa.Engine) -> Path | None:
 
 
 def touch(engine: sa.Engine) -> None:
-    """Tell the processes that share a SQLite database; after the commit, so that they see it.
+    """Notify the processes that share a SQLite database; call it after the commit.
 
-    Where that fails, the commit stands all the same, and the others learn of it by looking.
+    Where that fails, the commit stands, and the others notice the change when they next poll.
     """
     path = sidecar(engine)
     if path is None:
@@ -63,20 +63,23 @@ def touch(engine: sa.Engine) -> None:
     except OSError as error:
         if path not in _failed:
             _failed.add(path)
-            log.warning("can't tell of changes at once, others see them in seconds: %s", error)
+            log.warning(
+                "can't notify other processes at once; they notice changes within seconds: %s",
+                error,
+            )
 
 
 def _add_byte(path: Path, database: Path) -> None:
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
     except FileNotFoundError:
-        # Who may write the database may tell of it, whatever the umask of who came first.
+        # The file gets the database's mode, whatever the umask of its creator.
         mode = database.stat().st_mode & 0o666
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
-        with suppress(PermissionError):  # another user was faster, and did it
+        with suppress(PermissionError):  # another user created it first
             os.fchmod(file, mode)
     try:
-        if os.fstat(file).st_size >= LARGEST_FILE:
+        if os.fstat(file).st_size >= MAX_FILE_BYTES:
             os.ftruncate(file, 0)
         os.write(file, b".")
     finally:
@@ -88,7 +91,7 @@ def listen(engine: sa.Engine, waker: Waker) -> Listener:
 
     Args:
         engine: The database.
-        waker: Ends its waits; it stays open when the listener is closed.
+        waker: Ends its waits. The listener does not close it.
 
     Raises:
         sqlalchemy.exc.OperationalError: If the database can't be reached.
@@ -104,34 +107,34 @@ class _FileListener:
         self._waker = waker
         self._selector = selectors.DefaultSelector()
         self._selector.register(waker, selectors.EVENT_READ)
-        self._seen = self._look()
+        self._last = self._stat()
 
     def wait(self, timeout_s: float) -> bool:
         until = time.monotonic() + timeout_s
         while True:
-            now = self._look()
-            if now != self._seen:
-                self._seen = now
+            now = self._stat()
+            if now != self._last:
+                self._last = now
                 return True
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            # In memory there is no other process to hear of.
-            if self._selector.select(left if self._path is None else min(LOOK_S, left)):
+            # A database in memory has no other process.
+            if self._selector.select(left if self._path is None else min(POLL_INTERVAL_S, left)):
                 self._waker.drain()
                 return False
 
     def close(self) -> None:
         self._selector.close()
 
-    def _look(self) -> tuple[int, int] | None:
+    def _stat(self) -> tuple[int, int] | None:
         if self._path is None:
             return None
         try:
-            found = os.stat(self._path)
+            stat = os.stat(self._path)
         except OSError:
-            return None  # not there yet, or not for this user: then it is told nothing
-        return found.st_size, found.st_mtime_ns
+            return None  # not created yet, or not readable by this user
+        return stat.st_size, stat.st_mtime_ns
 
 
 class _PostgresListener:
@@ -157,10 +160,10 @@ class _PostgresListener:
         import psycopg  # only where there is PostgreSQL
 
         try:
-            told = list(self._driver.notifies(timeout=0))
+            notifications = list(self._driver.notifies(timeout=0))
         except psycopg.Error as error:
             raise exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
-        return any(each.payload == self._schema for each in told)
+        return any(each.payload == self._schema for each in notifications)
 
     def close(self) -> None:
         self._selector.close()

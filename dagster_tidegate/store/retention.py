@@ -1,7 +1,7 @@
-"""Deletes what is over, in batches so small that nobody waits for them.
+"""Deletes expired rows, in batches so small that nobody waits for them.
 
-Each batch is a transaction of its own and finds its rows by their primary keys: no lock is kept,
-and the server can clean up behind it at once.
+Each batch is a transaction of its own and deletes by primary key, so that no lock is held for long
+and PostgreSQL can vacuum between batches.
 """
 
 import time
@@ -13,29 +13,29 @@ import sqlalchemy as sa
 
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Connection, Store
 
 BATCH = 2_000
-BATCHES_A_TURN = 5
-LOOK_EVERY_S = 3600.0
+BATCHES_AT_ONCE = 5
+INTERVAL_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """How long is kept what is over; None: for ever.
+    """Retention periods; None keeps rows forever.
 
-    Campaign runs and their attempts are kept for ever: they are what was done.
+    Campaign runs and their attempts are always kept, as the history of what was done.
 
     Attributes:
-        ledgers: The ledger of a campaign run, after that has ended; it can't begin again then.
-        events: Who changed what, after it happened.
-        holds: A hold, after its release.
-        takeovers: A takeover, after it was given back.
-        missed_ticks: A tick that a schedule missed, after it was caught up or given up.
-        alerts: An alert, after its cause has ended.
-        outcomes: What was seen of a service that nobody calls any more.
-        sessions: The session of a browser, after it has expired.
-        idempotency_keys: The answer to a request that must not take effect twice.
+        ledgers: The ledger of a campaign run, after the run has ended; it can't start again then.
+        events: The audit log.
+        holds: Holds, after their release.
+        takeovers: Takeovers, after the value was restored.
+        missed_ticks: Ticks that a schedule missed, after they were launched, skipped or failed.
+        alerts: Alerts, after their cause has ended.
+        outcomes: Outcomes of calls to services that nobody calls any more.
+        sessions: Browser sessions, after they have expired.
+        idempotency_keys: Responses to requests with an `Idempotency-Key`.
     """
 
     ledgers: timedelta | None = timedelta(days=90)
@@ -56,16 +56,16 @@ class Keep:
 
 
 KINDS = tuple(field.name for field in fields(Keep))
-"""What is deleted, by the names of the tables."""
+"""What is deleted; mostly names of tables."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a pruning did.
+    """What `prune` did.
 
     Attributes:
-        deleted: How many rows of each kind.
-        more: Whether there may be more.
+        deleted: How many rows of each kind were deleted.
+        more: Whether there may be more to delete.
     """
 
     deleted: Mapping[str, int]
@@ -73,19 +73,18 @@ class Pruned:
 
     @property
     def total(self) -> int:
-        """How many rows of all kinds."""
+        """How many rows were deleted."""
         return sum(self.deleted.values())
 
 
 def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
-    """Delete what is over for longer than it is kept.
+    """Delete rows that are older than their retention period.
 
-    A campaign run whose ledger goes is marked first, so that it does not begin again with half a
-    ledger; `runs` refuses it from then on. Its attempts and progress stay.
+    A campaign run is marked before its ledger is deleted, so that it can't start again with half a
+    ledger: `runs` refuses it from then on. Its attempts and progress stay.
 
     Args:
         store: The store.
-        now: The database's time, UTC.
         keep: How long each kind is kept.
         batches: How many batches to delete at most; at least 1.
 
@@ -111,9 +110,9 @@ def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     return Pruned(deleted, more=False)
 
 
-def count(conn: sa.Connection, now: datetime, keep: Keep) -> Mapping[str, int]:
+def count(conn: Connection, now: datetime, keep: Keep) -> Mapping[str, int]:
     """Return how many rows of each kind `prune` would delete."""
-    found: dict[str, int] = {}
+    rows_of: dict[str, int] = {}
     for kind in KINDS:
         age = getattr(keep, kind)
         if age is None:
@@ -124,50 +123,46 @@ def count(conn: sa.Connection, now: datetime, keep: Keep) -> Mapping[str, int]:
         else:
             rows = sa.select(sa.func.count()).select_from(_KINDS[kind].table)
             where = _KINDS[kind].where(now - age)
-        found[kind] = conn.scalar(rows.where(where)) or 0
-    return found
+        rows_of[kind] = conn.scalar(rows.where(where)) or 0
+    return rows_of
 
 
 class Retention:
-    """Prunes a little at each turn while there is something to prune, and else looks now and then.
-
-    Args:
-        keep: How long each kind is kept.
-    """
+    """Prunes a few batches at each call while there is something to prune, else once an hour."""
 
     def __init__(self, keep: Keep) -> None:
         self._keep = keep
         self._due = 0.0
 
-    def turn(self, store: Store, now: datetime) -> int:
-        """Delete a few batches if it is time, and return how many rows that were."""
+    def prune_some(self, store: Store, now: datetime) -> int:
+        """Delete a few batches if it is time, and return the number of deleted rows."""
         if time.monotonic() < self._due:
             return 0
-        pruned = prune(store, now, self._keep, batches=BATCHES_A_TURN)
-        self._due = 0.0 if pruned.more else time.monotonic() + LOOK_EVERY_S
+        pruned = prune(store, now, self._keep, batches=BATCHES_AT_ONCE)
+        self._due = 0.0 if pruned.more else time.monotonic() + INTERVAL_S
         return pruned.total
 
 
-_Batch = Callable[[sa.Connection, datetime], int | None]
+_Batch = Callable[[Connection, datetime], int | None]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A table, and which of its rows are over.
+    """A table, and the age of its rows.
 
     Attributes:
         table: The table.
-        over: When a row was over; NULL: it is not.
-        in_order: Whether rows are over in the order of their ids: no others are looked at then.
+        ended: From when the age of a row counts; NULL: it is kept.
+        in_order: Whether rows end in the order of their ids, so that the oldest ids are enough.
     """
 
     table: sa.Table
-    over: sa.Column
+    ended: sa.Column
     in_order: bool = False
 
     def where(self, before: datetime) -> sa.ColumnElement[bool]:
-        """Which rows go. The newest stays: SQLite would give its id once more."""
-        old = self.over < before
+        """Return which rows to delete. The newest stays: SQLite would assign its id again."""
+        old = self.ended < before
         if "id" not in self.table.c:
             return old
         newest = self.table.alias()
@@ -194,33 +189,32 @@ def _rows(kind: _Kind, before: datetime) -> _Batch:
         where &= kind.table.c.id.in_(sa.select(oldest.c.id))
     some = sa.select(*key).where(where).limit(BATCH).with_for_update(skip_locked=True)
 
-    def batch(conn: sa.Connection, _now: datetime) -> int | None:
-        found = conn.execute(some).all()
-        if not found:
+    def batch(conn: Connection, _now: datetime) -> int | None:
+        keys = [tuple(row) for row in conn.execute(some)]
+        if not keys:
             return None
-        wanted = sa.tuple_(*key).in_([tuple(row) for row in found])
-        return conn.execute(kind.table.delete().where(wanted)).rowcount
+        return conn.execute(kind.table.delete().where(sa.tuple_(*key).in_(keys))).rowcount
 
     return batch
 
 
 def _ledgers(before: datetime) -> _Batch:
-    found: int | None = None  # the campaign run whose ledger is being deleted
+    current: int | None = None  # the campaign run whose ledger is being deleted
 
-    def batch(conn: sa.Connection, now: datetime) -> int | None:
-        nonlocal found
-        if found is None:
-            found = _next(conn, before)
-            if found is None:
+    def batch(conn: Connection, now: datetime) -> int | None:
+        nonlocal current
+        if current is None:
+            current = _next(conn, before)
+            if current is None:
                 return None
             conn.execute(
                 t.campaign_runs.update()
-                .where(t.campaign_runs.c.id == found, t.campaign_runs.c.pruned_at.is_(None))
+                .where(t.campaign_runs.c.id == current, t.campaign_runs.c.pruned_at.is_(None))
                 .values(pruned_at=now)
             )
-        deleted = conn.execute(_batch(found)).rowcount
+        deleted = conn.execute(_batch(current)).rowcount
         if deleted < BATCH:  # that was the rest of it
-            found = None
+            current = None
         return deleted
 
     return batch
@@ -231,8 +225,8 @@ def _is_over(before: datetime) -> sa.ColumnElement[bool]:
     return run.status.in_(set(RunStatus) - UNFINISHED) & (run.changed_at < before)
 
 
-def _next(conn: sa.Connection, before: datetime) -> int | None:
-    """A campaign run that ended before a time and has a ledger; locked against a new attempt."""
+def _next(conn: Connection, before: datetime) -> int | None:
+    """Return a campaign run that ended before a time and has a ledger, locked against a start."""
     run = t.campaign_runs.c
     return conn.scalar(
         sa.select(run.id)

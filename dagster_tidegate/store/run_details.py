@@ -1,4 +1,4 @@
-"""Campaign runs as a person looks at them: how far they are, and what went wrong."""
+"""Campaign runs for people: their progress, and what went wrong."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,13 @@ import sqlalchemy as sa
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress(ledger.Progress):
-    """How far an op of a campaign run is.
-
-    Attributes:
-        op: Its name.
-        updated_at: When this was written, UTC.
-    """
+class LoopProgress(ledger.Progress):
+    """Progress of an op of a campaign run, and when it was written (UTC)."""
 
     op: str
     updated_at: datetime
@@ -27,22 +23,22 @@ class Progress(ledger.Progress):
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A campaign run, and how far its ops are, in the order in which they were begun."""
+    """A campaign run, and the progress of its ops."""
 
     run: CampaignRun
-    progress: Sequence[Progress]
+    progress: Sequence[LoopProgress]
 
 
 @dataclass(frozen=True)
-class Record:
-    """A record of the ledger that is in doubt or failed.
+class LedgerRecord:
+    """A record that is in doubt or failed.
 
     Attributes:
         op: Name of the op.
         key: Key of the record.
-        attempt: Number of the attempt that wrote this.
-        error: Why it failed; None of one in doubt.
-        at: When this was written, UTC.
+        attempt: Number of the attempt that started it.
+        error: Why it failed; None if it is in doubt.
+        at: When this was written (UTC).
     """
 
     op: str
@@ -54,32 +50,32 @@ class Record:
 
 @dataclass(frozen=True)
 class RunDetails:
-    """All that the store knows of a campaign run.
+    """A campaign run, its attempts and the records that need a look.
 
     Attributes:
         run: The campaign run.
-        progress: How far its ops are.
+        progress: The progress of its ops.
         attempts: Its attempts, the oldest first.
-        in_doubt: Records that were begun and have no result, and nobody is at work on them: their
-            effect may or may not have reached the service. At most as many as were asked for.
+        in_doubt: Records that were started and have no result, by an attempt that is over: they
+            may or may not have reached the service. At most `limit`.
         in_doubt_count: How many there are.
-        in_hand_count: How many records are at work.
-        failed: Records that failed, at most as many as were asked for.
+        in_hand_count: How many records are in flight.
+        failed: Records that failed, at most `limit`.
         failed_count: How many there are.
     """
 
     run: CampaignRun
-    progress: Sequence[Progress]
+    progress: Sequence[LoopProgress]
     attempts: Sequence[AttemptRow]
-    in_doubt: Sequence[Record]
+    in_doubt: Sequence[LedgerRecord]
     in_doubt_count: int
     in_hand_count: int
-    failed: Sequence[Record]
+    failed: Sequence[LedgerRecord]
     failed_count: int
 
 
 def listed(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     *,
     campaign: str | None = None,
@@ -88,7 +84,7 @@ def listed(
     by_change: bool = False,
     limit: int,
 ) -> Sequence[ListedRun]:
-    """Return campaign runs and how far they are now; the others are those of `runs.newest`."""
+    """Return campaign runs with their progress; the arguments are those of `runs.newest`."""
     return with_progress(
         conn,
         now,
@@ -104,32 +100,25 @@ def listed(
 
 
 def with_progress(
-    conn: sa.Connection, now: datetime, found: Sequence[CampaignRun]
+    conn: Connection, now: datetime, selected: Sequence[CampaignRun]
 ) -> Sequence[ListedRun]:
-    """Return campaign runs with how far they are now, in the same order."""
-    progress = _progress(conn, now, [run.id for run in found])
-    return [ListedRun(run, progress.get(run.id, [])) for run in found]
+    """Return campaign runs with their progress, in the same order."""
+    progress = _progress(conn, now, [run.id for run in selected])
+    return [ListedRun(run, progress.get(run.id, [])) for run in selected]
 
 
-def details(conn: sa.Connection, now: datetime, run: CampaignRun, *, limit: int) -> RunDetails:
-    """Return all that the store knows of a campaign run.
-
-    Args:
-        conn: A connection of the store.
-        now: The database's time, UTC.
-        run: The campaign run.
-        limit: How many records of each kind at most.
-    """
+def details(conn: Connection, now: datetime, run: CampaignRun, *, limit: int) -> RunDetails:
+    """Return a campaign run in detail, with at most `limit` records of each kind."""
     attempts = runs.attempts(conn, run.id)
-    at_work = [
+    working = [
         attempt.number
         for attempt in attempts
         if attempt.ended_at is None and (attempt.lease_until is None or attempt.lease_until >= now)
     ]
     c = t.ledger.c
     of_run = c.campaign_run == run.id
-    begun = of_run & (c.status == RecordStatus.STARTED)
-    in_doubt = begun & c.attempt.not_in(at_work)
+    started = of_run & (c.status == RecordStatus.STARTED)
+    in_doubt = started & c.attempt.not_in(working)
     failed = of_run & (c.status == RecordStatus.FAILED)
     return RunDetails(
         run=run,
@@ -137,33 +126,33 @@ def details(conn: sa.Connection, now: datetime, run: CampaignRun, *, limit: int)
         attempts=attempts,
         in_doubt=_records(conn, in_doubt, limit),
         in_doubt_count=_count(conn, in_doubt),
-        in_hand_count=_count(conn, begun & c.attempt.in_(at_work)),
+        in_hand_count=_count(conn, started & c.attempt.in_(working)),
         failed=_records(conn, failed, limit),
         failed_count=_count(conn, failed),
     )
 
 
 def _progress(
-    conn: sa.Connection, now: datetime, ids: Sequence[int]
-) -> Mapping[int, list[Progress]]:
+    conn: Connection, now: datetime, ids: Sequence[int]
+) -> Mapping[int, list[LoopProgress]]:
     columns = [column for column in t.progress.c if column.name != "rate"]
     rows = conn.execute(
         sa.select(*columns, ledger.rate(now).label("rate"))
         .where(t.progress.c.campaign_run.in_(ids))
         .order_by(t.progress.c.updated_at, t.progress.c.op)
     )
-    found: dict[int, list[Progress]] = {}
-    for row in rows:
-        values = {name: value for name, value in row._mapping.items() if name != "campaign_run"}
-        found.setdefault(row.campaign_run, []).append(Progress(**values))
-    return found
+    by_run: dict[int, list[LoopProgress]] = {}
+    for row in rows.mappings():
+        values = dict(row)
+        by_run.setdefault(values.pop("campaign_run"), []).append(LoopProgress(**values))
+    return by_run
 
 
-def _count(conn: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+def _count(conn: Connection, where: sa.ColumnElement[bool]) -> int:
     return conn.scalar(sa.select(sa.func.count()).select_from(t.ledger).where(where)) or 0
 
 
-def _records(conn: sa.Connection, where: sa.ColumnElement[bool], limit: int) -> Sequence[Record]:
+def _records(conn: Connection, where: sa.ColumnElement[bool], limit: int) -> Sequence[LedgerRecord]:
     c = t.ledger.c
     rows = conn.execute(
         sa.select(c.op, c.key, c.attempt, c.error, c.at)
@@ -171,4 +160,4 @@ def _records(conn: sa.Connection, where: sa.ColumnElement[bool], limit: int) -> 
         .order_by(c.at.desc(), c.op, c.key)
         .limit(limit)
     )
-    return [Record(**row._mapping) for row in rows]
+    return [LedgerRecord(**row._asdict()) for row in rows]

@@ -1,4 +1,4 @@
-"""Campaign runs and their attempts: who owns one, and the moves of its status."""
+"""Campaign runs and their attempts: which attempt owns a run, and the moves of its status."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from dagster_tidegate.holds import SystemActor, run_name
 from dagster_tidegate.statuses import RUN_MOVES, RunStatus
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.text import utc
@@ -19,7 +20,7 @@ MAX_GUESSED_FROM = 1000
 
 
 class MoveNotAllowedError(Exception):
-    """A campaign run can't go from the status it has to the one asked for."""
+    """A campaign run can't go from its status to the requested one."""
 
 
 class AttemptRefusedError(Exception):
@@ -27,7 +28,7 @@ class AttemptRefusedError(Exception):
 
 
 class AttemptPausedError(AttemptRefusedError):
-    """A Dagster run may not work on a campaign run any more: it has paused, and is ending."""
+    """A Dagster run may no longer work on a campaign run: its attempt has paused."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class CampaignRun:
         partition: The partition.
         status: Its status.
         attempt: Number of the attempt that owns it; 0 before the first.
-        priority: Those of higher priority resume first.
+        priority: Runs of higher priority resume first.
         reason: Why it is paused, failed or cancelled.
         paused_at: When it was paused.
         created_at: When it was created.
         changed_at: When its status last changed.
-        pruned_at: When its ledger was deleted; it can't begin again.
-        waits_for_start: Whether a person created it, and nobody has launched a Dagster run yet.
+        pruned_at: When its ledger was deleted; it can't start again after that.
+        waits_for_start: Whether a person created it, and no Dagster run was launched for it yet.
     """
 
     id: int
@@ -64,7 +65,7 @@ class CampaignRun:
 
     @property
     def name(self) -> str:
-        """`campaign/partition`, as a hold on it is named."""
+        """`campaign/partition`, the name of the target of a hold on it."""
         return run_name(self.campaign, self.partition)
 
 
@@ -74,13 +75,13 @@ class AttemptRow:
 
     Attributes:
         campaign_run: Id of the campaign run.
-        number: Its place among the attempts, from 1.
+        number: Its number among the attempts, from 1.
         dagster_run: Id of the Dagster run.
-        started_at: When it began.
+        started_at: When it started.
         ended_at: When it ended, or None.
-        outcome: The status that it left the campaign run in, or None.
-        lease_until: Until when a process of it is alive at least; None where no record loop is at
-            work, and Dagster's word alone counts.
+        outcome: The status in which it left the campaign run, or None.
+        lease_until: When the lease of its latest record loop expires; None without a record loop,
+            when Dagster alone knows whether the attempt is alive.
     """
 
     campaign_run: int
@@ -89,7 +90,7 @@ class AttemptRow:
     started_at: datetime
     ended_at: datetime | None
     outcome: RunStatus | None
-    # Not a difference between two: it changes while the same attempt works.
+    # Not compared: it changes while the same attempt works.
     lease_until: datetime | None = field(default=None, compare=False)
 
 
@@ -106,17 +107,17 @@ _ATTEMPTS = sa.select(
 
 
 def ensure(
-    conn: sa.Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
+    conn: Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
 ) -> CampaignRun:
-    """Return the campaign run of a partition; it is created as pending where it is new."""
+    """Return the campaign run of a partition; create it, as pending, if there is none."""
     create(conn, now, campaign, partition, priority=priority, actor=SystemActor.GATE)
     run = find(conn, campaign, partition)
-    assert run is not None  # inserted or found just above, and never deleted
+    assert run is not None  # just created or already there, and never deleted
     return run
 
 
 def create(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     campaign: str,
     partition: str,
@@ -125,14 +126,12 @@ def create(
     waits_for_start: bool = False,
     actor: str,
 ) -> bool:
-    """Create the campaign run of a partition, as pending; False where there is one already.
+    """Create the campaign run of a partition, as pending; False if it exists already.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
         campaign: Name of the campaign.
         partition: The partition.
-        priority: Those of higher priority resume first.
+        priority: Runs of higher priority resume first.
         waits_for_start: Whether a person launches its Dagster run later, with `claim_start`.
         actor: Who creates it.
     """
@@ -151,28 +150,20 @@ def create(
         .returning(t.campaign_runs.c.id)
     )
     if created:
-        events.write(
-            conn,
-            now,
-            kind=EventKind.CAMPAIGN_RUN,
-            name=run_name(campaign, partition),
-            to_status=RunStatus.PENDING,
-            actor=actor,
-        )
+        name = run_name(campaign, partition)
+        _event(conn, now, name, None, RunStatus.PENDING, actor=actor)
     return bool(created)
 
 
-def claim_start(conn: sa.Connection, now: datetime, run: CampaignRun, *, actor: str) -> bool:
-    """Make the caller the one who launches a Dagster run for a campaign run.
+def claim_start(conn: Connection, now: datetime, run: CampaignRun, *, actor: str) -> bool:
+    """Give the caller the right to launch a Dagster run for a campaign run.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        run: The campaign run as the caller knows it.
+        run: The campaign run as the caller read it.
         actor: Who starts it.
 
     Returns:
-        Whether the caller is to launch it; False where it is under way, or somebody was faster.
+        False if the campaign run is in progress, or another caller was first.
     """
     if run.waits_for_start:
         claimed = conn.execute(
@@ -187,21 +178,19 @@ def claim_start(conn: sa.Connection, now: datetime, run: CampaignRun, *, actor: 
 
 
 def give_start_back(
-    conn: sa.Connection, now: datetime, former: CampaignRun, reason: str, *, actor: str
+    conn: Connection, now: datetime, former: CampaignRun, reason: str, *, actor: str
 ) -> None:
-    """Make a campaign run what it was before `claim_start`: no Dagster run could be launched.
+    """Undo `claim_start` after no Dagster run could be launched.
 
-    One that was new or waited for its start waits for it again.
+    A campaign run that was new or waited to be started waits to be started again.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        former: The campaign run as it was. Nothing happens unless it is pending still.
-        reason: Why it could not be launched.
+        former: The campaign run before the claim. Nothing happens unless it is still pending.
+        reason: Why no Dagster run could be launched.
         actor: Who tried.
     """
     is_new = former.status is RunStatus.PENDING
-    given_back = conn.execute(
+    undone = conn.execute(
         t.campaign_runs.update()
         .where(
             t.campaign_runs.c.id == former.id,
@@ -216,68 +205,40 @@ def give_start_back(
             changed_at=now,
         )
     ).rowcount
-    if given_back:
-        events.write(
-            conn,
-            now,
-            kind=EventKind.CAMPAIGN_RUN,
-            name=former.name,
-            from_status=RunStatus.PENDING,
-            to_status=former.status,
-            reason=reason,
-            actor=actor,
-        )
+    if undone:
+        _event(conn, now, former.name, RunStatus.PENDING, former.status, reason, actor=actor)
 
 
-def find(conn: sa.Connection, campaign: str, partition: str) -> CampaignRun | None:
-    """Return the campaign run of a partition, or None where there is none."""
-    return _found(
-        conn.execute(
-            sa.select(t.campaign_runs).where(
-                t.campaign_runs.c.campaign == campaign, t.campaign_runs.c.partition == partition
-            )
-        ).one_or_none()
-    )
+def find(conn: Connection, campaign: str, partition: str) -> CampaignRun | None:
+    """Return the campaign run of a partition, or None if there is none."""
+    c = t.campaign_runs.c
+    return _one(conn, c.campaign == campaign, c.partition == partition)
 
 
-def get(conn: sa.Connection, campaign_run: int) -> CampaignRun | None:
-    """Return a campaign run by its id, or None where there is none."""
-    return _found(
-        conn.execute(
-            sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run)
-        ).one_or_none()
-    )
+def get(conn: Connection, campaign_run: int) -> CampaignRun | None:
+    """Return a campaign run by its id, or None if there is none."""
+    return _one(conn, t.campaign_runs.c.id == campaign_run)
 
 
-def locked(conn: sa.Connection, campaign_run: int) -> CampaignRun:
+def locked(conn: Connection, campaign_run: int) -> CampaignRun:
     """Return a campaign run by its id; nobody else changes it until the transaction ends."""
-    return _run(
-        conn.execute(
-            sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run).with_for_update()
-        ).one()
-    )
+    query = sa.select(t.campaign_runs).where(t.campaign_runs.c.id == campaign_run)
+    return from_row(conn.execute(query.with_for_update()).one()._asdict())
 
 
 def with_status(
-    conn: sa.Connection, *statuses: RunStatus, campaigns: Collection[str] | None = None
+    conn: Connection, *statuses: RunStatus, campaigns: Collection[str] | None = None
 ) -> Sequence[CampaignRun]:
-    """Return the campaign runs that have one of `statuses`, in the order in which they resume.
-
-    That is by priority, the highest first, and then by the time at which they were paused.
-    """
-    query = sa.select(t.campaign_runs).where(t.campaign_runs.c.status.in_(statuses))
+    """Return the campaign runs that have one of `statuses`, in `resume_order`."""
+    c = t.campaign_runs.c
+    query = sa.select(t.campaign_runs).where(c.status.in_(statuses))
     if campaigns is not None:
-        query = query.where(t.campaign_runs.c.campaign.in_(campaigns))
-    rows = conn.execute(
-        query.order_by(
-            t.campaign_runs.c.priority.desc(), t.campaign_runs.c.paused_at, t.campaign_runs.c.id
-        )
-    )
-    return [_run(row) for row in rows]
+        query = query.where(c.campaign.in_(campaigns))
+    return _all(conn, query.order_by(c.priority.desc(), c.paused_at, c.id))
 
 
 def newest(
-    conn: sa.Connection,
+    conn: Connection,
     *,
     campaign: str | None = None,
     statuses: Collection[RunStatus] = (),
@@ -288,12 +249,11 @@ def newest(
     """Return campaign runs, the one created last first.
 
     Args:
-        conn: A connection of the store.
         campaign: Only those of this campaign.
         statuses: Only those that have one of these.
         before: Only those with a lower id.
         by_change: The one that changed last first.
-        limit: How many at most.
+        limit: The maximum number.
     """
     c = t.campaign_runs.c
     query = sa.select(t.campaign_runs)
@@ -304,31 +264,30 @@ def newest(
     if before is not None:
         query = query.where(c.id < before)
     order = [c.changed_at.desc()] if by_change else []
-    return [_run(row) for row in conn.execute(query.order_by(*order, c.id.desc()).limit(limit))]
+    return _all(conn, query.order_by(*order, c.id.desc()).limit(limit))
 
 
-def newest_partitions(conn: sa.Connection, campaign: str) -> Sequence[str]:
-    """Return the partitions of the newest campaign runs of a campaign, to guess a misspelt one."""
+def newest_partitions(conn: Connection, campaign: str) -> Sequence[str]:
+    """Return the partitions of a campaign's newest runs, to suggest one for a misspelt name."""
     c = t.campaign_runs.c
     query = sa.select(c.partition).where(c.campaign == campaign).order_by(c.id.desc())
     return conn.scalars(query.limit(MAX_GUESSED_FROM)).all()
 
 
-def counts(conn: sa.Connection) -> Mapping[str, Mapping[RunStatus, int]]:
+def counts(conn: Connection) -> Mapping[str, Mapping[RunStatus, int]]:
     """Return how many campaign runs of each campaign have each status."""
+    c = t.campaign_runs.c
     rows = conn.execute(
-        sa.select(t.campaign_runs.c.campaign, t.campaign_runs.c.status, sa.func.count()).group_by(
-            t.campaign_runs.c.campaign, t.campaign_runs.c.status
-        )
+        sa.select(c.campaign, c.status, sa.func.count()).group_by(c.campaign, c.status)
     )
-    found: dict[str, dict[RunStatus, int]] = {}
+    by_campaign: dict[str, dict[RunStatus, int]] = {}
     for campaign, status, count in rows:
-        found.setdefault(campaign, {})[RunStatus(status)] = count
-    return found
+        by_campaign.setdefault(campaign, {})[RunStatus(status)] = count
+    return by_campaign
 
 
 def move(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     run: CampaignRun,
     to: RunStatus,
@@ -336,20 +295,18 @@ def move(
     reason: str | None = None,
     actor: str,
 ) -> bool:
-    """Move a campaign run to another status, if it still is as it was when it was read.
+    """Move a campaign run to another status, if it is still as the caller read it.
 
     A move to anything but `processing` or `pending` ends the attempt that owns the campaign run.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        run: The campaign run as the caller knows it.
-        to: The status that it is to have.
+        run: The campaign run as the caller read it.
+        to: The new status.
         reason: Why, for people.
         actor: Who moves it.
 
     Returns:
-        Whether this call moved it; False where somebody else was first.
+        False if somebody else changed it first.
 
     Raises:
         MoveNotAllowedError: If `statuses.RUN_MOVES` has no such move.
@@ -374,44 +331,26 @@ def move(
     if not moved:
         return False
     if to not in (RunStatus.PENDING, RunStatus.PROCESSING):
-        conn.execute(
-            t.attempts.update()
-            .where(
-                t.attempts.c.campaign_run == run.id,
-                t.attempts.c.number == run.attempt,
-                t.attempts.c.ended_at.is_(None),
-            )
-            .values(ended_at=now, outcome=to)
-        )
-    events.write(
-        conn,
-        now,
-        kind=EventKind.CAMPAIGN_RUN,
-        name=run.name,
-        from_status=run.status,
-        to_status=to,
-        reason=reason,
-        actor=actor,
-    )
+        _end_attempt(conn, now, run.id, run.attempt, to)
+    _event(conn, now, run.name, run.status, to, reason, actor=actor)
     return True
 
 
-def latest_attempt(conn: sa.Connection, campaign_run: int) -> AttemptRow | None:
+def latest_attempt(conn: Connection, campaign_run: int) -> AttemptRow | None:
     """Return the newest attempt at a campaign run, or None before the first."""
-    found = attempts(conn, campaign_run)
-    return found[-1] if found else None
+    made = attempts(conn, campaign_run)
+    return made[-1] if made else None
 
 
-def attempts(conn: sa.Connection, campaign_run: int) -> Sequence[AttemptRow]:
+def attempts(conn: Connection, campaign_run: int) -> Sequence[AttemptRow]:
     """Return the attempts at a campaign run, the oldest first."""
-    rows = conn.execute(
-        _ATTEMPTS.where(t.attempts.c.campaign_run == campaign_run).order_by(t.attempts.c.number)
-    )
+    c = t.attempts.c
+    rows = conn.execute(_ATTEMPTS.where(c.campaign_run == campaign_run).order_by(c.number))
     return [_attempt(row) for row in rows]
 
 
 def began_with(series: Sequence[AttemptRow]) -> int:
-    """Return the number of the attempt with which the work began that the newest one resumes.
+    """Return the number of the attempt that started the work which the newest attempt resumes.
 
     Args:
         series: The attempts at a campaign run, the oldest first; at least one.
@@ -425,34 +364,34 @@ def began_with(series: Sequence[AttemptRow]) -> int:
     return series[first].number
 
 
-def attempt_of(conn: sa.Connection, dagster_run: str) -> AttemptRow | None:
-    """Return the attempt that a Dagster run made, or None where it made none."""
-    row = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run == dagster_run)).one_or_none()
-    return None if row is None else _attempt(row)
+def attempt_of(conn: Connection, dagster_run: str) -> AttemptRow | None:
+    """Return the attempt that a Dagster run made, or None if it made none."""
+    return attempts_of(conn, [dagster_run]).get(dagster_run)
 
 
-def attempts_of(conn: sa.Connection, dagster_runs: Collection[str]) -> Mapping[str, AttemptRow]:
-    """Return the attempts that some Dagster runs made, by the id of the Dagster run."""
-    rows = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run.in_(dagster_runs))).all()
+def attempts_of(conn: Connection, dagster_runs: Collection[str]) -> Mapping[str, AttemptRow]:
+    """Return the attempts that Dagster runs made, by the id of the Dagster run."""
+    rows = conn.execute(_ATTEMPTS.where(t.attempts.c.dagster_run.in_(dagster_runs)))
     return {row.dagster_run: _attempt(row) for row in rows}
 
 
 def named(
-    conn: sa.Connection, names: Collection[tuple[str, str]]
+    conn: Connection, names: Collection[tuple[str, str]]
 ) -> Mapping[tuple[str, str], CampaignRun]:
-    """Return those campaign runs that there are of some campaigns and partitions."""
-    rows = conn.execute(
-        sa.select(t.campaign_runs).where(
-            t.campaign_runs.c.campaign.in_({campaign for campaign, _ in names}),
-            t.campaign_runs.c.partition.in_({partition for _, partition in names}),
-        )
+    """Return the existing campaign runs of some (campaign, partition) pairs.
+
+    The result may hold other pairs of the same campaigns and partitions too.
+    """
+    c = t.campaign_runs.c
+    query = sa.select(t.campaign_runs).where(
+        c.campaign.in_({campaign for campaign, _ in names}),
+        c.partition.in_({partition for _, partition in names}),
     )
-    found = [_run(row) for row in rows]
-    return {(run.campaign, run.partition): run for run in found}
+    return {(run.campaign, run.partition): run for run in _all(conn, query)}
 
 
 def begin_attempt(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     run: CampaignRun,
     dagster_run: str,
@@ -462,31 +401,27 @@ def begin_attempt(
     """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
         run: The campaign run.
         dagster_run: Id of the Dagster run.
         owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster, or the
-            attempt's lease has lapsed.
+            attempt's lease has expired.
 
     Returns:
         The attempt; its number fences the writes of older ones.
 
     Raises:
         AttemptPausedError: If this Dagster run's attempt has paused.
-        AttemptRefusedError: If the Dagster run of another attempt has not ended, or this Dagster
-            run's attempt is over, or the ledger was deleted since the campaign run ended.
+        AttemptRefusedError: If another attempt's Dagster run has not ended, this Dagster run's
+            attempt is over, or the ledger was deleted after the campaign run ended.
     """
-    # Ops of one run may begin at the same moment: the second waits here, and finds the first's.
+    # Ops of one run may start at the same moment: the second waits here for the first's attempt.
     run = locked(conn, run.id)
     newest = latest_attempt(conn, run.id)
     if newest is not None and newest.dagster_run == dagster_run:
         if newest.ended_at is None:
             return newest
-        refusal = AttemptRefusedError
-        if newest.outcome is RunStatus.PAUSED:
-            refusal = AttemptPausedError
-        raise refusal(
+        paused = newest.outcome is RunStatus.PAUSED
+        raise (AttemptPausedError if paused else AttemptRefusedError)(
             f"{run.name}: attempt {newest.number} ended as {newest.outcome}; its Dagster run "
             f"{dagster_run} can't work on it any more"
         )
@@ -518,32 +453,23 @@ def begin_attempt(
             changed_at=now,
         )
     )
-    if newest is not None and newest.ended_at is None:
-        conn.execute(
-            t.attempts.update()
-            .where(t.attempts.c.campaign_run == run.id, t.attempts.c.number == newest.number)
-            .values(ended_at=now, outcome=RunStatus.FAILED)
-        )
+    if newest is not None:
+        _end_attempt(conn, now, run.id, newest.number, RunStatus.FAILED)
     conn.execute(
         t.attempts.insert().values(
             campaign_run=run.id, number=number, dagster_run=dagster_run, started_at=now
         )
     )
-    events.write(
+    _event(
         conn,
         now,
-        kind=EventKind.CAMPAIGN_RUN,
-        name=run.name,
-        from_status=run.status,
-        to_status=RunStatus.PROCESSING,
-        reason=f"attempt {number}",
+        run.name,
+        run.status,
+        RunStatus.PROCESSING,
+        f"attempt {number}",
         actor=dagster_run,
     )
     return AttemptRow(run.id, number, dagster_run, now, None, None)
-
-
-def _found(row: sa.Row | None) -> CampaignRun | None:
-    return None if row is None else _run(row)
 
 
 def from_row(values: Mapping[Any, Any]) -> CampaignRun:
@@ -552,14 +478,52 @@ def from_row(values: Mapping[Any, Any]) -> CampaignRun:
 
 
 def resume_order(run: CampaignRun) -> tuple[int, datetime | None, int]:
-    """Sort paused campaign runs by this: by priority, then by when they paused."""
+    """Sort paused campaign runs by this: the highest priority first, then the longest paused."""
     return -run.priority, run.paused_at, run.id
 
 
-def _run(row: sa.Row) -> CampaignRun:
-    return from_row(row._mapping)
+def _one(conn: Connection, *where: sa.ColumnElement[bool]) -> CampaignRun | None:
+    row = conn.execute(sa.select(t.campaign_runs).where(*where)).one_or_none()
+    return None if row is None else from_row(row._asdict())
+
+
+def _all(conn: Connection, query: sa.Select) -> list[CampaignRun]:
+    return [from_row(row) for row in conn.execute(query).mappings()]
 
 
 def _attempt(row: sa.Row) -> AttemptRow:
     outcome = None if row.outcome is None else RunStatus(row.outcome)
-    return AttemptRow(**{**row._mapping, "outcome": outcome})
+    return AttemptRow(**{**row._asdict(), "outcome": outcome})
+
+
+def _end_attempt(
+    conn: Connection, now: datetime, campaign_run: int, number: int, outcome: RunStatus
+) -> None:
+    c = t.attempts.c
+    conn.execute(
+        t.attempts.update()
+        .where(c.campaign_run == campaign_run, c.number == number, c.ended_at.is_(None))
+        .values(ended_at=now, outcome=outcome)
+    )
+
+
+def _event(
+    conn: Connection,
+    now: datetime,
+    name: str,
+    from_status: RunStatus | None,
+    to_status: RunStatus,
+    reason: str | None = None,
+    *,
+    actor: str,
+) -> None:
+    events.write(
+        conn,
+        now,
+        kind=EventKind.CAMPAIGN_RUN,
+        name=name,
+        from_status=from_status,
+        to_status=to_status,
+        reason=reason,
+        actor=actor,
+    )

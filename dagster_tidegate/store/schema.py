@@ -1,4 +1,4 @@
-"""Brings a database to a revision of the schema, and says which one it has."""
+"""Migrates a database, and checks the revision of its schema."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SchemaError(Exception):
-    """The database does not have a schema that this version works with."""
+    """This version can't work with the schema of the database."""
 
 
 def current(store: Store) -> str | None:
-    """Return the revision of a database, or None where the store was never made."""
-    # Alembic's own way would cost every command its import, a quarter of a second.
+    """Return the revision of a database, or None if it has no store."""
+    # Without Alembic, whose import would add a quarter of a second to every command.
     with store.read() as conn:
         if not sa.inspect(conn).has_table(VERSION_TABLE):
             return None
@@ -29,40 +29,30 @@ def current(store: Store) -> str | None:
 
 
 def upgrade(store: Store, revision: str = "head") -> None:
-    """Bring a database up to a revision; at it already, nothing happens.
-
-    Args:
-        store: The database.
-        revision: Alembic's name of the revision.
-    """
+    """Upgrade a database to a revision; a newer one stays as it is."""
     _migrate(store, revision, up=True)
 
 
 def downgrade(store: Store, revision: str) -> None:
-    """Bring a database down to a revision; `base` removes all tables, with what they hold.
-
-    Args:
-        store: The database.
-        revision: Alembic's name of the revision.
-    """
+    """Downgrade a database to a revision; `base` drops all tables and their rows."""
     _migrate(store, revision, up=False)
 
 
 def require_compatible(store: Store) -> None:
-    """Check that this version works with the schema of a database.
+    """Check that this version can work with the schema of a database.
 
-    A newer schema will do, for as long as it has everything that this version needs: workers go on
-    while a store is upgraded, before the new version is deployed.
+    A newer schema is fine while it supports this version's revision: workers keep running while the
+    store is upgraded, before the new version is deployed.
 
     Raises:
-        SchemaError: If it does not; the message says what to do.
+        SchemaError: If it can't; the message says what to do.
     """
-    found = current(store)
-    if found == compatibility.REVISION:
+    revision = current(store)
+    if revision == compatibility.REVISION:
         return
-    if found is None or found < compatibility.REVISION:
+    if revision is None or revision < compatibility.REVISION:
         raise SchemaError(
-            f"the store {shown_url(store.url)} has revision {found or 'none'}, and this "
+            f"the store {shown_url(store.url)} has revision {revision or 'none'}, and this "
             f"version of dagster-tidegate needs {compatibility.REVISION}: run 'tidegate store "
             "upgrade'"
         )
@@ -93,10 +83,10 @@ def _migrate(store: Store, revision: str, *, up: bool) -> None:
 
 @contextmanager
 def _sqlite_migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Give a connection in one transaction; others wait for their turn to write meanwhile.
+    """Yield a connection in one transaction, which keeps other writers waiting.
 
-    SQLite alters a table by making it anew, which rows that refer to it would forbid: so that is
-    looked at in the end.
+    SQLite alters a table by recreating it, which foreign keys would forbid: so they are checked at
+    the end.
     """
     with engine.connect() as conn:
         driver: Any = conn.connection.driver_connection

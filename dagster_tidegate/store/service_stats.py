@@ -1,4 +1,4 @@
-"""What the fleet saw of its services lately, for people."""
+"""Recent calls of the fleet to its services, for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ TRIPS_WITHIN = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What the fleet saw of a service. Outcomes are kept for about two windows of its policy.
+class ServiceStats:
+    """Recent calls to a service. Outcomes are kept for about two windows of its policy.
 
     Attributes:
         ok: Calls that succeeded, the slow ones included.
-        slow: Calls that succeeded and took too long.
+        slow: Calls that succeeded but were slow.
         failed: Calls that failed.
-        since: The beginning of the oldest outcome that is kept (UTC); None where there is none.
+        since: Start of the oldest outcome that is kept (UTC), or None.
         workers: Processes that made calls.
-        last_ok_at: The last success, UTC.
-        last_failed_at: The last failure, UTC.
-        trips: How often its breaker opened within `TRIPS_WITHIN`, failed probes aside.
+        last_ok_at: The last success (UTC).
+        last_failed_at: The last failure (UTC).
+        trips: How often its breaker tripped within `TRIPS_WITHIN`; failed probes do not count.
     """
 
     ok: int = 0
@@ -39,13 +39,8 @@ class Numbers:
     trips: int = 0
 
 
-def read(conn: Connection, now: datetime) -> Mapping[str, Numbers]:
-    """Return what the fleet saw of each service lately, by name.
-
-    Args:
-        conn: A connection of the store.
-        now: The database's time, UTC.
-    """
+def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
+    """Return the recent calls to each service, by name."""
     o, e = t.outcomes.c, t.events.c
     opened = conn.execute(
         sa.select(e.name.label("service"), sa.func.count().label("times"))
@@ -69,12 +64,12 @@ def read(conn: Connection, now: datetime) -> Mapping[str, Numbers]:
             sa.func.max(o.last_failed_at).label("last_failed_at"),
         ).group_by(o.service)
     )
-    found = {name: Numbers(trips=count) for name, count in trips.items()}
+    stats = {name: ServiceStats(trips=count) for name, count in trips.items()}
     for row in rows:
-        values = {**row._mapping}
+        values = row._asdict()
         name = values.pop("service")
-        found[name] = Numbers(**values, trips=trips.get(name, 0))
-    return found
+        stats[name] = ServiceStats(**values, trips=trips.get(name, 0))
+    return stats
 
 
 def trials(conn: Connection, now: datetime) -> Mapping[str, int]:

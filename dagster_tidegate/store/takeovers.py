@@ -1,9 +1,9 @@
 """Takeovers: what the gate changed in Dagster, and the value it had before.
 
-A change is three steps, so that a gate can die between any two: the store says what is to be
-written (`take`, `intend`; committed), Dagster is written, the store says that it was (`written`).
-No other gate gets in between, see `store.gate_lock`. Each step raises the version and works on one
-version alone, so that what was planned before is not done after another gate has been there.
+A change has three steps, so that a gate may die between any two: the store records what will be
+written (`take`, `intend`; committed), Dagster is written, the store records that it was
+(`written`). `store.gate_lock` keeps other gates out meanwhile. Each step applies to one version of
+the row and increments it, so that a plan made before another gate's change is not applied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ DECLARED_IN_CODE = "DECLARED_IN_CODE"
 
 
 class TakeoverKind(StrEnum):
-    """What of Dagster's may be taken over."""
+    """What the gate can take over in Dagster."""
 
     POOL = "pool"
     SCHEDULE = "schedule"
     SENSOR = "sensor"
 
 
-class Outcome(StrEnum):
-    """What became of a takeover."""
+class TakeoverOutcome(StrEnum):
+    """How a takeover ended."""
 
     RESTORED = "restored"
     LEFT_TO_OPERATOR = "left_to_operator"
-    GONE = "gone"  # the schedule or sensor is in nobody's code any more
+    GONE = "gone"  # no code location defines the schedule or sensor any more
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,21 @@ class Takeover:
     """A pool, schedule or sensor that the gate changed. Values are Dagster's; times are UTC.
 
     Attributes:
-        id: Number of the row.
-        kind: What it is.
+        id: Its id.
+        kind: Its kind.
         name: Name of the pool; Dagster's selector id of a schedule or sensor.
-        label: What a person calls it.
-        campaign: Whose schedule or sensor it is; None for a pool.
+        label: Its name for people.
+        campaign: The campaign of a schedule or sensor; None for a pool.
         location: The code location that took it.
-        former: The value to give back.
+        former: The value to restore.
         set_from: The value before the latest write.
         set_to: The value of the latest write.
         pending: Whether the latest write may not have reached Dagster.
-        version: Raised by every change of the row.
-        taken_at: Since when.
-        running_since: When a schedule was last switched on before that, where known.
+        version: Incremented by every change of the row.
+        taken_at: When it was taken over.
+        running_since: When a schedule was last switched on before that, if known.
         ramp_step_at: When the ramp took its latest step, or None before the ramp.
-        left_at: When a person's change was seen, or None. It is theirs since then.
+        left_at: When a person's change was noticed, or None. The gate leaves it alone from then on.
     """
 
     id: int
@@ -119,14 +119,14 @@ def live(conn: Connection) -> Sequence[Takeover]:
 
 
 def names_about(conn: Connection, name: str) -> Sequence[str]:
-    """Return under which names the record has what was taken over of a service or campaign."""
+    """Return the names under which events record the takeovers of a service or campaign."""
     c = t.takeovers.c
-    found = []
+    names = []
     for row in conn.execute(sa.select(c.kind, c.label, c.campaign).distinct()):
         needed = needs(row.label if row.kind == TakeoverKind.POOL else None, [name])
         if name in (row.campaign, needed.campaign, *needed.services):
-            found.append(_recorded_as(row.kind, row.label))
-    return found
+            names.append(_recorded_as(row.kind, row.label))
+    return names
 
 
 def take(
@@ -143,23 +143,15 @@ def take(
     running_since: datetime | None = None,
     seen: int,
 ) -> Takeover | None:
-    """Write down that something is about to be taken over, and what it was.
+    """Record what is about to be taken over, and its value. The arguments are those of `Takeover`.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        kind: What it is.
-        name: Its name.
-        label: What a person calls it.
-        campaign: Whose schedule or sensor it is.
-        location: The code location that takes it.
-        former: The value that Dagster has.
-        set_to: The value that is to be written.
-        running_since: When a schedule was last switched on, where known.
+        former: The value in Dagster.
+        set_to: The value to write.
         seen: `newest_id` from before `former` was read.
 
     Returns:
-        The takeover, or None where another gate took it since `seen`: then `former` may be a
+        The takeover, or None if another gate has taken it since `seen`: then `former` may be a
         value that the other gate wrote.
     """
     raced = conn.scalar(
@@ -190,7 +182,7 @@ def take(
     ).one_or_none()
     if row is None:
         return None
-    takeover = from_row(row._mapping)
+    takeover = from_row(row._asdict())
     _event(conn, now, takeover, former, set_to, "taken over")
     return takeover
 
@@ -204,18 +196,16 @@ def intend(
     set_to: str,
     ramp_step_at: datetime | None = None,
 ) -> Takeover | None:
-    """Write down which value Dagster is to have, and whether it is about to be written.
+    """Record the value to write to Dagster; the takeover is pending if Dagster has another.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        takeover: The takeover as it was read.
-        found: The value that Dagster has.
-        set_to: The value that it is to have.
+        takeover: The takeover as the caller read it.
+        found: The value in Dagster.
+        set_to: The value to write.
         ramp_step_at: When the ramp took its latest step, or None outside a ramp.
 
     Returns:
-        The takeover as it is now, or None where another gate changed it first.
+        The takeover after the change, or None if another gate changed it first.
     """
     changed = _change(
         conn,
@@ -231,21 +221,15 @@ def intend(
 
 
 def written(conn: Connection, takeover: Takeover) -> Takeover | None:
-    """Write down that Dagster has the value. Returns None where another gate was first."""
+    """Record that Dagster has the value; None if another gate changed the takeover first."""
     return _change(conn, takeover, pending=False)
 
 
 def leave(conn: Connection, now: datetime, takeover: Takeover, found: str) -> Takeover | None:
-    """Write down that a person changed what was taken over: it is theirs from now on.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        takeover: The takeover as it was read.
-        found: The value that the person gave it.
+    """Record that a person changed the value to `found`: the gate leaves it alone from now on.
 
     Returns:
-        The takeover as it is now, or None where another gate changed it first.
+        The takeover after the change, or None if another gate changed it first.
     """
     changed = _change(conn, takeover, pending=False, left_at=now)
     if changed is not None:
@@ -253,12 +237,8 @@ def leave(conn: Connection, now: datetime, takeover: Takeover, found: str) -> Ta
     return changed
 
 
-def end(conn: Connection, now: datetime, takeover: Takeover, outcome: Outcome) -> bool:
-    """Write down that something is Dagster's own again.
-
-    Returns:
-        Whether this call ended it; False where another gate was first.
-    """
+def end(conn: Connection, now: datetime, takeover: Takeover, outcome: TakeoverOutcome) -> bool:
+    """End a takeover; False if another gate changed it first."""
     changed = _change(conn, takeover, pending=False, given_back_at=now, outcome=outcome)
     if changed is not None:
         _event(conn, now, takeover, takeover.set_to, outcome, None)
@@ -276,7 +256,7 @@ def _change(conn: Connection, takeover: Takeover, **values: object) -> Takeover 
         .values(version=takeover.version + 1, **values)
         .returning(*_COLUMNS)
     ).one_or_none()
-    return None if row is None else from_row(row._mapping)
+    return None if row is None else from_row(row._asdict())
 
 
 def _event(

@@ -241,7 +241,7 @@ def _holder(conn: Connection, *where: sa.ColumnElement[bool]) -> Holder | None:
 
 
 def _token(row: sa.Row) -> Token:
-    return Token(**{**row._mapping, "role": Role(row.role)})
+    return Token(**{**row._asdict(), "role": Role(row.role)})
 
 
 def _recorded(token: Token) -> dict[str, str | None]:

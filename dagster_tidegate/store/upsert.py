@@ -1,4 +1,4 @@
-"""INSERT ... ON CONFLICT, which SQLite and PostgreSQL spell the same and SQLAlchemy does not."""
+"""INSERT ... ON CONFLICT: the same SQL on SQLite and PostgreSQL, but not the same in SQLAlchemy."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite

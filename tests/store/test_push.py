@@ -62,7 +62,7 @@ def test_a_wait_can_be_ended(listener: push.Listener, waker: push.Waker):
 def test_the_file_beside_a_sqlite_database_stays_small(sqlite_url: str, waker: push.Waker):
     store = Store(sqlite_url)
     path = Path(f"{store.url.database}-push")
-    path.write_bytes(b"." * (push.LARGEST_FILE - 1))
+    path.write_bytes(b"." * (push.MAX_FILE_BYTES - 1))
     listener = push.listen(store.engine, waker)
     for _ in range(3):
         push.touch(store.engine)
@@ -84,7 +84,7 @@ def test_a_file_that_can_not_be_written_costs_a_warning_and_no_commit(
             push.notify(conn)
     with store.read() as conn:
         assert len(conn.execute(sa.select(t.services)).all()) == 2
-    assert caplog.text.count("can't tell of changes at once") == 1
+    assert caplog.text.count("can't notify other processes at once") == 1
     store.dispose()
 
 

@@ -96,8 +96,8 @@ def test_it_goes_on_where_it_stopped(
 def test_a_sensor_that_keeps_for_ever_deletes_nothing(store: Store, clock: Clock) -> None:
     ended(store, "old", RunStatus.COMPLETED)
     clock.advance(1000 * DAY_S)
-    assert Retention(only()).turn(store, clock()) == 0
-    assert Retention(only(ledgers=timedelta(days=90))).turn(store, clock()) == 5
+    assert Retention(only()).prune_some(store, clock()) == 0
+    assert Retention(only(ledgers=timedelta(days=90))).prune_some(store, clock()) == 5
 
 
 def with_history(store: Store, name: str) -> None:

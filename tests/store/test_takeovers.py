@@ -10,7 +10,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
-from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
+from dagster_tidegate.store.takeovers import Takeover, TakeoverKind, TakeoverOutcome
 from tests.support.clock import Clock
 
 
@@ -53,7 +53,7 @@ def test_a_value_that_another_gate_wrote_meanwhile_is_not_taken_for_the_former_o
     # and before or while it looks at Dagster.
     other = taken(store, clock)
     with store.begin() as conn:
-        assert takeovers.end(conn, clock(), other, Outcome.RESTORED)
+        assert takeovers.end(conn, clock(), other, TakeoverOutcome.RESTORED)
     assert take(store, clock, former="1", seen=seen) is None
     assert take(store, clock, former="5", seen=other.id) is not None
 
@@ -67,7 +67,7 @@ def test_who_knows_an_older_version_changes_nothing(store: Store, clock: Clock):
         assert takeovers.written(conn, old) is None
         assert takeovers.intend(conn, clock(), old, found="0", set_to="1") is None
         assert takeovers.leave(conn, clock(), old, "7") is None
-        assert not takeovers.end(conn, clock(), old, Outcome.RESTORED)
+        assert not takeovers.end(conn, clock(), old, TakeoverOutcome.RESTORED)
     with store.read() as conn:
         assert takeovers.live(conn) == [new]
 
@@ -92,7 +92,7 @@ def test_every_change_that_a_person_would_ask_about_is_an_event(store: Store, cl
         takeover = takeovers.leave(conn, clock(), takeover, "7")
         assert takeover is not None
         assert takeover.left_at == clock()
-        takeovers.end(conn, clock(), takeover, Outcome.LEFT_TO_OPERATOR)
+        takeovers.end(conn, clock(), takeover, TakeoverOutcome.LEFT_TO_OPERATOR)
     with store.read() as conn:
         rows = conn.execute(sa.select(t.events).order_by(t.events.c.id)).all()
         assert takeovers.live(conn) == []

@@ -448,7 +448,7 @@ class TheGate(RuleBasedStateMachine):
             every = runs.with_status(conn, *RunStatus)
             left = conn.scalars(
                 sa.select(t.takeovers.c.name).where(
-                    t.takeovers.c.outcome == takeovers.Outcome.LEFT_TO_OPERATOR
+                    t.takeovers.c.outcome == takeovers.TakeoverOutcome.LEFT_TO_OPERATOR
                 )
             ).all()
             attempts = {run.name: runs.attempts(conn, run.id) for run in every}

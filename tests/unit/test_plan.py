@@ -18,7 +18,7 @@ from dagster_tidegate.gate.plan import (
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
-from dagster_tidegate.store.takeovers import Outcome, Takeover, TakeoverKind
+from dagster_tidegate.store.takeovers import Takeover, TakeoverKind, TakeoverOutcome
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEDULE = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=False)
@@ -155,7 +155,7 @@ def limits(ceiling: str, interval_s: float = 30, failures: tuple[int, ...] = ())
         actions = plan(observed(takeover, now=now, services=services, pools={"mail": value}))
         for action in actions:
             if isinstance(action, End):
-                assert action.outcome is Outcome.RESTORED
+                assert action.outcome is TakeoverOutcome.RESTORED
                 return found
             assert isinstance(action, Write)
             if action.set_to != value:
@@ -233,7 +233,9 @@ def test_a_limit_that_a_person_set_is_left_alone():
     assert action == Leave(taken("3"), "5")
     left = taken("3", left_at=NOW)
     assert plan(observed(left, holds=[hold()], pools={"mail": "5", "maps+mail": "0"})) == []
-    assert plan(observed(left, pools={"mail": "5"})) == [End(left, Outcome.LEFT_TO_OPERATOR)]
+    assert plan(observed(left, pools={"mail": "5"})) == [
+        End(left, TakeoverOutcome.LEFT_TO_OPERATOR)
+    ]
 
 
 def test_a_schedule_that_a_person_started_is_left_alone():

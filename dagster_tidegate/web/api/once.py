@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from dagster_tidegate.store import idempotency
 from dagster_tidegate.store.database import DataError
-from dagster_tidegate.store.idempotency import Claim, Given, Key
+from dagster_tidegate.store.idempotency import Claim, RequestKey, StoredAnswer
 from dagster_tidegate.web.api.authentication import Operator
 from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import IdempotencyKey
@@ -61,18 +61,18 @@ class IdempotentRequest:
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         try:
             with self._store.begin() as conn:
-                key = Key(self._actor, self._key, digest)
+                key = RequestKey(self._actor, self._key, digest)
                 claim = idempotency.claim(conn, self._store.now(conn), key)
         except idempotency.KeyReusedError as error:
             raise Problem(Code.IDEMPOTENCY_KEY_REUSED, str(error)) from error
         except idempotency.KeyInUseError as error:
             headers = {"Retry-After": "1"}
             raise Problem(Code.IDEMPOTENCY_KEY_IN_USE, str(error), headers=headers) from error
-        if isinstance(claim, Given):
+        if isinstance(claim, StoredAnswer):
             return JSONResponse(claim.body, claim.status, headers={REPLAYED: "true"})
         content = jsonable_encoder(self._made(claim, make))
         with self._store.begin() as conn:
-            idempotency.answer(conn, claim, Given(status, content))
+            idempotency.answer(conn, claim, StoredAnswer(status, content))
         return JSONResponse(content, status)
 
     def _made(self, claim: Claim, make: Callable[[str | None], BaseModel]) -> BaseModel:

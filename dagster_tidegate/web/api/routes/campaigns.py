@@ -17,7 +17,7 @@ from dagster_tidegate.control.models import (
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import CampaignStatus
 from dagster_tidegate.store import campaign_stats
-from dagster_tidegate.store.campaign_stats import CampaignNumbers
+from dagster_tidegate.store.campaign_stats import CampaignStats
 from dagster_tidegate.web.api import lookup, starting
 from dagster_tidegate.web.api.authentication import Operator, Viewer, require_force
 from dagster_tidegate.web.api.changes import Change
@@ -69,7 +69,7 @@ def get_campaign(context: Context, _identity: Viewer, campaign: CampaignName) ->
 @router.get("/{campaign}/stats", responses=_NOT_FOUND)
 def get_campaign_stats(
     context: Context, _identity: Viewer, campaign: CampaignName
-) -> CampaignNumbers:
+) -> CampaignStats:
     """Show the statistics of a campaign: its runs, their attempts and their records."""
     with context.store.read() as conn:
         now = context.store.now(conn)

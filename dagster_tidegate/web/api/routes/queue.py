@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from dagster_tidegate.control.models import QueueOut, ServiceQueue
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import campaign_stats
-from dagster_tidegate.store.campaign_stats import Waiting
+from dagster_tidegate.store.campaign_stats import UnfinishedRuns
 from dagster_tidegate.web.api.authentication import Viewer
 from dagster_tidegate.web.api.context import Context
 
@@ -42,7 +42,7 @@ def get_queue(context: Context, _identity: Viewer) -> QueueOut:
     )
 
 
-def _by_status(waiting: Iterable[Waiting]) -> dict[RunStatus, int]:
+def _by_status(waiting: Iterable[UnfinishedRuns]) -> dict[RunStatus, int]:
     counts = {status: 0 for status in RunStatus if status in UNFINISHED}
     for each in waiting:
         counts[each.status] += each.runs
