@@ -102,17 +102,17 @@ def change(
     *,
     actor: str = SystemActor.BREAKER,
 ) -> bool:
-    """Put a breaker into its next state, with the hold, the event and the push that belong to it.
+    """Replace a breaker, together with its hold, and write an event and a push.
 
     Args:
-        conn: A connection of the store that writes.
+        conn: A transaction that writes.
         now: The database's time, UTC.
         before: The breaker as it was read.
-        after: What `circuit` made of it.
-        actor: Who does it: a worker, or an operator.
+        after: What `state_machine` made of it.
+        actor: The worker or operator.
 
     Returns:
-        False if somebody else changed it since; then nothing is written.
+        False if somebody else changed it in between; then nothing is written.
     """
     s = t.services.c
     values = asdict(after)
@@ -161,18 +161,15 @@ def keep_closed(
     until: datetime | None = None,
     reason: str | None = None,
 ) -> BreakerStatus:
-    """Close a breaker by hand and keep it from tripping; calls go on, whatever they come to.
+    """Close a breaker by hand and keep it from tripping; calls continue even if they fail.
 
     Args:
-        conn: A connection of the store that writes.
+        conn: A transaction that writes.
         now: The database's time, UTC.
         name: Name of the service.
         actor: The operator.
-        until: When that ends by itself (UTC), or None.
+        until: When that expires (UTC), or None.
         reason: Why, for the audit log.
-
-    Returns:
-        The breaker.
 
     Raises:
         LookupError: If the store has no such service.
@@ -185,7 +182,7 @@ def keep_closed(
 
 
 def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
-    """End what `keep_closed` began: the breaker may trip again."""
+    """Let a breaker trip again after `keep_closed`."""
     return _keep(conn, now, name, by=None, until=None, actor=actor)
 
 
@@ -193,7 +190,7 @@ def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[
     """Close a breaker by hand, and release its own hold by force. A closed one stays as it is.
 
     Returns:
-        Its holds that were released, as they are now.
+        The released holds.
 
     Raises:
         LookupError: If the store has no such service.
@@ -207,23 +204,16 @@ def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[
 
 
 def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
-    here = holds.live_on(conn, now, Target(TargetKind.SERVICE, name))
-    its_own = [hold for hold in here if hold.source is HoldSource.BREAKER]
-    return holds.end(conn, now, its_own, actor=actor, by_force=actor != SystemActor.BREAKER)
+    live = holds.live_on(conn, now, Target(TargetKind.SERVICE, name))
+    own = [hold for hold in live if hold.source is HoldSource.BREAKER]
+    return holds.end(conn, now, own, actor=actor, by_force=actor != SystemActor.BREAKER)
 
 
 def take_trial(
     conn: sa.Connection, now: datetime, policy: ServicePolicy, worker: str
 ) -> TrialAnswer:
-    """Take a lease on a trial call; a breaker that is due becomes half open first.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        policy: The service's policy.
-        worker: Who asks.
-    """
-    # The lock makes asking for a slot one step.
+    """Lease a trial call to a worker. A breaker that is due becomes half open first."""
+    # The lock makes taking a slot atomic.
     before = after = read_one(conn, policy.name, lock=True)
     if before.due(now):
         after = machine.half_opened(before, now)
@@ -237,12 +227,12 @@ def take_trial(
             (trials.expires_at <= now) | (trials.generation != after.generation),
         )
     )
-    held = conn.execute(
+    leased = conn.execute(
         sa.select(trials.slot, trials.expires_at).where(trials.service == policy.name)
     ).all()
-    slot = free_slot([row.slot for row in held], policy.trial_calls)
+    slot = free_slot([row.slot for row in leased], policy.trial_calls)
     if slot is None:
-        return TrialAnswer(before, after, None, min(row.expires_at for row in held))
+        return TrialAnswer(before, after, None, min(row.expires_at for row in leased))
     trial = Trial(
         service=policy.name,
         generation=after.generation,
@@ -264,25 +254,17 @@ def end_trial(
     *,
     retry_at: datetime | None = None,
 ) -> tuple[BreakerStatus, BreakerStatus]:
-    """Give a lease back with the result of the trial call.
+    """Return a lease with the result of its call; return the breaker before and after.
 
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        policy: The service's policy.
-        trial: The lease; the result counts only if it is still held.
-        outcome: The result.
-        retry_at: The service asked not to be called before (UTC).
-
-    Returns:
-        The breaker before and after.
+    The result counts only if the lease is still held. The service asked not to be called before
+    `retry_at` (UTC).
     """
     before = read_one(conn, policy.name, lock=True)
     trials = t.trials.c
-    held = conn.execute(
+    returned = conn.execute(
         t.trials.delete().where(trials.service == policy.name, trials.token == trial.token)
     ).rowcount
-    if not held or before.generation != trial.generation:
+    if not returned or before.generation != trial.generation:
         return before, before
     after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
     if after is before:
@@ -293,18 +275,18 @@ def end_trial(
 
 
 def prune(conn: sa.Connection, now: datetime, policies: Iterable[ServicePolicy]) -> int:
-    """Delete outcomes of some services that no window reaches any more. Returns how many."""
+    """Delete counts that are older than two windows of their service; return how many."""
     o = t.outcomes.c
-    reach: dict[timedelta, list[str]] = {}
+    ages: dict[timedelta, list[str]] = {}
     for policy in policies:
-        longest = timedelta(seconds=2 * policy.window_s + bucket_s(policy))
-        reach.setdefault(longest, []).append(policy.name)
-    if not reach:
+        max_age = timedelta(seconds=2 * policy.window_s + bucket_s(policy))
+        ages.setdefault(max_age, []).append(policy.name)
+    if not ages:
         return 0
     old = sa.or_(
-        *(o.service.in_(names) & (o.bucket <= now - longest) for longest, names in reach.items())
+        *(o.service.in_(names) & (o.bucket <= now - max_age) for max_age, names in ages.items())
     )
-    # Several prune at once: each takes what no other has in hand.
+    # Several processes prune at the same time: each skips rows that another has locked.
     key = (o.service, o.bucket, o.worker, o.generation)
     some = sa.select(*key).where(old).limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
     rows = conn.execute(some).all()
@@ -377,7 +359,7 @@ class SqlBackend:
             add(conn, [delta for _, delta in deltas])
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
-        """Delete outcomes that no window reaches any more. Returns how many."""
+        """See `BreakerBackend.prune`."""
         with self.store.begin() as conn:
             return prune(conn, self.store.now(conn), policies)
 
@@ -418,7 +400,7 @@ class SqlBackend:
 
 
 def _kept(by: str | None, until: datetime | None) -> dict[str, Any] | None:
-    """What the record of a change keeps of who keeps a breaker closed."""
+    """Return what an event records about who keeps a breaker closed."""
     if by is None:
         return None
     return {

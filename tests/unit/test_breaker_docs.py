@@ -52,11 +52,12 @@ def test_every_event_is_documented(event: type):
     assert f"`{event.__name__}`" in DOCS
 
 
-def test_the_example_works(sqlite_url: str):
-    example = DOCS.partition("```python\n")[2].partition("```")[0]
+def test_the_examples_work(sqlite_url: str):
     names: dict = {}
-    exec(example.replace("sqlite:////tmp/tidegate.db", sqlite_url), names)
+    for example in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL):
+        exec(example.replace("sqlite:////tmp/tidegate.db", sqlite_url), names)
     assert names["openai"].engine.admission.window.totals()[0] == 2
+    assert names["mailer"].call(len, "four") == 4
     names["fleet"].close()
 
 
