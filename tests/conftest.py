@@ -1,4 +1,4 @@
-"""Real databases and a settable clock for every test; what takes `store` runs on both databases."""
+"""Real databases and a settable clock for every test."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -136,10 +136,10 @@ def postgres_url(worker_database: tuple[str, Callable[[], None]]) -> str:
     return url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture
 def store_url(request: pytest.FixtureRequest) -> str:
-    """URL of a fresh database with the tables; the test runs once per kind of database."""
-    return request.getfixturevalue(f"{request.param}_url")
+    """URL of a fresh SQLite database with the tables; on both databases with `both_databases`."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -19,6 +19,7 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
+from tests.support.databases import both_databases
 from tests.support.failing_service import Down, fail, policy
 
 processes = multiprocessing.get_context("fork")
@@ -72,6 +73,7 @@ def fail_until_open(barrier: Any, url: str) -> tuple[int, int]:
     return len(changes), failures
 
 
+@both_databases
 def test_a_trip_happens_once_however_many_see_the_service_die(store_url: str):
     results = run(16, fail_until_open, store_url)
     assert sum(changes for changes, _ in results) == 1
@@ -105,6 +107,7 @@ def try_for(barrier: Any, url: str, seconds: float) -> list[tuple[float, float]]
     return calls
 
 
+@both_databases
 def test_never_more_trial_calls_at_once_than_permitted(store_url: str):
     fleet = Fleet(SqlBackend(Store(store_url)), [policy()])
     fleet.breaker("openai").half_open()
@@ -126,6 +129,7 @@ def hang_in_a_trial_call(url: str, began: Connection) -> None:
     Fleet(SqlBackend(Store(url)), [policy(trial_lease_s=1)]).breaker("openai").call(hang)
 
 
+@both_databases
 def test_a_worker_killed_in_its_trial_call_blocks_nobody(store_url: str):
     fleet = Fleet(SqlBackend(Store(store_url)), [policy(trial_lease_s=1)])
     breaker = fleet.breaker("openai")

@@ -23,14 +23,10 @@ def run(store: Store) -> Run:
     return lambda *arguments: CliRunner().invoke(main, [*arguments, "--url", url])
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module")
 def module_database(request: pytest.FixtureRequest) -> str:
-    """Which kind of database; the tests of the module run once per kind."""
-    return request.param
-
-
-one_database = pytest.mark.parametrize("module_database", ["sqlite"], indirect=True)
-"""Of what the kind of database has no part in."""
+    """Which kind of database: SQLite, or both in turn with `both_deployments`."""
+    return getattr(request, "param", "sqlite")
 
 
 @pytest.fixture(scope="module")

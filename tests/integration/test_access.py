@@ -31,13 +31,12 @@ from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.middleware.connection import GuardedConnection
 from dagster_tidegate.web.middleware.stack import guarded
 from tests.integration.served import served
+from tests.support.databases import both_databases
 from tests.support.polling import wait_until
 
 MAX_S = 60
 READ = "{ runsOrError { __typename } }"
 LAUNCH = "mutation Launch($p: P!) { launchRun(executionParams: $p) { __typename } }"
-# Of what the store has no part in.
-one_database = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 
 async def who(request: Request) -> Response:
@@ -132,7 +131,6 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 # Without tokens
 
 
-@one_database
 def test_without_tokens_everybody_on_this_machine_is_admin_by_the_name_they_say(
     serve: Serve,
 ) -> None:
@@ -142,7 +140,6 @@ def test_without_tokens_everybody_on_this_machine_is_admin_by_the_name_they_say(
     assert (named["name"], named["role"], named["address"]) == ("ána", "admin", "127.0.0.1")
 
 
-@one_database
 @pytest.mark.parametrize("name", ["a\u202eb", "a\x00b", "", "x" * 300])
 def test_a_name_that_may_not_be_kept_is_refused(serve: Serve, name: str) -> None:
     client = serve(uvicorn={"http": "httptools"})
@@ -153,14 +150,12 @@ def test_a_name_that_may_not_be_kept_is_refused(serve: Serve, name: str) -> None
     assert answer.status_code in (400, 422)
 
 
-@one_database
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
 def test_without_tokens_nobody_comes_through_a_proxy(serve: Serve, header: str) -> None:
     answer = serve().get("/api/v1/who", headers={header: "192.0.2.7"})
     assert code(answer) == (401, "unauthenticated")
 
 
-@one_database
 def test_without_tokens_nobody_comes_through_a_proxy_that_says_nothing(serve: Serve) -> None:
     url = serve().base_url
     with socket.create_connection((url.host, url.port or 80), 60) as connection:
@@ -169,7 +164,6 @@ def test_without_tokens_nobody_comes_through_a_proxy_that_says_nothing(serve: Se
     assert b"unauthenticated" in answer
 
 
-@one_database
 def test_without_tokens_another_machine_is_refused_whatever_it_says(serve: Serve) -> None:
     # The proxy is trusted, and says that the request is not of this machine.
     client = serve(uvicorn={"proxy_headers": True, "forwarded_allow_ips": "127.0.0.1"})
@@ -177,14 +171,12 @@ def test_without_tokens_another_machine_is_refused_whatever_it_says(serve: Serve
     assert code(answer) == (401, "unauthenticated")
 
 
-@one_database
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:3000", "127.0.0.1.evil.example"])
 def test_a_name_that_somebody_gave_this_machine_is_refused(serve: Serve, host: str) -> None:
     answer = serve().get("/api/v1/who", headers={"Host": host})
     assert code(answer) == (421, "unknown_host")
 
 
-@one_database
 def test_hosts_that_are_allowed(serve: Serve) -> None:
     client = serve(allowed_hosts="tide.example")
     for host in ("tide.example", "Tide.Example:8080", "localhost:1", "[::1]"):
@@ -194,7 +186,6 @@ def test_hosts_that_are_allowed(serve: Serve) -> None:
     assert client.get("/api/v1/health/live", headers={"Host": "10.0.0.7"}).status_code == 200
 
 
-@one_database
 @pytest.mark.parametrize(
     "headers",
     [
@@ -214,14 +205,12 @@ def test_a_page_of_another_site_changes_nothing(serve: Serve, headers: dict[str,
         websocket(client, **headers)
 
 
-@one_database
 def test_a_page_of_this_server_and_a_program_change_things(serve: Serve) -> None:
     client = serve()
     for headers in ({}, {"Origin": str(client.base_url)}, {"Sec-Fetch-Site": "same-origin"}):
         assert client.post("/api/v1/who", headers=headers).status_code == 200
 
 
-@one_database
 def test_a_cookie_of_another_server_on_this_machine_is_no_matter(serve: Serve) -> None:
     client = serve()
     client.cookies.set("tidegate_session", "another")
@@ -261,7 +250,6 @@ def test_when_the_last_token_ends_it_does_not_fall_open(serve: Serve, store: Sto
         assert code(each.get("/api/v1/who")) == (401, "unauthenticated")
 
 
-@one_database
 @pytest.mark.parametrize(
     "value",
     [
@@ -302,6 +290,7 @@ def test_it_is_known_when_a_token_was_last_used(serve: Serve, store: Store) -> N
         assert store.now(conn) - token.used_at < timedelta(minutes=1)
 
 
+@both_databases
 def test_requests_with_a_known_token_ask_the_store_nothing(serve: Serve, store: Store) -> None:
     secret = made(store, "ana", Role.VIEWER)
     client = serve()
@@ -315,6 +304,7 @@ def test_requests_with_a_known_token_ask_the_store_nothing(serve: Serve, store: 
     assert len(asked) <= 4 * refreshes  # a transaction each
 
 
+@both_databases
 def test_a_store_that_is_away_lets_nobody_in(
     serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +321,6 @@ def test_a_store_that_is_away_lets_nobody_in(
     assert client.get("/api/v1/health/live").status_code == 200
 
 
-@one_database
 def test_a_token_in_a_url_is_refused_and_not_logged(
     serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,7 +341,6 @@ def test_a_token_in_a_url_is_refused_and_not_logged(
 # Limits
 
 
-@one_database
 def test_a_token_and_an_address_may_ask_only_so_often(serve: Serve, store: Store) -> None:
     ana, bo = made(store, "ana", Role.VIEWER), made(store, "bo", Role.VIEWER)
     client = serve(requests_per_token=3, requests_per_address=8)
@@ -368,7 +356,6 @@ def test_a_token_and_an_address_may_ask_only_so_often(serve: Serve, store: Store
     assert [ask(bo).status_code for _ in range(3)] == [200, 200, 429]
 
 
-@one_database
 def test_an_address_that_tries_wrong_tokens_may_try_few(
     serve: Serve, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -395,7 +382,6 @@ def test_an_address_that_tries_wrong_tokens_may_try_few(
     assert all("127.0.0.1" in line for line in refused)
 
 
-@one_database
 def test_bodies_are_bounded_also_without_a_length(serve: Serve) -> None:
     client = serve(request_bytes=10_000)
     assert client.post("/api/v1/who", content=b"x" * 10_000).json()["body"] == 10_000
@@ -412,7 +398,6 @@ def test_bodies_are_bounded_also_without_a_length(serve: Serve) -> None:
     assert code(answer) == (413, "too_large")
 
 
-@one_database
 def test_a_length_that_is_none_is_refused(serve: Serve) -> None:
     client = serve()
     for length in ("-1", "1e3", "9" * 30):
@@ -424,7 +409,6 @@ def test_a_length_that_is_none_is_refused(serve: Serve) -> None:
         assert status in (400, 413)
 
 
-@one_database
 def test_a_body_that_does_not_come_is_given_up(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,7 +422,6 @@ def test_a_body_that_does_not_come_is_given_up(
     assert b"connection: close" in answer.lower()
 
 
-@one_database
 def test_urls_and_headers_are_bounded(serve: Serve) -> None:
     client = serve()
     assert code(client.get("/api/v1/who", params={"q": "x" * 9000})) == (413, "too_large")
@@ -476,7 +459,6 @@ def test_a_browser_is_sent_to_the_login_and_back(serve: Serve, secret: str) -> N
     assert "ana" in client.get("/login").text
 
 
-@one_database
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -500,7 +482,6 @@ def test_nobody_is_sent_elsewhere_by_a_login(serve: Serve, secret: str, wanted: 
     assert "<script" not in form.text
 
 
-@one_database
 @pytest.mark.usefixtures("secret")
 def test_what_is_no_page_is_not_redirected(serve: Serve) -> None:
     client = serve()
@@ -539,6 +520,7 @@ def test_another_site_logs_nobody_in_or_out(serve: Serve, secret: str) -> None:
     assert client.get("/runs").status_code == 200
 
 
+@both_databases
 def test_a_login_begins_a_session_of_its_own(serve: Serve, store: Store, secret: str) -> None:
     client = serve()
     client.cookies.set("tidegate_session", "planted")
@@ -597,7 +579,6 @@ def test_a_session_is_no_token_and_a_token_no_session(serve: Serve, secret: str)
     assert client.get("/api/v1/who", headers=token).status_code == 401
 
 
-@one_database
 def test_with_tls_the_cookie_is_secure_and_browsers_come_back_by_tls(
     serve: Serve, secret: str
 ) -> None:
@@ -613,7 +594,6 @@ def test_with_tls_the_cookie_is_secure_and_browsers_come_back_by_tls(
     assert "strict-transport-security" not in serve().get("/login").headers
 
 
-@one_database
 def test_below_a_prefix(serve: Serve, secret: str) -> None:
     client = serve(path_prefix="/tide")
     sent = client.get("/tide/runs", headers={"Accept": "text/html"})
@@ -685,7 +665,6 @@ REFUSED_TO_VIEWERS = {
 }  # fmt: skip
 
 
-@one_database
 @pytest.mark.parametrize("how", REFUSED_TO_VIEWERS)
 def test_a_viewer_changes_nothing(
     serve: Serve, by_role: dict[Role, dict[str, str]], how: str
@@ -695,7 +674,6 @@ def test_a_viewer_changes_nothing(
     assert answer.json()["needed"] == "operator"
 
 
-@one_database
 @pytest.mark.parametrize("role", Role)
 def test_everybody_with_a_token_reads(
     serve: Serve, by_role: dict[Role, dict[str, str]], role: Role
@@ -732,7 +710,6 @@ def test_a_change_in_dagsters_pages_is_written_down(
     assert told.after == {"jobName": "outreach", "repositoryLocationName": "here"}
 
 
-@one_database
 def test_changes_in_dagsters_pages_can_be_for_admins_alone(
     serve: Serve, by_role: dict[Role, dict[str, str]]
 ) -> None:
@@ -746,13 +723,11 @@ def test_changes_in_dagsters_pages_can_be_for_admins_alone(
     assert client.post("/api/v1/who", headers=by_role[Role.OPERATOR]).status_code == 200
 
 
-@one_database
 def test_nobody_changes_anything_by_get(serve: Serve, by_role: dict[Role, dict[str, str]]) -> None:
     answer = serve().get("/graphql", params={"query": LAUNCH}, headers=by_role[Role.ADMIN])
     assert code(answer) == (403, "forbidden")
 
 
-@one_database
 @pytest.mark.parametrize("path", ["/graphql%0A", "/graphql%0D", "/graph%E2%80%8Bql"])
 def test_a_path_that_a_route_may_take_for_another_is_refused(serve: Serve, path: str) -> None:
     answer = serve().get(f"{path}?query={LAUNCH}", headers={"Sec-Fetch-Site": "cross-site"})
@@ -781,7 +756,6 @@ def test_a_websocket_needs_a_token_too(serve: Serve, store: Store, secret: str) 
             subscribed.recv(MAX_S)
 
 
-@one_database
 def test_a_session_opens_a_websocket_only_from_this_servers_pages(
     serve: Serve, secret: str
 ) -> None:
@@ -796,7 +770,6 @@ def test_a_session_opens_a_websocket_only_from_this_servers_pages(
         assert opened.recv(MAX_S) == "{}"
 
 
-@one_database
 @pytest.mark.parametrize(
     "message",
     [
@@ -819,7 +792,6 @@ def test_a_websocket_carries_no_changes(serve: Serve, message: str | bytes) -> N
     assert closed.value.rcvd.code == 1008
 
 
-@one_database
 def test_a_stream_ends_when_the_token_is_revoked(serve: Serve, store: Store, secret: str) -> None:
     client = serve()
     with client.stream("GET", "/api/v1/ticks", headers=bearer(secret)) as answer:
@@ -833,7 +805,6 @@ def test_a_stream_ends_when_the_token_is_revoked(serve: Serve, store: Store, sec
 # Headers
 
 
-@one_database
 def test_answers_tell_browsers_what_they_may_do(serve: Serve) -> None:
     client = serve()
     own = client.get("/api/v1/who").headers

@@ -17,6 +17,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import MAX_REASON, checked
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.api import api_on_port, app_of, in_process
+from tests.support.databases import both_databases
 
 KEPT = [
     "<script>alert(1)</script>",
@@ -79,6 +80,7 @@ def is_data(answer: httpx.Response) -> None:
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
+@both_databases
 def test_text_is_kept_and_given_back_as_it_is(client: httpx.Client, store: Store) -> None:
     for text in KEPT:
         name = text[:500]
@@ -151,6 +153,7 @@ def test_deep_json_is_refused(client: httpx.Client) -> None:
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
 
 
+@both_databases
 @settings(
     max_examples=50,
     deadline=None,

@@ -16,16 +16,13 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.history import Event
 from tests.integration.api import Api, api
 from tests.support.clock import Clock
+from tests.support.databases import both_databases
 
 SHAPES = [
     CampaignSpec("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),
     CampaignSpec("finder", "here", "none", ops={"find": "apollo"}),
     CampaignSpec("outreach", "here", "latest", priority=5, ops={"send": "instantly@outreach"}),
 ]
-
-
-# What has no part in the database.
-one_database = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -215,7 +212,6 @@ def test_what_is_not_there_is_404_with_what_would_be_right(asked: Api, store: St
     assert live(store) == {}
 
 
-@one_database
 def test_a_hold_that_can_t_be_meant_is_refused_and_says_where(asked: Api, store: Store) -> None:
     far = "2099-01-01T00:00:00"
     for body, where in [
@@ -250,6 +246,7 @@ def test_a_hold_that_can_t_be_meant_is_refused_and_says_where(asked: Api, store:
     assert live(store) == {}
 
 
+@both_databases
 def test_an_idempotency_key_makes_a_request_take_effect_once(
     asked: Api, store: Store, clock: Clock
 ) -> None:
@@ -279,6 +276,7 @@ def test_a_refused_request_may_be_sent_again_with_its_key(asked: Api, store: Sto
     assert live(store) == {}
 
 
+@both_databases
 def test_lists_are_cut_into_pages_that_miss_nothing(asked: Api, store: Store) -> None:
     with store.begin() as conn:
         now = store.now(conn)

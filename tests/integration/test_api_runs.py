@@ -18,6 +18,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
 from tests.integration.api import Api, api
 from tests.support.clock import Clock
+from tests.support.databases import both_databases
 
 ODD = ["a/b", "a/start", "ü ☃", "50%", "a?b#c", "x&y=z", "..", "a//b", "'; DROP TABLE holds; --"]
 
@@ -88,6 +89,7 @@ def test_a_creation_takes_effect_once_per_key(asked: Api, store: Store) -> None:
         assert runs.counts(conn) == {"digest": {RunStatus.PENDING: 1}}
 
 
+@both_databases
 def test_a_key_is_claimed_by_one_and_taken_over_from_who_died(
     asked: Api, store: Store, clock: Clock
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_key_is_claimed_by_one_and_taken_over_from_who_died(
     assert problem["code"] == "campaign_run_exists"  # it was done, and is not done twice
 
 
+@both_databases
 def test_a_partition_may_have_any_name(asked: Api, store: Store) -> None:
     paths = {name: {quote(name, safe=""), quote(name, safe="/")} for name in ODD}
     paths[".."] = {"%2E%2E"}  # clients take two dots for a step up
@@ -131,6 +134,7 @@ def test_a_partition_may_have_any_name(asked: Api, store: Store) -> None:
         assert len(asked.post(f"{run}/resume")["released"]) == 1
 
 
+@both_databases
 def test_names_may_be_as_long_as_the_database_can_keep_them(asked: Api) -> None:
     longest = "x" * 256
     asked.post("/campaigns/digest/runs", {"partition": longest}, expect=201)
@@ -286,6 +290,7 @@ def test_a_stale_gate_is_told(asked: Api, store: Store, clock: Clock) -> None:
     assert all(part["stale"] for part in health["parts"])
 
 
+@both_databases
 def test_of_a_pause_and_an_end_at_the_same_moment_the_database_lets_one_be_first(
     asked: Api, store: Store
 ) -> None:
@@ -323,6 +328,7 @@ def test_of_a_pause_and_an_end_at_the_same_moment_the_database_lets_one_be_first
     assert orders <= {200, 400}
 
 
+@both_databases
 def test_a_pause_waits_for_an_end_that_is_being_written(asked: Api, store: Store) -> None:
     set_status(store, RunStatus.PROCESSING)
     run = found(store)
@@ -383,6 +389,7 @@ def test_a_read_only_server_changes_nothing(store: Store) -> None:
         assert asked.get("/holds/1")["released_at"] is None
 
 
+@both_databases
 def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> None:
     spec = CampaignSpec("digest", "here", "none")
     ended: list[str] = []

@@ -17,7 +17,6 @@ from dagster_tidegate.store import runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.runs import CampaignRun
 from tests.integration.api import Api, api
-from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, Deployment
 
 
@@ -117,7 +116,6 @@ def test_a_paused_run_is_cancelled_and_does_not_resume(asked: Api, deployed: Dep
     completed(deployed, "c")
 
 
-@one_database
 def test_a_campaign_without_partitions_starts_without_one(asked: Api, deployed: Deployment) -> None:
     started = asked.post("/campaigns/postcard/start", expect=202)
     assert started["name"] == f"postcard/{started['dagster_run']}"
@@ -141,7 +139,6 @@ def test_a_start_whose_server_died_before_it_answered_is_not_repeated(
     assert len(told) == 1
 
 
-@one_database
 def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(
     asked: Api, deployed: Deployment
 ) -> None:
@@ -237,7 +234,6 @@ def test_a_start_that_died_before_the_queue_blocks_nothing(
     completed(deployed, "f")
 
 
-@one_database
 def test_a_service_shows_its_policy(asked: Api) -> None:
     mail = asked.get("/services/mail")
     assert mail["policies"][LOCATION]["consecutive_failures"] == 2

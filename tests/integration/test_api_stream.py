@@ -17,6 +17,7 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.web.api import stream
 from tests.integration.api import MAX_S, Api
 from tests.integration.api import api_on_port as api
+from tests.support.databases import both_databases
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -63,6 +64,7 @@ def following(asked: Api, after: int | None = None) -> Iterator[Following]:
         yield Following(answer)
 
 
+@both_databases
 def test_events_come_as_they_are_written_and_after_where_one_left_off(store: Store) -> None:
     write(store, "before")
     with api(store) as asked:
@@ -78,6 +80,7 @@ def test_events_come_as_they_are_written_and_after_where_one_left_off(store: Sto
             assert stream.next() == (1, "before")
 
 
+@both_databases
 def test_many_events_at_once_come_in_order_and_once(store: Store) -> None:
     many = 2 * stream.PAGE + 3
     with store.begin() as conn:

@@ -12,6 +12,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.api import Api, api
+from tests.support.databases import both_databases
 
 PARTITION = "leads-1"
 
@@ -93,6 +94,7 @@ def test_a_release_by_force_says_whose_hold_it_was(server: Api, store: Store) ->
     assert service["actor"] == "root"
 
 
+@both_databases
 def test_a_campaign_run_that_is_created_and_cancelled_is_written_down(server: Api) -> None:
     server.post("/campaigns/outreach/runs", {"partition": "leads-2"}, expect=201)
     created = newest(server)

@@ -13,6 +13,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access.authenticator import MAX_AGE_S, REFRESH_S, Authenticator, Kind
 from dagster_tidegate.web.access.identity import Role
+from tests.support.databases import both_databases
 
 
 class Seconds:
@@ -58,6 +59,7 @@ def lose(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@both_databases
 def test_while_the_store_is_away_a_token_is_believed_for_a_moment_only(
     authenticator: Authenticator,
     store: Store,

@@ -21,6 +21,7 @@ from pipelines.outreach import lead_files, outreach
 from resources.deployment import build_resources
 from resources.results import addresses, digests, letters
 from sensors.new_lead_files import RUN_KEY, RUN_KEY_TAG, new_lead_files
+from tests.support.databases import both_databases
 
 PROJECT = Path(__file__).parents[2]
 VALIDATE = [sys.executable, "-m", "dagster", "definitions", "validate"]
@@ -112,6 +113,7 @@ def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
     pd.testing.assert_frame_equal(rows(store_url, letters).set_index("email"), results)
 
 
+@both_databases
 def test_an_outage_pauses_outreach_and_the_next_run_goes_on_where_it_stopped(
     sandbox: SandboxClient,
     leads: Path,

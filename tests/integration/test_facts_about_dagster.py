@@ -36,8 +36,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
-from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+from tests.support.databases import both_deployments
 from tests.support.sqlite_stores import new_sqlite_url
 
 HOUR = timedelta(hours=1)
@@ -76,6 +76,7 @@ def _clean(request: pytest.FixtureRequest) -> Iterator[None]:
 # --- the queue ----------------------------------------------------------------------------------
 
 
+@both_deployments
 def test_limit_0_keeps_a_run_queued_and_the_next_limit_lets_it_go(dagster: Deployment):
     dagster.dagster.set_pool("mail", "0")
     run_id = dagster.launch("postcard")
@@ -154,6 +155,7 @@ def test_a_limit_set_and_set_back_does_not_follow_the_default_any_more(
         assert deployed.dagster.pools() == {"mail": DEFAULT}
 
 
+@both_deployments
 @pytest.mark.parametrize("value", ["0", "1", "7", UNSET])
 def test_a_pool_takes_any_limit_and_none(dagster: Deployment, value: str):
     dagster.dagster.set_pool("mail", "5")
@@ -193,6 +195,7 @@ def test_with_granularity_run_a_run_keeps_its_place_until_it_ends(dagster: Deplo
 # --- runs that a sensor asks for ----------------------------------------------------------------
 
 
+@both_deployments
 def test_a_repeated_run_key_is_dropped_silently(dagster: Deployment):
     dagster.dagster.set_pool("mail", "0")
     before = len(dagster.instance.get_runs())
@@ -295,7 +298,6 @@ def _events(deployed: Deployment, run_id: str) -> list[str]:
     ]
 
 
-@one_database
 @pytest.mark.parametrize("job", EXECUTORS)
 def test_reported_as_canceling_a_run_that_raises_ends_canceled(dagster: Deployment, job: str):
     dagster.tick("alarm")
@@ -314,7 +316,6 @@ def test_reported_as_canceling_a_run_that_raises_ends_canceled(dagster: Deployme
     (dagster.home / "calls").unlink()
 
 
-@one_database
 def test_run_failure_sensors_tell_of_failures_and_run_retries_retry_only_those(
     dagster: Deployment,
 ):
@@ -360,7 +361,6 @@ mutation Terminate($run: String!) { terminateRun(runId: $run) { __typename } }
 """
 
 
-@one_database
 def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: Deployment):
     dagster.down("mail")
     run_id = dagster.launch("waiting")
@@ -374,6 +374,7 @@ def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: D
     assert dagster.wait(run_id, DagsterRunStatus.SUCCESS) == "SUCCESS"
 
 
+@both_deployments
 def test_a_run_that_is_cancelled_keeps_its_slot_unless_monitoring_frees_it(dagster: Deployment):
     slots = dagster.instance.event_log_storage
     slots.set_concurrency_slots("mail", 1)
@@ -416,6 +417,7 @@ def _atlas_runs(deployed: Deployment) -> int:
     return len(deployed.instance.get_runs(dg.RunsFilter(job_name="atlas_job")))
 
 
+@both_deployments
 def test_stop_schedule_works_where_a_row_exists_and_asserts_where_none_does(dagster: Deployment):
     schedule = dagster.repository.get_schedule("daily_atlas")
     ids = schedule.get_remote_origin_id(), schedule.selector_id
@@ -554,7 +556,6 @@ class OurWebserver(DagsterWebserver):
             return JSONResponse(sorted(location.name for location in context.code_locations))
 
 
-@one_database
 def test_a_webserver_with_more_routes_serves_ours_beside_dagsters(dagster: Deployment):
     app = OurWebserver(dagster.workspace).create_asgi_app()
     with TestClient(app) as client:
@@ -562,6 +563,7 @@ def test_a_webserver_with_more_routes_serves_ours_beside_dagsters(dagster: Deplo
         assert client.get("/server_info").json()["dagster_version"] == dg.__version__
 
 
+@both_deployments
 def test_an_asset_takes_observations_and_checks_without_a_run(dagster: Deployment):
     key = dg.AssetKey(["services", "mail"])
     dagster.instance.report_runless_asset_event(

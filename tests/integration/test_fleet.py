@@ -29,6 +29,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.telemetry.log import LogHook
 from dagster_tidegate.telemetry.prometheus import PrometheusHook
 from tests.support.clock import Clock
+from tests.support.databases import both_databases
 from tests.support.failing_service import Down, fail, policy, trip
 
 SOON = 10.0
@@ -60,6 +61,7 @@ def make_fleet(store_url: str) -> Iterator[Callable[..., Fleet]]:
         store.dispose()
 
 
+@both_databases
 def test_every_process_is_told_of_a_trip_and_of_the_recovery(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
@@ -80,6 +82,7 @@ def test_every_process_is_told_of_a_trip_and_of_the_recovery(
     assert other.call(int) == 0
 
 
+@both_databases
 def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
@@ -94,6 +97,7 @@ def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
         other.call(fail)
 
 
+@both_databases
 def test_an_operators_hold_forces_a_breaker_open_until_it_is_released_or_over(
     make_fleet: Callable[..., Fleet], store_url: str
 ):
@@ -130,6 +134,7 @@ def test_an_operators_hold_forces_a_breaker_open_until_it_is_released_or_over(
     operator.dispose()
 
 
+@both_databases
 def test_a_closed_call_costs_no_statement(store: Store):
     fleet = Fleet(SqlBackend(store), [policy()])
     breaker = fleet.breaker("openai")
@@ -141,6 +146,7 @@ def test_a_closed_call_costs_no_statement(store: Store):
     assert statements == []
 
 
+@both_databases
 def test_a_short_lived_process_tells_at_its_end_what_it_saw(store_url: str):
     for context in (multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")):
         process = context.Process(target=three_calls, args=(store_url,))
@@ -161,6 +167,7 @@ def three_calls(url: str) -> None:
         breaker.call(int)
 
 
+@both_databases
 def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
     make_fleet: Callable[..., Fleet],
 ):
@@ -251,6 +258,7 @@ def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.
     assert [e.degraded for e in events if isinstance(e, StateChanged)] == [True, False]
 
 
+@both_databases
 def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
     store: Store, clock: Clock
 ):
@@ -449,6 +457,7 @@ def test_a_probe_that_gets_no_answer_failed(make_fleet: Callable[..., Fleet], cl
 # --- pybreaker's engine on our store; hooks --------------------------------------------------
 
 
+@both_databases
 def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
     circuits = SqlBackend(store)
     rules = policy()

@@ -11,6 +11,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
+from tests.support.databases import both_databases
 
 pytestmark = pytest.mark.database_time
 
@@ -36,6 +37,7 @@ def old(store: Store) -> None:
         )
 
 
+@both_databases
 @pytest.mark.usefixtures("old")
 def test_a_location_is_forgotten_and_its_gate_not_stale_any_more(run: Run, store: Store) -> None:
     assert json.loads(run("status", "--json").output)["gate_stale"] is True

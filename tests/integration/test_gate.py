@@ -30,6 +30,7 @@ from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
 from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
+from tests.support.databases import both_deployments
 from tests.support.polling import wait_until
 
 MAIL = Target(TargetKind.SERVICE, "mail")
@@ -156,6 +157,7 @@ def outcomes(deployed: Deployment) -> dict[str, str | None]:
 # --- the whole way ------------------------------------------------------------------------------
 
 
+@both_deployments
 def test_a_run_pauses_in_an_outage_and_its_next_attempt_finishes_it(deployed: Deployment):
     run_id = deployed.launch("letters", "a")
     deployed.gate()
@@ -182,6 +184,7 @@ def test_a_run_pauses_in_an_outage_and_its_next_attempt_finishes_it(deployed: De
 # --- pools, schedules, sensors ------------------------------------------------------------------
 
 
+@both_deployments
 def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Deployment):
     deployed.schedules(datetime.now(UTC))  # Dagster stores that daily_atlas runs
     deployed.start("hourly_letters")
@@ -253,6 +256,7 @@ def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deplo
     assert set(deployed.dagster.pools()) == {"maps"}
 
 
+@both_deployments
 def test_whoever_trips_a_breaker_stops_the_queue_at_once_and_two_do_no_harm(
     deployed: Deployment,
 ):
@@ -780,6 +784,7 @@ def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
 # --- what an unchanged tick costs ----------------------------------------------------------------
 
 
+@both_deployments
 @pytest.mark.parametrize("held", [False, True])
 def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     deployed: Deployment, held: bool

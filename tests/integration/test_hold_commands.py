@@ -14,10 +14,12 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
+from tests.support.databases import both_databases
 
 pytestmark = pytest.mark.database_time
 
 
+@both_databases
 def test_a_hold_is_placed_seen_and_released(run: Run) -> None:
     placed = run("hold", "campaign", "outreach", "--reason", "new copy", "--actor", "ana")
     assert placed.exit_code == 0, placed.output

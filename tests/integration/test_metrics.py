@@ -38,6 +38,7 @@ from dagster_tidegate.telemetry.prometheus import PrometheusHook
 from demo.up import ports
 from tests.integration.api import api
 from tests.support.clock import Clock
+from tests.support.databases import both_databases
 
 MAIL = ServicePolicy(name="mail", consecutive_failures=3, reset_timeout_s=60, jitter=0)
 
@@ -87,6 +88,7 @@ class Scrape:
 # --- of the fleet --------------------------------------------------------------------------------
 
 
+@both_databases
 def test_metrics_of_breakers_and_calls(
     store: Store, make_fleet: Callable[..., Fleet], clock: Clock
 ) -> None:
@@ -146,6 +148,7 @@ def test_calls_of_the_fleet_are_counted_once_and_never_decrease(
             assert scrape("calls_total", service="mail", outcome="ok") == 2 * round
 
 
+@both_databases
 def test_metrics_of_campaigns_holds_gate_and_alerts(store: Store, clock: Clock) -> None:
     spec = CampaignSpec("letters", "here", "none", ops={"send": "mail"})
     with store.begin() as conn:

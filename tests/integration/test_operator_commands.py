@@ -26,6 +26,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.integration.conftest import Run
+from tests.support.databases import both_databases
 from tests.support.sqlite_stores import new_sqlite_url
 
 EVIL = "[red]x[/] \x1b[31m \u202e"
@@ -84,6 +85,7 @@ def trip(store: Store, service: str) -> None:
     fleet.close()
 
 
+@both_databases
 def test_why_names_each_hold_with_who_why_since_and_until(run: Run, store: Store) -> None:
     trip(store, "mail")
     run("hold", "campaign", "letters", "--reason", "new copy", "--actor", "ana", "--for", "2h")
@@ -155,6 +157,7 @@ def test_campaigns_are_listed_with_what_they_need(run: Run, store: Store) -> Non
     assert "mail is open" in run("campaigns").output
 
 
+@both_databases
 def test_runs_are_listed_with_how_far_they_are(run: Run) -> None:
     listed = {r["name"]: r for r in as_json(run("runs", "letters", "--json"))}
     assert set(listed) == {"letters/monday", "letters/tuesday"}
@@ -234,6 +237,7 @@ def test_history_says_who_changed_what_and_why(run: Run) -> None:
     assert "new copy" in run("history").output
 
 
+@both_databases
 def test_services_are_listed_with_what_the_fleet_saw(run: Run, store: Store) -> None:
     fleet = Fleet(SqlBackend(store), [ServicePolicy(name="mail", consecutive_failures=2)])
     mail = fleet.breaker("mail")

@@ -35,6 +35,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.integration.conftest import Run
+from tests.support.databases import both_databases
 
 SERVICES = ("apollo", "instantly", "millionverifier", "openai", "perplexity")
 DAILY = Trigger(TakeoverKind.SCHEDULE, "outreach_daily", "daily-id", True)
@@ -238,6 +239,7 @@ def test_campaigns_that_need_an_unknown_service_are_refused(run: Run) -> None:
     assert run("campaigns", "--status", "failed").output == "no campaigns\n"
 
 
+@both_databases
 def test_history_says_from_where_and_what_else_became_what(run: Run, store: Store) -> None:
     letters = Target(TargetKind.CAMPAIGN, "outreach")
     with store.read() as conn:

@@ -33,6 +33,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow
+from tests.support.databases import both_databases
 
 OPERATOR = Target(TargetKind.SERVICE, "openai")
 LOG = logging.getLogger(__name__)
@@ -194,6 +195,7 @@ def test_repeated_keys_are_told_and_counted(work: Work, caplog: pytest.LogCaptur
     assert len(caplog.records) < 15
 
 
+@both_databases
 @pytest.mark.parametrize(
     ("item", "key"),
     [
@@ -216,6 +218,7 @@ def test_a_list_of_frames_is_gone_through_row_by_row(work: Work) -> None:
     assert go_through(records) == ["1", "2", "3"]
 
 
+@both_databases
 def test_records_are_gone_through_by_one_loop_at_a_time(work: Work) -> None:
     records = work.records(list("abc"))
     first = iter(records)
@@ -232,6 +235,7 @@ def test_an_iterator_that_was_gone_through_is_not_taken_for_an_empty_input(work:
         go_through(records)
 
 
+@both_databases
 def test_a_record_is_entered_once(work: Work) -> None:
     for record in work.records(["a"]):
         with record:
@@ -263,6 +267,7 @@ def test_a_slow_input_keeps_nothing_of_what_is_behind(
 # --- several at once ------------------------------------------------------------------------------
 
 
+@both_databases
 def test_map_works_on_so_many_at_once_and_returns_the_results_in_order(work: Work) -> None:
     together = threading.Barrier(4)
 
@@ -419,6 +424,7 @@ def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
 # --- groups ---------------------------------------------------------------------------------------
 
 
+@both_databases
 def test_a_group_is_written_when_it_is_full_and_the_rest_at_the_end(work: Work) -> None:
     in_ledger = []
     go_through(
@@ -540,6 +546,7 @@ def test_records_that_failed_are_tried_again_by_a_re_execution_that_only_grew(wo
     assert (work.progress().done, work.progress().failed) == (20, 0)
 
 
+@both_databases
 def test_counts_are_right_after_an_attempt_that_died(work: Work) -> None:
     loop = iter(work.records(list("abcd"), group=Group(records=1)))
     for _ in range(2):
@@ -669,12 +676,14 @@ def test_a_loop_inside_a_record_stops_the_loop_around_it(work: Work) -> None:
     assert go_through(work.records(list("ab"))) == ["a", "b"]
 
 
+@both_databases
 def test_the_writes_of_an_older_attempt_are_refused(work: Work) -> None:
     with pytest.raises(AttemptOverError, match="attempt 2 owns"):
         go_through(work.records(list("abc")), lambda _: work.begin() and None)
     assert work.statuses() == {"a": RecordStatus.STARTED}
 
 
+@both_databases
 def test_an_attempt_at_work_has_a_lease_and_one_that_is_not_has_none(work: Work) -> None:
     def lease_until() -> Any:
         with work.store.read() as conn:
@@ -688,6 +697,7 @@ def test_an_attempt_at_work_has_a_lease_and_one_that_is_not_has_none(work: Work)
     assert lease_until() is None
 
 
+@both_databases
 def test_a_lease_is_renewed_while_a_record_takes_long(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -720,6 +730,7 @@ def waits_for_another(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return waits
 
 
+@both_databases
 def test_a_run_that_was_launched_twice_does_each_record_once(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -740,6 +751,7 @@ def test_a_run_that_was_launched_twice_does_each_record_once(
     assert (work.progress().done, work.progress().exact) == (3, True)
 
 
+@both_databases
 def test_of_a_run_launched_twice_the_second_pauses_with_the_first(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -766,6 +778,7 @@ def test_of_a_run_launched_twice_the_second_pauses_with_the_first(
     assert work.statuses() == {"a": RecordStatus.DONE}
 
 
+@both_databases
 def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -846,6 +859,7 @@ def test_what_may_have_reached_the_service_is_in_doubt_when_the_loop_stops(
     assert work.statuses() == ({"a": RecordStatus.STARTED} if in_doubt else {})
 
 
+@both_databases
 def test_what_is_done_is_written_also_when_the_first_write_is_cut_off(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -875,6 +889,7 @@ def test_what_an_earlier_try_of_the_step_left_in_doubt_stays_so(work: Work) -> N
     assert work.statuses()[many[-1]] is RecordStatus.STARTED
 
 
+@both_databases
 def test_an_error_with_any_text_is_written_down(work: Work) -> None:
     def handle(_: Record) -> None:
         raise ValueError("NUL \0 and half a character \ud800")

@@ -20,6 +20,7 @@ from dagster_tidegate.records.loop import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
 from dagster_tidegate.store import tables as t
+from tests.support.databases import both_databases
 
 LEADS = [{"email": f"{name}@example.org"} for name in ("ada", "alan", "grace", "kurt", "emmy")]
 PARTITIONS = dg.StaticPartitionsDefinition(["leads-1"])
@@ -166,6 +167,7 @@ def test_a_run_that_is_executed_again_sends_nothing_twice(campaign: Campaign) ->
     assert second.output_for_node("send") == first.output_for_node("send")
 
 
+@both_databases
 def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaign) -> None:
     def fail(_: dict) -> None:
         if len(campaign.sent) == 2:
@@ -398,6 +400,7 @@ def test_progress_is_in_the_store(campaign: Campaign) -> None:
     assert (row.done, row.failed, row.total) == (5, 0, 5)
 
 
+@both_databases
 def test_a_newer_attempt_ends_the_older_one(campaign: Campaign) -> None:
     """A run that Dagster called ended lives on: its next write is refused."""
 
@@ -548,6 +551,7 @@ def test_with_the_kill_switch_nothing_pauses(
     assert len(campaign.sent) == 5
 
 
+@both_databases
 def test_records_wait_for_a_store_that_is_away_for_a_moment(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -572,6 +576,7 @@ def test_a_store_that_was_never_made_is_not_waited_for(
     assert "no such table" in error_of(result).message
 
 
+@both_databases
 def test_a_version_that_the_store_has_left_behind_pauses_between_two_records(
     campaign: Campaign,
 ) -> None:

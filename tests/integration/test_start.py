@@ -14,7 +14,6 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import holds, runs
 from dagster_tidegate.store.database import Store
-from tests.integration.conftest import one_database
 from tests.integration.gate_deployment import LOCATION, PROJECT, Deployment
 
 MAIL = Target(TargetKind.SERVICE, "mail")
@@ -144,7 +143,6 @@ def test_a_run_from_dagsters_own_buttons_waits_and_starts_after_release(
     deployed.until(lambda: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
 
 
-@one_database
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -162,7 +160,6 @@ def test_what_can_t_be_started_says_what_would_be_right(
     assert (result.exit_code, says in result.output) == (1, True), result.output
 
 
-@one_database
 def test_a_campaign_without_partitions_and_one_of_assets_start_too(
     deployed: Deployment, tidegate: Callable[..., Result]
 ) -> None:
@@ -173,7 +170,6 @@ def test_a_campaign_without_partitions_and_one_of_assets_start_too(
         deployed.until(lambda run_id=run_id: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
 
 
-@one_database
 def test_the_policies_are_read_from_the_code(tidegate: Callable[..., Result]) -> None:
     result = tidegate("services", "--json")
     assert result.exit_code == 0, result.output
@@ -184,7 +180,6 @@ def test_the_policies_are_read_from_the_code(tidegate: Callable[..., Result]) ->
     assert "How long it stays open before the first probe" in tidegate("services", "mail").output
 
 
-@one_database
 def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> None:
     result = tidegate("doctor", "--json")
     assert result.exit_code == 1
@@ -195,7 +190,6 @@ def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> No
     assert "do: start the daemon: dagster-daemon run" in said
 
 
-@one_database
 def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     deployed: Deployment, tidegate: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -218,7 +212,6 @@ def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     assert found["sensor_stopped"]["about"] == f"{LOCATION}: tidegate_pause"
 
 
-@one_database
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -12,10 +12,12 @@ from dagster_tidegate.web.access import exposure
 from dagster_tidegate.web.access.exposure import ExposedError
 from dagster_tidegate.web.access.identity import Role
 from tests.integration.conftest import Run
+from tests.support.databases import both_databases
 
 pytestmark = pytest.mark.database_time
 
 
+@both_databases
 def test_a_token_is_made_shown_once_listed_and_revoked(run: Run, store: Store) -> None:
     made = run("tokens", "create", "ana", "--role", "operator", "--actor", "root")
     assert made.exit_code == 0, made.output
