@@ -11,6 +11,9 @@ DRILL ?=
 ROUNDS ?= 200
 # More than there are processors: the tests with a real daemon mostly wait.
 WORKERS ?= 3
+# A file's tests share what they start; the files that take longest come first, as pyproject.toml
+# lists their folders.
+DIST := --dist loadfile --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt
 DAGSTER ?= newest
 
@@ -22,7 +25,7 @@ OTHER := .venv-dagster-$(DAGSTER)
 # Those that import it, or run a server that does; the store is the same with any Dagster.
 OF_DAGSTER := $(shell grep -lE '^(import|from) dagster( |\.|$$)|gate_deployment|"serve"' tests/integration/test_*.py)
 
-.PHONY: up outage recover drill test test-dagster with-dagster lint format bench bench-scale chaos clean help
+.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format bench bench-scale chaos clean help
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +42,14 @@ recover: $(DEPLOYMENT) ## End all outages of the running demo.
 drill: $(DEPLOYMENT) ## Run the campaigns through an outage and report [DRILL="--leads 200 --kill-daemon"].
 	@$(BIN)/python -m demo drill $(DRILL)
 
-test: lint ## Lint, types and all tests.
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+test: style ## Lint, types and all tests.
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 types run-tests
+
+run-tests: $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) $(DIST) --durations 20
 
 test-dagster: with-dagster ## The integration tests of Dagster with another one: make test-dagster [DAGSTER=1.13.26].
-	$(OTHER)/bin/pytest -n $(WORKERS) --dist worksteal $(OF_DAGSTER)
+	$(OTHER)/bin/pytest -n $(WORKERS) $(DIST) $(OF_DAGSTER)
 
 # Everything else is as in constraints.txt; `newest` is what pip finds.
 with-dagster:
@@ -54,9 +60,13 @@ with-dagster:
 	@$(MAKE) --no-print-directory VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt $(OTHER)/.installed-tests
 	@$(OTHER)/bin/python -c 'import dagster; print("Dagster", dagster.__version__)'
 
-lint: $(TESTS) ## Lint and types.
+lint: style types ## Lint and types.
+
+style: $(TESTS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(TESTS)
 	$(BIN)/pyright
 
 bench: $(TESTS) ## Run the benchmarks.

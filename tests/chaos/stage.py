@@ -23,6 +23,7 @@ from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
 from tests.chaos.evidence import VARIABLE, Notes
 from tests.chaos.plan import Blow, Kind
+from tests.support import forked_runs
 
 ROOT = Path(__file__).parents[2]
 LOCATION = "chaos"
@@ -83,7 +84,7 @@ class Stage:
 
     def start_workers(self) -> None:
         """Start the process whose children the workers are."""
-        command = [sys.executable, "-m", "tests.chaos.workers", str(self.home / SOCKET)]
+        command = forked_runs.command(self.home / SOCKET, "tests.chaos.project")
         self._workers = self._children.start("workers", command, env=self._env, cwd=ROOT).process
         self._children.wait_until(
             (self.home / SOCKET).exists, timeout_s=START_TIMEOUT_S, waiting_for="workers"
@@ -201,8 +202,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
     """
     (home / "evidence").mkdir(parents=True)
     code_port, sandbox_port = free(), free()
-    launcher = {"module": "tests.chaos.workers", "class": "ForkLauncher"}
-    settings = SETTINGS | {"run_launcher": launcher | {"config": {"path": str(home / SOCKET)}}}
+    settings = SETTINGS | {"run_launcher": forked_runs.launcher(home / SOCKET)}
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
     server = {"host": LOOPBACK, "port": code_port, "location_name": LOCATION}
     (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))

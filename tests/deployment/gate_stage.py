@@ -35,9 +35,11 @@ from demo.sandbox.faults import Fault, Mode
 from demo.up import deployment
 from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
+from tests.support import forked_runs
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
+MODULE = "tests.deployment.gate_project.definitions"
 LOCATION = "gate"
 OTHER_PROJECT = Path(__file__).parent / "other_project" / "definitions.py"
 OTHER_LOCATION = "other"
@@ -46,6 +48,7 @@ SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
 MAX_S = 120.0
 LOOK_EVERY_S = 0.1
+SOCKET = "workers.sock"
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
@@ -415,6 +418,7 @@ def gate_stage(
         # A run that did not start in that time has failed.
         "run_retries": {"enabled": True, "max_retries": 2},
         "sensors": {"use_threads": True, "num_workers": 4},
+        "run_launcher": forked_runs.launcher(home / SOCKET),
         "telemetry": {"enabled": False},
     }
     if dagster_url is not None:
@@ -449,8 +453,12 @@ def gate_stage(
         children.start("sandbox", command, env=env, cwd=ROOT)
         for server in code.values():
             start_code(children, env, server)
+        # Not among the children that tests kill: run workers outlive a daemon and a code server.
+        workers = forked_runs.command(home / SOCKET, "dagster_postgres", MODULE)
+        children.start("workers", workers, env=env, cwd=ROOT)
         address = deployment.address(sandbox_port)
         ports = {server.process: server.port for server in code.values()}
+        children.wait_until((home / SOCKET).exists, timeout_s=MAX_S, waiting_for="workers")
         for name, port in {"sandbox": sandbox_port, **ports}.items():
             children.wait_until(lambda port=port: listens(port), timeout_s=MAX_S, waiting_for=name)
         store = Store(store_url)

@@ -1,4 +1,7 @@
-"""`python -m demo up` as a person runs it: a real process with real children."""
+"""`python -m demo up` as a person runs it: a process, and what becomes of its children.
+
+Where only the processes matter, the children are stand-ins.
+"""
 
 import os
 import re
@@ -8,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -90,7 +94,7 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def up(project: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
-    environment = {
+    environment = {"PYTHONPATH": str(ROOT)} | {
         name: value
         for name, value in os.environ.items()
         if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "DEMO_SANDBOX_URL")
@@ -100,12 +104,13 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         *options: str,
         home: Path | None = None,
         under: tuple[str, ...] = (),
+        module: str = "demo",
         **variables: str,
     ) -> Up:
         ours = variables if home is None else {**variables, "DAGSTER_HOME": str(home)}
         if "--port" not in options:
             options = (*options, "--port", str(free()), "--sandbox-port", str(free()))
-        command = [*under, sys.executable, "-m", "demo", "up", *options]
+        command = [*under, sys.executable, "-m", module, "up", *options]
         started.append(Up(project, command, environment | ours))
         return started[-1]
 
@@ -116,6 +121,12 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
             each.process.wait()
         for process in each.left_over():
             process.kill()
+
+
+@pytest.fixture
+def quick_up(up: Callable[..., Up]) -> Callable[..., Up]:
+    """Like `up`, with stand-ins for the sandbox, the webserver and the daemon."""
+    return partial(up, module="tests.deployment.stand_ins")
 
 
 def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
@@ -149,29 +160,16 @@ def test_up_starts_everything_and_ctrl_c_stops_everything(up, project: Path):
     assert running.left_over() == []
 
 
-@pytest.mark.timeout(400)
-def test_it_starts_where_a_token_is_asked_for(up, project: Path):
-    home = project / ".tidegate" / "home"
-    home.mkdir(parents=True)
+@pytest.mark.timeout(600)
+def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tmp_path: Path):
+    """Where a token is asked for, it has one of its own meanwhile."""
+    leads, home = tmp_path / "leads", tmp_path / "home"
+    leads.mkdir()
+    home.mkdir()
     store = Store(f"sqlite:///{home / 'tidegate.db'}")
     schema.upgrade(store)
     with store.begin() as conn:
         tokens.create(conn, store.now(conn), "ana", Role.VIEWER, actor="tests")
-    running = up().wait_until_ready()
-    (address,) = re.findall(r"Dagster +(http://127\.0\.0\.1:\d+)", running.said)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{address}/api/v1/services")
-    assert refused.value.code == 401
-    running.signal(signal.SIGINT)
-    assert running.wait() == 0
-    with store.read() as conn:
-        live = [token.name for token in tokens.read(conn) if token.revoked_at is None]
-    assert live == ["ana"]
-
-
-def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tmp_path: Path):
-    leads, home = tmp_path / "leads", tmp_path / "home"
-    leads.mkdir()
     write_lead_file(leads / "people.csv", 150)
     port, sandbox_port = free(), free()
 
@@ -184,12 +182,14 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
         ).wait_until_ready()
 
     running = start()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/services")
+    assert refused.value.code == 401
     with SandboxClient(f"http://127.0.0.1:{sandbox_port}") as sandbox:
         wait_until(lambda: sandbox.stats()["apollo"]["effects"] > 20)
     running.signal(signal.SIGINT)
     assert running.wait() == 0
     assert running.left_over() == []
-    store = Store(f"sqlite:///{home / 'tidegate.db'}")
     assert campaign_run(store).status is RunStatus.PAUSED
 
     running = start()
@@ -201,6 +201,9 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
         assert sandbox.stats()["instantly"]["effects"] == 150
     running.signal(signal.SIGINT)
     assert running.wait() == 0
+    with store.read() as conn:
+        live = [token.name for token in tokens.read(conn) if token.revoked_at is None]
+    assert live == ["ana"]
     store.dispose()
 
 
@@ -211,12 +214,12 @@ def campaign_run(store: Store) -> CampaignRun:
     return found
 
 
-def test_killed_it_leaves_no_child_and_the_next_takes_over(up):
-    killed = up().wait_until_ready()
+def test_killed_it_leaves_no_child_and_the_next_takes_over(quick_up):
+    killed = quick_up().wait_until_ready()
     killed.signal(signal.SIGKILL)
     killed.wait()
 
-    following = up().wait_until_ready()
+    following = quick_up().wait_until_ready()
     assert f"from pid {killed.process.pid}, which is gone" in following.said
     assert killed.left_over() == []
     following.signal(signal.SIGTERM)
@@ -224,8 +227,8 @@ def test_killed_it_leaves_no_child_and_the_next_takes_over(up):
     assert following.left_over() == []
 
 
-def test_killed_together_with_its_guard_it_leaves_no_child(up):
-    running = up().wait_until_ready()
+def test_killed_together_with_its_guard_it_leaves_no_child(quick_up):
+    running = quick_up().wait_until_ready()
     (guard,) = (p for p in running.family if "demo.up.guard" in p.cmdline())
     guard.suspend()
     running.signal(signal.SIGKILL)
@@ -233,8 +236,8 @@ def test_killed_together_with_its_guard_it_leaves_no_child(up):
     assert running.left_over() == []
 
 
-def test_a_child_that_dies_is_named_and_stops_the_others(up):
-    running = up().wait_until_ready()
+def test_a_child_that_dies_is_named_and_stops_the_others(quick_up):
+    running = quick_up().wait_until_ready()
     (sandbox,) = (p for p in running.family if "sandbox" in p.cmdline())
     sandbox.kill()
     assert running.wait() == 1
@@ -250,8 +253,8 @@ def test_a_code_location_that_does_not_load_is_told_with_its_error(up, project: 
     assert "No module named 'no_such_module'" in running.said
 
 
-def test_it_stops_with_what_started_it_when_told_to(up):
-    shell = up("--with-parent", under=("sh", "-c", '"$@" & wait', "sh")).wait_until_ready()
+def test_it_stops_with_what_started_it_when_told_to(quick_up):
+    shell = quick_up("--with-parent", under=("sh", "-c", '"$@" & wait', "sh")).wait_until_ready()
     shell.process.kill()
     shell.wait()
     assert shell.left_over() == []

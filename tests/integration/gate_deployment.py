@@ -6,6 +6,7 @@ queue, a look at the schedules.
 
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,8 +36,13 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.store.database import Store
+from tests.support import forked_runs
+from tests.support.polling import wait_until
 
+ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
+MODULE = "tests.integration.gate_project.definitions"
+SOCKET = "workers.sock"
 LOCATION = "gate_project"
 
 
@@ -219,6 +225,17 @@ class Deployment:
 
 
 @contextmanager
+def workers(path: Path) -> Iterator[None]:
+    """Run the process that forks for each run."""
+    process = subprocess.Popen(forked_runs.command(path, "dagster_postgres", MODULE), cwd=ROOT)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
 def deployment(
     home: Path, store_url: str, *, dagster_url: str | None = None, **settings: object
 ) -> Iterator[Deployment]:
@@ -233,6 +250,7 @@ def deployment(
     (home / "up").mkdir(parents=True)
     config: dict[str, object] = {
         "concurrency": {"pools": {"granularity": "run"}},
+        "run_launcher": forked_runs.launcher(home / SOCKET),
         "telemetry": {"enabled": False},
         **settings,
     }
@@ -253,9 +271,11 @@ def deployment(
     )
     with (
         mock.patch.dict(os.environ, environment),
+        workers(home / SOCKET),
         dg.DagsterInstance.from_config(str(home)) as instance,
         create_test_daemon_workspace_context(target, instance) as workspace,
     ):
         store = Store(store_url)
+        wait_until((home / SOCKET).exists, "the process that forks has not started")
         yield Deployment(workspace, store, home)
         store.dispose()

@@ -200,12 +200,8 @@ def bench(store: Store, clock: Clock, receiver: Receiver) -> Bench:
 # --- what raises an alert ------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-def test_a_trip_and_its_recovery_are_sent_once_each_across_restarts(
-=======
 @both_databases
-def test_a_trip_and_its_recovery_are_told_once_each_over_restarts(
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_a_trip_and_its_recovery_are_sent_once_each_across_restarts(
     bench: Bench, receiver: Receiver
 ) -> None:
     bench.turn(BreakerState.OPEN)
@@ -472,12 +468,8 @@ def test_a_hanging_target_delays_no_other_and_gets_no_further_message(
     assert send("three") == {"healthy": None, "failing": None}
 
 
-<<<<<<< HEAD
-def test_each_alert_is_sent_by_one_of_several_senders(bench: Bench, receiver: Receiver) -> None:
-=======
 @both_databases
-def test_of_two_senders_one_sends(bench: Bench, receiver: Receiver) -> None:
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_each_alert_is_sent_by_one_of_several_senders(bench: Bench, receiver: Receiver) -> None:
     for _ in range(10):
         bench.turn(BreakerState.OPEN)
         bench.turn(BreakerState.CLOSED)
@@ -500,12 +492,8 @@ def test_of_two_senders_one_sends(bench: Bench, receiver: Receiver) -> None:
     assert sorted(receiver.titles) == sorted(alert.title for alert in raised)
 
 
-<<<<<<< HEAD
-def test_each_alert_is_raised_by_one_of_several_monitors(bench: Bench) -> None:
-=======
 @both_databases
-def test_of_two_who_look_one_raises(bench: Bench) -> None:
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_each_alert_is_raised_by_one_of_several_monitors(bench: Bench) -> None:
     together = threading.Barrier(4)
     monitors = [Monitor(bench.store, bench.settings) for _ in range(4)]
 
@@ -524,14 +512,8 @@ def test_of_two_who_look_one_raises(bench: Bench) -> None:
     assert (kinds.count("trip"), kinds.count("recovery")) == (5, 5)
 
 
-<<<<<<< HEAD
-def test_the_claim_of_a_dead_sender_expires(bench: Bench, receiver: Receiver) -> None:
-=======
 @both_databases
-def test_what_a_sender_had_in_hand_when_it_died_is_sent_by_another(
-    bench: Bench, receiver: Receiver
-) -> None:
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_the_claim_of_a_dead_sender_expires(bench: Bench, receiver: Receiver) -> None:
     bench.turn(BreakerState.OPEN)
     bench.monitor.check()
     with bench.store.begin() as conn:
@@ -567,12 +549,8 @@ def test_alerts_beyond_the_rate_limit_share_a_message(bench: Bench, receiver: Re
     assert len(receiver.titles) == 3, "the rate limit still applies"
 
 
-<<<<<<< HEAD
-def test_an_outage_of_the_store_and_its_end_are_sent(
-=======
 @both_databases
-def test_a_store_that_can_not_be_reached_is_told_and_so_is_its_return(
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_an_outage_of_the_store_and_its_end_are_sent(
     store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "OUTAGE_AFTER_S", 0.0)
@@ -604,12 +582,8 @@ def test_a_store_that_can_not_be_reached_is_told_and_so_is_its_return(
     ]
 
 
-<<<<<<< HEAD
-def test_a_short_outage_of_the_store_is_not_sent(store: Store, receiver: Receiver) -> None:
-=======
 @both_databases
-def test_a_short_outage_of_the_store_is_not_told(store: Store, receiver: Receiver) -> None:
->>>>>>> eb54091 (Tests: above the store SQLite, and PostgreSQL where it makes the difference)
+def test_a_short_outage_of_the_store_is_not_sent(store: Store, receiver: Receiver) -> None:
     ticks = [0.0]
     outage = StoreOutage(Targets([SecretStr(receiver.url)]), timedelta(0), ticks=lambda: ticks[0])
     outage.failed(OSError("away"))

@@ -23,7 +23,7 @@ STUBBORN = textwrap.dedent("""
 PARENT = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from dagster_tidegate.up.children import Children
+    from demo.up.children import Children
     with Children(Path(sys.argv[1])) as children:
         children.start("stubborn", [sys.executable, "-c", sys.argv[2]])
         time.sleep(99)
