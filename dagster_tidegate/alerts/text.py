@@ -63,7 +63,7 @@ def affected(campaigns: Sequence[CampaignSituation]) -> str:
         names.append(campaign.spec.name + (f" ({', '.join(counts)})" if counts else ""))
     more = len(campaigns) - MAX_CAMPAIGNS
     listed = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-    return f"Affected campaigns: {listed or 'none as a whole'}."
+    return f"Affected campaigns: {listed}." if campaigns else "No campaign is affected as a whole."
 
 
 def arguments(target: Target) -> str:
