@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.events import RunFailureReason
-from dagster._core.execution.api import create_execution_plan
-from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
@@ -175,36 +173,18 @@ class Runs:
             dagster.DagsterInvalidSubsetError: If the job no longer has these ops.
         """
         assert self.repository is not None, "only a sensor of the repository requests runs"
-        job = self.repository.definition.get_job(like.job_name).get_subset(
-            op_selection=like.op_selection
-        )
-        plan = create_execution_plan(
-            job,
-            run_config=like.run_config,
-            instance_ref=self.instance.get_ref(),
-            tags=request.tags,
-            repository_load_data=self.repository.definition.repository_load_data,
-        )
+        definition = self.repository.definition
         key = {RUN_KEY_TAG: request.run_key or "", SENSOR_NAME_TAG: self.repository.sensor}
-        self.instance.create_run(
-            job_name=like.job_name,
-            run_id=None,
+        self.instance.create_run_for_job(
+            definition.get_job(like.job_name),
             run_config=like.run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
             tags={**request.tags, **key},
-            root_run_id=None,
-            parent_run_id=None,
-            step_keys_to_execute=None,
-            execution_plan_snapshot=snapshot_from_execution_plan(plan, job.get_job_snapshot_id()),
-            job_snapshot=job.get_job_snapshot(),
-            parent_job_snapshot=job.get_parent_job_snapshot(),
-            asset_selection=None,
-            asset_check_selection=None,
-            resolved_op_selection=like.resolved_op_selection,
-            op_selection=like.op_selection,
+            op_selection=list(like.op_selection or ()),
+            resolved_op_selection=set(like.resolved_op_selection or ()),
             remote_job_origin=like.remote_job_origin,
             job_code_origin=like.job_code_origin,
-            asset_graph=job.asset_layer.asset_graph,
+            repository_load_data=definition.repository_load_data,
         )
 
     def is_canceling(self, run_id: str) -> bool:

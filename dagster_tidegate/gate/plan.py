@@ -213,7 +213,7 @@ def limit_of(value: str, default_limit: int | None) -> int | None:
     return default_limit if value in (UNSET, DEFAULT) else int(value)
 
 
-def runs(status: str | None, *, runs_by_default: bool) -> bool:
+def is_running(status: str | None, *, runs_by_default: bool) -> bool:
     """Return whether a schedule or sensor of this status runs; None: nothing is stored."""
     if status is None or status == DECLARED_IN_CODE:
         return runs_by_default
@@ -275,10 +275,7 @@ def _taken_pool(
         elif takeover.pending or takeover.set_to != target or takeover.ramp_step_at != step_at:
             yield Write(takeover, target, target, step_at, tightens=held)
         return
-    new, old = (
-        limit_of(target, observation.default_limit),
-        limit_of(value, observation.default_limit),
-    )
+    new, old = (limit_of(each, observation.default_limit) for each in (target, value))
     tightens = new is not None and (old is None or new < old)
     yield Write(takeover, value, target, step_at, tightens)
 
@@ -348,7 +345,7 @@ def _triggers(observation: Observation) -> Iterator[Action]:
     for selector_id, (campaign, trigger) in held.items():
         state = observation.triggers.get(selector_id)
         status = None if state is None else state.status
-        if selector_id not in taken and runs(status, runs_by_default=trigger.runs_by_default):
+        if selector_id not in taken and is_running(status, runs_by_default=trigger.runs_by_default):
             yield Take(
                 trigger.kind,
                 selector_id,
