@@ -35,6 +35,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from dagster_tidegate.dagster_api import runs as dagster_runs
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 from tests.support.databases import both_deployments
@@ -283,6 +284,20 @@ def test_a_sensor_that_keeps_failing_stays_on_and_starts_nothing_that_could_aler
 def test_the_daemon_looks_at_sensors_every_5_seconds_and_gives_each_60():
     assert sensor_daemon.MIN_INTERVAL_LOOP_TIME == 5
     assert DEFAULT_SENSOR_GRPC_TIMEOUT == 60
+
+
+# --- changes of runs ----------------------------------------------------------------------------
+
+
+def test_a_statement_of_our_own_reads_the_same_changes_as_dagster(dagster: Deployment):
+    dagster.dagster.set_pool("mail", "0")
+    since = datetime.now(UTC) - HOUR
+    run_id = dagster.launch("postcard")
+    own = dagster.dagster.changes(since, 1000)
+    assert run_id in {change.run.run_id for change in own}
+    # As if the table had other columns in another version of Dagster.
+    with mock.patch.object(dagster_runs, "CHANGE_COLUMNS", ("no_such_column",)):
+        assert dagster.dagster.changes(since, 1000) == own
 
 
 # --- running work -------------------------------------------------------------------------------
