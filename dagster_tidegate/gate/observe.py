@@ -5,7 +5,6 @@ The order matters: if another gate takes something over in between, its takeover
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
 
 import dagster as dg
 
@@ -18,7 +17,6 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
-from dagster_tidegate.store.gate_view import GateView
 from dagster_tidegate.store.runs import CampaignRun
 
 # How many queued runs are searched for a canary before each campaign is searched for its own.
@@ -37,14 +35,13 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
     """
     with gate.store.read() as conn:
         view = gate_view.read(gate.store, conn, gate.location, resuming=resuming)
-        stored = {field.name: getattr(view, field.name) for field in fields(GateView)}
-        stored |= {"location": gate.location, "holds": view.holds if gate.enabled else []}
-        if not stored["holds"] and not view.takeovers:
+        holds = view.holds if gate.enabled else []
+        stored = {**vars(view), "holds": holds, "location": gate.location}
+        if not holds and not view.takeovers:
             return Observation(**stored)
         specs = gate.specs or campaigns.read(conn)
         steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
         failures = service_stats.failures_since(conn, min(steps)) if steps else {}
-    holds: Sequence[Hold] = stored["holds"]
     held = {hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE}
     services = {*view.states, *gate.policies, *held}
     candidates = _candidates(gate, specs, holds, services, _on_trial(view.states, gate.policies))

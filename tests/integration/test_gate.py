@@ -20,7 +20,7 @@ from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, push, runs
 from dagster_tidegate.store import tables as t
@@ -195,7 +195,7 @@ def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Dep
     assert triggers["daily_atlas"] == triggers["new_postcards"] == "DECLARED_IN_CODE"
     assert triggers["hourly_letters"] == "RUNNING"
 
-    hold(deployed, Target(TargetKind.EVERYTHING))
+    hold(deployed, EVERYTHING)
     deployed.tick("tidegate_pause")
     assert deployed.dagster.pools() == {"mail": "0", "mail@letters": "0", "maps": "0"}
     stopped = deployed.trigger_states()
@@ -203,12 +203,37 @@ def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Dep
         assert stopped[name] == "STOPPED"
     assert stopped["tidegate_pause"] == "DECLARED_IN_CODE"
 
-    release(deployed, Target(TargetKind.EVERYTHING))
+    release(deployed, EVERYTHING)
     deployed.tick("tidegate_resume")
     assert deployed.dagster.pools() == pools
     assert deployed.trigger_states() == triggers
     assert set(outcomes(deployed).values()) == {"restored"}
     assert deployed.tick("tidegate_pause").skip_reason == "nothing is held; nothing to do"
+
+
+def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(deployed: Deployment):
+    """It writes whole rows as it read them before, and would undo a write of the gate in between."""
+
+    def rows() -> dict[str, object]:
+        states = deployed.instance.all_instigator_state()
+        return {s.name: s for s in states if s.name in ("hourly_letters", "daily_atlas")}
+
+    deployed.start("hourly_letters")
+    deployed.schedules(datetime.now(UTC))
+    deployed.gate()
+    hold(deployed, EVERYTHING)
+    deployed.tick("tidegate_pause")
+    stopped = rows()
+    assert {deployed.trigger_states()[name] for name in stopped} == {"STOPPED"}
+    deployed.schedules(datetime.now(UTC))
+    assert rows() == stopped
+
+    release(deployed, EVERYTHING)
+    deployed.tick("tidegate_resume")
+    restored = rows()
+    assert deployed.trigger_states()["hourly_letters"] == "RUNNING"
+    deployed.schedules(datetime.now(UTC))
+    assert rows() == restored
 
 
 def test_what_a_person_changed_meanwhile_stays_as_they_want_it(deployed: Deployment):
@@ -794,7 +819,7 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     deployed.launch("letters", "b")
     if held:
         paused(deployed, "letters", "a")
-        hold(deployed, Target(TargetKind.EVERYTHING))
+        hold(deployed, EVERYTHING)
     for name in ("tidegate_pause", "tidegate_resume"):
         deployed.tick(name)
     gate, audit = gate_of(deployed), Audit()
@@ -819,9 +844,7 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
     ):
         for name, tick in ticks.items():
             tries = []
-            for _ in range(
-                4
-            ):  # the first may still have something to do, and on a slow day the next
+            for _ in range(4):  # the first may still have something to do, and on a slow day others
                 with counted() as statements:
                     tick()
                 tries.append([" ".join(statement.split())[-120:] for statement in statements])
