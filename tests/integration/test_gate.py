@@ -212,7 +212,7 @@ def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Dep
 
 
 def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(deployed: Deployment):
-    """It writes whole rows as it read them before, and would undo a write of the gate in between."""
+    """It writes whole rows as it read them, which would undo a write of the gate in between."""
 
     def rows() -> dict[str, object]:
         states = deployed.instance.all_instigator_state()
