@@ -1,4 +1,4 @@
-"""The account digest campaign: every hour it sums up what is new at some of the companies."""
+"""The account digest campaign: every hour, summarize the news of some companies."""
 
 import dagster as dg
 
@@ -10,14 +10,14 @@ from resources.perplexity import PerplexityResource
 from resources.results import ResultsDatabase, digests
 
 ACCOUNTS_AN_HOUR = 10
-TASK = "Sum this up for a colleague in sales, in two sentences."
+TASK = "Summarize this for a colleague in sales, in two sentences."
 
 hours = dg.HourlyPartitionsDefinition(start_date="2025-01-01-00:00")
 
 
 @dg.op(pool=pool(campaign="account_digest"))
 def choose_accounts(context: dg.OpExecutionContext, lead_directory: LeadDirectory) -> list[dict]:
-    """Choose the companies whose turn it is."""
+    """Choose the companies of this hour."""
     book = read_address_book(lead_directory.files().values(), context.log.warning)
     companies = sorted(set(book["company"]) - {""})
     hour = int(context.partition_time_window.start.timestamp() // 3600)
@@ -32,7 +32,7 @@ def digest(
     openai: OpenAIResource,
     accounts: list[dict],
 ) -> list[dict]:
-    """Find out what is new at each company, and sum it up."""
+    """Find news of each company and summarize it."""
     records = breakers.records(context, accounts, key="company")
     for record in records:
         with record:
@@ -47,13 +47,13 @@ def digest(
 def load_digests(
     context: dg.OpExecutionContext, results: ResultsDatabase, digested: list[dict]
 ) -> None:
-    """Write down the digests."""
+    """Store the digests."""
     results.replace(digests, context.partition_key, digested)
 
 
 @dg.job(partitions_def=hours, executor_def=dg.in_process_executor)
 def account_digest():
-    """Sum up what is new at the companies of the hour."""
+    """Summarize the news of the companies of the hour."""
     load_digests(digest(choose_accounts()))
 
 

@@ -1,4 +1,4 @@
-"""The campaigns: jobs that pause and resume with the services that their ops need."""
+"""The campaigns of this deployment."""
 
 from dagster_tidegate import Campaign, CatchUp
 from pipelines.account_digest import account_digest
@@ -7,8 +7,8 @@ from pipelines.outreach import outreach
 
 CAMPAIGNS = [
     Campaign(job=outreach, triggers=["new_lead_files"], priority=10),
-    # The next day's run looks at other addresses, so a missed day is made up for.
+    # Each day verifies other addresses, so every missed day is caught up.
     Campaign(job=list_hygiene, catch_up=CatchUp.ALL),
-    # Yesterday's news is no news.
+    # Old news is worthless: only the latest missed hour is caught up.
     Campaign(job=account_digest, catch_up=CatchUp.LATEST),
 ]

@@ -1,4 +1,4 @@
-"""All that this deployment's code location holds."""
+"""The code location of this deployment."""
 
 import dagster as dg
 

@@ -1,7 +1,7 @@
 """Reads lead files: CSV as people send it.
 
-Nothing vanishes and nothing stops the rest: every line that holds anything becomes either a lead
-or a reject with its line number, the reason and its text.
+Every non-empty line becomes a lead or a reject (with line number, reason and text). An invalid
+line never affects the others.
 """
 
 import csv
@@ -16,23 +16,23 @@ from email_validator import EmailNotValidError, validate_email
 FIELDS = ("email", "first_name", "last_name", "company")
 REJECT_FIELDS = ("file", "line", "reason", "text")
 DELIMITERS = (",", ";", "\t")
-# A quoted field may hold a line break. A quote that is still open after so many lines is broken.
+# A quoted field may contain line breaks. A quote still open after this many lines is invalid.
 MAX_LINES = 5
 MAX_FIELD = 200
 
 
 class LeadFileError(ValueError):
-    """A file can't be read as leads at all; the message says why, and what would be right."""
+    """A file can't be read as leads; the message says why and what is expected."""
 
 
 @dataclass(frozen=True)
 class LeadFile:
-    """What a lead file holds.
+    """The contents of a lead file.
 
     Attributes:
-        leads: Columns `FIELDS`, each text, and `line`; addresses are unique, case aside.
-        rejects: Columns `REJECT_FIELDS`, in the order of the file.
-        stray_columns: Names of the columns that nobody asked for.
+        leads: Columns `FIELDS` (text) and `line`; addresses are unique, ignoring case.
+        rejects: Columns `REJECT_FIELDS`, in file order.
+        stray_columns: Names of ignored columns.
     """
 
     leads: pd.DataFrame
@@ -49,20 +49,17 @@ class _Row:
 def read_lead_file(path: Path) -> LeadFile:
     """Read and check a lead file.
 
-    The delimiter is a comma, semicolon or tab. A row needs an address; other columns may be
-    missing. Of rows with the same address, case aside, the first counts.
+    The delimiter is a comma, semicolon or tab. An address is required; other columns may be
+    missing. Of rows with the same address, ignoring case, the first is used.
 
     Args:
-        path: A CSV file in UTF-8, with a header that names a column `email`.
-
-    Returns:
-        Its leads and what is wrong with the rest.
+        path: A CSV file in UTF-8 whose header has a column `email`.
 
     Raises:
-        LeadFileError: If it has no header with one column `email`.
+        LeadFileError: If its header does not have exactly one column `email`.
         OSError: If it can't be opened.
     """
-    # Bytes that are no UTF-8 become a character that no valid text has, and reject their line.
+    # Invalid UTF-8 becomes U+FFFD, which rejects the line.
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     rows = [
         _Row(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
@@ -86,7 +83,7 @@ def read_lead_file(path: Path) -> LeadFile:
 
 
 def _header(file: str, line: str) -> tuple[list[str], str]:
-    """Return the names of the columns, and the delimiter under which one of them is `email`."""
+    """Return the column names, and the delimiter with which one of them is `email`."""
     for delimiter in DELIMITERS:
         names = [
             "_".join(name.lower().split())
@@ -107,21 +104,21 @@ def _header(file: str, line: str) -> tuple[list[str], str]:
 def _split(
     rows: list[_Row], width: int, delimiter: str
 ) -> tuple[list[_Row], list[tuple[int, str, str]]]:
-    """Tell the rows that are CSV of at most `width` fields from the lines that are not.
+    """Separate valid rows of at most `width` fields from invalid lines.
 
-    A row that spans several lines counts as its first. A line with a quote that nobody closes is
-    taken out alone, so that it does not swallow those behind it.
+    A row that spans several lines has the number of its first. A line with an unclosed quote is
+    rejected alone, so that it does not swallow the lines after it.
     """
     good: list[_Row] = []
     rejects: list[tuple[int, str, str]] = []
     n = 0
     while n < len(rows):
         row, ahead = rows[n], [row.text for row in rows[n : n + MAX_LINES]]
-        span, found = _first_row(ahead, delimiter)
-        if isinstance(found, int) and found > width:
-            span, found = 1, f"{found} fields where the header has {width}"
-        if isinstance(found, str):
-            rejects.append((row.line, found, row.text))
+        span, fields_or_error = _first_row(ahead, delimiter)
+        if isinstance(fields_or_error, int) and fields_or_error > width:
+            span, fields_or_error = 1, f"{fields_or_error} fields where the header has {width}"
+        if isinstance(fields_or_error, str):
+            rejects.append((row.line, fields_or_error, row.text))
         else:
             good.append(_Row(row.line, "\n".join(ahead[:span])))
         n += span
@@ -129,7 +126,7 @@ def _split(
 
 
 def _first_row(lines: list[str], delimiter: str) -> tuple[int, int | str]:
-    """Return how many lines the first row spans, and how many fields it has or what is wrong."""
+    """Return the number of lines of the first row, and its number of fields or its error."""
     for span in range(1, len(lines) + 1):
         joined = io.StringIO("\n".join(lines[:span]))
         try:
@@ -143,7 +140,7 @@ def _first_row(lines: list[str], delimiter: str) -> tuple[int, int | str]:
 
 
 def _frame(rows: list[_Row], header: list[str], delimiter: str) -> pd.DataFrame:
-    """Return the rows as columns `FIELDS`, tidied, and `line`."""
+    """Return the rows as normalized columns `FIELDS`, and `line`."""
     if rows:
         frame = pd.read_csv(
             io.StringIO("\n".join(row.text for row in rows)),
@@ -153,21 +150,22 @@ def _frame(rows: list[_Row], header: list[str], delimiter: str) -> pd.DataFrame:
             index_col=False,
             dtype=str,
             keep_default_na=False,
-        ).fillna("")  # of rows with too few fields
+        ).fillna("")  # rows with too few fields
     else:
         frame = pd.DataFrame(columns=range(len(header)), dtype=str)
     columns = {
-        field: frame[header.index(field)].map(_tidy) if field in header else "" for field in FIELDS
+        field: frame[header.index(field)].map(_normalize) if field in header else ""
+        for field in FIELDS
     }
     return pd.DataFrame({**columns, "line": [row.line for row in rows]})
 
 
-def _tidy(value: str) -> str:
+def _normalize(value: str) -> str:
     return unicodedata.normalize("NFC", " ".join(value.split()))
 
 
 def _reasons(frame: pd.DataFrame) -> list[str]:
-    """Return why each row is no lead; an empty text for those that are."""
+    """Return the reason to reject each row; empty for leads."""
     reasons = []
     first_line: dict[str, int] = {}
     for lead in frame.to_dict("records"):

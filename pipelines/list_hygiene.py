@@ -1,4 +1,4 @@
-"""The list hygiene campaign: every day it looks whether some of the addresses still deliver."""
+"""The list hygiene campaign: every day, verify some of the addresses."""
 
 from datetime import date
 
@@ -17,7 +17,7 @@ days = dg.DailyPartitionsDefinition(start_date="2025-01-01")
 
 @dg.op(pool=pool(campaign="list_hygiene"))
 def choose_addresses(context: dg.OpExecutionContext, lead_directory: LeadDirectory) -> list[dict]:
-    """Choose the addresses whose turn it is."""
+    """Choose the addresses of this day."""
     book = read_address_book(lead_directory.files().values(), context.log.warning)
     day = date.fromisoformat(context.partition_key).toordinal()
     return rotation(book.loc[:, ["email"]].to_dict("records"), day, ADDRESSES_A_DAY)
@@ -30,7 +30,7 @@ def check_addresses(
     millionverifier: MillionVerifierResource,
     chosen: list[dict],
 ) -> list[dict]:
-    """Ask whether each address delivers."""
+    """Verify that each address is deliverable."""
     records = breakers.records(context, chosen, key="email")
     for record in records:
         with record:
@@ -44,13 +44,13 @@ def check_addresses(
 def load_addresses(
     context: dg.OpExecutionContext, results: ResultsDatabase, checked: list[dict]
 ) -> None:
-    """Write down what was found."""
+    """Store the results."""
     results.replace(addresses, context.partition_key, checked)
 
 
 @dg.job(partitions_def=days, executor_def=dg.in_process_executor)
 def list_hygiene():
-    """Look whether the addresses of the day still deliver."""
+    """Verify the addresses of the day."""
     load_addresses(check_addresses(choose_addresses()))
 
 

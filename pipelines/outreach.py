@@ -1,4 +1,4 @@
-"""The outreach campaign: finds out who the leads of a file are, and writes to each."""
+"""The outreach campaign: identify the leads of a file and write to each."""
 
 import dagster as dg
 
@@ -20,13 +20,15 @@ TASK = "Two friendly sentences to open a letter. No flattery, no exclamation mar
 
 @dg.op(pool=pool(campaign="outreach"))
 def read_leads(context: dg.OpExecutionContext, lead_directory: LeadDirectory) -> list[dict]:
-    """Read the lead file of the partition and put its bad lines aside."""
-    found = read_lead_file(lead_directory.file(context.partition_key))
-    if found.stray_columns:
-        context.log.info(f"columns left alone: {', '.join(found.stray_columns)}")
-    kept = lead_directory.keep_rejects(context.partition_key, found.rejects)
-    context.log.info(f"{len(found.leads)} leads; {len(found.rejects)} lines rejected, see {kept}")
-    return found.leads.loc[:, list(FIELDS)].to_dict("records")
+    """Read the lead file of the partition; keep invalid lines separately."""
+    lead_file = read_lead_file(lead_directory.file(context.partition_key))
+    if lead_file.stray_columns:
+        context.log.info(f"ignored columns: {', '.join(lead_file.stray_columns)}")
+    rejects = lead_directory.keep_rejects(context.partition_key, lead_file.rejects)
+    context.log.info(
+        f"{len(lead_file.leads)} leads; {len(lead_file.rejects)} lines rejected, see {rejects}"
+    )
+    return lead_file.leads.loc[:, list(FIELDS)].to_dict("records")
 
 
 @dg.op(pool=pool("apollo"))
@@ -36,7 +38,7 @@ def fetch(
     apollo: ApolloResource,
     leads: list[dict],
 ) -> list[dict]:
-    """Find out who each lead is."""
+    """Identify each lead."""
     records = breakers.records(context, leads, key="email")
     for record in records:
         with record:
@@ -56,7 +58,7 @@ def verify(
     millionverifier: MillionVerifierResource,
     people: list[dict],
 ) -> list[dict]:
-    """Ask whether each address delivers."""
+    """Verify that each address is deliverable."""
     records = breakers.records(context, people, key="email")
     for record in records:
         with record:
@@ -74,7 +76,7 @@ def enrich(
     perplexity: PerplexityResource,
     verified: list[dict],
 ) -> list[dict]:
-    """Look for news of each lead's company, where the address delivers."""
+    """Find news of the company of each lead with a deliverable address."""
     deliverable = [person for person in verified if person["verification"] in DELIVERABLE]
     records = breakers.records(context, deliverable, key="email")
     for record in records:
@@ -94,7 +96,7 @@ def write(
     openai: OpenAIResource,
     people: list[dict],
 ) -> list[dict]:
-    """Write to each lead."""
+    """Write a letter to each lead."""
     records = breakers.records(context, people, key="email")
     for record in records:
         with record:
@@ -110,7 +112,7 @@ def send(
     instantly: InstantlyResource,
     letters: list[dict],
 ) -> list[dict]:
-    """Hand each letter over to be sent."""
+    """Send each letter."""
     records = breakers.records(context, letters, key="email")
     for record in records:
         with record:
@@ -131,22 +133,22 @@ def load_letters(
     verified: list[dict],
     sent: list[dict],
 ) -> None:
-    """Write down what became of each lead."""
+    """Store the outcome of each lead."""
     rows = outcomes(leads, verified, sent)
     results.replace(letters, context.partition_key, rows)
     context.log.info(f"{len(sent)} of {len(leads)} leads sent")
 
 
 def outcomes(leads: list[dict], verified: list[dict], sent: list[dict]) -> list[dict]:
-    """Return a row for each lead: sent, undeliverable, or failed on the way."""
+    """Return a row per lead: sent, undeliverable or failed."""
     verification = {person["email"]: person["verification"] for person in verified}
     letter = {person["email"]: person for person in sent}
     rows = []
     for email in (lead["email"] for lead in leads):
-        known = verification.get(email)
+        verified_as = verification.get(email)
         if email in letter:
             status = "sent"
-        elif known is not None and known not in DELIVERABLE:
+        elif verified_as is not None and verified_as not in DELIVERABLE:
             status = "undeliverable"
         else:
             status = "failed"
@@ -154,7 +156,7 @@ def outcomes(leads: list[dict], verified: list[dict], sent: list[dict]) -> list[
             {
                 "email": email,
                 "status": status,
-                "verification": known,
+                "verification": verified_as,
                 "text": letter.get(email, {}).get("text"),
                 "instantly_id": letter.get(email, {}).get("instantly_id"),
             }
@@ -162,11 +164,11 @@ def outcomes(leads: list[dict], verified: list[dict], sent: list[dict]) -> list[
     return rows
 
 
-# In one process: the steps wait for services, one after the other, and a process for each would
-# take longer to start than many of them take to run.
+# In one process: the steps run one after the other, and starting a process for each would take
+# longer than most of them.
 @dg.job(partitions_def=lead_files, executor_def=dg.in_process_executor)
 def outreach():
-    """Find, check, enrich, write and send, for the leads of one file."""
+    """Find, verify, enrich, write and send, for the leads of one file."""
     leads = read_leads()
     verified = verify(fetch(leads))
     load_letters(leads, verified, send(write(enrich(verified))))

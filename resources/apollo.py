@@ -1,4 +1,4 @@
-"""Apollo: who a lead is."""
+"""Apollo: identifies leads."""
 
 from pydantic import BaseModel
 
@@ -6,7 +6,7 @@ from resources.client import ServiceClient
 
 
 class Organization(BaseModel):
-    """Where a person works."""
+    """A person's employer."""
 
     name: str
     industry: str
@@ -14,14 +14,14 @@ class Organization(BaseModel):
 
 
 class Person(BaseModel):
-    """A person, as Apollo knows them."""
+    """A person."""
 
     title: str
     organization: Organization
 
 
 class Match(BaseModel):
-    """The answer to a search for one person; `person` is None for a stranger."""
+    """The response to a search for one person; `person` is None if not found."""
 
     person: Person | None
 
@@ -32,12 +32,7 @@ class ApolloResource(ServiceClient):
     service = "apollo"
 
     def match(self, lead: dict[str, str], *, idempotency_key: str) -> Person | None:
-        """Return who a lead is, or None if Apollo does not know them.
-
-        Args:
-            lead: `email`, `first_name`, `last_name` and `company`.
-            idempotency_key: The same at every try.
-        """
+        """Find a lead (`email`, `first_name`, `last_name`, `company`); None if unknown."""
         body = {
             "email": lead["email"],
             "first_name": lead["first_name"],

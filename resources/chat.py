@@ -1,26 +1,26 @@
-"""The answer of services that complete a chat."""
+"""The response of chat completion services."""
 
 from pydantic import BaseModel, Field
 
 
 class Message(BaseModel):
-    """What was said."""
+    """A message."""
 
     content: str = Field(min_length=1)
 
 
 class Choice(BaseModel):
-    """One of the answers."""
+    """One of the completions."""
 
     message: Message
 
 
 class Completion(BaseModel):
-    """A completed chat."""
+    """A chat completion."""
 
     choices: list[Choice] = Field(min_length=1)
 
     @property
     def text(self) -> str:
-        """The first answer."""
+        """The text of the first choice."""
         return self.choices[0].message.content

@@ -1,4 +1,4 @@
-"""What the clients of the third-party services have in common."""
+"""The base of the clients of third-party services."""
 
 from typing import Any, ClassVar, TypeVar
 
@@ -11,29 +11,29 @@ from dagster_tidegate import BreakerResource
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 
-class WrongAnswerError(Exception):
-    """A service answered 2xx with something that is not what its interface promises.
+class InvalidResponseError(Exception):
+    """A service responded 2xx with a body that violates its interface.
 
-    Its breaker counts it as a failure: a service that answers with nonsense is not well.
+    The breaker counts it as a failure of the service.
     """
 
 
 class ServiceClient(dg.ConfigurableResource):
-    """A client of one service; each of its calls goes through the breaker of that service."""
+    """Client of one service; every call goes through the service's breaker."""
 
     service: ClassVar[str]
 
     breakers: dg.ResourceDependency[BreakerResource]
     base_url: str = Field(description="Address of the service, without a trailing slash.")
     timeout_s: float = Field(
-        default=3.0, gt=0, le=600, description="A call that takes longer failed, in seconds."
+        default=3.0, gt=0, le=600, description="Timeout of a call, in seconds."
     )
 
     _http: httpx.Client = PrivateAttr()
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's signature
         """Open the connections."""
-        # No proxy of the environment: the services of this deployment are on this machine.
+        # Never through a proxy: the services of this deployment are local.
         self._http = httpx.Client(timeout=self.timeout_s, trust_env=False)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 -- Dagster's signature
@@ -54,18 +54,15 @@ class ServiceClient(dg.ConfigurableResource):
         Args:
             method: GET or POST.
             path: Path of the endpoint, without a leading slash.
-            answer: What the answer must look like.
-            idempotency_key: Sent as `Idempotency-Key`; the same at every try.
+            answer: Model of the response.
+            idempotency_key: Sent as `Idempotency-Key`; the same for every try of a record.
             request: `params` or `json`, as httpx takes them.
 
-        Returns:
-            The answer, checked.
-
         Raises:
-            BreakerOpenError: If the breaker lets no call through.
-            httpx.HTTPStatusError: If the service refuses.
-            httpx.TransportError: If it can't be reached or takes too long.
-            WrongAnswerError: If what it answers makes no sense.
+            BreakerOpenError: If the breaker rejects the call.
+            httpx.HTTPStatusError: If the service responds with an error.
+            httpx.TransportError: If it is unreachable or too slow.
+            InvalidResponseError: If the response is invalid.
         """
         return self.breakers.breaker(self.service).call(
             self._send, method, path, answer, idempotency_key, request
@@ -91,7 +88,7 @@ class ServiceClient(dg.ConfigurableResource):
         except ValidationError as error:
             flaw = error.errors(include_url=False)[0]
             where = ".".join(map(str, flaw["loc"])) or "answer"
-            raise WrongAnswerError(
-                f"{self.service} answered {response.status_code} to {path} with something else "
-                f"than {answer.__name__}: {where}: {flaw['msg']}"
+            raise InvalidResponseError(
+                f"{self.service} responded {response.status_code} to {path} with an invalid "
+                f"{answer.__name__}: {where}: {flaw['msg']}"
             ) from error

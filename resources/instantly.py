@@ -1,4 +1,4 @@
-"""Instantly: sends the mails."""
+"""Instantly: sends mail."""
 
 from pydantic import BaseModel
 
@@ -6,7 +6,7 @@ from resources.client import ServiceClient
 
 
 class AddedLead(BaseModel):
-    """A lead that Instantly has taken over."""
+    """A lead that Instantly has accepted."""
 
     id: str
 
@@ -17,15 +17,12 @@ class InstantlyResource(ServiceClient):
     service = "instantly"
 
     def add_lead(self, letter: dict[str, str], *, campaign: str, idempotency_key: str) -> str:
-        """Hand a lead and its letter over.
+        """Submit a letter; return the id of the lead.
 
         Args:
             letter: `email`, `first_name`, `last_name` and `text`.
             campaign: Instantly's campaign, which sends it.
-            idempotency_key: The same at every try.
-
-        Returns:
-            The lead's id.
+            idempotency_key: The same for every try of a record.
         """
         body = {
             "campaign": campaign,

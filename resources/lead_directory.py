@@ -1,4 +1,4 @@
-"""Where lead files come from, and where their rejects go."""
+"""The directory of lead files, and of their rejects."""
 
 import os
 import re
@@ -8,21 +8,21 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-# A file's name is its partition: Dagster's keys and the names of files have these in common.
+# The file name is the partition key: characters that both allow.
 FILE_NAME = re.compile(r"[\w][\w.-]{0,99}\.csv")
 
 
 class LeadDirectory(dg.ConfigurableResource):
-    """A directory of lead files. Write elsewhere and rename into it: a file is read when seen."""
+    """A directory of lead files. Write a file elsewhere and rename it into the directory."""
 
     path: str = Field(description="Directory of the lead files (*.csv).")
-    rejects: str = Field(description="Directory where the rejected lines of each file are kept.")
+    rejects: str = Field(description="Directory for the rejected lines of each file.")
 
     def files(self) -> dict[str, Path]:
-        """Return the lead files by the name of their partition, in the order of their names.
+        """Return the lead files by partition key, sorted.
 
         Raises:
-            FileNotFoundError: If there is no such directory.
+            FileNotFoundError: If the directory does not exist.
         """
         return {
             file.stem: file
@@ -34,23 +34,15 @@ class LeadDirectory(dg.ConfigurableResource):
         """Return the lead file of a partition.
 
         Raises:
-            FileNotFoundError: If it is gone.
+            FileNotFoundError: If it does not exist.
         """
-        found = self.files().get(name)
-        if found is None:
+        path = self.files().get(name)
+        if path is None:
             raise FileNotFoundError(f"there is no lead file {name}.csv in {self.path}")
-        return found
+        return path
 
     def keep_rejects(self, name: str, rejects: pd.DataFrame) -> Path:
-        """Write the rejected lines of a file, in place of those of an earlier reading.
-
-        Args:
-            name: Name of the partition.
-            rejects: What is wrong with each line.
-
-        Returns:
-            The file that they are in.
-        """
+        """Write the rejects of a partition, replacing earlier ones; return the file."""
         directory = Path(self.rejects)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{name}.csv"

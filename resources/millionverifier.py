@@ -1,4 +1,4 @@
-"""MillionVerifier: whether an address delivers."""
+"""MillionVerifier: verifies addresses."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Result = Literal["ok", "catch_all", "unknown", "disposable", "invalid"]
 
 
 class Verification(BaseModel):
-    """What is known of an address."""
+    """The verification of an address."""
 
     email: str
     result: Result
@@ -22,7 +22,7 @@ class MillionVerifierResource(ServiceClient):
     service = "millionverifier"
 
     def verify(self, email: str, *, idempotency_key: str) -> Result:
-        """Return whether an address delivers. `idempotency_key` is the same at every try."""
+        """Verify an address."""
         return self.call(
             "GET", "api/v3", Verification, idempotency_key=idempotency_key, params={"email": email}
         ).result

@@ -10,13 +10,7 @@ class OpenAIResource(ServiceClient):
     service = "openai"
 
     def write(self, task: str, about: str, *, idempotency_key: str) -> str:
-        """Return a text.
-
-        Args:
-            task: What to write.
-            about: What it is about.
-            idempotency_key: The same at every try.
-        """
+        """Write a text about something."""
         messages = [{"role": "system", "content": task}, {"role": "user", "content": about}]
         return self.call(
             "POST",

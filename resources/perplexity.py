@@ -1,4 +1,4 @@
-"""Perplexity: what is new about a company."""
+"""Perplexity: finds news about companies."""
 
 from resources.chat import Completion
 from resources.client import ServiceClient
@@ -10,7 +10,7 @@ class PerplexityResource(ServiceClient):
     service = "perplexity"
 
     def news(self, company: str, *, idempotency_key: str) -> str:
-        """Return a sentence of news. `idempotency_key` is the same at every try."""
+        """Return a sentence of recent news."""
         messages = [
             {"role": "system", "content": "One sentence of recent news about the company."},
             {"role": "user", "content": company},

@@ -1,4 +1,4 @@
-"""The database that the campaigns write their results to."""
+"""The results database."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -40,19 +40,17 @@ digests = sa.Table(
 
 
 class ResultsDatabase(dg.ConfigurableResource):
-    """The database of the results; its tables are made when they are first needed."""
+    """The results database; tables are created on first use."""
 
     url: str = Field(description="SQLAlchemy URL, sqlite or postgresql.")
 
     def replace(self, table: sa.Table, partition: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Put `rows` in place of all that the table has of a partition, or leave it as it was.
-
-        Loading a partition again therefore changes nothing.
+        """Replace all rows of a partition in one transaction.
 
         Args:
             table: One of the tables of this module.
-            partition: The partition.
-            rows: The columns of each row, but for `partition`.
+            partition: The partition key.
+            rows: The rows, without the column `partition`.
         """
         with _database(self.url).begin() as conn:
             conn.execute(table.delete().where(table.c.partition == partition))
@@ -64,7 +62,7 @@ class ResultsDatabase(dg.ConfigurableResource):
 def _database(url: str) -> Store:
     database = Store(url)
     with database.begin() as conn:
-        if not database.is_sqlite:  # two at once: the second finds the tables of the first
+        if not database.is_sqlite:  # serialize concurrent creation
             conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('results'))"))
         metadata.create_all(conn)
     return database

@@ -1,4 +1,4 @@
-"""The services of this deployment: where each is, and when its breaker trips."""
+"""The services of this deployment and their policies."""
 
 from typing import Any
 
@@ -6,19 +6,15 @@ from dagster_tidegate import ServiceConfig
 
 
 def address(sandbox_url: str, service: str) -> str:
-    """Return the address of a service, all of which the sandbox plays."""
+    """Return the address of a service in the sandbox."""
     return f"{sandbox_url.rstrip('/')}/{service}"
 
 
 def services(sandbox_url: str) -> list[ServiceConfig]:
-    """Return each service with its policy.
-
-    Args:
-        sandbox_url: Address of the sandbox; its health checks are the probes.
-    """
+    """Return the services, with the health checks of the sandbox as probes."""
 
     def policy(name: str, **rules: Any) -> ServiceConfig:
-        # Times are short, so that a visitor sees the whole story in a minute.
+        # Short times, so that a visitor sees a whole outage within minutes.
         return ServiceConfig(
             name=name,
             consecutive_failures=5,
@@ -33,12 +29,12 @@ def services(sandbox_url: str) -> list[ServiceConfig]:
 
     return [
         policy("apollo", probe_url=probe("apollo")),
-        # Half of its calls failing, never five in a row, is an outage too.
+        # Half of the calls failing is an outage too, even if never five in a row.
         policy(
             "millionverifier", failure_rate=0.3, min_calls=20, probe_url=probe("millionverifier")
         ),
         policy("perplexity", probe_url=probe("perplexity")),
         policy("openai", slow_call_rate=0.5, slow_call_s=2.0, probe_url=probe("openai")),
-        # It has no address that says how it is: one paused run goes on, as the canary.
+        # It has no health check: a paused run resumes first, as the canary.
         policy("instantly"),
     ]

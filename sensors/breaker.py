@@ -1,4 +1,4 @@
-"""Probes the services whose breakers are open."""
+"""Probes services whose breakers are open."""
 
 from dagster_tidegate import build_breaker_sensor
 from pipelines.campaigns import CAMPAIGNS

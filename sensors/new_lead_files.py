@@ -1,4 +1,4 @@
-"""Starts an outreach run for each lead file that has none."""
+"""Starts an outreach run for each new lead file."""
 
 import dagster as dg
 
@@ -18,10 +18,10 @@ MAX_AT_ONCE = 50
 def new_lead_files(
     context: dg.SensorEvaluationContext, lead_directory: LeadDirectory
 ) -> dg.SensorResult | dg.SkipReason:
-    """Make a partition of each new lead file, and ask for its run.
+    """Add a partition for each new lead file and request its run.
 
-    It keeps no cursor and looks at the runs that there are: a request that got lost, because the
-    sensor was stopped or the daemon died, is made again.
+    Compares with existing runs instead of keeping a cursor, so that a request lost while the
+    sensor was stopped or the daemon died is repeated.
     """
     started = {
         key
@@ -31,7 +31,7 @@ def new_lead_files(
     names = lead_directory.files()
     new = [name for name in names if f"{RUN_KEY}{name}" not in started]
     if not new:
-        return dg.SkipReason(f"no new file among {len(names)} in {lead_directory.path}")
+        return dg.SkipReason(f"no new files among {len(names)} in {lead_directory.path}")
     partitions = set(lead_files.get_partition_keys(dynamic_partitions_store=context.instance))
     requested = new[:MAX_AT_ONCE]
     return dg.SensorResult(

@@ -1,4 +1,4 @@
-"""Stops in Dagster what holds and breakers say must not run."""
+"""Stops what holds cover."""
 
 from dagster_tidegate import build_pause_sensor
 from pipelines.campaigns import CAMPAIGNS

@@ -1,4 +1,4 @@
-"""Lets in Dagster go on what nothing holds any more."""
+"""Resumes what no hold covers any more."""
 
 from dagster_tidegate import build_resume_sensor
 from pipelines.campaigns import CAMPAIGNS

@@ -13,7 +13,7 @@ from dagster_tidegate import BreakerOpenError
 from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
-from resources.client import WrongAnswerError
+from resources.client import InvalidResponseError
 from resources.deployment import build_resources
 
 LEAD = {"email": "zoë@acme.example", "first_name": "Zoë", "last_name": "Ω", "company": "Acme"}
@@ -47,7 +47,7 @@ def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxClient)
     [
         (Fault(mode=Mode.OUTAGE), httpx.HTTPStatusError),
         (Fault(mode=Mode.RATE_LIMIT), httpx.HTTPStatusError),
-        (Fault(mode=Mode.WRONG), WrongAnswerError),
+        (Fault(mode=Mode.WRONG), InvalidResponseError),
     ],
 )
 def test_failures_of_a_service_open_its_breaker_and_no_other(
@@ -81,7 +81,7 @@ def test_a_request_that_the_service_refuses_opens_nothing(clients: Any):
 
 def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxClient):
     sandbox.place("apollo", Fault(mode=Mode.WRONG))
-    with pytest.raises(WrongAnswerError, match="apollo answered 200 to api/v1/people/match"):
+    with pytest.raises(InvalidResponseError, match="apollo answered 200 to api/v1/people/match"):
         clients.apollo.match(LEAD, idempotency_key="k")
 
 
