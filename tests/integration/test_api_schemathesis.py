@@ -16,7 +16,6 @@ from dagster_tidegate.web.access.identity import Role
 from dagster_tidegate.web.api.app import create_app
 from tests.integration.api import SETTINGS, api_on_port
 
-EXAMPLES = 10
 DOCUMENT = create_app(Store("sqlite://"), settings=SETTINGS).openapi()
 # The stream goes on for minutes, and has tests of its own.
 schema = schemathesis.openapi.from_dict(DOCUMENT).exclude(operation_id="stream_events")
@@ -59,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 
 @schema.parametrize()
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=settings.default.max_examples // 5,
     derandomize=True,
     deadline=None,
     database=None,

@@ -79,14 +79,15 @@ class Campaign:
         path = self.folder / "calls"
         return Counter(path.read_text().splitlines() if path.exists() else [])
 
-    def under_way(self) -> bool:
-        """Whether each op that can be worked on waits in its record."""
-        waiting = [op for op in ("left", "right") if self.calls()[f"{op} {jobs.WAITS}"]]
-        return len(waiting) == (2 if self.job == "in_processes" else 1)
+    def wait_for_records(self, key: str) -> None:
+        """Wait until each op that can be worked on waits in a record."""
+        ops = 2 if self.job == "in_processes" else 1
+        wait_until(lambda: sum(self.calls()[f"{op} {key}"] for op in ("left", "right")) == ops)
 
-    def go_on(self) -> None:
-        """Let the records that wait go on, now and from now on."""
-        (self.folder / "go").touch()
+    def go_on(self, *keys: str) -> None:
+        """Let records that wait go on, now and from now on."""
+        for key in keys:
+            (self.folder / f"go {key}").touch()
 
     @property
     def run(self) -> runs.CampaignRun:
@@ -109,20 +110,13 @@ class Campaign:
         assert (self.folder / "joined").read_text().split() == [*ALL, *ALL]
 
 
-# The executor makes the difference, and several processes meet in the store at once.
-ON_SQLITE = [("in_processes", "sqlite"), ("in_one_process", "sqlite")]
-# A signal has nothing to do with the store.
-on_sqlite = pytest.mark.parametrize("campaign", ON_SQLITE, ids="-".join, indirect=True)
-
-
-@pytest.fixture(params=[*ON_SQLITE, ("in_processes", "postgres")], ids="-".join)
-def campaign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Campaign]:
-    job, database = request.param
+@pytest.fixture
+def campaign(tmp_path: Path, job: str, store_url: str) -> Iterator[Campaign]:
     home = tmp_path / "home"
     home.mkdir()
     settings = {"concurrency": {"pools": {"granularity": "run"}}, "telemetry": {"enabled": False}}
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
-    store = Store(request.getfixturevalue(f"{database}_url"))
+    store = Store(store_url)
     with dg.DagsterInstance.from_config(str(home)) as instance:
         campaign = Campaign(tmp_path, instance, store, job)
         yield campaign
@@ -132,72 +126,35 @@ def campaign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Campaig
     store.dispose()
 
 
-def test_all_ops_of_a_run_share_one_attempt(campaign: Campaign):
-    campaign.go_on()
-    started = campaign.start()
-    assert campaign.end_of(started) is dg.DagsterRunStatus.SUCCESS
-    assert campaign.attempts() == [started[0]]
-    campaign.assert_all_done_once()
-
-
-def test_a_hold_stops_every_step_and_the_next_run_does_the_rest(campaign: Campaign):
+def stopped_by_a_hold(campaign: Campaign, key: str) -> str:
+    """Hold the service while a record is under way, and return the run that this has paused."""
     paused = campaign.start()
-    wait_until(campaign.under_way)
+    campaign.wait_for_records(key)
     mail = Target(TargetKind.SERVICE, "mail")
     with campaign.store.begin() as conn:
-        holds.place(
-            conn,
-            campaign.store.now(conn),
-            mail,
-            source=HoldSource.OPERATOR,
-            reason="maintenance",
-            actor="ana",
-        )
-    campaign.go_on()
+        now = campaign.store.now(conn)
+        holds.place(conn, now, mail, source=HoldSource.OPERATOR, reason="maintenance", actor="ana")
+    campaign.go_on(key)
     assert campaign.end_of(paused) is dg.DagsterRunStatus.CANCELED
     assert campaign.run.status is RunStatus.PAUSED
     assert 0 < campaign.calls().total() < 2 * jobs.COUNT
     assert campaign.in_doubt() == []
-
     with campaign.store.begin() as conn:
         now = campaign.store.now(conn)
         holds.release(conn, now, mail, source=HoldSource.OPERATOR, actor="ana")
-    resumed = campaign.start()
-    assert campaign.end_of(resumed) is dg.DagsterRunStatus.SUCCESS
-    assert campaign.attempts() == [paused[0], resumed[0]]
-    campaign.assert_all_done_once()
+    return paused[0]
 
 
-@on_sqlite
-def test_dagster_says_of_a_run_that_it_failed_since_its_process_was_told_to_end(campaign: Campaign):
-    """Outside a record loop, by which the gate knows that it is to be resumed."""
-    (campaign.folder / "stay").touch()
-    campaign.go_on()
-    told = campaign.start()
-    wait_until((campaign.folder / "joining").exists)
-    told[1].send_signal(signal.SIGTERM)
-    assert campaign.end_of(told) is dg.DagsterRunStatus.FAILURE
-    run = campaign.instance.get_run_by_id(told[0])
-    assert run is not None
-    assert Dagster(campaign.instance).was_interrupted(run)
-    (campaign.folder / "stay").unlink()
-    assert campaign.end_of(campaign.start()) is dg.DagsterRunStatus.SUCCESS
-    campaign.assert_all_done_once()
-
-
-@on_sqlite
-@pytest.mark.parametrize("terminated", [False, True], ids=["evicted", "terminated"])
-def test_a_run_whose_process_is_told_to_end_pauses_unless_a_person_terminated_it(
-    campaign: Campaign, terminated: bool
-):
+def stopped_by_a_signal(campaign: Campaign, key: str, *, terminated: bool) -> str:
+    """Send a run SIGTERM while a record is under way, and return the run."""
     stopped = campaign.start()
-    wait_until(campaign.under_way)
+    campaign.wait_for_records(key)
     if terminated:  # as each launcher does before it sends the signal
         run = campaign.instance.get_run_by_id(stopped[0])
         assert run is not None
         campaign.instance.report_run_canceling(run)
     stopped[1].send_signal(signal.SIGTERM)
-    campaign.go_on()
+    campaign.go_on(key)
     assert campaign.end_of(stopped) is dg.DagsterRunStatus.CANCELED
     expected = RunStatus.CANCELLED if terminated else RunStatus.PAUSED
     assert campaign.run.status is expected
@@ -208,6 +165,47 @@ def test_a_run_whose_process_is_told_to_end_pauses_unless_a_person_terminated_it
     assert run.tags["tidegate/reason"].startswith(why)
     assert campaign.calls().total() < 2 * jobs.COUNT
     assert campaign.in_doubt() == []
+    return stopped[0]
 
-    assert campaign.end_of(campaign.start()) is dg.DagsterRunStatus.SUCCESS
+
+def stopped_outside_a_record_loop(campaign: Campaign) -> str:
+    """Send a run SIGTERM in its last op, and return the run, which failed for Dagster.
+
+    By that the gate knows that it is to be resumed.
+    """
+    (campaign.folder / "stay").touch()
+    stopped = campaign.start()
+    wait_until((campaign.folder / "joining").exists)
+    stopped[1].send_signal(signal.SIGTERM)
+    assert campaign.end_of(stopped) is dg.DagsterRunStatus.FAILURE
+    run = campaign.instance.get_run_by_id(stopped[0])
+    assert run is not None
+    assert Dagster(campaign.instance).was_interrupted(run)
+    (campaign.folder / "stay").unlink()
+    return stopped[0]
+
+
+@pytest.mark.parametrize("job", ["in_processes", "in_one_process"])
+def test_whatever_stops_a_run_its_ops_share_one_attempt_and_each_record_is_done_once(
+    campaign: Campaign,
+):
+    evicted = stopped_by_a_signal(campaign, "3", terminated=False)
+    held = stopped_by_a_hold(campaign, "12")
+    terminated = stopped_by_a_signal(campaign, "20", terminated=True)
+    interrupted = stopped_outside_a_record_loop(campaign)
+    last = campaign.start()
+    assert campaign.end_of(last) is dg.DagsterRunStatus.SUCCESS
+    assert campaign.attempts() == [evicted, held, terminated, interrupted, last[0]]
+    campaign.assert_all_done_once()
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("job", ["in_processes"])
+def test_a_hold_stops_every_step_and_the_next_run_does_the_rest_on_postgresql(campaign: Campaign):
+    """Several processes meet in the store at once."""
+    held = stopped_by_a_hold(campaign, "3")
+    campaign.go_on(*jobs.WAITS)
+    resumed = campaign.start()
+    assert campaign.end_of(resumed) is dg.DagsterRunStatus.SUCCESS
+    assert campaign.attempts() == [held, resumed[0]]
     campaign.assert_all_done_once()

@@ -266,7 +266,9 @@ deltas = st.lists(
 
 @given(deltas=deltas, asking=st.sampled_from(["a", "d"]))
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=settings.default.max_examples // 3,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_the_store_adds_up_what_memory_adds_up(
     store: Store, deltas: list[WindowDelta], asking: str
@@ -495,7 +497,9 @@ def test_it_does_what_the_model_does(backend: BreakerBackend, clock: Clock):
     run_machine(
         lambda: Fleet(backend, clock),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(
-            max_examples=100 if in_memory else 25,
+            max_examples=settings.default.max_examples
+            if in_memory
+            else settings.default.max_examples // 3,
             stateful_step_count=40,
             deadline=None,
             # Databases are too slow to shrink an example; memory finds the small one.

@@ -528,7 +528,7 @@ def _no_ticks(takeover: Takeover, until: datetime) -> None:
 
 class TestTheGate(TheGate.TestCase):
     settings = settings(
-        max_examples=60,
+        max_examples=settings.default.max_examples // 2,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],

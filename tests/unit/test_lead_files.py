@@ -106,9 +106,7 @@ def test_a_file_with_only_a_header_has_no_leads(tmp_path: Path):
     assert found.rejects.empty
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(
         st.one_of(
