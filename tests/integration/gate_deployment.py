@@ -9,9 +9,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from unittest import mock
 
 import dagster as dg
@@ -27,7 +28,7 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import PythonFileTarget
+from dagster._core.workspace.load_target import GrpcServerTarget, PythonFileTarget
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import (
     QueuedRunCoordinatorDaemon,
 )
@@ -38,6 +39,9 @@ from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.store.database import Store
 from tests.support import forked_runs
 from tests.support.polling import wait_until
+
+if TYPE_CHECKING:
+    from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
@@ -237,7 +241,12 @@ def workers(path: Path) -> Iterator[None]:
 
 @contextmanager
 def deployment(
-    home: Path, store_url: str, *, dagster_url: str | None = None, **settings: object
+    home: Path,
+    store_url: str,
+    *,
+    dagster_url: str | None = None,
+    beside: Deployment | None = None,
+    **settings: object,
 ) -> Iterator[Deployment]:
     """Run a deployment in a directory.
 
@@ -245,12 +254,14 @@ def deployment(
         home: Its DAGSTER_HOME.
         store_url: URL of the store that it uses.
         dagster_url: URL of a PostgreSQL database for Dagster itself; else SQLite.
+        beside: A deployment whose code server and run workers it uses, to start at once.
         settings: More for dagster.yaml.
     """
     (home / "up").mkdir(parents=True)
+    socket = (home if beside is None else beside.home) / SOCKET
     config: dict[str, object] = {
         "concurrency": {"pools": {"granularity": "run"}},
-        "run_launcher": forked_runs.launcher(home / SOCKET),
+        "run_launcher": forked_runs.launcher(socket),
         "telemetry": {"enabled": False},
         **settings,
     }
@@ -263,19 +274,26 @@ def deployment(
         "GATE_PROJECT_CALLS": str(home / "calls"),
         "TIDEGATE_STORE_URL": store_url,
     }
-    target = PythonFileTarget(
-        python_file=str(PROJECT),
-        attribute=None,
-        working_directory=str(PROJECT.parent),
-        location_name=LOCATION,
-    )
+    if beside is None:
+        target = PythonFileTarget(
+            python_file=str(PROJECT),
+            attribute=None,
+            working_directory=str(PROJECT.parent),
+            location_name=LOCATION,
+        )
+    else:
+        context = beside.workspace.create_request_context()
+        code = cast("GrpcServerCodeLocation", context.get_code_location(LOCATION))
+        target = GrpcServerTarget(
+            host=code.host, port=code.port, socket=code.socket, location_name=LOCATION
+        )
     with (
         mock.patch.dict(os.environ, environment),
-        workers(home / SOCKET),
+        workers(socket) if beside is None else nullcontext(),
         dg.DagsterInstance.from_config(str(home)) as instance,
         create_test_daemon_workspace_context(target, instance) as workspace,
     ):
         store = Store(store_url)
-        wait_until((home / SOCKET).exists, "the process that forks has not started")
+        wait_until(socket.exists, "the process that forks has not started")
         yield Deployment(workspace, store, home)
         store.dispose()

@@ -96,10 +96,10 @@ def test_a_pool_without_a_limit_row_lets_everything_through(dagster: Deployment)
 
 
 def test_with_granularity_op_a_run_with_an_unpooled_first_op_is_launched(
-    tmp_path: Path, sqlite_url: str
+    dagster: Deployment, tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "op"}}
-    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, beside=dagster, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", "0")
         pooled, unpooled = deployed.launch("postcard"), deployed.launch("prepared_postcard")
         deployed.dequeue()
@@ -116,9 +116,11 @@ def test_with_granularity_run_a_run_with_an_unpooled_first_op_is_queued(dagster:
     assert dagster.status(run_id) is DagsterRunStatus.QUEUED
 
 
-def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(tmp_path: Path, sqlite_url: str):
+def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(
+    dagster: Deployment, tmp_path: Path, sqlite_url: str
+):
     pools = {"pools": {"granularity": "op", "op_granularity_run_buffer": 1}}
-    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, beside=dagster, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", "0")
         run_id = deployed.launch("postcard")
         deployed.dequeue()
@@ -128,10 +130,10 @@ def test_a_run_buffer_of_1_lets_a_run_through_a_limit_of_0(tmp_path: Path, sqlit
 
 
 def test_dagster_makes_a_pool_follow_the_default_when_a_run_waits_for_it(
-    tmp_path: Path, sqlite_url: str
+    dagster: Deployment, tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "run", "default_limit": 3}}
-    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, beside=dagster, concurrency=pools) as deployed:
         assert deployed.dagster.pools() == {}
         run_id = deployed.launch("postcard")
         deployed.dequeue()
@@ -140,10 +142,10 @@ def test_dagster_makes_a_pool_follow_the_default_when_a_run_waits_for_it(
 
 
 def test_a_limit_set_and_set_back_does_not_follow_the_default_any_more(
-    tmp_path: Path, sqlite_url: str
+    dagster: Deployment, tmp_path: Path, sqlite_url: str
 ):
     pools = {"pools": {"granularity": "run", "default_limit": 3}}
-    with deployment(tmp_path / "home", sqlite_url, concurrency=pools) as deployed:
+    with deployment(tmp_path / "home", sqlite_url, beside=dagster, concurrency=pools) as deployed:
         deployed.dagster.set_pool("mail", DEFAULT)
         assert deployed.dagster.pools() == {"mail": DEFAULT}
         storage = deployed.instance.event_log_storage

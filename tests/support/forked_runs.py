@@ -58,7 +58,8 @@ class ForkLauncher(RunLauncher, ConfigurableClass):
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(ANSWER_TIMEOUT_S)
             asking.connect(self._path)
-            asking.sendall(context.dagster_run.run_id.encode() + b"\n")
+            home = self._instance.root_directory
+            asking.sendall(f"{context.dagster_run.run_id} {home}\n".encode())
             asking.recv(1)
 
     def terminate(self, run_id: str) -> bool:
@@ -109,7 +110,7 @@ def serve(path: str, *modules: str) -> None:
         while True:
             asked, _ = listening.accept()
             with asked:
-                run_id = asked.makefile().readline().strip()
+                run_id, home = asked.makefile().readline().rstrip("\n").split(" ", 1)
                 pid = os.fork()
                 if pid:
                     # Here, and not by who asked: that one may be killed before it has the answer.
@@ -118,6 +119,7 @@ def serve(path: str, *modules: str) -> None:
                     continue
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.environ["DAGSTER_HOME"] = home
             work(run_id)
 
 
