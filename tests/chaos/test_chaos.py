@@ -1,6 +1,5 @@
-"""A share of the chaos, with seeds of its own each time; `make chaos` plays it all."""
+"""A share of the chaos, always the same; `make chaos` plays many rounds, of other seeds."""
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,8 @@ from tests.chaos.plan import plan
 from tests.chaos.rounds import play
 from tests.chaos.stage import stage
 
-ROUNDS = 2
+# Two rounds on each database, and blows of every kind.
+SEEDS = range(140, 144)
 
 
 @pytest.fixture
@@ -23,8 +23,7 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_nothing_is_lost_or_sent_twice(database: str, place: Path):
-    first = random.randrange(10**6)
-    plans = [plan(seed) for seed in range(first, first + 2 * ROUNDS)]
+    plans = [plan(seed) for seed in SEEDS]
     its = [each for each in plans if each.database == database]
     wrong = []
     with stage(place / "home", database) as made:
