@@ -1,38 +1,62 @@
 """Pauses Dagster campaigns when a third-party service fails, and resumes them when it recovers."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dagster_tidegate.breaker.breaker import Breaker as Breaker
-    from dagster_tidegate.breaker.errors import BreakerOpenError as BreakerOpenError
-    from dagster_tidegate.breaker.fleet import Fleet as Fleet
-    from dagster_tidegate.breaker.policy import ServicePolicy as ServicePolicy
-    from dagster_tidegate.plugin.campaign import Campaign as Campaign
-    from dagster_tidegate.plugin.pause import CampaignCancelled as CampaignCancelled
-    from dagster_tidegate.plugin.pause import CampaignPaused as CampaignPaused
-    from dagster_tidegate.plugin.resource import BreakerResource as BreakerResource
-    from dagster_tidegate.plugin.resource import ServiceConfig as ServiceConfig
-    from dagster_tidegate.plugin.sensors import build_breaker_sensor as build_breaker_sensor
-    from dagster_tidegate.plugin.sensors import build_pause_sensor as build_pause_sensor
-    from dagster_tidegate.plugin.sensors import build_resume_sensor as build_resume_sensor
-    from dagster_tidegate.pools import pool as pool
-    from dagster_tidegate.records.journal import Group as Group
-    from dagster_tidegate.records.loop import Records as Records
-    from dagster_tidegate.records.record import Record as Record
-    from dagster_tidegate.store.campaigns import CatchUp as CatchUp
-    from dagster_tidegate.store.retention import Keep as Keep
+    from dagster_tidegate.breaker.breaker import Breaker
+    from dagster_tidegate.breaker.errors import BreakerOpenError
+    from dagster_tidegate.breaker.fleet import Fleet
+    from dagster_tidegate.breaker.policy import ServicePolicy
+    from dagster_tidegate.plugin.attempt import CampaignCancelled, CampaignPaused
+    from dagster_tidegate.plugin.campaign import Campaign
+    from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
+    from dagster_tidegate.plugin.sensors import (
+        build_breaker_sensor,
+        build_pause_sensor,
+        build_resume_sensor,
+    )
+    from dagster_tidegate.pools import pool
+    from dagster_tidegate.records.journal import Group
+    from dagster_tidegate.records.loop import Records
+    from dagster_tidegate.records.record import Record
+    from dagster_tidegate.store.campaigns import CatchUp
+    from dagster_tidegate.store.retention import Keep
 
-# Loaded when first asked for: the breaker and the store are usable without Dagster, and the
-# command line answers without waiting for it.
-_HOMES = {
+    __version__: str
+
+__all__ = [
+    "Breaker",
+    "BreakerOpenError",
+    "BreakerResource",
+    "Campaign",
+    "CampaignCancelled",
+    "CampaignPaused",
+    "CatchUp",
+    "Fleet",
+    "Group",
+    "Keep",
+    "Record",
+    "Records",
+    "ServiceConfig",
+    "ServicePolicy",
+    "__version__",
+    "build_breaker_sensor",
+    "build_pause_sensor",
+    "build_resume_sensor",
+    "pool",
+]
+
+# Imported on first use: the breaker and the store work without Dagster, and the command line
+# starts without it.
+_MODULES = {
     "Breaker": "breaker.breaker",
-    "BreakerOpenError": "breaker.breaker",
+    "BreakerOpenError": "breaker.errors",
     "BreakerResource": "plugin.resource",
     "Campaign": "plugin.campaign",
-    "CampaignCancelled": "plugin.pause",
-    "CampaignPaused": "plugin.pause",
-    "CatchUp": "plugin.campaign",
+    "CampaignCancelled": "plugin.attempt",
+    "CampaignPaused": "plugin.attempt",
+    "CatchUp": "store.campaigns",
     "Fleet": "breaker.fleet",
     "Group": "records.journal",
     "Keep": "store.retention",
@@ -48,10 +72,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name == "__version__":
+        return metadata.version("dagster-tidegate")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return __all__

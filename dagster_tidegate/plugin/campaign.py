@@ -13,23 +13,23 @@ from dagster_tidegate.text import checked
 
 @dataclass(frozen=True)
 class Campaign:
-    """A Dagster job that pauses when a service it needs fails, and goes on when it recovers.
+    """A Dagster job that pauses when a service that it needs fails, and resumes when it recovers.
 
-    The job stays an ordinary Dagster job. Which services it needs is said by the pools of its
-    ops, see `pool`. Its schedules are found by themselves.
+    The job stays an ordinary Dagster job. The pools of its ops declare which services it needs,
+    see `pool`. Schedules that start it are detected automatically.
 
     Args:
-        job: The job, also one made by `dg.define_asset_job`.
-        catch_up: What becomes of the schedule ticks that it missed while it was paused: nothing,
-            the latest one is run, or all are (the newest `most_ticks`).
-        triggers: Sensors that start its runs, or their names; they stop while it is paused.
+        job: The job, or one made by `dg.define_asset_job`.
+        catch_up: Which schedule ticks that it missed while paused are run later: none, the
+            latest, or all (the newest `max_ticks`).
+        triggers: Sensors that start its runs, or their names; stopped while it is paused.
         priority: Campaigns of higher priority resume first.
-        most_ticks: How many missed ticks of a schedule are run at most with `CatchUp.ALL`.
-        owners: Names of the API tokens that may steer it besides administrators'; none: those of
-            every operator may.
+        max_ticks: Maximum number of missed ticks of a schedule that `CatchUp.ALL` runs.
+        owners: Names of the API tokens that may control it, besides administrators. Empty: every
+            operator may.
 
     Raises:
-        ValueError: If `most_ticks` is less than 1, or an owner's name can't be a token's.
+        ValueError: If `max_ticks` is less than 1, or an owner is not a valid token name.
 
     Example:
         >>> @dg.op(pool="instantly")
@@ -45,12 +45,12 @@ class Campaign:
     catch_up: CatchUp = CatchUp.NONE
     triggers: Sequence[dg.SensorDefinition | str] = ()
     priority: int = 0
-    most_ticks: int = 100
+    max_ticks: int = 100
     owners: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.most_ticks < 1:
-            raise ValueError(f"most_ticks of {self.name} is {self.most_ticks}: use 1 or more")
+        if self.max_ticks < 1:
+            raise ValueError(f"max_ticks of {self.name} is {self.max_ticks}: use 1 or more")
         if isinstance(self.owners, str):
             raise ValueError(f"owners of {self.name} is {self.owners!r}: use a list of names")
         for owner in self.owners:
@@ -62,10 +62,7 @@ class Campaign:
         return self.job.name
 
     def spec(self, repository: Repository) -> CampaignSpec:
-        """Return what the gate needs to know of the campaign.
-
-        Args:
-            repository: The repository that it is in.
+        """Return what the gate needs to know about the campaign.
 
         Raises:
             ValueError: If the repository has no such job, or no sensor of a name in `triggers`.
@@ -73,8 +70,8 @@ class Campaign:
         definition = repository.definition
         if not definition.has_job(self.name):
             raise ValueError(
-                f"campaign {self.name}: repository {definition.name} has no job of this name; put "
-                "the job into the Definitions too"
+                f"campaign {self.name}: repository {definition.name} has no such job; add the job "
+                "to the Definitions too"
             )
         triggers = [
             repository.trigger(schedule)
@@ -92,7 +89,7 @@ class Campaign:
             name=self.name,
             location=repository.location,
             catch_up=self.catch_up,
-            max_ticks=self.most_ticks,
+            max_ticks=self.max_ticks,
             priority=self.priority,
             ops=dict(_pools(definition.get_job(self.name).graph)),
             triggers=tuple(sorted(triggers)),
@@ -101,7 +98,7 @@ class Campaign:
 
 
 def _pools(graph: dg.GraphDefinition, path: str = "") -> Iterator[tuple[str, str]]:
-    """The ops of a graph that have a pool, by their path in the job."""
+    """Yield the path in the job and the pool of each op that has one."""
     for node in graph.nodes:
         definition = node.definition
         if isinstance(definition, dg.GraphDefinition):

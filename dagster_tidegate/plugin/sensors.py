@@ -1,15 +1,13 @@
 """The sensors that make up the gate.
 
-`build_pause_sensor` stops what must not run, `build_resume_sensor` lets go on what may, and
-`build_breaker_sensor` probes services. Each is level-triggered: a tick looks at what there is and
-does what is missing, so that a tick that never happened, or broke off, is made up for.
+Each is level-triggered: a tick compares what should be with what is, and applies the difference,
+so that it makes up for ticks that were missed or interrupted.
 """
 
 from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import Repository
@@ -23,7 +21,11 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
 
-Tick = Callable[[dg.SensorEvaluationContext, Fleet, Gate, Repository], dg.SensorResult]
+Tick = Callable[
+    [dg.SensorEvaluationContext, BreakerResource, Gate, Repository],
+    tuple[str, Sequence[dg.RunRequest]],
+]
+"""Returns a summary for people, and the runs to launch."""
 
 
 def build_pause_sensor(
@@ -34,20 +36,17 @@ def build_pause_sensor(
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """Build the sensor that stops in Dagster what must not run.
+    """Build the sensor that stops what must not run.
 
-    It sets the pools of what is held to 0, stops schedules and trigger sensors, and keeps the
-    statuses of campaign runs true to Dagster's runs.
+    It sets the pools of what is held to 0, stops schedules and trigger sensors, and updates the
+    statuses of campaign runs from Dagster's runs.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
         resource_key: Key of the `BreakerResource`.
         name: Name of the sensor.
-        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
-        default_status: Whether it runs where nobody has switched it on or off.
-
-    Returns:
-        The sensor, for the `sensors` of `dg.Definitions`.
+        minimum_interval_seconds: Seconds between ticks; Dagster's minimum is 5.
+        default_status: Whether it runs unless someone turns it on or off.
 
     Example:
         ```python
@@ -58,15 +57,25 @@ def build_pause_sensor(
     audit = Audit()
 
     def tick(
-        _context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
-    ) -> dg.SensorResult:
+        _context: dg.SensorEvaluationContext,
+        _resource: BreakerResource,
+        gate: Gate,
+        repository: Repository,
+    ) -> tuple[str, Sequence[dg.RunRequest]]:
         planner = MissedTickPlanner(gate, repository)
         summary = pause_tick(gate, planner, audit, new_code=saved != [gate.specs])
         saved[:] = [gate.specs]
-        return dg.SensorResult(skip_reason=summary)
+        return summary, ()
 
-    return _sensor(
-        PAUSE, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+    return _build(
+        PAUSE,
+        tick,
+        "Stops what depends on a held service: pools, schedules and trigger sensors.",
+        campaigns=campaigns,
+        resource_key=resource_key,
+        name=name,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
     )
 
 
@@ -78,35 +87,38 @@ def build_resume_sensor(
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """Build the sensor that lets go on in Dagster what nothing holds any more.
+    """Build the sensor that resumes what nothing holds any more.
 
-    It ramps pools up to exactly what they were, gives schedules and trigger sensors back as they
-    were, catches missed ticks up, and asks for the next attempt of each paused campaign run. A
-    half open service without a health probe gets one campaign run that tries it.
+    It ramps pools up to their previous limits, restores schedules and trigger sensors, catches up
+    missed ticks, and launches the next attempt of each paused campaign run. For a half-open
+    service without a health probe it launches one campaign run as a canary.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
         resource_key: Key of the `BreakerResource`.
         name: Name of the sensor.
-        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
-        default_status: Whether it runs where nobody has switched it on or off.
-
-    Returns:
-        The sensor, for the `sensors` of `dg.Definitions`.
+        minimum_interval_seconds: Seconds between ticks; Dagster's minimum is 5.
+        default_status: Whether it runs unless someone turns it on or off.
     """
 
     def tick(
-        context: dg.SensorEvaluationContext, _fleet: Fleet, gate: Gate, repository: Repository
-    ) -> dg.SensorResult:
-        summary, requests = resume_tick(gate, MissedTickPlanner(gate, repository))
-        if requests:
-            context.log.info(summary)  # a tick that asks for runs has no skip reason
-            return dg.SensorResult(run_requests=list(requests))
-        return dg.SensorResult(skip_reason=summary)
+        _context: dg.SensorEvaluationContext,
+        _resource: BreakerResource,
+        gate: Gate,
+        repository: Repository,
+    ) -> tuple[str, Sequence[dg.RunRequest]]:
+        return resume_tick(gate, MissedTickPlanner(gate, repository))
 
-    jobs = [campaign.job for campaign in campaigns]
-    return _sensor(
-        RESUME, tick, campaigns, jobs, resource_key, name, minimum_interval_seconds, default_status
+    return _build(
+        RESUME,
+        tick,
+        "Resumes what nothing holds any more: pools, schedules, missed ticks and paused runs.",
+        campaigns=campaigns,
+        jobs=[campaign.job for campaign in campaigns],
+        resource_key=resource_key,
+        name=name,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
     )
 
 
@@ -119,55 +131,64 @@ def build_breaker_sensor(
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
     keep: Keep | None = None,
 ) -> dg.SensorDefinition:
-    """Build the sensor that finds out whether a failed service is back.
+    """Build the sensor that checks whether a failed service has recovered.
 
-    A service with a health probe is asked when its breaker is due. One without becomes half open
-    then, and the resume sensor lets one campaign run try it. Holds whose time is over are
-    released, and what has been over for long is deleted, a little at each tick.
+    When a breaker is due, it calls the service's health probe. A breaker without one becomes half
+    open, and the resume sensor launches a canary. It also releases expired holds, and deletes
+    expired history, a little at each tick.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
         resource_key: Key of the `BreakerResource`.
         name: Name of the sensor.
-        minimum_interval_seconds: How often it looks, in seconds; Dagster looks every 5 at best.
-        default_status: Whether it runs where nobody has switched it on or off.
-        keep: How long ledgers, events, released holds and so on are kept; None: as long as `Keep`
-            says by itself. A campaign run whose ledger was deleted can't be executed again.
-
-    Returns:
-        The sensor, for the `sensors` of `dg.Definitions`.
+        minimum_interval_seconds: Seconds between ticks; Dagster's minimum is 5.
+        default_status: Whether it runs unless someone turns it on or off.
+        keep: Retention periods; None: the defaults of `Keep`. A campaign run whose ledger was
+            deleted can't be executed again.
     """
-
     retention = Retention(keep or Keep())
 
     def tick(
-        _context: dg.SensorEvaluationContext, fleet: Fleet, gate: Gate, _repository: Repository
-    ) -> dg.SensorResult:
-        summary = breaker_tick(gate, fleet)
-        if deleted := retention.prune_some(gate.store, fleet.now()):
-            summary += f"; {deleted} rows deleted that were over for long"
-        return dg.SensorResult(skip_reason=summary)
+        _context: dg.SensorEvaluationContext,
+        resource: BreakerResource,
+        gate: Gate,
+        _repository: Repository,
+    ) -> tuple[str, Sequence[dg.RunRequest]]:
+        summary = breaker_tick(gate, resource.fleet)
+        if deleted := retention.prune_some(resource.store, resource.fleet.now()):
+            summary += f"; deleted {deleted} expired rows"
+        return summary, ()
 
-    return _sensor(
-        BREAKER, tick, campaigns, (), resource_key, name, minimum_interval_seconds, default_status
+    return _build(
+        BREAKER,
+        tick,
+        "Probes failed services, releases expired holds and deletes expired history.",
+        campaigns=campaigns,
+        resource_key=resource_key,
+        name=name,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
     )
 
 
-def _sensor(
+def _build(
     part: str,
     tick: Tick,
+    description: str,
+    *,
     campaigns: Sequence[Campaign],
-    jobs: Sequence,
+    jobs: Sequence = (),
     resource_key: str,
     name: str,
     minimum_interval_seconds: int,
     default_status: dg.DefaultSensorStatus,
 ) -> dg.SensorDefinition:
-    # Of the repository that was seen last; Dagster evaluates all ticks of a process with one.
-    known: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
+    # Of the last repository; Dagster evaluates all ticks of a process with the same one.
+    cached: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
     @dg.sensor(
         name=name,
+        description=description,
         jobs=jobs or None,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
@@ -175,23 +196,25 @@ def _sensor(
         tags={PART_TAG: part},
     )
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        breakers: BreakerResource = getattr(context.resources, resource_key)
-        fleet = breakers.fleet
-        # Before all else: what it would write may be wrong by now.
-        fleet.require_current()
+        resource: BreakerResource = getattr(context.resources, resource_key)
+        # First of all: an outdated version must not write.
+        resource.fleet.require_current()
         repository = Repository.of(context)
-        if not known or known[0][0] is not repository.definition:
+        if not cached or cached[0][0] is not repository.definition:
             specs = [campaign.spec(repository) for campaign in campaigns]
-            known[:] = [(repository.definition, specs)]
-        [(_, specs)] = known
+            cached[:] = [(repository.definition, specs)]
         gate = Gate(
             Dagster(context.instance, repository),
-            breakers.store,
-            fleet.policies,
+            resource.store,
+            resource.fleet.policies,
             repository.location,
-            specs,
-            fleet.enabled,
+            cached[0][1],
+            resource.fleet.enabled,
         )
-        return tick(context, fleet, gate, repository)
+        summary, requests = tick(context, resource, gate, repository)
+        if requests:
+            context.log.info(summary)  # a tick that launches runs has no skip reason
+            return dg.SensorResult(run_requests=list(requests))
+        return dg.SensorResult(skip_reason=summary)
 
     return gate_sensor

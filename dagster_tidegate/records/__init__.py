@@ -1,1 +1,1 @@
-"""The record loop: works through the records of an op, each once, and stops between two of them."""
+"""The record loop: processes each record of an op once, and stops between two of them."""

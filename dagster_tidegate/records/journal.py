@@ -1,41 +1,39 @@
-"""A record loop's side of the ledger: what is written of its records, and when."""
+"""A record loop's side of the ledger: what is written about its records, and when."""
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
-from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
-from dagster_tidegate.store.runs import AttemptRow
 
 R = TypeVar("R")
 
-PROGRESS_EVERY_S = 1.0
-LOG_EVERY_S = 10.0
-SMOOTHING = 0.3  # of the rate: how much of it the last second is
-LEAST_RATE = 0.001
-"""What is less is nothing, to which the smoothed rate would not come by itself."""
+PROGRESS_INTERVAL_S = 1.0
+LOG_INTERVAL_S = 10.0
+SMOOTHING = 0.3  # weight of the latest second in the rate
+MIN_RATE = 0.001
+"""A lower rate is shown as zero."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that are written to the ledger together.
+    """How many records are written to the ledger in one transaction.
 
-    For work that may be repeated without harm: after a crash up to a group of records is done
-    again. A group is written when it is full, when it is old, and when the loop stops.
+    For work that is safe to repeat: after a crash, up to one group of records is processed again.
+    A group is written when it is full, when it is old enough, and when the loop stops.
 
     Attributes:
-        records: How many at most; at least 1.
-        seconds: How old it may become before it is written, in seconds; looked at between records.
+        records: Maximum number of records; at least 1.
+        seconds: Maximum age, in seconds; checked between records.
 
     Raises:
         ValueError: If one of them is too small.
@@ -46,72 +44,46 @@ class Group:
 
     def __post_init__(self) -> None:
         if self.records < 1 or self.seconds <= 0:
-            raise ValueError(
-                f"{self}: a group has at least 1 record, and is older than 0 seconds when written"
-            )
+            raise ValueError(f"{self}: use at least 1 record and more than 0 seconds")
 
 
 class Journal:
-    """Writes what becomes of the records of one loop, and knows how far it is.
+    """Writes what happens to the records of one loop, and counts them.
 
-    Without a group each record is written as started before its effect, and as done or failed
-    after it: the ledger has it, or it is in doubt. With one, only the end is written.
-
-    Args:
-        store: The store.
-        fleet: Has its clock.
-        attempt: The attempt that works.
-        op: Name of the loop.
-        series: The attempt with which the work began that this attempt resumes.
-        group: How records are written together; None: each for itself.
-        total: How many records there are, where that is known.
-        log: Where progress is told.
+    Without a group, each record is written as started before its effect and as done or failed
+    after it: either the ledger has it, or it is in doubt. With a group only the end is written.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        fleet: Fleet,
-        attempt: AttemptRow,
-        op: str,
-        *,
-        series: int,
-        group: Group | None,
-        total: int | None,
-        log: logging.Logger,
-    ) -> None:
-        self._store, self._fleet, self._attempt, self._op = store, fleet, attempt, op
-        self._series, self._group, self._total = series, group, total
-        self._log = log
+    def __init__(self, host: LoopHost, op: str, *, group: Group | None, total: int | None) -> None:
+        self._host, self._op = host, op
+        self._group, self._total = group, total
         self._entries: list[Entry] = []
-        self._since = 0.0  # when the oldest of them was made
-        self._started: dict[str, Record] = {}  # in the ledger as started, and not settled
-        self._told_at = self._logged_at = time.monotonic()
-        self._told = 0
+        self._oldest_entry_at = 0.0
+        self._started: dict[str, Record] = {}  # started in the ledger, and not finished
+        self._reported_at = self._logged_at = time.monotonic()
+        self._reported = 0
         self._rate: float | None = None
         self.begin()
 
     def begin(self) -> None:
-        """Find out what earlier attempts, or another process of this one, have done."""
-        self.found = retry_while_unreachable(self._begin, self._log)
-        self.done, self.failed = self.found.done, self.found.failed
+        """Read what earlier attempts, or another process of this one, have done."""
+        self.resumed = retry_while_unreachable(self._begin, self._host.log)
+        self.done, self.failed = self.resumed.done, self.resumed.failed
 
     def look_up(self, keys: Collection[str]) -> Mapping[str, Recorded]:
-        """Return what the ledger has of some records, by key; what was settled is written first."""
+        """Return the ledger's entries of some records, by key."""
         self.flush()
-        return self._reading(
-            lambda conn: ledger.look_up(conn, self._attempt.campaign_run, self._op, keys)
-        )
+        run = self._host.run.id
+        return self._read(lambda conn: ledger.look_up(conn, run, self._op, keys))
 
     def results(self) -> list[Any]:
         """Return the results of all records that are done, in the order of the input."""
         self.flush()
-        return self._reading(
-            lambda conn: ledger.results(conn, self._attempt.campaign_run, self._op)
-        )
+        run = self._host.run.id
+        return self._read(lambda conn: ledger.results(conn, run, self._op))
 
     def start(self, records: Sequence[Record]) -> None:
-        """Write that records are started, where that is not written yet, and what is to be written.
+        """Write that records are started, unless they are grouped or it is written already.
 
         Raises:
             AttemptOverError: If the campaign run has ended, or a newer attempt owns it.
@@ -119,15 +91,15 @@ class Journal:
         if self._group is not None:
             return
         for record in records:
-            self._note_start(record)
+            self._add_start(record)
         if self._entries:
             self.flush()
 
-    def settle(self, record: Record, status: RecordStatus, error: str | None = None) -> None:
-        """Note how a record ended; `end` writes it."""
-        result = _kept(record) if status is RecordStatus.DONE else None
+    def finish(self, record: Record, status: RecordStatus, error: str | None = None) -> None:
+        """Add how a record ended; `commit` writes it."""
+        result = _serialized(record) if status is RecordStatus.DONE else None
         if not self._entries:
-            self._since = time.monotonic()
+            self._oldest_entry_at = time.monotonic()
         self._entries.append(Entry(record.key, record.position, status, result, error))
         self._started.pop(record.key, None)
         if status is RecordStatus.DONE:
@@ -135,147 +107,152 @@ class Journal:
         else:
             self.failed += 1
 
-    def end(self, upcoming: Sequence[Record] = ()) -> None:
-        """Write how records ended, if their group is full or old enough.
+    def commit(self, upcoming: Sequence[Record] = ()) -> None:
+        """Write how records ended, unless their group is neither full nor old enough.
 
         Args:
-            upcoming: Records that are begun next: one transaction for both.
+            upcoming: Records that start next, in the same transaction.
 
         Raises:
-            AttemptOverError: If a newer attempt owns the campaign run.
+            AttemptOverError: If the campaign run has ended, or a newer attempt owns it.
         """
         group = self._group
         if group is None:
             for record in upcoming:
-                self._note_start(record)
-        elif len(self._entries) < group.records and time.monotonic() - self._since < group.seconds:
+                self._add_start(record)
+        elif (
+            len(self._entries) < group.records
+            and time.monotonic() - self._oldest_entry_at < group.seconds
+        ):
             return
         self.flush()
 
     def flush(self) -> None:
-        """Write everything that is to be written.
+        """Write all entries.
 
         Raises:
-            AttemptOverError: If the campaign run has ended and the loop would go on, or if a newer
-                attempt owns it.
+            AttemptOverError: If a newer attempt owns the campaign run, or it has ended and the
+                entries would continue it.
         """
-        starts = any(entry.status is RecordStatus.STARTED for entry in self._entries)
-        if not self._write_entries() and (starts or self._group is not None):
+        continues = self._group is not None or any(
+            entry.status is RecordStatus.STARTED for entry in self._entries
+        )
+        if not self._write_entries() and continues:
+            row = self._host.row
             raise AttemptOverError(
-                f"the campaign run of attempt {self._attempt.number} (Dagster run "
-                f"{self._attempt.dagster_run}) has ended: no further record is begun"
+                f"the campaign run of attempt {row.number} (Dagster run {row.dagster_run}) has "
+                "ended: no further record is started"
             )
 
-    def stop(self, position: int, key: str | None, unfinished: Collection[str] = ()) -> None:
-        """Write all there is, and leave no record in doubt but those that are.
+    def close(self, position: int, key: str | None, in_flight: Collection[str] = ()) -> None:
+        """Write everything. Only records that may have had an effect stay in doubt.
 
         Args:
-            position: Every record before this row is settled.
+            position: Every record before this row is finished.
             key: Key of the record before it.
-            unfinished: Keys of records whose work has not come to an end.
+            in_flight: Keys of records that were cut off.
         """
         self._entries = [e for e in self._entries if e.status is not RecordStatus.STARTED]
         self._write_entries()
         untouched = [
             record.key
             for record in self._started.values()
-            if not record.in_doubt and record.key not in unfinished
+            if not record.in_doubt and record.key not in in_flight
         ]
         progress = self._progress(position, key, exact=True, rate=None)
 
-        def leave(conn: Connection, now: datetime) -> None:
+        def write(conn: Connection, now: datetime) -> None:
             if untouched:
-                ledger.abandon(conn, self._attempt, self._op, untouched)
-            ledger.write_progress(conn, now, self._attempt, self._op, progress)
+                ledger.abandon(conn, self._host.row, self._op, untouched)
+            ledger.write_progress(conn, now, self._host.row, self._op, progress)
 
-        self._writing(leave)
+        self._write(write)
         self._started.clear()
 
-    def tell(self, mark: Callable[[], tuple[int, str | None]]) -> None:
-        """Write progress to the store once a second, and to the log now and then.
+    def report(self, mark: Callable[[], tuple[int, str | None]]) -> None:
+        """Write progress to the store once a second, and to the log every 10 seconds.
 
         Args:
-            mark: Returns up to which row all is settled, and the key before it.
+            mark: Returns the row before which every record is finished, and the key before it.
         """
         now = time.monotonic()
-        passed = now - self._told_at
-        if passed < PROGRESS_EVERY_S:
+        elapsed = now - self._reported_at
+        if elapsed < PROGRESS_INTERVAL_S:
             return
-        handled = self.done + self.failed
-        rate = (handled - self._told) / passed
-        self._rate = smoothed(self._rate, rate)
-        self._told_at, self._told = now, handled
+        finished = self.done + self.failed
+        self._rate = smoothed(self._rate, (finished - self._reported) / elapsed)
+        self._reported_at, self._reported = now, finished
         self.flush()
         progress = self._progress(*mark(), exact=False, rate=self._rate)
         self._write_progress(progress)
-        if now - self._logged_at >= LOG_EVERY_S:
+        if now - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = now
-            self._log.info(describe(progress))
+            self._host.log.info(describe(progress))
 
     def _write_entries(self) -> bool:
-        """Write the entries, and return whether the campaign run goes on."""
+        """Write the entries, and return whether the campaign run is still processing."""
         if not self._entries:
             return True
         entries = self._entries
-        goes_on = self._writing(
-            lambda conn, now: ledger.write(conn, now, self._attempt, self._op, entries)
+        processing = self._write(
+            lambda conn, now: ledger.write(conn, now, self._host.row, self._op, entries)
         )
-        self._entries = []  # not before they are written: what is cut off is written once more
-        return goes_on
+        self._entries = []  # only now: if the write was cut off, it is repeated
+        return processing
 
     def _begin(self) -> Progress:
-        run = self._attempt.campaign_run
-        with self._store.read() as conn:
-            found = ledger.progress(conn, run, self._op) or Progress(exact=True)
-            # Those that failed before this series are tried again, wherever they are.
-            whole = found.series == self._series or found.failed == 0
-            if not found.exact or not whole:
-                counts = ledger.counts(conn, run, self._op, failed_since=self._series)
-                found = replace(
-                    found,
+        run, series = self._host.run.id, self._host.series
+        with self._host.store.read() as conn:
+            progress = ledger.progress(conn, run, self._op) or Progress(exact=True)
+            # Records that failed before this series are retried, wherever they are.
+            same_series = progress.series == series or progress.failed == 0
+            if not progress.exact or not same_series:
+                counts = ledger.counts(conn, run, self._op, failed_since=series)
+                progress = replace(
+                    progress,
                     done=counts.get(RecordStatus.DONE, 0),
                     failed=counts.get(RecordStatus.FAILED, 0),
-                    position=found.position if whole else 0,
-                    position_key=found.position_key if whole else None,
+                    position=progress.position if same_series else 0,
+                    position_key=progress.position_key if same_series else None,
                 )
-        found = replace(found, total=self._total, series=self._series, exact=False, rate=None)
-        self._write_progress(found)
-        self._told = found.done + found.failed
-        return found
+        progress = replace(progress, total=self._total, series=series, exact=False, rate=None)
+        self._write_progress(progress)
+        self._reported = progress.done + progress.failed
+        return progress
 
     def _progress(
         self, position: int, key: str | None, *, exact: bool, rate: float | None
     ) -> Progress:
         return Progress(
-            self.done, self.failed, self._total, rate, position, key, self._series, exact
+            self.done, self.failed, self._total, rate, position, key, self._host.series, exact
         )
 
-    def _note_start(self, record: Record) -> None:
+    def _add_start(self, record: Record) -> None:
         if record.key not in self._started:
             self._started[record.key] = record
             self._entries.append(Entry(record.key, record.position, RecordStatus.STARTED))
 
-    def _reading(self, step: Callable[[Connection], R]) -> R:
-        def read() -> R:
-            with self._store.read() as conn:
-                return step(conn)
-
-        return retry_while_unreachable(read, self._log)
-
     def _write_progress(self, progress: Progress) -> None:
-        self._writing(
-            lambda conn, now: ledger.write_progress(conn, now, self._attempt, self._op, progress)
+        self._write(
+            lambda conn, now: ledger.write_progress(conn, now, self._host.row, self._op, progress)
         )
 
-    def _writing(self, step: Callable[[Connection, datetime], R]) -> R:
-        now = self._fleet.now()  # may read the store itself, the first time
+    def _read(self, step: Callable[[Connection], R]) -> R:
+        def read() -> R:
+            with self._host.store.read() as conn:
+                return step(conn)
+
+        return retry_while_unreachable(read, self._host.log)
+
+    def _write(self, step: Callable[[Connection, datetime], R]) -> R:
+        now = self._host.fleet.now()  # the first call reads the store
 
         def write() -> R:
-            # Twice is the same as once, and a newer attempt is looked for each time.
-            with self._store.begin() as conn:
+            # Idempotent, and each try is fenced against a newer attempt.
+            with self._host.store.begin() as conn:
                 return step(conn, now)
 
-        return retry_while_unreachable(write, self._log)
+        return retry_while_unreachable(write, self._host.log)
 
 
 def smoothed(rate: float | None, latest: float) -> float:
@@ -285,12 +262,12 @@ def smoothed(rate: float | None, latest: float) -> float:
         >>> smoothed(None, 2.0), smoothed(2.0, 0.0), smoothed(0.001, 0.0)
         (2.0, 1.4, 0.0)
     """
-    found = latest if rate is None else rate + SMOOTHING * (latest - rate)
-    return 0.0 if found < LEAST_RATE else found
+    average = latest if rate is None else rate + SMOOTHING * (latest - rate)
+    return 0.0 if average < MIN_RATE else average
 
 
 def describe(progress: Progress) -> str:
-    """Return how far a loop is, for people.
+    """Return the progress of a loop as text.
 
     Example:
         >>> describe(Progress(done=120, failed=2, total=5000, rate=14.2))
@@ -305,13 +282,13 @@ def describe(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _kept(record: Record) -> JsonText | None:
+def _serialized(record: Record) -> JsonText | None:
     if record.result is None:
         return None
     try:
         return JsonText.of(record.result)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"the result of record {record.key} can't be kept in the ledger: {error}. Set it to "
-            "something that JSON can hold"
+            f"the result of record {record.key} can't be kept in the ledger: {error}. Set it to a "
+            "value that JSON can represent"
         ) from error

@@ -10,19 +10,19 @@ NAMESPACE = uuid.UUID("6a1b2f0e-5d6c-4a63-9c39-0f6a6c1c7d11")
 
 
 class Record(Generic[T]):
-    """One unit of work. Its `with` block is its boundary: what happens inside belongs to it.
+    """One unit of work. Its `with` block is its boundary.
 
     Attributes:
-        value: The item that the loop was given; a row of a DataFrame is a dict.
-        key: Its key within the op.
+        value: The item from the input; a row of a DataFrame is a dict.
+        key: Its key, unique within the loop.
         position: Its row in the input, from 0.
-        tries: How often it has been begun in this attempt, this time included.
-        in_doubt: Whether an attempt was cut off while at it, so that its effect may have reached
-            the service; it is sent again with the same idempotency key.
-        result: Set it inside the block; it must be something that JSON can hold.
+        tries: How many times it was tried in this attempt, including this one.
+        in_doubt: Whether an earlier try was cut off, so that its effect may have reached the
+            service. It is retried with the same idempotency key.
+        result: Set it inside the block, to a value that JSON can represent.
     """
 
-    __slots__ = ("_scope", "_settle", "in_doubt", "key", "position", "result", "tries", "value")
+    __slots__ = ("_finish", "_scope", "in_doubt", "key", "position", "result", "tries", "value")
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Record(Generic[T]):
         position: int,
         *,
         scope: str,
-        settle: "Callable[[Record[T], BaseException | None], bool]",
+        finish: "Callable[[Record[T], BaseException | None], bool]",
         in_doubt: bool = False,
     ) -> None:
         self.value = value
@@ -41,11 +41,11 @@ class Record(Generic[T]):
         self.in_doubt = in_doubt
         self.result: Any = None
         self._scope = scope
-        self._settle = settle
+        self._finish = finish
 
     @property
     def idempotency_key(self) -> str:
-        """The same at every try and in every attempt; for services that take one."""
+        """A UUID that is the same for every try in every attempt."""
         return str(uuid.uuid5(NAMESPACE, f"{self._scope}/{self.key}"))
 
     def __enter__(self) -> "Record[T]":
@@ -53,4 +53,4 @@ class Record(Generic[T]):
         return self
 
     def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
-        return self._settle(self, error)
+        return self._finish(self, error)

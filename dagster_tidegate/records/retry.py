@@ -1,4 +1,4 @@
-"""Waiting for the store: no record goes on without its ledger."""
+"""Retries while the store is unreachable: no record is processed without its ledger."""
 
 import logging
 import time
@@ -16,36 +16,27 @@ MAX_WAIT_S = 300.0
 
 
 def backoff_s(tries: int) -> float:
-    """Return how long to wait after so many tries, in seconds; twice as long each time."""
+    """Return the exponential backoff after a number of tries, in seconds."""
     return min(FIRST_BACKOFF_S * 2 ** (tries - 1), MAX_BACKOFF_S)
 
 
 def retry_while_unreachable(step: Callable[[], R], log: logging.Logger) -> R:
-    """Do a step in the store; while it can't be reached, wait for it instead of failing.
-
-    Args:
-        step: What is to be done; it may be done twice.
-        log: Where the wait is told.
-
-    Returns:
-        What the step returns.
+    """Call `step`, which must be idempotent, until the store is reachable; return its result.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: If the store was away for longer than `MAX_WAIT_S`.
+        sqlalchemy.exc.DBAPIError: If the store was unreachable for longer than `MAX_WAIT_S`.
     """
-    waits_until = None
+    deadline = None
     tries = 0
     while True:
         try:
             return step()
         except UNREACHABLE as error:
             now = time.monotonic()
-            if waits_until is None:
-                waits_until = now + MAX_WAIT_S
-                log.warning(
-                    "No record goes on without the ledger; waiting for the store: %s", error
-                )
-            if now >= waits_until or "no such table" in str(error):
+            if deadline is None:
+                deadline = now + MAX_WAIT_S
+                log.warning("Store unreachable; retrying for up to %.0f s: %s", MAX_WAIT_S, error)
+            if now >= deadline or "no such table" in str(error):
                 raise
         tries += 1
-        time.sleep(backoff_s(tries) * (0.5 + random()))  # not all processes at the same moment
+        time.sleep(backoff_s(tries) * (0.5 + random()))

@@ -1,4 +1,4 @@
-"""Those who work on several records at once: threads, or tasks on an event loop."""
+"""The workers of `map`: threads, or tasks on an event loop."""
 
 import asyncio
 import contextvars
@@ -15,22 +15,18 @@ Finished = tuple[Record, BaseException | None]
 
 
 class Workers:
-    """Work on records beside the loop, which alone writes the ledger.
+    """Call the handler of `map`. They never write the ledger.
 
-    Threads are daemons: one that hangs in a call must not keep an ended run's process.
-
-    Args:
-        handler: Takes a record and returns its result; a function, or an `async` one.
-        concurrency: How many at once; the loop submits no more.
+    Threads are daemons: one that hangs in a call must not keep the process of an ended run alive.
 
     Attributes:
-        busy: How many records are worked on, or have not been told yet.
+        busy: How many records were submitted and not returned by `finished`.
     """
 
     def __init__(self, handler: Handler, concurrency: int) -> None:
         self._handler = handler
         self._finished: SimpleQueue[Finished] = SimpleQueue()
-        self._todo: SimpleQueue[Record | None] = SimpleQueue()
+        self._submitted: SimpleQueue[Record | None] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task] = set()
         self.busy = 0
@@ -50,46 +46,42 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take no more. Tasks of an event loop are cancelled; a thread ends after its call."""
+        """Cancel the tasks of an event loop; let each thread end after its call."""
         if self._loop is None:
             for _thread in self._threads:
-                self._todo.put(None)
+                self._submitted.put(None)
         else:
             self._loop.call_soon_threadsafe(self._end_tasks)
 
     def submit(self, record: Record) -> None:
-        """Let a record be worked on."""
+        """Start a record."""
         self.busy += 1
         if self._loop is None:
-            self._todo.put(record)
+            self._submitted.put(record)
         else:
             self._loop.call_soon_threadsafe(self._begin_task, record)
 
     def finished(self, timeout_s: float) -> list[Finished]:
-        """Return the records that have been worked on, with what was raised.
-
-        Args:
-            timeout_s: How long to wait for the first, in seconds.
-        """
+        """Return the finished records and what each raised; wait up to `timeout_s` for one."""
         try:
-            found = [self._finished.get(timeout=timeout_s)]
+            finished = [self._finished.get(timeout=timeout_s)]
         except Empty:
             return []
         while not self._finished.empty():
-            found.append(self._finished.get())
-        self.busy -= len(found)
-        return found
+            finished.append(self._finished.get())
+        self.busy -= len(finished)
+        return finished
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
         loop.close()
 
     def _work(self) -> None:
-        while (record := self._todo.get()) is not None:
+        while (record := self._submitted.get()) is not None:
             error: BaseException | None = None
             try:
                 record.result = self._handler(record)
-            except BaseException as raised:  # noqa: BLE001 -- told to the loop, which raises it
+            except BaseException as raised:  # noqa: BLE001 -- the loop raises it
                 error = raised
             self._finished.put((record, error))
 
@@ -102,7 +94,7 @@ class Workers:
         error: BaseException | None = None
         try:
             record.result = await self._handler(record)
-        except BaseException as raised:  # noqa: BLE001 -- told to the loop, which raises it
+        except BaseException as raised:  # noqa: BLE001 -- the loop raises it
             error = raised
         self._finished.put((record, error))
 
@@ -118,5 +110,5 @@ class Workers:
 
 def _is_async(handler: Any) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-        getattr(handler, "__call__", None)  # noqa: B004 -- an object that is called like one
+        getattr(handler, "__call__", None)  # noqa: B004 -- a callable object
     )

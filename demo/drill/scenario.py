@@ -11,7 +11,7 @@ from uuid import uuid4
 import dagster as dg
 import sqlalchemy as sa
 
-from dagster_tidegate.plugin.pause import STATE_TAG
+from dagster_tidegate.plugin.attempt import STATE_TAG
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store import breakers, campaigns, holds, runs, takeovers

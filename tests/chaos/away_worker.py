@@ -15,10 +15,12 @@ from dagster_tidegate.breaker.events import Event, StoreLost, StoreRegained
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.records.loop import Records
+from dagster_tidegate.records.worklist import LoopOptions
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import postgres, runs
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
+from tests.support.loop_host import FakeHost
 
 OPEN, HELD = "openai", "apollo"
 """A service whose breaker is open all the time, and one that a person holds."""
@@ -80,19 +82,9 @@ class Worker:
             run = runs.ensure(conn, now, "away", self.name)
             attempt = runs.begin_attempt(conn, now, run, self.name, owner_is_over=False)
         loop = Records(
-            store=self.store,
-            fleet=self.fleet,
-            run=run,
-            attempt=attempt,
-            op="send",
-            items=[{"key": f"{self.name}-{n}@away.example"} for n in range(records)],
-            key="key",
-            services=["instantly"],
-            failed_since=1,
-            holds=lambda: self.fleet.holds_on(services=["instantly"]),
-            on_stop=lambda stop: sys.exit(f"stopped: {stop}"),
-            max_failed=0.0,
-            log=logging.getLogger(self.name),
+            FakeHost(self.store, self.fleet, run, attempt, services=["instantly"]),
+            [{"key": f"{self.name}-{n}@away.example"} for n in range(records)],
+            LoopOptions(op="send", key="key", max_failed=0.0),
         )
         breaker = self.fleet.breaker("instantly")
         with httpx.Client(base_url=self.sandbox, trust_env=False, timeout=60) as http:

@@ -1,7 +1,6 @@
 """What a worker does for `test_clock_skew`: one thing each time, and it tells what came of it."""
 
 import json
-import logging
 import sys
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
+from tests.support.loop_host import FakeHost
 
 POLICY = ServicePolicy(name="openai", consecutive_failures=2, reset_timeout_s=1, jitter=0)
 MAX_S = 120.0
@@ -54,8 +54,8 @@ def work(store: Store, fleet: Fleet) -> dict:
         now = store.now(conn)
         run = runs.ensure(conn, now, "skewed", f"{now}")
         attempt = runs.begin_attempt(conn, now, run, f"{now}", owner_is_over=False)
-    log = logging.getLogger("tests")
-    with Lease(store, fleet, attempt, "send", log, lambda: False), store.read() as conn:
+    host = FakeHost(store, fleet, run, attempt)
+    with Lease(host, "send", lambda: False), store.read() as conn:
         newest = runs.latest_attempt(conn, run.id)
     assert newest is not None
     assert newest.lease_until is not None

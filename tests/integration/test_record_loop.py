@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -15,17 +16,19 @@ import pytest
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.records import input, lease
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.records import chunks, lease
+from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.journal import Group
-from dagster_tidegate.records.loop import (
-    InputChangedError,
-    MissingKeyError,
-    Records,
-    Stop,
-    Stopping,
-)
+from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.record import Record
+from dagster_tidegate.records.worklist import (
+    InputChangedError,
+    LoopOptions,
+    Mark,
+    MissingKeyError,
+    Worklist,
+)
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, loops, runs
 from dagster_tidegate.store import tables as t
@@ -39,16 +42,20 @@ OPERATOR = Target(TargetKind.SERVICE, "openai")
 LOG = logging.getLogger(__name__)
 
 
-class Stopped(Exception, Stopping):
+class Stopped(Exception, StopLoop):
     """What the op raises when the loop stops."""
 
-    def __init__(self, stop: Stop) -> None:
-        super().__init__(stop)
-        self.stop = stop
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Work:
-    """One campaign run, and the attempts at it."""
+    """One campaign run, and the attempts at it: the host of the loops."""
+
+    services: Sequence[str] = ("openai",)
+    drain_timeout_s = 10.0
+    log = LOG
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
@@ -61,12 +68,10 @@ class Work:
             now = self.store.now(conn)
             self.run = runs.ensure(conn, now, "outreach", "leads-1")
             number = self.run.attempt + 1
-            self.attempt = runs.begin_attempt(
-                conn, now, self.run, f"run-{number}", owner_is_over=over
-            )
+            self.row = runs.begin_attempt(conn, now, self.run, f"run-{number}", owner_is_over=over)
             self.series = runs.began_with(runs.attempts(conn, self.run.id))
             self.run = runs.ensure(conn, now, "outreach", "leads-1")
-        return self.attempt
+        return self.row
 
     def end(self, status: RunStatus) -> None:
         with self.store.begin() as conn:
@@ -74,29 +79,19 @@ class Work:
             assert current is not None
             runs.move(conn, self.store.now(conn), current, status, actor="test")
 
-    def records(self, items: Any, **options: Any) -> Records:
-        def stop(why: Stop) -> NoReturn:
-            if why.ended is None:
-                self.end(RunStatus.PAUSED if why.signal is None else RunStatus.CANCELLED)
-            raise Stopped(why)
+    def holds(self) -> Sequence[Hold]:
+        return self.fleet.holds_on(services=self.services)
 
+    def stop(self, reason: StopReason) -> NoReturn:
+        if reason.ended is None:
+            self.end(RunStatus.PAUSED if reason.signal is None else RunStatus.CANCELLED)
+        raise Stopped(reason)
+
+    def records(
+        self, items: Any, *, op: str = "send", group: Group | None = None, **options: Any
+    ) -> Records:
         return Records(
-            **{
-                "store": self.store,
-                "fleet": self.fleet,
-                "run": self.run,
-                "attempt": self.attempt,
-                "op": "send",
-                "items": items,
-                "key": str,
-                "services": ["openai"],
-                "failed_since": self.series,
-                "holds": lambda: self.fleet.holds_on(services=["openai"]),
-                "on_stop": stop,
-                "drain_timeout_s": 10.0,
-                "log": LOG,
-                **options,
-            }
+            copy(self), items, LoopOptions(**{"op": op, "key": str, **options}), group=group
         )
 
     def hold(self) -> None:
@@ -155,7 +150,7 @@ def test_chunks_of_a_frame_are_rows(work: Work) -> None:
 
 
 def test_an_input_of_several_chunks_is_gone_through_once_and_in_order(work: Work) -> None:
-    count = input.MAX_AT_ONCE * 2 + 10
+    count = chunks.MAX_CHUNK * 2 + 10
     keys = [str(n) for n in range(count)]
     seen = go_through(work.records((key for key in keys), group=Group(records=400)))
     assert seen == keys
@@ -190,8 +185,8 @@ def test_an_asynchronous_input_in_a_for_loop_is_refused(work: Work) -> None:
 
 def test_repeated_keys_are_told_and_counted(work: Work, caplog: pytest.LogCaptureFixture) -> None:
     assert go_through(work.records(["a", "b", "a", *["b"] * 20])) == ["a", "b"]
-    assert "Row 2 repeats the key a" in caplog.text
-    assert "21 rows repeat a key" in caplog.text
+    assert "Skipped row 2: duplicate key a" in caplog.text
+    assert "Skipped 21 rows with a duplicate key" in caplog.text
     assert len(caplog.records) < 15
 
 
@@ -224,14 +219,14 @@ def test_records_are_gone_through_by_one_loop_at_a_time(work: Work) -> None:
     first = iter(records)
     with next(first):
         pass
-    with pytest.raises(RuntimeError, match="being gone through already"):
+    with pytest.raises(RuntimeError, match="still running"):
         next(iter(records))
 
 
 def test_an_iterator_that_was_gone_through_is_not_taken_for_an_empty_input(work: Work) -> None:
     records = work.records(iter("abc"))
     go_through(records)
-    with pytest.raises(RuntimeError, match="has been gone through"):
+    with pytest.raises(RuntimeError, match="already consumed"):
         go_through(records)
 
 
@@ -240,7 +235,7 @@ def test_a_record_is_entered_once(work: Work) -> None:
     for record in work.records(["a"]):
         with record:
             pass
-        with pytest.raises(RuntimeError, match="record a has ended"), record:
+        with pytest.raises(RuntimeError, match="record a is finished"), record:
             pass
     assert work.progress().done == 1
 
@@ -257,11 +252,20 @@ def test_a_loop_that_is_left_early_leaves_nothing_in_doubt(work: Work) -> None:
 def test_a_slow_input_keeps_nothing_of_what_is_behind(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input, "MAX_READ_S", 0.0)
-    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_EVERY_S", 0.0)
-    records = work.records(str(n) for n in range(30))
-    go_through(records)
-    assert len(records._marks) < 3
+    monkeypatch.setattr(chunks, "MAX_READ_S", 0.0)
+    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_INTERVAL_S", 0.0)
+    kept = []
+    mark = Worklist.mark
+
+    def count(self: Worklist) -> Mark:
+        marked = mark(self)
+        kept.append(len(self._marks))
+        return marked
+
+    monkeypatch.setattr(Worklist, "mark", count)
+    go_through(work.records(str(n) for n in range(30)))
+    assert len(kept) >= 30
+    assert max(kept) < 3
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def test_a_hold_lets_what_is_in_flight_in_map_finish_and_begins_no_other(work: W
         work.records(list("abcdefgh")).map(handle, concurrency=2)
     done = work.statuses()
     assert done == {"a": RecordStatus.DONE, "b": RecordStatus.DONE}
-    assert stopped.value.stop.done == 2
+    assert stopped.value.reason.done == 2
     work.release()
     work.begin()
     assert work.records(list("abcdefgh")).map(lambda r: r.key) == list("abcdefgh")
@@ -366,8 +370,9 @@ def test_what_outlives_the_drain_timeout_stays_in_doubt(work: Work) -> None:
             work.hold()
             forever.wait(20)
 
+    work.drain_timeout_s = 0.3
     with pytest.raises(Stopped):
-        work.records(list("ab"), drain_timeout_s=0.3).map(handle, concurrency=2)
+        work.records(list("ab")).map(handle, concurrency=2)
     forever.set()
     assert work.statuses()["b"] is RecordStatus.STARTED
     work.release()
@@ -405,9 +410,10 @@ def test_an_error_that_ends_map_does_not_wait_for_nobody(work: Work) -> None:
     def handle(_: Record) -> None:
         raise KeyboardInterrupt
 
+    work.drain_timeout_s = 120.0
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        work.records(list("ab"), drain_timeout_s=120.0).map(handle, concurrency=1)
+        work.records(list("ab")).map(handle, concurrency=1)
     assert time.monotonic() - began < 60
 
 
@@ -487,12 +493,12 @@ def pause_after(work: Work, items: Any, key: str, **options: Any) -> None:
 
 
 def test_an_input_that_only_grows_is_not_read_again(work: Work) -> None:
-    items = Watched(str(n) for n in range(input.MAX_AT_ONCE * 3))
-    pause_after(work, items, str(input.MAX_AT_ONCE * 2), append_only=True)
+    items = Watched(str(n) for n in range(chunks.MAX_CHUNK * 3))
+    pause_after(work, items, str(chunks.MAX_CHUNK * 2), append_only=True)
     items.read.clear()
     items.append("new")
-    assert len(go_through(work.records(items, append_only=True))) == input.MAX_AT_ONCE
-    assert min(items.read) == input.MAX_AT_ONCE * 2 - 1
+    assert len(go_through(work.records(items, append_only=True))) == chunks.MAX_CHUNK
+    assert min(items.read) == chunks.MAX_CHUNK * 2 - 1
     assert work.progress().done == len(items)
 
 
@@ -512,7 +518,7 @@ def test_nothing_is_lost_of_a_chunk_that_could_not_be_read_to_its_end(work: Work
 
 
 def test_a_cancelled_run_goes_on_where_it_stopped(work: Work) -> None:
-    items = Watched(str(n) for n in range(input.MAX_AT_ONCE * 2))
+    items = Watched(str(n) for n in range(chunks.MAX_CHUNK * 2))
     with pytest.raises(Stopped):
         go_through(
             work.records(items, append_only=True),
@@ -521,7 +527,7 @@ def test_a_cancelled_run_goes_on_where_it_stopped(work: Work) -> None:
     work.begin()
     items.read.clear()
     assert len(go_through(work.records(items, append_only=True))) == len(items) - 601
-    assert min(items.read) == input.MAX_AT_ONCE - 1
+    assert min(items.read) == chunks.MAX_CHUNK - 1
 
 
 @pytest.mark.parametrize("now", ["shifted", "shorter"])
@@ -569,7 +575,7 @@ def test_a_signal_stops_after_the_record_in_flight(work: Work, number: int) -> N
     former = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         go_through(work.records(list("abc")), lambda _: os.kill(os.getpid(), number))
-    assert stopped.value.stop.signal == number
+    assert stopped.value.reason.signal == number
     assert work.statuses() == {"a": RecordStatus.DONE}
     assert signal.getsignal(number) == former
     work.begin()
@@ -594,9 +600,10 @@ def test_a_record_that_takes_too_long_is_cut_off_and_in_doubt(work: Work) -> Non
         time.sleep(60)
         pytest.fail("it was not cut off")
 
+    work.drain_timeout_s = 0.2
     with pytest.raises(Stopped) as stopped:
-        go_through(work.records(list("ab"), drain_timeout_s=0.2), handle)
-    assert stopped.value.stop.signal == signal.SIGINT
+        go_through(work.records(list("ab")), handle)
+    assert stopped.value.reason.signal == signal.SIGINT
     assert work.statuses() == {"a": RecordStatus.STARTED}
     doubts: list[bool] = []
     work.begin()
@@ -607,7 +614,7 @@ def test_a_record_that_takes_too_long_is_cut_off_and_in_doubt(work: Work) -> Non
 def test_a_signal_at_the_last_record_stops_the_op(work: Work) -> None:
     with pytest.raises(Stopped) as stopped:
         go_through(work.records(["a"]), lambda _: os.kill(os.getpid(), signal.SIGINT))
-    assert stopped.value.stop.signal == signal.SIGINT
+    assert stopped.value.reason.signal == signal.SIGINT
     assert work.statuses() == {"a": RecordStatus.DONE}
 
 
@@ -655,7 +662,7 @@ def test_a_run_that_was_ended_from_outside_finishes_its_record_and_begins_no_oth
     """As when a person marks the run as canceled in Dagster while its process lives on."""
     with pytest.raises(Stopped) as stopped:
         go_through(work.records(list("abc")), lambda _: work.end(RunStatus.CANCELLED))
-    assert stopped.value.stop.ended is RunStatus.CANCELLED
+    assert stopped.value.reason.ended is RunStatus.CANCELLED
     assert work.statuses() == {"a": RecordStatus.DONE}
 
 
@@ -701,7 +708,7 @@ def test_an_attempt_at_work_has_a_lease_and_one_that_is_not_has_none(work: Work)
 def test_a_lease_is_renewed_while_a_record_takes_long(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    monkeypatch.setattr(lease, "RENEW_INTERVAL_S", 0.02)
     renewed = threading.Event()
     claim = loops.claim
 
@@ -718,15 +725,15 @@ def test_a_lease_is_renewed_while_a_record_takes_long(
 
 def waits_for_another(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Return what is set once a loop has found another process in it."""
-    monkeypatch.setattr(lease, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(lease, "POLL_INTERVAL_S", 0.01)
     waits = threading.Event()
-    require_ours = lease.Lease._require_ours
+    require_ours = lease.Lease._require_processing
 
     def note(self: lease.Lease) -> None:
         require_ours(self)
         waits.set()
 
-    monkeypatch.setattr(lease.Lease, "_require_ours", note)
+    monkeypatch.setattr(lease.Lease, "_require_processing", note)
     return waits
 
 
@@ -762,7 +769,7 @@ def test_of_a_run_launched_twice_the_second_pauses_with_the_first(
         try:
             go_through(late)
         except Stopped as stopped:
-            ends.append(stopped.stop.ended)
+            ends.append(stopped.reason.ended)
 
     second = threading.Thread(target=go_through_too)
 
@@ -782,7 +789,7 @@ def test_of_a_run_launched_twice_the_second_pauses_with_the_first(
 def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    monkeypatch.setattr(lease, "RENEW_INTERVAL_S", 0.02)
     lost = threading.Event()
     renew = lease.Lease._renew
 
@@ -799,10 +806,10 @@ def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
                 conn.execute(t.loops.update().values(worker="another"))
             assert lost.wait(60)
 
-    with pytest.raises(AttemptOverError, match="no sign of life"):
+    with pytest.raises(AttemptOverError, match="renew its lease in time"):
         go_through(work.records(list("abc")), overtaken)
     with work.store.begin() as conn:
-        loops.leave(conn, work.attempt, "send", "another")
+        loops.leave(conn, work.row, "send", "another")
     assert go_through(work.records(list("abc"))) == ["b", "c"]
 
 
@@ -834,7 +841,7 @@ def test_a_record_that_was_cut_off_stays_listed_until_it_is_settled(work: Work) 
 def test_progress_has_a_rate_while_somebody_works(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_INTERVAL_S", 0.0)
     rates = []
     go_through(work.records(list("abc")), lambda _: rates.append(work.progress().rate))
     assert rates[0] is None
@@ -880,10 +887,10 @@ def test_what_is_done_is_written_also_when_the_first_write_is_cut_off(
 
 def test_what_an_earlier_try_of_the_step_left_in_doubt_stays_so(work: Work) -> None:
     """Dagster tries a step again in the same run: the attempt is the same."""
-    many = [str(n) for n in range(input.MAX_AT_ONCE * 2)]
+    many = [str(n) for n in range(chunks.MAX_CHUNK * 2)]
     with work.store.begin() as conn:
         entry = ledger.Entry(many[-1], len(many) - 1, RecordStatus.STARTED)
-        ledger.write(conn, work.store.now(conn), work.attempt, "send", [entry])
+        ledger.write(conn, work.store.now(conn), work.row, "send", [entry])
     with pytest.raises(Stopped):
         go_through(work.records(many), lambda _: work.hold())
     assert work.statuses()[many[-1]] is RecordStatus.STARTED

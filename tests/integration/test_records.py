@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
 from dagster_tidegate.dagster_api.lineage import CANARY_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.plugin.pause import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
-from dagster_tidegate.records.loop import MissingKeyError
+from dagster_tidegate.plugin.attempt import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
+from dagster_tidegate.records.worklist import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
 from dagster_tidegate.store import tables as t

@@ -1,0 +1,279 @@
+"""An attempt: one Dagster run's work on a campaign run, from its claim to its end."""
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from typing import NoReturn
+
+import dagster as dg
+
+from dagster_tidegate import holds
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.lineage import (
+    SUPERSEDED_TAG,
+    is_resume,
+    is_superseded,
+    partition_of,
+    tried_by,
+)
+from dagster_tidegate.gate import tighten_now
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.pools import needs
+from dagster_tidegate.records.host import StopLoop, StopReason
+from dagster_tidegate.records.retry import retry_while_unreachable
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.ledger import AttemptOverError
+from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, CampaignRun
+
+STATE_TAG = "tidegate/state"
+SERVICE_TAG = "tidegate/service"
+REASON_TAG = "tidegate/reason"
+RESUMED = "resumed"
+MAX_TAG = 250
+
+
+class CampaignPaused(dg.Failure, StopLoop):
+    """Raised in an op to end its run as paused.
+
+    Dagster calls op failure hooks for it, but nothing else that reacts to failures. A hook can
+    check for this type in `context.op_exception`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+
+
+class CampaignCancelled(dg.Failure, StopLoop):
+    """Raised in an op to end its run after it was terminated in Dagster.
+
+    As with `CampaignPaused`, Dagster calls op failure hooks and nothing else.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+
+
+class Attempt:
+    """What an op does as part of an attempt: the `LoopHost` of its record loops.
+
+    All ops of a Dagster run share one attempt. `begin` claims the campaign run for it, `holds`
+    says what covers it now, and `stop` ends it as paused or cancelled.
+    """
+
+    def __init__(
+        self,
+        context: dg.OpExecutionContext,
+        store: Store,
+        fleet: Fleet,
+        run: CampaignRun,
+        attempts: Sequence[AttemptRow],
+        drain_timeout_s: float,
+    ) -> None:
+        self.store, self.fleet = store, fleet
+        self.run = run
+        self.row = attempts[-1]
+        self.series = runs.began_with(attempts)
+        self.services: Sequence[str] = sorted(needs(context.op_def.pool, fleet.policies).services)
+        self.drain_timeout_s = drain_timeout_s
+        self.log: logging.Logger = context.log
+        self._context = context
+        self._dagster = Dagster(context.instance)
+        self._needed = _needed_downstream(context, fleet.policies)
+
+    @classmethod
+    def begin(
+        cls,
+        context: dg.OpExecutionContext,
+        store: Store,
+        fleet: Fleet,
+        *,
+        drain_timeout_s: float,
+    ) -> "Attempt":
+        """Make the Dagster run of `context` the owner of its campaign run.
+
+        Raises:
+            CampaignPaused: If another op has paused the run.
+            CampaignCancelled: If the gate requested the run, and another one was launched first
+                or a person cancelled the campaign run.
+            AttemptRefusedError: If another attempt owns the campaign run and has not ended.
+        """
+        try:
+            run, attempts = retry_while_unreachable(lambda: _claim(context, store), context.log)
+        except AttemptPausedError as error:
+            raise CampaignPaused(str(error)) from error
+        attempt = cls(context, store, fleet, run, attempts, drain_timeout_s)
+        if len(attempts) > 1:
+            attempt._mark_resumed(attempts[-2])
+        return attempt
+
+    def holds(self) -> Sequence[Hold]:
+        """Return the holds that cover the op, except that of a breaker whose canary this is."""
+        services = self.fleet.snapshot().services
+        if not self.fleet.snapshot().holds:  # the usual case, before each record
+            return ()
+        covering = self.fleet.holds_on(
+            services=self._needed, campaign=self.run.campaign, partition=self.run.partition
+        )
+        tried = {
+            Target(TargetKind.SERVICE, name)
+            for name in tried_by(self._context.run)
+            if name in services and services[name].state is not BreakerState.OPEN
+        }
+        return [h for h in covering if h.target not in tried or h.source is not HoldSource.BREAKER]
+
+    def stop(self, reason: StopReason) -> NoReturn:
+        """Pause or cancel the campaign run, and end its Dagster run as CANCELED.
+
+        It is cancelled if the loop stopped for a signal after a person terminated the run in
+        Dagster, and paused otherwise. The store is written first: if the process dies in between,
+        the campaign run is paused and resumes, whatever Dagster makes of its run.
+
+        Raises:
+            CampaignPaused: If it is paused.
+            CampaignCancelled: If it is cancelled.
+            AttemptOverError: If another attempt took over.
+        """
+        if reason.ended is not None:
+            raise _ended(
+                reason.ended,
+                f"{self.run.name} is already {reason.ended}; this op stops at {reason.done}",
+            )
+        status, why = self._outcome(reason)
+        of = "" if reason.total is None else f"/{reason.total}"
+        where = f"at {reason.done}{of}: {why}"
+        status = retry_while_unreachable(lambda: self._end(status, where), self.log)
+        message = f"{status.capitalize()} {where}"
+        tags = {STATE_TAG: status.value, REASON_TAG: why[:MAX_TAG]}
+        if reason.holds:
+            self._hold_queue()
+            services = [h.target.name for h in reason.holds if h.target.kind is TargetKind.SERVICE]
+            if services:
+                tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
+        self.log.info(message)
+        self._dagster.end_as_canceled(self._context.run, message, tags)
+        raise _ended(status, message)
+
+    def _outcome(self, reason: StopReason) -> tuple[RunStatus, str]:
+        if reason.signal is not None and self._dagster.is_canceling(self._context.run_id):
+            return RunStatus.CANCELLED, "it was terminated in Dagster"
+        if reason.holds:
+            return RunStatus.PAUSED, holds.describe(reason.holds)
+        if reason.signal is not None:
+            why = f"its process received {reason.signal.name}; resumes automatically"
+            return RunStatus.PAUSED, why
+        return RunStatus.PAUSED, reason.outdated or ""
+
+    def _end(self, to: RunStatus, where: str) -> RunStatus:
+        """End the attempt in the store, and return its status: another op may have been first.
+
+        That op asks Dagster to end the run, which then looks as if a person had terminated it.
+        """
+        with self.store.begin() as conn:
+            current = runs.get(conn, self.run.id)
+            if current is None or current.attempt != self.row.number:
+                raise AttemptOverError(
+                    f"{self.run.name} belongs to a newer attempt than {self.row.number}"
+                )
+            if current.status in (RunStatus.PAUSED, RunStatus.CANCELLED):
+                return current.status
+            if current.status is RunStatus.PROCESSING:
+                now, reason = self.store.now(conn), f"{to.capitalize()} {where}"
+                runs.move(conn, now, current, to, reason=reason, actor=self.row.dagster_run)
+            return to
+
+    def _hold_queue(self) -> None:
+        """Hold back queued runs before the end of this one makes room for them."""
+        try:
+            for change in tighten_now(self._context.instance, self.store, self.fleet):
+                self.log.info("Gate: %s", change)
+        except Exception as error:  # noqa: BLE001 -- the pause itself must succeed
+            self.log.warning("Queued runs are not held back until the next gate tick: %r", error)
+
+    def _mark_resumed(self, previous: AttemptRow) -> None:
+        """Tag the Dagster run of the paused attempt, and replace it in its backfill."""
+        if previous.outcome is not RunStatus.PAUSED:
+            return
+        run = self._dagster.run(previous.dagster_run)
+        # Every loop of this run gets here; the tag, written last, says that one was first.
+        if run is None or run.tags.get(STATE_TAG) == RESUMED:
+            return
+        try:
+            self._dagster.hand_backfill_over(previous.dagster_run)
+            self._dagster.add_tags(previous.dagster_run, {STATE_TAG: RESUMED})
+        except Exception as error:  # noqa: BLE001 -- records must not wait for a tag
+            self.log.warning("Run %s is not marked as resumed: %r", previous.dagster_run, error)
+
+
+def _ended(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:
+    return (CampaignPaused if status is RunStatus.PAUSED else CampaignCancelled)(message)
+
+
+def _claim(
+    context: dg.OpExecutionContext, store: Store
+) -> tuple[CampaignRun, Sequence[AttemptRow]]:
+    """Claim the campaign run, and return it with its attempts; the last is this run's."""
+    partition = partition_of(context.run)
+    is_over: dict[str, bool] = {}  # by id of a Dagster run
+    while True:
+        with store.begin() as conn:
+            now = store.now(conn)
+            run = runs.locked(conn, runs.ensure(conn, now, context.job_name, partition).id)
+            newest = runs.latest_attempt(conn, run.id)
+            begun = runs.attempt_of(conn, context.run_id) is not None
+            stale = None if newest is None or begun else _why_stale(context.run, run, newest)
+            owner = context.run_id if newest is None else newest.dagster_run
+            lease = None if newest is None else newest.lease_until
+            expired = lease is not None and lease < now
+            if stale is None and (expired or owner == context.run_id or owner in is_over):
+                over = expired or is_over.get(owner, False)
+                runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
+                return run, runs.attempts(conn, run.id)
+        if stale is not None:
+            message, tags = stale
+            Dagster(context.instance).end_as_canceled(context.run, message, tags)
+            raise CampaignCancelled(message)
+        # Outside the transaction, which keeps others from writing.
+        owner_run = context.instance.get_run_by_id(owner)
+        is_over[owner] = owner_run is None or owner_run.is_finished
+
+
+def _why_stale(
+    dagster_run: dg.DagsterRun, run: CampaignRun, newest: AttemptRow
+) -> tuple[str, dict[str, str]] | None:
+    """Return why a run that the gate requested is not needed any more, and its tags; or None."""
+    if is_superseded(dagster_run, newest.dagster_run):
+        message = (
+            f"Not needed: Dagster run {newest.dagster_run} resumed {run.name} first, as attempt "
+            f"{newest.number}"
+        )
+        return message, {SUPERSEDED_TAG: newest.dagster_run}
+    cancelled = run.status is RunStatus.CANCELLED and newest.outcome is RunStatus.PAUSED
+    if cancelled and is_resume(dagster_run):
+        message = f"Not resumed: {run.name} was cancelled ({run.reason})"
+        return message, {STATE_TAG: RunStatus.CANCELLED.value}
+    return None
+
+
+def _needed_downstream(context: dg.OpExecutionContext, services: Collection[str]) -> list[str]:
+    """Return which services this op or an op downstream of it needs."""
+    graph = context.job_def.graph
+    downstream: dict[str, set[str]] = {node.name: set() for node in graph.nodes}
+    for node in graph.nodes:
+        for outputs in graph.dependency_structure.input_to_upstream_outputs_for_node(
+            node.name
+        ).values():
+            for output in outputs:
+                downstream[output.node_name].add(node.name)
+    reached: set[str] = set()
+    pending = [context.op_handle.path[0]]
+    while pending:
+        name = pending.pop()
+        if name not in reached:
+            reached.add(name)
+            pending.extend(downstream[name])
+    pools: Iterable[str] = (
+        pool for node in graph.nodes if node.name in reached for pool in node.definition.pools
+    )
+    return sorted({service for pool in pools for service in needs(pool, services).services})

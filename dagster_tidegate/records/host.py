@@ -1,0 +1,71 @@
+"""What a record loop needs from the run that it is part of."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from signal import Signals
+from typing import NoReturn, Protocol
+
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.holds import Hold
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
+
+
+class StopLoop:
+    """Base of what `LoopHost.stop` raises: it ends the loop without failing a record."""
+
+
+@dataclass(frozen=True)
+class StopReason:
+    """Why and where a loop stopped between two records. One of the last four is set.
+
+    Attributes:
+        done: How many records are done.
+        total: How many there are, if known.
+        holds: The holds that cover the op.
+        outdated: Why this version may not use the upgraded store.
+        signal: The signal that the process received.
+        ended: The status that the attempt already has: another op or a person ended it.
+    """
+
+    done: int
+    total: int | None
+    holds: Sequence[Hold] = ()
+    outdated: str | None = None
+    signal: Signals | None = None
+    ended: RunStatus | None = None
+
+
+class LoopHost(Protocol):
+    """The attempt that a record loop works for. In Dagster: `plugin.attempt.Attempt`.
+
+    Attributes:
+        store: Holds the ledger.
+        fleet: The breakers and holds.
+        run: The campaign run.
+        row: The attempt at it; its number fences the writes of older attempts.
+        series: Number of the first attempt of this series, in which each one resumed the one
+            before. Records that failed before it are retried.
+        services: The services that the op calls.
+        drain_timeout_s: How long records in flight may take to finish when the loop stops.
+        log: The log of the run.
+    """
+
+    store: Store
+    fleet: Fleet
+    run: CampaignRun
+    row: AttemptRow
+    series: int
+    services: Sequence[str]
+    drain_timeout_s: float
+    log: logging.Logger
+
+    def holds(self) -> Sequence[Hold]:
+        """Return the live holds that cover the op. Called before each record: must be fast."""
+        ...
+
+    def stop(self, reason: StopReason) -> NoReturn:
+        """End the run. What it raises is a `StopLoop`."""
+        ...

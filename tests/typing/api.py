@@ -1,0 +1,136 @@
+"""Exercises the types of the public API. Nothing runs it: pyright checks it."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import Any, assert_type
+
+import dagster as dg
+
+from dagster_tidegate import (
+    Breaker,
+    BreakerOpenError,
+    BreakerResource,
+    Campaign,
+    CampaignCancelled,
+    CampaignPaused,
+    CatchUp,
+    Fleet,
+    Group,
+    Keep,
+    Record,
+    Records,
+    ServiceConfig,
+    ServicePolicy,
+    __version__,
+    build_breaker_sensor,
+    build_pause_sensor,
+    build_resume_sensor,
+    pool,
+)
+
+Lead = dict[str, str]
+
+
+def version() -> str:
+    return __version__
+
+
+def resources() -> BreakerResource:
+    assert_type(BreakerResource.in_memory([ServiceConfig(name="crm")]), BreakerResource)
+    return BreakerResource(
+        services=[ServiceConfig(name="crm"), ServiceConfig(name="mail", linger_s=30)],
+        store_url="sqlite:///tidegate.db",
+        drain_timeout_s=10,
+    )
+
+
+@dg.op(pool=pool("crm", "mail", campaign="letters"))
+def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[Any]:
+    leads: list[Lead] = [{"email": "ada@example.org"}]
+    breaker = breakers.breaker("crm")
+    assert_type(breaker, Breaker)
+    records = breakers.records(context, leads, key="email")
+    assert_type(records, Records[Lead])
+    for record in records:
+        assert_type(record, Record[Lead])
+        with record:
+            record.result = breaker.call(len, record.value["email"])
+            assert_type(record.idempotency_key, str)
+    assert_type((records.done, records.failed, records.total), tuple[int, int, int | None])
+    return records.results()
+
+
+@dg.op
+def options(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[Any]:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    return breakers.records(
+        context,
+        numbers(),
+        key=lambda number: number,
+        name="numbers",
+        max_tries=3,
+        max_failed=0.1,
+        group=Group(records=500, seconds=2.0),
+        append_only=True,
+    ).map(lambda record: record.value, concurrency=4)
+
+
+@dg.op
+async def asynchronous(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+    async def pages() -> AsyncIterator[Lead]:
+        yield {"email": "ada@example.org"}
+
+    async def fetch(record: Record[Lead]) -> str:
+        return record.value["email"]
+
+    async for record in breakers.records(context, pages(), key="email"):
+        assert_type(record, Record[Lead])
+        with record:
+            record.result = await breakers.breaker("crm").call_async(fetch, record)
+    breakers.records(context, [Lead()], key="email", name="map").map(fetch)
+
+
+@dg.job
+def letters() -> None:
+    send()
+
+
+@dg.sensor(job=letters)
+def new_files(_context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    return dg.SkipReason("none")
+
+
+def definitions() -> dg.Definitions:
+    campaigns = [
+        Campaign(job=letters),
+        Campaign(
+            job=dg.define_asset_job("assets"),
+            catch_up=CatchUp.ALL,
+            triggers=[new_files, "another_sensor"],
+            priority=1,
+            max_ticks=10,
+            owners=["ana"],
+        ),
+    ]
+    sensors = [
+        build_pause_sensor(campaigns=campaigns, minimum_interval_seconds=10),
+        build_resume_sensor(campaigns=campaigns, name="resume", resource_key="guard"),
+        build_breaker_sensor(campaigns=campaigns, keep=Keep(ledgers=timedelta(days=30))),
+    ]
+    return dg.Definitions(jobs=[letters], sensors=sensors, resources={"breakers": resources()})
+
+
+def without_dagster() -> int:
+    fleet = Fleet(policies=[ServicePolicy(name="crm")])
+    try:
+        return fleet.breaker("crm").call(len, "four")
+    except BreakerOpenError:
+        return 0
+
+
+@dg.failure_hook
+def alert(context: dg.HookContext) -> None:
+    if isinstance(context.op_exception, CampaignPaused | CampaignCancelled):
+        return
