@@ -1,4 +1,4 @@
-"""Holds: the reasons why something may not run. Pure; `store.holds` keeps them."""
+"""Holds: reasons why something must not run. Pure; `store.holds` stores them."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class TargetKind(StrEnum):
-    """What a hold may be placed on."""
+    """What a hold can be placed on."""
 
     SERVICE = "service"
     CAMPAIGN = "campaign"
@@ -16,16 +16,16 @@ class TargetKind(StrEnum):
 
 
 class HoldSource(StrEnum):
-    """Who may place a hold: the breaker of a service, or a person."""
+    """Who placed a hold: the breaker of a service, or an operator."""
 
     BREAKER = "breaker"
     OPERATOR = "operator"
 
 
 class SystemActor(StrEnum):
-    """Who changes things and is no person, in what is recorded; no person may have such a name."""
+    """Actors in the audit log that are not people; no token may have such a name."""
 
-    ANONYMOUS = "anonymous"  # who did not say
+    ANONYMOUS = "anonymous"  # no name was given
     BREAKER = "breaker"
     DAGSTER = "dagster"
     EXPIRY = "expiry"
@@ -39,7 +39,7 @@ class Target:
 
     Attributes:
         kind: Kind of the target.
-        name: Name of the service or campaign, `campaign/partition` of a campaign run, and the
+        name: Name of the service or campaign, `campaign/partition` for a campaign run, and an
             empty string for everything.
     """
 
@@ -48,11 +48,10 @@ class Target:
 
     @property
     def key(self) -> str:
-        """What the store has in its place where a target is one word of many."""
+        """Kind and name in one string, as the audit log names a hold."""
         return f"{self.kind} {self.name}".rstrip()
 
     def __str__(self) -> str:
-        """Return it for people."""
         return f"{self.kind.replace('_', ' ')} {self.name}".rstrip()
 
 
@@ -60,11 +59,7 @@ EVERYTHING = Target(TargetKind.EVERYTHING)
 
 
 def named(kind: TargetKind, name: str) -> Target:
-    """Return the target that a person names.
-
-    Args:
-        kind: Kind of the target.
-        name: Its name, as `Target` has it.
+    """Return the target with a kind and a name.
 
     Raises:
         ValueError: If nothing of this kind can have the name.
@@ -73,22 +68,22 @@ def named(kind: TargetKind, name: str) -> Target:
         >>> named(TargetKind.CAMPAIGN, "outreach/leads-1")
         Traceback (most recent call last):
         ...
-        ValueError: no campaign has a '/' in its name: outreach/leads-1 names a campaign run
+        ValueError: outreach/leads-1 is a campaign run, not a campaign
     """
     if kind is TargetKind.EVERYTHING and name:
         raise ValueError("everything takes no name")
     if kind is not TargetKind.EVERYTHING and not name:
         raise ValueError(f"name the {kind.replace('_', ' ')}")
     if kind is TargetKind.CAMPAIGN_RUN and not all(name.partition("/")):
-        raise ValueError(f"{name!r} names no campaign run: say campaign/partition")
+        raise ValueError(f"{name!r} is not a campaign run: use campaign/partition")
     if kind is TargetKind.CAMPAIGN and "/" in name:
-        raise ValueError(f"no campaign has a '/' in its name: {name} names a campaign run")
+        raise ValueError(f"{name} is a campaign run, not a campaign")
     return Target(kind, name)
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A reason why something may not run. Times are UTC."""
+    """A reason why something must not run. Times are UTC."""
 
     id: int
     target: Target
@@ -111,12 +106,12 @@ class Hold:
         return self.target.name
 
     def live(self, now: datetime) -> bool:
-        """Return whether the hold still holds at `now`."""
+        """Return whether the hold is in effect at `now`."""
         return self.released_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 def run_name(campaign: str, partition: str) -> str:
-    """Return the name of a campaign run, as a hold's target has it: `campaign/partition`."""
+    """Return the name of a campaign run: `campaign/partition`."""
     return f"{campaign}/{partition}"
 
 
@@ -128,27 +123,24 @@ def covering(
     campaign: str | None = None,
     partition: str | None = None,
 ) -> list[Hold]:
-    """Return the live holds that cover a thing, the oldest first.
+    """Return the live holds that cover something, oldest first. It is paused if there are any.
 
     Args:
-        holds: Holds to look through.
-        now: The time, UTC.
-        services: Names of the services that the thing needs.
-        campaign: Name of its campaign, if it has one.
+        holds: Holds to choose from.
+        now: The time (UTC).
+        services: The services that it needs.
+        campaign: Its campaign, if any.
         partition: Its partition, if it is a campaign run.
-
-    Returns:
-        The answer to "why is this paused?"; empty if it is not.
     """
     targets = targets_of(services=services, campaign=campaign, partition=partition)
-    found = [hold for hold in holds if hold.target in targets and hold.live(now)]
-    return sorted(found, key=lambda hold: (hold.placed_at, hold.id))
+    live = [hold for hold in holds if hold.target in targets and hold.live(now)]
+    return sorted(live, key=lambda hold: (hold.placed_at, hold.id))
 
 
 def targets_of(
     *, services: Collection[str] = (), campaign: str | None = None, partition: str | None = None
 ) -> set[Target]:
-    """Return the targets of the holds that cover a thing; the arguments are those of `covering`."""
+    """Return the targets whose holds cover something; arguments as in `covering`."""
     targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in services)}
     if campaign is not None:
         targets.add(Target(TargetKind.CAMPAIGN, campaign))
@@ -158,13 +150,9 @@ def targets_of(
 
 
 def describe(held: Collection[Hold]) -> str:
-    """Return why something is paused, in one sentence for people.
+    """Return why something is paused, given the live holds that cover it; at least one.
 
-    Args:
-        held: The live holds that cover it; at least one.
-
-    Returns:
-        For example `instantly is open (503 x5); resumes by itself`.
+    For example `instantly is open (503 x5); resumes automatically`.
     """
     reasons = "; ".join(
         f"{hold.target.name} is open ({hold.reason})"
@@ -172,5 +160,5 @@ def describe(held: Collection[Hold]) -> str:
         else f"{hold.target} is held by {hold.actor} ({hold.reason})"
         for hold in held
     )
-    by_itself = all(hold.source is HoldSource.BREAKER or hold.expires_at for hold in held)
-    return f"{reasons}; resumes {'by itself' if by_itself else 'when released'}"
+    automatically = all(hold.source is HoldSource.BREAKER or hold.expires_at for hold in held)
+    return f"{reasons}; resumes {'automatically' if automatically else 'when released'}"

@@ -1,8 +1,8 @@
-"""Names of Dagster pools: which services, and which campaign, a pool belongs to.
+"""Names of Dagster pools, which declare the services and the campaign that an op depends on.
 
-A Dagster op has one pool. Its name says what the op needs, and so it is the only place where
-that is declared: `instantly`, `openai+perplexity` (an op that needs both), `@outreach` (an op
-that needs no service, but is to wait while the campaign is held), `openai@digest` (both).
+A Dagster op has one pool. `instantly` is an op that needs that service, `openai+perplexity` one
+that needs both, `@outreach` one that needs no service but waits while the campaign is held, and
+`openai@digest` combines the two.
 """
 
 from collections.abc import Collection
@@ -13,16 +13,16 @@ def pool(*services: str, campaign: str | None = None) -> str:
     """Return the name of the pool for an op that needs `services`.
 
     Args:
-        services: Names of the services that the op calls; their order does not matter.
-        campaign: Name of the op's job, so that a hold on the campaign stops its queued runs too.
+        services: Names of the services that the op calls, in any order.
+        campaign: Name of the op's job, so that a hold on the campaign also holds its queued runs.
             One op of a job is enough.
 
     Returns:
-        The name to pass to Dagster as `pool=`.
+        The value for `pool=` of a Dagster op.
 
     Raises:
-        ValueError: If neither a service nor a campaign is given, or a name has a character that
-            separates names in a pool (`+`, `@`, white space) or in a tag (`,`).
+        ValueError: If neither a service nor a campaign is given, or a name contains `+`, `@`, `,`
+            or white space.
 
     Example:
         >>> pool("perplexity", "openai")
@@ -42,11 +42,11 @@ def pool(*services: str, campaign: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class PoolNeeds:
-    """What the ops in a pool need.
+    """What the ops in a pool depend on.
 
     Attributes:
-        services: Names of services that Tidegate knows.
-        campaign: The campaign whose own pool it is, or None.
+        services: Names of known services.
+        campaign: The campaign whose pool it is, or None.
     """
 
     services: frozenset[str]
@@ -54,15 +54,14 @@ class PoolNeeds:
 
 
 def needs(pool_name: str | None, known_services: Collection[str]) -> PoolNeeds:
-    """Read a pool name back into the services and the campaign it stands for.
+    """Return the services and the campaign that a pool name stands for.
 
     Args:
-        pool_name: A Dagster pool name, of ours or of anybody, or None.
-        known_services: Names of the services that have a breaker; other parts of the name are
-            nobody's business.
+        pool_name: Any Dagster pool name, or None.
+        known_services: Services with a breaker; other parts of the name are ignored.
 
     Returns:
-        The needs; empty for a pool that has nothing to do with Tidegate.
+        The needs; empty for a pool unrelated to Tidegate.
 
     Example:
         >>> needs("openai+perplexity@digest", {"openai", "perplexity"}).campaign

@@ -1,7 +1,7 @@
-"""All settings that come from the environment: their names, bounds and defaults.
+"""All settings from environment variables: their names, bounds and defaults.
 
-Each group is a model; a field `port` of a group with the prefix `TIDEGATE_SERVE_` is the variable
-`TIDEGATE_SERVE_PORT`. An empty variable counts as one that is not set. docs/settings.md lists all.
+Each group is a model: the field `port` of a group with the prefix `TIDEGATE_SERVE_` is the variable
+`TIDEGATE_SERVE_PORT`. An empty variable counts as not set. docs/settings.md lists them all.
 """
 
 import ipaddress
@@ -19,17 +19,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "TIDEGATE_"
 TESTS_PREFIX = "TIDEGATE_TEST_"
-"""Variables of this project's own tests; nothing else reads them."""
+"""Prefix of variables that only this project's tests read."""
 HIDDEN = "********"
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-# A Kubernetes Service named "tidegate..." puts such variables into every container beside it.
+# Kubernetes sets such variables in every container for a Service named "tidegate...".
 _SERVICE_LINK = re.compile(
     r"TIDEGATE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
 )
 
 
 class SettingsError(ValueError):
-    """A setting has a value that can't be used; the message says which and what would be right."""
+    """A setting has an invalid value; the message names it and says what is valid."""
 
 
 def _split(value: Any) -> Any:
@@ -46,7 +46,7 @@ def _true_or_false(value: Any) -> Any:
 
 def _web_address(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-        raise ValueError("it can be a web address, such as https://dagster.example.org")
+        raise ValueError("use a web address such as https://dagster.example.org")
     return value.rstrip("/")
 
 
@@ -54,8 +54,8 @@ def _host_names(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         if not re.fullmatch(r"[\w.-]+", value) and not _is_address(value):
             raise ValueError(
-                f"{value!r} is no name of a host: it can be dagster.example.org, without https:// "
-                "and without a port"
+                f"{value!r} is not a host name: use dagster.example.org, without https:// and "
+                "without a port"
             )
     return values
 
@@ -68,12 +68,12 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
             is_everybody = value == "*"
             if not is_everybody:
                 raise ValueError(
-                    f"{value!r} is no address or network: it can be 10.0.0.7 or 10.0.0.0/8"
+                    f"{value!r} is not an address or network: use 10.0.0.7 or 10.0.0.0/8"
                 ) from None
         if is_everybody:
             raise ValueError(
-                f"{value!r} is everybody, and then anybody says which address they have: name the "
-                "proxies, such as 10.0.0.7 or 10.0.0.0/8"
+                f"{value!r} is everybody, so anybody could forge their address: name the proxies, "
+                "such as 10.0.0.7 or 10.0.0.0/8"
             )
     return values
 
@@ -88,22 +88,22 @@ def _is_address(value: str) -> bool:
 
 def _path_prefix(value: str) -> str:
     if not re.fullmatch(r"(/[\w.~-]+)*", value):
-        raise ValueError("it can be a path such as /dagster, without a slash at its end")
+        raise ValueError("use a path such as /dagster, without a trailing slash")
     return value
 
 
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(_true_or_false)]
-"""True or false, and nothing that could be taken for either."""
+"""`true`, `false`, `1` or `0`."""
 WebAddress = Annotated[str, AfterValidator(_web_address)]
-"""An http or https URL without a query; a slash at its end is dropped."""
+"""An http or https URL without a query; a trailing slash is dropped."""
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""Words between spaces or commas."""
+"""Words separated by spaces or commas."""
 SecretWords = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_at_spaces)]
-"""Secrets between spaces or line ends."""
+"""Secrets separated by whitespace."""
 
 
 class Settings(BaseSettings):
-    """A group of settings. Make it with `load`."""
+    """A group of settings. Create it with `load`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -115,141 +115,139 @@ class Settings(BaseSettings):
 
 
 class GeneralSettings(Settings):
-    """What every process of a deployment reads."""
+    """Settings of every process of a deployment."""
 
     store_url: SecretStr | None = Field(
         default=None,
-        description="SQLAlchemy URL of the store: SQLite or PostgreSQL. Not set: the SQLite file "
-        "`tidegate.db` in `DAGSTER_HOME`.",
+        description="SQLAlchemy URL of the state database, SQLite or PostgreSQL. Default: the "
+        "SQLite file `tidegate.db` in `DAGSTER_HOME`.",
     )
     enabled: Switch = Field(
         default=True,
-        description="`false` is the kill switch: calls pass and are counted, nothing trips or "
+        description="`false` is the kill switch: calls pass and are counted, but nothing trips or "
         "pauses.",
     )
     public_url: WebAddress | None = Field(
         default=None,
-        description="Where people reach the pages, for links in messages: "
-        "`https://dagster.example.org`.",
+        description="Public URL of the pages, for links in alerts: `https://dagster.example.org`.",
     )
     opentelemetry: Switch = Field(
         default=False,
-        description="`true`: runs and sensors tell OpenTelemetry what their breakers do. Needs the "
-        "extra `otel`, and an SDK that is set up.",
+        description="`true`: runs and sensors report breaker metrics to OpenTelemetry. Needs the "
+        "extra `otel` and a configured SDK.",
     )
 
 
 class ServeSettings(Settings):
-    """What `tidegate serve` reads."""
+    """Settings of `tidegate serve`."""
 
     model_config = SettingsConfigDict(env_prefix="TIDEGATE_SERVE_")
 
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on. Beyond loopback a token must exist.",
+        description="Address to listen on. Beyond loopback, a token must exist.",
     )
-    port: int = Field(default=3000, ge=0, le=65535, description="Port; 0 takes a free one.")
+    port: int = Field(default=3000, ge=0, le=65535, description="Port; 0 picks a free one.")
     path_prefix: Annotated[str, AfterValidator(_path_prefix)] = Field(
         default="",
-        description="Path below which everything is served, such as `/dagster`.",
+        description="URL path prefix, such as `/dagster`.",
     )
     workspace: Path | None = Field(
         default=None,
-        description="The workspace file. Not set: `workspace.yaml` in the current directory; the "
-        "API alone then starts no runs.",
+        description="The workspace file. Default: `workspace.yaml` in the current directory; with "
+        "`--api-only` none, and no runs can be started.",
     )
     allowed_hosts: Annotated[Words, AfterValidator(_host_names)] = Field(
         default=(),
-        description="Names, besides loopback's, by which browsers may ask for the pages "
-        "(the `Host` header), without scheme and port, separated by spaces or commas.",
+        description="Allowed values of the `Host` header besides loopback names, without scheme "
+        "and port, separated by spaces or commas.",
     )
     trusted_proxies: Annotated[Words, AfterValidator(_proxies)] = Field(
         default=(),
-        description="Addresses or networks of the proxies in front, whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are believed, separated by spaces or commas.",
+        description="Addresses or networks of reverse proxies whose `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` are trusted, separated by spaces or commas.",
     )
     session_hours: float = Field(
         default=12.0,
         gt=0,
         le=720,
-        description="How long a browser stays logged in, at the most; it ends with its token.",
+        description="Maximum length of a browser session, in hours; it ends with its token.",
     )
     requests_per_token: int = Field(
-        default=1200, ge=1, description="How many requests a minute a token may make."
+        default=1200, ge=1, description="Rate limit per token, in requests per minute."
     )
     requests_per_address: int = Field(
-        default=3000, ge=1, description="How many requests a minute a network address may make."
+        default=3000, ge=1, description="Rate limit per network address, in requests per minute."
     )
     refusals_per_address: int = Field(
         default=10,
         ge=1,
-        description="How many wrong tokens a minute of a network address are answered and logged "
-        "one by one; further wrong ones are refused for a while, right ones never.",
+        description="Wrong tokens per minute and network address that are answered and logged one "
+        "by one; further wrong tokens are refused for a while, valid ones never.",
     )
     request_bytes: int = Field(
         default=1_000_000,
         ge=10_000,
         le=100_000_000,
-        description="How large the body of a request may be, in bytes.",
+        description="Maximum size of a request body, in bytes.",
     )
     ui_changes: Literal["operator", "admin"] = Field(
         default="operator",
-        description="The role that may change things in Dagster's own pages. They know no owners "
-        "of campaigns: where you have some, use `admin`.",
+        description="Role required for changes in Dagster's own pages. The pages ignore owners of "
+        "campaigns: if you use owners, set `admin`.",
     )
 
 
 class AlertSettings(Settings):
-    """What the sender of alerts reads."""
+    """Settings of the alert sender."""
 
     model_config = SettingsConfigDict(env_prefix="TIDEGATE_ALERT_")
 
     urls: SecretWords = Field(
         default=(),
-        description="Where alerts are sent to: Apprise URLs, separated by spaces, each with a name "
-        "before it if you like: `ops=slack://... mailto://...`. They are secrets.",
+        description="Alert targets: Apprise URLs, separated by spaces, each with an optional name: "
+        "`ops=slack://... mailto://...`. They are secrets.",
     )
     hold_expires_within_s: float = Field(
         default=900.0,
         ge=0,
         le=86_400,
-        description="A hold that ends by itself is told of so many seconds before, or after three "
-        "quarters of its time.",
+        description="Alert this many seconds before a hold expires, or after three quarters of its "
+        "duration if that is later.",
     )
     hold_older_than_s: float = Field(
         default=86_400.0,
         ge=60,
-        description="A hold that is older is told of, in seconds.",
+        description="Holds older than this raise an alert, in seconds.",
     )
     gate_stale_after_s: float = Field(
         default=180.0,
         ge=60,
-        description="A gate of which a part has not finished its work for so many seconds is told "
-        "of.",
+        description="Alert when a gate sensor has not completed a tick for this many seconds.",
     )
     in_doubt_after_s: float = Field(
         default=300.0,
         ge=0,
-        description="Records that are in doubt for so many seconds are told of.",
+        description="Alert when records have been in doubt for this many seconds.",
     )
     resume_within_s: float = Field(
         default=600.0,
         ge=60,
-        description="Paused runs that nothing holds, and that did not resume for so many seconds, "
-        "are told of.",
+        description="Alert when paused runs that are no longer held have not resumed for this many "
+        "seconds.",
     )
     repeat_after_s: float = Field(
         default=600.0,
         ge=10,
-        description="After two messages within an hour of the same kind about the same thing, the "
-        "next comes so many seconds after the one before; what happens meanwhile is summed up.",
+        description="After two messages of the same kind about the same thing within an hour, the "
+        "minimum seconds between further ones, which summarize what happened in between.",
     )
     per_minute: int = Field(
         default=10,
         ge=1,
         le=600,
-        description="So many messages a minute at most; beyond that, alerts share one message.",
+        description="Maximum messages per minute; beyond that, alerts share one message.",
     )
 
 
@@ -264,13 +262,13 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class Effective:
-    """A setting as it is in force.
+    """A setting in effect.
 
     Attributes:
-        variable: Its name in the environment.
-        value: Its value as text; `HIDDEN` where it is a secret, None where there is none.
+        variable: Name of the environment variable.
+        value: Its value as text; `HIDDEN` for a secret, None if it has none.
         source: `default`, `environment` or `command line`.
-        description: What it is for.
+        description: Its purpose.
     """
 
     variable: str
@@ -300,27 +298,23 @@ def load(group: type[S], **given: Any) -> S:
 
     Args:
         group: The group.
-        given: Fields that a command line names; they come before the environment. None: not named.
+        given: Values from the command line, which override the environment; None means not given.
 
     Raises:
-        SettingsError: If a value can't be used. A secret is not repeated in the message.
+        SettingsError: If a value is invalid. Secrets are not repeated in the message.
     """
     named = {field: value for field, value in given.items() if value is not None}
     if named:
         return _validated(group, named)
-    # A worker asks before each record, and the model takes a third of a millisecond.
+    # Workers read settings before each record, and building the model takes 0.3 ms.
     values = tuple(os.environ.get(variable(group, field)) for field in group.model_fields)
     return _from_environment(group, values)  # type: ignore[return-value]
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each variable that looks like a setting and is none.
-
-    Args:
-        environment: The variables, by name.
-    """
+    """Return a sentence for each unknown variable with this package's prefix."""
     return [
-        f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+        f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else "")
         for name in sorted(environment)
         if _looks_like_ours(name.upper()) and name.upper() not in variables()
         for near in [get_close_matches(name.upper(), variables(), n=1, cutoff=0.8)]
@@ -328,26 +322,18 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
 
 
 def problems() -> list[str]:
-    """Return a sentence for each setting of this process that is unknown or can't be used."""
-    found = unknown(os.environ)
+    """Return a sentence for each unknown variable and invalid value in the environment."""
+    sentences = unknown(os.environ)
     for group in GROUPS:
         try:
             load(group)
         except SettingsError as error:
-            found.append(str(error))
-    return found
+            sentences.append(str(error))
+    return sentences
 
 
 def effective(group: type[Settings], **given: Any) -> Iterator[Effective]:
-    """Yield the settings of a group as they are in force, and where each comes from.
-
-    Args:
-        group: The group.
-        given: Fields that a command line names, as for `load`.
-
-    Raises:
-        SettingsError: If a value can't be used.
-    """
+    """Yield the settings of a group that are in effect; arguments and errors as in `load`."""
     loaded = load(group, **given)
     for name, field in group.model_fields.items():
         named = given.get(name) is not None
@@ -364,7 +350,7 @@ def effective(group: type[Settings], **given: Any) -> Iterator[Effective]:
 
 
 def shown(value: Any) -> str | None:
-    """Return a value as text that may be printed, or None where there is none."""
+    """Return a value as text without secrets, or None if it is empty."""
     if value in (None, "", ()):
         return None
     if isinstance(value, SecretStr):
@@ -395,14 +381,14 @@ def _looks_like_ours(name: str) -> bool:
 
 
 def _explain(group: type[Settings], error: ValidationError) -> Iterator[str]:
-    for found in error.errors(include_url=False):
-        field = str(found["loc"][0])
+    for flaw in error.errors(include_url=False):
+        field = str(flaw["loc"][0])
         if field not in group.model_fields:
-            yield f"{field} is not a setting of {group.__name__}"
+            yield f"{group.__name__} has no setting {field}"
             continue
         secret = "SecretStr" in str(group.model_fields[field].annotation)
-        what = "has a value that can't be used" if secret else f"is {found['input']!r}"
-        right = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "bool_type":
-            right = "it can be true or false"
-        yield f"{variable(group, field)} {what}; {right[0].lower()}{right[1:]}"
+        value = "has an invalid value" if secret else f"is {flaw['input']!r}"
+        remedy = flaw["msg"].removeprefix("Value error, ")
+        if flaw["type"] == "bool_type":
+            remedy = "use true or false"
+        yield f"{variable(group, field)} {value}; {remedy[0].lower()}{remedy[1:]}"

@@ -1,6 +1,6 @@
-"""The statuses of the things Tidegate keeps, and the moves between them that are allowed.
+"""Statuses of breakers, campaign runs, campaigns and records, and the allowed transitions.
 
-A status is stored as its value: lowercase, the same on every database.
+A status is stored as its value, in lower case.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ class RunStatus(StrEnum):
 
 
 class CampaignStatus(StrEnum):
-    """Status of a campaign, derived from its holds and its campaign runs; never stored."""
+    """Status of a campaign, derived from its holds and campaign runs; not stored."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -39,8 +39,8 @@ class CampaignStatus(StrEnum):
 class RecordStatus(StrEnum):
     """Status of a record in the ledger.
 
-    `STARTED` is written before the record's effect. A record that is still `STARTED` when its
-    attempt is over is in doubt: its effect may or may not have reached the service.
+    `STARTED` is written before the record's effect. A record still `STARTED` after its attempt
+    ended is in doubt: its effect may or may not have reached the service.
     """
 
     STARTED = "started"
@@ -54,25 +54,25 @@ RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {
         {RunStatus.PAUSED, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED}
     ),
     RunStatus.PAUSED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.CANCELLED}),
-    # A finished campaign run starts again when a person re-executes its partition.
+    # A finished campaign run starts again when its partition is executed again.
     RunStatus.COMPLETED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING}),
     RunStatus.FAILED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING}),
     RunStatus.CANCELLED: frozenset({RunStatus.PENDING, RunStatus.PROCESSING}),
 }
-"""The one table of allowed moves of a campaign run: from each status to those it may become."""
+"""The allowed transitions of a campaign run: from each status to its possible next ones."""
 UNFINISHED = frozenset({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED})
-"""The statuses in which a campaign run has something left to do, which a pause could stop."""
+"""The statuses of a campaign run that has not ended."""
 
 
 def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatus:
-    """Derive the status of a campaign from what it is made of.
+    """Derive the status of a campaign.
 
     Args:
-        runs: The statuses that its campaign runs have.
+        runs: The statuses of its campaign runs.
         held: Whether a live hold covers it.
 
     Returns:
-        Its status. One failed campaign run makes a campaign failed once none is left to do.
+        Its status. Once all runs have ended, one failed run makes the campaign failed.
     """
     if held:
         return CampaignStatus.PAUSED

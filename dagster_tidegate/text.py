@@ -1,4 +1,4 @@
-"""Text that people give, and how it and times are shown to them."""
+"""Text from people and for people: checks, escapes, times, suggestions."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ from difflib import get_close_matches
 MAX_REASON = 1000
 MAX_ACTOR = 256
 MAX_NAME = 512
-# Control, format (which turns the writing direction, or can't be seen), surrogate, and the two
-# that end a line.
+# Control characters, format characters (invisible, or changing the writing direction), surrogates
+# and line separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def checked(text: str, what: str, longest: int) -> str:
-    """Return a text that people gave, if it may be kept.
+    """Return a text that a person entered, if it is acceptable.
 
     Args:
         text: The text.
-        what: What it is, for the refusal: "reason".
-        longest: How many characters it may have.
+        what: What it is, for the error: "reason".
+        longest: Maximum number of characters.
 
     Raises:
-        ValueError: If it is empty, too long, or has a character that can't be seen.
+        ValueError: If it is blank, too long, or has an invisible character.
 
     Example:
         >>> checked("new copy", "reason", 100)
@@ -31,7 +31,7 @@ def checked(text: str, what: str, longest: int) -> str:
     if not text.strip():
         raise ValueError(f"the {what} is empty")
     if len(text) > longest:
-        raise ValueError(f"the {what} has {len(text)} characters; it may have {longest}")
+        raise ValueError(f"the {what} has {len(text)} characters; the limit is {longest}")
     for place, character in enumerate(text):
         if unicodedata.category(character) in _HIDDEN:
             raise ValueError(
@@ -42,7 +42,7 @@ def checked(text: str, what: str, longest: int) -> str:
 
 
 def shown(text: str) -> str:
-    r"""Return a text so that a terminal shows all of it and obeys none of it.
+    r"""Return a text with invisible characters escaped, so that it can't control a terminal.
 
     Example:
         >>> shown("red \x1b[31m")
@@ -55,12 +55,12 @@ def shown(text: str) -> str:
 
 
 def utc(time: datetime) -> str:
-    """Return a time (UTC) for people."""
+    """Return a time, in UTC, for people."""
     return f"{time:%F %T} UTC"
 
 
 def length(time: timedelta) -> str:
-    """Return a length of time for people.
+    """Return a duration for people.
 
     Example:
         >>> length(timedelta(seconds=90)), length(timedelta(minutes=12)), length(timedelta(days=3))
@@ -74,8 +74,23 @@ def length(time: timedelta) -> str:
     return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    Example:
+        >>> plural(1, "run"), plural(3, "run")
+        ('1 run', '3 runs')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Return a text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return the known names that are like one that is not known; else another hint.
+    """Suggest the known names close to an unknown one, or return another hint.
 
     Example:
         >>> did_you_mean("outraech", ["outreach", "digest"], "see 'tidegate campaigns'")

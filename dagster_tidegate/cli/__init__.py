@@ -1,4 +1,4 @@
-"""The `tidegate` command. Each subcommand has a module, imported when it is used."""
+"""The `tidegate` command. The module of a subcommand is imported when it is used."""
 
 from importlib import import_module
 
@@ -6,22 +6,23 @@ import click
 
 SUBCOMMANDS = {
     "status": "Show what is paused, since when, and why.",
-    "why": "Say why a service, campaign, run or Dagster run is paused, or that it is not.",
+    "why": "Explain why a service, campaign, run or Dagster run is paused.",
     "hold": "Hold a service, a campaign, a run (campaign/partition) or everything.",
-    "release": "Release what operators hold: a service, a campaign, a run or everything.",
+    "release": "Release operators' holds on a service, a campaign, a run or everything.",
     "start": "Start a run of a campaign, or say why it can't start.",
-    "campaigns": "List the campaigns: what they need, and how their runs are.",
-    "runs": "List campaign runs and how far they are; show one with all that went wrong.",
-    "services": "List the services: policies, and what the fleet saw of them.",
-    "history": "List who changed what, when and why.",
-    "doctor": "Check Dagster and the store, and say what to do about what is wrong.",
-    "serve": "Serve the API and Dagster's pages on one port, until Ctrl-C.",
-    "alerts": "Tell people what happens, and show what they were told.",
-    "tokens": "Make, list and revoke the tokens of the API and the pages.",
-    "store": "Make, upgrade and inspect the store.",
-    "config": "Show the settings that are in force here, and where each comes from.",
+    "campaigns": "List campaigns: their services, runs and holds.",
+    "runs": "List campaign runs and their progress, or show one in detail.",
+    "services": "List services, their policies and recent calls, or override a breaker.",
+    "history": "List changes: who, what, when and why.",
+    "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
+    "serve": "Serve the API and Dagster's pages on one port until Ctrl-C.",
+    "alerts": "List alerts, test their targets, or send alerts.",
+    "tokens": "Create, list and revoke tokens for the API and the pages.",
+    "store": "Create, upgrade and maintain the state database.",
+    "config": "Show the settings in effect and where each comes from.",
 }
-"""What the help says of each subcommand, so that it needs to import none."""
+"""The help of each subcommand, so that `tidegate --help` imports none of them."""
+MODULES = {"hold": "holds", "release": "holds", "start": "runs"}
 
 
 class _Subcommands(click.Group):
@@ -35,7 +36,8 @@ class _Subcommands(click.Group):
     ) -> click.Command | None:
         if cmd_name not in SUBCOMMANDS:
             return None
-        return getattr(import_module(f"dagster_tidegate.cli.{cmd_name}"), cmd_name)
+        module = import_module(f"dagster_tidegate.cli.{MODULES.get(cmd_name, cmd_name)}")
+        return getattr(module, cmd_name)
 
     def format_commands(
         self,
@@ -48,15 +50,15 @@ class _Subcommands(click.Group):
 
 @click.group(
     cls=_Subcommands,
-    epilog="Exit codes: 0 done; 1 it failed, and the message says why and what to do; 2 the "
-    "command line is wrong.",
+    epilog="Exit codes: 0 success; 1 failure, with the reason and the fix on stderr; 2 invalid "
+    "command line.",
 )
 @click.version_option(package_name="dagster-tidegate", prog_name="tidegate")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Pause campaigns when a third-party service fails, and resume them when it recovers."""
-    from dagster_tidegate.settings import problems  # help needs none of what it imports
+    from dagster_tidegate.settings import problems  # not needed for help
 
-    # A misspelt variable would mean another store than the fleet's.
-    if context.invoked_subcommand != "config" and (found := problems()):
-        raise click.ClickException("\n".join([*found, "'tidegate config' shows all settings"]))
+    # With a misspelt variable, a command could use another store than the fleet does.
+    if context.invoked_subcommand != "config" and (wrong := problems()):
+        raise click.ClickException("\n".join([*wrong, "'tidegate config' shows all settings"]))

@@ -10,8 +10,9 @@ from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.targets import Targets
 from dagster_tidegate.alerts.text import Text
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.reading import explained, named_store, open_store, url_option
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli.connections import explained, named_store, open_store
+from dagster_tidegate.cli.options import json_option, limit_option, url_option
 from dagster_tidegate.control.models import AlertOut
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, SettingsError, load
 from dagster_tidegate.store import alerts as stored
@@ -20,12 +21,12 @@ from dagster_tidegate.store.alerts import Alert, AlertStatus
 
 @click.group()
 def alerts() -> None:
-    """Send alerts, and list those that were sent."""
+    """List alerts, test their targets, or send alerts."""
 
 
 @alerts.command("list")
-@output.limit_option("Maximum number of alerts; the newest are shown.")
-@output.json_option
+@limit_option("Maximum number of alerts; the newest are shown.")
+@json_option
 @url_option
 def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
     """List the alerts, the newest first, and whether they were sent."""
@@ -33,18 +34,18 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
     with explained(), store.read() as conn:
         newest = stored.listed(conn, limit=limit)
     if as_json:
-        output.print_json([AlertOut.model_validate(alert) for alert in newest])
+        console.print_json([AlertOut.model_validate(alert) for alert in newest])
         return
-    table = output.table("", "raised", "alert", "ended", "sent", "error")
+    table = console.table("", "raised", "alert", "ended", "sent", "error")
     for alert in newest:
         table.add_row(
-            output.moment(alert.raised_at),
-            output.text(alert.title),
-            output.moment(alert.ended_at) or "ongoing",
-            output.text(_sent(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
-            output.text(alert.error),
+            console.moment(alert.raised_at),
+            console.text(alert.title),
+            console.moment(alert.ended_at) or "ongoing",
+            console.text(_sent(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
+            console.text(alert.error),
         )
-    output.console().print(table if newest else "No alerts yet.")
+    console.console().print(table if newest else "No alerts yet.")
 
 
 @alerts.command()
@@ -55,9 +56,9 @@ def test() -> None:
     text = text.linked(load(GeneralSettings).public_url)
     errors = targets.send(text, AlertKind.TEST, to=sorted(targets.names))
     for name, error in errors.items():
-        click.echo(output.text(f"{name}: {error or 'sent'}").plain)
+        console.say(f"{name}: {error or 'sent'}")
     if any(errors.values()):
-        raise click.ClickException(
+        raise console.failure(
             "not every target accepted the message: check its URL in TIDEGATE_ALERT_URLS, and "
             "that it can be reached from this machine"
         )
@@ -85,9 +86,9 @@ def _targets() -> Targets:
     try:
         targets = Targets(load(AlertSettings).urls)
     except SettingsError as error:
-        raise click.ClickException(str(error)) from error
+        raise console.failure(error) from error
     if not targets.names:
-        raise click.ClickException(
+        raise console.failure(
             "no alert targets are configured: set TIDEGATE_ALERT_URLS, see docs/alerts.md"
         )
     return targets
@@ -96,9 +97,9 @@ def _targets() -> Targets:
 def _sent(alert: Alert) -> str:
     match alert.status:
         case AlertStatus.SENT:
-            return output.moment(alert.sent_at)
+            return console.moment(alert.sent_at)
         case AlertStatus.RETRYING:
-            return f"not yet: {alert.tries} tries; next at {output.moment(alert.next_try_at)}"
+            return f"not yet: {alert.tries} tries; next at {console.moment(alert.next_try_at)}"
         case AlertStatus.GIVEN_UP:
             return f"no: gave up after {alert.tries} tries"
         case AlertStatus.PENDING:

@@ -1,4 +1,4 @@
-"""`tidegate config`: the settings that are in force, and where each comes from."""
+"""`tidegate config`: the settings in effect, and where each comes from."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.deployment import WORKSPACE_FILE, loaded
-from dagster_tidegate.cli.reading import url_option, use_local_home
+from dagster_tidegate.cli.connections import loaded, use_local_home
+from dagster_tidegate.cli.console import print_json
+from dagster_tidegate.cli.options import WORKSPACE_FILE, json_option, url_option
 from dagster_tidegate.settings import (
     GROUPS,
     Effective,
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
     "--workspace",
     "-w",
     type=WORKSPACE_FILE,
-    help="A workspace file: what its code locations configure is shown, too. This takes seconds.",
+    help="A workspace file, to also show what its code locations configure. Takes seconds.",
 )
-@output.json_option
+@json_option
 @url_option
 def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
-    """Show the settings that are in force here, and where each comes from.
+    """Show the settings in effect and where each comes from.
 
-    Secrets are not shown. Exit code 1 if a variable is unknown or has a value that can't be used.
+    Secrets are hidden. Exit code 1 if a variable is unknown or its value is invalid.
     """
     use_local_home()
-    found: list[Effective] = []
+    settings: list[Effective] = []
     problems = unknown(os.environ)
     for group in GROUPS:
         try:
-            found += effective(group, **_given(group, url))
+            settings += effective(group, **_given(group, url))
         except SettingsError as error:
             problems.append(str(error))
     locations = {} if workspace is None else _locations(workspace)
     store = _store(url)
     if as_json:
-        output.print_json(
+        print_json(
             {
-                "settings": _by_name(found),
+                "settings": _by_name(settings),
                 "locations": {name: _by_name(resource) for name, resource in locations.items()},
                 "store": store,
                 "problems": problems,
@@ -64,10 +64,10 @@ def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
         )
     else:
         console = Console(highlight=False, soft_wrap=True)
-        _print(console, "setting", found)
+        _print(console, "setting", settings)
         for name, resource in locations.items():
             _print(console, f"BreakerResource of {name}", resource)
-        console.print(f"The store: {escape(store or 'has no place here')}")
+        console.print(f"Store: {escape(store or 'none; set DAGSTER_HOME or TIDEGATE_STORE_URL')}")
     if problems:
         raise click.ClickException("\n".join(problems))
 
@@ -77,7 +77,7 @@ def _given(group: type[Settings], url: str | None) -> dict[str, str | None]:
 
 
 def _store(url: str | None) -> str | None:
-    """Return where the store is, without its password; None where it has no place."""
+    """Return the URL of the store without its password, or None if there is none."""
     try:
         return shown_url(url or default_url())
     except ValueError:
@@ -85,7 +85,7 @@ def _store(url: str | None) -> str | None:
 
 
 def _locations(path: Path) -> dict[str, list[Effective]]:
-    """Return what each code location configures, by its name."""
+    """Return the configuration of each code location, by name."""
     with loaded(path) as (_, workspace):
         return {location.name: _resource(location) for location in workspace.locations()}
 

@@ -1,47 +1,49 @@
-"""`tidegate doctor`: what is wrong with a deployment, and what to do about it."""
+"""`tidegate doctor`: problems of a deployment, and their fixes."""
 
 from pathlib import Path
 
 import click
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.deployment import working, workspace_option
-from dagster_tidegate.cli.reading import url_option, use_local_home
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli.connections import use_local_home
+from dagster_tidegate.cli.options import json_option, url_option, workspace_option
+from dagster_tidegate.text import plural
 
 
 @click.command()
 @workspace_option
-@output.json_option
+@json_option
 @url_option
 def doctor(workspace: Path, as_json: bool, url: str | None) -> None:
-    """Check Dagster and the store, and say what to do about what is wrong.
+    """Check Dagster, the store and the code locations, and suggest fixes.
 
-    Exit codes: 0 nothing is wrong, or there are only warnings; 1 an error was found; 2 the command
-    line is wrong.
+    Exit codes: 0 no errors, though there may be warnings; 1 at least one error; 2 invalid command
+    line.
     """
     use_local_home()
-    with working("looking at Dagster, the store and the code locations"):
+    with console.working("checking Dagster, the store and the code locations"):
         from dagster_tidegate.doctor.checks import Severity, diagnose, unchecked
         from dagster_tidegate.doctor.gather import gather
 
         facts = gather(workspace, url)
-    found, blind = diagnose(facts), unchecked(facts)
-    errors = sum(finding.severity is Severity.ERROR for finding in found)
+    findings, blind = diagnose(facts), unchecked(facts)
+    errors = sum(finding.severity is Severity.ERROR for finding in findings)
     if as_json:
-        output.print_json({"healthy": not errors, "findings": found, "unchecked": blind})
+        console.print_json({"healthy": not errors, "findings": findings, "unchecked": blind})
     else:
-        out = output.console()
-        for finding in found:
-            head = output.text(f"{finding.severity}: ", output.COLOURS[finding.severity])
-            out.print(head.append(output.text(f"{finding.about}: {finding.what}")), soft_wrap=True)
-            out.print(output.text(f"  do: {finding.do}"), soft_wrap=True)
-            out.print(output.text(f"  ({finding.code})", "dim"), soft_wrap=True)
-        if not found:
-            out.print(output.text("all well", "green"))
+        out = console.console()
+        for finding in findings:
+            head = console.text(f"{finding.severity}: ", console.COLOURS[finding.severity])
+            out.print(head.append(console.text(f"{finding.about}: {finding.what}")), soft_wrap=True)
+            out.print(console.text(f"  fix: {finding.do}"), soft_wrap=True)
+            out.print(console.text(f"  ({finding.code})", "dim"), soft_wrap=True)
+        if not findings:
+            out.print(console.text("no problems found", "green"))
         else:
-            out.print(f"{errors} errors, {len(found) - errors} warnings")
-        out.print("What was not looked at:")
+            warnings = len(findings) - errors
+            out.print(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}")
+        out.print("Not checked:")
         for line in blind:
-            out.print(output.text(f"- {line}", "dim"), soft_wrap=True)
+            out.print(console.text(f"- {line}", "dim"), soft_wrap=True)
     if errors:
         raise click.exceptions.Exit(1)

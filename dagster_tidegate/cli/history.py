@@ -4,10 +4,9 @@ from datetime import datetime, timedelta
 
 import click
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.completion import CAMPAIGN, SERVICE, names
-from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.target import NAME, Duration
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli import options as o
+from dagster_tidegate.cli.connections import open_store, reading
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import history as stored
 from dagster_tidegate.store.events import EventKind
@@ -16,23 +15,25 @@ from dagster_tidegate.text import utc
 
 LABELS = {"expires_at": "ends", "kept_closed_until": "until"}
 LEFT_OUT = {"hold", "source", "actor"}
-"""Of a hold: they say which one it is, and do not change."""
+"""Fields that identify a hold and do not change."""
 TIMES = ("_at", "_until")
 
 
 @click.command()
-@click.argument("name", required=False, type=NAME, shell_complete=names(SERVICE, CAMPAIGN))
+@click.argument(
+    "name", required=False, type=o.NAME, shell_complete=o.completing(o.SERVICE, o.CAMPAIGN)
+)
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     type=click.Choice([kind.value for kind in EventKind]),
-    help="Only changes of this kind; may be given more than once.",
+    help="Only changes of this kind. Repeatable.",
 )
-@click.option("--since", type=Duration(), help="Only changes of the last 30m, 2h, 7d.")
-@output.limit_option("How many at most, the newest.")
-@output.json_option
-@url_option
+@click.option("--since", type=o.Duration(), help="Only changes in the last 30m, 2h, 7d.")
+@o.limit_option("Maximum number of changes, the newest.")
+@o.json_option
+@o.url_option
 def history(
     name: str | None,
     kinds: tuple[str, ...],
@@ -41,36 +42,31 @@ def history(
     as_json: bool,
     url: str | None,
 ) -> None:
-    """List who changed what, when and why.
+    """List changes: who, what, when and why.
 
-    With NAME only what is about that service, campaign or campaign/partition.
+    With NAME, only changes of that service, campaign or campaign/partition.
     """
-    with reading(open_store(url)) as (conn, seen):
-        found = stored.read(
-            conn,
-            name=name,
-            kinds=kinds,
-            since=None if since is None else seen.now - since,
-            limit=limit,
-        )
+    with reading(open_store(url)) as (conn, situation):
+        start = None if since is None else situation.now - since
+        events = stored.read(conn, name=name, kinds=kinds, since=start, limit=limit)
     if as_json:
-        output.print_json(found)
+        console.print_json(events)
         return
-    table = output.table("", "at", "what", "change", "by", "why")
-    for event in found:
+    table = console.table("", "at", "what", "change", "by", "why")
+    for event in events:
         by = event.actor if event.address is None else f"{event.actor} from {event.address}"
         table.add_row(
-            output.moment(event.at),
-            output.text(_what(event)),
-            output.text("; ".join([_change(event), *_details(event)])),
-            output.text(by),
-            output.text(event.reason),
+            console.moment(event.at),
+            console.text(_what(event)),
+            console.text("; ".join([_change(event), *_details(event)])),
+            console.text(by),
+            console.text(event.reason),
         )
-    output.console().print(table if found else "nothing has been written down")
+    console.console().print(table if events else "no changes")
 
 
 def _what(event: Event) -> str:
-    if event.kind == EventKind.TAKEOVER:  # its name says what kind of thing it is
+    if event.kind == EventKind.TAKEOVER:  # its name includes its kind
         return event.name
     if event.kind == EventKind.HOLD:
         kind, _, name = event.name.partition(" ")
@@ -81,23 +77,23 @@ def _what(event: Event) -> str:
 def _change(event: Event) -> str:
     if event.from_status is None:
         return event.to_status
-    if event.kind == EventKind.CANCEL:  # what was asked for, and how the campaign run was then
+    if event.kind == EventKind.CANCEL:  # the request, and the run's status at that time
         return f"{event.to_status} (was {event.from_status})"
     return f"{event.from_status} -> {event.to_status}"
 
 
 def _details(event: Event) -> list[str]:
-    """What else became what, where neither status, reason nor actor say it."""
+    """Return the changed fields that neither status, reason nor actor show."""
     before, after = event.before or {}, event.after or {}
-    found = []
+    details = []
     for key, new in after.items():
         old = before.get(key)
-        said = new in (event.reason, event.actor)
-        if key in LEFT_OUT or old == new or (old is None and said):
+        repeated = new in (event.reason, event.actor)
+        if key in LEFT_OUT or old == new or (old is None and repeated):
             continue
-        became = _value(key, new) if old is None else f"{_value(key, old)} -> {_value(key, new)}"
-        found.append(f"{LABELS.get(key, key.replace('_', ' '))} {became}")
-    return found
+        change = _value(key, new) if old is None else f"{_value(key, old)} -> {_value(key, new)}"
+        details.append(f"{LABELS.get(key, key.replace('_', ' '))} {change}")
+    return details
 
 
 def _value(key: str, value: object) -> str:

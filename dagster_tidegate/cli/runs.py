@@ -1,19 +1,23 @@
-"""`tidegate runs`: how far campaign runs are, and what went wrong in one."""
+"""`tidegate runs` and `tidegate start`: campaign runs, their progress and their start."""
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import click
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.completion import CAMPAIGN, names
-from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.target import NAME
-from dagster_tidegate.cli.why import TELLING, answer_for, run_hint, tell
-from dagster_tidegate.control.models import RunDetailsOut, RunOut
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli import options as o
+from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
+from dagster_tidegate.cli.why import WITH_REASON, answer_for, run_hint, show_answer
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.starting import Refusal, Verdict, verdict
+from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as stored
@@ -22,161 +26,219 @@ from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
 
 BAR_WIDTH = 20
+HELD = 3
+UNDER_WAY = 4
+EXIT_CODES = {Refusal.HELD: HELD, Refusal.UNDER_WAY: UNDER_WAY}
 
 
-class _ListsByDefault(click.Group):
-    """`tidegate runs outreach` is `tidegate runs list outreach`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # the shell completes what is there
-            return super().parse_args(ctx, args)
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ListsByDefault)
+@click.group(cls=o.ListingGroup)
 def runs() -> None:
-    """List campaign runs and how far they are; show one with all that went wrong.
+    """List campaign runs and their progress, or show one in detail.
 
     'tidegate runs [CAMPAIGN]' is 'tidegate runs list [CAMPAIGN]'.
     """
 
 
 @runs.command("list")
-@click.argument("campaign", required=False, type=NAME, shell_complete=names(CAMPAIGN))
+@click.argument("campaign", required=False, type=o.NAME, shell_complete=o.completing(o.CAMPAIGN))
 @click.option(
     "--status",
     "statuses",
     multiple=True,
     type=click.Choice([status.value for status in RunStatus]),
-    help="Only those that have this status; may be given more than once.",
+    help="Only runs with this status. Repeatable.",
 )
-@output.limit_option("How many at most, those that changed last.", most=10_000)
-@output.json_option
-@url_option
+@o.limit_option("Maximum number of runs, the most recently changed first.", most=10_000)
+@o.json_option
+@o.url_option
 def list_(
     campaign: str | None, statuses: tuple[str, ...], limit: int, as_json: bool, url: str | None
 ) -> None:
-    """List the campaign runs, of one campaign or of all, and how far each is."""
-    with reading(open_store(url)) as (conn, seen):
+    """List campaign runs and their progress."""
+    with reading(open_store(url)) as (conn, situation):
         wanted = [RunStatus(status) for status in statuses]
-        found = run_details.listed(
-            conn, seen.now, campaign=campaign, statuses=wanted, by_change=True, limit=limit
+        listed = run_details.listed(
+            conn, situation.now, campaign=campaign, statuses=wanted, by_change=True, limit=limit
         )
-        if not found and campaign is not None and campaign not in seen.campaigns:
-            hint = did_you_mean(campaign, seen.campaigns, "see 'tidegate campaigns'")
-            message = output.text(f"no campaign is named {campaign!r}; {hint}").plain
-            raise click.ClickException(message)
+    if not listed and campaign is not None and campaign not in situation.campaigns:
+        hint = did_you_mean(campaign, situation.campaigns, "see 'tidegate campaigns'")
+        raise console.failure(f"no campaign is named {campaign!r}; {hint}")
     if as_json:
-        output.print_json([RunOut.of(each) for each in found])
+        console.print_json([RunOut.of(each) for each in listed])
         return
-    listed = output.table(
+    table = console.table(
         "Campaign runs", "run", "status", "attempt", "op", "", "records", "failed", "rate", "left",
         "why", less=("", "attempt", "op", "rate", "left", "failed"),
     )  # fmt: skip
-    for each in found:
-        at = current_op(each.progress)
-        listed.add_row(
-            output.text(each.run.name),
+    for each in listed:
+        current = max(each.progress, key=lambda progress: progress.updated_at, default=None)
+        table.add_row(
+            console.text(each.run.name),
             _status(each.run),
             str(each.run.attempt),
-            *_progress_cells(at, works=each.run.status is RunStatus.PROCESSING),
-            output.text(each.run.reason if each.run.status in TELLING else ""),
+            *_progress_cells(current, running=each.run.status is RunStatus.PROCESSING),
+            console.text(each.run.reason if each.run.status in WITH_REASON else ""),
         )
-    output.console().print(listed if found else "no campaign runs")
+    console.console().print(table if listed else "no campaign runs")
 
 
 @runs.command()
-@click.argument("name", metavar="CAMPAIGN/PARTITION", type=NAME)
-@output.limit_option("How many records of each kind are listed at most.", default=20)
-@output.json_option
-@url_option
+@click.argument("name", metavar="CAMPAIGN/PARTITION", type=o.NAME)
+@o.limit_option("Maximum number of records of each kind.", default=20)
+@o.json_option
+@o.url_option
 def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     """Show one campaign run: attempts, progress, records in doubt, failed records."""
     campaign, _, partition = name.partition("/")
-    with reading(open_store(url)) as (conn, seen):
+    with reading(open_store(url)) as (conn, situation):
         run = stored.find(conn, campaign, partition)
         if run is None:
-            message = output.text(
-                f"no campaign run is named {name!r}; {run_hint(conn, name)}"
-            ).plain
-            raise click.ClickException(message)
-        details = run_details.details(conn, seen.now, run, limit=limit)
-        answer = answer_for(conn, seen, run.name, "run")
+            raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
+        details = run_details.details(conn, situation.now, run, limit=limit)
+        answer = answer_for(conn, situation, run.name, "run")
     if as_json:
-        output.print_json(RunDetailsOut.all_of(details, answer))
+        console.print_json(RunDetailsOut.all_of(details, answer))
         return
-    tell(answer, seen)
-    out = output.console()
-    ops = output.table(
+    show_answer(answer, situation)
+    out = console.console()
+    ops = console.table(
         "Progress", "op", "", "records", "failed", "rate", "left", "updated", less=("",)
     )
     for each in details.progress:
-        cells = _progress_cells(each, works=run.status is RunStatus.PROCESSING)
-        ops.add_row(*cells, output.moment(each.updated_at))
+        cells = _progress_cells(each, running=run.status is RunStatus.PROCESSING)
+        ops.add_row(*cells, console.moment(each.updated_at))
     out.print(ops)
-    attempts = output.table(
-        "Attempts", "attempt", "Dagster run", "began", "ended", "ended as", less=("attempt",)
+    attempts = console.table(
+        "Attempts", "attempt", "Dagster run", "started", "ended", "outcome", less=("attempt",)
     )
     for attempt in details.attempts:
         attempts.add_row(
             str(attempt.number),
-            output.text(attempt.dagster_run),
-            output.moment(attempt.started_at),
-            output.moment(attempt.ended_at),
-            output.status(attempt.outcome),
+            console.text(attempt.dagster_run),
+            console.moment(attempt.started_at),
+            console.moment(attempt.ended_at),
+            console.status(attempt.outcome),
         )
     out.print(attempts)
     if details.in_doubt:
         title = (
-            f"In doubt ({len(details.in_doubt)} of {details.in_doubt_count}): sent again with the "
-            "same idempotency key by the next attempt"
+            f"In doubt ({len(details.in_doubt)} of {details.in_doubt_count}): the next attempt "
+            "sends them again with the same idempotency key"
         )
         out.print(_records(title, details.in_doubt))
     if details.in_hand_count:
-        out.print(f"records in hand: {details.in_hand_count}")
+        out.print(f"records in flight: {details.in_hand_count}")
     if details.failed:
         title = f"Failed records ({len(details.failed)} of {details.failed_count}, newest first)"
         out.print(_records(title, details.failed))
     if not details.in_doubt and not details.failed:
-        out.print("no record is in doubt, none has failed")
-
-
-def current_op(progress: Sequence[LoopProgress]) -> LoopProgress | None:
-    """Return how far the op is that a campaign run is at: the last that was heard of."""
-    return max(progress, key=lambda each: each.updated_at, default=None)
+        out.print("no records are in doubt or failed")
 
 
 def _status(run: CampaignRun) -> Text:
-    found = output.status(run.status)
-    return found.append(" (not started)") if run.waits_for_start else found
+    status = console.status(run.status)
+    return status.append(" (not started)") if run.waits_for_start else status
 
 
-def _progress_cells(at: LoopProgress | None, *, works: bool) -> list:
-    if at is None:
+def _progress_cells(progress: LoopProgress | None, *, running: bool) -> list:
+    if progress is None:
         return ["", "", "", "", "", ""]
-    handled = at.done + at.failed
-    bar = "" if at.total is None else ProgressBar(max(at.total, 1), handled, width=BAR_WIDTH)
-    left = at.seconds_left()
+    handled, total = progress.done + progress.failed, progress.total
+    left = progress.seconds_left()
     return [
-        output.text(at.op),
-        bar,
-        f"{handled}/{'?' if at.total is None else at.total}",
-        output.text(at.failed or "", "red"),
-        f"{at.rate:.3g}/s" if works and at.rate else "",
-        length(timedelta(seconds=left)) if works and left is not None else "",
+        console.text(progress.op),
+        "" if total is None else ProgressBar(max(total, 1), handled, width=BAR_WIDTH),
+        f"{handled}/{'?' if total is None else total}",
+        console.text(progress.failed or "", "red"),
+        f"{progress.rate:.3g}/s" if running and progress.rate else "",
+        length(timedelta(seconds=left)) if running and left is not None else "",
     ]
 
 
-def _records(title: str, found: Sequence[LedgerRecord]) -> Table:
-    table = output.table(title, "op", "record", "attempt", "at", "error")
-    for record in found:
+def _records(title: str, records: Sequence[LedgerRecord]) -> Table:
+    table = console.table(title, "op", "record", "attempt", "at", "error")
+    for record in records:
         table.add_row(
-            output.text(record.op),
-            output.text(record.key),
+            console.text(record.op),
+            console.text(record.key),
             str(record.attempt),
-            output.moment(record.at),
-            output.text(record.error),
+            console.moment(record.at),
+            console.text(record.error),
         )
     return table
+
+
+@click.command()
+@click.argument("campaign", type=o.NAME, shell_complete=o.completing(o.CAMPAIGN))
+@click.option("--partition", type=o.NAME, help="The partition, if the job has partitions.")
+@click.option("--queue", is_flag=True, help="Queue it even if it is held; it waits in the queue.")
+@click.option("--validate", is_flag=True, help="Only say whether it could start.")
+@o.actor_option
+@o.workspace_option
+@o.json_option
+@o.url_option
+def start(
+    campaign: str,
+    partition: str | None,
+    queue: bool,
+    validate: bool,
+    actor: str,
+    workspace: Path,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Start a run of a campaign, or say why it can't start.
+
+    CAMPAIGN/PARTITION names the partition too.
+
+    Exit codes: 0 queued, or could be; 1 failure; 2 invalid command line; 3 held, without --queue;
+    4 already running, or paused and about to resume.
+    """
+    store = open_store(url)
+    if partition is None and "/" in campaign:  # the name of a run, as in every other command
+        campaign, partition = campaign.split("/", 1)
+    with reading(store) as (conn, situation):
+        of_run = partition is not None and campaign in situation.campaigns
+        name, kind = (run_name(campaign, partition or ""), "run") if of_run else (
+            campaign, "campaign"
+        )  # fmt: skip
+        judged = verdict(answer_for(conn, situation, name, kind))
+        spec = situation.campaigns[campaign].spec
+    refused = judged.refuses(queue=queue)
+    run_id = None
+    if validate or not refused:
+        from dagster_tidegate.dagster_api import LaunchError
+
+        try:
+            with loaded(workspace) as (_, code), explained():
+                if validate:
+                    code.check(campaign, partition, spec.location)
+                else:
+                    run_id = operations.start(store, code, spec, partition, actor=actor)
+        except operations.UnderWayError as error:  # somebody else was faster
+            console.say(error, err=True)
+            raise click.exceptions.Exit(UNDER_WAY) from error
+        except (LaunchError, operations.ChangedMeanwhileError) as error:
+            raise console.failure(error) from error
+    if as_json:
+        shown = VerdictOut.of(judged, queue=queue).model_dump()
+        console.print_json({**shown, "dagster_run": run_id})
+    elif refused:
+        _show_refusal(judged, situation)
+    else:
+        name = judged.answer.target.name
+        console.say(
+            f"{name} can start" if run_id is None else f"{name} is queued: Dagster run {run_id}"
+        )
+        if judged.answer.paused or judged.answer.obstacles:
+            show_answer(judged.answer, situation)
+    if refused and judged.refusal is not None:
+        raise click.exceptions.Exit(EXIT_CODES[judged.refusal])
+
+
+def _show_refusal(judged: Verdict, situation: Situation) -> None:
+    console.say(judged.text, err=True)
+    if judged.refusal is Refusal.HELD:
+        show_answer(judged.answer, situation)
+        hint = "with --queue it waits in Dagster's queue and starts when nothing holds it"
+        console.say(hint, err=True)

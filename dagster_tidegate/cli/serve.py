@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from dagster_tidegate.cli.deployment import WORKSPACE_FILE
-from dagster_tidegate.cli.port import Port
-from dagster_tidegate.cli.reading import explained, open_store, url_option
+from dagster_tidegate.cli.connections import explained, open_store
+from dagster_tidegate.cli.console import failure
+from dagster_tidegate.cli.options import WORKSPACE_FILE, Port, url_option
 from dagster_tidegate.settings import ServeSettings, SettingsError, load
 from dagster_tidegate.store.database import SERVER_CONNECTIONS
 
@@ -16,25 +16,27 @@ WORKSPACE = Path("workspace.yaml")
 
 
 @click.command()
-@click.option("--host", "-h", help="Address to listen on; 127.0.0.1 by default.")
-@click.option("--port", "-p", type=Port(free=True), help="Port; 3000 by default.")
+@click.option("--host", "-h", help="Address to listen on. Default: 127.0.0.1.")
+@click.option("--port", "-p", type=Port(free=True), help="Port. Default: 3000.")
 @click.option(
     "--workspace",
     "-w",
     type=WORKSPACE_FILE,
-    help="The workspace file; workspace.yaml by default.",
+    help="The workspace file. Default: workspace.yaml.",
 )
-@click.option("--path-prefix", "-l", help="Path below which everything is served: /dagster.")
-@click.option("--read-only", is_flag=True, help="Refuse every change, here and in Dagster's pages.")
+@click.option("--path-prefix", "-l", help="URL path prefix, such as /dagster.")
 @click.option(
-    "--api-only", is_flag=True, help="Only the API. It starts no runs, unless --workspace is said."
+    "--read-only", is_flag=True, help="Refuse every change in the API and Dagster's pages."
+)
+@click.option(
+    "--api-only", is_flag=True, help="Serve only the API. Starting runs then needs --workspace."
 )
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     default="warning",
     show_default=True,
-    help="What is logged.",
+    help="Minimum level of logged messages.",
 )
 @url_option
 def serve(
@@ -47,23 +49,23 @@ def serve(
     log_level: str,
     url: str | None,
 ) -> None:
-    """Serve the API and Dagster's pages on one port, until Ctrl-C.
+    """Serve the API and Dagster's pages on one port until Ctrl-C.
 
-    It takes the place of dagster-webserver. Alerts are sent meanwhile.
+    It replaces dagster-webserver, and also sends alerts.
     """
     try:
         settings = load(
             ServeSettings, host=host, port=port, path_prefix=path_prefix, workspace=workspace
         )
     except SettingsError as error:
-        raise click.ClickException(str(error)) from error
+        raise failure(error) from error
     file = settings.workspace
     if file is None and not api_only:
         file = WORKSPACE.resolve()
     if file is not None and not file.is_file():
-        raise click.ClickException(
-            f"there is no workspace file {file}: run this where workspace.yaml is, say --workspace "
-            "FILE, or --api-only"
+        raise failure(
+            f"no workspace file {file}: run this in the directory of workspace.yaml, or use "
+            "--workspace FILE or --api-only"
         )
     store = open_store(url, connections=SERVER_CONNECTIONS)
     logging.basicConfig(
@@ -82,13 +84,13 @@ def serve(
                 pages=not api_only,
                 read_only=read_only,
                 log_level=log_level,
-                ready=_tell,
+                ready=_announce,
             )
     except (ExposedError, server.ListenError, WorkspaceError, SettingsError) as error:
-        raise click.ClickException(str(error)) from error
+        raise failure(error) from error
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
 
 
-def _tell(address: str) -> None:
-    click.echo(f"serving {address}, and the API at {address}/api/v1. Ctrl-C stops it.")
+def _announce(address: str) -> None:
+    click.echo(f"serving {address}, API at {address}/api/v1; press Ctrl-C to stop")

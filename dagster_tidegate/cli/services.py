@@ -1,6 +1,7 @@
-"""`tidegate services`: the policies of the services, and what the fleet saw of them."""
+"""`tidegate services`: policies, recent calls and manual overrides of the breakers."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,132 +9,217 @@ import click
 from rich.console import Console
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.completion import SERVICE, names
-from dagster_tidegate.cli.deployment import loaded, workspace_option
-from dagster_tidegate.cli.overview import ServiceView
-from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.target import NAME
-from dagster_tidegate.control.models import ServiceDetails
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli import options as o
+from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
+from dagster_tidegate.cli.holds import effects_of, show_effects, show_notes
+from dagster_tidegate.cli.status import ServiceView
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import ServiceChanged, ServiceDetails, ServiceOut
 from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import UnknownNameError
+from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import length
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Policies
 
 
-@click.command()
-@click.argument("name", required=False, type=NAME, shell_complete=names(SERVICE))
+@click.group(cls=o.ListingGroup)
+def services() -> None:
+    """List services, their policies and recent calls, or override a breaker.
+
+    'tidegate services [NAME]' is 'tidegate services list [NAME]'.
+    """
+
+
+@services.command("list")
+@click.argument("name", required=False, type=o.NAME, shell_complete=o.completing(o.SERVICE))
 @click.option(
-    "--no-policies", is_flag=True, help="Leave the code locations alone: this is much faster."
+    "--no-policies", is_flag=True, help="Skip the policies: loading the code takes seconds."
 )
-@workspace_option
-@output.json_option
-@url_option
-def services(
+@o.workspace_option
+@o.json_option
+@o.url_option
+def list_(
     name: str | None, no_policies: bool, workspace: Path, as_json: bool, url: str | None
 ) -> None:
-    """List the services: policies, and what the fleet saw of them.
+    """List services, their policies and recent calls.
 
-    With NAME one service, with every rule of its policy. The policies are in the code, so that the
-    code locations are loaded; the numbers are in the store.
+    With NAME, one service with every field of its policy.
     """
-    with reading(open_store(url)) as (conn, seen):
-        counted = service_stats.read(conn, seen.now)
+    with reading(open_store(url)) as (conn, situation):
+        stats = service_stats.read(conn, situation.now)
     policies: Policies = {} if no_policies else _policies(workspace)
-    known = sorted({*seen.services, *policies})
-    if name is not None and name not in known:
-        listed = ", ".join(known) or "none"
-        message = f"no service is named {name!r}; known are {listed}"
-        raise click.ClickException(output.text(message).plain)
-    found = [
-        ServiceDetails.all_of(seen, each, counted.get(each), policies.get(each, {}))
-        for each in known
+    names = sorted({*situation.services, *policies})
+    if name is not None and name not in names:
+        raise console.failure(f"no service is named {name!r}; known: {', '.join(names) or 'none'}")
+    listed = [
+        ServiceDetails.all_of(situation, each, stats.get(each), policies.get(each, {}))
+        for each in names
         if name in (None, each)
     ]
     if as_json:
-        output.print_json(found)
+        console.print_json(listed)
         return
-    out = output.console()
-    _show_numbers(out, found, seen)
+    out = console.console()
+    _show_stats(out, listed, situation)
     if name is not None:
         _show_policy(out, name, policies.get(name, {}))
     elif not no_policies:
         _show_rules(out, policies)
 
 
+@services.command("keep-closed")
+@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@o.reason_option
+@o.ending_options("Let it trip again")
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def keep_closed(
+    name: str,
+    reason: str,
+    length: timedelta | None,
+    until: datetime | None,
+    dry_run: bool,
+    actor: str,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Close the breaker of a service and keep it from tripping.
+
+    Calls continue even if they fail. The breaker's own hold is released.
+    """
+    o.require_one_ending(length, until)
+    store = open_store(url)
+    target = Target(TargetKind.SERVICE, name)
+
+    def keep(conn: Connection, now: datetime) -> BreakerStatus:
+        end = o.ending(now, length, until)
+        return operations.keep_closed(conn, now, name, reason=reason, actor=actor, until=end)
+
+    try:
+        with explained():
+            change = operations.change(store, target, keep, dry_run=dry_run)
+    except (UnknownNameError, ValueError) as error:
+        raise console.failure(error) from error
+    show_notes(change, store, target)
+    if as_json:
+        _print_changed(change, name, dry_run=dry_run)
+        return
+    end = console.moment(change.made.kept_closed_until) or "'tidegate services let-trip'"
+    verb = "would be kept closed" if dry_run else "is kept closed"
+    console.say(f"the breaker of {name} {verb} by {actor} until {end}: {reason}")
+    if dry_run:
+        show_effects(change.effects, target)
+
+
+@services.command("let-trip")
+@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
+    """Let a breaker that an operator keeps closed trip again."""
+    store = open_store(url)
+    target = Target(TargetKind.SERVICE, name)
+
+    def let(conn: Connection, now: datetime) -> bool:
+        return operations.let_trip(conn, now, name, actor=actor)
+
+    try:
+        with explained():
+            change = operations.change(store, target, let, dry_run=dry_run)
+    except UnknownNameError as error:
+        raise console.failure(error) from error
+    if as_json:
+        _print_changed(change, name, dry_run=dry_run)
+    elif not change.made:
+        console.say(f"nobody keeps the breaker of {name} closed")
+    else:
+        console.say(f"the breaker of {name} {'could' if dry_run else 'can'} trip again")
+
+
+def _print_changed(change: operations.Change, name: str, *, dry_run: bool) -> None:
+    service = ServiceOut.of(change.after, name)
+    campaigns = effects_of(change)
+    console.print_json(ServiceChanged(dry_run=dry_run, service=service, campaigns=campaigns))
+
+
 def _policies(path: Path) -> "Policies":
     with loaded(path, otherwise="--no-policies") as (_, workspace):
-        found, troubles = workspace.policies()
-    for location, trouble in troubles.items():
-        note = f"note: code location {location}: {trouble}"
-        click.echo(output.text(note).plain, err=True)
-    return found
+        policies, errors = workspace.policies()
+    for location, error in errors.items():
+        console.say(f"note: code location {location}: {error}", err=True)
+    return policies
 
 
-def _show_numbers(out: Console, found: Sequence[ServiceDetails], situation: Situation) -> None:
+def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situation) -> None:
     now = situation.now
-    table = output.table(
-        "Services", "service", "state", "for", "why", "calls", "failed", "slow", "of the last",
+    table = console.table(
+        "Services", "service", "state", "for", "why", "calls", "failed", "slow", "window",
         "processes", "last failure", "trips in 24 h",
-        less=(
-            "slow", "processes", "of the last", "calls", "last failure", "failed", "trips in 24 h",
-        ),
+        less=("slow", "processes", "window", "calls", "last failure", "failed", "trips in 24 h"),
     )  # fmt: skip
-    for each in found:
-        view, seen = ServiceView(situation, each.name), each.numbers
+    for each in listed:
+        view, stats = ServiceView(situation, each.name), each.numbers
         table.add_row(
-            output.text(each.name),
-            output.status(view.state),
+            console.text(each.name),
+            console.status(view.state),
             length(now - view.since) if view.since else "",
             view.why(),
-            str(seen.ok + seen.failed),
-            output.text(seen.failed or "", "red"),
-            str(seen.slow or ""),
-            length(now - seen.since) if seen.since else "",
-            str(seen.workers or ""),
-            f"{length(now - seen.last_failed_at)} ago" if seen.last_failed_at else "",
-            str(seen.trips or ""),
+            str(stats.ok + stats.failed),
+            console.text(stats.failed or "", "red"),
+            str(stats.slow or ""),
+            length(now - stats.since) if stats.since else "",
+            str(stats.workers or ""),
+            f"{length(now - stats.last_failed_at)} ago" if stats.last_failed_at else "",
+            str(stats.trips or ""),
         )
-    out.print(table if found else "the store knows no service, and no code location has a policy")
+    out.print(table if listed else "no services: none is in the store or in a policy")
 
 
 def _show_rules(out: Console, policies: "Policies") -> None:
-    table = output.table("Policies", "service", "trips at", "then waits", "is tried by", "ramp")
+    table = console.table("Policies", "service", "trips at", "stays open", "probed by", "ramp")
     for name, by_location in sorted(policies.items()):
-        for where, policy in by_location.items():
+        for location, policy in by_location.items():
             several = len(by_location) > 1
             table.add_row(
-                output.text(f"{name} ({where})" if several else name),
-                output.text(", ".join(rules(policy))),
+                console.text(f"{name} ({location})" if several else name),
+                console.text(", ".join(_rules(policy))),
                 f"{policy.reset_timeout_s:g} to {policy.reset_timeout_cap_s:g} s",
-                output.text(policy.probe_url or "one run, the canary"),
-                f"a step each {policy.ramp_interval_s:g} s" if policy.ramp_interval_s else "none",
+                console.text(policy.probe_url or "a canary run"),
+                f"a step every {policy.ramp_interval_s:g} s" if policy.ramp_interval_s else "none",
             )
     out.print(table)
 
 
 def _show_policy(out: Console, name: str, policies: Mapping[str, ServicePolicy]) -> None:
-    for where, policy in policies.items():
-        table = output.table(f"Policy of {name} in {where}", "field", "value", "meaning")
+    for location, policy in policies.items():
+        title = f"Policy of {name} in {location}"
+        table = console.table(title, "field", "value", "meaning")
         for field, info in type(policy).model_fields.items():
-            value = getattr(policy, field)
-            shown = "" if value is None else value
-            table.add_row(output.text(field), output.text(shown), output.text(info.description))
+            value = console.text(getattr(policy, field))
+            table.add_row(console.text(field), value, console.text(info.description))
         out.print(table)
 
 
-def rules(policy: ServicePolicy) -> list[str]:
-    """Return when the breaker of a service trips, for people."""
+def _rules(policy: ServicePolicy) -> list[str]:
+    """Return the rules by which a breaker trips."""
     window = f"in {policy.window_s:g} s"
-    found = []
+    rules = []
     if policy.consecutive_failures is not None:
-        found.append(f"{policy.consecutive_failures} failures in a row")
+        rules.append(f"{policy.consecutive_failures} failures in a row")
     if policy.window_failures is not None:
-        found.append(f"{policy.window_failures} failures {window}")
+        rules.append(f"{policy.window_failures} failures {window}")
     if policy.failure_rate is not None:
-        found.append(f"{policy.failure_rate:.0%} of calls failed {window}")
+        rules.append(f"{policy.failure_rate:.0%} of calls failed {window}")
     if policy.slow_call_rate is not None:
-        found.append(f"{policy.slow_call_rate:.0%} of calls over {policy.slow_call_s:g} s {window}")
-    return found
+        rules.append(f"{policy.slow_call_rate:.0%} of calls over {policy.slow_call_s:g} s {window}")
+    return rules

@@ -10,24 +10,32 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.overview import ServiceView, ends, probed
-from dagster_tidegate.cli.reading import open_store, reading, url_option
-from dagster_tidegate.cli.window import Window
-from dagster_tidegate.control.models import AlertHealth, GateHealth, HoldOut, ServiceOut
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli.connections import open_store, reading
+from dagster_tidegate.cli.options import json_option, url_option
+from dagster_tidegate.cli.tables import Window
+from dagster_tidegate.control.models import (
+    AlertHealth,
+    CampaignDetails,
+    GateHealth,
+    HoldOut,
+    ServiceOut,
+)
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import ObstacleKind, why
-from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.text import length, utc
+from dagster_tidegate.text import length, sentence, utc
 
 
 @click.command()
-@output.json_option
-@click.option("--watch", is_flag=True, help="Show it anew until Ctrl-C; JSON is one line each.")
+@json_option
+@click.option(
+    "--watch", is_flag=True, help="Refresh until Ctrl-C; with --json, one line per refresh."
+)
 @click.option(
     "--interval",
     "interval_s",
@@ -35,7 +43,7 @@ from dagster_tidegate.text import length, utc
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often, with --watch.",
+    help="Time between refreshes, with --watch.",
 )
 @url_option
 def status(as_json: bool, watch: bool, interval_s: float, url: str | None) -> None:
@@ -44,192 +52,246 @@ def status(as_json: bool, watch: bool, interval_s: float, url: str | None) -> No
     if watch:
         _watch(store, interval_s, as_json=as_json)
         return
-    seen, told = _read(store)
+    situation, counts = _read(store)
     if as_json:
-        output.print_json(as_dict(seen, told))
+        console.print_json(as_dict(situation, counts))
     else:
-        output.console().print(render(seen, told))
+        console.console().print(render(situation, counts))
 
 
 def _read(store: Store) -> tuple[Situation, AlertCounts]:
-    with reading(store) as (conn, seen):
-        return seen, alerts.counts(conn, seen.now)
+    with reading(store) as (conn, situation):
+        return situation, alerts.counts(conn, situation.now)
 
 
-def as_dict(seen: Situation, told: AlertCounts) -> dict[str, Any]:
-    """Return the situation, and how people are told of it, as JSON shows them."""
-    gate = GateHealth.of(seen)
+def as_dict(situation: Situation, counts: AlertCounts) -> dict[str, Any]:
+    """Return the output of `--json`."""
+    gate = GateHealth.of(situation)
     return {
-        "at": seen.now,
-        "enabled": seen.enabled,
-        "services": [ServiceOut.of(seen, name) for name in sorted(seen.services)],
+        "at": situation.now,
+        "enabled": situation.enabled,
+        "services": [ServiceOut.of(situation, name) for name in sorted(situation.services)],
         "campaigns": [
-            {
-                "name": name,
-                "location": campaign.spec.location,
-                "status": campaign.status,
-                "runs": {status.value: campaign.runs.get(status, 0) for status in RunStatus},
-                "holds": [hold.id for hold in campaign.holds],
-                "why": why_of(seen, name),
-            }
-            for name, campaign in seen.campaigns.items()
+            CampaignDetails.all_of(situation, campaign) for campaign in situation.campaigns.values()
         ],
-        "holds": [HoldOut.model_validate(hold) for hold in seen.holds],
+        "holds": [HoldOut.model_validate(hold) for hold in situation.holds],
         "gate": gate.parts,
         "gate_stale": gate.stale,
-        "alerts": {status.value: count for status, count in told.by_status.items()},
-        "alerts_stale": AlertHealth.of(told, seen.now).stale,
+        "alerts": counts.by_status,
+        "alerts_stale": AlertHealth.of(counts, situation.now).stale,
     }
 
 
-def render(seen: Situation, told: AlertCounts, *, short: bool = False) -> RenderableType:
-    """Return the situation as tables, what is wrong first.
+def render(situation: Situation, counts: AlertCounts, *, short: bool = False) -> RenderableType:
+    """Return the situation as tables, problems first.
 
     Args:
-        seen: The situation.
-        told: How many alerts there are.
-        short: Whether what is well is only counted, and each row has one line.
+        situation: The situation.
+        counts: The alerts by status.
+        short: Whether healthy things are only counted, and each row gets one line.
     """
-    parts: list[RenderableType] = [*warnings(seen)]
-    telling = AlertHealth.of(told, seen.now)
-    if telling.stale:
-        sentence = f"{telling.text[0].upper()}{telling.text[1:]}. See 'tidegate alerts list'."
-        parts.append(output.text(sentence, "red"))
-    services = {name: ServiceView(seen, name) for name in sorted(seen.services)}
-    closed = [name for name, view in services.items() if view.well]
+    parts: list[RenderableType] = [*warnings(situation)]
+    alerting = AlertHealth.of(counts, situation.now)
+    if alerting.stale:
+        line = f"{sentence(alerting.text)}. See 'tidegate alerts list'."
+        parts.append(console.text(line, "red"))
+    services = {name: ServiceView(situation, name) for name in sorted(situation.services)}
+    closed = [name for name, view in services.items() if view.healthy]
     others = [name for name in services if name not in closed]
-    whys = {name: why_of(seen, name) for name in seen.campaigns}
-    going = [
-        name for name, campaign in seen.campaigns.items() if not (campaign.holds or whys[name])
-    ]
-    paused = [name for name in whys if name not in going]
+    whys = {name: why_of(situation, name) for name in situation.campaigns}
+    running = [name for name in whys if not (situation.campaigns[name].holds or whys[name])]
+    paused = [name for name in whys if name not in running]
     if others or not short:
         listed = others if short else [*others, *closed]
-        parts.append(_services({name: services[name] for name in listed}, seen.now, short=short))
-    if seen.holds:
-        parts.append(_holds(seen, short=short))
+        views = {name: services[name] for name in listed}
+        parts.append(_services(views, situation.now, short=short))
+    if situation.holds:
+        parts.append(_holds(situation, short=short))
     if paused or not short:
-        listed = paused if short else [*paused, *going]
-        parts.append(_campaigns({name: whys[name] for name in listed}, seen, short=short))
+        listed = paused if short else [*paused, *running]
+        parts.append(_campaigns({name: whys[name] for name in listed}, situation, short=short))
     if short:
         parts += [
-            output.text(f"{len(names)} {what}: {', '.join(names)}", "green")
-            for names, what in ((closed, "services closed"), (going, "campaigns not paused"))
+            console.text(f"{len(names)} {what}: {', '.join(names)}", "green")
+            for names, what in ((closed, "services closed"), (running, "campaigns not paused"))
             if names
         ]
     return Group(*parts)
 
 
+class ServiceView:
+    """The state of a service as tables show it: its breaker and what operators did to it.
+
+    Args:
+        situation: The situation.
+        name: Name of the service. It may have a hold and no breaker yet.
+    """
+
+    def __init__(self, situation: Situation, name: str) -> None:
+        self._breaker = situation.circuits.get(name)
+        target = Target(TargetKind.SERVICE, name)
+        self._holds = [
+            hold
+            for hold in situation.holds
+            if hold.target == target and hold.source is HoldSource.OPERATOR
+        ]
+        self._kept_closed = [
+            obstacle.text
+            for obstacle in why(situation, target).obstacles
+            if obstacle.kind is ObstacleKind.KEPT_CLOSED
+        ]
+
+    @property
+    def state(self) -> str:
+        """Its state; `held` where the breaker is closed and its campaigns are paused anyway."""
+        state = None if self._breaker is None else self._breaker.state
+        if state in (None, BreakerState.CLOSED):
+            if self._holds:
+                return "held"
+            if self._kept_closed:
+                return "kept closed"
+        return "" if state is None else state
+
+    @property
+    def since(self) -> datetime | None:
+        """Start of that state; None without a breaker."""
+        if self.state == "held":
+            return self._holds[0].placed_at
+        return None if self._breaker is None else self._breaker.changed_at
+
+    @property
+    def next_probe(self) -> datetime | None:
+        """Time of the next probe; None unless its breaker is open."""
+        is_open = self._breaker is not None and self._breaker.state is BreakerState.OPEN
+        return self._breaker.open_until if self._breaker and is_open else None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether its breaker is closed, and no operator holds it or keeps it closed."""
+        return self.state == BreakerState.CLOSED
+
+    def why(self) -> Text:
+        """Return the reasons of its state."""
+        held = "" if self.state == "held" else "held "
+        parts = [
+            *([self._breaker.reason] if self._breaker and self._breaker.reason else []),
+            *(f"{held}by {hold.actor}: {hold.reason}" for hold in self._holds),
+            *self._kept_closed,
+        ]
+        return console.text("; ".join(parts))
+
+
+def ends(hold: Hold) -> str:
+    """Return when a hold ends."""
+    on = "on recovery" if hold.source is HoldSource.BREAKER else "on release"
+    return console.moment(hold.expires_at) or on
+
+
+def probe_in(due: datetime, now: datetime) -> str:
+    """Return the time until a probe, or since it was due."""
+    return f"in {length(due - now)}" if due > now else f"overdue by {length(now - due)}"
+
+
 def _services(views: Mapping[str, ServiceView], now: datetime, *, short: bool) -> RenderableType:
-    table = output.table("Services", "service", "state", "for", "why", "probed", short=short)
+    table = console.table("Services", "service", "state", "for", "why", "next probe", short=short)
     for name, view in views.items():
         table.add_row(
-            output.text(name),
-            output.status(view.state),
+            console.text(name),
+            console.status(view.state),
             length(now - view.since) if view.since else "",
             view.why(),
-            probed(view.due, now) if view.due else "",
+            probe_in(view.next_probe, now) if view.next_probe else "",
         )
     return table
 
 
-def _holds(seen: Situation, *, short: bool) -> RenderableType:
-    table = output.table("Holds", "hold on", "by", "for", "until", "reason", short=short)
-    for hold in seen.holds:
-        until = f"in {length(hold.expires_at - seen.now)}" if short and hold.expires_at else None
+def _holds(situation: Situation, *, short: bool) -> RenderableType:
+    table = console.table("Holds", "hold on", "by", "for", "ends", "reason", short=short)
+    for hold in situation.holds:
+        left = f"in {length(hold.expires_at - situation.now)}" if hold.expires_at else None
         table.add_row(
-            output.text(hold.target),
-            output.text(hold.actor),
-            length(seen.now - hold.placed_at),
-            until or ends(hold),
-            output.text(hold.reason),
+            console.text(hold.target),
+            console.text(hold.actor),
+            length(situation.now - hold.placed_at),
+            (short and left) or ends(hold),
+            console.text(hold.reason),
         )
     return table
 
 
-def _campaigns(whys: Mapping[str, str], seen: Situation, *, short: bool) -> RenderableType:
-    table = output.table("Campaigns", "campaign", "status", "runs", "why", short=short)
-    for name, why_paused in whys.items():
-        campaign = seen.campaigns[name]
+def _campaigns(whys: Mapping[str, str], situation: Situation, *, short: bool) -> RenderableType:
+    table = console.table("Campaigns", "campaign", "status", "runs", "why", short=short)
+    for name, reason in whys.items():
+        campaign = situation.campaigns[name]
         table.add_row(
-            output.text(name),
-            output.status(campaign.status),
+            console.text(name),
+            console.status(campaign.status),
             run_counts(campaign.runs),
-            output.text(why_paused),
+            console.text(reason),
         )
     return table
 
 
-def warnings(seen: Situation) -> list[Text]:
-    """Return what is wrong with the gate, a line each."""
-    found = []
-    if not seen.enabled:
-        found.append(
-            Text(
-                "TIDEGATE_ENABLED is false here: processes that have it so heed no hold.", "yellow"
-            )
+def warnings(situation: Situation) -> list[Text]:
+    """Return the problems of the gate, a line each."""
+    lines = []
+    if not situation.enabled:
+        line = "TIDEGATE_ENABLED is false here: processes with this setting ignore holds."
+        lines.append(Text(line, "yellow"))
+    if not situation.campaigns:
+        line = (
+            "No gate has registered its campaigns yet: check that the daemon and the gate's "
+            "sensors are running. See 'tidegate doctor'."
         )
-    if not seen.campaigns:
-        found.append(
-            Text(
-                "No gate has told of its campaigns yet: are its sensors on, and the daemon? "
-                "See 'tidegate doctor'.",
-                "yellow",
-            )
-        )
-    for gate in seen.stale_gates():
-        sentence = str(gate)
-        found.append(
-            output.text(f"{sentence[0].upper()}{sentence[1:]}. See 'tidegate doctor'.", "red")
-        )
-    return found
+        lines.append(Text(line, "yellow"))
+    for gate in situation.stale_gates():
+        lines.append(console.text(f"{sentence(str(gate))}. See 'tidegate doctor'.", "red"))
+    return lines
 
 
-def why_of(seen: Situation, campaign: str) -> str:
-    """Return why a campaign is paused, or what else holds it back; empty where nothing does."""
-    answer = why(seen, Target(TargetKind.CAMPAIGN, campaign))
+def why_of(situation: Situation, campaign: str) -> str:
+    """Return why a campaign is paused or what else holds it back, or an empty string."""
+    answer = why(situation, Target(TargetKind.CAMPAIGN, campaign))
     if answer.paused:
         return answer.summary.removeprefix("paused: ")
     of_all = (ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE)  # `warnings` has these
     return "; ".join(each.text for each in answer.obstacles if each.kind not in of_all)
 
 
-def run_counts(runs: Any) -> str:
-    """Return how many campaign runs have each status, for people."""
+def run_counts(runs: Mapping[RunStatus, int]) -> str:
+    """Return the number of campaign runs of each status."""
     return ", ".join(f"{runs[status]} {status}" for status in RunStatus if runs.get(status))
 
 
 def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
-    console = Console(highlight=False)
+    terminal = Console(highlight=False)
     if as_json:
-        _repeat(store, interval_s, lambda *read: output.print_json(as_dict(*read), indent=None))
-    elif console.is_terminal:
-        with Live(console=console, auto_refresh=False, screen=True) as live:
+        _repeat(store, interval_s, lambda *read: console.print_json(as_dict(*read), indent=None))
+    elif terminal.is_terminal:
+        with Live(console=terminal, auto_refresh=False, screen=True) as live:
 
-            def show(seen: Situation, told: AlertCounts) -> None:
-                note = Text(f"{utc(seen.now)}, every {interval_s:g} s; Ctrl-C ends", "dim")
-                tellings = [Group(note, render(seen, told, short=short)) for short in (False, True)]
-                live.update(Window(tellings, instead="tidegate status"), refresh=True)
+            def show(situation: Situation, counts: AlertCounts) -> None:
+                note = Text(f"{utc(situation.now)}, every {interval_s:g} s; Ctrl-C to stop", "dim")
+                renderings = [
+                    Group(note, render(situation, counts, short=short)) for short in (False, True)
+                ]
+                live.update(Window(renderings, instead="tidegate status"), refresh=True)
 
-            _repeat(
-                store,
-                interval_s,
-                show,
-                lambda error: live.update(Text(str(error), "red"), refresh=True),
-            )
+            def show_error(error: click.ClickException) -> None:
+                live.update(Text(str(error), "red"), refresh=True)
+
+            _repeat(store, interval_s, show, show_error)
     else:
-        _repeat(store, interval_s, lambda *read: output.console().print(render(*read)))
+        _repeat(store, interval_s, lambda *read: console.console().print(render(*read)))
 
 
 def _repeat(
     store: Store,
     interval_s: float,
     show: Callable[[Situation, AlertCounts], object],
-    show_error: Callable[[click.ClickException], object] = lambda error: click.echo(
-        f"Error: {error.message}", err=True
-    ),
+    show_error: Callable[[click.ClickException], object] = click.ClickException.show,
 ) -> None:
-    """Show the situation again and again. A store that is away is told, and waited for."""
+    """Show the situation until interrupted; if the store is unreachable, say so and retry."""
     try:
         while True:
             try:
@@ -239,5 +301,5 @@ def _repeat(
             time.sleep(interval_s)
     except KeyboardInterrupt:
         return
-    except BrokenPipeError:  # who read it has read enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         return

@@ -1,4 +1,4 @@
-"""`tidegate tokens`: who may use the API and the pages."""
+"""`tidegate tokens`: access to the API and the pages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from dagster_tidegate.cli import output
-from dagster_tidegate.cli.reading import explained, open_store, url_option
-from dagster_tidegate.cli.target import Duration, Words, actor_option
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli.connections import explained, open_store
+from dagster_tidegate.cli.options import Duration, Words, actor_option, json_option, url_option
 from dagster_tidegate.store import tokens as kept
 from dagster_tidegate.store.tokens import MAX_NAME, Token, TokenError
 from dagster_tidegate.web.access.identity import Role
@@ -19,27 +19,18 @@ NEVER = "never"
 TOKEN_NAME = Words("name", MAX_NAME)
 
 
-class _Lifetime(click.ParamType):
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta | None:
-        return None if value == NEVER else Duration().convert(value, param, ctx)
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     try:
         with explained():
             yield
     except TokenError as error:
-        raise click.ClickException(output.text(error).plain) from error
+        raise console.failure(error) from error
 
 
 @click.group()
 def tokens() -> None:
-    """Make, list and revoke the tokens of the API and the pages."""
+    """Create, list and revoke tokens for the API and the pages."""
 
 
 @tokens.command()
@@ -48,26 +39,26 @@ def tokens() -> None:
     "--role",
     type=click.Choice([role.value for role in Role]),
     required=True,
-    help="What it allows; each role may also do what those before it may.",
+    help="What it allows. Each role includes those before it.",
 )
 @click.option(
     "--expires",
     "lifetime",
-    type=_Lifetime(),
+    type=Duration(or_never=True),
     default="90d",
     show_default=True,
     metavar="DURATION",
-    help="How long it lasts: 12h, 90d, or never.",
+    help="Lifetime: 12h, 90d, or never.",
 )
 @actor_option
-@output.json_option
+@json_option
 @url_option
 def create(
     name: str, role: str, lifetime: timedelta | None, actor: str, as_json: bool, url: str | None
 ) -> None:
-    """Make a token for NAME, and print it on stdout, this once.
+    """Create a token for NAME and print it on stdout. It is not shown again.
 
-    NAME is the actor of all that is done with it.
+    Changes made with the token are recorded with NAME as their actor.
     """
     store = open_store(url)
     with _explained(), store.begin() as conn:
@@ -75,38 +66,37 @@ def create(
         expires_at = None if lifetime is None else now + lifetime
         token, secret = kept.create(conn, now, name, Role(role), actor=actor, expires_at=expires_at)
     if as_json:
-        output.print_json({**_as_dict(token, now), "token": secret})
+        console.print_json({**_as_dict(token, now), "token": secret})
         return
     click.echo(secret)
-    until = output.moment(token.expires_at) or "it is revoked"
-    said = f"token of {name}, {role}, until {until}. It is not shown again."
-    click.echo(output.text(said).plain, err=True)
+    until = console.moment(token.expires_at) or "it is revoked"
+    console.say(f"token of {name}, {role}, until {until}; it is not shown again", err=True)
 
 
 @tokens.command("list")
-@output.json_option
+@json_option
 @url_option
 def list_(as_json: bool, url: str | None) -> None:
-    """List the tokens that were made; their secrets are nowhere."""
+    """List all tokens. Their secrets are not stored."""
     store = open_store(url)
     with _explained(), store.read() as conn:
         now = store.now(conn)
-        found = kept.read(conn)
+        tokens = kept.read(conn)
     if as_json:
-        output.print_json([_as_dict(token, now) for token in found])
+        console.print_json([_as_dict(token, now) for token in tokens])
         return
-    headers = ("name", "role", "status", "expires", "last used", "made by")
-    table = output.table("Tokens", *headers, less=("made by",))
-    for token in found:
+    headers = ("name", "role", "status", "expires", "last used", "created by")
+    table = console.table("Tokens", *headers, less=("created by",))
+    for token in tokens:
         table.add_row(
-            output.text(token.name),
-            output.text(token.role),
-            output.status(token.status(now)),
-            output.text(output.moment(token.expires_at) or NEVER),
-            output.text(output.moment(token.used_at) or NEVER),
-            output.text(token.created_by),
+            console.text(token.name),
+            console.text(token.role),
+            console.status(token.status(now)),
+            console.text(console.moment(token.expires_at) or NEVER),
+            console.text(console.moment(token.used_at) or NEVER),
+            console.text(token.created_by),
         )
-    output.console().print(table)
+    console.console().print(table)
 
 
 @tokens.command()
@@ -114,15 +104,16 @@ def list_(as_json: bool, url: str | None) -> None:
 @actor_option
 @url_option
 def revoke(name: str, actor: str, url: str | None) -> None:
-    """End the token of NAME and the sessions begun with it, within seconds."""
+    """Revoke the token of NAME and end its sessions, within seconds."""
     store = open_store(url)
     with _explained(), store.begin() as conn:
         now = store.now(conn)
         kept.revoke(conn, now, name, actor=actor)
         last = not kept.any_live(conn, now)
-    click.echo(output.text(f"the token of {name} is revoked").plain)
+    console.say(f"the token of {name} is revoked")
     if last:
-        click.echo("note: no token is left; servers go on asking for one", err=True)
+        note = "note: no token is left, and servers still require one: see 'tidegate tokens create'"
+        console.say(note, err=True)
 
 
 def _as_dict(token: Token, now: datetime) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What every surface shares: what is paused and why, and the operations on it."""
+"""Shared by the CLI, the API and alerts: what is paused and why, and the operations on it."""

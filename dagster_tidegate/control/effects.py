@@ -1,4 +1,4 @@
-"""What a change of the holds does to the campaigns. Pure: two situations go in."""
+"""Effects of a change of holds on campaigns. Pure: it compares two situations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from dagster_tidegate.store.runs import CampaignRun
 
 @dataclass(frozen=True)
 class Effect:
-    """What becomes of a campaign, or of one campaign run.
+    """Effect of a change on a campaign, or on one campaign run.
 
     Attributes:
         campaign: Name of the campaign.
-        run: Name of the campaign run; None where it is about the whole campaign.
+        run: Name of the campaign run; None for the whole campaign.
         held_before: Whether a hold covered it.
-        held_after: Whether one will.
-        still_held_by: The live holds that will cover it besides those that the change is about.
-        runs: How many campaign runs have each status. Those `processing` pause after the record
-            in hand, those `pending` wait in the queue, those `paused` resume.
-        triggers: Schedules and sensors that stop, or come back as they were.
-        queue_waits: Whether queued runs wait: an op of the campaign has a pool that is held.
+        held_after: Whether a hold will cover it.
+        still_held_by: The live holds on other targets that will cover it.
+        runs: Number of campaign runs by status. On a pause, those `processing` stop after the
+            current record and those `pending` wait in the queue; on a resume, those `paused`
+            resume.
+        triggers: Schedules and sensors that are stopped or restored.
+        queue_waits: Whether queued runs wait, because an op of the campaign has a held pool.
     """
 
     campaign: str
@@ -45,13 +46,13 @@ class Effect:
 def effects(
     before: Situation, after: Situation, target: Target, run: CampaignRun | None = None
 ) -> Sequence[Effect]:
-    """Return what a change does to all that it is about.
+    """Return the effects of a change of the holds on `target`.
 
     Args:
-        before: The situation before.
-        after: The situation after.
+        before: The situation before the change.
+        after: The situation after it.
         target: What is held or released.
-        run: The campaign run, where that is the target and it is there already.
+        run: The campaign run, if that is the target and exists.
     """
     if target.kind is TargetKind.CAMPAIGN_RUN:
         covering = why(after, target, run).reasons
@@ -64,7 +65,7 @@ def effects(
                 still_held_by=tuple(r.hold for r in covering if r.hold.target != target),
                 runs={} if run is None else {run.status: 1},
                 triggers=(),
-                queue_waits=False,  # a pool can't tell one run from another
+                queue_waits=False,  # a pool can't tell runs apart
             )
         ]
     return [
@@ -79,11 +80,11 @@ def effects(
             queue_waits=_queue_waits(after, campaign, target),
         )
         for name, campaign in after.campaigns.items()
-        if _is_about(target, campaign)
+        if _concerns(target, campaign)
     ]
 
 
-def _is_about(target: Target, campaign: CampaignSituation) -> bool:
+def _concerns(target: Target, campaign: CampaignSituation) -> bool:
     if target.kind is TargetKind.EVERYTHING:
         return True
     if target.kind is TargetKind.SERVICE:
@@ -91,8 +92,8 @@ def _is_about(target: Target, campaign: CampaignSituation) -> bool:
     return target.kind is TargetKind.CAMPAIGN and target.name == campaign.spec.name
 
 
-def _queue_waits(seen: Situation, campaign: CampaignSituation, target: Target) -> bool:
-    wants = [needs(pool, seen.services) for pool in campaign.spec.pools]
+def _queue_waits(situation: Situation, campaign: CampaignSituation, target: Target) -> bool:
+    pools = [needs(pool, situation.services) for pool in campaign.spec.pools]
     if target.kind is TargetKind.CAMPAIGN:
-        return any(need.campaign == target.name for need in wants)
-    return any(need.services or need.campaign for need in wants)
+        return any(pool.campaign == target.name for pool in pools)
+    return any(pool.services or pool.campaign for pool in pools)

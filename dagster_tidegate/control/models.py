@@ -1,4 +1,4 @@
-"""What the surfaces answer: the shapes of their JSON. Times are ISO 8601, in UTC."""
+"""The JSON of the API and of `--json`, built from what the store returns. Times are in UTC."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.control.situation import CampaignSituation, Situation
-from dagster_tidegate.control.starting import Refusal
+from dagster_tidegate.control.starting import Refusal, Verdict
 from dagster_tidegate.control.why import Answer, Obstacle, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
@@ -20,24 +20,22 @@ from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import utc
 
 ALERT_SENDER_STALE_AFTER = timedelta(minutes=2)
-"""A running alert sender updates its cursor every half a minute."""
+"""A running alert sender updates its cursor every 30 seconds."""
 ALERT_WAITS_TOO_LONG = timedelta(minutes=5)
 T = TypeVar("T")
 
 
 class Out(BaseModel):
-    """What an answer has; it is read off the things that the store returns."""
+    """A model that can be read from the attributes of another object."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
 class Page(Out, Generic[T]):
-    """A part of a list."""
+    """A page of a list."""
 
     items: Sequence[T]
-    next_cursor: str | None = Field(
-        description="Where the next page begins; null: it was the last."
-    )
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
 class HoldOut(Out):
@@ -56,14 +54,14 @@ class HoldOut(Out):
 
 
 class ReasonOut(HoldOut):
-    """A live hold that covers a thing."""
+    """A live hold that covers something."""
 
-    retry_at: datetime | None = Field(description="When the service is probed at the earliest.")
-    being_tried: bool = Field(description="Whether the service is half open, and being tried.")
+    retry_at: datetime | None = Field(description="Earliest time of the next probe.")
+    being_tried: bool = Field(description="Whether the service is half open and being probed.")
 
 
 class WhyOut(Out):
-    """Why something is paused, or that it is not."""
+    """Whether and why something is paused."""
 
     target_kind: TargetKind
     target_name: str
@@ -77,7 +75,7 @@ class WhyOut(Out):
 
     @classmethod
     def of(cls, answer: Answer) -> "WhyOut":
-        """Return an answer as it is shown."""
+        """Build it from an answer."""
         return cls(
             target_kind=answer.target.kind,
             target_name=answer.target.name,
@@ -99,7 +97,7 @@ class WhyOut(Out):
 
 
 class EffectOut(Out):
-    """What becomes of a campaign, or of one campaign run."""
+    """Effect of a change on a campaign, or on one campaign run."""
 
     campaign: str
     run: str | None
@@ -113,7 +111,7 @@ class EffectOut(Out):
 
 Effects = Annotated[
     Sequence[EffectOut] | None,
-    Field(description="What it would do to the campaigns; with `dry_run` only, else null."),
+    Field(description="Effects on the campaigns; the API has them for dry runs only."),
 ]
 
 
@@ -129,9 +127,9 @@ class Released(Out):
     """What a release did, or would do."""
 
     dry_run: bool
-    released: Sequence[HoldOut] = Field(description="Empty: it was not held by a person.")
+    released: Sequence[HoldOut] = Field(description="Empty if no operator held it.")
     still_held_by: Sequence[HoldOut] = Field(
-        description="The holds that cover it still: if there are any, it stays paused."
+        description="Other holds that still cover it; if there are any, it stays paused."
     )
     campaigns: Effects
 
@@ -154,7 +152,7 @@ class ServiceOut(Out):
     """A service and its breaker."""
 
     name: str
-    state: BreakerState | None = Field(description="Null: it has a hold, and no breaker yet.")
+    state: BreakerState | None = Field(description="Null if it has a hold but no breaker yet.")
     since: datetime | None
     reason: str | None
     not_probed_before: datetime | None
@@ -163,20 +161,19 @@ class ServiceOut(Out):
     holds: Sequence[HoldOut]
 
     @classmethod
-    def of(cls, seen: Situation, name: str) -> "ServiceOut":
-        """Return a service as it is shown."""
+    def of(cls, situation: Situation, name: str) -> "ServiceOut":
+        """Build it for a service."""
         target = Target(TargetKind.SERVICE, name)
-        held = [HoldOut.model_validate(hold) for hold in seen.holds if hold.target == target]
-        circuit = seen.circuits.get(name)
+        breaker = situation.circuits.get(name)
         return ServiceOut(
             name=name,
-            state=circuit and circuit.state,
-            since=circuit and circuit.changed_at,
-            reason=circuit and circuit.reason,
-            not_probed_before=circuit and circuit.open_until,
-            kept_closed_by=circuit and circuit.kept_closed_by,
-            kept_closed_until=circuit and circuit.kept_closed_until,
-            holds=held,
+            state=breaker and breaker.state,
+            since=breaker and breaker.changed_at,
+            reason=breaker and breaker.reason,
+            not_probed_before=breaker and breaker.open_until,
+            kept_closed_by=breaker and breaker.kept_closed_by,
+            kept_closed_until=breaker and breaker.kept_closed_until,
+            holds=[HoldOut.model_validate(h) for h in situation.holds if h.target == target],
         )
 
 
@@ -189,37 +186,37 @@ class ServiceChanged(Out):
 
 
 class ServiceDetails(ServiceOut):
-    """All that is known of a service."""
+    """A service with its recent calls, policies and campaigns."""
 
     numbers: ServiceStats
-    campaigns: Sequence[str] = Field(description="Names of the campaigns that need it.")
+    campaigns: Sequence[str] = Field(description="Campaigns that need it.")
     policies: Mapping[str, ServicePolicy] | None = Field(
-        description="Its policy in each code location; null where this server knows no code."
+        description="Its policy in each code location; null if the server loads no code."
     )
     why: WhyOut
 
     @classmethod
     def all_of(
         cls,
-        seen: Situation,
+        situation: Situation,
         name: str,
-        counted: ServiceStats | None,
+        stats: ServiceStats | None,
         policies: Mapping[str, ServicePolicy] | None,
     ) -> "ServiceDetails":
-        """Return all that is known of a service as it is shown.
+        """Build it for a service.
 
         Args:
-            seen: The situation.
+            situation: The situation.
             name: Name of the service.
-            counted: What the fleet saw of it, if anything.
-            policies: Its policy in each code location, if that is known.
+            stats: Its recent calls, if any.
+            policies: Its policy in each code location, or None if unknown.
         """
         return cls(
-            **ServiceOut.of(seen, name).model_dump(),
-            numbers=counted or ServiceStats(),
-            campaigns=[each for each, found in seen.campaigns.items() if name in found.services],
+            **ServiceOut.of(situation, name).model_dump(),
+            numbers=stats or ServiceStats(),
+            campaigns=[each for each, c in situation.campaigns.items() if name in c.services],
             policies=policies,
-            why=WhyOut.of(why(seen, Target(TargetKind.SERVICE, name))),
+            why=WhyOut.of(why(situation, Target(TargetKind.SERVICE, name))),
         )
 
 
@@ -239,14 +236,14 @@ class CampaignOut(Out):
     services: Sequence[str]
     catch_up: str
     priority: int
-    owners: Sequence[str] = Field(description="Who steers it; empty: every operator.")
+    owners: Sequence[str] = Field(description="Who may control it; empty means every operator.")
     triggers: Sequence[TriggerOut]
-    runs: Mapping[RunStatus, int] = Field(description="How many campaign runs have each status.")
+    runs: Mapping[RunStatus, int] = Field(description="Number of campaign runs by status.")
     holds: Sequence[HoldOut]
 
     @classmethod
     def of(cls, campaign: CampaignSituation) -> "CampaignOut":
-        """Return a campaign in the form that the API gives it."""
+        """Build it for a campaign."""
         spec = campaign.spec
         return CampaignOut(
             name=spec.name,
@@ -270,7 +267,7 @@ class CampaignDetails(CampaignOut):
 
     @classmethod
     def all_of(cls, situation: Situation, campaign: CampaignSituation) -> "CampaignDetails":
-        """Return everything about a campaign in the form that the API gives it."""
+        """Build it for a campaign."""
         target = Target(TargetKind.CAMPAIGN, campaign.spec.name)
         return cls(
             **CampaignOut.of(campaign).model_dump(),
@@ -280,7 +277,7 @@ class CampaignDetails(CampaignOut):
 
 
 class ProgressOut(Out):
-    """How far an op of a campaign run is."""
+    """Progress of an op of a campaign run."""
 
     op: str
     done: int
@@ -298,7 +295,7 @@ class RunOut(Out):
     campaign: str
     partition: str
     status: RunStatus
-    waits_for_start: bool = Field(description="Whether it was created, and is not started yet.")
+    waits_for_start: bool = Field(description="Whether it was created and not started yet.")
     attempt: int
     priority: int
     reason: str | None
@@ -309,37 +306,27 @@ class RunOut(Out):
 
     @classmethod
     def of(cls, listed: ListedRun) -> "RunOut":
-        """Return a campaign run, and how far it is, as they are shown."""
-        run = listed.run
-        return RunOut(
-            name=run.name,
-            campaign=run.campaign,
-            partition=run.partition,
-            status=run.status,
-            waits_for_start=run.waits_for_start,
-            attempt=run.attempt,
-            priority=run.priority,
-            reason=run.reason,
-            paused_at=run.paused_at,
-            created_at=run.created_at,
-            changed_at=run.changed_at,
-            progress=[
-                ProgressOut(
-                    op=each.op,
-                    done=each.done,
-                    failed=each.failed,
-                    total=each.total,
-                    records_per_second=each.rate,
-                    seconds_left=each.seconds_left(),
-                    updated_at=each.updated_at,
-                )
-                for each in listed.progress
-            ],
-        )
+        """Build it for a campaign run and its progress."""
+        fields = {
+            name: getattr(listed.run, name) for name in RunOut.model_fields.keys() - {"progress"}
+        }
+        progress = [
+            ProgressOut(
+                op=each.op,
+                done=each.done,
+                failed=each.failed,
+                total=each.total,
+                records_per_second=each.rate,
+                seconds_left=each.seconds_left(),
+                updated_at=each.updated_at,
+            )
+            for each in listed.progress
+        ]
+        return RunOut(**fields, progress=progress)
 
 
 class AttemptOut(Out):
-    """A Dagster run that works, or worked, on a campaign run."""
+    """A Dagster run that works or worked on a campaign run."""
 
     number: int
     dagster_run: str
@@ -349,27 +336,22 @@ class AttemptOut(Out):
 
 
 class RunDetailsOut(RunOut):
-    """All that is known of a campaign run."""
+    """A campaign run with its attempts, and its records in doubt and failed."""
 
     attempts: Sequence[AttemptOut]
     in_doubt: Sequence[LedgerRecord] = Field(
-        description="Their effect may or may not have reached the service; the next attempt sends "
-        "them again with the same idempotency key."
+        description="The effect may or may not have reached the service; the next attempt sends "
+        "these records again with the same idempotency key."
     )
     in_doubt_count: int
     in_hand_count: int
-    failed: Sequence[LedgerRecord] = Field(description="The newest first.")
+    failed: Sequence[LedgerRecord] = Field(description="Newest first.")
     failed_count: int
     why: WhyOut
 
     @classmethod
     def all_of(cls, details: RunDetails, answer: Answer) -> "RunDetailsOut":
-        """Return all that is known of a campaign run as it is shown.
-
-        Args:
-            details: What the store knows of it.
-            answer: Why it is paused, or that it is not.
-        """
+        """Build it from the store's details and the answer of `why`."""
         return cls(
             **RunOut.of(ListedRun(details.run, details.progress)).model_dump(),
             attempts=[AttemptOut.model_validate(attempt) for attempt in details.attempts],
@@ -391,9 +373,21 @@ class VerdictOut(Out):
     text: str
     why: WhyOut
 
+    @classmethod
+    def of(cls, verdict: Verdict, *, queue: bool) -> "VerdictOut":
+        """Build it from a verdict; `queue` is whether a held run may wait in the queue."""
+        refused = verdict.refuses(queue=queue)
+        return cls(
+            name=verdict.answer.target.name,
+            can_start=not refused,
+            refusal=verdict.refusal if refused else None,
+            text=verdict.text,
+            why=WhyOut.of(verdict.answer),
+        )
+
 
 class Started(Out):
-    """What was started."""
+    """A start that was requested."""
 
     name: str = Field(description="The campaign run.")
     dagster_run: str
@@ -420,20 +414,18 @@ class AlertOut(Out):
 
 
 class ServiceQueue(Out):
-    """What waits for a service, or works with it."""
+    """Campaigns and unfinished runs that need a service."""
 
     service: str
     state: BreakerState | None
-    campaigns: int = Field(description="How many campaigns need it.")
-    paused_campaigns: Sequence[str] = Field(description="Those of them that a hold covers.")
-    runs: Mapping[RunStatus, int] = Field(
-        description="Their campaign runs that are not over, by status."
-    )
-    records_left: int = Field(description="Of these campaign runs, where the loops know.")
+    campaigns: int = Field(description="Number of campaigns that need it.")
+    paused_campaigns: Sequence[str] = Field(description="Those that are held.")
+    runs: Mapping[RunStatus, int] = Field(description="Their unfinished campaign runs, by status.")
+    records_left: int = Field(description="Records left in these runs, as far as known.")
 
 
 class QueueOut(Out):
-    """What is paused and what waits, in numbers."""
+    """Paused campaigns and unfinished runs."""
 
     paused_campaigns: Sequence[str]
     runs: Mapping[RunStatus, int]
@@ -441,19 +433,19 @@ class QueueOut(Out):
 
 
 class Alive(Out):
-    """The process answers."""
+    """The process responds."""
 
     status: str = Field(examples=["live"])
 
 
 class Ready(Out):
-    """The store can be read, and has the schema that this version works with."""
+    """The store is reachable and its schema is compatible."""
 
     status: str = Field(examples=["ready"])
 
 
 class HeartbeatOut(Out):
-    """When a part of the gate of a code location last finished its work."""
+    """Last completed tick of a sensor of a gate."""
 
     location: str
     part: str
@@ -463,28 +455,28 @@ class HeartbeatOut(Out):
 
 
 class GateHealth(Out):
-    """Whether the gate does its work."""
+    """Whether the sensors of the gates complete their ticks."""
 
-    stale: bool = Field(description="Whether a part of a gate has not finished for a minute.")
+    stale: bool = Field(description="Whether a sensor has not completed a tick for a minute.")
     text: str
     parts: Sequence[HeartbeatOut]
 
     @classmethod
-    def of(cls, seen: Situation) -> "GateHealth":
-        """Return how the gate does as it is shown."""
-        stale = seen.stale_gates()
+    def of(cls, situation: Situation) -> "GateHealth":
+        """Build it from the situation."""
+        stale = situation.stale_gates()
         return cls(
             stale=bool(stale),
-            text="; ".join(map(str, stale)) or "every part of the gate has just finished its work",
+            text="; ".join(map(str, stale)) or "all sensors of the gate complete their ticks",
             parts=[
                 HeartbeatOut(
                     location=beat.location,
                     part=beat.part,
                     at=beat.at,
-                    stale=seen.stale(beat.at),
+                    stale=situation.stale(beat.at),
                     summary=beat.summary,
                 )
-                for beat in seen.heartbeats
+                for beat in situation.heartbeats
             ],
         )
 

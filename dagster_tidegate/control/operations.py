@@ -1,7 +1,4 @@
-"""How people steer: what they hold and release, and the campaign runs that they start and cancel.
-
-The command line and the API do it by these functions, so that both do the same.
-"""
+"""What operators do, shared by the CLI and the API: hold, release, start, cancel, override."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,19 +23,19 @@ from dagster_tidegate.text import MAX_REASON, did_you_mean, shown
 R = TypeVar("R")
 
 ACTOR_TAG = "tidegate/started_by"
-"""A Dagster run that a person started through Tidegate has it, with the person's name."""
+"""Tag of Dagster runs that an operator started through Tidegate; its value is the operator."""
 
 
 class NotPausableError(Exception):
-    """A campaign run has ended, so that there is nothing to pause."""
+    """A campaign run has ended, so there is nothing to pause."""
 
 
 class UnderWayError(Exception):
-    """A campaign run is under way already; perhaps somebody started it at the same moment."""
+    """A campaign run has already been started, perhaps by somebody else just now."""
 
 
 class ChangedMeanwhileError(Exception):
-    """Somebody else changed a campaign run between two looks."""
+    """Somebody else changed a campaign run at the same time."""
 
 
 class Launcher(Protocol):
@@ -61,20 +58,20 @@ class Launcher(Protocol):
         ...
 
     def terminate(self, job: str, partition: str) -> Sequence[str]:
-        """Ask Dagster to end the runs that work on a campaign run, or may; return their ids."""
+        """Ask Dagster to terminate the runs of a campaign run; return their ids."""
         ...
 
 
 @dataclass(frozen=True)
 class Change(Generic[R]):
-    """A change of the holds, and what it does.
+    """A change of holds, with its effects.
 
     Attributes:
-        made: What the function returned that made it.
+        made: The return value of the function that made it.
         before: The situation before.
         after: The situation after.
-        run: The campaign run, where that is the target and it is there already.
-        effects: What becomes of the campaigns.
+        run: The campaign run, if that is the target and exists.
+        effects: Its effects on the campaigns.
     """
 
     made: R
@@ -84,19 +81,19 @@ class Change(Generic[R]):
     effects: Sequence[Effect]
 
 
-class _NotForGoodError(Exception):
-    """Rolls a change back that was only made to see what it does."""
+class _DryRunError(Exception):
+    """Rolls back a dry run."""
 
 
 @contextmanager
 def writing(store: Store, *, dry_run: bool) -> Iterator[Connection]:
-    """Open a transaction that writes, and that a dry run takes back in the end."""
+    """Open a transaction that writes; a dry run is rolled back at its end."""
     try:
         with store.begin() as conn:
             yield conn
             if dry_run:
-                raise _NotForGoodError
-    except _NotForGoodError:
+                raise _DryRunError
+    except _DryRunError:
         pass
 
 
@@ -107,13 +104,13 @@ def change(
     *,
     dry_run: bool,
 ) -> Change[R]:
-    """Make a change of the holds in one transaction, and find out what it does.
+    """Make a change of holds in one transaction and return it with its effects.
 
     Args:
         store: The store.
         target: What is held or released.
-        make: Makes the change, with the database's time (UTC).
-        dry_run: Take it back again.
+        make: Makes the change, given a connection and the database's time (UTC).
+        dry_run: Roll it back.
     """
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)
@@ -133,15 +130,7 @@ def hold(
     actor: str,
     expires_at: datetime | None = None,
 ) -> Hold:
-    """Place a person's hold, or give the one that the person has placed a new reason and end.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        target: What to hold; it need not be known.
-        reason: Why.
-        actor: Who.
-        expires_at: When it ends by itself (UTC), or None.
+    """Place an operator's hold, or update the reason and expiry of the one they have.
 
     Raises:
         ValueError: If `expires_at` is not after `now`.
@@ -166,18 +155,9 @@ def pause(
     actor: str,
     expires_at: datetime | None = None,
 ) -> Hold:
-    """Hold a campaign run that has something left to do.
+    """Hold a campaign run that has not ended.
 
-    The end of a campaign run waits for this transaction, or this one for it: where the end was
-    first, nothing is held.
-
-    Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        run: The campaign run.
-        reason: Why.
-        actor: Who.
-        expires_at: When the hold ends by itself (UTC), or None.
+    It locks the run's row, so if the run ends at the same time, nothing is held.
 
     Raises:
         NotPausableError: If it has ended.
@@ -193,23 +173,19 @@ def pause(
 def release(
     conn: Connection, now: datetime, target: Target, *, actor: str, force: bool = False
 ) -> Sequence[Hold]:
-    """Release what people hold on a target, whoever placed it.
+    """Release the holds of all operators on a target; without any, nothing happens.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        target: What to let go. Nothing happens where nobody holds it.
-        actor: Who releases it.
-        force: Release the breaker's own hold too, and close the breaker.
+        force: Also release the breaker's own hold, and close the breaker.
 
     Returns:
-        The holds that were released, as they are now.
+        The released holds.
 
     Raises:
-        NotYourHoldError: If only a breaker holds it, and not `force`.
+        NotYourHoldError: If only a breaker holds it, without `force`.
     """
-    here = holds.live_on(conn, now, target) if force else ()
-    by_breaker = any(hold.source is HoldSource.BREAKER for hold in here)
+    live = holds.live_on(conn, now, target) if force else ()
+    by_breaker = any(hold.source is HoldSource.BREAKER for hold in live)
     released = breakers.close(conn, now, target.name, actor=actor) if by_breaker else []
     return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)
 
@@ -256,7 +232,7 @@ def let_trip(conn: Connection, now: datetime, service: str, *, actor: str) -> bo
 def _require_breaker(conn: Connection, service: str) -> BreakerStatus:
     known = breakers.read(conn)
     if service not in known:
-        hint = did_you_mean(service, known, f"known are {', '.join(sorted(known)) or 'none'}")
+        hint = did_you_mean(service, known, f"known: {', '.join(sorted(known)) or 'none'}")
         raise UnknownNameError(f"no service with a breaker is named {service!r}; {hint}")
     return known[service]
 
@@ -264,17 +240,13 @@ def _require_breaker(conn: Connection, service: str) -> BreakerStatus:
 def release_one(
     conn: Connection, now: datetime, hold: Hold, *, actor: str, force: bool = False
 ) -> None:
-    """Release one hold; nothing happens where it is over already.
+    """Release one hold; if it has ended, nothing happens.
 
     Args:
-        conn: A connection of the store that writes.
-        now: The database's time, UTC.
-        hold: The hold.
-        actor: Who releases it.
-        force: Release it though it is a breaker's, and close the breaker.
+        force: Release it even if it is a breaker's, and close the breaker.
 
     Raises:
-        NotYourHoldError: If it is a breaker's, and not `force`.
+        NotYourHoldError: If it is a breaker's, without `force`.
     """
     holds.expire(conn, now)
     current = holds.get(conn, hold.id)
@@ -302,24 +274,25 @@ def start(
 ) -> str:
     """Start a campaign run: put a Dagster run of it into the queue.
 
-    Of two who start the same partition at once, one launches it. A launch that fails leaves the
-    campaign run as it was, and a new one waiting for its start.
+    If two operators start the same partition at once, one launches it. A failed launch leaves the
+    campaign run as it was; a new one stays `pending`, waiting for a start.
 
     Args:
         store: The store.
         launcher: Dagster's code locations.
         campaign: The campaign.
-        partition: The partition, where the job has any; else each start makes a campaign run.
-        actor: Who starts it.
-        run_id: The id that the Dagster run is to have; None: whichever Dagster makes up.
+        partition: The partition; None for a job without partitions, where each start creates a
+            campaign run.
+        actor: The operator.
+        run_id: The id of the Dagster run; None: Dagster chooses one.
 
     Returns:
         The id of the Dagster run.
 
     Raises:
-        UnderWayError: If it is under way already.
+        UnderWayError: If it has already been started.
         ChangedMeanwhileError: If somebody cancelled it while it was launched.
-        Exception: What `launcher` raises where the run can't be launched.
+        Exception: Whatever `launcher` raises if the run can't be launched.
     """
     launcher.check(campaign.name, partition, campaign.location)
     claimed = None if partition is None else _claim(store, campaign, partition, actor)
@@ -355,24 +328,24 @@ def start(
 
 
 def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: str) -> CampaignRun:
-    """Cancel a campaign run, and have Dagster end the runs that work on it, or wait to.
+    """Cancel a campaign run and terminate its Dagster runs. Idempotent.
 
-    One that works ends after the record in hand, and is cancelled when its process says so. Doing
-    it again is harmless.
+    A run that is processing ends after its current record, and is cancelled when its process
+    reports that.
 
     Args:
         store: The store.
-        launcher: Dagster, which may be None for a campaign run that waits for its start.
+        launcher: Dagster; may be None for a campaign run that was never started.
         run: The campaign run.
-        actor: Who cancels it.
+        actor: The operator.
 
     Returns:
         The campaign run as it is now.
 
     Raises:
         MoveNotAllowedError: If it has completed or failed.
-        ChangedMeanwhileError: If somebody else moved it at the same moment.
-        Exception: What `launcher` raises where Dagster can't end a run yet.
+        ChangedMeanwhileError: If somebody else moved it at the same time.
+        Exception: Whatever `launcher` raises if Dagster can't terminate a run yet.
     """
     if run.status in (RunStatus.COMPLETED, RunStatus.FAILED):
         raise MoveNotAllowedError(f"{run.name} is {run.status}: it can't become cancelled")
@@ -388,15 +361,15 @@ def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: 
                 actor=actor,
             )
     if run.status is RunStatus.PAUSED:
-        run = _cancelled(store, run, actor)  # first, so that the gate asks for no next attempt
-    asked = launcher.terminate(run.campaign, run.partition) if launcher is not None else ()
-    if run.status is RunStatus.CANCELLED or (run.status is RunStatus.PROCESSING and asked):
+        run = _cancelled(store, run, actor)  # first, so that the gate starts no next attempt
+    ending = launcher.terminate(run.campaign, run.partition) if launcher is not None else ()
+    if run.status is RunStatus.CANCELLED or (run.status is RunStatus.PROCESSING and ending):
         return run
     return _cancelled(store, run, actor)
 
 
 def _claim(store: Store, campaign: CampaignSpec, partition: str, actor: str) -> CampaignRun:
-    """Return the campaign run as it was before; one that is new, as it is."""
+    """Return the campaign run as it was before the claim, or the new one."""
     with store.begin() as conn:
         now = store.now(conn)
         created = runs.create(
@@ -405,7 +378,7 @@ def _claim(store: Store, campaign: CampaignSpec, partition: str, actor: str) -> 
         run = runs.find(conn, campaign.name, partition)
         assert run is not None  # created or found just above, and never deleted
         if not created and not runs.claim_start(conn, now, run, actor=actor):
-            raise UnderWayError(f"{run.name} is {run.status} already")
+            raise UnderWayError(f"{run.name} is already {run.status}")
         return run
 
 

@@ -1,4 +1,4 @@
-"""What the store says of the whole fleet at a moment: where every surface begins."""
+"""A snapshot of the fleet, read from the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
 
 STALE_AFTER = timedelta(seconds=60)
-"""A part of the gate that has not finished its work for so long is stale."""
+"""A sensor of the gate is stale if it has not completed a tick for this long."""
 
 
 @dataclass(frozen=True)
 class CampaignSituation:
-    """A campaign at a moment.
+    """A campaign in a snapshot.
 
     Attributes:
-        spec: What it is made of.
+        spec: Its job, pools and triggers.
         services: The services that its ops need.
-        runs: How many campaign runs have each status.
-        holds: The live holds that cover it, the oldest first.
+        runs: Number of campaign runs by status.
+        holds: The live holds that cover it, oldest first.
     """
 
     spec: CampaignSpec
@@ -52,13 +52,12 @@ class CampaignSituation:
 
 @dataclass(frozen=True)
 class StaleGate:
-    """The gate of a code location, where parts of it do not do their work.
+    """The stale sensors of a code location's gate.
 
     Attributes:
         location: The code location.
-        parts: Which of `heartbeats.PARTS`.
-        last: When the first of them to fall silent last finished its work (UTC), or None if one
-            of them never did.
+        parts: Which of `heartbeats.PARTS` are stale.
+        last: The oldest of their last completed ticks (UTC); None if one never completed a tick.
     """
 
     location: str
@@ -67,23 +66,23 @@ class StaleGate:
 
     def __str__(self) -> str:
         parts = ", ".join(self.parts)
-        since = f"at {utc(self.last)}" if self.last else "never, one of them"
-        return f"the gate of {self.location} is stale: its sensors {parts} last finished {since}"
+        last = f"at {utc(self.last)}" if self.last else "never, for at least one of them"
+        return f"the gate of {self.location} is stale: its sensors {parts} last finished {last}"
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The fleet at a moment. Times are UTC.
+    """A snapshot of the fleet. Times are UTC.
 
     Attributes:
         now: The database's time.
-        enabled: Whether Tidegate is switched on where this was read (`TIDEGATE_ENABLED`).
-        circuits: The breaker of each service, by name.
-        trials: How many trial calls of a service are under way, where there are any.
-        campaigns: The campaigns, by name.
-        holds: The live holds, the oldest first.
-        takeovers: What the gate has changed in Dagster and not given back.
-        heartbeats: When each part of the gate last finished its work.
+        enabled: `TIDEGATE_ENABLED` in the process that read it.
+        circuits: The breakers by service.
+        trials: Number of trial calls in flight, by service.
+        campaigns: The campaigns by name.
+        holds: The live holds, oldest first.
+        takeovers: What the gate has changed in Dagster and not restored.
+        heartbeats: The last completed tick of each sensor of a gate.
     """
 
     now: datetime
@@ -97,48 +96,43 @@ class Situation:
 
     @property
     def services(self) -> frozenset[str]:
-        """All services that anybody knows: with a breaker, or with a hold on them."""
+        """Names of the services that have a breaker or a hold."""
         held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
         return frozenset(self.circuits) | held
 
     def stale_gates(self) -> list[StaleGate]:
-        """Return the gates of code locations with campaigns of which a part is stale."""
+        """Return the gates, of code locations with campaigns, that have a stale sensor."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
-        found = []
+        stale = []
         for location in sorted({each.spec.location for each in self.campaigns.values()}):
             last = {part: beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:
-                known = [beat for part in parts if (beat := last[part]) is not None]
-                oldest = min(known) if len(known) == len(parts) else None
-                found.append(StaleGate(location, parts, oldest))
-        return found
+                ticks = [beat for part in parts if (beat := last[part]) is not None]
+                oldest = min(ticks) if len(ticks) == len(parts) else None
+                stale.append(StaleGate(location, parts, oldest))
+        return stale
 
     def stale(self, beat: datetime | None) -> bool:
-        """Return whether a part of the gate with this heartbeat is stale."""
+        """Return whether a sensor with this heartbeat is stale."""
         return beat is None or self.now - beat > STALE_AFTER
 
 
 def read(conn: Connection, now: datetime) -> Situation:
-    """Read the situation of everything.
-
-    Args:
-        conn: A connection of the store.
-        now: The database's time, UTC.
-    """
+    """Read the situation."""
     circuits = breakers.read(conn)
     live = holds.live(conn, now)
-    known = {*circuits, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
+    services = {*circuits, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
     counts = runs.counts(conn)
-    by_target: dict[Target, list[Hold]] = {}  # each campaign looks at its own alone
+    by_target: dict[Target, list[Hold]] = {}
     for hold in live:
         by_target.setdefault(hold.target, []).append(hold)
-    found = {}
+    by_name = {}
     for spec in campaigns.read(conn):
-        needed = spec.services(known)
+        needed = spec.services(services)
         targets = covers.targets_of(services=needed, campaign=spec.name)
         mine = [hold for target in targets for hold in by_target.get(target, ())]
-        found[spec.name] = CampaignSituation(
+        by_name[spec.name] = CampaignSituation(
             spec,
             needed,
             counts.get(spec.name, {}),
@@ -149,7 +143,7 @@ def read(conn: Connection, now: datetime) -> Situation:
         enabled=load(GeneralSettings).enabled,
         circuits=circuits,
         trials=service_stats.trials(conn, now),
-        campaigns=found,
+        campaigns=by_name,
         holds=live,
         takeovers=takeovers.live(conn),
         heartbeats=heartbeats.read(conn),

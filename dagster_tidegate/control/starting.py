@@ -1,4 +1,4 @@
-"""Whether a campaign run may be started now. Pure."""
+"""Whether a campaign run may start. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from dagster_tidegate.statuses import RunStatus
 
 
 class Refusal(StrEnum):
-    """Why a campaign run is not started."""
+    """Why a campaign run may not start."""
 
     HELD = "held"
     UNDER_WAY = "under_way"
@@ -16,12 +16,12 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a campaign run may be started.
+    """Whether a campaign run may start.
 
     Attributes:
         refusal: Why not; None if it may.
-        text: The same for people.
-        answer: Why it is paused, if it is, and what else holds it back.
+        text: The verdict for people.
+        answer: The answer of `why` that it was derived from.
     """
 
     refusal: Refusal | None
@@ -29,30 +29,26 @@ class Verdict:
     answer: Answer
 
     def refuses(self, *, queue: bool) -> bool:
-        """Return whether it is not started.
-
-        Args:
-            queue: Whether it may wait in the queue for as long as it is held.
-        """
+        """Return whether it must not start; with `queue`, a held run may wait in the queue."""
         return self.refusal is not None and not (queue and self.refusal is Refusal.HELD)
 
 
 def verdict(answer: Answer) -> Verdict:
-    """Return whether a campaign run may be started.
+    """Return whether a campaign run may start.
 
     Args:
-        answer: What `why` says of the campaign run; of the campaign, where the job has no
-            partitions and so each start makes a campaign run of its own.
+        answer: The answer of `why` for the campaign run; for a job without partitions, where each
+            start creates a campaign run, for the campaign.
     """
     name = answer.target.name
-    waits = any(each.kind is ObstacleKind.NOT_STARTED for each in answer.obstacles)
-    at_work = answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and not waits
-    if at_work and "/" in name:
-        text = f"{name} is {answer.status} already: see 'tidegate runs show {name}'"
+    not_started = any(each.kind is ObstacleKind.NOT_STARTED for each in answer.obstacles)
+    running = answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and not not_started
+    if running and "/" in name:
+        text = f"{name} is already {answer.status}: see 'tidegate runs show {name}'"
         return Verdict(Refusal.UNDER_WAY, text, answer)
     if answer.paused:
         return Verdict(Refusal.HELD, f"{name} can't start, it is {answer.summary}", answer)
     if answer.status == RunStatus.PAUSED and "/" in name:
-        text = f"{name} is paused and resumes by itself: nothing holds it any more"
+        text = f"{name} is paused and no longer held: it resumes automatically"
         return Verdict(Refusal.UNDER_WAY, text, answer)
     return Verdict(None, f"{name} can start", answer)

@@ -1,4 +1,4 @@
-"""The one answer to "why is this paused?". Pure: every surface shows what `why` returns."""
+"""The one answer to "why is this paused?", shown by every surface. Pure."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
-from dagster_tidegate.text import did_you_mean, utc
+from dagster_tidegate.text import did_you_mean, plural, utc
 
 
 class UnknownNameError(LookupError):
-    """Nothing has this name."""
+    """Nothing has this name, or several things have it."""
 
 
 class ObstacleKind(StrEnum):
-    """What may hold something back, or be wrong with what holds it, besides a hold."""
+    """What may keep something from running besides a hold."""
 
     KILL_SWITCH = "kill_switch"
     GATE_STALE = "gate_stale"
@@ -36,11 +36,11 @@ class ObstacleKind(StrEnum):
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something besides a hold that one should know of a thing that does not run.
+    """Something besides a hold that keeps a thing from running, or affects its holds.
 
     Attributes:
-        kind: What it is.
-        text: What it means here, for people.
+        kind: Kind of the obstacle.
+        text: Description for people.
     """
 
     kind: ObstacleKind
@@ -53,9 +53,8 @@ class Reason:
 
     Attributes:
         hold: The hold.
-        retry_at: When the service is probed at the earliest (UTC); None where no open breaker
-            placed the hold.
-        being_tried: Whether the service is half open: it is being tried.
+        retry_at: Earliest time of the next probe (UTC), for the hold of an open breaker.
+        being_tried: Whether the service is half open and being probed.
     """
 
     hold: Hold
@@ -65,15 +64,15 @@ class Reason:
 
 @dataclass(frozen=True)
 class Answer:
-    """Why something is paused, or that it is not.
+    """Whether and why something is paused.
 
     Attributes:
-        target: What was asked about.
-        status: State of the breaker, status of the campaign or of the campaign run; None for a
-            campaign run that is not there yet, and for everything.
-        reasons: The live holds that cover it, the oldest first; it is paused if there are any.
-        obstacles: What else holds it back.
-        last_word: Why a campaign run has the status that it has, as it was written down.
+        target: The thing asked about.
+        status: State of the breaker, or status of the campaign or campaign run. None for
+            everything, and for a campaign run that does not exist yet.
+        reasons: The live holds that cover it, oldest first. It is paused if there are any.
+        obstacles: What else keeps it from running.
+        last_word: The recorded reason of the campaign run's status.
     """
 
     target: Target
@@ -89,10 +88,10 @@ class Answer:
 
     @property
     def retry_at(self) -> datetime | None:
-        """When it can go on at the earliest (UTC), where the holds tell.
+        """Earliest time at which it can resume (UTC).
 
-        The latest of the times at which open services are probed and operators' holds end. None
-        where it is not paused, or a hold lasts until it is released.
+        This is the latest of the next probes and of the ends of operators' holds. None if it is
+        not paused, or if a hold lasts until it is released.
         """
         times = [reason.retry_at or reason.hold.expires_at for reason in self.reasons]
         open_ended = any(
@@ -112,79 +111,78 @@ class Answer:
 
 
 def find(
-    seen: Situation, name: str, runs: Mapping[str, CampaignRun], kind: TargetKind | None = None
+    situation: Situation,
+    name: str,
+    runs: Mapping[str, CampaignRun],
+    kind: TargetKind | None = None,
 ) -> Target:
-    """Return what a name means.
+    """Return the thing that a name means.
 
     Args:
-        seen: The situation.
+        situation: The situation.
         name: Name of a service or campaign, `campaign/partition`, or `everything`.
-        runs: Campaign runs that have this name, by name: one, or none.
-        kind: What it is, where that is known.
+        runs: The campaign run with this name, by name, if it exists.
+        kind: Its kind, if known.
 
     Raises:
-        UnknownNameError: If nothing has the name, or a service and a campaign have it.
+        UnknownNameError: If nothing has the name, or a service and a campaign both have it.
     """
+    is_run_name = "/" in name.strip("/")
     possible = {
-        TargetKind.SERVICE: name in seen.services,
-        TargetKind.CAMPAIGN: name in seen.campaigns,
-        # A partition may be held, and asked about, before it has a run.
-        TargetKind.CAMPAIGN_RUN: name in runs or name.partition("/")[0] in seen.campaigns,
+        TargetKind.SERVICE: name in situation.services,
+        TargetKind.CAMPAIGN: name in situation.campaigns,
+        # A partition can be held and asked about before it has a run.
+        TargetKind.CAMPAIGN_RUN: is_run_name
+        and (name in runs or name.partition("/")[0] in situation.campaigns),
         TargetKind.EVERYTHING: name == "everything",
     }
-    possible[TargetKind.CAMPAIGN_RUN] &= "/" in name.strip("/")
-    found = [k for k, is_ in possible.items() if is_ and kind in (None, k)]
-    if len(found) > 1:
-        kinds = " and ".join(f"a {kind.replace('_', ' ')}" for kind in found)
-        raise UnknownNameError(f"{name!r} is the name of {kinds}: say which kind is meant")
-    if found:
-        return EVERYTHING if found[0] is TargetKind.EVERYTHING else Target(found[0], name)
-    raise UnknownNameError(_unknown(seen, name, kind))
+    kinds = [each for each, matches in possible.items() if matches and kind in (None, each)]
+    if len(kinds) > 1:
+        both = " and ".join(f"a {each.replace('_', ' ')}" for each in kinds)
+        raise UnknownNameError(f"{name!r} is the name of {both}: name the kind")
+    if kinds:
+        return EVERYTHING if kinds[0] is TargetKind.EVERYTHING else Target(kinds[0], name)
+    raise UnknownNameError(_unknown(situation, name, kind))
 
 
-def why(seen: Situation, target: Target, run: CampaignRun | None = None) -> Answer:
-    """Return why something is paused, or that it is not, and what else holds it back.
+def why(situation: Situation, target: Target, run: CampaignRun | None = None) -> Answer:
+    """Return whether and why something is paused.
 
     Args:
-        seen: The situation.
-        target: What is asked about.
-        run: The campaign run, where that is the target and it is there already.
+        situation: The situation.
+        target: The thing.
+        run: The campaign run, if that is the target and exists.
     """
+    now, holds = situation.now, situation.holds
     if target.kind is TargetKind.SERVICE:
-        circuit = seen.circuits.get(target.name)
-        status = None if circuit is None else str(circuit.state)
-        held = covers.covering(seen.holds, seen.now, services=[target.name])
-        return _answer(seen, target, status, held, {target.name}, None)
+        breaker = situation.circuits.get(target.name)
+        status = None if breaker is None else str(breaker.state)
+        held = covers.covering(holds, now, services=[target.name])
+        return _answer(situation, target, status, held, {target.name}, None)
     if target.kind is TargetKind.EVERYTHING:
-        held = covers.covering(seen.holds, seen.now)
-        return _answer(seen, target, None, held, set(), None)
-    campaign, _, partition = target.name.partition("/")
-    found = seen.campaigns.get(campaign)
-    services = frozenset() if found is None else found.services
+        return _answer(situation, target, None, covers.covering(holds, now), set(), None)
+    name, _, partition = target.name.partition("/")
+    campaign = situation.campaigns.get(name)
+    services = frozenset() if campaign is None else campaign.services
+    of_run = target.kind is TargetKind.CAMPAIGN_RUN
     held = covers.covering(
-        seen.holds,
-        seen.now,
-        services=services,
-        campaign=campaign,
-        partition=partition if target.kind is TargetKind.CAMPAIGN_RUN else None,
+        holds, now, services=services, campaign=name, partition=partition if of_run else None
     )
-    if target.kind is TargetKind.CAMPAIGN:
-        status = None if found is None else str(found.status)
-    else:
-        status = None if run is None else str(run.status)
-    return _answer(seen, target, status, held, services, run)
+    subject = run if of_run else campaign
+    status = None if subject is None else str(subject.status)
+    return _answer(situation, target, status, held, services, run)
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A Dagster run that has begun no op, as Dagster knows it.
+class QueuedRun:
+    """A Dagster run that has not begun an op, as Dagster knows it.
 
     Attributes:
         job: Name of its job.
-        partition: The partition of the campaign run that it works on.
+        partition: The partition of its campaign run.
         queued: Whether it is in the queue.
-        pools: The limit of each of its pools (None: no limit), and how many runs use it.
-        tries: The half open services that it is the canary of.
+        pools: Limit of each of its pools (None: unlimited), and the number of runs using it.
+        tries: The half-open services whose canary it is.
     """
 
     job: str
@@ -194,23 +192,23 @@ class Waiting:
     tries: Collection[str] = ()
 
 
-def in_queue(run: Waiting) -> list[Obstacle]:
+def in_queue(run: QueuedRun) -> list[Obstacle]:
     """Return what a run waits for in Dagster's queue."""
     if not run.queued:
         return []
-    found = []
+    obstacles = []
     if run.tries:
-        text = f"it is the canary of {', '.join(sorted(run.tries))}, and first in the queue"
-        found.append(Obstacle(ObstacleKind.CANARY, text))
+        text = f"it is the canary of {', '.join(sorted(run.tries))} and first in the queue"
+        obstacles.append(Obstacle(ObstacleKind.CANARY, text))
     for pool, (limit, used) in run.pools.items():
         if limit is not None and used >= limit:
-            text = f"it waits for pool {pool}, which has {used} runs and lets in {limit}"
-            found.append(Obstacle(ObstacleKind.POOL_FULL, text))
-    return found
+            text = f"it waits for pool {pool}, which is full: {plural(used, 'run')}, limit {limit}"
+            obstacles.append(Obstacle(ObstacleKind.POOL_FULL, text))
+    return obstacles
 
 
 def _answer(
-    seen: Situation,
+    situation: Situation,
     target: Target,
     status: str | None,
     held: list[Hold],
@@ -218,100 +216,95 @@ def _answer(
     run: CampaignRun | None,
 ) -> Answer:
     obstacles = [
-        *_switch(seen),
-        *_gate(seen, target),
-        *_canaries(seen, services),
-        *_takeovers(seen, target, services),
-        *_kept_closed(seen, target),
+        *_kill_switch(situation),
+        *_stale_gates(situation, target),
+        *_canaries(situation, services),
+        *_takeovers(situation, target, services),
+        *_kept_closed(situation, target),
     ]
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
-        text = "its next attempt begins with one of the next ticks of the gate"
+        text = "its next attempt starts at one of the next ticks of the gate"
         obstacles.append(Obstacle(ObstacleKind.NEXT_TICK, text))
     if run is not None and run.waits_for_start:
-        tried = run.reason is not None  # of one that waits, why it could not be launched
+        failed = run.reason is not None  # why it could not be launched
         text = (
-            "its last start failed, and it waits for somebody to start it"
-            if tried
-            else "a person created it, and nobody has started it yet"
+            "its last start failed; start it again"
+            if failed
+            else "it was created by hand and not started yet"
         )
         obstacles.insert(0, Obstacle(ObstacleKind.NOT_STARTED, text))
     return Answer(
         target=target,
         status=status,
-        reasons=tuple(_reason(seen, hold) for hold in held),
+        reasons=tuple(_reason(situation, hold) for hold in held),
         obstacles=tuple(obstacles),
         last_word=None if run is None else run.reason,
     )
 
 
-def _reason(seen: Situation, hold: Hold) -> Reason:
-    circuit = seen.circuits.get(hold.target.name)
-    if hold.source is not HoldSource.BREAKER or circuit is None:
+def _reason(situation: Situation, hold: Hold) -> Reason:
+    breaker = situation.circuits.get(hold.target.name)
+    if hold.source is not HoldSource.BREAKER or breaker is None:
         return Reason(hold)
-    half_open = circuit.state is BreakerState.HALF_OPEN
-    return Reason(hold, None if half_open else circuit.open_until, half_open)
+    half_open = breaker.state is BreakerState.HALF_OPEN
+    return Reason(hold, None if half_open else breaker.open_until, half_open)
 
 
-def _switch(seen: Situation) -> Iterator[Obstacle]:
-    if not seen.enabled:
-        yield Obstacle(
-            ObstacleKind.KILL_SWITCH,
-            "TIDEGATE_ENABLED is false here: processes that have it so heed no hold",
-        )
+def _kill_switch(situation: Situation) -> Iterator[Obstacle]:
+    if not situation.enabled:
+        text = "TIDEGATE_ENABLED is false here: processes with this setting ignore holds"
+        yield Obstacle(ObstacleKind.KILL_SWITCH, text)
 
 
-def _gate(seen: Situation, target: Target) -> Iterator[Obstacle]:
-    name = target.name.partition("/")[0]
+def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:
     of_campaign = target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN)
-    campaign = seen.campaigns.get(name) if of_campaign else None
+    name = target.name.partition("/")[0] if of_campaign else ""
+    campaign = situation.campaigns.get(name)
     location = None if campaign is None else campaign.spec.location
-    for gate in seen.stale_gates():
+    for gate in situation.stale_gates():
         if location in (None, gate.location):
-            yield Obstacle(
-                ObstacleKind.GATE_STALE,
-                f"{gate}. Nothing is stopped or resumed meanwhile: see 'tidegate doctor'",
-            )
+            text = f"{gate}. It pauses and resumes nothing meanwhile: see 'tidegate doctor'"
+            yield Obstacle(ObstacleKind.GATE_STALE, text)
 
 
-def _canaries(seen: Situation, services: frozenset[str] | set[str]) -> Iterator[Obstacle]:
+def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iterator[Obstacle]:
     for name in sorted(services):
-        circuit = seen.circuits.get(name)
-        if circuit is not None and circuit.state is BreakerState.HALF_OPEN:
-            count = seen.trials.get(name, 0)
-            calls = f"{count} trial calls are under way" if count else "no trial call is under way"
+        breaker = situation.circuits.get(name)
+        if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
+            calls = plural(situation.trials.get(name, 0), "trial call")
             yield Obstacle(
                 ObstacleKind.CANARY,
-                f"{name} is half open since {utc(circuit.changed_at)}: one run, the canary, "
-                f"or its probe tries it; {calls}",
+                f"{name} has been half open since {utc(breaker.changed_at)} and is tested by a "
+                f"canary run or its health probe; {calls} in flight",
             )
 
 
-def _kept_closed(seen: Situation, target: Target) -> Iterator[Obstacle]:
-    circuit = seen.circuits.get(target.name) if target.kind is TargetKind.SERVICE else None
-    if circuit is not None and circuit.kept_closed(seen.now):
-        until = circuit.kept_closed_until
+def _kept_closed(situation: Situation, target: Target) -> Iterator[Obstacle]:
+    breaker = situation.circuits.get(target.name) if target.kind is TargetKind.SERVICE else None
+    if breaker is not None and breaker.kept_closed(situation.now):
+        end = breaker.kept_closed_until
+        until = utc(end) if end else "an operator lets it trip"
         yield Obstacle(
             ObstacleKind.KEPT_CLOSED,
-            f"its breaker is kept closed by {circuit.kept_closed_by} until "
-            f"{utc(until) if until else 'it is told otherwise'}: it does not trip",
+            f"its breaker is kept closed by {breaker.kept_closed_by} until {until}",
         )
 
 
 def _takeovers(
-    seen: Situation, target: Target, services: frozenset[str] | set[str]
+    situation: Situation, target: Target, services: frozenset[str] | set[str]
 ) -> Iterator[Obstacle]:
     name = target.name.partition("/")[0]
-    campaign = None if target.kind is TargetKind.SERVICE else seen.campaigns.get(name)
-    held = {hold.target for hold in seen.holds}
-    for takeover in seen.takeovers:
+    campaign = None if target.kind is TargetKind.SERVICE else situation.campaigns.get(name)
+    held = {hold.target for hold in situation.holds}
+    for takeover in situation.takeovers:
         if takeover.kind is not TakeoverKind.POOL:
             if campaign is None or takeover.campaign != campaign.spec.name:
                 continue
             if takeover.left_at is None and not campaign.holds:
-                text = f"{takeover} is not given back yet"
+                text = f"{takeover} is not restored yet"
                 yield Obstacle(ObstacleKind.TRIGGER_STOPPED, text)
             continue
-        need = needs(takeover.name, seen.services)
+        need = needs(takeover.name, situation.services)
         concerned = (
             takeover.name in campaign.spec.pools
             if campaign is not None
@@ -322,28 +315,27 @@ def _takeovers(
         if takeover.left_at is not None:
             yield Obstacle(
                 ObstacleKind.LEFT_TO_OPERATOR,
-                f"a person changed the limit of pool {takeover.name} at "
+                f"the limit of pool {takeover.name} was changed by hand at "
                 f"{utc(takeover.left_at)}: the gate leaves it as it is",
             )
         elif held.isdisjoint(targets_of(services=need.services, campaign=need.campaign)):
-            back_to = "no limit" if takeover.former == "unset" else takeover.former
+            limit = "no limit" if takeover.former == "unset" else takeover.former
             yield Obstacle(
                 ObstacleKind.RAMP,
-                f"pool {takeover.name} lets {takeover.set_to} runs in at a time, on its way back "
-                f"to {back_to}",
+                f"pool {takeover.name} is ramping up: its limit is {takeover.set_to}, on the way "
+                f"to {limit}",
             )
 
 
-def _unknown(seen: Situation, name: str, kind: TargetKind | None) -> str:
-    known = {
-        *(seen.services if kind in (None, TargetKind.SERVICE) else ()),
-        *(seen.campaigns if kind is not TargetKind.SERVICE else ()),
+def _unknown(situation: Situation, name: str, kind: TargetKind | None) -> str:
+    names = {
+        *(situation.services if kind in (None, TargetKind.SERVICE) else ()),
+        *(situation.campaigns if kind is not TargetKind.SERVICE else ()),
     }
     thing = "service, campaign or campaign run" if kind is None else kind.replace("_", " ")
     otherwise = (
-        f"known are {', '.join(sorted(known)[:20])}"
-        if known
-        else "the store knows none yet: a gate tells it of them with its first tick"
+        f"known: {', '.join(sorted(names)[:20])}"
+        if names
+        else "none is known yet: a gate registers them at its first tick"
     )
-    hint = did_you_mean(name.partition("/")[0], known, otherwise)
-    return f"no {thing} is named {name!r}; {hint}"
+    return f"no {thing} is named {name!r}; {did_you_mean(name.partition('/')[0], names, otherwise)}"

@@ -1,1 +1,1 @@
-"""Finds out what is wrong with a deployment, and what to do about it."""
+"""Problems of a deployment, and their fixes."""

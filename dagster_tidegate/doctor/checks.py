@@ -1,7 +1,7 @@
-"""What is wrong with a deployment. Pure: facts go in, findings come out."""
+"""Checks of a deployment. Pure: facts go in, findings come out. Each check finds one problem."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -18,26 +18,29 @@ from dagster_tidegate.store.heartbeats import PARTS
 from dagster_tidegate.text import utc
 
 SILENT_AFTER = timedelta(minutes=2)
-"""A daemon has a heartbeat twice a minute."""
+"""A daemon sends a heartbeat twice a minute."""
 
 
 class Severity(StrEnum):
     """How bad a finding is."""
 
-    ERROR = "error"  # pausing or resuming does not work, or is about not to
-    WARNING = "warning"  # it works, but perhaps not as meant
+    ERROR = "error"  # pausing or resuming fails, or is about to
+    WARNING = "warning"  # it works, but perhaps not as intended
+
+
+ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
+    """A problem of a deployment.
 
     Attributes:
         code: Its stable name; `docs/cli.md` lists them.
         severity: How bad it is.
-        about: What it is about.
-        what: What is wrong.
-        do: What to do about it: the exact setting or command.
+        about: The thing that has the problem.
+        what: The problem, with the evidence.
+        do: The fix: the exact setting or command.
     """
 
     code: str
@@ -49,27 +52,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Version:
-    """A version that runs, and those that this package claims to work with."""
+    """An installed version, and the versions that this package supports."""
 
     found: str
     wanted: str
 
     @property
     def fits(self) -> bool:
-        """Whether the one is among the others."""
+        """Whether it is supported."""
         return SpecifierSet(self.wanted).contains(self.found, prereleases=True)
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """The store.
+    """Facts about the store.
 
     Attributes:
         url: Its URL, without the password.
-        error: Why it can't be read; None if it can.
-        refusal: Why this version does not work with it; None if it does.
-        situation: What it says of the fleet; None where it can't be read.
-        called: The services to which calls were made lately.
+        error: Why it can't be read, or None.
+        refusal: Why this version can't use it, or None.
+        situation: The situation; None if it can't be read.
+        called: Services with recent calls.
     """
 
     url: str
@@ -81,19 +84,20 @@ class StoreFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found out about a deployment.
+    """Facts about a deployment.
 
     Attributes:
-        now: When, UTC.
+        now: When they were gathered (UTC).
         python: Python's version.
-        dagster: Dagster's version here.
-        enabled: Whether `TIDEGATE_ENABLED` lets Tidegate work here.
-        instance_error: Why the Dagster instance can't be read; None if it can.
-        settings: Its settings; None where it can't be read.
-        daemons: The daemons that it needs.
-        workspace_error: Why the workspace can't be read; None if it can.
-        locations: Its code locations.
+        dagster: Dagster's version in this environment.
+        enabled: `TIDEGATE_ENABLED` in this process.
         store: The store.
+        instance_error: Why the Dagster instance can't be read, or None.
+        settings: The instance's settings; None if it can't be read.
+        daemons: The daemons that the instance needs.
+        workspace_error: Why the workspace can't be read, or None.
+        locations: The code locations.
+        services: Names of all services with a policy or a breaker.
     """
 
     now: datetime
@@ -109,466 +113,503 @@ class Facts:
     services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        known = {name for location in self.locations for name in location.policies}
+        services = {name for location in self.locations for name in location.policies}
         if self.store.situation is not None:
-            known |= set(self.store.situation.circuits)
-        object.__setattr__(self, "services", frozenset(known))
+            services |= set(self.store.situation.circuits)
+        object.__setattr__(self, "services", frozenset(services))
+
+    @property
+    def ops(self) -> Iterator[tuple[LocationCode, str, OpCode]]:
+        """Each op of each job, with its location and job."""
+        for location in self.locations:
+            for job, ops in location.jobs.items():
+                for op in ops:
+                    yield location, job, op
+
+    def is_campaign(self, job: str) -> bool:
+        """Whether a job is a campaign."""
+        return self.store.situation is not None and job in self.store.situation.campaigns
+
+    def registered(self, location: LocationCode) -> bool:
+        """Whether the gate of a code location has registered campaigns."""
+        situation = self.store.situation
+        return situation is not None and any(
+            campaign.spec.location == location.name for campaign in situation.campaigns.values()
+        )
 
 
-CODES: Mapping[str, str] = {
-    "python_version": "Python is of a version that the package does not claim to work with.",
-    "dagster_version": "Dagster is of such a version, here or in a code location.",
-    "kill_switch": "`TIDEGATE_ENABLED` is false: no hold counts.",
-    "instance_unreadable": "The Dagster instance can't be read.",
-    "run_coordinator": "Runs start at once instead of going through the queue.",
-    "pool_granularity": "A pool holds back steps, and not whole runs.",
-    "run_buffer": "The queue lets more runs through than a pool's limit.",
-    "run_monitoring": "Runs are not monitored.",
-    "free_slots": "Runs that were cancelled keep their places in pools.",
-    "daemon_dead": "A daemon that the instance needs has no recent heartbeat.",
-    "daemon_silent": "A daemon has had no heartbeat for two minutes: it is busy, or dead.",
-    "daemon_failing": "A daemon reports errors.",
-    "workspace_unreadable": "The workspace can't be read.",
-    "location_broken": "A code location can't be loaded.",
-    "location_gone": "The store has campaigns of a code location that the workspace lacks.",
-    "sensor_missing": "A code location lacks a sensor of the gate.",
-    "sensor_stopped": "A sensor of the gate is switched off.",
-    "sensor_failing": "The last tick of a sensor of the gate failed.",
-    "store_unreachable": "The store can't be read.",
-    "store_revision": "The store has no schema that this version works with.",
-    "store_elsewhere": "A code location uses another store than the one that is looked at.",
-    "gate_stale": "A part of the gate has not finished its work for a minute.",
-    "policies_unreadable": "The policies of a code location can't be read from outside.",
-    "policies_differ": "Code locations have different policies for the same service.",
-    "pool_missing": "An op reaches the breakers, and its pool names no service.",
-    "pool_unknown": "A pool names a service that nobody has a policy for.",
-    "pool_lacks_service": "An op uses a client named as a service that its pool does not name.",
-    "campaign_pool": "No op of a campaign has its pool, or one has that of another.",
-    "not_a_campaign": "A job reaches the breakers, and the gate does not know it.",
-    "calls_without_pool": "A service is called that no op of a campaign has in its pool.",
-}
-"""What each finding says."""
-
+Problems = Iterator[tuple[str, str, str]]
+"""What a check yields for each problem: `about`, `what` and `do` of the finding."""
+_CHECKS: list[tuple[str, Severity, Callable[[Facts], Problems]]] = []
+CODES: dict[str, str] = {}
+"""The meaning of each finding's code."""
 BLIND_SPOTS = (
-    "An op whose pool names one service, and that calls another one too, is seen only where it "
-    "uses a client resource that is named as that service.",
-    "A call that does not go through a breaker is not seen.",
+    "If the pool of an op names one service and the op calls another, that is only noticed if the "
+    "op uses a client resource named like that service.",
+    "Calls that do not go through a breaker are not noticed.",
     "TIDEGATE_ENABLED is read in this process; the daemon and the workers may have another value.",
 )
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Return what is wrong with a deployment, the worst first.
-
-    Args:
-        facts: What was found out about it; what could not be is not judged.
-    """
-    found = [
-        *_versions(facts),
-        *_instance(facts),
-        *_daemons(facts),
-        *_store(facts),
-        *_workspace(facts),
-        *_sensors(facts),
-        *_gate(facts),
-        *_policies(facts),
-        *_ops(facts),
-        *_jobs(facts),
-        *_calls(facts),
+    """Return the problems of a deployment, errors first; what is unknown is not checked."""
+    findings = [
+        Finding(code, severity, *problem)
+        for code, severity, check in _CHECKS
+        for problem in check(facts)
     ]
-    return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
+    return sorted(findings, key=lambda finding: finding.severity is not ERROR)
 
 
 def unchecked(facts: Facts) -> list[str]:
-    """Return what could not be looked at, and what never can, for people."""
-    found = []
+    """Return what could not be checked, and what never can."""
+    lines = []
     if facts.instance_error is not None:
-        found.append("Dagster's settings and daemons were not checked: see instance_unreadable.")
+        lines.append("Dagster's settings and daemons were not checked: see instance_unreadable.")
     if facts.workspace_error is not None or facts.instance_error is not None:
-        found.append("Code locations, sensors, pools of ops and policies were not checked.")
+        lines.append("Code locations, sensors, pools of ops and policies were not checked.")
     if facts.store.situation is None:
-        found.append(
+        lines.append(
             "The gate and its campaigns were not checked: see the findings about the store."
         )
-    return [*found, *BLIND_SPOTS]
+    return [*lines, *BLIND_SPOTS]
 
 
-def _error(code: str, about: str, what: str, do: str) -> Finding:
-    return Finding(code, Severity.ERROR, about, what, do)
+def _check(
+    code: str, severity: Severity, meaning: str
+) -> Callable[[Callable[[Facts], Problems]], Callable[[Facts], Problems]]:
+    """Register a check under the code of its findings."""
+
+    def register(check: Callable[[Facts], Problems]) -> Callable[[Facts], Problems]:
+        _CHECKS.append((code, severity, check))
+        CODES[code] = meaning
+        return check
+
+    return register
 
 
-def _warning(code: str, about: str, what: str, do: str) -> Finding:
-    return Finding(code, Severity.WARNING, about, what, do)
-
-
-def _versions(facts: Facts) -> Iterator[Finding]:
+@_check("python_version", ERROR, "This Python version is not supported.")
+def _python_version(facts: Facts) -> Problems:
     if not facts.python.fits:
-        yield _error(
-            "python_version",
+        yield (
             "python",
-            f"Python is {facts.python.found}; this package claims {facts.python.wanted}",
-            f"make the environment anew with a Python {facts.python.wanted}",
+            f"Python is {facts.python.found}; supported: {facts.python.wanted}",
+            f"recreate the environment with Python {facts.python.wanted}",
         )
+
+
+@_check(
+    "dagster_version", ERROR, "Dagster, here or in a code location, has an unsupported version."
+)
+def _dagster_version(facts: Facts) -> Problems:
     versions = {"this environment": facts.dagster.found}
-    versions |= {
-        f"code location {location.name}": location.dagster_version
-        for location in facts.locations
-        if location.dagster_version is not None
-    }
-    for where, found in versions.items():
-        version = Version(found, facts.dagster.wanted)
-        if not version.fits:
-            yield _error(
-                "dagster_version",
-                where,
-                f"Dagster is {version.found}; this package claims {version.wanted}",
-                f"pip install 'dagster{version.wanted}' in {where}",
+    for location in facts.locations:
+        if location.dagster_version is not None:
+            versions[f"code location {location.name}"] = location.dagster_version
+    wanted = facts.dagster.wanted
+    for environment, version in versions.items():
+        if not Version(version, wanted).fits:
+            yield (
+                environment,
+                f"Dagster is {version}; supported: {wanted}",
+                f"pip install 'dagster{wanted}' in {environment}",
             )
 
 
-def _instance(facts: Facts) -> Iterator[Finding]:
+@_check("kill_switch", WARNING, "`TIDEGATE_ENABLED` is false: holds are ignored.")
+def _kill_switch(facts: Facts) -> Problems:
     if not facts.enabled:
-        yield _warning(
-            "kill_switch",
+        yield (
             "TIDEGATE_ENABLED",
-            "it is false here: processes that have it so trip no breaker and heed no hold",
+            "it is false here: processes with this setting trip no breaker and ignore holds",
             "unset TIDEGATE_ENABLED, or set it to true, in the environment of the daemon, the "
             "code locations and the workers, and restart them",
         )
+
+
+@_check("instance_unreadable", ERROR, "The Dagster instance can't be read.")
+def _instance_unreadable(facts: Facts) -> Problems:
     if facts.instance_error is not None:
-        yield _error(
-            "instance_unreadable",
+        yield (
             "Dagster instance",
             facts.instance_error,
             "set DAGSTER_HOME to the directory with the instance's dagster.yaml, and check that "
-            "its storage can be reached",
+            "its storage is reachable",
         )
-    settings = facts.settings
-    if settings is None:
-        return
-    if not settings.queues:
-        yield _error(
-            "run_coordinator",
+
+
+@_check("run_coordinator", ERROR, "Runs start immediately instead of going through the queue.")
+def _run_coordinator(facts: Facts) -> Problems:
+    if facts.settings is not None and not facts.settings.queues:
+        yield (
             "dagster.yaml",
-            f"the run coordinator is {settings.run_coordinator}: runs start at once, so that "
+            f"the run coordinator is {facts.settings.run_coordinator}: runs start immediately, so "
             "nothing can be held in the queue",
             "in dagster.yaml: run_coordinator: {module: dagster.core.run_coordinator, class: "
-            "QueuedRunCoordinator}; then restart daemon and webserver",
+            "QueuedRunCoordinator}; then restart the daemon and the webserver",
         )
-    if settings.pool_granularity != "run":
-        yield _error(
-            "pool_granularity",
+
+
+@_check("pool_granularity", ERROR, "Pools hold back steps instead of whole runs.")
+def _pool_granularity(facts: Facts) -> Problems:
+    if facts.settings is not None and facts.settings.pool_granularity != "run":
+        yield (
             "dagster.yaml",
-            f"concurrency.pools.granularity is {settings.pool_granularity or 'not set'}: runs of "
-            "a held service start, and idle on a worker",
-            "in dagster.yaml: concurrency: {pools: {granularity: run}}; then restart daemon and "
-            "webserver",
+            f"concurrency.pools.granularity is {facts.settings.pool_granularity or 'not set'}: "
+            "runs of a held service start and occupy a worker",
+            "in dagster.yaml: concurrency: {pools: {granularity: run}}; then restart the daemon "
+            "and the webserver",
         )
-    if settings.run_buffer:
-        yield _error(
-            "run_buffer",
+
+
+@_check("run_buffer", ERROR, "The queue lets more runs through than a pool's limit.")
+def _run_buffer(facts: Facts) -> Problems:
+    if facts.settings is not None and facts.settings.run_buffer:
+        yield (
             "dagster.yaml",
-            f"the queue lets {settings.run_buffer} runs through beyond a pool's limit, also "
-            "beyond 0",
+            f"the queue lets {facts.settings.run_buffer} runs through beyond a pool's limit, even "
+            "if the limit is 0",
             "in dagster.yaml: remove concurrency.pools.op_granularity_run_buffer and "
             "run_coordinator's op_concurrency_slot_buffer, or set them to 0",
         )
-    if not settings.run_monitoring:
-        yield _error(
-            "run_monitoring",
+
+
+@_check("run_monitoring", ERROR, "Run monitoring is disabled.")
+def _run_monitoring(facts: Facts) -> Problems:
+    if facts.settings is not None and not facts.settings.run_monitoring:
+        yield (
             "dagster.yaml",
-            "runs are not monitored: a run whose worker died keeps its campaign run for ever",
+            "run monitoring is disabled: a run whose worker died keeps its campaign run forever",
             "in dagster.yaml: run_monitoring: {enabled: true, "
             "free_slots_after_run_end_seconds: 10}",
         )
-    elif settings.free_slots_after_s is None:
-        yield _error(
-            "free_slots",
+
+
+@_check("free_slots", ERROR, "Cancelled runs keep their pool slots.")
+def _free_slots(facts: Facts) -> Problems:
+    settings = facts.settings
+    if settings and settings.run_monitoring and settings.free_slots_after_s is None:
+        yield (
             "dagster.yaml",
             "run_monitoring.free_slots_after_run_end_seconds is not set: cancelled runs keep their "
-            "places in pools",
+            "pool slots",
             "in dagster.yaml: run_monitoring: {free_slots_after_run_end_seconds: 10}",
         )
 
 
-def _daemons(facts: Facts) -> Iterator[Finding]:
+@_check("daemon_dead", ERROR, "A daemon that the instance needs has no recent heartbeat.")
+def _daemon_dead(facts: Facts) -> Problems:
     dead = [daemon for daemon in facts.daemons if not daemon.alive]
     if dead:
         last = max((daemon.last for daemon in dead if daemon.last), default=None)
         since = "never" if last is None else f"last at {utc(last)}"
-        yield _error(
-            "daemon_dead",
+        yield (
             ", ".join(daemon.name for daemon in dead),
             f"no recent heartbeat ({since}): nothing is paused in Dagster, and nothing resumes",
-            "start the daemon: dagster-daemon run -w workspace.yaml (with 'tidegate up': start "
-            "that)",
+            "start the daemon: dagster-daemon run -w workspace.yaml",
         )
+
+
+@_check("daemon_silent", WARNING, "A daemon has had no heartbeat for two minutes: busy or dead.")
+def _daemon_silent(facts: Facts) -> Problems:
     for daemon in facts.daemons:
-        # Dagster itself waits for half an hour before it calls a daemon dead.
+        # Dagster itself calls a daemon dead only after half an hour.
         if daemon.alive and daemon.last is not None and facts.now - daemon.last > SILENT_AFTER:
-            yield _warning(
-                "daemon_silent",
+            yield (
                 daemon.name,
-                f"its last heartbeat was at {utc(daemon.last)}: it is busy, or dead",
-                "see that the process of dagster-daemon runs, and start it if it does not",
+                f"its last heartbeat was at {utc(daemon.last)}: it is busy or dead",
+                "check that the dagster-daemon process is running, and start it if not",
             )
+
+
+@_check("daemon_failing", WARNING, "A daemon reports errors.")
+def _daemon_failing(facts: Facts) -> Problems:
+    for daemon in facts.daemons:
         if daemon.alive and daemon.error is not None:
-            yield _warning(
-                "daemon_failing",
+            yield (
                 daemon.name,
                 daemon.error,
                 "read the daemon's log; the page Deployment > Daemons has the whole error",
             )
 
 
-def _store(facts: Facts) -> Iterator[Finding]:
-    store = facts.store
-    if store.error is not None:
-        yield _error(
-            "store_unreachable",
-            store.url,
-            store.error,
-            "set TIDEGATE_STORE_URL (or DAGSTER_HOME) as the daemon has it, and check that the "
-            "database runs",
+@_check("store_unreachable", ERROR, "The store can't be read.")
+def _store_unreachable(facts: Facts) -> Problems:
+    if facts.store.error is not None:
+        yield (
+            facts.store.url,
+            facts.store.error,
+            "set TIDEGATE_STORE_URL (or DAGSTER_HOME) as for the daemon, and check that the "
+            "database is running",
         )
-    elif store.refusal is not None:
-        what, _, remedy = store.refusal.rpartition(": ")
-        yield _error("store_revision", store.url, what, remedy)
 
 
-def _workspace(facts: Facts) -> Iterator[Finding]:
+@_check("store_revision", ERROR, "This version can't use the schema of the store.")
+def _store_revision(facts: Facts) -> Problems:
+    if facts.store.error is None and facts.store.refusal is not None:
+        what, _, remedy = facts.store.refusal.rpartition(": ")
+        yield facts.store.url, what, remedy
+
+
+@_check("store_elsewhere", ERROR, "A code location uses another store than this command.")
+def _store_elsewhere(facts: Facts) -> Problems:
+    for location in facts.locations:
+        url = location.store_url
+        if url is not None and not _same_store(url, facts.store.url):
+            yield (
+                location.name,
+                f"its BreakerResource uses the store {shown_url(url)}, and this command uses "
+                f"{facts.store.url}",
+                "use --url, or set TIDEGATE_STORE_URL, to name the store of the deployment",
+            )
+
+
+@_check("workspace_unreadable", ERROR, "The workspace can't be read.")
+def _workspace_unreadable(facts: Facts) -> Problems:
     if facts.workspace_error is not None:
-        yield _error(
-            "workspace_unreadable",
+        yield (
             "workspace",
             facts.workspace_error,
             "name the workspace file of the deployment: tidegate doctor --workspace FILE",
         )
-        return
+
+
+@_check("location_broken", ERROR, "A code location can't be loaded.")
+def _location_broken(facts: Facts) -> Problems:
     for location in facts.locations:
         if location.error is not None:
-            yield _error(
-                "location_broken",
+            yield (
                 location.name,
-                f"it can't be loaded: {_first_line(location.error)}",
-                "mend the code (dagster definitions validate shows the whole error), or start "
-                "its code server; its schedules stay as the gate has set them until then",
+                f"it can't be loaded: {_last_line(location.error)}",
+                "fix the code (dagster definitions validate shows the whole error), or start its "
+                "code server; until then its schedules stay as the gate has set them",
             )
-    seen = facts.store.situation
-    if seen is None or facts.instance_error is not None:
+
+
+@_check("location_gone", WARNING, "The store has campaigns of a location not in the workspace.")
+def _location_gone(facts: Facts) -> Problems:
+    situation = facts.store.situation
+    if situation is None or facts.workspace_error or facts.instance_error is not None:
         return
-    here = {location.name for location in facts.locations}
+    loaded = {location.name for location in facts.locations}
     gone: dict[str, list[str]] = {}
-    for campaign in seen.campaigns.values():
-        if campaign.spec.location not in here:
+    for campaign in situation.campaigns.values():
+        if campaign.spec.location not in loaded:
             gone.setdefault(campaign.spec.location, []).append(campaign.spec.name)
     for name, campaigns in gone.items():
-        yield _warning(
-            "location_gone",
+        yield (
             name,
-            f"the store knows it for {', '.join(sorted(campaigns))}, and this workspace lacks it",
-            "look at it with the workspace file that has it, or put it back: what the gate "
-            "stopped of it stays stopped until then. If it is gone for good: "
-            f"tidegate store forget {shlex.quote(name)}",
+            f"the store has its campaigns {', '.join(sorted(campaigns))}, and this workspace "
+            "does not have the location",
+            "use the workspace file that has it, or restore it: until then, what the gate stopped "
+            f"in it stays stopped. If it was removed: tidegate store forget {shlex.quote(name)}",
         )
 
 
-def _sensors(facts: Facts) -> Iterator[Finding]:
-    for location in facts.locations:
-        if location.error is not None or not (location.sensors or location.reaches_breakers):
-            continue
-        parts = {sensor.part for sensor in location.sensors}
+@_check("sensor_missing", ERROR, "A code location lacks a sensor of the gate.")
+def _sensor_missing(facts: Facts) -> Problems:
+    for location in _gated(facts):
         for part in PARTS:
-            if part not in parts:
-                yield _error(
-                    "sensor_missing",
+            if part not in {sensor.part for sensor in location.sensors}:
+                yield (
                     location.name,
                     f"it has no {part} sensor",
                     f"add build_{part}_sensor(campaigns=...) to the sensors of its Definitions",
                 )
+
+
+@_check("sensor_stopped", ERROR, "A sensor of the gate is stopped.")
+def _sensor_stopped(facts: Facts) -> Problems:
+    for location in _gated(facts):
         for sensor in location.sensors:
             if not sensor.runs:
-                yield _error(
-                    "sensor_stopped",
+                yield (
                     f"{location.name}: {sensor.name}",
-                    f"the {sensor.part} sensor is switched off",
+                    f"the {sensor.part} sensor is stopped",
                     f"dagster sensor start {sensor.name} -w workspace.yaml -l {location.name} (or "
-                    "the page Automation)",
+                    "on the page Automation)",
                 )
-            elif sensor.error is not None:
-                yield _error(
-                    "sensor_failing",
+
+
+@_check("sensor_failing", ERROR, "The last tick of a sensor of the gate failed.")
+def _sensor_failing(facts: Facts) -> Problems:
+    for location in _gated(facts):
+        for sensor in location.sensors:
+            if sensor.runs and sensor.error is not None:
+                yield (
                     f"{location.name}: {sensor.name}",
-                    f"its last tick failed: {_first_line(sensor.error)}",
-                    "the page Automation has the whole error of the tick; Dagster alerts nobody "
-                    "of it",
+                    f"its last tick failed: {_last_line(sensor.error)}",
+                    "see the whole error on the page Automation; Dagster sends no alert for it",
                 )
 
 
-def _gate(facts: Facts) -> Iterator[Finding]:
-    seen = facts.store.situation
-    if seen is None:
+@_check("gate_stale", ERROR, "A sensor of the gate has not completed a tick for a minute.")
+def _gate_stale(facts: Facts) -> Problems:
+    situation = facts.store.situation
+    if situation is None:
         return
-    here = {location.name for location in facts.locations}
-    for gate in seen.stale_gates():
-        if not here or gate.location in here:  # others are told as location_gone
-            yield _error(
-                "gate_stale",
+    loaded = {location.name for location in facts.locations}
+    for gate in situation.stale_gates():
+        if not loaded or gate.location in loaded:  # for others, there is location_gone
+            yield (
                 gate.location,
                 str(gate),
-                "see the findings of daemon, code location and sensors; without any, read the "
-                "ticks of the sensors in the page Automation",
+                "see the findings about the daemon, the code location and the sensors; if there "
+                "are none, check the ticks of the sensors on the page Automation",
             )
     for location in facts.locations:
-        known = any(c.spec.location == location.name for c in seen.campaigns.values())
-        if location.sensors and location.error is None and not known:
-            yield _error(
-                "gate_stale",
+        if location.sensors and location.error is None and not facts.registered(location):
+            yield (
                 location.name,
-                "no gate of it has told the store of its campaigns yet",
-                "start the daemon and its sensors; a pause sensor tells of its campaigns with its "
+                "its gate has not registered its campaigns yet",
+                "start the daemon and the sensors; a pause sensor registers the campaigns at its "
                 "first tick",
             )
 
 
-def _policies(facts: Facts) -> Iterator[Finding]:
-    first: dict[str, LocationCode] = {}
+@_check("policies_unreadable", WARNING, "The policies of a code location can't be read.")
+def _policies_unreadable(facts: Facts) -> Problems:
     for location in facts.locations:
         if location.policy_error is not None:
-            yield _warning(
-                "policies_unreadable",
+            yield (
                 location.name,
                 location.policy_error,
-                "nothing, if its values come from the environment; pools that name services are "
-                "then not checked for it",
+                "nothing, if its values come from the environment; pools that name its services "
+                "are then not checked",
             )
-        if location.store_url is not None and not _same_store(location.store_url, facts.store.url):
-            yield _error(
-                "store_elsewhere",
-                location.name,
-                f"its BreakerResource names the store {shown_url(location.store_url)}, "
-                f"and this command looks at {facts.store.url}",
-                "say --url, or set TIDEGATE_STORE_URL, for the store that the deployment uses",
-            )
+
+
+@_check("policies_differ", WARNING, "Code locations have different policies for the same service.")
+def _policies_differ(facts: Facts) -> Problems:
+    first: dict[str, LocationCode] = {}
+    for location in facts.locations:
         for name, policy in location.policies.items():
             other = first.setdefault(name, location)
-            if other.policies[name] != policy:
-                fields = sorted(
-                    key
-                    for key, value in policy.model_dump().items()
-                    if value != other.policies[name].model_dump()[key]
-                )
-                yield _warning(
-                    "policies_differ",
+            values, others = policy.model_dump(), other.policies[name].model_dump()
+            fields = sorted(key for key in values if values[key] != others[key])
+            if fields:
+                yield (
                     name,
-                    f"{other.name} and {location.name} have different {', '.join(fields)}: who "
-                    "sees the failure decides",
-                    "give both the same policy",
+                    f"{other.name} and {location.name} have different {', '.join(fields)}: the "
+                    "policy of the process that makes the call applies",
+                    "use the same policy in both",
                 )
 
 
-def _ops(facts: Facts) -> Iterator[Finding]:
-    for location in facts.locations:
-        for job, ops in location.jobs.items():
-            for op in ops:
-                yield from _op(facts, location, job, op)
+@_check("pool_missing", ERROR, "An op uses the breakers, and its pool names no service.")
+def _pool_missing(facts: Facts) -> Problems:
+    for location, job, op in facts.ops:
+        reached, clients, named = _services_of(facts, location, op)
+        if reached and not named and location.policy_error is None:
+            has = f"its pool is {op.pool!r}" if op.pool else "it has no pool"
+            services = ", ".join(repr(name) for name in sorted(clients)) or '"<service>"'
+            yield (
+                f"{location.name}: {job}.{op.name}",
+                f"it uses the breakers through {', '.join(sorted(reached))}, and {has}: its runs "
+                "are not held in the queue, and a hold on the service does not cover it",
+                f"@dg.op(pool=pool({services}))",
+            )
 
 
-def _op(facts: Facts, location: LocationCode, job: str, op: OpCode) -> Iterator[Finding]:
-    about = f"{location.name}: {job}.{op.name}"
-    named = needs(op.pool, facts.services).services
-    reaches = op.resources & location.reaches_breakers
-    clients = {key for key in reaches if key in facts.services}
-    if reaches and not named and location.policy_error is None:
-        has = f"its pool is {op.pool!r}" if op.pool else "it has no pool"
-        meant = ", ".join(repr(name) for name in sorted(clients)) or '"<service>"'
-        yield _error(
-            "pool_missing",
-            about,
-            f"it reaches the breakers through {', '.join(sorted(reaches))}, and {has}: its runs "
-            "are not held in the queue, and a hold on the service does not cover it",
-            f"@dg.op(pool=pool({meant}))",
-        )
-    elif missing := sorted(clients - named):
-        yield _warning(
-            "pool_lacks_service",
-            about,
-            f"it uses {', '.join(missing)}, and its pool {op.pool!r} does not name it",
-            f"@dg.op(pool=pool({', '.join(repr(name) for name in sorted(clients | named))})), if "
-            "it calls it",
-        )
-    seen = facts.store.situation
-    of_campaign = seen is not None and job in seen.campaigns
-    services, _, _ = (op.pool or "").partition("@")
-    for name in services.split("+"):
-        if name and name not in facts.services:
+@_check("pool_unknown", WARNING, "A pool names a service without a policy.")
+def _pool_unknown(facts: Facts) -> Problems:
+    for location, job, op in facts.ops:
+        reached, _, named = _services_of(facts, location, op)
+        for name in (op.pool or "").partition("@")[0].split("+"):
+            if not name or name in facts.services:
+                continue
             close = get_close_matches(name, facts.services, n=1, cutoff=0.7)
-            if not (reaches or named or (of_campaign and close)):
-                continue  # somebody else's pool
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {_listed(facts.services)}"
-            yield _warning(
-                "pool_unknown",
-                about,
-                f"its pool {op.pool!r} names {name!r}, which no policy is for; {hint}",
+            if not (reached or named or (facts.is_campaign(job) and close)):
+                continue  # a pool unrelated to Tidegate
+            known = ", ".join(sorted(facts.services)) or "none"
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}"
+            yield (
+                f"{location.name}: {job}.{op.name}",
+                f"its pool {op.pool!r} names {name!r}, which has no policy; {hint}",
                 f"correct the pool, or add ServiceConfig(name={name!r}) to the BreakerResource",
             )
 
 
-def _jobs(facts: Facts) -> Iterator[Finding]:
-    seen = facts.store.situation
+@_check("pool_lacks_service", WARNING, "An op uses a service's client that its pool does not name.")
+def _pool_lacks_service(facts: Facts) -> Problems:
+    for location, job, op in facts.ops:
+        _, clients, named = _services_of(facts, location, op)
+        missing = sorted(clients - named)
+        if missing and (named or location.policy_error is not None):
+            services = ", ".join(repr(name) for name in sorted(clients | named))
+            yield (
+                f"{location.name}: {job}.{op.name}",
+                f"it uses {', '.join(missing)}, and its pool {op.pool!r} does not name it",
+                f"if it calls the service: @dg.op(pool=pool({services}))",
+            )
+
+
+@_check("campaign_pool", WARNING, "No op of a campaign has its pool, or one has that of another.")
+def _campaign_pool(facts: Facts) -> Problems:
     for location in facts.locations:
-        told = seen is not None and any(
-            c.spec.location == location.name for c in seen.campaigns.values()
-        )
+        for job, ops in location.jobs.items():
+            pools = {needs(op.pool, facts.services).campaign for op in ops} - {None}
+            if job in pools or not facts.is_campaign(job):
+                continue
+            others = sorted(name for name in pools if name)
+            wrong = f"; one has that of {', '.join(others)}" if others else ""
+            yield (
+                f"{location.name}: {job}",
+                f"none of its ops has its pool{wrong}: with a hold on the campaign, its queued "
+                "runs start, and pause at their first record",
+                f"on one of its ops: @dg.op(pool=pool(..., campaign={job!r}))",
+            )
+
+
+@_check("not_a_campaign", WARNING, "A job uses the breakers and is not a campaign.")
+def _not_a_campaign(facts: Facts) -> Problems:
+    for location in facts.locations:
         for job, ops in location.jobs.items():
             reaches = any(op.resources & location.reaches_breakers for op in ops)
-            if seen is not None and told and reaches and job not in seen.campaigns:
-                yield _warning(
-                    "not_a_campaign",
+            if reaches and facts.registered(location) and not facts.is_campaign(job):
+                yield (
                     f"{location.name}: {job}",
-                    "its ops reach the breakers, and it is no campaign: a run that pauses does "
+                    "its ops use the breakers, and it is not a campaign: a run that pauses does "
                     "not resume",
                     f"add Campaign(job={job}) to the campaigns of the three sensors",
                 )
-            if seen is None or job not in seen.campaigns:
-                continue
-            pools = {needs(op.pool, facts.services).campaign for op in ops} - {None}
-            wrong = sorted(name for name in pools if name and name != job)
-            if job not in pools:
-                is_called = f"; one has that of {', '.join(wrong)}" if wrong else ""
-                yield _warning(
-                    "campaign_pool",
-                    f"{location.name}: {job}",
-                    f"no op of it has its pool{is_called}: a hold on the campaign lets its queued "
-                    "runs start, and they pause at their first record",
-                    f"@dg.op(pool=pool(..., campaign={job!r})) on one op of it",
-                )
 
 
-def _calls(facts: Facts) -> Iterator[Finding]:
-    seen = facts.store.situation
-    if seen is None:
+@_check("calls_without_pool", WARNING, "A service is called that no campaign has in a pool.")
+def _calls_without_pool(facts: Facts) -> Problems:
+    situation = facts.store.situation
+    if situation is None:
         return
-    needed = {name for campaign in seen.campaigns.values() for name in campaign.services}
+    needed = {name for campaign in situation.campaigns.values() for name in campaign.services}
     for name in sorted(facts.store.called - needed):
-        yield _warning(
-            "calls_without_pool",
+        yield (
             name,
-            "it was called lately, and no op of a campaign has it in its pool: nothing waits "
+            "it was called recently, and no op of a campaign has it in its pool: nothing is held "
             "while it is down",
-            f"find who calls it; if it is an op: @dg.op(pool=pool({name!r}))",
+            f"find the caller; if it is an op: @dg.op(pool=pool({name!r}))",
         )
 
 
+def _gated(facts: Facts) -> Iterator[LocationCode]:
+    """Yield the code locations that have, or should have, a gate."""
+    for location in facts.locations:
+        if location.error is None and (location.sensors or location.reaches_breakers):
+            yield location
+
+
+def _services_of(
+    facts: Facts, location: LocationCode, op: OpCode
+) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Return an op's resources that use breakers, those named like services, and its pool's."""
+    reached = op.resources & location.reaches_breakers
+    return reached, reached & facts.services, needs(op.pool, facts.services).services
+
+
 def _same_store(one: str, other: str) -> bool:
-    """Whether two URLs mean one database, as far as one can tell without a password."""
+    """Return whether two URLs mean one database, passwords and drivers aside."""
     return shown_url(one).split("://")[-1] == shown_url(other).split("://")[-1]
 
 
-def _first_line(text: str) -> str:
+def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it does not say why"
-
-
-def _listed(names: frozenset[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return lines[-1] if lines else "no message"

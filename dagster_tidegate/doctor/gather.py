@@ -1,4 +1,4 @@
-"""Finds out the facts about a deployment. Whatever can't be found out is a fact too."""
+"""Gathers the facts about a deployment. A fact that can't be read is recorded as an error."""
 
 import platform
 from datetime import UTC, datetime
@@ -26,37 +26,33 @@ PACKAGE = "dagster-tidegate"
 
 
 def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
-    """Find out all that `diagnose` judges.
+    """Gather what `diagnose` needs.
 
     Args:
-        workspace_file: The `workspace.yaml`; None: there is none to look at.
+        workspace_file: The `workspace.yaml`, or None if there is none.
         store_url: The store; None: that of the environment.
     """
     package = metadata.metadata(PACKAGE)
-    known = {
+    facts = {
         "now": datetime.now(UTC),
         "python": Version(platform.python_version(), package["Requires-Python"] or ""),
-        "dagster": Version(dg.__version__, _claimed("dagster")),
+        "dagster": Version(dg.__version__, _supported("dagster")),
         "enabled": load(GeneralSettings).enabled,
-        "store": look_at_store(store_url),
+        "store": store_facts(store_url),
     }
     try:
         with dg.DagsterInstance.get() as instance:
-            known["settings"] = deployment.settings(instance)
-            known["daemons"] = deployment.daemons(instance)
-            known |= _locations(instance, workspace_file)
-    except Exception as error:  # noqa: BLE001 -- whatever is wrong with Dagster is a finding
+            facts["settings"] = deployment.settings(instance)
+            facts["daemons"] = deployment.daemons(instance)
+            facts |= _locations(instance, workspace_file)
+    except Exception as error:  # noqa: BLE001 -- every problem with Dagster is a finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        known["instance_error"] = lines[0] if lines else repr(error)
-    return Facts(**known)
+        facts["instance_error"] = lines[0] if lines else repr(error)
+    return Facts(**facts)
 
 
-def look_at_store(url: str | None) -> StoreFacts:
-    """Find out what the store says, or why it says nothing.
-
-    Args:
-        url: Its URL; None: that of the environment.
-    """
+def store_facts(url: str | None) -> StoreFacts:
+    """Read the store, or record why it can't be read; None is the store of the environment."""
     try:
         store = Store(url or default_url())
     except ValueError as error:
@@ -71,8 +67,8 @@ def look_at_store(url: str | None) -> StoreFacts:
                 situation=situation.read(conn, now),
                 called=frozenset(
                     name
-                    for name, seen in service_stats.read(conn, now).items()
-                    if seen.ok or seen.failed
+                    for name, stats in service_stats.read(conn, now).items()
+                    if stats.ok or stats.failed
                 ),
             )
     except schema.SchemaError as error:
@@ -93,8 +89,8 @@ def _locations(instance: dg.DagsterInstance, workspace_file: Path | None) -> dic
         return {"workspace_error": str(error)}
 
 
-def _claimed(name: str) -> str:
-    """The versions of a dependency that this package claims to work with."""
+def _supported(name: str) -> str:
+    """Return the supported versions of a dependency."""
     for line in metadata.requires(PACKAGE) or ():
         requirement = Requirement(line)
         if requirement.name == name and requirement.marker is None:

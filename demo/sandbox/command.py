@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dagster_tidegate.cli.port import Port
+from dagster_tidegate.cli.options import Port
 
 if TYPE_CHECKING:
     from demo.sandbox.client import SandboxClient

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import OperationalError
 
-from dagster_tidegate.cli.port import Port
+from dagster_tidegate.cli.options import Port
 from demo.sandbox.command import DEFAULT_PORT, URL_VARIABLE
 from demo.up import deployment
 from demo.up.children import ChildDiedError, NotReadyError

@@ -103,7 +103,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         why = operator.json("why", name)
         assert [hold["reason"] for hold in why["holds"]] == ["check the list first"]
         plan = operator.run("release", "campaign", "list_hygiene", "--dry-run")
-        assert "campaign list_hygiene goes on; 1 paused runs resume" in plan
+        assert "campaign list_hygiene resumes; 1 paused run will resume" in plan
         [listed] = operator.json("campaigns", "--status", "paused")
         assert listed["name"] == "list_hygiene"
 

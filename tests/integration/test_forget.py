@@ -42,7 +42,7 @@ def old(store: Store) -> None:
 def test_a_location_is_forgotten_and_its_gate_not_stale_any_more(run: Run, store: Store) -> None:
     assert json.loads(run("status", "--json").output)["gate_stale"] is True
     done = run("store", "forget", "old", "--yes", "--actor", "ana")
-    assert (done.exit_code, done.output) == (0, "old is forgotten, with old_letters\n")
+    assert (done.exit_code, done.output) == (0, "forgot old and its campaigns: old_letters\n")
     seen = json.loads(run("status", "--json").output)
     assert seen["gate_stale"] is False
     assert [each["name"] for each in seen["campaigns"]] == ["new_letters"]
@@ -57,7 +57,7 @@ def test_a_location_is_forgotten_and_its_gate_not_stale_any_more(run: Run, store
 @pytest.mark.usefixtures("old")
 def test_a_location_at_work_or_unknown_is_not_forgotten(run: Run) -> None:
     refused = run("store", "forget", "new", "--yes")
-    assert (refused.exit_code, "the gate of new is at work" in refused.output) == (1, True)
+    assert (refused.exit_code, "the gate of new is running" in refused.output) == (1, True)
     unknown = run("store", "forget", "olf", "--yes")
     assert (unknown.exit_code, "did you mean old?" in unknown.output) == (1, True)
     assert len(json.loads(run("status", "--json").output)["campaigns"]) == 2

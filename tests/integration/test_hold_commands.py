@@ -33,7 +33,7 @@ def test_a_hold_is_placed_seen_and_released(run: Run) -> None:
 def test_holding_and_releasing_twice_is_harmless_and_says_so(run: Run) -> None:
     run("hold", "everything", "--reason", "storm", "--actor", "ana")
     again = run("hold", "everything", "--reason", "storm", "--actor", "ana")
-    assert (again.exit_code, "as it was already" in again.output) == (0, True)
+    assert (again.exit_code, "already in place" in again.output) == (0, True)
     run("release", "everything")
     again = run("release", "everything")
     assert (again.exit_code, again.stdout) == (0, "there is no hold on everything\n")
@@ -50,8 +50,10 @@ def test_a_hold_can_end_by_itself(run: Run, store: Store) -> None:
 def test_a_hold_placed_again_says_what_holds_now_and_what_does_no_more(run: Run) -> None:
     run("hold", "everything", "--reason", "storm", "--actor", "ana", "--for", "2h")
     again = run("hold", "everything", "--reason", "flood", "--actor", "ana")
-    assert again.output.startswith("everything is held by ana until it is released, no longer ")
-    assert again.output.endswith(" UTC (storm): flood\n")
+    now, before = again.output.splitlines()
+    assert now == "everything is held by ana until it is released: flood"
+    assert before.startswith("it replaces your hold until 2")
+    assert before.endswith(" UTC: storm")
     (hold,) = json.loads(run("status", "--json").output)["holds"]
     assert (hold["reason"], hold["expires_at"]) == ("flood", None)
 
@@ -61,7 +63,7 @@ def test_a_hold_placed_again_says_what_holds_now_and_what_does_no_more(run: Run)
     [
         (["hold", "campaign", "outreach"], "Missing option '--reason'"),
         (["hold", "campaign", "--reason", "x"], "name the campaign, for example"),
-        (["hold", "run", "outreach", "--reason", "x"], "say campaign/partition"),
+        (["hold", "run", "outreach", "--reason", "x"], "use campaign/partition"),
         (["hold", "everything", "all", "--reason", "x"], "takes no name"),
         (["hold", "ship", "x", "--reason", "x"], "'service', 'campaign', 'run', 'everything'"),
         (["hold", "service", "x", "--reason", "x", "--for", "soon"], "use 90s, 30m, 2h or 1d"),

@@ -17,6 +17,7 @@ from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
+from dagster_tidegate.control.models import CampaignDetails, Released
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, ledger, runs
@@ -100,7 +101,7 @@ def test_why_names_each_hold_with_who_why_since_and_until(run: Run, store: Store
     said = run("why", "letters/tuesday").output
     assert said.startswith("campaign run letters/tuesday is paused: mail is open (opened by hand)")
     assert "by ana" in said
-    assert "it recovers; probe in" in said
+    assert "on recovery; next probe in" in said
 
 
 def test_why_of_what_nothing_holds_says_so(run: Run) -> None:
@@ -139,7 +140,7 @@ def test_the_kill_switch_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert "TIDEGATE_ENABLED is false here" in run("why", "letters").output
     monkeypatch.setenv("TIDEGATE_ENABLED", "maybe")
     result = run("status")
-    assert (result.exit_code, "it can be true or false" in result.output) == (1, True)
+    assert (result.exit_code, "use true or false" in result.output) == (1, True)
 
 
 def test_campaigns_are_listed_with_what_they_need(run: Run, store: Store) -> None:
@@ -178,7 +179,7 @@ def test_runs_are_listed_with_how_far_they_are(run: Run) -> None:
 def test_a_run_shows_what_is_in_doubt_only_when_its_attempt_is_over(run: Run, store: Store) -> None:
     at_work = as_json(run("runs", "show", "letters/monday", "--json"))
     assert (at_work["in_doubt"], at_work["in_hand_count"]) == ([], 1)
-    assert "records in hand: 1" in run("runs", "show", "letters/monday").output
+    assert "records in flight: 1" in run("runs", "show", "letters/monday").output
     with store.begin() as conn:
         found = runs.find(conn, "letters", "monday")
         assert found is not None
@@ -206,7 +207,7 @@ def test_what_is_in_doubt_and_in_hand_is_counted_beyond_the_limit(run: Run, stor
     assert [record["key"] for record in found["in_doubt"]] == ["hopper"]
     assert (found["in_doubt_count"], found["in_hand_count"]) == (3, 1)
     said = run("runs", "show", "letters/monday", "--limit", "1").output
-    assert re.search(r"In doubt \(1 of 3\).*records in hand: 1\n", said, re.DOTALL)
+    assert re.search(r"In doubt \(1 of 3\).*records in flight: 1\n", said, re.DOTALL)
 
 
 def test_a_run_that_is_not_there_says_what_would_be_right(run: Run) -> None:
@@ -254,13 +255,56 @@ def test_services_are_listed_with_what_the_fleet_saw(run: Run, store: Store) -> 
     assert listed["maps"]["numbers"]["failed"] == 0
     assert "ConnectionError x" in run("services", "--no-policies").output
     unknown = run("services", "male", "--no-policies")
-    assert (unknown.exit_code, "known are mail, maps" in unknown.output) == (1, True)
+    assert (unknown.exit_code, "known: mail, maps" in unknown.output) == (1, True)
+
+
+def test_a_breaker_is_kept_closed_with_a_reason_until_it_may_trip_again(
+    run: Run, store: Store
+) -> None:
+    trip(store, "mail")
+    keep = ["services", "keep-closed", "mail", "--reason", "false alarms", "--actor", "ana"]
+    planned = run(*keep, "--dry-run").output
+    assert "the breaker of mail would be kept closed by ana until" in planned
+    assert "campaign letters resumes" in planned
+    with store.read() as conn:
+        assert breakers.read_one(conn, "mail").state == "open"
+    made = as_json(run(*keep, "--for", "2h", "--json"))
+    assert (made["dry_run"], made["service"]["state"]) == (False, "closed")
+    assert (made["service"]["kept_closed_by"], made["service"]["holds"]) == ("ana", [])
+    assert "kept closed by ana" in run("services", "mail", "--no-policies").output
+    assert "kept closed by ana" in run("why", "mail").output
+    changes = as_json(run("history", "mail", "--kind", "service", "--json"))
+    kept = changes[-1]
+    assert (kept["to_status"], kept["reason"]) == ("kept_closed", "false alarms")
+    let = ["services", "let-trip", "mail", "--actor", "bo"]
+    assert "could trip again" in run(*let, "--dry-run").output
+    assert run(*let).output == "the breaker of mail can trip again\n"
+    assert run(*let).output == "nobody keeps the breaker of mail closed\n"
+    assert as_json(run("history", "mail", "--json"))[-1]["actor"] == "bo"
+    for command in (keep, let):
+        wrong = run(*[word.replace("mail", "mial") for word in command])
+        assert (wrong.exit_code, "did you mean mail?" in wrong.output) == (1, True)
+    assert run(*keep, "--for", "2h", "--until", "2999-01-01T12:00Z").exit_code == 2
+    assert run(*keep, "--until", "2020-01-01T12:00Z").exit_code == 1
+
+
+def test_json_is_that_of_the_api(run: Run) -> None:
+    run("hold", "campaign", "letters", "--reason", "new copy", "--actor", "ana")
+    listed = {c["name"]: c for c in as_json(run("campaigns", "--json"))}
+    shown = {c["name"]: c for c in as_json(run("status", "--json"))["campaigns"]}
+    assert listed == shown
+    letters = listed["letters"]
+    assert CampaignDetails.model_validate(letters).name == "letters"
+    assert [hold["reason"] for hold in letters["holds"]] == ["new copy"]
+    assert letters["why"]["paused"] is True
+    released = as_json(run("release", "campaign", "letters", "--json"))
+    assert Released.model_validate(released).still_held_by == []
 
 
 def test_a_dry_run_says_what_would_be_affected_and_changes_nothing(run: Run, store: Store) -> None:
     said = run("hold", "service", "mail", "--reason", "quota", "--dry-run").output
     assert "service mail would be held" in said
-    assert "campaign letters pauses; 1 processing runs stop after the record in hand" in said
+    assert "campaign letters pauses; 1 processing run will stop after the current record" in said
     assert "stopped: daily" in said
     assert "guide" not in said
     planned = as_json(run("hold", "everything", "--reason", "x", "--dry-run", "--json"))
@@ -275,8 +319,8 @@ def test_a_dry_run_of_a_release_says_what_stays_held(run: Run, store: Store) -> 
     run("hold", "everything", "--reason", "storm", "--actor", "ana")
     said = run("release", "everything", "--dry-run").output
     assert "would be released: everything, held by ana (storm)" in said
-    assert "campaign guide goes on" in said
-    assert "campaign letters is paused anyway: mail is open" in said
+    assert "campaign guide resumes" in said
+    assert "campaign letters stays paused: mail is open" in said
     forced = run("release", "service", "mail", "--dry-run", "--force").output
     assert "would be released: service mail, held by breaker" in forced
     with store.read() as conn:
@@ -289,14 +333,14 @@ def test_a_dry_run_of_a_release_says_what_stays_held(run: Run, store: Store) -> 
 def test_a_release_says_what_stays_paused_and_why(run: Run, store: Store) -> None:
     trip(store, "mail")
     run("hold", "campaign", "letters", "--reason", "new copy", "--actor", "ana")
-    paused = "campaign letters is paused anyway: mail is open (opened by hand)"
+    paused = "campaign letters stays paused: mail is open (opened by hand)"
     said = run("release", "campaign", "letters").output
     assert ("released: campaign letters" in said, paused in said) == (True, True)
     again = run("release", "campaign", "letters").output
-    assert ("nobody holds campaign letters itself" in again, paused in again) == (True, True)
+    assert ("no operator holds campaign letters" in again, paused in again) == (True, True)
     assert paused in run("release", "everything").output
     refused = run("release", "campaign", "letters", "--force")
-    assert (refused.exit_code, "goes with a service" in refused.output) == (2, True)
+    assert (refused.exit_code, "use it with a service" in refused.output) == (2, True)
 
 
 def test_a_hold_that_nothing_acts_on_says_so(
@@ -312,7 +356,7 @@ def test_a_hold_that_nothing_acts_on_says_so(
 
 def test_a_dry_run_on_one_run_says_what_becomes_of_it(run: Run) -> None:
     said = run("hold", "run", "letters/monday", "--reason", "x", "--dry-run").output
-    assert "run letters/monday pauses; 1 processing runs stop after the record in hand" in said
+    assert "run letters/monday pauses; 1 processing run will stop after the current record" in said
 
 
 def test_a_hold_can_end_at_a_time(run: Run) -> None:
@@ -321,7 +365,7 @@ def test_a_hold_can_end_at_a_time(run: Run) -> None:
     assert hold["expires_at"] == "2999-01-01T10:00:00+00:00"
     for wrong in ("2999-01-01T12:00", "tomorrow", "2999-99-01T12:00Z", "9999-12-31T23:59-10:00"):
         result = run("hold", "service", "mail", "--reason", "x", "--until", wrong)
-        assert (result.exit_code, "is no time with a zone" in result.output) == (2, True)
+        assert (result.exit_code, "is not a time with a zone" in result.output) == (2, True)
     past = run("hold", "service", "mail", "--reason", "x", "--until", "2020-01-01T12:00Z")
     assert (past.exit_code, "can't expire at 2020" in past.output) == (1, True)
     both = ["--until", "2999-01-01T12:00Z", "--for", "2h"]
@@ -334,12 +378,12 @@ def test_a_hold_on_what_nobody_knows_is_placed_and_noted(run: Run) -> None:
         0,
         "campaign leters is held by ana until it is released: x\n",
     )
-    assert "the store knows no campaign 'leters'; did you mean letters?" in result.stderr
+    assert "no campaign named 'leters' is known yet; did you mean letters?" in result.stderr
     assert run("hold", "campaign", "letters", "--reason", "x").stderr == ""
     early = run("hold", "run", "letters/mondya", "--reason", "x").stderr
     assert "campaign letters has no run 'mondya' yet; did you mean monday?" in early
     refused = run("hold", "campaign", "letters/monday", "--reason", "x")
-    assert (refused.exit_code, "names a campaign run" in refused.output) == (2, True)
+    assert (refused.exit_code, "is a campaign run, not a campaign" in refused.output) == (2, True)
 
 
 @pytest.mark.parametrize(

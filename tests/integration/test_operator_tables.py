@@ -6,6 +6,7 @@ from datetime import timedelta
 from io import StringIO
 from uuid import UUID
 
+import click
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -14,7 +15,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.cli.status import render
-from dagster_tidegate.cli.window import Window
+from dagster_tidegate.cli.tables import Window
 from dagster_tidegate.control import situation
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
@@ -34,6 +35,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import TakeoverKind
+from demo.__main__ import main as demo_main
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
 
@@ -193,13 +195,13 @@ def test_a_probe_that_is_overdue_says_for_how_long(run: Run, store: Store) -> No
         overdue = store.now(conn) - timedelta(minutes=9, seconds=20)
         change = tables.services.update().where(tables.services.c.name == "instantly")
         conn.execute(change.values(open_until=overdue))
-    assert row(run("status").output, "instantly")[4] == "due for 9 min"
-    assert "it recovers; probe due for 9 min" in run("why", "instantly").output
+    assert row(run("status").output, "instantly")[4] == "overdue by 9 min"
+    assert "on recovery; next probe overdue by 9 min" in run("why", "instantly").output
 
 
 def test_a_hold_without_an_end_does_not_read_as_if_it_were_over(run: Run, store: Store) -> None:
     by_hand(store, Target(TargetKind.CAMPAIGN, "outreach"))
-    assert row(run("status").output, "campaign outreach")[3] == "it is released"
+    assert row(run("status").output, "campaign outreach")[3] == "on release"
 
 
 def test_why_of_a_run_that_is_not_there_says_so_and_what_a_new_one_would_meet(
@@ -207,17 +209,17 @@ def test_why_of_a_run_that_is_not_there_says_so_and_what_a_new_one_would_meet(
 ) -> None:
     said = run("why", "outreach/dahc").output
     assert said == (
-        "campaign run outreach/dahc (there is no such campaign run yet; did you mean "
-        "outreach/dach?)\na new one would be not paused\n"
+        "there is no campaign run outreach/dahc yet; did you mean outreach/dach?\n"
+        "a new run would not be paused\n"
     )
     by_hand(store, Target(TargetKind.CAMPAIGN, "outreach"))
     said = run("why", "outreach/dahc").output
-    assert "\na new one would be paused: campaign outreach is held by ana (invoice)" in said
-    assert "no such" not in run("why", "outreach/dach").output
+    assert "\na new run would be paused: campaign outreach is held by ana (invoice)" in said
+    assert "there is no" not in run("why", "outreach/dach").output
 
 
 def test_why_of_a_run_that_could_not_be_launched_says_why(run: Run, store: Store) -> None:
-    assert "nobody has started it yet" in run("why", "list_hygiene/may").output
+    assert "not started yet" in run("why", "list_hygiene/may").output
     with store.begin() as conn:
         now = store.now(conn)
         may = runs.find(conn, "list_hygiene", "may")
@@ -226,8 +228,8 @@ def test_why_of_a_run_that_could_not_be_launched_says_why(run: Run, store: Store
         runs.give_start_back(conn, now, may, "it could not be launched: no code", actor="ana")
     said = run("why", "list_hygiene/may").output
     assert "its last start failed" in said
-    assert "last word: it could not be launched: no code" in said
-    assert "nobody has started it yet" not in said
+    assert "recorded reason: it could not be launched: no code" in said
+    assert "not started yet" not in said
     assert "could not be launched" in row(run("runs").output, "list_hygiene/may")[-1]
 
 
@@ -347,7 +349,7 @@ def test_the_screen_has_what_is_wrong_first_and_says_what_is_cut(store: Store) -
         "1 campaigns not paused: list_hygiene",
     ]
     assert len(cut) == 12
-    assert cut[-1] == f"{len(counted) - 11} more lines: make the window larger, or tidegate status"
+    assert cut[-1] == f"{len(counted) - 11} more lines: enlarge the window or run tidegate status"
 
 
 def completed(store_url: str, *words: str) -> list[str]:
@@ -374,19 +376,24 @@ def test_the_shell_completes_names_of_services_and_campaigns(store: Store) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [["serve", "--port"], ["up", "--port"], ["sandbox", "serve", "--port"]]
+    ("program", "command"),
+    [
+        (main, ["serve", "--port"]),
+        (demo_main, ["up", "--port"]),
+        (demo_main, ["sandbox", "serve", "--port"]),
+    ],
 )
-def test_what_is_no_port_is_refused_as_such(command: list[str]) -> None:
+def test_an_invalid_port_is_refused_as_such(program: click.Group, command: list[str]) -> None:
     for wrong in ("abc", "70000"):
-        result = CliRunner().invoke(main, [*command, wrong])
+        result = CliRunner().invoke(program, [*command, wrong])
         assert result.exit_code == 2, result.output
-    assert "'abc' is not a valid port" in CliRunner().invoke(main, [*command, "abc"]).output
+    assert "'abc' is not a valid port" in CliRunner().invoke(program, [*command, "abc"]).output
 
 
 def test_without_a_workspace_services_say_what_works_without_one(run: Run, tmp_path) -> None:
     result = run("services", "--workspace", str(tmp_path / "workspace.yaml"))
     assert result.exit_code == 1
-    assert re.search("or say --workspace FILE, or --no-policies", result.output)
+    assert re.search("or use --workspace FILE, or --no-policies", result.output)
 
 
 def test_without_a_dagster_home_it_is_said_in_one_line(

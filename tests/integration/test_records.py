@@ -185,7 +185,7 @@ def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaig
     reason = campaign.campaign_run.reason
     assert reason is not None
     assert reason.startswith("Paused at 2/5: instantly is open (")
-    assert reason.endswith("; resumes by itself")
+    assert reason.endswith("; resumes automatically")
     assert set(campaign.ledger().values()) == {RecordStatus.DONE}, "no record is in doubt"
 
     campaign.fail = lambda _: None

@@ -187,7 +187,7 @@ def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> No
     assert {"daemon_dead", "campaign_pool"} <= codes(result)
     assert codes(result) <= {"daemon_dead", "campaign_pool", "gate_stale"}
     said = tidegate("doctor").output
-    assert "do: start the daemon: dagster-daemon run" in said
+    assert "fix: start the daemon: dagster-daemon run" in said
 
 
 def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(

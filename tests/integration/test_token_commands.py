@@ -58,7 +58,7 @@ def test_json_has_the_token_as_an_object(run: Run) -> None:
         (["create", "ana", "--role", "viewer", "--expires", "soon"], 2, "use 90s, 30m, 2h or 1d"),
         (["create", "a\nb", "--role", "viewer"], 2, "without control characters"),
         (["create", "a\u202eb", "--role", "viewer"], 2, "without control characters"),
-        (["create", "x" * 129, "--role", "viewer"], 2, "it may have 128"),
+        (["create", "x" * 129, "--role", "viewer"], 2, "the limit is 128"),
         (["create", "Gate", "--role", "viewer"], 1, "use another"),
         (["create", "taken", "--role", "viewer"], 1, "revoke it, or use another name"),
         (["revoke", "nobody"], 1, "see 'tidegate tokens list'"),

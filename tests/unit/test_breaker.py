@@ -591,7 +591,7 @@ def test_the_kill_switch_lets_calls_pass_counts_them_and_trips_nothing(
 
 def test_a_wrong_kill_switch_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TIDEGATE_ENABLED", "off")
-    with pytest.raises(ValueError, match="TIDEGATE_ENABLED is 'off'; it can be true or false"):
+    with pytest.raises(ValueError, match="TIDEGATE_ENABLED is 'off'; use true or false"):
         Fleet()
 
 

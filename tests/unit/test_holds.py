@@ -64,7 +64,7 @@ def test_a_breakers_hold_says_that_it_ends_by_itself() -> None:
     service = Target(TargetKind.SERVICE, "instantly")
     assert (
         describe([hold(service, HoldSource.BREAKER, reason="503 x5", actor="breaker")])
-        == "instantly is open (503 x5); resumes by itself"
+        == "instantly is open (503 x5); resumes automatically"
     )
 
 
@@ -85,4 +85,4 @@ def test_a_persons_hold_says_who_and_that_it_must_be_released() -> None:
 
 def test_a_persons_hold_with_an_end_resumes_by_itself() -> None:
     text = describe([hold(EVERYTHING, expires_at=NOW + timedelta(hours=1))])
-    assert text == "everything is held by ana (maintenance); resumes by itself"
+    assert text == "everything is held by ana (maintenance); resumes automatically"

@@ -19,7 +19,7 @@ def outreach() -> None:
         ("ana", "use a list of names"),
         (["ana", ""], "is empty"),
         (["a\nb"], "without control characters"),
-        (["x" * 129], "it may have 128"),
+        (["x" * 129], "the limit is 128"),
     ],
 )
 def test_owners_that_no_token_can_have_are_refused(owners: list[str], says: str) -> None:

@@ -90,8 +90,8 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("group", "name", "value", "says"),
     [
-        (GeneralSettings, "TIDEGATE_ENABLED", "off", "is 'off'; it can be true or false"),
-        (GeneralSettings, "TIDEGATE_PUBLIC_URL", "ftp://x", "it can be a web address"),
+        (GeneralSettings, "TIDEGATE_ENABLED", "off", "is 'off'; use true or false"),
+        (GeneralSettings, "TIDEGATE_PUBLIC_URL", "ftp://x", "use a web address"),
         (ServeSettings, "TIDEGATE_SERVE_PORT", "65536", "less than or equal to 65535"),
         (
             ServeSettings,
@@ -99,15 +99,15 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
             "http",
             "is 'http'; input should be a valid integer",
         ),
-        (ServeSettings, "TIDEGATE_SERVE_PATH_PREFIX", "dagster/", "it can be a path such as"),
+        (ServeSettings, "TIDEGATE_SERVE_PATH_PREFIX", "dagster/", "use a path such as"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7 *", "'*' is everybody"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "0.0.0.0/0", "name the proxies"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "::/0", "name the proxies"),
-        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "nonsense", "it can be 10.0.0.7 or"),
-        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.0/33", "it can be 10.0.0.7 or"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "nonsense", "use 10.0.0.7 or"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.0/33", "use 10.0.0.7 or"),
         (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "https://a.example", "without https://"),
         (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "a.example:3000", "without a port"),
-        (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "*", "it can be dagster.example.org"),
+        (ServeSettings, "TIDEGATE_SERVE_ALLOWED_HOSTS", "*", "use dagster.example.org"),
     ],
 )
 def test_a_wrong_value_is_refused_and_the_right_one_told(
@@ -139,11 +139,11 @@ def test_lists_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_misspelt_name_is_refused_with_a_suggestion(name: str, meant: str) -> None:
-    assert unknown({name: "x"}) == [f"{name} is not a setting; did you mean {meant}?"]
+    assert unknown({name: "x"}) == [f"unknown variable {name}; did you mean {meant}?"]
 
 
 def test_nothing_near_is_no_suggestion() -> None:
-    assert unknown({"TIDEGATE_XYZZY": "x"}) == ["TIDEGATE_XYZZY is not a setting"]
+    assert unknown({"TIDEGATE_XYZZY": "x"}) == ["unknown variable TIDEGATE_XYZZY"]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_config_shows_values_and_where_they_come_from(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("TIDEGATE_STOREURL", "x", "TIDEGATE_STOREURL is not a setting; did you mean"),
-        ("TIDEGATE_ENABLED", "off", "TIDEGATE_ENABLED is 'off'; it can be true or false"),
+        ("TIDEGATE_STOREURL", "x", "unknown variable TIDEGATE_STOREURL; did you mean"),
+        ("TIDEGATE_ENABLED", "off", "TIDEGATE_ENABLED is 'off'; use true or false"),
     ],
 )
 def test_every_command_but_config_refuses_to_start(
@@ -237,7 +237,7 @@ def test_a_worker_logs_what_a_command_would_refuse(
     with caplog.at_level(logging.WARNING, "dagster_tidegate"):
         breakers = BreakerResource.in_memory([ServiceConfig(name="mailer")])
         assert breakers.breaker("mailer").call(int) == 0
-    assert "TIDEGATE_STOREURL is not a setting; did you mean TIDEGATE_STORE_URL?" in caplog.text
+    assert "unknown variable TIDEGATE_STOREURL; did you mean TIDEGATE_STORE_URL?" in caplog.text
 
 
 def test_groups_have_names_of_their_own() -> None:

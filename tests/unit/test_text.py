@@ -28,7 +28,7 @@ def test_what_can_be_seen_is_shown_as_it_is(text):
     [
         ("", "is empty"),
         (" \t", "is empty"),
-        ("a" * 11, "11 characters; it may have 10"),
+        ("a" * 11, "11 characters; the limit is 10"),
         ("a\nb", r"\\n at character 2"),
         ("a\x00", r"\\x00 at character 2"),
         ("\u202eevil", r"\\u202e at character 1"),

@@ -59,7 +59,7 @@ def test_of_an_open_breaker_the_answer_says_when_it_is_probed():
     seen = situation([breakers_hold(MAIL)], circuits=[open_circuit("mail", 20)])
     answer = why(seen, LETTERS)
     assert answer.retry_at == NOW + timedelta(seconds=20)
-    assert answer.summary == "paused: mail is open (503 x5); resumes by itself"
+    assert answer.summary == "paused: mail is open (503 x5); resumes automatically"
 
 
 def test_the_latest_of_several_ends_counts_and_a_hold_without_end_has_none():
@@ -77,7 +77,7 @@ def test_a_half_open_service_is_being_tried():
     answer = why(seen, LETTERS)
     assert (answer.reasons[0].being_tried, answer.retry_at) == (True, None)
     assert kinds(answer) == [ObstacleKind.CANARY]
-    assert "1 trial calls are under way" in answer.obstacles[0].text
+    assert "1 trial call in flight" in answer.obstacles[0].text
 
 
 def test_what_is_not_held_may_still_be_on_its_way_back():
@@ -85,7 +85,7 @@ def test_what_is_not_held_may_still_be_on_its_way_back():
     answer = why(situation(takeovers=[ramping]), LETTERS)
     assert kinds(answer) == [ObstacleKind.RAMP]
     assert answer.summary == (
-        "not paused, but pool mail lets 2 runs in at a time, on its way back to 8"
+        "not paused, but pool mail is ramping up: its limit is 2, on the way to 8"
     )
     assert kinds(why(situation(takeovers=[ramping]), MAPS)) == []
 
@@ -138,13 +138,13 @@ def test_a_misspelt_name_gets_the_right_one_suggested():
         find(situation(), "leters", {})
     with pytest.raises(UnknownNameError, match="did you mean letters"):
         find(situation(), "leters/monday", {})
-    with pytest.raises(UnknownNameError, match="known are guide, letters"):
+    with pytest.raises(UnknownNameError, match="known: guide, letters"):
         find(situation(), "zzz", {})
 
 
 def test_a_name_of_two_things_is_not_guessed():
     seen = situation([hold(LETTERS), hold(MAIL.__class__(TargetKind.SERVICE, "letters"), id=2)])
-    with pytest.raises(UnknownNameError, match="a service and a campaign: say which kind"):
+    with pytest.raises(UnknownNameError, match="a service and a campaign: name the kind"):
         find(seen, "letters", {})
     assert find(seen, "letters", {}, TargetKind.CAMPAIGN) == LETTERS
 
