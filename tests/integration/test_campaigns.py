@@ -183,7 +183,7 @@ def test_the_sensor_asks_for_a_run_of_each_new_file_until_there_is_one(
     assert lost.dynamic_partitions_requests[0].partition_keys == []
 
     instance.create_run_for_job(outreach, tags={RUN_KEY_TAG: f"{RUN_KEY}b"})
-    assert tick().skip_message == f"no new file among 2 in {leads}"
+    assert tick().skip_message == f"no new files among 2 in {leads}"
 
 
 def test_the_code_location_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -81,7 +81,7 @@ def test_a_request_that_the_service_refuses_opens_nothing(clients: Any):
 
 def test_a_wrong_answer_says_what_was_wrong(clients: Any, sandbox: SandboxClient):
     sandbox.place("apollo", Fault(mode=Mode.WRONG))
-    with pytest.raises(InvalidResponseError, match="apollo answered 200 to api/v1/people/match"):
+    with pytest.raises(InvalidResponseError, match="apollo responded 200 to api/v1/people/match"):
         clients.apollo.match(LEAD, idempotency_key="k")
 
 
