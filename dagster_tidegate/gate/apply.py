@@ -122,14 +122,14 @@ def _intend(
                         former=action.former,
                         set_to=action.set_to,
                         running_since=action.running_since,
-                        seen=observation.newest_takeover,
+                        newest=observation.newest_takeover,
                     )
                 case Write():
                     takeover = takeovers.intend(
                         conn,
                         now,
                         action.takeover,
-                        found=action.value,
+                        value=action.value,
                         set_to=action.set_to,
                         ramp_step_at=action.ramp_step_at,
                     )

@@ -141,22 +141,22 @@ def take(
     former: str,
     set_to: str,
     running_since: datetime | None = None,
-    seen: int,
+    newest: int,
 ) -> Takeover | None:
     """Record what is about to be taken over, and its value. The arguments are those of `Takeover`.
 
     Args:
         former: The value in Dagster.
         set_to: The value to write.
-        seen: `newest_id` from before `former` was read.
+        newest: `newest_id` from before `former` was read.
 
     Returns:
-        The takeover, or None if another gate has taken it since `seen`: then `former` may be a
+        The takeover, or None if another gate has taken it since `newest`: then `former` may be a
         value that the other gate wrote.
     """
     raced = conn.scalar(
         sa.select(t.takeovers.c.id)
-        .where(t.takeovers.c.kind == kind, t.takeovers.c.name == name, t.takeovers.c.id > seen)
+        .where(t.takeovers.c.kind == kind, t.takeovers.c.name == name, t.takeovers.c.id > newest)
         .limit(1)
     )
     if raced is not None:
@@ -192,7 +192,7 @@ def intend(
     now: datetime,
     takeover: Takeover,
     *,
-    found: str,
+    value: str,
     set_to: str,
     ramp_step_at: datetime | None = None,
 ) -> Takeover | None:
@@ -200,7 +200,7 @@ def intend(
 
     Args:
         takeover: The takeover as the caller read it.
-        found: The value in Dagster.
+        value: The value in Dagster.
         set_to: The value to write.
         ramp_step_at: When the ramp took its latest step, or None outside a ramp.
 
@@ -210,13 +210,13 @@ def intend(
     changed = _change(
         conn,
         takeover,
-        set_from=found,
+        set_from=value,
         set_to=set_to,
-        pending=found != set_to,
+        pending=value != set_to,
         ramp_step_at=ramp_step_at,
     )
-    if changed is not None and found != set_to:
-        _event(conn, now, takeover, found, set_to, None)
+    if changed is not None and value != set_to:
+        _event(conn, now, takeover, value, set_to, None)
     return changed
 
 
@@ -225,15 +225,15 @@ def written(conn: Connection, takeover: Takeover) -> Takeover | None:
     return _change(conn, takeover, pending=False)
 
 
-def leave(conn: Connection, now: datetime, takeover: Takeover, found: str) -> Takeover | None:
-    """Record that a person changed the value to `found`: the gate leaves it alone from now on.
+def leave(conn: Connection, now: datetime, takeover: Takeover, value: str) -> Takeover | None:
+    """Record that a person changed the value to `value`: the gate leaves it alone from now on.
 
     Returns:
         The takeover after the change, or None if another gate changed it first.
     """
     changed = _change(conn, takeover, pending=False, left_at=now)
     if changed is not None:
-        _event(conn, now, takeover, takeover.set_to, found, "changed by a person: left as it is")
+        _event(conn, now, takeover, takeover.set_to, value, "changed by a person: left as it is")
     return changed
 
 

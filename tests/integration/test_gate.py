@@ -1,4 +1,4 @@
-"""The gate against a real Dagster: what pauses, and that all of it comes back as it was."""
+"""The gate with a real Dagster: what pauses, and that it is restored exactly as it was."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +154,7 @@ def outcomes(deployed: Deployment) -> dict[str, str | None]:
         return {row.label: row.outcome for row in conn.execute(sa.select(t.takeovers)).all()}
 
 
-# --- the whole way ------------------------------------------------------------------------------
+# --- from pause to completion -------------------------------------------------------------------
 
 
 @both_deployments
@@ -185,7 +185,7 @@ def test_a_run_pauses_in_an_outage_and_its_next_attempt_finishes_it(deployed: De
 
 
 @both_deployments
-def test_pools_schedules_and_sensors_are_back_exactly_as_they_were(deployed: Deployment):
+def test_pools_schedules_and_sensors_are_restored_exactly(deployed: Deployment):
     deployed.schedules(datetime.now(UTC))  # Dagster stores that daily_atlas runs
     deployed.start("hourly_letters")
     deployed.tick("new_postcards")
@@ -236,7 +236,7 @@ def test_the_scheduler_has_nothing_to_write_into_a_row_that_the_gate_wrote(deplo
     assert rows() == restored
 
 
-def test_what_a_person_changed_meanwhile_stays_as_they_want_it(deployed: Deployment):
+def test_manual_changes_are_never_overwritten(deployed: Deployment):
     deployed.schedules(datetime.now(UTC))
     deployed.gate()
     hold(deployed, MAPS)
@@ -282,7 +282,7 @@ def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deplo
 
 
 @both_deployments
-def test_whoever_trips_a_breaker_stops_the_queue_at_once_and_two_do_no_harm(
+def test_tighten_now_stops_the_queue_at_once_and_two_at_a_time_do_no_harm(
     deployed: Deployment,
 ):
     deployed.schedules(datetime.now(UTC))
@@ -342,7 +342,7 @@ def test_each_missed_tick_is_launched_once_with_the_tags_of_its_schedule(deploye
         assert set(conn.scalars(sa.select(t.missed_ticks.c.outcome))) == {"launched"}
 
 
-def test_a_tick_that_dagster_evaluated_in_the_last_moment_is_not_missed(deployed: Deployment):
+def test_a_tick_that_dagster_evaluated_just_before_the_stop_is_not_missed(deployed: Deployment):
     deployed.start("hourly_letters")
     deployed.gate()
     held_for(deployed, LETTERS, 3)
@@ -355,7 +355,7 @@ def test_a_tick_that_dagster_evaluated_in_the_last_moment_is_not_missed(deployed
     assert run.tags[".dagster/scheduled_execution_time"] == hour.isoformat()
 
 
-def test_of_a_campaign_that_wants_the_latest_tick_the_others_are_skipped(deployed: Deployment):
+def test_with_catch_up_latest_all_other_missed_ticks_are_skipped(deployed: Deployment):
     deployed.schedules(datetime.now(UTC))
     deployed.gate()
     held_for(deployed, MAPS, 75)
@@ -374,7 +374,7 @@ def test_of_a_campaign_that_wants_the_latest_tick_the_others_are_skipped(deploye
 # --- the next attempt ---------------------------------------------------------------------------
 
 
-def test_the_next_attempt_keeps_what_the_run_was_and_drops_what_became_of_it(
+def test_the_next_attempt_keeps_the_runs_tags_and_drops_those_of_its_outcome(
     deployed: Deployment,
 ):
     first = paused(
@@ -395,7 +395,7 @@ def test_the_next_attempt_keeps_what_the_run_was_and_drops_what_became_of_it(
     assert "tidegate/state" not in run.tags
 
 
-def test_a_run_that_was_launched_with_some_ops_resumes_with_them(deployed: Deployment):
+def test_a_run_with_an_op_selection_resumes_with_the_same_ops(deployed: Deployment):
     deployed.up("maps")
     first = paused(deployed, "guide", ops=["look_up"])
     deployed.gate()
@@ -411,7 +411,7 @@ def test_a_run_that_was_launched_with_some_ops_resumes_with_them(deployed: Deplo
     assert campaign_run(deployed, "guide", first).status is RunStatus.COMPLETED
 
 
-def test_a_campaign_run_is_asked_for_once_however_often_the_gate_looks(deployed: Deployment):
+def test_the_next_attempt_is_requested_once_in_any_number_of_ticks(deployed: Deployment):
     first = paused(deployed, "letters", "b")
     for _ in range(3):
         deployed.tick("tidegate_resume")
@@ -420,7 +420,7 @@ def test_a_campaign_run_is_asked_for_once_however_often_the_gate_looks(deployed:
     assert campaign_run(deployed, "letters", "b").status is RunStatus.PENDING
 
 
-def test_a_request_whose_run_never_appeared_is_made_again(deployed: Deployment):
+def test_a_request_whose_run_never_appeared_is_repeated(deployed: Deployment):
     first = paused(deployed, "letters", "b")
     deployed.tick("tidegate_resume")
     [run] = asked(deployed, but=first)
@@ -449,14 +449,14 @@ def test_an_attempt_that_paused_before_it_began_does_not_block_the_next(deployed
     assert newer[0].tags["dagster/parent_run_id"] == second.run_id
 
 
-def test_a_person_who_was_faster_is_not_doubled(deployed: Deployment):
+def test_nothing_is_requested_if_a_person_re_executed_the_run(deployed: Deployment):
     first = paused(deployed, "letters", "b")
     by_hand = deployed.launch("letters", "b", again_after=deployed.instance.get_run_by_id(first))
     deployed.tick("tidegate_resume")
     assert [run.run_id for run in asked(deployed, but=first)] == [by_hand]
 
 
-def test_a_person_who_cancels_the_next_attempt_cancels_the_campaign_run(deployed: Deployment):
+def test_cancelling_the_next_attempt_cancels_the_campaign_run(deployed: Deployment):
     first = paused(deployed, "letters", "b")
     deployed.tick("tidegate_resume")
     [run] = asked(deployed, but=first)
@@ -477,8 +477,8 @@ def test_a_run_that_could_not_start_makes_its_campaign_run_failed(deployed: Depl
     assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
 
 
-def test_a_run_whose_process_was_told_to_end_is_asked_for_again(deployed: Deployment):
-    """Cut off outside a record loop, at first at work and then while it starts."""
+def test_an_interrupted_run_is_requested_again(deployed: Deployment):
+    """Interrupted outside a record loop, first while it works and then while it starts."""
     first = deployed.launch("letters", "b")
     with deployed.store.begin() as conn:
         now = deployed.store.now(conn)
@@ -502,7 +502,7 @@ def test_a_run_whose_process_was_told_to_end_is_asked_for_again(deployed: Deploy
     deployed.instance.report_run_canceled(left)
 
 
-def test_a_run_that_ends_beside_the_one_that_works_changes_nothing(deployed: Deployment):
+def test_a_run_that_ends_beside_the_working_one_changes_nothing(deployed: Deployment):
     works, other = deployed.launch("letters", "b"), deployed.launch("letters", "b")
     with deployed.store.begin() as conn:
         now = deployed.store.now(conn)
@@ -519,7 +519,7 @@ def test_a_run_that_ends_beside_the_one_that_works_changes_nothing(deployed: Dep
     ("report", "status"),
     [("report_run_failed", RunStatus.FAILED), ("report_run_canceled", RunStatus.CANCELLED)],
 )
-def test_a_campaign_run_ends_as_the_dagster_run_that_works_on_it(
+def test_a_campaign_run_ends_like_its_dagster_run(
     deployed: Deployment, report: str, status: RunStatus
 ):
     run_id = deployed.launch("letters", "b")
@@ -544,7 +544,7 @@ def test_a_campaign_run_ends_as_the_dagster_run_that_works_on_it(
         (["PIPELINE_CANCELED"], RunStatus.CANCELLED),
     ],
 )
-def test_a_re_execution_that_was_never_seen_in_the_queue_is_followed(
+def test_a_re_execution_is_followed_even_if_no_tick_observed_it_in_the_queue(
     deployed: Deployment, events: list[str], status: RunStatus, looks_between: bool
 ):
     first = deployed.launch("letters", "b")
@@ -568,7 +568,7 @@ def test_a_re_execution_that_was_never_seen_in_the_queue_is_followed(
     assert found[-1] is status
 
 
-def test_a_retry_that_works_through_no_records_completes_its_campaign_run(deployed: Deployment):
+def test_a_retry_that_processes_no_records_completes_its_campaign_run(deployed: Deployment):
     first = deployed.launch("letters", "b")
     run = deployed.instance.get_run_by_id(first)
     assert run is not None
@@ -648,7 +648,7 @@ def test_a_campaign_run_whose_queued_run_is_deleted_is_cancelled(deployed: Deplo
     assert found[0].reason == "its Dagster run was deleted"
 
 
-def test_next_attempts_and_runs_at_work_are_not_taken_for_deleted(deployed: Deployment):
+def test_next_attempts_and_working_runs_are_not_mistaken_for_deleted_ones(deployed: Deployment):
     deployed.gate()
     first, plain = paused(deployed, "letters", "b"), paused(deployed, "postcard")
     working = deployed.launch("guide")
@@ -749,7 +749,7 @@ def test_a_paused_run_that_calls_the_service_at_once_tries_it_before_an_earlier_
     assert (run.tags["dagster/partition"], run.tags[CANARY_TAG]) == ("b", "mail")
 
 
-def test_a_canary_that_never_came_into_the_queue_is_asked_for_again(deployed: Deployment):
+def test_a_canary_that_never_reached_the_queue_is_requested_again(deployed: Deployment):
     first = paused(deployed, "letters", "a")
     hold(deployed, MAIL, HoldSource.BREAKER)
     set_state(deployed, "mail", BreakerState.HALF_OPEN)
@@ -789,7 +789,7 @@ def test_a_paused_run_whose_other_branch_still_works_keeps_no_other_from_trying(
     deployed.instance.report_run_canceled(working)
 
 
-def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
+def test_schedules_are_restored_for_a_half_open_service_that_no_run_could_try(
     deployed: Deployment,
 ):
     deployed.schedules(datetime.now(UTC))
@@ -806,7 +806,7 @@ def test_a_half_open_service_that_nothing_could_try_gets_its_schedules_back(
     assert deployed.trigger_states()["daily_atlas"] == "DECLARED_IN_CODE"
 
 
-# --- what an unchanged tick costs ----------------------------------------------------------------
+# --- what an unchanged tick costs ---------------------------------------------------------------
 
 
 @both_deployments
@@ -855,10 +855,10 @@ def test_a_tick_in_which_nothing_changed_makes_at_most_five_queries(
         assert len(statements) <= 5 + surplus, f"{name}:\n" + "\n".join(statements)
 
 
-# --- what the gate says of itself ---------------------------------------------------------------
+# --- heartbeats and versions --------------------------------------------------------------------
 
 
-def test_every_part_says_what_it_saw_and_that_it_lives(deployed: Deployment):
+def test_every_part_writes_a_heartbeat_with_a_summary(deployed: Deployment):
     deployed.gate()
     hold(deployed, MAPS)
     assert "service maps (operator: test)" in (deployed.tick("tidegate_pause").skip_reason or "")
@@ -869,7 +869,7 @@ def test_every_part_says_what_it_saw_and_that_it_lives(deployed: Deployment):
     assert "pool maps unset -> 0" in beats["pause"].summary
 
 
-def test_a_gate_that_the_store_has_left_behind_refuses_and_says_what_to_do(deployed: Deployment):
+def test_an_outdated_gate_refuses_and_says_what_to_do(deployed: Deployment):
     store = deployed.store
 
     def needs(revision: str) -> None:

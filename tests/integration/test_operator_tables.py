@@ -308,7 +308,7 @@ def test_history_has_what_the_gate_took_over_of_a_service_or_campaign(
                 location="here",
                 former="5",
                 set_to="0",
-                seen=takeovers.newest_id(conn),
+                newest=takeovers.newest_id(conn),
             )
     for name, about in {
         "openai": ["pool openai+perplexity"],

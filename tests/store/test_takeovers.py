@@ -14,7 +14,7 @@ from dagster_tidegate.store.takeovers import Takeover, TakeoverKind, TakeoverOut
 from tests.support.clock import Clock
 
 
-def take(store: Store, clock: Clock, *, former: str = "5", seen: int = 0) -> Takeover | None:
+def take(store: Store, clock: Clock, *, former: str = "5", newest: int = 0) -> Takeover | None:
     with store.begin() as conn:
         return takeovers.take(
             conn,
@@ -26,7 +26,7 @@ def take(store: Store, clock: Clock, *, former: str = "5", seen: int = 0) -> Tak
             location="here",
             former=former,
             set_to="0",
-            seen=seen,
+            newest=newest,
         )
 
 
@@ -48,14 +48,14 @@ def test_a_value_that_another_gate_wrote_meanwhile_is_not_taken_for_the_former_o
     store: Store, clock: Clock
 ):
     with store.read() as conn:
-        seen = takeovers.newest_id(conn)
+        newest = takeovers.newest_id(conn)
     # Another gate takes the pool over, ramps it, and is done, after this one has read the store
     # and before or while it looks at Dagster.
     other = taken(store, clock)
     with store.begin() as conn:
         assert takeovers.end(conn, clock(), other, TakeoverOutcome.RESTORED)
-    assert take(store, clock, former="1", seen=seen) is None
-    assert take(store, clock, former="5", seen=other.id) is not None
+    assert take(store, clock, former="1", newest=newest) is None
+    assert take(store, clock, former="5", newest=other.id) is not None
 
 
 def test_who_knows_an_older_version_changes_nothing(store: Store, clock: Clock):
@@ -65,7 +65,7 @@ def test_who_knows_an_older_version_changes_nothing(store: Store, clock: Clock):
     assert new is not None
     with store.begin() as conn:
         assert takeovers.written(conn, old) is None
-        assert takeovers.intend(conn, clock(), old, found="0", set_to="1") is None
+        assert takeovers.intend(conn, clock(), old, value="0", set_to="1") is None
         assert takeovers.leave(conn, clock(), old, "7") is None
         assert not takeovers.end(conn, clock(), old, TakeoverOutcome.RESTORED)
     with store.read() as conn:
@@ -75,11 +75,11 @@ def test_who_knows_an_older_version_changes_nothing(store: Store, clock: Clock):
 def test_a_value_that_dagster_has_already_is_not_pending(store: Store, clock: Clock):
     takeover = taken(store, clock)
     with store.begin() as conn:
-        takeover = takeovers.intend(conn, clock(), takeover, found="0", set_to="0")
+        takeover = takeovers.intend(conn, clock(), takeover, value="0", set_to="0")
         assert takeover is not None
         assert not takeover.pending
         takeover = takeovers.intend(
-            conn, clock(), takeover, found="0", set_to="1", ramp_step_at=clock()
+            conn, clock(), takeover, value="0", set_to="1", ramp_step_at=clock()
         )
     assert takeover is not None
     assert (takeover.pending, takeover.ramp_step_at) == (True, clock())

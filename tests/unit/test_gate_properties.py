@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: in the end all is as it was, and every run is finished."""
+"""In any order of events, everything is restored in the end, and every run has finished."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -336,7 +336,7 @@ class TheGate(RuleBasedStateMachine):
     @precondition(lambda self: self.stale is None)
     @rule(between=ticks)
     def another_gate_observes(self, between: str | None) -> None:
-        """What the first gate does may fall between its looks at the store and at Dagster."""
+        """The first gate may act between the second's reads of the store and of Dagster."""
         self.dagster.between = getattr(self, between) if between else None
         observation = observe(self.gate)
         self.dagster.between = None
@@ -345,9 +345,9 @@ class TheGate(RuleBasedStateMachine):
     @precondition(lambda self: self.stale is not None)
     @rule(between=ticks, before_write=ticks)
     def the_other_gate_applies(self, between: str | None, before_write: str | None) -> None:
-        """What the first gate does may fall between its plan in the store and its writes.
+        """The first gate may act between the second's plan in the store and its writes.
 
-        Between its look at Dagster and its write too: there only the lock helps.
+        Or between its read of Dagster and its write, where only the lock helps.
         """
         assert self.stale is not None
         (observation, actions), self.stale = self.stale, None
@@ -432,7 +432,7 @@ class TheGate(RuleBasedStateMachine):
                 break
         for _ in range(2):  # a run must be missing twice
             self.pause_tick(None)
-        self._all_is_as_it_was()
+        self._everything_is_restored()
         self.store.dispose()
 
     def _all_holds_go(self) -> None:
@@ -442,7 +442,7 @@ class TheGate(RuleBasedStateMachine):
             for hold in holds.live(conn, self.clock()):
                 holds.release(conn, self.clock(), hold.target, source=hold.source, actor="end")
 
-    def _all_is_as_it_was(self) -> None:
+    def _everything_is_restored(self) -> None:
         with self.store.read() as conn:
             assert not takeovers.live(conn)
             every = runs.with_status(conn, *RunStatus)
@@ -452,7 +452,7 @@ class TheGate(RuleBasedStateMachine):
                 )
             ).all()
             attempts = {run.name: runs.attempts(conn, run.id) for run in every}
-        assert set(left) <= self.edited, "left to a person who had changed nothing"
+        assert set(left) <= self.edited, "left to a person who changed nothing"
         for pool, value in self.pools.items():
             assert same_pool(self.dagster.pools().get(pool, UNSET), value), pool
         for selector, status in self.triggers.items():

@@ -1,4 +1,4 @@
-"""The plan: what the gate wants to change, given what it sees."""
+"""The plan: which changes the gate makes, given what it observed."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -100,7 +100,7 @@ def test_a_hold_on_everything_leaves_pools_alone_that_are_not_ours():
     assert [action.name for action in actions if isinstance(action, Take)] == ["mail"]
 
 
-def test_a_campaign_is_stopped_by_a_hold_on_it_and_its_schedule_runs_no_more():
+def test_a_hold_on_a_campaign_stops_its_schedule():
     actions = plan(
         observed(
             holds=[hold(Target(TargetKind.CAMPAIGN, "letters"), HoldSource.OPERATOR)],
@@ -172,11 +172,11 @@ def test_a_pool_ramps_up_to_exactly_what_it_was():
     assert limits("unset") == ["1", "2", "4", "8", "16", "unset"]
 
 
-def test_a_failure_on_the_ramp_puts_it_back_a_step():
+def test_a_failure_during_the_ramp_halves_it():
     assert limits("6", failures=(4,)) == ["1", "2", "1", "2", "4", "6"]
 
 
-def test_without_an_interval_the_pool_is_back_at_once():
+def test_without_an_interval_the_pool_is_restored_at_once():
     assert limits("6", interval_s=0) == ["6"]
 
 
@@ -185,7 +185,7 @@ def test_the_ramp_waits_for_the_interval():
     assert plan(observed(takeover, pools={"mail": "1"})) == []
 
 
-def test_a_new_hold_in_the_middle_of_the_ramp_is_a_full_stop():
+def test_a_new_hold_during_the_ramp_closes_the_pool():
     takeover = taken("6", "2", ramp_step_at=NOW)
     [action] = [
         a
@@ -200,7 +200,7 @@ def test_a_gate_that_does_not_know_the_policies_leaves_the_ramp_to_one_that_does
     assert plan(replace(stranger, pools={"mail": "0"})) == []
 
 
-def test_a_pool_that_no_location_took_is_given_back_by_any_of_them():
+def test_a_pool_taken_outside_any_location_is_restored_by_any_of_them():
     state = observed(
         taken("6", location=""), services={"mail": ServiceView(None)}, location="there"
     )
@@ -213,7 +213,7 @@ def test_a_pool_that_no_location_took_is_given_back_by_any_of_them():
     assert last.set_to == "6"
 
 
-def test_a_schedule_goes_back_to_what_it_was_by_its_own_gate():
+def test_a_schedule_is_restored_by_its_own_gate():
     stopped = {"selector": TriggerState("STOPPED")}
     [action] = plan(observed(taken_schedule("DECLARED_IN_CODE"), triggers=stopped))
     assert isinstance(action, Write)
@@ -281,7 +281,7 @@ def test_a_pool_that_dagster_made_follow_the_default_is_not_a_persons():
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_a_write_that_a_killed_gate_left_pending_is_found_out(arrived: bool):
+def test_whether_a_killed_gates_write_arrived_is_found_out(arrived: bool):
     pending = taken("3", "0", pending=True)
     pools = {"mail": "0" if arrived else "3", "maps+mail": "0"}
     [action] = plan(observed(pending, holds=[hold()], pools=pools))
@@ -295,7 +295,7 @@ def test_a_write_that_a_killed_gate_left_pending_is_found_out(arrived: bool):
 @pytest.mark.parametrize(
     ("in_progress", "former", "limit"), [(0, "unset", "1"), (4, "unset", "5"), (4, "3", "3")]
 )
-def test_a_canary_that_waits_gets_a_place_beside_the_runs_that_have_one(
+def test_a_waiting_canary_gets_a_slot_in_addition_to_the_launched_runs(
     in_progress: int, former: str, limit: str
 ):
     [action] = [
@@ -314,13 +314,13 @@ def test_a_canary_that_waits_gets_a_place_beside_the_runs_that_have_one(
     assert (action.set_to, action.tightens) == (limit, False)
 
 
-def test_a_canary_gets_no_place_where_something_else_holds_too():
+def test_a_canary_gets_no_slot_while_something_else_is_held():
     holds = [hold(), hold(EVERYTHING, HoldSource.OPERATOR)]
     pools = {"mail": "0", "maps+mail": "0"}
     assert not plan(observed(taken(), holds=holds, canaries={"mail"}, pools=pools))
 
 
-def test_a_canary_of_two_services_gets_its_place_when_all_that_hold_are_tried():
+def test_a_canary_of_two_services_gets_a_slot_once_both_are_half_open():
     holds = [hold(), hold(Target(TargetKind.SERVICE, "maps"))]
     state = observed(
         taken(name="maps+mail", label="maps+mail"), holds=holds, pools={"maps+mail": "0"}
@@ -341,7 +341,7 @@ def test_when_the_canary_has_left_the_queue_the_pool_is_closed_again():
     assert (action.set_to, action.tightens) == ("0", True)
 
 
-def test_where_nothing_could_try_a_half_open_service_schedules_may_bring_something():
+def test_schedules_run_if_no_run_could_try_a_half_open_service():
     pools = {"mail": "0", "maps+mail": "0"}
     running = {"selector": TriggerState("RUNNING")}
     starving = {"mail": Candidates([], [], [])}

@@ -125,20 +125,20 @@ def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: Wo
     assert partitions(world.requests()) == ["s1", "s2", "o1"]
 
 
-def test_one_tick_asks_for_so_many_runs_and_no_more(world: World):
+def test_a_tick_requests_a_limited_number_of_runs(world: World):
     for n in range(MAX_REQUESTS + 5):
         world.paused("other", f"o{n}")
     assert len(world.requests()) == MAX_REQUESTS
 
 
-def test_a_paused_run_that_is_held_itself_is_not_asked_for(world: World):
+def test_a_paused_run_with_its_own_hold_is_not_requested(world: World):
     world.paused("other", "o1")
     world.paused("other", "o2")
     world.hold(Target(TargetKind.CAMPAIGN_RUN, "other/o1"))
     assert partitions(world.requests()) == ["o2"]
 
 
-def test_a_change_that_fails_does_not_keep_the_others_back_and_is_made_up_for(world: World):
+def test_a_failed_change_does_not_block_the_others_and_is_repeated(world: World):
     world.hold(EVERYTHING)
     world.dagster.broken = {"mail"}
     changes = world.reconcile(Direction.TIGHTEN)
@@ -151,7 +151,7 @@ def test_a_change_that_fails_does_not_keep_the_others_back_and_is_made_up_for(wo
         assert not any(takeover.pending for takeover in takeovers.live(conn))
 
 
-def test_a_change_that_fails_keeps_no_heartbeat_and_no_paused_run_back(world: World):
+def test_a_failed_change_blocks_no_heartbeat_and_no_paused_run(world: World):
     world.paused("other", "o1")
     world.hold(MAIL)
     world.dagster.broken = {"mail"}
@@ -182,7 +182,7 @@ def test_a_canary_has_its_former_priority_again_in_the_next_attempt(former: dict
     assert tags.get("dagster/priority") == former.get("dagster/priority")
 
 
-def test_a_queued_run_tries_where_each_paused_run_has_one_in_the_queue_already(world: World):
+def test_a_queued_run_is_the_canary_if_each_paused_run_has_one_in_the_queue(world: World):
     world.paused("slow", "s1")
     again = world.dagster.create("slow", SHAPES[0].pools, {"dagster/partition": "s1"})
     with world.store.begin() as conn:
@@ -198,7 +198,7 @@ def test_a_queued_run_tries_where_each_paused_run_has_one_in_the_queue_already(w
     assert tried_by(world.dagster.all_runs[again.run_id]) == {"mail"}
 
 
-def test_what_comes_too_late_is_left_to_the_next_tick(world: World):
+def test_after_the_deadline_changes_are_left_to_the_next_tick(world: World):
     world.hold(EVERYTHING)
     assert world.reconcile(Direction.TIGHTEN, timeout_s=0.0) == []
     assert world.dagster.pools() == {}
@@ -219,7 +219,7 @@ def test_with_tidegate_switched_off_nothing_stays_held(world: World):
     assert world.dagster.pools() == {}
 
 
-def test_nothing_comes_between_a_gates_look_at_dagster_and_its_write(
+def test_no_gate_acts_between_anothers_read_of_dagster_and_its_write(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(gate_apply, "PATIENCE_S", 0)
