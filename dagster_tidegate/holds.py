@@ -30,7 +30,6 @@ class SystemActor(StrEnum):
     DAGSTER = "dagster"
     EXPIRY = "expiry"
     GATE = "gate"
-    UP = "tidegate up"
 
 
 @dataclass(frozen=True)

@@ -108,13 +108,13 @@ def _resource(location: "LocationCode") -> list[Effective]:
     ]
 
 
-def _by_name(found: Sequence[Effective]) -> dict[str, Effective]:
-    return {each.variable: each for each in found}
+def _by_name(settings: Sequence[Effective]) -> dict[str, Effective]:
+    return {each.variable: each for each in settings}
 
 
-def _print(console: Console, title: str, found: Sequence[Effective]) -> None:
+def _print(console: Console, title: str, settings: Sequence[Effective]) -> None:
     table = Table(escape(title), "value", "from", box=SIMPLE)
-    for each in found:
+    for each in settings:
         value = "[dim](not set)[/]" if each.value is None else escape(each.value)
         table.add_row(each.variable, value, f"[dim]{each.source}[/]")
     console.print(table)

@@ -170,11 +170,11 @@ def forget(location: str, yes: bool, actor: str, url: str | None) -> None:
     with _explained(), opened.begin() as conn:
         current = situation.read(conn, opened.now(conn))
         beats = {each.location: each for each in current.heartbeats if not current.stale(each.at)}
-        known = {each.location for each in current.heartbeats}
-        known |= {each.spec.location for each in current.campaigns.values()}
+        locations = {each.location for each in current.heartbeats}
+        locations |= {each.spec.location for each in current.campaigns.values()}
         problem = None
-        if location not in known:
-            hint = did_you_mean(location, known, "see 'tidegate campaigns --json'")
+        if location not in locations:
+            hint = did_you_mean(location, locations, "see 'tidegate campaigns --json'")
             problem = f"no code location is named {location!r}; {hint}"
         elif location in beats:
             problem = (

@@ -230,11 +230,12 @@ def let_trip(conn: Connection, now: datetime, service: str, *, actor: str) -> bo
 
 
 def _require_breaker(conn: Connection, service: str) -> BreakerStatus:
-    known = breakers.read(conn)
-    if service not in known:
-        hint = did_you_mean(service, known, f"known: {', '.join(sorted(known)) or 'none'}")
+    statuses = breakers.read(conn)
+    if service not in statuses:
+        names = ", ".join(sorted(statuses)) or "none"
+        hint = did_you_mean(service, statuses, f"known: {names}")
         raise UnknownNameError(f"no service with a breaker is named {service!r}; {hint}")
-    return known[service]
+    return statuses[service]
 
 
 def release_one(

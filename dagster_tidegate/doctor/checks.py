@@ -54,13 +54,13 @@ class Finding:
 class Version:
     """An installed version, and the versions that this package supports."""
 
-    found: str
-    wanted: str
+    installed: str
+    supported: str
 
     @property
     def fits(self) -> bool:
         """Whether it is supported."""
-        return SpecifierSet(self.wanted).contains(self.found, prereleases=True)
+        return SpecifierSet(self.supported).contains(self.installed, prereleases=True)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def _python_version(facts: Facts) -> Problems:
     if not facts.python.fits:
         yield (
             "python",
-            f"Python is {facts.python.found}; supported: {facts.python.wanted}",
-            f"recreate the environment with Python {facts.python.wanted}",
+            f"Python is {facts.python.installed}; supported: {facts.python.supported}",
+            f"recreate the environment with Python {facts.python.supported}",
         )
 
 
@@ -202,17 +202,17 @@ def _python_version(facts: Facts) -> Problems:
     "dagster_version", ERROR, "Dagster, here or in a code location, has an unsupported version."
 )
 def _dagster_version(facts: Facts) -> Problems:
-    versions = {"this environment": facts.dagster.found}
+    versions = {"this environment": facts.dagster.installed}
     for location in facts.locations:
         if location.dagster_version is not None:
             versions[f"code location {location.name}"] = location.dagster_version
-    wanted = facts.dagster.wanted
+    supported = facts.dagster.supported
     for environment, version in versions.items():
-        if not Version(version, wanted).fits:
+        if not Version(version, supported).fits:
             yield (
                 environment,
-                f"Dagster is {version}; supported: {wanted}",
-                f"pip install 'dagster{wanted}' in {environment}",
+                f"Dagster is {version}; supported: {supported}",
+                f"pip install 'dagster{supported}' in {environment}",
             )
 
 

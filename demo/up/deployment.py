@@ -16,7 +16,7 @@ import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_tidegate.dagster_api.instance import Dagster
-from dagster_tidegate.holds import EVERYTHING, HoldSource, SystemActor
+from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds, schema, tokens
 from dagster_tidegate.store.database import Store, default_url
 from dagster_tidegate.web.access.identity import Role
@@ -31,6 +31,8 @@ POLL_INTERVAL_S = 0.5
 PAUSE_TIMEOUT_S = 5.0
 PROJECT = Path(__file__).resolve().parents[2]
 TOKEN_LIFETIME = timedelta(days=30)
+ACTOR = "demo up"
+"""The actor of its changes in the audit log."""
 # Not "logs": Dagster uploads the contents of DAGSTER_HOME/logs as telemetry and deletes them,
 # even if telemetry is disabled in dagster.yaml (dagster/_core/telemetry_upload.py).
 LOGS = Path("tidegate", "logs")
@@ -220,23 +222,21 @@ def upgrade_store(url: str) -> None:
 @contextmanager
 def _token() -> Iterator[str | None]:
     """Make a token for as long as this runs, where others have made some; else none is needed."""
-    store, name = Store(default_url()), f"{SystemActor.UP} {uuid4().hex[:8]}"
+    store, name = Store(default_url()), f"{ACTOR} {uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.callback(store.dispose)
         with store.begin() as conn:
             now, secret = store.now(conn), None
             if tokens.any_created(conn):
                 end = now + TOKEN_LIFETIME  # killed, nobody revokes it
-                _, secret = tokens.create(
-                    conn, now, name, Role.VIEWER, actor=SystemActor.UP, expires_at=end
-                )
+                _, secret = tokens.create(conn, now, name, Role.VIEWER, actor=ACTOR, expires_at=end)
                 stack.callback(_revoke, store, name)
         yield secret
 
 
 def _revoke(store: Store, name: str) -> None:
     with store.begin() as conn:
-        tokens.revoke(conn, store.now(conn), name, actor=SystemActor.UP)
+        tokens.revoke(conn, store.now(conn), name, actor=ACTOR)
 
 
 def _pause_work(
@@ -258,7 +258,7 @@ def _pause_work(
                 EVERYTHING,
                 source=HoldSource.OPERATOR,
                 reason="python -m demo up is stopping",
-                actor=SystemActor.UP,
+                actor=ACTOR,
                 expires_at=now + timedelta(seconds=PAUSE_TIMEOUT_S + GRACE_S),
             )
         until = time.monotonic() + PAUSE_TIMEOUT_S

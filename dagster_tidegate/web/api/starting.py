@@ -78,14 +78,7 @@ def validate(context: AppContext, campaign: str, body: StartCampaign) -> Verdict
         judged = _verdict(conn, situation, campaign, body.partition)
     if context.open_workspace is not None:
         context.workspace().check(campaign, body.partition, spec.location)
-    refused = judged.refuses(queue=body.queue)
-    return VerdictOut(
-        name=judged.answer.target.name,
-        can_start=not refused,
-        refusal=judged.refusal if refused else None,
-        text=judged.text,
-        why=WhyOut.of(judged.answer),
-    )
+    return VerdictOut.of(judged, queue=body.queue)
 
 
 def _verdict(
