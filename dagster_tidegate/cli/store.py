@@ -1,12 +1,10 @@
 """`tidegate store`: the state database, its schema and its size."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import click
-from alembic.util import CommandError
 
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import explained, named_store, open_store
@@ -25,16 +23,6 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.text import did_you_mean, length, shown, utc
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn errors of the database and of its migration into a `click.ClickException`."""
-    try:
-        with explained():
-            yield
-    except CommandError as error:
-        raise console.failure(error) from error
-
-
 @click.group()
 def store() -> None:
     """Create, upgrade and maintain the state database."""
@@ -46,7 +34,7 @@ def store() -> None:
 def upgrade(url: str | None, revision: str) -> None:
     """Create the state database, or upgrade it to REVISION (default: the newest)."""
     opened = named_store(url)
-    with _explained():
+    with explained():
         schema.upgrade(opened, revision)
         click.echo(f"{shown_url(opened.url)} is at {schema.current(opened)}")
 
@@ -62,7 +50,7 @@ def downgrade(url: str | None, yes: bool, revision: str) -> None:
         click.confirm(
             f"Downgrade {shown_url(opened.url)} to {revision}? This deletes data", abort=True
         )
-    with _explained():
+    with explained():
         schema.downgrade(opened, revision)
         click.echo(f"{shown_url(opened.url)} is at {schema.current(opened) or 'base'}")
 
@@ -72,7 +60,7 @@ def downgrade(url: str | None, yes: bool, revision: str) -> None:
 def current(url: str | None) -> None:
     """Print the revision of the state database; exit code 1 if this version can't use it."""
     opened = named_store(url)
-    with _explained():
+    with explained():
         revision = schema.current(opened)
         click.echo(f"{revision or 'none'} (this version needs {compatibility.REVISION})")
         schema.require_compatible(opened)
@@ -123,7 +111,7 @@ def prune(
     """
     opened = open_store(url)
     keep = retention.Keep(**dict(kept))
-    with _explained():
+    with explained():
         with opened.read() as conn:
             now = opened.now(conn)
             counts = dict(retention.count(conn, now, keep)) if dry_run else {}
@@ -167,7 +155,7 @@ def forget(location: str, yes: bool, actor: str, url: str | None) -> None:
     opened = open_store(url)
     if not yes:
         click.confirm(shown(f"Forget {location} and its campaigns?"), abort=True)
-    with _explained(), opened.begin() as conn:
+    with explained(), opened.begin() as conn:
         current = situation.read(conn, opened.now(conn))
         beats = {each.location: each for each in current.heartbeats if not current.stale(each.at)}
         locations = {each.location for each in current.heartbeats}

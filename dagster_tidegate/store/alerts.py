@@ -302,8 +302,14 @@ def move_cursor(conn: Connection, now: datetime, *, before: Cursor | None, event
         event: The last event that was read.
     """
     if before is None:
-        created = insert(conn, t.cursors).values(reader=READER, event=event, at=now)
-        return conn.execute(created.on_conflict_do_nothing()).rowcount == 1
+        # Not by rowcount, which PostgreSQL's driver does not give for an INSERT.
+        created = conn.execute(
+            insert(conn, t.cursors)
+            .values(reader=READER, event=event, at=now)
+            .on_conflict_do_nothing()
+            .returning(t.cursors.c.reader)
+        )
+        return created.first() is not None
     c = t.cursors.c
     moved = t.cursors.update().where(c.reader == READER, c.event == before.event, c.at == before.at)
     return conn.execute(moved.values(event=event, at=now)).rowcount == 1

@@ -15,7 +15,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SchemaError(Exception):
-    """This version can't work with the schema of the database."""
+    """This version can't work with the schema of the database, or migrate to a revision."""
 
 
 def current(store: Store) -> str | None:
@@ -29,12 +29,20 @@ def current(store: Store) -> str | None:
 
 
 def upgrade(store: Store, revision: str = "head") -> None:
-    """Upgrade a database to a revision; a newer one stays as it is."""
+    """Upgrade a database to a revision; a newer one stays as it is.
+
+    Raises:
+        SchemaError: If there is no such revision.
+    """
     _migrate(store, revision, up=True)
 
 
 def downgrade(store: Store, revision: str) -> None:
-    """Downgrade a database to a revision; `base` drops all tables and their rows."""
+    """Downgrade a database to a revision; `base` drops all tables and their rows.
+
+    Raises:
+        SchemaError: If there is no such revision.
+    """
     _migrate(store, revision, up=False)
 
 
@@ -65,20 +73,27 @@ def require_compatible(store: Store) -> None:
 def _migrate(store: Store, revision: str, *, up: bool) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    run = command.upgrade if up else command.downgrade
-    if store.is_sqlite:
-        with _sqlite_migrating(store.engine) as conn:
-            config.attributes["connection"] = conn
-            run(config, revision)
-        return
-    from dagster_tidegate.store import postgres  # its driver is an extra
 
-    with postgres.migrating(store.engine) as conn:
-        config.attributes["connection"] = conn
-        postgres.between_transactions(conn, lambda: run(config, revision))
+    def run() -> None:
+        (command.upgrade if up else command.downgrade)(config, revision)
+
+    try:
+        if store.is_sqlite:
+            with _sqlite_migrating(store.engine) as conn:
+                config.attributes["connection"] = conn
+                run()
+        else:
+            from dagster_tidegate.store import postgres  # its driver is an extra
+
+            with postgres.migrating(store.engine) as conn:
+                config.attributes["connection"] = conn
+                postgres.between_transactions(conn, run)
+    except CommandError as error:
+        raise SchemaError(str(error)) from error
 
 
 @contextmanager
