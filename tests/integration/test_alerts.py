@@ -15,6 +15,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import apprise
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
@@ -466,6 +467,19 @@ def test_a_hanging_target_delays_no_other_and_gets_no_further_message(
         if thread.name == "tidegate-alert-failing":
             thread.join(60)
     assert send("three") == {"healthy": None, "failing": None}
+
+
+def test_an_exception_in_apprise_is_an_error_without_its_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    targets = Targets([SecretStr("json://127.0.0.1:9/s3cr3t")])
+
+    def fail(*_args: object, **_values: object) -> None:
+        raise ValueError("s3cr3t")
+
+    monkeypatch.setattr(apprise.Apprise, "notify", fail)
+    text = Text("title", "body")
+    assert targets.send(text, AlertKind.TEST, to=["json"]) == {"json": "ValueError"}
 
 
 @both_databases

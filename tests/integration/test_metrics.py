@@ -387,5 +387,5 @@ def test_a_setting_adds_the_opentelemetry_hook_to_runs_and_sensors(
     monkeypatch.setenv("TIDEGATE_OPENTELEMETRY", setting)
     monkeypatch.setenv("TIDEGATE_STORE_URL", sqlite_url)
     fleet = BreakerResource(services=[ServiceConfig(name="mail")]).fleet
-    assert [type(hook) for hook in fleet.hooks] == hooks * [OpenTelemetryHook]
+    assert [type(hook) for hook in fleet.hooks].count(OpenTelemetryHook) == hooks
     fleet.close()
