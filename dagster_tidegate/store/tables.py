@@ -1,4 +1,4 @@
-"""The tables of the store. This file reads as the schema; migrations bring a database to it.
+"""The schema of the store. Migrations bring a database to it.
 
 Every time is UTC. Every status is the lowercase value of its enum in `statuses` or `holds`.
 """
@@ -24,7 +24,7 @@ metadata = sa.MetaData(naming_convention=NAMING)
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A time in UTC, also on SQLite, which has no time zones. Refuses a naive time."""
+    """A time in UTC, on SQLite too, which has no time zones. Rejects naive times."""
 
     impl = sa.DateTime
     cache_ok = True
@@ -52,12 +52,12 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-# SQLite gives only INTEGER PRIMARY KEY columns a number by itself.
+# SQLite assigns numbers only to INTEGER PRIMARY KEY columns.
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def _status(column: str, values: type[StrEnum], **kwargs: Any) -> tuple[sa.Column, ...]:
-    """A column that takes the values of an enum, and the constraint that says so."""
+    """A column for the values of an enum, and its CHECK constraint."""
     listed = ", ".join(f"'{value}'" for value in values)
     return (
         sa.Column(column, sa.String(16), nullable=False, **kwargs),
@@ -66,26 +66,26 @@ def _status(column: str, values: type[StrEnum], **kwargs: Any) -> tuple[sa.Colum
 
 
 # A service and its breaker. Every change of the state is an UPDATE ... WHERE generation = :g that
-# adds 1 to the generation, so that exactly one worker makes it and late results are recognised.
+# increments the generation, so that exactly one worker makes it and late results are recognised.
 services = sa.Table(
     "services",
     metadata,
     sa.Column("name", sa.String(128), primary_key=True),
     *_status("state", BreakerState, server_default=BreakerState.CLOSED.value),
     sa.Column("generation", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("opened_at", UTCDateTime),  # since when it is not closed; kept through half open
+    sa.Column("opened_at", UTCDateTime),  # when it left closed; kept through half open
     sa.Column("open_until", UTCDateTime),  # not probed before
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),  # failed probes so far
     sa.Column("trial_successes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("reason", sa.Text),  # why it opened, for people: "503 x5"
-    sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp begins here
-    sa.Column("kept_closed_by", sa.String(256)),  # the operator because of whom it does not trip
-    sa.Column("kept_closed_until", UTCDateTime),  # None: until told otherwise
+    sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp starts here
+    sa.Column("kept_closed_by", sa.String(256)),  # the operator who keeps it from tripping
+    sa.Column("kept_closed_until", UTCDateTime),  # None: until an operator lets it trip again
     sa.Column("changed_at", UTCDateTime, nullable=False),
 )
 
-# What the fleet saw of a service: counts per worker, generation and bucket of time, so that no two
-# workers write the same row. No foreign key: its check would lock the one row of the service.
+# Outcomes of calls: counts per worker, generation and time bucket, so that no two workers write the
+# same row. No foreign key: its check would lock the one row of the service.
 outcomes = sa.Table(
     "outcomes",
     metadata,
@@ -96,8 +96,7 @@ outcomes = sa.Table(
     sa.Column("ok", sa.Integer, nullable=False, server_default="0"),
     sa.Column("slow", sa.Integer, nullable=False, server_default="0"),  # of the ok ones
     sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
-    # Those failures of the bucket that came after the last success that the worker knew of, and
-    # the first of them.
+    # The failures of the bucket after the worker's latest success, and the time of the first.
     sa.Column("failed_in_row", sa.Integer, nullable=False, server_default="0"),
     sa.Column("row_since", UTCDateTime),
     sa.Column("last_ok_at", UTCDateTime),
@@ -105,7 +104,7 @@ outcomes = sa.Table(
     sa.Column("retry_at", UTCDateTime),  # the latest Retry-After that the service sent
 )
 
-# Leases on trial calls of a half open breaker. A lease that expired is nobody's.
+# Leases on trial calls of a half open breaker. An expired lease is free.
 trials = sa.Table(
     "trials",
     metadata,
@@ -113,7 +112,9 @@ trials = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True),  # 0 .. permitted trial calls - 1
     sa.Column("generation", sa.BigInteger, nullable=False),
     sa.Column("worker", sa.String(128), nullable=False),
-    sa.Column("token", sa.String(32), nullable=False),  # tells the lease from a later one
+    sa.Column(
+        "token", sa.String(32), nullable=False
+    ),  # distinguishes it from later leases of the slot
     sa.Column("expires_at", UTCDateTime, nullable=False),
 )
 
@@ -131,7 +132,7 @@ holds = sa.Table(
     sa.Column("released_at", UTCDateTime),
     sa.Column("released_by", sa.String(256)),
 )
-# Placing a hold twice finds the first; this also makes reading the live ones cheap.
+# Each owner has one live hold on a target. The index also serves reads of the live ones.
 sa.Index(
     "uq_holds_live",
     holds.c.target_kind,
@@ -143,7 +144,7 @@ sa.Index(
     postgresql_where=holds.c.released_at.is_(None),
 )
 
-# A campaign as a gate last saw it in code, so that whoever trips a breaker knows what to stop.
+# A campaign as last defined in code, so that whoever trips a breaker knows what to stop.
 campaigns = sa.Table(
     "campaigns",
     metadata,
@@ -163,7 +164,7 @@ campaign_ops = sa.Table(
     sa.Column("pool", sa.String(512), nullable=False),
 )
 
-# Who steers a campaign besides administrators; with no row, every operator does.
+# Who may control a campaign besides administrators; without rows, every operator may.
 campaign_owners = sa.Table(
     "campaign_owners",
     metadata,
@@ -176,7 +177,7 @@ campaign_triggers = sa.Table(
     "campaign_triggers",
     metadata,
     sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
-    sa.Column("selector_id", sa.String(64), primary_key=True),  # Dagster's id of it
+    sa.Column("selector_id", sa.String(64), primary_key=True),  # Dagster's id
     sa.Column("kind", sa.String(16), nullable=False),  # schedule, sensor
     sa.Column("name", sa.String(256), nullable=False),
     sa.Column("runs_by_default", sa.Boolean, nullable=False),
@@ -196,8 +197,8 @@ campaign_runs = sa.Table(
     sa.Column("paused_at", UTCDateTime),
     sa.Column("created_at", UTCDateTime, nullable=False),
     sa.Column("changed_at", UTCDateTime, nullable=False),
-    sa.Column("pruned_at", UTCDateTime),  # when its ledger was deleted; it can't begin again
-    # Whether a person created it, and nobody has launched a Dagster run for it yet.
+    sa.Column("pruned_at", UTCDateTime),  # when its ledger was deleted; it can't start again
+    # Whether a person created it, and no Dagster run was launched for it yet.
     sa.Column("waits_for_start", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("campaign", "partition"),
     sa.Index(None, "status", "paused_at"),
@@ -211,22 +212,22 @@ attempts = sa.Table(
     sa.Column("dagster_run", sa.String(64), nullable=False, unique=True),
     sa.Column("started_at", UTCDateTime, nullable=False),
     sa.Column("ended_at", UTCDateTime),
-    sa.Column("outcome", sa.String(16)),  # the status it left the campaign run in
+    sa.Column("outcome", sa.String(16)),  # the status in which it left the campaign run
 )
 
-# A record loop at work, and until when its process is alive at least: it renews that, and takes the
-# row away when it stops. Past: the process died, whatever Dagster says.
+# The lease of a running record loop. Its process renews it, and deletes the row when it stops. Once
+# it has expired, the process is dead, whatever Dagster says.
 loops = sa.Table(
     "loops",
     metadata,
     sa.Column("campaign_run", sa.ForeignKey("campaign_runs.id"), primary_key=True),
     sa.Column("op", sa.String(256), primary_key=True),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("worker", sa.String(32), nullable=False),  # tells two processes of an attempt apart
+    sa.Column("worker", sa.String(32), nullable=False),  # distinguishes processes of one attempt
     sa.Column("lease_until", UTCDateTime, nullable=False),
 )
 
-# How far a record loop of a campaign run is.
+# Progress of a record loop of a campaign run.
 progress = sa.Table(
     "progress",
     metadata,
@@ -235,12 +236,12 @@ progress = sa.Table(
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("failed", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer),  # unknown for a generator
-    sa.Column("rate", sa.Float),  # records per second of late; None while nobody works on it
-    # Every record before this row of the input is settled, in attempts since `series`.
+    sa.Column("rate", sa.Float),  # current records per second; None while no process works on it
+    # Every record before this row of the input is done, or failed in an attempt since `series`.
     sa.Column("position", sa.BigInteger, nullable=False),
     sa.Column("position_key", sa.String(512)),  # the key of the record just before it
     sa.Column("series", sa.Integer, nullable=False),
-    # Whether done and failed are what the ledger says: written when the loop stops, not between.
+    # Whether done and failed agree with the ledger, as they do after a loop has stopped.
     sa.Column("exact", sa.Boolean, nullable=False),
     sa.Column("updated_at", UTCDateTime, nullable=False),
 )
@@ -260,30 +261,30 @@ ledger = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# What the gate changed in Dagster, and what was there before. Live until given back.
-# Values are those of Dagster: of a pool `unset`, `default` (it follows the instance's default) or
-# a number; of a schedule or sensor `unset`, `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
+# What the gate changed in Dagster, and the value before. Live until the value is given back.
+# The values of a pool are `unset`, `default` (it follows the instance's default) or a number; those
+# of a schedule or sensor are `unset`, `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
 takeovers = sa.Table(
     "takeovers",
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),  # pool, schedule, sensor
     sa.Column("name", sa.String(512), nullable=False),  # pool name; selector id of the others
-    sa.Column("label", sa.String(512), nullable=False),  # what a person calls it
+    sa.Column("label", sa.String(512), nullable=False),  # its name for people
     sa.Column("campaign", sa.String(256)),  # whose schedule or sensor it is; None for a pool
-    sa.Column("location", sa.String(256), nullable=False),  # the code location that took it
+    sa.Column("location", sa.String(256), nullable=False),  # the code location whose gate took it
     sa.Column("former", sa.String(32), nullable=False),  # the value to give back
     sa.Column("set_from", sa.String(32), nullable=False),  # the value before the latest write
     sa.Column("set_to", sa.String(32), nullable=False),  # the value of the latest write
-    # Whether the latest write may not have reached Dagster yet: it is decided here first.
+    # Whether the latest write may not have reached Dagster yet: it is recorded here first.
     sa.Column("pending", sa.Boolean, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),  # every change adds 1; fences two gates
+    sa.Column("version", sa.Integer, nullable=False),  # incremented by every change; fences gates
     sa.Column("taken_at", UTCDateTime, nullable=False),
     sa.Column("running_since", UTCDateTime),  # when a schedule was last switched on before
     sa.Column("ramp_step_at", UTCDateTime),  # when the ramp took its latest step
-    sa.Column("left_at", UTCDateTime),  # when a person's change was seen: it is theirs since
+    sa.Column("left_at", UTCDateTime),  # when a person's change was noticed; left alone since
     sa.Column("given_back_at", UTCDateTime),
-    sa.Column("outcome", sa.String(32)),  # restored, or left_to_operator
+    sa.Column("outcome", sa.String(32)),  # restored, left_to_operator, gone
 )
 sa.Index(
     "uq_takeovers_live",
@@ -294,7 +295,7 @@ sa.Index(
     postgresql_where=takeovers.c.given_back_at.is_(None),
 )
 
-# Ticks that a schedule missed while it was taken over, and what became of each.
+# Ticks that a schedule missed while it was taken over, and what happened to each.
 missed_ticks = sa.Table(
     "missed_ticks",
     metadata,
@@ -320,14 +321,14 @@ events = sa.Table(
     sa.Column("to_status", sa.String(32), nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("actor", sa.String(256), nullable=False),
-    sa.Column("address", sa.String(64)),  # from where the actor came; None for this machine
-    # What was changed as it was and as it became, where a status does not say it all.
+    sa.Column("address", sa.String(64)),  # the actor's network address; None for this machine
+    # The thing before and after the change, where the statuses do not say it all.
     sa.Column("before", sa.JSON(none_as_null=True)),
     sa.Column("after", sa.JSON(none_as_null=True)),
     sa.Index(None, "kind", "name", "id"),
 )
 
-# When each part of the gate last finished its work, per code location.
+# When each part of the gate last completed a tick, per code location.
 heartbeats = sa.Table(
     "heartbeats",
     metadata,
@@ -338,12 +339,12 @@ heartbeats = sa.Table(
     sa.Column("summary", sa.Text, nullable=False),
 )
 
-# Who may use the API and the pages. The secret itself is nowhere, only its SHA-256 digest.
+# Who may use the API and the pages. Only the SHA-256 digest of a secret is stored.
 tokens = sa.Table(
     "tokens",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("name", sa.String(128), nullable=False),  # the actor of all that is done with it
+    sa.Column("name", sa.String(128), nullable=False),  # the actor of changes made with it
     sa.Column("role", sa.String(16), nullable=False),  # viewer, operator, admin
     sa.Column("digest", sa.String(64), nullable=False, unique=True),
     sa.Column("created_at", UTCDateTime, nullable=False),
@@ -351,7 +352,7 @@ tokens = sa.Table(
     sa.Column("expires_at", UTCDateTime),
     sa.Column("revoked_at", UTCDateTime),
     sa.Column("revoked_by", sa.String(256)),
-    sa.Column("used_at", UTCDateTime),  # about when it was last used
+    sa.Column("used_at", UTCDateTime),  # when it was last used, to the minute
 )
 sa.Index(
     "uq_tokens_live",
@@ -361,7 +362,7 @@ sa.Index(
     postgresql_where=tokens.c.revoked_at.is_(None),
 )
 
-# A browser that logged in with a token. It ends with the token at the latest.
+# A browser that logged in with a token. It expires with the token at the latest.
 sessions = sa.Table(
     "sessions",
     metadata,
@@ -372,20 +373,20 @@ sessions = sa.Table(
     sa.Index(None, "expires_at"),
 )
 
-# What was answered to a request that must not take effect twice.
+# The responses to requests with an Idempotency-Key.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
     sa.Column("actor", sa.String(256), primary_key=True),
     sa.Column("key", sa.String(256), primary_key=True),
-    sa.Column("request", sa.String(64), nullable=False),  # digest of what was asked
-    sa.Column("status", sa.Integer),  # None while the first request is under way
-    sa.Column("body", sa.JSON(none_as_null=True)),  # and meanwhile an id for what is made
+    sa.Column("request", sa.String(64), nullable=False),  # digest of the request
+    sa.Column("status", sa.Integer),  # None while the first request is in progress
+    sa.Column("body", sa.JSON(none_as_null=True)),  # and meanwhile an id for what it creates
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Index(None, "at"),
 )
 
-# What people are told of, each once: an alert is live from when it is raised until its cause ends.
+# Alerts to people. One is live from when it is raised until its cause ends.
 alerts = sa.Table(
     "alerts",
     metadata,
@@ -398,11 +399,11 @@ alerts = sa.Table(
     sa.Column("ended_at", UTCDateTime),
     sa.Column("sent_at", UTCDateTime),
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("next_try_at", UTCDateTime),  # None: sent, or given up; moved on by who tries
+    sa.Column("next_try_at", UTCDateTime),  # None: sent or given up; a claim moves it forward
     sa.Column("error", sa.Text),  # why the latest try failed
-    sa.Column("delivered_to", sa.JSON(none_as_null=True)),  # names of the targets that have it
-    # How often the same happened again without being told by itself, so that a service that
-    # comes and goes makes a bounded number of messages.
+    sa.Column("delivered_to", sa.JSON(none_as_null=True)),  # names of the targets that accepted it
+    # How often its cause has occurred since without a message, so that a flapping service makes a
+    # bounded number of messages.
     sa.Column("withheld", sa.Integer, nullable=False, server_default="0"),
     sa.Index(None, "next_try_at"),
     sa.Index(None, "raised_at"),
@@ -416,16 +417,16 @@ sa.Index(
     postgresql_where=alerts.c.ended_at.is_(None),
 )
 
-# How far a reader of the events is, so that it tells of each once.
+# The position of a reader in the events.
 cursors = sa.Table(
     "cursors",
     metadata,
     sa.Column("reader", sa.String(32), primary_key=True),
     sa.Column("event", sa.BigInteger, nullable=False),  # the last event that was read
-    sa.Column("at", UTCDateTime, nullable=False),  # when it last looked, or nearly
+    sa.Column("at", UTCDateTime, nullable=False),  # when it last checked, to half a minute
 )
 
-# The oldest revision whose workers can still work with this schema; one row.
+# The oldest revision whose workers this schema supports; one row.
 compatibility = sa.Table(
     "compatibility",
     metadata,
