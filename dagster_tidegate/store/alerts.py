@@ -33,12 +33,8 @@ class Alert:
     """An alert. Times are UTC.
 
     Attributes:
-        id: Its number.
         kind: What it is about: `trip`, `gate_stale`, ...
         name: What is affected.
-        title: One line.
-        body: The full text.
-        raised_at: When it was raised.
         ended_at: When its cause ended; None while it lasts.
         sent_at: When all targets had accepted it.
         tries: How often sending it was tried.

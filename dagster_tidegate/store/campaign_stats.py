@@ -35,8 +35,6 @@ class CampaignStats:
     """Statistics of a campaign. Times are UTC.
 
     Attributes:
-        campaign: Its name.
-        runs: How many campaign runs have each status.
         attempts: How many attempts have each outcome; `running` for those in progress.
         records: The records of all its loops.
         records_per_second: Current rate of all its loops together.
@@ -56,7 +54,7 @@ class CampaignStats:
 def read(conn: Connection, now: datetime, campaign: str) -> CampaignStats:
     """Return the statistics of a campaign; all zero for an unknown one."""
     r, a, p = t.campaign_runs.c, t.attempts.c, t.progress.c
-    mine = r.campaign == campaign
+    of_campaign = r.campaign == campaign
     by_status = conn.execute(
         sa.select(
             r.status,
@@ -64,7 +62,7 @@ def read(conn: Connection, now: datetime, campaign: str) -> CampaignStats:
             sa.func.min(r.created_at, type_=r.created_at.type),
             sa.func.max(r.changed_at, type_=r.changed_at.type),
         )
-        .where(mine)
+        .where(of_campaign)
         .group_by(r.status)
     ).all()
     counts = {RunStatus(status): count for status, count, _, _ in by_status}
@@ -72,7 +70,7 @@ def read(conn: Connection, now: datetime, campaign: str) -> CampaignStats:
     attempts = conn.execute(
         sa.select(outcome.label("outcome"), sa.func.count().label("attempts"))
         .select_from(t.attempts.join(t.campaign_runs, a.campaign_run == r.id))
-        .where(mine)
+        .where(of_campaign)
         .group_by(outcome)
     )
     sums: Any = conn.execute(
@@ -83,7 +81,7 @@ def read(conn: Connection, now: datetime, campaign: str) -> CampaignStats:
             ),
         )
         .select_from(t.progress.join(t.campaign_runs, p.campaign_run == r.id))
-        .where(mine)
+        .where(of_campaign)
     ).one()
     done, failed, total, rate = sums
     return CampaignStats(
@@ -102,9 +100,6 @@ class UnfinishedRuns:
     """The runs of a campaign that have one unfinished status, and the records they have left.
 
     Attributes:
-        campaign: Name of the campaign.
-        status: The status.
-        runs: How many there are.
         records_left: How many records they have left, as far as the loops know their total.
     """
 

@@ -22,7 +22,6 @@ class Trigger:
 
     Attributes:
         kind: `schedule` or `sensor`.
-        name: Its name.
         selector_id: Dagster's id, stable while its location and name are.
         runs_by_default: Whether it runs unless somebody switched it off.
     """
@@ -46,8 +45,6 @@ class CampaignSpec:
     """What the gate needs to know about a campaign.
 
     Attributes:
-        name: Name of the Dagster job.
-        location: Its code location.
         catch_up: Which schedule ticks missed while it is paused are run later.
         max_ticks: Maximum number of missed ticks of a schedule that `all` runs; not stored.
         priority: Campaigns of higher priority resume first.

@@ -28,9 +28,6 @@ class GateView:
     """What the store says to a gate at one moment. Times are UTC.
 
     Attributes:
-        now: The database's time.
-        holds: The live holds, the oldest first.
-        takeovers: The live takeovers, the oldest first.
         newest_takeover: Id of the newest takeover of all times, 0 before the first; see
             `takeovers.take`.
         states: The state of each breaker, by service.

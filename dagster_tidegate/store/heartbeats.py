@@ -22,7 +22,6 @@ class Heartbeat:
     """When a part of the gate last completed a tick. Times are UTC.
 
     Attributes:
-        location: Its code location.
         part: Which of `PARTS`.
         at: When.
         cursor: Up to when Dagster's run changes were read; only the pause part has one.

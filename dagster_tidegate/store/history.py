@@ -25,11 +25,6 @@ class Event:
         id: Its id; later events have higher ids.
         at: When (UTC).
         kind: The kind of thing that changed: the value of an `events.EventKind`.
-        name: Its name.
-        from_status: Its status before; None if it is new.
-        to_status: Its status after.
-        reason: Why.
-        actor: Who changed it.
         address: Network address of the actor; None: this machine.
         before: The thing before the change, where the statuses do not say it all.
         after: The thing after the change.

@@ -25,8 +25,6 @@ class MissedTick:
     """A tick that a schedule missed. Times are UTC.
 
     Attributes:
-        campaign: Name of the campaign.
-        schedule: Name of the schedule.
         tick_at: When it was due.
         outcome: What happened to it; None while it waits.
         reason: Why it was skipped or failed.

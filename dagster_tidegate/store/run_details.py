@@ -34,11 +34,8 @@ class LedgerRecord:
     """A record that is in doubt or failed.
 
     Attributes:
-        op: Name of the op.
-        key: Key of the record.
         attempt: Number of the attempt that started it.
         error: Why it failed; None if it is in doubt.
-        at: When this was written (UTC).
     """
 
     op: str
@@ -53,9 +50,6 @@ class RunDetails:
     """A campaign run, its attempts and the records that need a look.
 
     Attributes:
-        run: The campaign run.
-        progress: The progress of its ops.
-        attempts: Its attempts, the oldest first.
         in_doubt: Records that were started and have no result, by an attempt that is over: they
             may or may not have reached the service. At most `limit`.
         in_doubt_count: How many there are.

@@ -20,9 +20,6 @@ class EndedAttempt:
     """The latest attempt of a campaign run, if it has ended or its record loop's lease expired.
 
     Attributes:
-        campaign_run: Id of the campaign run.
-        number: Number of the attempt.
-        name: Name of the campaign run.
         ended_at: When the attempt ended, or when its lease expired (UTC).
     """
 

@@ -36,15 +36,10 @@ class CampaignRun:
     """One partition of a campaign. Times are UTC.
 
     Attributes:
-        id: Its id.
-        campaign: Name of the campaign.
-        partition: The partition.
-        status: Its status.
         attempt: Number of the attempt that owns it; 0 before the first.
         priority: Runs of higher priority resume first.
         reason: Why it is paused, failed or cancelled.
         paused_at: When it was paused.
-        created_at: When it was created.
         changed_at: When its status last changed.
         pruned_at: When its ledger was deleted; it can't start again after that.
         waits_for_start: Whether a person created it, and no Dagster run was launched for it yet.
@@ -74,11 +69,7 @@ class AttemptRow:
     """One Dagster run that works, or worked, on a campaign run. Times are UTC.
 
     Attributes:
-        campaign_run: Id of the campaign run.
-        number: Its number among the attempts, from 1.
         dagster_run: Id of the Dagster run.
-        started_at: When it started.
-        ended_at: When it ended, or None.
         outcome: The status in which it left the campaign run, or None.
         lease_until: When the lease of its latest record loop expires; None without a record loop,
             when Dagster alone knows whether the attempt is alive.

@@ -52,8 +52,6 @@ class Takeover:
     """A pool, schedule or sensor that the gate changed. Values are Dagster's; times are UTC.
 
     Attributes:
-        id: Its id.
-        kind: Its kind.
         name: Name of the pool; Dagster's selector id of a schedule or sensor.
         label: Its name for people.
         campaign: The campaign of a schedule or sensor; None for a pool.

@@ -61,14 +61,8 @@ class Token:
     """A token, without its secret. Times are UTC.
 
     Attributes:
-        id: Its number.
         name: The actor that changes made with it are recorded under.
-        role: What it allows.
-        created_at: When it was created.
-        created_by: Who created it.
         expires_at: When it expires; None: never.
-        revoked_at: When it was revoked, if it was.
-        revoked_by: Who revoked it.
         used_at: When it was last used, to the minute; None: never.
     """
 
