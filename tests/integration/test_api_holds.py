@@ -159,7 +159,7 @@ def test_a_breaker_is_kept_closed_until_its_expiry_or_until_it_may_trip_again(
 ) -> None:
     path = "/services/openai/keep-closed"
     body = {"reason": "429s are expected", "for_seconds": 3600}
-    fleet = Fleet(store, [ServicePolicy(name="openai")])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="openai")])
     try:
         fleet.breaker("openai").open()
         would = asked.send("PUT", path, body, dry_run=True)
