@@ -1,7 +1,7 @@
 """Roles, origins and what is read of GraphQL: what decides who is let in, as pure functions."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dagster_tidegate.web.access import graphql
@@ -137,6 +137,7 @@ def test_a_document_of_any_text_is_read_or_not(text: str) -> None:
     graphql.changes("mutation { " + text)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=9),
