@@ -80,7 +80,7 @@ def test_events_are_found_by_what_they_are_about(store: Store, clock: Clock) -> 
                 location="here",
                 former="1",
                 set_to="0",
-                seen=0,
+                newest=0,
             )
     with store.read() as conn:
         assert names(conn, name="mail") == ["mail", "service mail", "pool mail+maps"]

@@ -1,15 +1,10 @@
-"""What the gate keeps in the store, on both databases: takeovers, campaigns, ticks, heartbeats."""
-
-from dataclasses import replace
-from datetime import datetime
+"""Takeovers: one gate takes a thing over, and each change works on one version."""
 
 import sqlalchemy as sa
 
-from dagster_tidegate.store import campaigns, heartbeats, missed_ticks, takeovers
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
+from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import Takeover, TakeoverKind, TakeoverOutcome
 from tests.support.clock import Clock
 
@@ -102,54 +97,3 @@ def test_every_change_that_a_person_would_ask_about_is_an_event(store: Store, cl
         ("pool mail", "0", "left_to_operator"),
     ]
     assert {row.actor for row in rows} == {"gate"}
-
-
-def test_campaigns_are_kept_as_they_are_and_those_of_other_locations_stay(
-    store: Store, clock: Clock
-):
-    trigger = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=True)
-    letters = CampaignSpec("letters", "here", "all", 3, {"send": "mail"}, (trigger,))
-    digest = CampaignSpec("digest", "here", "none")
-    other = CampaignSpec("other", "there", "latest", ops={"ask": "maps"})
-    with store.begin() as conn:
-        campaigns.save(conn, clock(), "there", [other])
-        campaigns.save(conn, clock(), "here", [letters, digest])
-        assert campaigns.read(conn) == [digest, letters, other]
-        changed = replace(letters, ops={"send": "mail+maps"}, triggers=())
-        campaigns.save(conn, clock(), "here", [changed])
-        assert campaigns.read(conn) == [changed, other]
-        campaigns.save(conn, clock(), "here", [])
-        assert campaigns.read(conn) == [other]
-
-
-def test_a_missed_tick_is_written_down_once_and_settled_once(store: Store, clock: Clock):
-    tick = MissedTick("letters", "hourly", clock())
-    skipped = MissedTick("letters", "hourly", clock.advance(60), TickOutcome.SKIPPED, "none")
-    with store.begin() as conn:
-        missed_ticks.record(conn, clock(), [tick, skipped])
-        missed_ticks.record(conn, clock(), [replace(tick, outcome=TickOutcome.SKIPPED)])
-        assert missed_ticks.waiting(conn) == [tick]
-        missed_ticks.resolve(conn, clock(), tick, TickOutcome.LAUNCHED)
-        missed_ticks.resolve(conn, clock(), tick, TickOutcome.FAILED, "too late")
-        assert missed_ticks.waiting(conn) == []
-        rows = conn.execute(sa.select(t.missed_ticks).order_by(t.missed_ticks.c.tick_at)).all()
-    assert [(row.outcome, row.reason) for row in rows] == [
-        ("launched", None),
-        ("skipped", "none"),
-    ]
-
-
-def test_a_heartbeat_keeps_its_cursor_until_it_gets_another(store: Store, clock: Clock):
-    def beat(summary: str, cursor: datetime | None = None) -> None:
-        with store.begin() as conn:
-            heartbeats.beat(
-                conn, clock(), location="here", part="pause", summary=summary, cursor=cursor
-            )
-
-    start = clock()
-    beat("one", start)
-    clock.advance(5)
-    beat("two")
-    with store.read() as conn:
-        [found] = heartbeats.read(conn)
-    assert (found.at, found.cursor, found.summary) == (clock(), start, "two")

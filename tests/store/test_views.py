@@ -10,7 +10,6 @@ from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import (
     breakers,
     campaign_stats,
-    campaigns,
     gate_view,
     heartbeats,
     holds,
@@ -24,7 +23,6 @@ from dagster_tidegate.store import (
     takeovers,
 )
 from dagster_tidegate.store.campaign_stats import OpProgress, RecordStats, UnfinishedRuns
-from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import Entry, Progress
 from dagster_tidegate.store.missed_ticks import MissedTick
@@ -199,19 +197,6 @@ def test_ended_holds_include_those_whose_expiry_was_not_recorded(
         assert len(holds.ended_since(conn, clock(), clock())) == 1
 
 
-def test_a_campaign_has_owners_and_a_location_can_be_forgotten(store: Store, clock: Clock) -> None:
-    spec = CampaignSpec("letters", "here", "none", owners=frozenset({"ana", "bo"}))
-    with store.begin() as conn:
-        campaigns.save(conn, clock(), "here", [spec])
-        heartbeats.beat(conn, clock(), location="here", part=heartbeats.PAUSE, summary="ok")
-        assert campaigns.find(conn, "letters") == spec
-        assert campaigns.find(conn, "digest") is None
-        assert campaigns.defined_at(conn) == {"here": clock()}
-        assert campaigns.forget(conn, clock(), "here", actor="ana") == ["letters"]
-        assert campaigns.read(conn) == []
-        assert heartbeats.read(conn) == []
-
-
 @pytest.mark.parametrize("filled", [False, True])
 def test_the_gate_reads_in_one_statement_what_the_modules_read(
     store: Store, clock: Clock, filled: bool
@@ -256,7 +241,7 @@ def fill(store: Store, clock: Clock) -> None:
                 location="here",
                 former="unset",
                 set_to="0",
-                seen=0,
+                newest=0,
             )
         [given_back, _] = takeovers.live(conn)
         assert takeovers.end(conn, clock(), given_back, takeovers.TakeoverOutcome.RESTORED)
