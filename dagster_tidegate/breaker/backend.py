@@ -195,8 +195,9 @@ class MemoryBackend:
         with self._lock:
             self._add(policy, delta)
             status = self._get(delta.service, delta.at)
-            rows = [row for row in self._rows.values() if row.service == delta.service]
-            return status, window_stats(rows, policy, status.generation, delta.at, delta.worker)
+            since, until = reach(policy, delta.at)
+            rows = [row for row in self._counts(status) if since < row.bucket <= until]
+            return status, window_stats(rows, policy, delta.at, delta.worker)
 
     def flush(self, deltas: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
         """See `BreakerBackend.flush`."""
@@ -265,11 +266,7 @@ class MemoryBackend:
     def counts(self, status: BreakerStatus) -> list[WindowDelta]:
         """Return the counts in the generation of a breaker."""
         with self._lock:
-            return [
-                row
-                for row in self._rows.values()
-                if (row.service, row.generation) == (status.name, status.generation)
-            ]
+            return self._counts(status)
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
         """Delete counts that are outside of every window; return how many."""
@@ -290,6 +287,10 @@ class MemoryBackend:
 
     def _get(self, name: str, now: datetime) -> BreakerStatus:
         return self.statuses.setdefault(name, BreakerStatus(name=name, changed_at=now))
+
+    def _counts(self, status: BreakerStatus) -> list[WindowDelta]:
+        key = (status.name, status.generation)
+        return [row for row in self._rows.values() if (row.service, row.generation) == key]
 
     def _prune(self, policy: ServicePolicy, now: datetime) -> int:
         since, _ = reach(policy, now)

@@ -2,10 +2,11 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import Lock
+from typing import NamedTuple
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 
@@ -69,6 +70,21 @@ class WindowDelta:
         )
 
 
+class Counts(NamedTuple):
+    """A row of the table `outcomes`: see `WindowDelta`. Tuples, as there may be thousands."""
+
+    worker: str
+    bucket: datetime
+    ok: int
+    slow: int
+    failed: int
+    failed_in_row: int
+    row_since: datetime | None
+    last_ok_at: datetime | None
+    last_failed_at: datetime | None
+    retry_at: datetime | None
+
+
 def _later(former: datetime | None, present: datetime | None) -> datetime | None:
     # The later time wins even when a clock was set back.
     return max((at for at in (former, present) if at is not None), default=None)
@@ -107,25 +123,20 @@ class WindowStats:
 
 
 def window_stats(
-    rows: Iterable[WindowDelta], policy: ServicePolicy, generation: int, now: datetime, worker: str
+    rows: Sequence[Counts | WindowDelta], policy: ServicePolicy, now: datetime, worker: str
 ) -> WindowStats:
-    """Add up the reports of all workers.
+    """Add up the counts of all workers.
 
     Args:
-        rows: One row per worker and bucket; rows of other generations and times are skipped.
+        rows: The counts per worker and bucket within `reach`, of the breaker's generation.
         policy: The service's policy.
-        generation: The breaker's generation.
         now: The database's time, UTC.
         worker: The worker that asks; it has just reported all its calls.
     """
     width = bucket_s(policy)
     since, until = reach(policy, now)
-    recent = now - timedelta(seconds=2 * width)
-    rows = [r for r in rows if r.generation == generation and since < r.bucket <= until]
-    last_ok_at = max(
-        (r.last_ok_at for r in rows if r.last_ok_at is not None and r.last_ok_at <= until),
-        default=None,
-    )
+    successes = [row.last_ok_at for row in rows if row.last_ok_at is not None]
+    last_ok_at = max((at for at in successes if at <= until), default=None)
     floor = last_ok_at or since
     in_row = 0
     row_since: list[datetime] = []
@@ -139,20 +150,21 @@ def window_stats(
             in_row += 1
             row_since.append(row.last_failed_at)
             failing.add(row.worker)
+    recent = now - timedelta(seconds=2 * width)
     up_to_date = {*failing, worker}
-    unflushed = sum(r.ok for r in rows if r.worker not in up_to_date and r.bucket > recent)
+    unflushed = sum(r.ok for r in rows if r.bucket > recent and r.worker not in up_to_date)
     return WindowStats(
-        ok=sum(r.ok for r in rows),
-        slow=sum(r.slow for r in rows),
-        failed=sum(r.failed for r in rows),
+        ok=sum(row.ok for row in rows),
+        slow=sum(row.slow for row in rows),
+        failed=sum(row.failed for row in rows),
         failed_in_row=in_row,
         row_since=min(row_since, default=None),
         row_workers=len(failing),
         unflushed_ok_per_s=unflushed / (2 * width),
-        workers=len({r.worker for r in rows}),
-        failing_workers=len({r.worker for r in rows if r.failed or r.slow}),
+        workers=len({row.worker for row in rows}),
+        failing_workers=len({row.worker for row in rows if row.failed or row.slow}),
         last_ok_at=last_ok_at,
-        retry_at=max((r.retry_at for r in rows if r.retry_at is not None), default=None),
+        retry_at=max((row.retry_at for row in rows if row.retry_at is not None), default=None),
     )
 
 

@@ -18,7 +18,14 @@ from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import Verdict
 from dagster_tidegate.breaker.waker import Waker
-from dagster_tidegate.breaker.window import WindowDelta, WindowStats, bucket_s, reach, window_stats
+from dagster_tidegate.breaker.window import (
+    Counts,
+    WindowDelta,
+    WindowStats,
+    bucket_s,
+    reach,
+    window_stats,
+)
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
@@ -81,17 +88,9 @@ def read_window(
     """
     status = read_one(conn, policy.name)
     since, until = reach(policy, now)
-    o = t.outcomes.c
-    rows = conn.execute(
-        sa.select(t.outcomes).where(
-            o.service == policy.name,
-            o.generation == status.generation,
-            o.bucket > since,
-            o.bucket <= until,
-        )
-    )
-    counts = [WindowDelta(**row._mapping, at=now) for row in rows]
-    return status, window_stats(counts, policy, status.generation, now, worker)
+    bounds = {"since": since, "until": until}
+    rows = conn.execute(_WINDOW, {"service": policy.name, "generation": status.generation} | bounds)
+    return status, window_stats([Counts(*row) for row in rows], policy, now, worker)
 
 
 def change(
@@ -458,6 +457,12 @@ def _add(dialect: str) -> Any:
     )
 
 
+_WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
+    t.outcomes.c.service == sa.bindparam("service"),
+    t.outcomes.c.generation == sa.bindparam("generation"),
+    t.outcomes.c.bucket > sa.bindparam("since"),
+    t.outcomes.c.bucket <= sa.bindparam("until"),
+)
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
 _STATUS = tuple(BreakerStatus.__dataclass_fields__)
 
