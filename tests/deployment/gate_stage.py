@@ -47,6 +47,7 @@ REPOSITORY = "__repository__"
 SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
 MAX_S = 120.0
+START_S = 300.0
 LOOK_EVERY_S = 0.1
 SOCKET = "workers.sock"
 
@@ -458,9 +459,9 @@ def gate_stage(
         children.start("workers", workers, env=env, cwd=ROOT)
         address = deployment.address(sandbox_port)
         ports = {server.process: server.port for server in code.values()}
-        children.wait_until((home / SOCKET).exists, timeout_s=MAX_S, waiting_for="workers")
+        children.wait_until((home / SOCKET).exists, timeout_s=START_S, waiting_for="workers")
         for name, port in {"sandbox": sandbox_port, **ports}.items():
-            children.wait_until(lambda port=port: listens(port), timeout_s=MAX_S, waiting_for=name)
+            children.wait_until(lambda port=port: listens(port), timeout_s=START_S, waiting_for=name)
         store = Store(store_url)
         stack.callback(store.dispose)
         instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
