@@ -206,7 +206,7 @@ def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Mac
         machine.stop("code")
         with store.read() as conn:
             told = [event.reason or "" for event in history.read(conn, limit=200)]
-        assert any("its process was told to end" in reason for reason in told)
+        assert any("its process received SIGTERM" in reason for reason in told)
         assert statuses() == [RunStatus.PAUSED]
         machine.start("code")
         wait_until(lambda: statuses() == [RunStatus.COMPLETED])
