@@ -461,7 +461,9 @@ def gate_stage(
         ports = {server.process: server.port for server in code.values()}
         children.wait_until((home / SOCKET).exists, timeout_s=START_S, waiting_for="workers")
         for name, port in {"sandbox": sandbox_port, **ports}.items():
-            children.wait_until(lambda port=port: listens(port), timeout_s=START_S, waiting_for=name)
+            children.wait_until(
+                lambda port=port: listens(port), timeout_s=START_S, waiting_for=name
+            )
         store = Store(store_url)
         stack.callback(store.dispose)
         instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
