@@ -62,7 +62,7 @@ def make_fleet(store_url: str) -> Iterator[Callable[..., Fleet]]:
 
 
 @both_databases
-def test_every_process_is_told_of_a_trip_and_of_the_recovery(
+def test_every_process_learns_of_a_trip_and_of_the_recovery(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("dagster_tidegate.breaker.watcher.MAX_AGE_S", 600.0)  # told, or never
@@ -83,7 +83,7 @@ def test_every_process_is_told_of_a_trip_and_of_the_recovery(
 
 
 @both_databases
-def test_who_fails_learns_at_once_of_a_trip_that_it_was_not_told_of(
+def test_a_failure_learns_at_once_of_a_trip_without_a_push(
     make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
@@ -147,7 +147,7 @@ def test_a_closed_call_costs_no_statement(store: Store):
 
 
 @both_databases
-def test_a_short_lived_process_tells_at_its_end_what_it_saw(store_url: str):
+def test_a_short_lived_process_reports_its_calls_at_exit(store_url: str):
     for context in (multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")):
         process = context.Process(target=three_calls, args=(store_url,))
         process.start()
@@ -168,7 +168,7 @@ def three_calls(url: str) -> None:
 
 
 @both_databases
-def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
+def test_a_fork_has_its_own_thread_connection_and_counters(
     make_fleet: Callable[..., Fleet],
 ):
     fleet = make_fleet()
@@ -198,14 +198,14 @@ def test_a_fork_goes_on_with_thread_connection_and_counters_of_its_own(
     assert breaker.engine.admission.window.totals() == (0, 0, 0)
 
 
-def test_a_missing_table_is_said_and_not_taken_for_a_lost_store(empty_store_url: str):
+def test_a_missing_table_is_an_error_and_not_an_unreachable_store(empty_store_url: str):
     fleet = Fleet(SqlBackend(Store(empty_store_url)), [policy()])
     with pytest.raises(exc.DBAPIError, match="services"):
         fleet.breaker("openai")
     fleet.close()
 
 
-# --- the store, lost and regained ----------------------------------------------------------------
+# --- an unreachable store ----------------------------------------------------------------
 
 
 class Severed:
@@ -259,7 +259,7 @@ def test_a_trip_made_without_the_store_is_not_lost(clock: Clock, caplog: pytest.
 
 
 @both_databases
-def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
+def test_an_operators_hold_stays_while_the_store_is_unreachable_until_it_expires(
     store: Store, clock: Clock
 ):
     fleet = Fleet(SqlBackend(store), [policy()])
@@ -282,7 +282,7 @@ def test_an_operators_hold_outlives_the_loss_of_the_store_until_it_expires(
     assert [str(hold.target) for hold in fleet.refresh().holds] == ["campaign outreach"]
 
 
-def test_a_store_that_is_back_at_once_disturbs_no_call(clock: Clock):
+def test_a_store_that_recovers_at_once_disturbs_no_call(clock: Clock):
     line = Severed(MemoryBackend(clock=clock))
 
     def back(happened: Any) -> None:
@@ -327,7 +327,7 @@ def test_a_store_that_is_lost_just_after_an_answer_leaves_one_state(clock: Clock
     assert breaker.status.state == BreakerState.CLOSED
 
 
-def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
+def test_calls_counted_without_the_store_count_after_its_recovery(clock: Clock):
     line = Severed(MemoryBackend(clock=clock))
     fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
     breaker = fleet.breaker("openai")
@@ -341,7 +341,7 @@ def test_what_was_seen_without_the_store_counts_when_it_is_back(clock: Clock):
         breaker.call(fail)
 
 
-def test_a_recovery_that_others_saw_meanwhile_is_not_undone(clock: Clock):
+def test_a_recovery_made_by_others_meanwhile_is_not_undone(clock: Clock):
     shared = MemoryBackend(clock=clock)
     line = Severed(shared)
     fleet, other = Fleet(line, [policy()]), Fleet(shared, [policy()])  # type: ignore[arg-type]
@@ -375,7 +375,7 @@ def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFac
         breaker = fleet.breaker("openai")
         breaker.call(int)
         server.stop()
-        assert lost.wait(SOON), "the watcher notices by itself"
+        assert lost.wait(SOON), "the watcher notices"
         assert breaker.call(int) == 0
         trip(breaker)
         assert fleet.snapshot().degraded

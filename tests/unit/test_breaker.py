@@ -68,9 +68,7 @@ def test_the_failure_that_trips_is_raised_as_an_open_breaker_from_the_failure(br
     assert isinstance(raised.value.__cause__, Down)
 
 
-def test_an_open_breaker_says_which_since_when_why_and_when_to_come_back(
-    breaker: Breaker, clock: Clock
-):
+def test_an_open_breaker_names_service_start_reason_and_retry_time(breaker: Breaker, clock: Clock):
     since = clock()
     trip(breaker)
     clock.advance(5)
@@ -95,7 +93,7 @@ def test_an_open_breaker_does_not_call(breaker: Breaker):
     assert not called
 
 
-def test_a_success_between_failures_starts_the_count_anew(breaker: Breaker):
+def test_a_success_between_failures_restarts_the_count(breaker: Breaker):
     for _ in range(5):
         for _ in range(2):
             with pytest.raises(Down):
@@ -125,7 +123,9 @@ def test_a_failed_trial_call_opens_it_for_longer(breaker: Breaker, clock: Clock)
     assert breaker.call(int) == 0
 
 
-def test_during_a_trial_call_all_others_are_told_half_open(breaker: Breaker, clock: Clock):
+def test_during_a_trial_call_all_other_calls_are_refused_as_half_open(
+    breaker: Breaker, clock: Clock
+):
     trip(breaker)
     clock.advance(30)
 
@@ -595,7 +595,7 @@ def test_a_wrong_kill_switch_is_refused(monkeypatch: pytest.MonkeyPatch):
         Fleet()
 
 
-def test_hooks_are_told_of_everything(breaker: Breaker, clock: Clock, events: list[Any]):
+def test_hooks_receive_every_event(breaker: Breaker, clock: Clock, events: list[Any]):
     breaker.call(int)
     trip(breaker)
     with pytest.raises(BreakerOpenError):
