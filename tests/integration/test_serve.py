@@ -158,7 +158,7 @@ def test_what_keeps_it_from_serving_is_said_in_one_line(project: Path) -> None:
     (project / "workspace.yaml").write_text("load_from: 3")
     assert "can't be read as a workspace" in refused("--port", "0")
     (project / "workspace.yaml").unlink()
-    assert "there is no workspace file" in refused("--port", "0")
+    assert "no workspace file" in refused("--port", "0")
     store = Store(f"sqlite:///{project / 'home' / 'tidegate.db'}")
     schema.downgrade(store, "base")
     assert "tidegate store upgrade" in refused("--api-only")
