@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-import sqlalchemy as sa
 from dagster._core.events import RunFailureReason
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.runs import SqlRunStorage
@@ -133,7 +132,8 @@ class Runs:
         # way is taken.
         if isinstance(storage, SqlRunStorage) and all(name in column for name in CHANGE_COLUMNS):
             query = (
-                sa.select(*(column[name] for name in CHANGE_COLUMNS))
+                RunsTable.select()
+                .with_only_columns(*(column[name] for name in CHANGE_COLUMNS))
                 .where(column.update_timestamp > since.replace(tzinfo=None))
                 .order_by(column.update_timestamp)
             )
