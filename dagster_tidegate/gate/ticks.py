@@ -95,10 +95,10 @@ def breaker_tick(gate: Gate, fleet: Fleet) -> str:
     Returns:
         A summary for people.
     """
-    with gate.store.begin() as conn:
-        expired = holds.expire(conn, gate.store.now(conn))
-    changes = [f"{expired} holds expired"] if expired else []
     now = fleet.refresh().read_at
+    with gate.store.begin() as conn:
+        expired = holds.expire(conn, now)
+    changes = [f"{expired} holds expired"] if expired else []
     for service in fleet.due_probes():
         breaker = fleet.breaker(service).probe()
         changes.append(f"probed {service}: {breaker.state}")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from random import random
 from typing import Any
@@ -329,7 +329,16 @@ class SqlBackend:
         before = time.monotonic()
         # A snapshot: nobody reads an open breaker without its hold.
         with self.store.snapshot() as conn:
-            now = self.store.now(conn)
+            # One statement for both: every worker and every tick of the gate reads this.
+            is_server = self.store.clock is None and not self.store.is_sqlite
+            clock = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
+            row = conn.execute(
+                sa.select(
+                    (clock if is_server else sa.null()).label("now"),
+                    compatibility.OLDEST.label("oldest"),
+                )
+            ).one()
+            now = row.now.astimezone(UTC) if is_server else self.store.now(conn)
             # The server read its clock between the question and the answer.
             monotonic = (before + time.monotonic()) / 2
             return FleetSnapshot(
@@ -337,7 +346,7 @@ class SqlBackend:
                 holds=tuple(holds.live(conn, now)),
                 read_at=now,
                 read_monotonic=monotonic,
-                outdated=compatibility.refusal(conn.scalar(sa.select(compatibility.OLDEST))),
+                outdated=compatibility.refusal(row.oldest),
             )
 
     def record(
