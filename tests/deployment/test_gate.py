@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
@@ -47,7 +48,10 @@ unused = count()
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres_server: sa.URL,  # noqa: ARG001 -- gRPC's threads do not survive the fork it starts with
+) -> Iterator[Stage]:
     home = tmp_path_factory.mktemp("gate") / "home"
     with gate_stage(
         home,
