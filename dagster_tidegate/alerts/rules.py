@@ -232,7 +232,7 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
 
 
 def _is_open(snapshot: Snapshot, service: str) -> bool:
-    breaker = snapshot.situation.circuits.get(service)
+    breaker = snapshot.situation.breakers.get(service)
     return breaker is not None and breaker.state is not BreakerState.CLOSED
 
 
@@ -293,7 +293,7 @@ def _hold_released(name: str, hold: Hold | None) -> Text:
 
 
 def _breaker_status(snapshot: Snapshot, service: str) -> str:
-    breaker = snapshot.situation.circuits.get(service)
+    breaker = snapshot.situation.breakers.get(service)
     if breaker is None:
         return ""
     if breaker.state is BreakerState.OPEN and breaker.open_until is not None:

@@ -158,7 +158,7 @@ def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]
     if target.kind is TargetKind.EVERYTHING:
         return
     if target.kind is TargetKind.SERVICE:
-        thing, name, partition, names = "service", target.name, "", set(change.before.circuits)
+        thing, name, partition, names = "service", target.name, "", set(change.before.breakers)
     else:
         name, _, partition = target.name.partition("/")
         thing, names = "campaign", set(change.before.campaigns)

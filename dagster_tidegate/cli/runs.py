@@ -16,7 +16,7 @@ from dagster_tidegate.cli.why import WITH_REASON, answer_for, run_hint, show_ans
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.starting import Refusal, Verdict, verdict
+from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
 from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
@@ -236,7 +236,7 @@ def start(
         raise click.exceptions.Exit(EXIT_CODES[judged.refusal])
 
 
-def _show_refusal(judged: Verdict, situation: Situation) -> None:
+def _show_refusal(judged: StartVerdict, situation: Situation) -> None:
     console.say(judged.text, err=True)
     if judged.refusal is Refusal.HELD:
         show_answer(judged.answer, situation)

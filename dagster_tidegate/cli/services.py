@@ -14,7 +14,7 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
 from dagster_tidegate.cli.holds import effects_of, show_effects, show_notes
-from dagster_tidegate.cli.status import ServiceView
+from dagster_tidegate.cli.status import ServiceSummary
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import ServiceChanged, ServiceDetails, ServiceOut
 from dagster_tidegate.control.situation import Situation
@@ -168,7 +168,7 @@ def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situa
         less=("slow", "processes", "window", "calls", "last failure", "failed", "trips in 24 h"),
     )  # fmt: skip
     for each in listed:
-        view, stats = ServiceView(situation, each.name), each.numbers
+        view, stats = ServiceSummary(situation, each.name), each.numbers
         table.add_row(
             console.text(each.name),
             console.status(view.state),

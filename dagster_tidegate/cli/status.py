@@ -95,7 +95,7 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     if alerting.stale:
         line = f"{sentence(alerting.text)}. See 'tidegate alerts list'."
         parts.append(console.text(line, "red"))
-    services = {name: ServiceView(situation, name) for name in sorted(situation.services)}
+    services = {name: ServiceSummary(situation, name) for name in sorted(situation.services)}
     closed = [name for name, view in services.items() if view.healthy]
     others = [name for name in services if name not in closed]
     whys = {name: why_of(situation, name) for name in situation.campaigns}
@@ -119,7 +119,7 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     return Group(*parts)
 
 
-class ServiceView:
+class ServiceSummary:
     """The state of a service as tables show it: its breaker and what operators did to it.
 
     Args:
@@ -128,7 +128,7 @@ class ServiceView:
     """
 
     def __init__(self, situation: Situation, name: str) -> None:
-        self._breaker = situation.circuits.get(name)
+        self._breaker = situation.breakers.get(name)
         target = Target(TargetKind.SERVICE, name)
         self._holds = [
             hold
@@ -192,7 +192,7 @@ def probe_in(due: datetime, now: datetime) -> str:
     return f"in {length(due - now)}" if due > now else f"overdue by {length(now - due)}"
 
 
-def _services(views: Mapping[str, ServiceView], now: datetime, *, short: bool) -> RenderableType:
+def _services(views: Mapping[str, ServiceSummary], now: datetime, *, short: bool) -> RenderableType:
     table = console.table("Services", "service", "state", "for", "why", "next probe", short=short)
     for name, view in views.items():
         table.add_row(

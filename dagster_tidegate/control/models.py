@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.control.situation import CampaignSituation, Situation
-from dagster_tidegate.control.starting import Refusal, Verdict
+from dagster_tidegate.control.starting import Refusal, StartVerdict
 from dagster_tidegate.control.why import Answer, Obstacle, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
@@ -164,7 +164,7 @@ class ServiceOut(Out):
     def of(cls, situation: Situation, name: str) -> "ServiceOut":
         """Build it for a service."""
         target = Target(TargetKind.SERVICE, name)
-        breaker = situation.circuits.get(name)
+        breaker = situation.breakers.get(name)
         return ServiceOut(
             name=name,
             state=breaker and breaker.state,
@@ -374,7 +374,7 @@ class VerdictOut(Out):
     why: WhyOut
 
     @classmethod
-    def of(cls, verdict: Verdict, *, queue: bool) -> "VerdictOut":
+    def of(cls, verdict: StartVerdict, *, queue: bool) -> "VerdictOut":
         """Build it from a verdict; `queue` is whether a held run may wait in the queue."""
         refused = verdict.refuses(queue=queue)
         return cls(

@@ -77,7 +77,7 @@ class Situation:
     Attributes:
         now: The database's time.
         enabled: `TIDEGATE_ENABLED` in the process that read it.
-        circuits: The breakers by service.
+        breakers: The breakers by service.
         trials: Number of trial calls in flight, by service.
         campaigns: The campaigns by name.
         holds: The live holds, oldest first.
@@ -87,7 +87,7 @@ class Situation:
 
     now: datetime
     enabled: bool
-    circuits: Mapping[str, BreakerStatus]
+    breakers: Mapping[str, BreakerStatus]
     trials: Mapping[str, int]
     campaigns: Mapping[str, CampaignSituation]
     holds: Sequence[Hold]
@@ -98,7 +98,7 @@ class Situation:
     def services(self) -> frozenset[str]:
         """Names of the services that have a breaker or a hold."""
         held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
-        return frozenset(self.circuits) | held
+        return frozenset(self.breakers) | held
 
     def stale_gates(self) -> list[StaleGate]:
         """Return the gates, of code locations with campaigns, that have a stale sensor."""
@@ -120,9 +120,9 @@ class Situation:
 
 def read(conn: Connection, now: datetime) -> Situation:
     """Read the situation."""
-    circuits = breakers.read(conn)
+    statuses = breakers.read(conn)
     live = holds.live(conn, now)
-    services = {*circuits, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
+    services = {*statuses, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
     counts = runs.counts(conn)
     by_target: dict[Target, list[Hold]] = {}
     for hold in live:
@@ -141,7 +141,7 @@ def read(conn: Connection, now: datetime) -> Situation:
     return Situation(
         now=now,
         enabled=load(GeneralSettings).enabled,
-        circuits=circuits,
+        breakers=statuses,
         trials=service_stats.trials(conn, now),
         campaigns=by_name,
         holds=live,

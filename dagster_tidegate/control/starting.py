@@ -15,7 +15,7 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StartVerdict:
     """Whether a campaign run may start.
 
     Attributes:
@@ -33,7 +33,7 @@ class Verdict:
         return self.refusal is not None and not (queue and self.refusal is Refusal.HELD)
 
 
-def verdict(answer: Answer) -> Verdict:
+def verdict(answer: Answer) -> StartVerdict:
     """Return whether a campaign run may start.
 
     Args:
@@ -45,10 +45,10 @@ def verdict(answer: Answer) -> Verdict:
     running = answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and not not_started
     if running and "/" in name:
         text = f"{name} is already {answer.status}: see 'tidegate runs show {name}'"
-        return Verdict(Refusal.UNDER_WAY, text, answer)
+        return StartVerdict(Refusal.UNDER_WAY, text, answer)
     if answer.paused:
-        return Verdict(Refusal.HELD, f"{name} can't start, it is {answer.summary}", answer)
+        return StartVerdict(Refusal.HELD, f"{name} can't start, it is {answer.summary}", answer)
     if answer.status == RunStatus.PAUSED and "/" in name:
         text = f"{name} is paused and no longer held: it resumes automatically"
-        return Verdict(Refusal.UNDER_WAY, text, answer)
-    return Verdict(None, f"{name} can start", answer)
+        return StartVerdict(Refusal.UNDER_WAY, text, answer)
+    return StartVerdict(None, f"{name} can start", answer)

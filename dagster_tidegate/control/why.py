@@ -155,7 +155,7 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     """
     now, holds = situation.now, situation.holds
     if target.kind is TargetKind.SERVICE:
-        breaker = situation.circuits.get(target.name)
+        breaker = situation.breakers.get(target.name)
         status = None if breaker is None else str(breaker.state)
         held = covers.covering(holds, now, services=[target.name])
         return _answer(situation, target, status, held, {target.name}, None)
@@ -243,7 +243,7 @@ def _answer(
 
 
 def _reason(situation: Situation, hold: Hold) -> Reason:
-    breaker = situation.circuits.get(hold.target.name)
+    breaker = situation.breakers.get(hold.target.name)
     if hold.source is not HoldSource.BREAKER or breaker is None:
         return Reason(hold)
     half_open = breaker.state is BreakerState.HALF_OPEN
@@ -269,7 +269,7 @@ def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:
 
 def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iterator[Obstacle]:
     for name in sorted(services):
-        breaker = situation.circuits.get(name)
+        breaker = situation.breakers.get(name)
         if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
             calls = plural(situation.trials.get(name, 0), "trial call")
             yield Obstacle(
@@ -280,7 +280,7 @@ def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iter
 
 
 def _kept_closed(situation: Situation, target: Target) -> Iterator[Obstacle]:
-    breaker = situation.circuits.get(target.name) if target.kind is TargetKind.SERVICE else None
+    breaker = situation.breakers.get(target.name) if target.kind is TargetKind.SERVICE else None
     if breaker is not None and breaker.kept_closed(situation.now):
         end = breaker.kept_closed_until
         until = utc(end) if end else "an operator lets it trip"

@@ -18,7 +18,7 @@ from dagster_tidegate.dagster_api.runs import Runs
 from dagster_tidegate.text import did_you_mean
 
 
-class Launcher:
+class WorkspaceLauncher:
     """Launches and ends the runs of the jobs of a workspace."""
 
     def __init__(self, context: WorkspaceRequestContext) -> None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api import PAGES_READ_ONLY
-from dagster_tidegate.dagster_api.launch import Launcher
+from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 from dagster_tidegate.dagster_api.locations import (
     LocationCode,
     location_code,
@@ -36,7 +36,7 @@ class WorkspaceError(Exception):
     """A workspace can't be loaded; the message says why."""
 
 
-class Workspace(Launcher):
+class Workspace(WorkspaceLauncher):
     """The code locations of a deployment, loaded. Created by `load` and `serve`."""
 
     def locations(self) -> list[LocationCode]:

@@ -115,7 +115,7 @@ class Facts:
     def __post_init__(self) -> None:
         services = {name for location in self.locations for name in location.policies}
         if self.store.situation is not None:
-            services |= set(self.store.situation.circuits)
+            services |= set(self.store.situation.breakers)
         object.__setattr__(self, "services", frozenset(services))
 
     @property

@@ -87,7 +87,7 @@ class FleetCollector(Collector):
 
 
 def _services(fleet: Situation, counters: Counters) -> Iterable[Metric]:
-    breakers = fleet.circuits
+    breakers = fleet.breakers
     yield _gauge(
         "breaker_state",
         "1 for the current state of the breaker of a service, 0 for the others",

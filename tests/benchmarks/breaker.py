@@ -132,8 +132,8 @@ def failure_write(url: str) -> tuple[float, float]:
     """
     rule = policy(consecutive_failures=1_000_000)
     store = Store(url)
-    circuits = SqlBackend(store)
-    circuits.read([rule.name])
+    backend = SqlBackend(store)
+    backend.read([rule.name])
     table = "CREATE TABLE bare (service text, worker text, failed int, PRIMARY KEY(service,worker))"
     with store.begin() as conn:
         conn.execute(sa.text(table))
@@ -172,7 +172,7 @@ def failure_write(url: str) -> tuple[float, float]:
             row_since=now,
             last_failed_at=now,
         )
-        circuits.record(rule, seen)
+        backend.record(rule, seen)
 
     def seconds(step: Callable[[], Any]) -> float:
         began = time.perf_counter()

@@ -58,11 +58,11 @@ def test_a_breaker_that_such_a_worker_opened_is_tried_on_time(store: Store, skew
     assert ask(store, -skew_s, "failure")["state"] == BreakerState.CLOSED
     assert ask(store, skew_s, "failure")["state"] == BreakerState.OPEN
     fleet = Fleet(SqlBackend(store), [POLICY])
-    circuit = fleet.snapshot().services[POLICY.name]
-    assert circuit.opened_at is not None
-    assert circuit.open_until is not None
-    assert abs(circuit.opened_at - fleet.now()) < MINUTES
-    assert circuit.open_until - circuit.opened_at == timedelta(seconds=POLICY.reset_timeout_s)
+    status = fleet.snapshot().services[POLICY.name]
+    assert status.opened_at is not None
+    assert status.open_until is not None
+    assert abs(status.opened_at - fleet.now()) < MINUTES
+    assert status.open_until - status.opened_at == timedelta(seconds=POLICY.reset_timeout_s)
     # Whoever comes next tries it in a second: one whose clock is off the other way, or right.
     assert ask(store, -skew_s, "recover")["state"] == BreakerState.CLOSED
     fleet.refresh()

@@ -161,8 +161,8 @@ class Alerts(RuleBasedStateMachine):
         with self.store.read() as conn:
             open_now = {
                 name
-                for name, circuit in breakers.read(conn).items()
-                if circuit.state is not BreakerState.CLOSED
+                for name, status in breakers.read(conn).items()
+                if status.state is not BreakerState.CLOSED
             }
         given_up = self.given_up()
         for service in SERVICES:

@@ -459,11 +459,11 @@ def test_a_probe_that_gets_no_answer_failed(make_fleet: Callable[..., Fleet], cl
 
 @both_databases
 def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
-    circuits = SqlBackend(store)
+    backend = SqlBackend(store)
     rules = policy()
 
     def plain(worker: str) -> pybreaker.CircuitBreaker:
-        storage = SharedStorage(circuits, rules, worker)
+        storage = SharedStorage(backend, rules, worker)
         return pybreaker.CircuitBreaker(fail_max=2, reset_timeout=600, state_storage=storage)
 
     first, second = plain("a"), plain("b")
@@ -473,7 +473,7 @@ def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
     with pytest.raises(pybreaker.CircuitBreakerError):
         first.call(fail)
     assert second.current_state == "open"
-    assert [hold.reason for hold in circuits.read([]).holds] == ["2 failures, by pybreaker"]
+    assert [hold.reason for hold in backend.read([]).holds] == ["2 failures, by pybreaker"]
     ours = Fleet(SqlBackend(store), [rules]).breaker("openai")
     with pytest.raises(BreakerOpenError):
         ours.call(int)
@@ -484,7 +484,7 @@ def test_a_plain_pybreaker_shares_its_state_through_the_store(store: Store):
     first.half_open()
     assert first.call(int) == 0
     assert (second.current_state, second.fail_counter) == ("closed", 0)
-    assert circuits.read([]).holds == ()
+    assert backend.read([]).holds == ()
     ours.fleet.close()
 
 

@@ -48,7 +48,7 @@ def breakers_hold(target: Target, id: int = 9) -> Hold:
     return hold(target, source=HoldSource.BREAKER, id=id, actor="breaker", reason="503 x5")
 
 
-def open_circuit(name: str, due_in_s: float = 20) -> BreakerStatus:
+def open_breaker(name: str, due_in_s: float = 20) -> BreakerStatus:
     return BreakerStatus(
         name,
         changed_at=NOW - timedelta(minutes=5),
@@ -59,7 +59,7 @@ def open_circuit(name: str, due_in_s: float = 20) -> BreakerStatus:
 
 
 def half_open(name: str) -> BreakerStatus:
-    return replace(open_circuit(name), state=BreakerState.HALF_OPEN)
+    return replace(open_breaker(name), state=BreakerState.HALF_OPEN)
 
 
 def takeover(kind: TakeoverKind, name: str, **values: object) -> Takeover:
@@ -92,7 +92,7 @@ def campaign_run(
 def situation(
     holds: Sequence[Hold] = (),
     *,
-    circuits: Sequence[BreakerStatus] = (),
+    breakers: Sequence[BreakerStatus] = (),
     counts: Mapping[str, Mapping[RunStatus, int]] | None = None,
     takeovers: Sequence[Takeover] = (),
     silent: Sequence[str] = (),
@@ -104,7 +104,7 @@ def situation(
     known = {
         name: BreakerStatus(name, changed_at=NOW - timedelta(hours=1)) for name in ("mail", "maps")
     }
-    known |= {circuit.name: circuit for circuit in circuits}
+    known |= {breaker.name: breaker for breaker in breakers}
     campaigns = {}
     for spec in specs:
         needed = spec.services(known)

@@ -25,7 +25,7 @@ from tests.unit.situations import (
     NOW,
     breakers_hold,
     hold,
-    open_circuit,
+    open_breaker,
     situation,
 )
 
@@ -77,7 +77,7 @@ def evaluated(
 def test_a_trip_alert_names_the_affected_campaigns_and_what_to_do() -> None:
     [raised] = evaluated(
         trip(),
-        circuits=[open_circuit("mail")],
+        breakers=[open_breaker("mail")],
         holds=[breakers_hold(MAIL)],
         counts={"letters": {RunStatus.PROCESSING: 2, RunStatus.PAUSED: 1}},
     ).raised
@@ -140,14 +140,14 @@ def test_a_withheld_trip_that_lasts_raises_a_live_alert_once_the_rate_limit_allo
         stored(AlertKind.TRIP, id=n, at=NOW - timedelta(minutes=11), live=False, withheld=n - 1)
         for n in (1, 2)
     ]
-    [raised] = evaluated(alerts=alerts, circuits=[open_circuit("mail")]).raised
+    [raised] = evaluated(alerts=alerts, breakers=[open_breaker("mail")]).raised
     assert raised.text.title == "mail went down once more and is down now"
     assert raised.lasts
 
 
 def test_the_next_trip_alert_includes_the_withheld_ones() -> None:
     alerts = [stored(AlertKind.TRIP, at=NOW - timedelta(minutes=11), live=False, withheld=3)]
-    changes = evaluated(trip(), alerts=alerts, circuits=[open_circuit("mail")])
+    changes = evaluated(trip(), alerts=alerts, breakers=[open_breaker("mail")])
     [raised] = changes.raised
     assert raised.text.title == "mail went down 4 more times and is down now"
     assert (raised.lasts, raised.withheld) == (True, 0)
@@ -184,7 +184,7 @@ def test_the_alert_about_a_release_names_who_released_the_hold() -> None:
 
 
 def test_a_breakers_hold_raises_no_operator_hold_alert() -> None:
-    assert evaluated(holds=[breakers_hold(MAIL)], circuits=[open_circuit("mail")]) == AlertChanges()
+    assert evaluated(holds=[breakers_hold(MAIL)], breakers=[open_breaker("mail")]) == AlertChanges()
 
 
 @pytest.mark.parametrize(

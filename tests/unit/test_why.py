@@ -22,7 +22,7 @@ from tests.unit.situations import (
     campaign_run,
     half_open,
     hold,
-    open_circuit,
+    open_breaker,
     situation,
     takeover,
 )
@@ -56,7 +56,7 @@ def test_a_hold_whose_time_is_over_covers_nothing():
 
 
 def test_of_an_open_breaker_the_answer_says_when_it_is_probed():
-    seen = situation([breakers_hold(MAIL)], circuits=[open_circuit("mail", 20)])
+    seen = situation([breakers_hold(MAIL)], breakers=[open_breaker("mail", 20)])
     answer = why(seen, LETTERS)
     assert answer.retry_at == NOW + timedelta(seconds=20)
     assert answer.summary == "paused: mail is open (503 x5); resumes automatically"
@@ -65,15 +65,15 @@ def test_of_an_open_breaker_the_answer_says_when_it_is_probed():
 def test_the_latest_of_several_ends_counts_and_a_hold_without_end_has_none():
     seen = situation(
         [breakers_hold(MAIL), hold(LETTERS, until=NOW + timedelta(hours=2))],
-        circuits=[open_circuit("mail", 20)],
+        breakers=[open_breaker("mail", 20)],
     )
     assert why(seen, LETTERS).retry_at == NOW + timedelta(hours=2)
-    seen = situation([breakers_hold(MAIL), hold(LETTERS)], circuits=[open_circuit("mail", 20)])
+    seen = situation([breakers_hold(MAIL), hold(LETTERS)], breakers=[open_breaker("mail", 20)])
     assert why(seen, LETTERS).retry_at is None
 
 
 def test_a_half_open_service_is_being_tried():
-    seen = situation([breakers_hold(MAIL)], circuits=[half_open("mail")], trials={"mail": 1})
+    seen = situation([breakers_hold(MAIL)], breakers=[half_open("mail")], trials={"mail": 1})
     answer = why(seen, LETTERS)
     assert (answer.reasons[0].being_tried, answer.retry_at) == (True, None)
     assert kinds(answer) == [ObstacleKind.CANARY]

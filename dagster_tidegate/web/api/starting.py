@@ -3,7 +3,7 @@
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Started, VerdictOut, WhyOut
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.starting import Refusal, Verdict, verdict
+from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.store import runs
@@ -83,7 +83,7 @@ def validate(context: AppContext, campaign: str, body: StartCampaign) -> Verdict
 
 def _verdict(
     conn: Connection, situation: Situation, campaign: str, partition: str | None
-) -> Verdict:
+) -> StartVerdict:
     if partition is None:
         return verdict(why(situation, Target(TargetKind.CAMPAIGN, campaign)))
     target = Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition))

@@ -24,7 +24,7 @@ def get_queue(context: Context, _identity: Viewer) -> QueueOut:
     for name in sorted(situation.services):
         dependents = {each for each, campaign in campaigns.items() if name in campaign.services}
         runs = [each for each in waiting if each.campaign in dependents]
-        breaker = situation.circuits.get(name)
+        breaker = situation.breakers.get(name)
         services.append(
             ServiceQueue(
                 service=name,
