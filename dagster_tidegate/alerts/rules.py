@@ -36,8 +36,6 @@ class NewAlert:
     """An alert to raise.
 
     Attributes:
-        kind: What it is about.
-        name: What is affected.
         text: Its text.
         lasts: Whether its cause lasts.
         withheld: How often its cause has occurred again without a message.
@@ -102,7 +100,6 @@ class Topic:
     """The alerts of one kind about one thing.
 
     Attributes:
-        kind: The kind.
         name: The thing.
         stored: The alerts that the store has, the oldest first.
         raised: New alerts, in order.

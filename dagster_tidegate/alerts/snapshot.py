@@ -31,7 +31,6 @@ class InDoubt:
     """Records of a campaign run that may or may not have reached their service.
 
     Attributes:
-        run: Name of the campaign run.
         records: How many.
         since: When their attempt was cut off (UTC).
     """
@@ -61,7 +60,6 @@ class Snapshot:
     """The input of the rules.
 
     Attributes:
-        situation: The state of the fleet.
         events: The events since the previous snapshot, the oldest first.
         last_event: Id of the last event up to this snapshot.
         alerts: The live and recent alerts, the oldest first.

@@ -35,7 +35,6 @@ class Admission:
     """Decides on calls and has their counters. Replaced as a whole when anything changes.
 
     Attributes:
-        status: The breaker.
         window: The counters of its generation.
         hold: The operator's hold that forces it open, or None.
         passes: Calls pass without asking anybody.
@@ -86,7 +85,6 @@ class Engine:
     A call is admitted by `admit` and ended by `succeed`, `fail` or `ignore`.
 
     Args:
-        policy: The service's policy.
         state: The state that the fleet shares.
         hooks: Receive the events.
         enabled: False: calls pass and are counted, nothing trips.

@@ -28,7 +28,6 @@ class BreakerStatus:
     """The breaker of a service at a moment. Times are UTC.
 
     Attributes:
-        name: Name of the service.
         state: Closed, open or half open.
         generation: Number of changes of state.
         changed_at: When the state last changed.
@@ -79,10 +78,7 @@ def why_trip(
     apply just after a change of state, before anybody has reported successes.
 
     Args:
-        status: The breaker.
-        policy: The service's policy.
         stats: The fleet's calls.
-        now: The time, UTC.
         label: A short name of the last failure: "503".
     """
     if stats.failing_workers < min(policy.min_workers, stats.workers):

@@ -182,7 +182,6 @@ def parse_retry_after(value: str, now: datetime, cap_s: float) -> float | None:
 
     Args:
         value: Seconds, or an HTTP date.
-        now: The time, UTC.
         cap_s: Longer times are cut to this, in seconds.
 
     Returns:

@@ -25,7 +25,6 @@ class Watcher:
     """A thread that keeps the shared state of a process fresh.
 
     Args:
-        state: The shared state.
         flush: Reports the successes of this process.
     """
 

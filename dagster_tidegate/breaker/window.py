@@ -97,7 +97,6 @@ class WindowStats:
     Attributes:
         ok: Successful calls, including slow ones.
         slow: Successful calls that took too long.
-        failed: Failed calls.
         failed_in_row: Failures since the last known success.
         row_since: When the first of these failures happened.
         row_workers: Number of workers that had these failures.
@@ -129,8 +128,6 @@ def window_stats(
 
     Args:
         rows: The counts per worker and bucket within `reach`, of the breaker's generation.
-        policy: The service's policy.
-        now: The database's time, UTC.
         worker: The worker that asks; it has just reported all its calls.
     """
     width = bucket_s(policy)
@@ -174,7 +171,6 @@ class LocalWindow:
     A success touches only `ok()` and `last_ok`. Both are atomic, so it takes no lock.
 
     Args:
-        service: Name of the service.
         generation: Generation of its breaker.
         worker: Name of this process.
         monotonic: A monotonic clock, in seconds.

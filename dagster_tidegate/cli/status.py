@@ -86,7 +86,6 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     """Return the situation as tables, problems first.
 
     Args:
-        situation: The situation.
         counts: The alerts by status.
         short: Whether healthy things are only counted, and each row gets one line.
     """
@@ -123,7 +122,6 @@ class ServiceSummary:
     """The state of a service as tables show it: its breaker and what operators did to it.
 
     Args:
-        situation: The situation.
         name: Name of the service. It may have a hold and no breaker yet.
     """
 

@@ -97,8 +97,6 @@ def show_answer(answer: Answer, situation: Situation, missing: str | None = None
     """Print an answer for people.
 
     Args:
-        answer: The answer.
-        situation: The situation.
         missing: A sentence saying that the run does not exist; the answer is that of a new one.
     """
     out = console.console()

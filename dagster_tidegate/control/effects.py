@@ -16,7 +16,6 @@ class Effect:
     """Effect of a change on a campaign, or on one campaign run.
 
     Attributes:
-        campaign: Name of the campaign.
         run: Name of the campaign run; None for the whole campaign.
         held_before: Whether a hold covered it.
         held_after: Whether a hold will cover it.

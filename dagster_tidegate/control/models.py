@@ -206,8 +206,6 @@ class ServiceDetails(ServiceOut):
         """Build it for a service.
 
         Args:
-            situation: The situation.
-            name: Name of the service.
             stats: Its recent calls, if any.
             policies: Its policy in each code location, or None if unknown.
         """

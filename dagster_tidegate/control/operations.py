@@ -107,7 +107,6 @@ def change(
     """Make a change of holds in one transaction and return it with its effects.
 
     Args:
-        store: The store.
         target: What is held or released.
         make: Makes the change, given a connection and the database's time (UTC).
         dry_run: Roll it back.
@@ -279,12 +278,9 @@ def start(
     campaign run as it was; a new one stays `pending`, waiting for a start.
 
     Args:
-        store: The store.
         launcher: Dagster's code locations.
-        campaign: The campaign.
         partition: The partition; None for a job without partitions, where each start creates a
             campaign run.
-        actor: The operator.
         run_id: The id of the Dagster run; None: Dagster chooses one.
 
     Returns:
@@ -335,10 +331,7 @@ def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: 
     reports that.
 
     Args:
-        store: The store.
         launcher: Dagster; may be None for a campaign run that was never started.
-        run: The campaign run.
-        actor: The operator.
 
     Returns:
         The campaign run as it is now.

@@ -35,7 +35,6 @@ class CampaignSituation:
     Attributes:
         spec: Its job, pools and triggers.
         services: The services that its ops need.
-        runs: Number of campaign runs by status.
         holds: The live holds that cover it, oldest first.
     """
 
@@ -55,7 +54,6 @@ class StaleGate:
     """The stale sensors of a code location's gate.
 
     Attributes:
-        location: The code location.
         parts: Which of `heartbeats.PARTS` are stale.
         last: The oldest of their last completed ticks (UTC); None if one never completed a tick.
     """
@@ -75,11 +73,9 @@ class Situation:
     """A snapshot of the fleet. Times are UTC.
 
     Attributes:
-        now: The database's time.
         enabled: `TIDEGATE_ENABLED` in the process that read it.
         breakers: The breakers by service.
         trials: Number of trial calls in flight, by service.
-        campaigns: The campaigns by name.
         holds: The live holds, oldest first.
         takeovers: What the gate has changed in Dagster and not restored.
         heartbeats: The last completed tick of each sensor of a gate.

@@ -39,7 +39,6 @@ class Obstacle:
     """Something besides a hold that keeps a thing from running, or affects its holds.
 
     Attributes:
-        kind: Kind of the obstacle.
         text: Description for people.
     """
 
@@ -119,7 +118,6 @@ def find(
     """Return the thing that a name means.
 
     Args:
-        situation: The situation.
         name: Name of a service or campaign, `campaign/partition`, or `everything`.
         runs: The campaign run with this name, by name, if it exists.
         kind: Its kind, if known.
@@ -149,8 +147,6 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     """Return whether and why something is paused.
 
     Args:
-        situation: The situation.
-        target: The thing.
         run: The campaign run, if that is the target and exists.
     """
     now, holds = situation.now, situation.holds
@@ -178,7 +174,6 @@ class QueuedRun:
     """A Dagster run that has not begun an op, as Dagster knows it.
 
     Attributes:
-        job: Name of its job.
         partition: The partition of its campaign run.
         queued: Whether it is in the queue.
         pools: Limit of each of its pools (None: unlimited), and the number of runs using it.

@@ -12,7 +12,6 @@ class Dagster(Pools, Triggers, Backfills):
     """The pools, schedules, sensors, runs and backfills of a Dagster instance.
 
     Args:
-        instance: The instance.
         repository: The repository of the caller, if it is a sensor.
     """
 

@@ -46,7 +46,6 @@ class WorkspaceLauncher:
         """Put a run of a job into the queue.
 
         Args:
-            job: Name of the job.
             partition: The partition, if the job has any.
             tags: Additional tags of the run.
             location: The code location, if several have a job of this name.

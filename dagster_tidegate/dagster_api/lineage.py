@@ -143,7 +143,6 @@ def is_superseded(run: dg.DagsterRun, newest: str) -> bool:
     re-execution follows the run that it names, whatever tags it inherited.
 
     Args:
-        run: The run that is about to work.
         newest: Id of the run of the latest attempt.
     """
     parent = run.tags.get(PARENT_RUN_ID_TAG)

@@ -31,7 +31,6 @@ class SensorCode:
     """A sensor of the gate.
 
     Attributes:
-        name: Its name.
         part: Which part of the gate it is.
         runs: Whether it is switched on.
         error: Why its last tick failed; None if it did not.
@@ -68,7 +67,6 @@ class LocationCode(ResourceCode):
     """What a code location contains, with the configuration of its `BreakerResource`.
 
     Attributes:
-        name: Its name.
         error: Why it can't be loaded; None if it is loaded.
         dagster_version: The version of Dagster that it runs with, if it reports one.
         sensors: The gate's sensors in it.

@@ -33,7 +33,6 @@ class Repository:
         origin: Dagster's identity of it.
         definition: What is defined in it.
         sensor: Name of the sensor that is being evaluated.
-        instance: The Dagster instance.
     """
 
     origin: RemoteRepositoryOrigin

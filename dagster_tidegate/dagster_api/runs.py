@@ -39,7 +39,6 @@ class Runs:
     """The runs of a Dagster instance. A partition is what `partition_of` returns.
 
     Args:
-        instance: The instance.
         repository: The repository of the caller, in which it creates runs.
     """
 
@@ -212,7 +211,6 @@ class Runs:
         nothing in it writes yet; when that changes, this is the place to use it.
 
         Args:
-            run: The run.
             message: Why, for people.
             tags: Tags to add to it.
         """

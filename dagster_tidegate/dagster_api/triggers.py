@@ -34,7 +34,6 @@ class Triggers:
     """The schedules and sensors of a Dagster instance, by Dagster's selector id.
 
     Args:
-        instance: The instance.
         repository: The repository of the caller; without it, only triggers that Dagster already
             has a row for can be switched.
     """

@@ -87,11 +87,9 @@ class Facts:
     """Facts about a deployment.
 
     Attributes:
-        now: When they were gathered (UTC).
         python: Python's version.
         dagster: Dagster's version in this environment.
         enabled: `TIDEGATE_ENABLED` in this process.
-        store: The store.
         instance_error: Why the Dagster instance can't be read, or None.
         settings: The instance's settings; None if it can't be read.
         daemons: The daemons that the instance needs.

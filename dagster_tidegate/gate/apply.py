@@ -70,7 +70,6 @@ def apply(
     """Apply actions, unless another gate was faster. An error does not stop the other actions.
 
     Args:
-        gate: The gate.
         observation: What the actions were planned from.
         actions: The plan.
         deadline: When to stop (`time.monotonic`); the next tick does the rest.

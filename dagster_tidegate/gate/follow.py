@@ -43,7 +43,6 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tupl
     """Update campaign runs from the changes to Dagster's runs since a time.
 
     Args:
-        gate: The gate.
         cursor: Up to when changes have been read, UTC.
         now: The database's time at the beginning of the tick, UTC.
         deadline: When to stop (`time.monotonic`).

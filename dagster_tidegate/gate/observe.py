@@ -30,7 +30,6 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
     """Return the state of Dagster, and what the store says it should be.
 
     Args:
-        gate: The gate.
         resuming: Whether to read what waits to be resumed, too.
     """
     with gate.store.read() as conn:
@@ -128,7 +127,6 @@ def _paused(
     """The paused runs that could try a service, those first that would call it first.
 
     Args:
-        gate: The gate.
         callers: The ops that call the service, by campaign.
         held: Names of the campaign runs that have a hold of their own.
     """

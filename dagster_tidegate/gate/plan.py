@@ -114,7 +114,6 @@ class Write:
     """Set a takeover to another value, or record that Dagster has the value already.
 
     Attributes:
-        takeover: The takeover.
         value: The value in Dagster.
         set_to: The desired value.
         ramp_step_at: When the ramp took its latest step, or None outside a ramp.

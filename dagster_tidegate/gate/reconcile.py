@@ -35,7 +35,6 @@ def reconcile(
     """Make Dagster match the live holds, in one or both directions.
 
     Args:
-        gate: The gate.
         direction: Which changes to make.
         deadline: When to stop (`time.monotonic`); the next tick does the rest.
         missed_ticks: Called before a schedule is given back.

@@ -31,7 +31,6 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
     """Stop what is held, and update the statuses of campaign runs from Dagster's runs.
 
     Args:
-        gate: The gate.
         planner: Records missed ticks.
         audit: Finds Dagster runs that were deleted.
         new_code: Whether the campaigns may differ from those in the store.
@@ -66,7 +65,6 @@ def resume_tick(gate: Gate, planner: MissedTickPlanner) -> tuple[str, Sequence[d
     """Give back and resume what is no longer held.
 
     Args:
-        gate: The gate.
         planner: Records missed ticks and requests their runs.
 
     Returns:

@@ -22,7 +22,6 @@ class StopReason:
     """Why and where a loop stopped between two records. One of the last four is set.
 
     Attributes:
-        done: How many records are done.
         total: How many there are, if known.
         holds: The holds that cover the op.
         outdated: Why this version may not use the upgraded store.
@@ -42,9 +41,7 @@ class LoopHost(Protocol):
     """The attempt that a record loop works for. In Dagster: `plugin.attempt.Attempt`.
 
     Attributes:
-        store: Holds the ledger.
         fleet: The breakers and holds.
-        run: The campaign run.
         row: The attempt at it; its number fences the writes of older attempts.
         series: Number of the first attempt of this series, in which each one resumed the one
             before. Records that failed before it are retried.

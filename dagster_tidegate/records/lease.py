@@ -29,8 +29,6 @@ class Lease:
     only Dagster's status counts.
 
     Args:
-        host: The attempt.
-        op: Name of the loop.
         is_canceled: Returns whether to stop waiting for another process.
 
     Attributes:

@@ -38,9 +38,7 @@ class Records(Generic[T]):
     flight are finished or `drain_timeout_s` is over.
 
     Args:
-        host: The attempt that the loop works for.
         items: The input; see `BreakerResource.records`.
-        options: The options of the loop.
         group: Write records together; None: each in a transaction of its own.
 
     Raises:

@@ -54,9 +54,7 @@ class Worklist(Generic[T]):
     """The records that are left to do, and how far the input is finished.
 
     Args:
-        host: The attempt.
         journal: Has the ledger's entries.
-        options: The options of the loop.
         finish: Called by the `with` block of a record.
 
     Attributes:

@@ -34,7 +34,6 @@ class Alert:
 
     Attributes:
         kind: What it is about: `trip`, `gate_stale`, ...
-        name: What is affected.
         ended_at: When its cause ended; None while it lasts.
         sent_at: When all targets had accepted it.
         tries: How often sending it was tried.

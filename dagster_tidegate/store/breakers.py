@@ -78,9 +78,6 @@ def read_window(
     """Return the breaker of a service, and the fleet's calls within its window.
 
     Args:
-        conn: A connection of the store.
-        policy: The service's policy.
-        now: The database's time, UTC.
         worker: The worker that asks; it has just added all its counts.
 
     Raises:
@@ -104,11 +101,8 @@ def change(
     """Replace a breaker, together with its hold, and write an event and a push.
 
     Args:
-        conn: A transaction that writes.
-        now: The database's time, UTC.
         before: The breaker as it was read.
         after: What `state_machine` made of it.
-        actor: The worker or operator.
 
     Returns:
         False if somebody else changed it in between; then nothing is written.
@@ -163,10 +157,6 @@ def keep_closed(
     """Close a breaker by hand and keep it from tripping; calls continue even if they fail.
 
     Args:
-        conn: A transaction that writes.
-        now: The database's time, UTC.
-        name: Name of the service.
-        actor: The operator.
         until: When that expires (UTC), or None.
         reason: Why, for the audit log.
 

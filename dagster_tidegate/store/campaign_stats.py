@@ -20,8 +20,6 @@ class RecordStats:
     """Record counts of a campaign.
 
     Attributes:
-        done: Those that are done.
-        failed: Those that failed.
         total: All records of the loops that know their total.
     """
 
@@ -147,10 +145,6 @@ class OpProgress:
     """Progress of an op, summed over the processing and paused runs of its campaign.
 
     Attributes:
-        campaign: Name of the campaign.
-        op: Name of the op.
-        done: Records that are done.
-        failed: Records that failed.
         total: Records that the loops have, as far as they know; 0 where none knows.
         records_per_second: Current rate of the processing runs.
     """

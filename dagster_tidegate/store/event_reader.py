@@ -37,7 +37,6 @@ class EventReader:
 
         Args:
             after: Id of the last event that was read.
-            limit: The maximum number.
         """
         return history.between(conn, after, self.final(conn), limit=limit)
 

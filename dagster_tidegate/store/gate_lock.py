@@ -34,7 +34,6 @@ def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
     """Keep other gates from changing takeovers and Dagster, without an open transaction.
 
     Args:
-        store: The store that the gates share.
         wait_s: How long to wait for another gate, in seconds.
 
     Yields:

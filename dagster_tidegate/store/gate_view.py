@@ -54,8 +54,6 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
     """Read what the gate of a location needs.
 
     Args:
-        store: The store of the connection.
-        conn: The connection.
         location: The gate's code location.
         resuming: Whether to read `paused`, `active` and `missed` too.
     """

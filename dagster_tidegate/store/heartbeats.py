@@ -23,7 +23,6 @@ class Heartbeat:
 
     Attributes:
         part: Which of `PARTS`.
-        at: When.
         cursor: Up to when Dagster's run changes were read; only the pause part has one.
         summary: What it did, for people.
     """

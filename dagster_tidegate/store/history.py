@@ -70,7 +70,6 @@ def read(
         kinds: Only those of these kinds.
         since: Only those from this time on (UTC).
         before: Only those with a lower id.
-        limit: The maximum number.
     """
     c = t.events.c
     query = sa.select(t.events)

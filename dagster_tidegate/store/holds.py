@@ -38,10 +38,8 @@ def place(
     the same hold again is harmless.
 
     Args:
-        target: What to hold.
         source: A breaker or an operator.
         reason: Why, for people.
-        actor: Who.
         expires_at: When the hold expires (UTC), or None.
 
     Raises:

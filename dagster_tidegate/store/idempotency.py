@@ -30,8 +30,6 @@ class RequestKey:
     """A key as a client sends it; each actor has keys of its own.
 
     Attributes:
-        actor: Who sends it.
-        key: The key.
         request: Digest of the request.
     """
 
@@ -45,7 +43,6 @@ class Claim:
     """The right to execute a key's request.
 
     Attributes:
-        key: The key.
         at: When it was claimed (UTC).
         id: An id for what the request creates, the same after the claim was taken over.
     """

@@ -27,9 +27,7 @@ class Entry(NamedTuple):
     """One record, as it is to be written.
 
     Attributes:
-        key: Key of the record.
         position: Its row in the input, from 0.
-        status: Its status.
         result: What the author's code returned, as JSON can hold it.
         error: Why it failed, for people.
     """
@@ -54,8 +52,6 @@ class Progress:
     """Progress of a record loop.
 
     Attributes:
-        done: How many records are done.
-        failed: How many failed.
         total: How many there are, if known.
         rate: Current records per second, or None while no process works on it.
         position: Every record before this row of the input is done, or failed in this series.
@@ -91,11 +87,6 @@ def write(
     """Write entries of a loop, unless a newer attempt owns the campaign run.
 
     After the campaign run has ended or paused, results are still written, and starts are not.
-
-    Args:
-        attempt: The attempt that writes.
-        op: Name of the loop.
-        entries: One entry per record.
 
     Returns:
         Whether the loop may continue; False if the campaign run has ended or paused.
@@ -255,7 +246,6 @@ def counts(
 
     Args:
         campaign_run: Id of the campaign run.
-        op: Name of the loop.
         failed_since: Records that failed in an earlier attempt than this are not counted.
     """
     rows = conn.execute(

@@ -14,8 +14,6 @@ def claim(
     """Acquire or renew the lease of a loop.
 
     Args:
-        attempt: The attempt of the process.
-        op: Name of the loop.
         worker: Identifies the process and its pass through the loop.
         until: When the lease expires (UTC).
 

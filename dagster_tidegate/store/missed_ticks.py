@@ -27,7 +27,6 @@ class MissedTick:
     Attributes:
         tick_at: When it was due.
         outcome: What happened to it; None while it waits.
-        reason: Why it was skipped or failed.
     """
 
     campaign: str

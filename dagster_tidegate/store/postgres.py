@@ -62,7 +62,6 @@ def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
     """Return an engine for a PostgreSQL database. Settings in its URL override the timeouts here.
 
     Args:
-        url: The database.
         connections: Size of the pool; up to `MAX_CONNECTIONS` are opened under load.
     """
     bounds = {
@@ -148,7 +147,6 @@ def between_transactions(conn: sa.Connection, step: Callable[[], None]) -> None:
     first, and tries again.
 
     Args:
-        conn: The connection of `migrating`.
         step: The step; a later try skips what an earlier one has committed.
 
     Raises:

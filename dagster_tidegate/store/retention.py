@@ -84,7 +84,6 @@ def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     ledger: `runs` refuses it from then on. Its attempts and progress stay.
 
     Args:
-        store: The store.
         keep: How long each kind is kept.
         batches: How many batches to delete at most; at least 1.
 
@@ -151,7 +150,6 @@ class _Kind:
     """A table, and the age of its rows.
 
     Attributes:
-        table: The table.
         ended: From when the age of a row counts; NULL: it is kept.
         in_order: Whether rows end in the order of their ids, so that the oldest ids are enough.
     """

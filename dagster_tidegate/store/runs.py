@@ -120,11 +120,8 @@ def create(
     """Create the campaign run of a partition, as pending; False if it exists already.
 
     Args:
-        campaign: Name of the campaign.
-        partition: The partition.
         priority: Runs of higher priority resume first.
         waits_for_start: Whether a person launches its Dagster run later, with `claim_start`.
-        actor: Who creates it.
     """
     created = conn.scalar(
         insert(conn, t.campaign_runs)
@@ -151,7 +148,6 @@ def claim_start(conn: Connection, now: datetime, run: CampaignRun, *, actor: str
 
     Args:
         run: The campaign run as the caller read it.
-        actor: Who starts it.
 
     Returns:
         False if the campaign run is in progress, or another caller was first.
@@ -178,7 +174,6 @@ def give_start_back(
     Args:
         former: The campaign run before the claim. Nothing happens unless it is still pending.
         reason: Why no Dagster run could be launched.
-        actor: Who tried.
     """
     is_new = former.status is RunStatus.PENDING
     undone = conn.execute(
@@ -241,10 +236,8 @@ def newest(
 
     Args:
         campaign: Only those of this campaign.
-        statuses: Only those that have one of these.
         before: Only those with a lower id.
         by_change: The one that changed last first.
-        limit: The maximum number.
     """
     c = t.campaign_runs.c
     query = sa.select(t.campaign_runs)
@@ -294,7 +287,6 @@ def move(
         run: The campaign run as the caller read it.
         to: The new status.
         reason: Why, for people.
-        actor: Who moves it.
 
     Returns:
         False if somebody else changed it first.
@@ -392,7 +384,6 @@ def begin_attempt(
     """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
 
     Args:
-        run: The campaign run.
         dagster_run: Id of the Dagster run.
         owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster, or the
             attempt's lease has expired.

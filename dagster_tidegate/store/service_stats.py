@@ -21,7 +21,6 @@ class ServiceStats:
     Attributes:
         ok: Calls that succeeded, the slow ones included.
         slow: Calls that succeeded but were slow.
-        failed: Calls that failed.
         since: Start of the oldest outcome that is kept (UTC), or None.
         workers: Processes that made calls.
         last_ok_at: The last success (UTC).

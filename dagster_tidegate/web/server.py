@@ -45,7 +45,6 @@ def run(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        store: The store.
         settings: The address, limits and roles.
         workspace: The workspace file. None: the API alone, which can't start runs.
         pages: Serve Dagster's pages too; they need a workspace.

@@ -63,7 +63,6 @@ class Authenticator:
     """Validates tokens and sessions. Belongs to one event loop; queries run in threads.
 
     Args:
-        store: The store.
         refusals: How many different wrong tokens or sessions of an address are refused one by one
             and logged in a minute, before it is limited. One that is sent again and again, for
             example by a page left open, counts once. Tokens can't be guessed, so each is looked up.
@@ -99,7 +98,6 @@ class Authenticator:
         """Return the holder of a token or session; None if it is not valid.
 
         Args:
-            kind: Which of them it is.
             secret: The token, or the value of the session cookie.
             address: The network address that sent it.
 

@@ -92,7 +92,6 @@ def documents(
     Args:
         query_values: The values of `query` in the URL.
         content_type: The `Content-Type` header.
-        body: The body.
 
     Returns:
         The documents, and the variables of the one in the body; None if the body can't be parsed.

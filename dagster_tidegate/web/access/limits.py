@@ -16,8 +16,6 @@ class TooManyError(Exception):
     """A limit was exceeded.
 
     Args:
-        what: What is limited.
-        per_minute: The limit.
         retry_after_s: When it may be done again, in seconds.
     """
 
@@ -33,7 +31,6 @@ class Limit:
 
     Args:
         what: What is limited, for the message: `requests with this token`.
-        per_minute: The limit.
 
     Example:
         >>> limit = Limit("tries", 1)

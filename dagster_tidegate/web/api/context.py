@@ -25,7 +25,6 @@ class AppContext:
     """What the routes of one app share.
 
     Attributes:
-        store: The store.
         feed: Wakes the event streams.
         open_workspace: Returns the code locations as they are now; None if the server has none.
     """

@@ -45,8 +45,6 @@ class IdempotentRequest:
         made again once its claim has expired.
 
         Args:
-            body: The body of the request.
-            status: The status of a successful answer.
             make: Makes the change, given an id for what it creates: the same whenever it is made
                 again; None without a key.
 

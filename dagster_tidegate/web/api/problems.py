@@ -119,9 +119,7 @@ class Problem(Exception):
     """Ends a request with problem details.
 
     Args:
-        code: What went wrong.
         detail: What was wrong with this request, and what would be right.
-        headers: Additional headers of the answer.
         extensions: Additional members of the problem, as JSON.
 
     Example:

@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Feed:
-    """Polls for new events, once for all streams of a process and only while there are any.
-
-    Args:
-        store: The store.
-    """
+    """Polls for new events, once for all streams of a process and only while there are any."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -100,7 +96,6 @@ class EventStream(Response):
     """Sends events as they are written.
 
     Args:
-        feed: The feed of the app.
         after: The id of the event after which it starts.
     """
 

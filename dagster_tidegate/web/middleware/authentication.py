@@ -18,7 +18,6 @@ class Authentication(ConnectionMiddleware):
     which stays valid after a logout and after its token was revoked.
 
     Args:
-        authenticator: Looks up tokens and sessions.
         by_token: Limits the requests of each token.
     """
 

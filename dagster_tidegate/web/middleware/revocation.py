@@ -13,11 +13,7 @@ from dagster_tidegate.web.middleware.refusals import POLICY_VIOLATION
 
 
 class Revocation(ConnectionMiddleware):
-    """Checks the credential again for as long as an answer takes.
-
-    Args:
-        authenticator: Looks up tokens and sessions.
-    """
+    """Checks the credential again for as long as an answer takes."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         super().__init__(app)

@@ -31,7 +31,6 @@ def guarded(
     """Return the API and Dagster's pages behind all security checks.
 
     Args:
-        api: The API.
         store: The store, which has the tokens and sessions.
         settings: The limits, names and roles.
         pages: Dagster's webserver. None: the API answers its paths too, with 404.
