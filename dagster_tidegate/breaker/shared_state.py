@@ -237,19 +237,19 @@ class SharedState:
             elif self._local is not local and former is not None:
                 return former
             services = dict(read.services)
-            for name, known in () if former is None else former.services.items():
+            for name, previous in () if former is None else former.services.items():
                 status = services.get(name)
-                if status is None or status.generation == known.generation:
+                if status is None or status.generation == previous.generation:
                     continue
-                if status.generation < known.generation and not recovered:
-                    services[name] = known
+                if status.generation < previous.generation and not recovered:
+                    services[name] = previous
                 else:
-                    learned.append((known, status))
+                    learned.append((previous, status))
             snapshot = replace(read, services=services)
             self._store(snapshot)
-        for known, status in learned:
+        for previous, status in learned:
             delay_s = (self.now() - status.changed_at).total_seconds()
-            self._emit(ChangeLearned(status.name, known, status, max(0.0, delay_s)))
+            self._emit(ChangeLearned(status.name, previous, status, max(0.0, delay_s)))
         return snapshot
 
     def _store(self, snapshot: FleetSnapshot) -> None:
@@ -286,12 +286,12 @@ class SharedState:
         """Continue with breakers of this process alone, and run a step there."""
         # The backend may recover at any moment, but not between the loss and the step.
         with self._lock:
-            local, known = self._local, self._snapshot
+            local, snapshot = self._local, self._snapshot
             lost = local is None
             if local is None:
                 local = self._local = MemoryBackend(
-                    known.services.values() if known else (),
-                    holds=known.holds if known else (),
+                    snapshot.services.values() if snapshot else (),
+                    holds=snapshot.holds if snapshot else (),
                     clock=self._clock or self._estimated_now,
                 )
                 self._lost_at = self.monotonic()

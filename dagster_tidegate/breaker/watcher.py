@@ -1,6 +1,5 @@
 """The one thread of a fleet: learns of changes, and reports successes."""
 
-import logging
 import selectors
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ MAX_RETRY_S = 10.0
 """The backoff of reconnecting starts at half a second and doubles up to this."""
 STOP_TIMEOUT_S = 5.0
 PRUNE_INTERVAL_S = 300.0
-log = logging.getLogger(__name__)
 
 
 class Watcher:

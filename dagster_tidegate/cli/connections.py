@@ -104,9 +104,11 @@ def loaded(
         reason = str(error).splitlines()[0].strip()
         raise failure(f"the Dagster instance can't be opened: {reason}") from error
     try:
-        with opened as instance, working("loading the code locations"):
-            loading = workspace.load(instance, path)
-            with loading as code:
-                yield instance, code
+        with (
+            opened as instance,
+            working("loading the code locations"),
+            workspace.load(instance, path) as code,
+        ):
+            yield instance, code
     except workspace.WorkspaceError as error:
         raise failure(error) from error

@@ -20,7 +20,7 @@ from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
 from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
-from dagster_tidegate.store import runs as stored
+from dagster_tidegate.store import runs as campaign_runs
 from dagster_tidegate.store.run_details import LedgerRecord, LoopProgress
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
@@ -57,9 +57,10 @@ def list_(
     """List campaign runs and their progress."""
     with reading(open_store(url)) as (conn, situation):
         wanted = [RunStatus(status) for status in statuses]
-        listed = run_details.listed(
-            conn, situation.now, campaign=campaign, statuses=wanted, by_change=True, limit=limit
+        newest = campaign_runs.newest(
+            conn, campaign=campaign, statuses=wanted, by_change=True, limit=limit
         )
+        listed = run_details.with_progress(conn, situation.now, newest)
     if not listed and campaign is not None and campaign not in situation.campaigns:
         hint = did_you_mean(campaign, situation.campaigns, "see 'tidegate campaigns'")
         raise console.failure(f"no campaign is named {campaign!r}; {hint}")
@@ -91,7 +92,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     """Show one campaign run: attempts, progress, records in doubt, failed records."""
     campaign, _, partition = name.partition("/")
     with reading(open_store(url)) as (conn, situation):
-        run = stored.find(conn, campaign, partition)
+        run = campaign_runs.find(conn, campaign, partition)
         if run is None:
             raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
         details = run_details.details(conn, situation.now, run, limit=limit)
@@ -202,9 +203,9 @@ def start(
         name, kind = (run_name(campaign, partition or ""), "run") if of_run else (
             campaign, "campaign"
         )  # fmt: skip
-        judged = verdict(answer_for(conn, situation, name, kind))
+        decision = verdict(answer_for(conn, situation, name, kind))
         spec = situation.campaigns[campaign].spec
-    refused = judged.refuses(queue=queue)
+    refused = decision.refuses(queue=queue)
     run_id = None
     if validate or not refused:
         from dagster_tidegate.dagster_api import LaunchError
@@ -221,24 +222,24 @@ def start(
         except (LaunchError, operations.ChangedMeanwhileError) as error:
             raise console.failure(error) from error
     if as_json:
-        shown = VerdictOut.of(judged, queue=queue).model_dump()
+        shown = VerdictOut.of(decision, queue=queue).model_dump()
         console.print_json({**shown, "dagster_run": run_id})
     elif refused:
-        _show_refusal(judged, situation)
+        _show_refusal(decision, situation)
     else:
-        name = judged.answer.target.name
+        name = decision.answer.target.name
         console.say(
             f"{name} can start" if run_id is None else f"{name} is queued: Dagster run {run_id}"
         )
-        if judged.answer.paused or judged.answer.obstacles:
-            show_answer(judged.answer, situation)
-    if refused and judged.refusal is not None:
-        raise click.exceptions.Exit(EXIT_CODES[judged.refusal])
+        if decision.answer.paused or decision.answer.obstacles:
+            show_answer(decision.answer, situation)
+    if refused and decision.refusal is not None:
+        raise click.exceptions.Exit(EXIT_CODES[decision.refusal])
 
 
-def _show_refusal(judged: StartVerdict, situation: Situation) -> None:
-    console.say(judged.text, err=True)
-    if judged.refusal is Refusal.HELD:
-        show_answer(judged.answer, situation)
+def _show_refusal(decision: StartVerdict, situation: Situation) -> None:
+    console.say(decision.text, err=True)
+    if decision.refusal is Refusal.HELD:
+        show_answer(decision.answer, situation)
         hint = "with --queue it waits in Dagster's queue and starts when nothing holds it"
         console.say(hint, err=True)

@@ -183,7 +183,7 @@ def release(
     Raises:
         NotYourHoldError: If only a breaker holds it, without `force`.
     """
-    live = holds.live_on(conn, now, target) if force else ()
+    live = holds.live(conn, now, target) if force else ()
     by_breaker = any(hold.source is HoldSource.BREAKER for hold in live)
     released = breakers.close(conn, now, target.name, actor=actor) if by_breaker else []
     return released + holds.release(conn, now, target, source=HoldSource.OPERATOR, actor=actor)

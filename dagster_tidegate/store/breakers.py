@@ -158,7 +158,6 @@ def keep_closed(
 
     Args:
         until: When that expires (UTC), or None.
-        reason: Why, for the audit log.
 
     Raises:
         LookupError: If the store has no such service.
@@ -193,7 +192,7 @@ def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[
 
 
 def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
-    live = holds.live_on(conn, now, Target(TargetKind.SERVICE, name))
+    live = holds.live(conn, now, Target(TargetKind.SERVICE, name))
     own = [hold for hold in live if hold.source is HoldSource.BREAKER]
     return holds.end(conn, now, own, actor=actor, by_force=actor != SystemActor.BREAKER)
 

@@ -33,11 +33,7 @@ class EventReader:
         self._writers: frozenset[str] = frozenset()
 
     def read(self, conn: Connection, *, after: int, limit: int) -> Sequence[Event]:
-        """Return the next events, the oldest first; the last one's id is the next `after`.
-
-        Args:
-            after: Id of the last event that was read.
-        """
+        """Return the events after an id, the oldest first; the last id is the next `after`."""
         return history.between(conn, after, self.final(conn), limit=limit)
 
     def final(self, conn: Connection) -> int:

@@ -54,7 +54,6 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
     """Read what the gate of a location needs.
 
     Args:
-        location: The gate's code location.
         resuming: Whether to read `paused`, `active` and `missed` too.
     """
     has_clock = store.clock is None and not store.is_sqlite

@@ -38,8 +38,6 @@ def place(
     the same hold again is harmless.
 
     Args:
-        source: A breaker or an operator.
-        reason: Why, for people.
         expires_at: When the hold expires (UTC), or None.
 
     Raises:
@@ -112,7 +110,7 @@ def release(
         NotYourHoldError: If only holds of the other source are on the target.
     """
     expire(conn, now, target)
-    live_holds = live_on(conn, now, target)
+    live_holds = live(conn, now, target)
     own = [hold for hold in live_holds if hold.source == source]
     if live_holds and not own:
         others = ", ".join(f"{hold.actor} ({hold.reason})" for hold in live_holds)
@@ -186,9 +184,13 @@ def get(conn: Connection, hold: int) -> Hold | None:
     return None if row is None else _hold(row)
 
 
-def live(conn: Connection, now: datetime) -> Sequence[Hold]:
-    """Return the live holds, the oldest first."""
-    return _live(conn, now)
+def live(conn: Connection, now: datetime, target: Target | None = None) -> Sequence[Hold]:
+    """Return the live holds, or those on a target itself, the oldest first."""
+    h = t.holds.c
+    on_target = () if target is None else _on(target)
+    unreleased = sa.select(t.holds).where(h.released_at.is_(None), *on_target)
+    rows = conn.execute(unreleased.order_by(h.placed_at, h.id))
+    return [hold for row in rows if (hold := _hold(row)).live(now)]
 
 
 def ended_since(conn: Connection, now: datetime, since: datetime) -> Sequence[Hold]:
@@ -209,18 +211,6 @@ def ended_since(conn: Connection, now: datetime, since: datetime) -> Sequence[Ho
         else replace(hold, released_at=hold.expires_at, released_by=SystemActor.EXPIRY)
         for hold in reversed([_hold(row) for row in rows])
     ]
-
-
-def live_on(conn: Connection, now: datetime, target: Target) -> Sequence[Hold]:
-    """Return the live holds on a target itself, the oldest first."""
-    return _live(conn, now, *_on(target))
-
-
-def _live(conn: Connection, now: datetime, *where: sa.ColumnElement[bool]) -> Sequence[Hold]:
-    h = t.holds.c
-    unreleased = sa.select(t.holds).where(h.released_at.is_(None), *where)
-    rows = conn.execute(unreleased.order_by(h.placed_at, h.id))
-    return [hold for row in rows if (hold := _hold(row)).live(now)]
 
 
 def _on(target: Target) -> tuple[sa.ColumnElement[bool], ...]:

@@ -27,11 +27,7 @@ class KeyInUseError(Exception):
 
 @dataclass(frozen=True)
 class RequestKey:
-    """A key as a client sends it; each actor has keys of its own.
-
-    Attributes:
-        request: Digest of the request.
-    """
+    """A key as a client sends it, and a digest of its request; each actor has its own keys."""
 
     actor: str
     key: str

@@ -245,7 +245,6 @@ def counts(
     """Return how many records of a loop have each status.
 
     Args:
-        campaign_run: Id of the campaign run.
         failed_since: Records that failed in an earlier attempt than this are not counted.
     """
     rows = conn.execute(
@@ -257,14 +256,6 @@ def counts(
         .group_by(t.ledger.c.status)
     )
     return {RecordStatus(status): count for status, count in rows}
-
-
-def statuses(conn: Connection, campaign_run: int, op: str) -> Mapping[str, RecordStatus]:
-    """Return the status of every record of a loop in the ledger, by key."""
-    rows = conn.execute(
-        sa.select(t.ledger.c.key, t.ledger.c.status).where(*_of_loop(campaign_run, op))
-    )
-    return {row.key: RecordStatus(row.status) for row in rows}
 
 
 def results(conn: Connection, campaign_run: int, op: str) -> list[Any]:

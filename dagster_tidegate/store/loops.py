@@ -15,7 +15,6 @@ def claim(
 
     Args:
         worker: Identifies the process and its pass through the loop.
-        until: When the lease expires (UTC).
 
     Returns:
         False while another process of this attempt, or a newer attempt, has the lease.

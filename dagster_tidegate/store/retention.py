@@ -84,11 +84,7 @@ def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     ledger: `runs` refuses it from then on. Its attempts and progress stay.
 
     Args:
-        keep: How long each kind is kept.
         batches: How many batches to delete at most; at least 1.
-
-    Returns:
-        What was deleted.
     """
     deleted: dict[str, int] = {}
     for kind in KINDS:

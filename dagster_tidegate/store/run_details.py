@@ -1,12 +1,12 @@
 """Campaign runs for people: their progress, and what went wrong."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 
-from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
@@ -68,37 +68,12 @@ class RunDetails:
     failed_count: int
 
 
-def listed(
-    conn: Connection,
-    now: datetime,
-    *,
-    campaign: str | None = None,
-    statuses: Collection[RunStatus] = (),
-    before: int | None = None,
-    by_change: bool = False,
-    limit: int,
-) -> Sequence[ListedRun]:
-    """Return campaign runs with their progress; the arguments are those of `runs.newest`."""
-    return with_progress(
-        conn,
-        now,
-        runs.newest(
-            conn,
-            campaign=campaign,
-            statuses=statuses,
-            before=before,
-            by_change=by_change,
-            limit=limit,
-        ),
-    )
-
-
 def with_progress(
-    conn: Connection, now: datetime, selected: Sequence[CampaignRun]
+    conn: Connection, now: datetime, campaign_runs: Sequence[CampaignRun]
 ) -> Sequence[ListedRun]:
     """Return campaign runs with their progress, in the same order."""
-    progress = _progress(conn, now, [run.id for run in selected])
-    return [ListedRun(run, progress.get(run.id, [])) for run in selected]
+    progress = _progress(conn, now, [run.id for run in campaign_runs])
+    return [ListedRun(run, progress.get(run.id, [])) for run in campaign_runs]
 
 
 def details(conn: Connection, now: datetime, run: CampaignRun, *, limit: int) -> RunDetails:

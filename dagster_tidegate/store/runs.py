@@ -173,7 +173,6 @@ def give_start_back(
 
     Args:
         former: The campaign run before the claim. Nothing happens unless it is still pending.
-        reason: Why no Dagster run could be launched.
     """
     is_new = former.status is RunStatus.PENDING
     undone = conn.execute(
@@ -235,7 +234,6 @@ def newest(
     """Return campaign runs, the one created last first.
 
     Args:
-        campaign: Only those of this campaign.
         before: Only those with a lower id.
         by_change: The one that changed last first.
     """
@@ -285,8 +283,6 @@ def move(
 
     Args:
         run: The campaign run as the caller read it.
-        to: The new status.
-        reason: Why, for people.
 
     Returns:
         False if somebody else changed it first.
@@ -384,7 +380,6 @@ def begin_attempt(
     """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
 
     Args:
-        dagster_run: Id of the Dagster run.
         owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster, or the
             attempt's lease has expired.
 

@@ -197,7 +197,6 @@ def intend(
     """Record the value to write to Dagster; the takeover is pending if Dagster has another.
 
     Args:
-        takeover: The takeover as the caller read it.
         value: The value in Dagster.
         set_to: The value to write.
         ramp_step_at: When the ramp took its latest step, or None outside a ramp.

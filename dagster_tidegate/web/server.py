@@ -1,6 +1,5 @@
 """Runs the API, Dagster's pages and the alert sender until it is stopped."""
 
-import logging
 import signal
 import socket
 import sys
@@ -24,8 +23,6 @@ SHUTDOWN_GRACE_S = 5
 """How long requests in flight may take after the server is told to stop."""
 BACKLOG = 2048
 THREAD_SWITCH_INTERVAL_S = 0.001
-
-log = logging.getLogger(__name__)
 
 
 class ListenError(Exception):

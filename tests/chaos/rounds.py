@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from threading import Event
 
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import ledger, runs
+from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import UNREACHABLE
 from tests.chaos.plan import Blow, Kind, Plan
 from tests.chaos.stage import AT_ONCE, Stage
 from tests.chaos.verdict import Evidence, findings
+from tests.support.record_statuses import record_statuses
 
 # More than work at once: some wait for their retry.
 PLAYED_AT_ONCE = 2 * AT_ONCE
@@ -139,7 +140,7 @@ def _evidence(stage: Stage, plan: Plan) -> Evidence:
     prefix = f"{plan.partition}/" if plan.service == "instantly" else ""
     with stage.store.read() as conn:
         found = runs.find(conn, plan.service, plan.partition)
-        written = {} if found is None else ledger.statuses(conn, found.id, f"call_{plan.service}")
+        written = {} if found is None else record_statuses(conn, found.id, f"call_{plan.service}")
     return Evidence(
         wanted=plan.keys,
         at_once=plan.at_once,

@@ -37,6 +37,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow
 from tests.support.databases import both_databases
+from tests.support.record_statuses import record_statuses
 
 OPERATOR = Target(TargetKind.SERVICE, "openai")
 LOG = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Work:
 
     def statuses(self) -> dict[str, RecordStatus]:
         with self.store.read() as conn:
-            return dict(ledger.statuses(conn, self.run.id, "send"))
+            return dict(record_statuses(conn, self.run.id, "send"))
 
     def progress(self) -> ledger.Progress:
         with self.store.read() as conn:

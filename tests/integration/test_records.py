@@ -21,6 +21,7 @@ from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import holds, ledger, runs
 from dagster_tidegate.store import tables as t
 from tests.support.databases import both_databases
+from tests.support.record_statuses import record_statuses
 
 LEADS = [{"email": f"{name}@example.org"} for name in ("ada", "alan", "grace", "kurt", "emmy")]
 PARTITIONS = dg.StaticPartitionsDefinition(["leads-1"])
@@ -102,7 +103,7 @@ class Campaign:
 
     def ledger(self) -> dict[str, RecordStatus]:
         with self.breakers.store.read() as conn:
-            return dict(ledger.statuses(conn, self.campaign_run.id, "send"))
+            return dict(record_statuses(conn, self.campaign_run.id, "send"))
 
     def hold(self, target: Target, **kwargs: Any) -> None:
         store = self.breakers.store

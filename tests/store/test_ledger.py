@@ -11,6 +11,7 @@ from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
 from dagster_tidegate.store.runs import AttemptRow
 from tests.support.clock import Clock
+from tests.support.record_statuses import record_statuses
 
 DONE, FAILED, STARTED = RecordStatus.DONE, RecordStatus.FAILED, RecordStatus.STARTED
 
@@ -36,7 +37,7 @@ def test_one_write_ends_a_record_and_starts_the_next(store: Store, clock: Clock)
             "a": Recorded(DONE, 1, 0),
             "b": Recorded(STARTED, 1, 1),
         }
-        assert ledger.statuses(conn, attempt.campaign_run, "other") == {}
+        assert record_statuses(conn, attempt.campaign_run, "other") == {}
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -55,7 +56,7 @@ def test_a_newer_attempt_fences_the_writes_of_an_older(
     with pytest.raises(AttemptOverError), store.begin() as conn:
         ledger.write_progress(conn, clock(), older, "send", Progress(done=1))
     with store.begin() as conn:
-        assert ledger.statuses(conn, older.campaign_run, "send") == {}
+        assert record_statuses(conn, older.campaign_run, "send") == {}
         assert ledger.write(conn, clock(), newer, "send", started)
 
 
@@ -73,7 +74,7 @@ def test_after_the_end_results_are_written_and_starts_are_not(
             *(Entry(str(row), row, FAILED) for row in range(2, 2 + extra)),
         ]
         assert not ledger.write(conn, clock(), attempt, "send", entries)
-        statuses = ledger.statuses(conn, attempt.campaign_run, "send")
+        statuses = record_statuses(conn, attempt.campaign_run, "send")
     assert statuses == {"a": DONE} | {str(row): FAILED for row in range(2, 2 + extra)}
 
 
@@ -111,7 +112,7 @@ def test_abandoned_records_are_not_in_doubt(store: Store, clock: Clock) -> None:
         entries = [Entry("a", 0, STARTED), Entry("b", 1, STARTED), Entry("c", 2, DONE)]
         ledger.write(conn, clock(), attempt, "send", entries)
         ledger.abandon(conn, attempt, "send", ["a", "c"])
-        assert ledger.statuses(conn, attempt.campaign_run, "send") == {"b": STARTED, "c": DONE}
+        assert record_statuses(conn, attempt.campaign_run, "send") == {"b": STARTED, "c": DONE}
 
 
 def test_progress_is_read_as_it_was_written(store: Store, clock: Clock) -> None:

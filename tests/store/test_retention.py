@@ -19,6 +19,7 @@ from dagster_tidegate.store.retention import KINDS, Keep, Retention
 from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow, CampaignRun
 from dagster_tidegate.store.tables import metadata
 from tests.support.clock import Clock
+from tests.support.record_statuses import record_statuses
 
 DAY_S = 24 * 3600
 
@@ -52,7 +53,7 @@ def begin(store: Store, run: CampaignRun, dagster_run: str):
 
 def left(store: Store, run: CampaignRun) -> int:
     with store.read() as conn:
-        return len(ledger.statuses(conn, run.id, "send"))
+        return len(record_statuses(conn, run.id, "send"))
 
 
 def only(**kept: timedelta) -> Keep:

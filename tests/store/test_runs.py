@@ -16,6 +16,7 @@ from dagster_tidegate.store.runs import (
     AttemptRow,
     CampaignRun,
 )
+from tests.support.record_statuses import record_statuses
 
 
 def begin(
@@ -162,7 +163,7 @@ def test_late_writes_of_an_older_attempt_are_refused_and_write_nothing(store: St
     with pytest.raises(AttemptOverError, match="attempt 2 owns the campaign run"):
         write(store, first, Entry("a@example.org", 0, RecordStatus.DONE, {"sent": True}))
     with store.read() as conn:
-        assert ledger.statuses(conn, run.id, "send") == {}
+        assert record_statuses(conn, run.id, "send") == {}
 
 
 def test_results_of_every_attempt_are_kept(store: Store) -> None:
@@ -186,7 +187,7 @@ def test_a_clean_stop_leaves_no_record_in_doubt(store: Store) -> None:
     with store.begin() as conn:
         ledger.abandon(conn, attempt, "send", ["a", "b"])
     with store.read() as conn:
-        assert ledger.statuses(conn, run.id, "send") == {"a": RecordStatus.DONE}
+        assert record_statuses(conn, run.id, "send") == {"a": RecordStatus.DONE}
 
 
 def test_paused_runs_resume_by_priority_and_then_in_the_order_of_their_pause(

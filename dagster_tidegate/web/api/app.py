@@ -102,8 +102,8 @@ def _describe_problems(app: FastAPI) -> None:
     document = app.openapi
 
     def described() -> dict[str, Any]:
-        made = document()
-        schemas = made["components"]["schemas"]
+        openapi = document()
+        schemas = openapi["components"]["schemas"]
         if ProblemDetails.__name__ not in schemas:
             template = "#/components/schemas/{model}"
             schema = ProblemDetails.model_json_schema(ref_template=template)
@@ -111,6 +111,6 @@ def _describe_problems(app: FastAPI) -> None:
             schemas[ProblemDetails.__name__] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-        return made
+        return openapi
 
     app.openapi = described  # type: ignore[method-assign] -- as FastAPI's documentation does it

@@ -25,7 +25,7 @@ def service(conn: Connection, now: datetime, name: str) -> Target:
         Problem: `service_not_found`.
     """
     target = Target(TargetKind.SERVICE, name)
-    if name in breakers.read(conn) or holds.live_on(conn, now, target):
+    if name in breakers.read(conn) or holds.live(conn, now, target):
         return target
     return service_in(situation.read(conn, now), name)
 

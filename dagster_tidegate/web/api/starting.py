@@ -51,14 +51,14 @@ def start(
     with context.reading() as (conn, situation):
         spec = lookup.campaign_in(situation, campaign).spec
         require_owner(identity, spec)
-        judged = _verdict(conn, situation, campaign, partition)
-    answer = WhyOut.of(judged.answer)
+        decision = _verdict(conn, situation, campaign, partition)
+    answer = WhyOut.of(decision.answer)
     # The server that launched it may have died before it answered.
     if run_id is not None and context.open_workspace and context.workspace().has_run(run_id):
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=answer)
-    if judged.refusal is not None and judged.refuses(queue=queue):
-        raise Problem(_CODES[judged.refusal], judged.text, holds=answer.holds, why=answer)
+    if decision.refusal is not None and decision.refuses(queue=queue):
+        raise Problem(_CODES[decision.refusal], decision.text, holds=answer.holds, why=answer)
     dagster_run = operations.start(
         context.store, context.workspace(), spec, partition, actor=identity.name, run_id=run_id
     )
@@ -75,10 +75,10 @@ def validate(context: AppContext, campaign: str, body: StartCampaign) -> Verdict
     """
     with context.reading() as (conn, situation):
         spec = lookup.campaign_in(situation, campaign).spec
-        judged = _verdict(conn, situation, campaign, body.partition)
+        decision = _verdict(conn, situation, campaign, body.partition)
     if context.open_workspace is not None:
         context.workspace().check(campaign, body.partition, spec.location)
-    return VerdictOut.of(judged, queue=body.queue)
+    return VerdictOut.of(decision, queue=body.queue)
 
 
 def _verdict(

@@ -112,12 +112,12 @@ def start_campaign(
     body: StartCampaign | None = None,
 ) -> Response:
     """Start a run of a campaign: put it into Dagster's queue."""
-    asked = body or StartCampaign()
+    options = body or StartCampaign()
     return once(
-        asked,
+        options,
         202,
         lambda run_id: starting.start(
-            context, identity, campaign, asked.partition, queue=asked.queue, run_id=run_id
+            context, identity, campaign, options.partition, queue=options.queue, run_id=run_id
         ),
     )
 

@@ -11,7 +11,7 @@ from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
-from dagster_tidegate.store import runs as stored
+from dagster_tidegate.store import runs as campaign_runs
 from dagster_tidegate.store.run_details import ListedRun
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import lookup, starting
@@ -49,14 +49,14 @@ def list_runs(
     with context.store.read() as conn:
         now = context.store.now(conn)
         lookup.campaign(conn, now, campaign)
-        listed = run_details.listed(
+        newest = campaign_runs.newest(
             conn,
-            now,
             campaign=campaign,
             statuses=status or (),
             before=paging.before,
             limit=paging.limit + 1,
         )
+        listed = run_details.with_progress(conn, now, newest)
     return paging.page(listed, lambda each: each.run.id, RunOut.of)
 
 
@@ -116,16 +116,16 @@ def start_run(
     body: StartRun | None = None,
 ) -> Response:
     """Start a campaign run that was created or has ended: put it into Dagster's queue."""
-    asked = body or StartRun()
+    options = body or StartRun()
 
     def start(run_id: str | None) -> Started:
         with context.store.read() as conn:
             lookup.run(conn, context.store.now(conn), campaign, partition)
         return starting.start(
-            context, identity, campaign, partition, queue=asked.queue, run_id=run_id
+            context, identity, campaign, partition, queue=options.queue, run_id=run_id
         )
 
-    return once(asked, 202, start)
+    return once(options, 202, start)
 
 
 @router.post(_RUN + "/pause", responses=responses(Code.NOT_PAUSABLE, *_NOT_FOUND))
@@ -188,7 +188,7 @@ def _create(context: AppContext, identity: Identity, campaign: str, partition: s
         context.workspace().check(campaign, partition, spec.location)
     with context.store.begin() as conn:
         now = context.store.now(conn)
-        created = stored.create(
+        created = campaign_runs.create(
             conn,
             now,
             campaign,

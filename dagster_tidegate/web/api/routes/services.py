@@ -36,10 +36,9 @@ _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
 def list_services(context: Context, _identity: Viewer, paging: Paging) -> Page[ServiceOut]:
     """List the services: the state of each breaker, and the holds on each."""
     with context.reading() as (_, situation):
-        pass
-    return paging.page_by_name(
-        sorted(situation.services), str, lambda name: ServiceOut.of(situation, name)
-    )
+        return paging.page_by_name(
+            sorted(situation.services), str, lambda name: ServiceOut.of(situation, name)
+        )
 
 
 @router.get("/{service}", responses=_NOT_FOUND)
