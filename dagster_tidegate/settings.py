@@ -72,7 +72,7 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
                 ) from None
         if is_everybody:
             raise ValueError(
-                f"{value!r} is everybody, so anybody could forge their address: name the proxies, "
+                f"{value!r} means every address, so anybody could forge theirs: name the proxies, "
                 "such as 10.0.0.7 or 10.0.0.0/8"
             )
     return values
@@ -129,7 +129,7 @@ class GeneralSettings(Settings):
     )
     public_url: WebAddress | None = Field(
         default=None,
-        description="Public URL of the pages, for links in alerts: `https://dagster.example.org`.",
+        description="Public URL of the UI, for links in alerts: `https://dagster.example.org`.",
     )
     opentelemetry: Switch = Field(
         default=False,
@@ -183,8 +183,8 @@ class ServeSettings(Settings):
     refusals_per_address: int = Field(
         default=10,
         ge=1,
-        description="Wrong tokens per minute and network address that are answered and logged one "
-        "by one; further wrong tokens are refused for a while, valid ones never.",
+        description="Limit on different wrong tokens per network address, per minute; beyond it, "
+        "wrong tokens get a 429 and valid ones are still accepted.",
     )
     request_bytes: int = Field(
         default=1_000_000,
@@ -194,7 +194,7 @@ class ServeSettings(Settings):
     )
     ui_changes: Literal["operator", "admin"] = Field(
         default="operator",
-        description="Role required for changes in Dagster's own pages. The pages ignore owners of "
+        description="Role required for changes in the Dagster UI. The UI ignores owners of "
         "campaigns: if you use owners, set `admin`.",
     )
 
@@ -213,8 +213,8 @@ class AlertSettings(Settings):
         default=900.0,
         ge=0,
         le=86_400,
-        description="Alert this many seconds before a hold expires, or after three quarters of its "
-        "duration if that is later.",
+        description="Alert this many seconds before a hold expires, but not before three quarters "
+        "of its duration have passed.",
     )
     hold_older_than_s: float = Field(
         default=86_400.0,

@@ -159,13 +159,11 @@ class StoreOutage:
             self._since = datetime.now(UTC)
             repeat_at = self._sent_ticks + self._spacing.total_seconds()
             self._next_try = max(self._ticks() + OUTAGE_AFTER_S, repeat_at)
-            log.warning(
-                "Alerts are on hold; the store can't be reached: %s", why_unreachable(error)
-            )
+            log.warning("Alerts are delayed; the store is unreachable: %s", why_unreachable(error))
         if self._next_try is None or self._ticks() < self._next_try:
             return
         text = Text(
-            "Tidegate's store can't be reached",
+            "Tidegate's store is unreachable",
             f"The store has been unreachable since {utc(self._since)}.\n"
             "Until it recovers, each process has its own breakers, nothing is paused or resumed "
             "across the fleet, and runs wait before they take their next record.\n"
@@ -195,7 +193,7 @@ class StoreOutage:
                     now,
                     kind=AlertKind.STORE_BACK,
                     name="store",
-                    title="Tidegate's store can be reached again",
+                    title="Tidegate's store is reachable again",
                     body=f"The store was unreachable from {utc(self._since)} for "
                     f"{length(now - self._since)}.",
                     lasts=False,

@@ -285,7 +285,7 @@ def _hold_released(name: str, hold: Hold | None) -> Text:
         f"The hold of {hold.actor} on {hold.target} {'expired' if expired else 'was released'}",
         f"The hold of {hold.actor} on {hold.target} ({hold.reason}) {event} at "
         f"{utc(hold.released_at)}.\n"
-        "Whatever no other hold covers resumes.",
+        "Anything that no other hold covers resumes.",
     )
 
 

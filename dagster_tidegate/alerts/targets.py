@@ -48,7 +48,7 @@ class Targets:
                 scheme = f" ({entry['scheme']})" if entry else ""
                 raise SettingsError(
                     f"number {place} of TIDEGATE_ALERT_URLS{scheme} is not a URL that Apprise "
-                    "knows; use slack://..., mailto://..., json://... or another of "
+                    "supports; use slack://..., mailto://..., json://... or another of "
                     "https://appriseit.com/services/, optionally with a name: ops=slack://..."
                 )
             name = entry["name"]
@@ -57,7 +57,7 @@ class Targets:
                 unnamed[scheme] += 1
                 name = scheme if unnamed[scheme] == 1 else f"{scheme}-{unnamed[scheme]}"
             if name in self._targets:
-                raise SettingsError(f"two of TIDEGATE_ALERT_URLS are named {name!r}")
+                raise SettingsError(f"two targets in TIDEGATE_ALERT_URLS are named {name!r}")
             self._targets[name] = _Target(name, apprise)
 
     @property

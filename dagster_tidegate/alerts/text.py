@@ -41,7 +41,7 @@ def digest(titles: Sequence[str]) -> Text:
     lines = [f"- {title}" for title in titles[:MAX_TITLES]]
     if more > 0:
         lines.append(f"and {more} more")
-    return Text(f"{len(titles)} alerts", "\n".join([*lines, "All of them: tidegate alerts list"]))
+    return Text(f"{len(titles)} alerts", "\n".join([*lines, "Full list: tidegate alerts list"]))
 
 
 def count(number: int, noun: str) -> str:

@@ -253,7 +253,7 @@ class Engine:
             if self._state.change(before, after):
                 self._announce(before, after)
                 return
-        raise RuntimeError(f"{self.policy.name} changed ten times while it was being changed")
+        raise RuntimeError(f"other processes kept changing the breaker of {self.policy.name}")
 
     def _announce(self, before: BreakerStatus, after: BreakerStatus) -> None:
         if after.generation != before.generation:

@@ -1,4 +1,4 @@
-"""The policy of a service: when its breaker trips, how it is probed, how it comes back."""
+"""The policy of a service: when its breaker trips, how it is probed, how it recovers."""
 
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -9,7 +9,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ServicePolicy(BaseModel):
-    """When the breaker of a service trips, how the service is probed, and how it comes back.
+    """When the breaker of a service trips, how the service is probed, and how it recovers.
 
     Fields that end in `_s` are seconds. A rule that is None is off; at least one rule must be set.
     Counts are those of the whole fleet.
@@ -65,13 +65,13 @@ class ServicePolicy(BaseModel):
         description="HTTP statuses that count as a failure besides 500 to 599.",
     )
     reset_timeout_s: float = Field(
-        default=30.0, gt=0, description="How long it stays open before the first probe, in seconds."
+        default=30.0, gt=0, description="Time from the trip to the first trial call, in seconds."
     )
     backoff_factor: float = Field(
         default=2.0,
         ge=1,
         le=10,
-        description="Each failed probe multiplies the reset timeout by this.",
+        description="Each failed trial call multiplies the reset timeout by this.",
     )
     reset_timeout_cap_s: float = Field(
         default=600.0, gt=0, description="Upper limit of the reset timeout, in seconds."
@@ -80,12 +80,12 @@ class ServicePolicy(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Random share added to the reset timeout, at most.",
+        description="Maximum random share added to the reset timeout.",
     )
     retry_after_cap_s: float = Field(
         default=3600.0,
         ge=0,
-        description="A longer Retry-After of the service is cut to this, in seconds.",
+        description="Upper limit of a Retry-After from the service, in seconds.",
     )
     trial_calls: int = Field(
         default=1,
@@ -99,7 +99,7 @@ class ServicePolicy(BaseModel):
     trial_lease_s: float = Field(
         default=60.0,
         gt=0,
-        description="A trial call without a result after this time is given up, in seconds; must "
+        description="A trial call without a result after this time is abandoned, in seconds; must "
         "be longer than any call takes.",
     )
     linger_s: float = Field(
@@ -116,10 +116,10 @@ class ServicePolicy(BaseModel):
     probe_url: str | None = Field(
         default=None,
         description="URL that answers GET with a status below 400 while the service is healthy. "
-        "None: a call of a campaign is the probe.",
+        "None: a call of a campaign is the trial call.",
     )
     probe_timeout_s: float = Field(
-        default=5.0, gt=0, description="Timeout of the probe, in seconds."
+        default=5.0, gt=0, description="Timeout of the health probe, in seconds."
     )
 
     @field_validator("name")

@@ -55,7 +55,7 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
             after = move(before)
             if after is before or self._backend.change(before, after, self._worker):
                 return
-        raise RuntimeError(f"{self._policy.name} changed ten times while it was being changed")
+        raise RuntimeError(f"other processes kept changing the breaker of {self._policy.name}")
 
     @property
     def state(self) -> str:

@@ -15,9 +15,9 @@ SUBCOMMANDS = {
     "services": "List services, their policies and recent calls, or override a breaker.",
     "history": "List changes: who, what, when and why.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
-    "serve": "Serve the API and Dagster's pages on one port until Ctrl-C.",
+    "serve": "Serve the API and the Dagster UI on one port until Ctrl-C.",
     "alerts": "List alerts, test their targets, or send alerts.",
-    "tokens": "Create, list and revoke tokens for the API and the pages.",
+    "tokens": "Create, list and revoke tokens for the API and the UI.",
     "store": "Create, upgrade and maintain the state database.",
     "config": "Show the settings in effect and where each comes from.",
 }

@@ -52,7 +52,7 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
 def test() -> None:
     """Send a test message to every target, and report which ones accepted it."""
     targets = _targets()
-    text = Text("Test alert from Tidegate", "Alerts reach this target. Nothing has happened.")
+    text = Text("Test alert from Tidegate", "This is only a test. Alerts reach this target.")
     text = text.linked(load(GeneralSettings).public_url)
     errors = targets.send(text, AlertKind.TEST, to=sorted(targets.names))
     for name, error in errors.items():
@@ -105,4 +105,4 @@ def _sent(alert: Alert) -> str:
         case AlertStatus.PENDING:
             return "not yet"
         case AlertStatus.WITHDRAWN:
-            return "no: it ended first"
+            return "no: its cause ended first"

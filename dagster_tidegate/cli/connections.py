@@ -63,7 +63,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except UNUSABLE as error:
-        raise failure(f"the store can't be reached: {why_unreachable(error)}") from error
+        raise failure(f"the store is unreachable: {why_unreachable(error)}") from error
     except schema.SchemaError as error:
         raise failure(error) from error
 

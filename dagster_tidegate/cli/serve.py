@@ -1,4 +1,4 @@
-"""`tidegate serve`: the API and Dagster's pages on one port."""
+"""`tidegate serve`: the API and the Dagster UI on one port."""
 
 import logging
 from pathlib import Path
@@ -26,7 +26,7 @@ WORKSPACE = Path("workspace.yaml")
 )
 @click.option("--path-prefix", "-l", help="URL path prefix, such as /dagster.")
 @click.option(
-    "--read-only", is_flag=True, help="Refuse every change in the API and Dagster's pages."
+    "--read-only", is_flag=True, help="Refuse every change in the API and the Dagster UI."
 )
 @click.option(
     "--api-only", is_flag=True, help="Serve only the API. Starting runs then needs --workspace."
@@ -49,7 +49,7 @@ def serve(
     log_level: str,
     url: str | None,
 ) -> None:
-    """Serve the API and Dagster's pages on one port until Ctrl-C.
+    """Serve the API and the Dagster UI on one port until Ctrl-C.
 
     It replaces dagster-webserver, and also sends alerts.
     """

@@ -141,7 +141,7 @@ def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | Non
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
     elif not change.made:
-        console.say(f"nobody keeps the breaker of {name} closed")
+        console.say(f"the breaker of {name} is not kept closed")
     else:
         console.say(f"the breaker of {name} {'could' if dry_run else 'can'} trip again")
 

@@ -1,4 +1,4 @@
-"""`tidegate tokens`: access to the API and the pages."""
+"""`tidegate tokens`: access to the API and the UI."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def _explained() -> Iterator[None]:
 
 @click.group()
 def tokens() -> None:
-    """Create, list and revoke tokens for the API and the pages."""
+    """Create, list and revoke tokens for the API and the UI."""
 
 
 @tokens.command()

@@ -402,7 +402,7 @@ class AlertOut(Out):
     body: str
     status: AlertStatus
     raised_at: datetime
-    ended_at: datetime | None = Field(description="When its cause ended; null while it lasts.")
+    ended_at: datetime | None = Field(description="When its cause ended; null while it persists.")
     sent_at: datetime | None = Field(description="When all targets had accepted it.")
     tries: int
     next_try_at: datetime | None

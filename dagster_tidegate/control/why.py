@@ -193,7 +193,7 @@ def in_queue(run: QueuedRun) -> list[Obstacle]:
         return []
     obstacles = []
     if run.tries:
-        text = f"it is the canary of {', '.join(sorted(run.tries))} and first in the queue"
+        text = f"it is the canary for {', '.join(sorted(run.tries))} and first in the queue"
         obstacles.append(Obstacle(ObstacleKind.CANARY, text))
     for pool, (limit, used) in run.pools.items():
         if limit is not None and used >= limit:
@@ -225,7 +225,7 @@ def _answer(
         text = (
             "its last start failed; start it again"
             if failed
-            else "it was created by hand and not started yet"
+            else "it was created by hand and has not been started"
         )
         obstacles.insert(0, Obstacle(ObstacleKind.NOT_STARTED, text))
     return Answer(
@@ -258,7 +258,7 @@ def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:
     location = None if campaign is None else campaign.spec.location
     for gate in situation.stale_gates():
         if location in (None, gate.location):
-            text = f"{gate}. It pauses and resumes nothing meanwhile: see 'tidegate doctor'"
+            text = f"{gate}. Until it recovers, nothing is paused or resumed: see 'tidegate doctor'"
             yield Obstacle(ObstacleKind.GATE_STALE, text)
 
 

@@ -1,4 +1,4 @@
-"""Launches and ends runs through a loaded workspace, as Dagster's own pages do."""
+"""Launches and ends runs through a loaded workspace, as the Dagster UI does."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,8 +84,8 @@ class WorkspaceLauncher:
         for run in runs:
             if run.status is dg.DagsterRunStatus.STARTING:
                 raise UnreachableError(
-                    f"Dagster run {run.run_id} is starting, and can't be ended until it has: try "
-                    "again in a moment"
+                    f"Dagster run {run.run_id} is starting and can't be terminated yet: try again "
+                    "in a moment"
                 )
         for run in runs:
             if run.status is dg.DagsterRunStatus.NOT_STARTED:  # it never reached the queue
@@ -98,13 +98,13 @@ class WorkspaceLauncher:
         partitions = self._partitions(job, location)
         if partitions is None:
             if partition is not None:
-                raise LaunchError(f"job {job!r} has no partitions: name none")
+                raise LaunchError(f"job {job!r} has no partitions: omit the partition")
             return
         last = ", ".join(partitions[-3:]) or "none yet"
         if partition is None:
-            raise LaunchError(f"job {job!r} has partitions: name one, the last are {last}")
+            raise LaunchError(f"job {job!r} has partitions: specify one; the latest are {last}")
         if partition not in partitions:
-            hint = did_you_mean(partition, partitions, f"the last are {last}")
+            hint = did_you_mean(partition, partitions, f"the latest are {last}")
             raise LaunchError(f"job {job!r} has no partition {partition!r}; {hint}")
 
     def _partitions(self, job: str, location: str | None) -> Sequence[str] | None:
@@ -194,19 +194,19 @@ class WorkspaceLauncher:
             return self._instance.submit_run(run.run_id, self._context).run_id
         except BaseException:
             if run_id is None:  # the call can't be repeated
-                self._instance.report_run_canceled(run, "It could not be put into the queue.")
+                self._instance.report_run_canceled(run, "The run could not be queued.")
             raise
 
     def _terminate(self, run_id: str) -> None:
         try:
             ended = self._instance.run_coordinator.cancel_run(run_id)
         except dg.DagsterError as error:
-            raise UnreachableError(f"Dagster run {run_id} can't be ended: {error}") from error
+            raise UnreachableError(f"Dagster run {run_id} can't be terminated: {error}") from error
         run = self._instance.get_run_by_id(run_id)
         if not ended and run is not None and not run.is_finished:
             raise UnreachableError(
-                f"Dagster run {run_id} is {run.status.value}, and its process can't be reached: "
-                "see its page"
+                f"Dagster run {run_id} is {run.status.value}, and its process is unreachable: "
+                "see the run in the Dagster UI"
             )
 
 
@@ -216,10 +216,10 @@ def _launch_errors(job: str) -> Iterator[None]:
     try:
         yield
     except DagsterUserCodeUnreachableError as error:
-        raise UnreachableError(f"the code location of {job} can't be reached: {error}") from error
+        raise UnreachableError(f"the code location of {job} is unreachable: {error}") from error
     except DagsterUserCodeProcessError as error:  # its text has configuration and stack traces
         raise LaunchError(
-            f"the code of {job} refuses to be launched: its launchpad in Dagster's pages says why"
+            f"the code location failed to launch {job}: its launchpad in the Dagster UI shows why"
         ) from error
     except dg.DagsterError as error:
         message = str(error).partition("\n")[0] or type(error).__name__
@@ -228,5 +228,7 @@ def _launch_errors(job: str) -> Iterator[None]:
 
 def _unless_failed(answer: Any) -> Any:
     if isinstance(answer, PartitionExecutionErrorSnap):
-        raise LaunchError(f"the code location could not answer: {innermost(answer.error)}")
+        raise LaunchError(
+            f"the code location could not evaluate the partition: {innermost(answer.error)}"
+        )
     return answer

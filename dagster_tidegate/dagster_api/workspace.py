@@ -108,7 +108,7 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
     Args:
         path: The `workspace.yaml`.
         log_level: The log level of the code servers.
-        read_only: Whether Dagster's pages refuse every change.
+        read_only: Whether the Dagster UI refuses every change.
 
     Raises:
         WorkspaceError: If the file can't be read, or there is no instance.
@@ -124,7 +124,7 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
 
 
 class _Process(WorkspaceProcessContext):
-    """Hides the buttons of Dagster's pages from users who may not make changes."""
+    """Hides the buttons of the Dagster UI from users who may not make changes."""
 
     def create_request_context(self, source: object | None = None) -> WorkspaceRequestContext:
         state = getattr(source, "scope", {}).get("state", {})

@@ -142,9 +142,9 @@ _CHECKS: list[tuple[str, Severity, Callable[[Facts], Problems]]] = []
 CODES: dict[str, str] = {}
 """The meaning of each finding's code."""
 BLIND_SPOTS = (
-    "If the pool of an op names one service and the op calls another, that is only noticed if the "
-    "op uses a client resource named like that service.",
-    "Calls that do not go through a breaker are not noticed.",
+    "If the pool of an op names one service and the op calls another, this is detected only if the "
+    "op uses a client resource that is named after the other service.",
+    "Calls that do not go through a breaker are not detected.",
     "TIDEGATE_ENABLED is read in this process; the daemon and the workers may have another value.",
 )
 
@@ -384,7 +384,9 @@ def _location_broken(facts: Facts) -> Problems:
             )
 
 
-@_check("location_gone", WARNING, "The store has campaigns of a location not in the workspace.")
+@_check(
+    "location_gone", WARNING, "The store has campaigns of a location that is not in the workspace."
+)
 def _location_gone(facts: Facts) -> Problems:
     situation = facts.store.situation
     if situation is None or facts.workspace_error or facts.instance_error is not None:
@@ -397,10 +399,11 @@ def _location_gone(facts: Facts) -> Problems:
     for name, campaigns in gone.items():
         yield (
             name,
-            f"the store has its campaigns {', '.join(sorted(campaigns))}, and this workspace "
-            "does not have the location",
-            "use the workspace file that has it, or restore it: until then, what the gate stopped "
-            f"in it stays stopped. If it was removed: tidegate store forget {shlex.quote(name)}",
+            f"the store has its campaigns {', '.join(sorted(campaigns))}, and the workspace "
+            "does not contain the location",
+            "use the workspace file that contains it, or restore it: until then, its schedules and "
+            "sensors stay as the gate has set them. If it was removed: tidegate store forget "
+            f"{shlex.quote(name)}",
         )
 
 
@@ -472,8 +475,8 @@ def _policies_unreadable(facts: Facts) -> Problems:
             yield (
                 location.name,
                 location.policy_error,
-                "nothing, if its values come from the environment; pools that name its services "
-                "are then not checked",
+                "none needed if its values come from the environment; pools that name its "
+                "services are then not checked",
             )
 
 
@@ -494,7 +497,7 @@ def _policies_differ(facts: Facts) -> Problems:
                 )
 
 
-@_check("pool_missing", ERROR, "An op uses the breakers, and its pool names no service.")
+@_check("pool_missing", ERROR, "An op uses the breakers, but its pool names no service.")
 def _pool_missing(facts: Facts) -> Problems:
     for location, job, op in facts.ops:
         reached, clients, named = _services_of(facts, location, op)
@@ -528,7 +531,9 @@ def _pool_unknown(facts: Facts) -> Problems:
             )
 
 
-@_check("pool_lacks_service", WARNING, "An op uses a service's client that its pool does not name.")
+@_check(
+    "pool_lacks_service", WARNING, "An op uses the client of a service that its pool does not name."
+)
 def _pool_lacks_service(facts: Facts) -> Problems:
     for location, job, op in facts.ops:
         _, clients, named = _services_of(facts, location, op)
@@ -542,7 +547,11 @@ def _pool_lacks_service(facts: Facts) -> Problems:
             )
 
 
-@_check("campaign_pool", WARNING, "No op of a campaign has its pool, or one has that of another.")
+@_check(
+    "campaign_pool",
+    WARNING,
+    "No op of a campaign has the campaign's pool, or one has another campaign's.",
+)
 def _campaign_pool(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
@@ -559,7 +568,7 @@ def _campaign_pool(facts: Facts) -> Problems:
             )
 
 
-@_check("not_a_campaign", WARNING, "A job uses the breakers and is not a campaign.")
+@_check("not_a_campaign", WARNING, "A job uses the breakers but is not a campaign.")
 def _not_a_campaign(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
@@ -567,13 +576,13 @@ def _not_a_campaign(facts: Facts) -> Problems:
             if reaches and facts.registered(location) and not facts.is_campaign(job):
                 yield (
                     f"{location.name}: {job}",
-                    "its ops use the breakers, and it is not a campaign: a run that pauses does "
+                    "its ops use the breakers, but it is not a campaign: a run that pauses does "
                     "not resume",
                     f"add Campaign(job={job}) to the campaigns of the three sensors",
                 )
 
 
-@_check("calls_without_pool", WARNING, "A service is called that no campaign has in a pool.")
+@_check("calls_without_pool", WARNING, "A service is called, but no campaign names it in a pool.")
 def _calls_without_pool(facts: Facts) -> Problems:
     situation = facts.store.situation
     if situation is None:
@@ -582,8 +591,8 @@ def _calls_without_pool(facts: Facts) -> Problems:
     for name in sorted(facts.store.called - needed):
         yield (
             name,
-            "it was called recently, and no op of a campaign has it in its pool: nothing is held "
-            "while it is down",
+            "it was called recently, but no op of a campaign names it in its pool: nothing is "
+            "held while it is down",
             f"find the caller; if it is an op: @dg.op(pool=pool({name!r}))",
         )
 

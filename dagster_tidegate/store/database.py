@@ -47,8 +47,8 @@ def default_url() -> str:
     home = os.environ.get("DAGSTER_HOME", "")
     if not Path(home).is_absolute():
         raise ValueError(
-            f"the store has no place: set {URL_VARIABLE} to a database URL, or DAGSTER_HOME to an "
-            f"absolute path (it is {home!r})"
+            f"there is nowhere to put the state database: set {URL_VARIABLE} to a database URL, or "
+            f"DAGSTER_HOME to an absolute path (it is {home!r})"
         )
     return f"sqlite:///{Path(home) / 'tidegate.db'}"
 
@@ -64,8 +64,8 @@ def read_url(url: str | sa.URL) -> sa.URL:
     except (exc.ArgumentError, ValueError):
         # The cause may quote a part of the password.
         raise ValueError(
-            "the store's URL can't be read: percent-encode what is special in its name and "
-            "password, such as @ : / ?, and let its port be a number"
+            "the store's URL is invalid: percent-encode special characters in the user name and "
+            "password, such as @ : / ?, and use a number as the port"
         ) from None
 
 
@@ -79,7 +79,7 @@ def shown_url(url: str | sa.URL) -> str:
     try:
         return read_url(url).difference_update_query(["password", "passfile"]).render_as_string()
     except ValueError:
-        return "a URL that can't be read"
+        return "an invalid URL"
 
 
 class Store:
@@ -106,7 +106,7 @@ class Store:
         self.url = read_url(url)
         dialect = self.url.get_backend_name()
         if dialect not in ("sqlite", "postgresql"):
-            raise ValueError(f"the store can be sqlite or postgresql, not {dialect}")
+            raise ValueError(f"the store can't be {dialect}: use sqlite or postgresql")
         # psycopg 3, also where the URL names no driver: it supports LISTEN.
         if self.url.drivername == "postgresql":
             self.url = self.url.set(drivername="postgresql+psycopg")

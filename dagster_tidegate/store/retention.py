@@ -52,7 +52,9 @@ class Keep:
         for kind in KINDS:
             age = getattr(self, kind)
             if age is not None and age < timedelta(0):
-                raise ValueError(f"{kind} can't be kept for {age}: say 0 or more, or None for ever")
+                raise ValueError(
+                    f"{kind} can't be kept for {age}: use 0 or more, or None to keep it forever"
+                )
 
 
 KINDS = tuple(field.name for field in fields(Keep))

@@ -110,6 +110,8 @@ def _sqlite_migrating(engine: sa.Engine) -> Iterator[sa.Connection]:
             with conn.begin():
                 yield conn
                 if broken := conn.exec_driver_sql("PRAGMA foreign_key_check").first():
-                    raise SchemaError(f"a row of {broken[0]} would refer to none of {broken[2]}")
+                    raise SchemaError(
+                        f"a row of {broken[0]} refers to a missing row of {broken[2]}"
+                    )
         finally:
             driver.execute("PRAGMA foreign_keys=ON").close()

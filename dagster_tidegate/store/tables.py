@@ -339,7 +339,7 @@ heartbeats = sa.Table(
     sa.Column("summary", sa.Text, nullable=False),
 )
 
-# Who may use the API and the pages. Only the SHA-256 digest of a secret is stored.
+# Who may use the API and the UI. Only the SHA-256 digest of a secret is stored.
 tokens = sa.Table(
     "tokens",
     metadata,

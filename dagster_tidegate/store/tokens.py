@@ -118,7 +118,7 @@ def create(
     except ValueError as error:
         raise TokenError(str(error)) from error
     if name.casefold() in set(SystemActor):
-        raise TokenError(f"{name!r} is what Tidegate itself is called in its records: use another")
+        raise TokenError(f"{name!r} is reserved for Tidegate itself: use another name")
     if expires_at is not None and expires_at <= now:
         raise TokenError(f"a token can't expire at {expires_at}: it is {now}")
     # An expired token gives its name back.
@@ -143,7 +143,7 @@ def create(
         .returning(*_COLUMNS)
     ).one_or_none()
     if row is None:
-        raise TokenError(f"there is a token {name!r}: revoke it, or use another name")
+        raise TokenError(f"a token {name!r} exists already: revoke it, or use another name")
     token = _token(row)
     events.write(
         conn,

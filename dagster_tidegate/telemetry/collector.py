@@ -118,7 +118,7 @@ def _services(fleet: Situation, counters: Counters) -> Iterable[Metric]:
     )
     yield _counter(
         "breaker_trips",
-        "How often a breaker opened, not counting failed probes",
+        "How often a breaker opened, not counting failed trial calls",
         {(name,): counters.trips[name] for name in breakers},
         "service",
     )
@@ -169,7 +169,7 @@ def _holds(fleet: Situation) -> Iterable[Metric]:
     takeovers = Counter(takeover.kind for takeover in fleet.takeovers)
     yield _gauge(
         "takeovers",
-        "Settings of Dagster that the gate has changed and not yet restored",
+        "Dagster settings that the gate has changed and not yet restored",
         {(kind.value,): takeovers[kind] for kind in TakeoverKind},
         "kind",
     )
@@ -259,7 +259,7 @@ def _alerts(conn: Connection, now: datetime) -> Iterable[Metric]:
     )
     yield _gauge(
         "alerts_live",
-        "Alerts whose cause lasts",
+        "Alerts whose cause persists",
         {(kind,): count for kind, count in counts.live.items()},
         "kind",
     )

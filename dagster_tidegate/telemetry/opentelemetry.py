@@ -59,7 +59,7 @@ class OpenTelemetryHook:
             description="Time from a change of state until this process learned of it",
         )
         self._degraded = meter.create_gauge(
-            "tidegate.store.degraded", description="1 while the store can't be reached"
+            "tidegate.store.degraded", description="1 while the store is unreachable"
         )
 
     def __call__(self, event: Event, /) -> None:

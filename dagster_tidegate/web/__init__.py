@@ -1,1 +1,1 @@
-"""The REST API and Dagster's pages on one port."""
+"""The REST API and the Dagster UI on one port."""

@@ -22,7 +22,7 @@ def strip_prefix(path: str, prefix: str) -> str:
 
 
 def is_own(scope: Scope, prefix: str) -> bool:
-    """Return whether a connection is for Tidegate rather than for Dagster's pages."""
+    """Return whether a connection is for Tidegate rather than for the Dagster UI."""
     path = strip_prefix(scope["path"], prefix)
     ours = path in _OWN or path.startswith(tuple(f"{own}/" for own in _OWN))
     return ours and scope["type"] == "http"

@@ -1,4 +1,4 @@
-"""Runs the API, Dagster's pages and the alert sender until it is stopped."""
+"""Runs the API, the Dagster UI and the alert sender until it is stopped."""
 
 import signal
 import socket
@@ -44,7 +44,7 @@ def run(
     Args:
         settings: The address, limits and roles.
         workspace: The workspace file. None: the API alone, which can't start runs.
-        pages: Serve Dagster's pages too; they need a workspace.
+        pages: Serve the Dagster UI too; they need a workspace.
         read_only: Refuse every change.
         log_level: For example `warning`.
         ready: Called with the URL just before requests are answered.

@@ -113,11 +113,11 @@ def drill(
 ) -> None:
     """Take the campaigns through an outage and report what happened.
 
-    Real processes in a temporary DAGSTER_HOME, on free ports: the sandbox, Dagster's webserver
-    and its daemon. What arrived is what the sandbox counted.
+    Starts the sandbox, Dagster's webserver and its daemon in a temporary DAGSTER_HOME, on free
+    ports. The figures are what the sandbox received.
 
-    Exit code 1 if something was lost, sent twice, failed, or is not as it was before; the folder
-    with all databases and logs is kept then.
+    Exit code 1 if a record was lost or sent twice, a run failed, or a pool or schedule was not
+    restored. The databases and logs are then kept.
     """
     from demo.drill import report
     from demo.drill.deployment import drop, start_deployment

@@ -111,5 +111,5 @@ class SandboxClient:
             if response.is_error:
                 raise SandboxError(answered["error"])
         except (ValueError, TypeError, KeyError) as error:
-            raise SandboxError(f"what answers at {self.url} is not the sandbox") from error
+            raise SandboxError(f"the server at {self.url} is not a sandbox") from error
         return answered

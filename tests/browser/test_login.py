@@ -1,4 +1,4 @@
-"""A browser logs in, sees Dagster's pages, and changes things in them only as its role allows."""
+"""A browser logs in, sees the Dagster UI, and changes things in them only as its role allows."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def hello() -> None:
 defs = dg.Definitions(jobs=[hello])
 """
 PAGE = "/locations/definitions.py/jobs/hello"
-# As the pages send it, with the session of the browser.
+# As the UI sends it, with the session of the browser.
 SEND_MUTATION = """async () => {
   const answer = await fetch("/graphql", {
     method: "POST",
@@ -54,7 +54,7 @@ class Server:
     secrets: dict[Role, str]
 
     def changes(self) -> list[tuple[str, str, str | None]]:
-        """What was changed in Dagster's pages, by whom, from where."""
+        """What was changed in the Dagster UI, by whom, from where."""
         with self.store.read() as conn:
             found = history.read(conn, kinds=[EventKind.DAGSTER_UI], limit=100)
         return [(each.name, each.actor, each.address) for each in found]

@@ -17,6 +17,6 @@ def test_postgres_away_for_seconds_loses_nothing_and_frees_nothing():
     assert result.findings() == []
     code, said = result.command
     assert code == 1
-    assert "the store can't be reached" in said
+    assert "the store is unreachable" in said
     assert 1 <= min(result.tries_away) <= max(result.tries_away) <= MAX_TRIES
     assert len(result.expected) == 600

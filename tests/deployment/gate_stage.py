@@ -125,7 +125,7 @@ class Stage:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    # What a person does in Dagster's pages
+    # What a person does in the Dagster UI
 
     def graphql(self, query: str, **variables: Any) -> Mapping[str, Any]:
         """Ask Dagster's GraphQL API, and return the one answer."""

@@ -83,7 +83,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         refused = operator.json("start", "list_hygiene", "--partition", day_before, expect=3)
         assert refused["refusal"] == "held"
 
-        # The server of Dagster's pages says the same over its API.
+        # The server of the Dagster UI says the same over its API.
         client = stack.enter_context(httpx.Client(base_url=scene.web, timeout=MAX_S))
         client.headers["X-Tidegate-Actor"] = "ana"
         api = Api(client)

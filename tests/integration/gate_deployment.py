@@ -166,7 +166,7 @@ class Deployment:
             assert not error, error
 
     def start(self, schedule: str) -> None:
-        """Start a schedule, as a person does in Dagster's pages."""
+        """Start a schedule, as a person does in the Dagster UI."""
         self.instance.start_schedule(self.repository.get_schedule(schedule))
 
     def evaluated(self, schedule: str, at: datetime) -> None:

@@ -604,7 +604,7 @@ def test_below_a_prefix(serve: Serve, secret: str) -> None:
     assert client.get("/tide/api/v1/who").status_code == 200
 
 
-# Dagster's pages
+# The Dagster UI
 
 
 @pytest.fixture

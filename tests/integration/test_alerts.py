@@ -580,7 +580,7 @@ def test_an_outage_of_the_store_and_its_end_are_sent(
             break
     stop.set()
     thread.join(60)
-    assert receiver.titles == ["Tidegate's store can't be reached"]
+    assert receiver.titles == ["Tidegate's store is unreachable"]
     gone.dispose()
 
     outage = StoreOutage(Targets(settings.urls), timedelta(0))
@@ -591,8 +591,8 @@ def test_an_outage_of_the_store_and_its_end_are_sent(
     outage.recovered(store)
     Sender(store, Targets(settings.urls), 10).send(stop)
     assert receiver.titles[1:] == [
-        "Tidegate's store can't be reached",
-        "Tidegate's store can be reached again",
+        "Tidegate's store is unreachable",
+        "Tidegate's store is reachable again",
     ]
 
 

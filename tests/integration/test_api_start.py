@@ -143,9 +143,9 @@ def test_what_the_code_does_not_have_is_refused_and_leaves_nothing(
     asked: Api, deployed: Deployment
 ) -> None:
     for path, body, says in [
-        ("/campaigns/letters/start", None, "has partitions: name one"),
+        ("/campaigns/letters/start", None, "has partitions: specify one"),
         ("/campaigns/letters/start", {"partition": "aa"}, "did you mean a"),
-        ("/campaigns/postcard/start", {"partition": "a"}, "has no partitions: name none"),
+        ("/campaigns/postcard/start", {"partition": "a"}, "has no partitions: omit the partition"),
         ("/campaigns/letters/start/validate", {"partition": "aa"}, "did you mean a"),
         ("/campaigns/letters/runs", {"partition": "aa"}, "did you mean a"),
     ]:

@@ -68,7 +68,7 @@ def test_a_store_that_can_not_be_used_is_not_told_with_its_password(
 
 def test_a_url_that_can_not_be_read_is_told_with_what_to_do() -> None:
     result = CliRunner().invoke(main, ["status", "--url", f"postgresql://t:p@s:{PASSWORD}@h:1/db"])
-    assert result.output.startswith("Error: the store's URL can't be read: percent-encode")
+    assert result.output.startswith("Error: the store's URL is invalid: percent-encode")
 
 
 def test_a_file_that_can_not_be_opened_is_named(tmp_path: Path) -> None:

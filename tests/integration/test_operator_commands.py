@@ -279,7 +279,7 @@ def test_a_breaker_is_kept_closed_with_a_reason_until_it_may_trip_again(
     let = ["services", "let-trip", "mail", "--actor", "bo"]
     assert "could trip again" in run(*let, "--dry-run").output
     assert run(*let).output == "the breaker of mail can trip again\n"
-    assert run(*let).output == "nobody keeps the breaker of mail closed\n"
+    assert run(*let).output == "the breaker of mail is not kept closed\n"
     assert as_json(run("history", "mail", "--json"))[-1]["actor"] == "bo"
     for command in (keep, let):
         wrong = run(*[word.replace("mail", "mial") for word in command])
@@ -473,10 +473,10 @@ def test_watch_shows_what_changes_until_it_is_stopped(store: Store) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("postgresql://127.0.0.1:9/none", "the store can't be reached"),
-        ("sqlite:////nowhere/at/all.db", "the store can't be reached"),
-        ("mysql://127.0.0.1/x", "the store can be sqlite or postgresql"),
-        ("what", "the store's URL can't be read"),
+        ("postgresql://127.0.0.1:9/none", "the store is unreachable"),
+        ("sqlite:////nowhere/at/all.db", "the store is unreachable"),
+        ("mysql://127.0.0.1/x", "the store can't be mysql: use sqlite or postgresql"),
+        ("what", "the store's URL is invalid"),
     ],
 )
 def test_a_store_that_can_t_be_read_is_told_in_one_line(

@@ -1,4 +1,4 @@
-"""`tidegate serve` as a process: the API and Dagster's pages on one port, or the API alone."""
+"""`tidegate serve` as a process: the API and the Dagster UI on one port, or the API alone."""
 
 import os
 import re

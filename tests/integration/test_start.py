@@ -146,9 +146,9 @@ def test_a_run_from_dagsters_own_buttons_waits_and_starts_after_release(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["letters"], "has partitions: name one, the last are d, e, f"),
+        (["letters"], "has partitions: specify one; the latest are d, e, f"),
         (["letters", "--partition", "aa"], "no partition 'aa'; did you mean a?"),
-        (["postcard", "--partition", "a", "--validate"], "has no partitions: name none"),
+        (["postcard", "--partition", "a", "--validate"], "has no partitions: omit the partition"),
         (["leters"], "did you mean letters"),
         (["prepared_postcard"], "no campaign is named 'prepared_postcard'"),
     ],

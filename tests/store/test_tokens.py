@@ -56,7 +56,7 @@ def test_a_secret_is_nowhere_in_the_store(store: Store, clock: Clock) -> None:
 
 def test_a_name_is_taken_until_its_token_expires(store: Store, clock: Clock) -> None:
     create(store, clock, expires_at=clock() + timedelta(minutes=1))
-    with pytest.raises(TokenError, match="there is a token"):
+    with pytest.raises(TokenError, match="exists already"):
         create(store, clock)
     clock.advance(60)
     secret = create(store, clock)

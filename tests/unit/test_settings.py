@@ -100,7 +100,7 @@ def test_a_changed_environment_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
             "is 'http'; input should be a valid integer",
         ),
         (ServeSettings, "TIDEGATE_SERVE_PATH_PREFIX", "dagster/", "use a path such as"),
-        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7 *", "'*' is everybody"),
+        (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "10.0.0.7 *", "'*' means every address"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "0.0.0.0/0", "name the proxies"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "::/0", "name the proxies"),
         (ServeSettings, "TIDEGATE_SERVE_TRUSTED_PROXIES", "nonsense", "use 10.0.0.7 or"),

@@ -1,1 +1,1 @@
-"""Who may use the API and the pages, and for what."""
+"""Who may use the API and the UI, and for what."""

@@ -92,7 +92,7 @@ def decode(cursor: str, of: str, kind: type[V]) -> V:
     match decoded:
         case [str(name), position] if name == of and type(position) is kind and _fits(position):
             return position
-    raise Problem(Code.INVALID, "cursor: not the next_cursor of this list")
+    raise Problem(Code.INVALID, "cursor: use the next_cursor of this list")
 
 
 def _fits(position: str | int) -> bool:

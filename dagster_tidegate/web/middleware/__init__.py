@@ -1,4 +1,4 @@
-"""ASGI middlewares in front of the API and Dagster's pages, one job each.
+"""ASGI middlewares in front of the API and the Dagster UI, one job each.
 
 `stack` puts them in order; docs/security.md describes what they guarantee.
 """

@@ -27,7 +27,7 @@ class GuardedConnection(HTTPConnection):
 
     Attributes:
         path: Its path without the prefix.
-        own: Whether it is for Tidegate rather than for Dagster's pages.
+        own: Whether it is for Tidegate rather than for the Dagster UI.
         address: The client's network address, if it has one.
         local: Whether both ends are on this machine, with no proxy between them.
         https: Whether it is known to arrive over TLS.

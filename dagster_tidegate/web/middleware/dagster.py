@@ -1,4 +1,4 @@
-"""Dagster's own pages: who may change something in them, and the audit log of those changes.
+"""The Dagster UI: who may change something in them, and the audit log of those changes.
 
 Dagster's webserver has no users: whoever reaches it may do everything. Its pages send all their
 queries and mutations to `/graphql`, so the documents sent there are parsed here.
@@ -27,7 +27,7 @@ from dagster_tidegate.web.middleware.refusals import POLICY_VIOLATION
 
 GRAPHQL = "/graphql"
 HARMLESS = frozenset({"logTelemetry", "setNuxSeen"})
-"""Mutations that the pages send on their own; they change nothing in the deployment."""
+"""Mutations that the UI sends on their own; they change nothing in the deployment."""
 UNREADABLE = "an unreadable request"
 LONG_DOCUMENT = 20_000
 """A longer document, in bytes, is parsed in a thread, so that other requests don't wait for it."""
@@ -87,7 +87,9 @@ class DagsterChanges(ConnectionMiddleware):
             return
         require_role(connection.identity, self._role)
         if not connection.writes:
-            raise Problem(Code.FORBIDDEN, f"{connection.method} may not change anything: use POST")
+            raise Problem(
+                Code.FORBIDDEN, f"mutations can't be sent by {connection.method}: use POST"
+            )
         await to_thread.run_sync(self._record, connection.identity, names, subjects)
 
     def _changes(self, connection: GuardedConnection) -> tuple[Sequence[str], Mapping[str, Any]]:

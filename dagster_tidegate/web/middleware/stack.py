@@ -28,7 +28,7 @@ SMALL_BODY = 10_000
 def guarded(
     api: ASGIApp, store: Store, settings: ServeSettings, *, pages: ASGIApp | None = None
 ) -> ASGIApp:
-    """Return the API and Dagster's pages behind all security checks.
+    """Return the API and the Dagster UI behind all security checks.
 
     Args:
         store: The store, which has the tokens and sessions.

@@ -126,7 +126,7 @@ class LoginPages:
             # Looked up first, so that a wrong token never makes the store write.
             holder = await self._authenticator.holder(Kind.TOKEN, secret, connection.address)
         except TooManyError as error:
-            refusal = f"This token is wrong, as were others from this address: {error}."
+            refusal = f"Wrong token; {error}."
             response = _form(self._prefix, wanted, refusal=refusal, status=429)
             response.headers["Retry-After"] = str(error.retry_after_s)
             return response
@@ -137,7 +137,7 @@ class LoginPages:
         session, expires_at = begun
         response = RedirectResponse(local_path(wanted, _home(self._prefix)), 303)
         https = connection.https
-        # Lax: a link in a message opens the pages, and a request that reads changes nothing.
+        # Lax: a link in a message opens the UI, and a request that reads changes nothing.
         response.set_cookie(
             session_cookie(https=https),
             session,
