@@ -1,10 +1,13 @@
-"""Every link, path and module that the documentation names exists."""
+"""Every link, path, module and command that the documentation names exists."""
 
 import re
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
+
+from dagster_tidegate.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,6 +54,19 @@ def test_every_module_exists(page: Path) -> None:
     for name in MODULE.findall(page.read_text()):
         parent, _, last = name.rpartition(".")
         assert is_module(name) or hasattr(import_module(parent), last), name
+
+
+@pages
+def test_every_command_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    commands = {
+        "tidegate": set(main.list_commands(click.Context(main))),
+        "make": set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)),
+        "python -m demo": {"up", "sandbox", "drill"},
+    }
+    for program, names in commands.items():
+        used = re.findall(rf"(?:\$ |`){program} ([a-z][a-z-]+)", page.read_text())
+        assert set(used) <= names
 
 
 def is_module(name: str) -> bool:
