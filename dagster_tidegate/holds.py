@@ -129,7 +129,6 @@ def covering(
         now: The time (UTC).
         services: The services that it needs.
         campaign: Its campaign, if any.
-        partition: Its partition, if it is a campaign run.
     """
     targets = targets_of(services=services, campaign=campaign, partition=partition)
     live = [hold for hold in holds if hold.target in targets and hold.live(now)]

@@ -45,7 +45,6 @@ class PoolNeeds:
     """What the ops in a pool depend on.
 
     Attributes:
-        services: Names of known services.
         campaign: The campaign whose pool it is, or None.
     """
 

@@ -265,10 +265,8 @@ class Effective:
     """A setting in effect.
 
     Attributes:
-        variable: Name of the environment variable.
         value: Its value as text; `HIDDEN` for a secret, None if it has none.
         source: `default`, `environment` or `command line`.
-        description: Its purpose.
     """
 
     variable: str
@@ -297,7 +295,6 @@ def load(group: type[S], **given: Any) -> S:
     """Read a group of settings.
 
     Args:
-        group: The group.
         given: Values from the command line, which override the environment; None means not given.
 
     Raises:

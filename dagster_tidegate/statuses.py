@@ -69,7 +69,6 @@ def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatu
 
     Args:
         runs: The statuses of its campaign runs.
-        held: Whether a live hold covers it.
 
     Returns:
         Its status. Once all runs have ended, one failed run makes the campaign failed.

@@ -17,9 +17,7 @@ def checked(text: str, what: str, longest: int) -> str:
     """Return a text that a person entered, if it is acceptable.
 
     Args:
-        text: The text.
         what: What it is, for the error: "reason".
-        longest: Maximum number of characters.
 
     Raises:
         ValueError: If it is blank, too long, or has an invisible character.

@@ -150,11 +150,7 @@ class StoreOutage:
         self._next_try: float | None = None
 
     def failed(self, error: Exception) -> None:
-        """Record that the store could not be reached, and send or retry the alert when it is due.
-
-        Args:
-            error: Why it could not be reached.
-        """
+        """Record that the store could not be reached, and send or retry the alert if it is due."""
         if self._since is None:
             self._since = datetime.now(UTC)
             repeat_at = self._sent_ticks + self._spacing.total_seconds()

@@ -36,8 +36,6 @@ class NewAlert:
     """An alert to raise.
 
     Attributes:
-        text: Its text.
-        lasts: Whether its cause lasts.
         withheld: How often its cause has occurred again without a message.
     """
 
@@ -53,7 +51,6 @@ class EndedAlert:
     """An alert whose cause has ended.
 
     Attributes:
-        alert: The alert.
         withdraw: Whether to drop its message if nobody has tried to send it yet.
     """
 
@@ -66,8 +63,6 @@ class AlertChanges:
     """What to change in the store.
 
     Attributes:
-        raised: New alerts, in order.
-        ended: Alerts whose cause has ended.
         withheld: Alerts with a new value of `withheld`.
     """
 
@@ -100,9 +95,7 @@ class Topic:
     """The alerts of one kind about one thing.
 
     Attributes:
-        name: The thing.
         stored: The alerts that the store has, the oldest first.
-        raised: New alerts, in order.
         live: Whether the cause of the latest alert lasts.
         announced: Whether its message was sent or will be, so that its end is worth a message.
         raised_at: When the latest alert was raised (UTC).

@@ -28,8 +28,6 @@ class Message:
     """One message about one or several alerts.
 
     Attributes:
-        alerts: The alerts.
-        text: What it says.
         kind: Its kind; a newer version may have raised one that this version does not know.
     """
 
@@ -42,7 +40,6 @@ def messages(due: Sequence[Alert], limit: int) -> Sequence[Message]:
     """Return one message per alert; if these exceed the limit, the last is about several alerts.
 
     Args:
-        due: The alerts, the oldest first.
         limit: How many messages there may be.
     """
     result: list[Message] = []

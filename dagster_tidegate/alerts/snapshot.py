@@ -31,7 +31,6 @@ class InDoubt:
     """Records of a campaign run that may or may not have reached their service.
 
     Attributes:
-        records: How many.
         since: When their attempt was cut off (UTC).
     """
 

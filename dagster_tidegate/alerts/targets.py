@@ -71,7 +71,6 @@ class Targets:
         """Send a message to several targets at once.
 
         Args:
-            to: The names of the targets.
             timeout_s: How long to wait for all of them, in seconds.
 
         Returns:

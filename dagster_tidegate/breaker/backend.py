@@ -37,7 +37,6 @@ class TrialAnswer:
     """The answer to a request for a trial call.
 
     Attributes:
-        before: The breaker before.
         after: The breaker now; half open if it was due.
         trial: The lease, or None if none is free.
         retry_at: When to ask again (UTC), if none is free.

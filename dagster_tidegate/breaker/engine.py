@@ -85,8 +85,6 @@ class Engine:
     A call is admitted by `admit` and ended by `succeed`, `fail` or `ignore`.
 
     Args:
-        state: The state that the fleet shares.
-        hooks: Receive the events.
         enabled: False: calls pass and are counted, nothing trips.
         on_change: Called with the breaker before and after each change that this process makes.
     """

@@ -35,7 +35,6 @@ class Fleet:
     Args:
         backend: Where the breakers are kept, such as `store.breakers.SqlBackend`; None: in the
             memory of this process.
-        policies: The services.
         hooks: Receive the events; see `events`.
         worker: Name of this process in the backend; None makes up a unique one.
         enabled: False: calls pass and are counted, and nothing trips or pauses. None: the
@@ -166,11 +165,6 @@ class Fleet:
         partition: str | None = None,
     ) -> list[Hold]:
         """Return the live holds that cover something, as this process knows them.
-
-        Args:
-            services: Names of the services that it needs.
-            campaign: Name of its campaign, if it has one.
-            partition: Its partition, if it is a campaign run.
 
         Returns:
             The holds, oldest first; none if the fleet is not enabled.

@@ -45,10 +45,7 @@ class SharedState:
     writes what happened meanwhile to the backend.
 
     Args:
-        backend: Where the breakers are kept.
-        policies: The services, by name.
         worker: Name of this process; None makes up a unique one.
-        emit: Receives the events.
         on_start: Called after the first read.
         on_lost: Called when the backend becomes unreachable.
     """
@@ -224,7 +221,6 @@ class SharedState:
         """Store what was read, except breakers of which this process knows a newer generation.
 
         Args:
-            read: What was read.
             local: The local backend that it was read from; None: the shared one. If the backend
                 was lost or recovered since, what was read is dropped.
             recovered: The shared backend replaces the local one.

@@ -102,7 +102,6 @@ class WindowStats:
         row_workers: Number of workers that had these failures.
         unflushed_ok_per_s: Recent successes per second of the workers that have not reported since
             `row_since`: they may have had successes that are not flushed yet.
-        workers: Number of workers that made calls.
         failing_workers: Number of workers that had failures or slow calls.
         last_ok_at: The last known success.
         retry_at: The service asked not to be called before.
@@ -169,11 +168,6 @@ class LocalWindow:
     """The counters of one process for one service, in one generation of its breaker.
 
     A success touches only `ok()` and `last_ok`. Both are atomic, so it takes no lock.
-
-    Args:
-        generation: Generation of its breaker.
-        worker: Name of this process.
-        monotonic: A monotonic clock, in seconds.
     """
 
     __slots__ = (

@@ -15,7 +15,7 @@ from dagster_tidegate.cli.connections import explained, named_store, open_store
 from dagster_tidegate.cli.options import json_option, limit_option, url_option
 from dagster_tidegate.control.models import AlertOut
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, SettingsError, load
-from dagster_tidegate.store import alerts as stored
+from dagster_tidegate.store import alerts as outbox
 from dagster_tidegate.store.alerts import Alert, AlertStatus
 
 
@@ -32,7 +32,7 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
     """List the alerts, the newest first, and whether they were sent."""
     store = open_store(url)
     with explained(), store.read() as conn:
-        newest = stored.listed(conn, limit=limit)
+        newest = outbox.listed(conn, limit=limit)
     if as_json:
         console.print_json([AlertOut.model_validate(alert) for alert in newest])
         return

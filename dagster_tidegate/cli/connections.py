@@ -82,7 +82,6 @@ def loaded(
     """Open the Dagster instance and load its code locations, which takes seconds.
 
     Args:
-        path: The workspace file.
         otherwise: An option that makes the command work without one, for the error.
 
     Raises:

@@ -51,7 +51,6 @@ def table(
     """Return an empty table.
 
     Args:
-        columns: Headers of the columns.
         less: Headers of the columns to drop in a narrow terminal, the first of them first.
         short: Whether each row gets one line, with its text cut.
     """

@@ -8,7 +8,7 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import open_store, reading
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.store import history as stored
+from dagster_tidegate.store import history as audit_log
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.text import utc
@@ -48,7 +48,7 @@ def history(
     """
     with reading(open_store(url)) as (conn, situation):
         start = None if since is None else situation.now - since
-        events = stored.read(conn, name=name, kinds=kinds, since=start, limit=limit)
+        events = audit_log.read(conn, name=name, kinds=kinds, since=start, limit=limit)
     if as_json:
         console.print_json(events)
         return

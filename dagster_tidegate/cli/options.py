@@ -82,7 +82,6 @@ class Words(click.ParamType):
 
     Args:
         what: What it is, for error messages.
-        longest: Maximum number of characters.
     """
 
     name = "text"

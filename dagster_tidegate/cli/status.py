@@ -86,7 +86,6 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     """Return the situation as tables, problems first.
 
     Args:
-        counts: The alerts by status.
         short: Whether healthy things are only counted, and each row gets one line.
     """
     parts: list[RenderableType] = [*warnings(situation)]

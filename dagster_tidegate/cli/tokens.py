@@ -11,9 +11,8 @@ import click
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import explained, open_store
 from dagster_tidegate.cli.options import Duration, Words, actor_option, json_option, url_option
-from dagster_tidegate.store import tokens as kept
-from dagster_tidegate.store.tokens import MAX_NAME, Token, TokenError
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store import tokens as token_rows
+from dagster_tidegate.store.tokens import MAX_NAME, Role, Token, TokenError
 
 NEVER = "never"
 TOKEN_NAME = Words("name", MAX_NAME)
@@ -64,7 +63,9 @@ def create(
     with _explained(), store.begin() as conn:
         now = store.now(conn)
         expires_at = None if lifetime is None else now + lifetime
-        token, secret = kept.create(conn, now, name, Role(role), actor=actor, expires_at=expires_at)
+        token, secret = token_rows.create(
+            conn, now, name, Role(role), actor=actor, expires_at=expires_at
+        )
     if as_json:
         console.print_json({**_as_dict(token, now), "token": secret})
         return
@@ -81,7 +82,7 @@ def list_(as_json: bool, url: str | None) -> None:
     store = open_store(url)
     with _explained(), store.read() as conn:
         now = store.now(conn)
-        tokens = kept.read(conn)
+        tokens = token_rows.read(conn)
     if as_json:
         console.print_json([_as_dict(token, now) for token in tokens])
         return
@@ -108,8 +109,8 @@ def revoke(name: str, actor: str, url: str | None) -> None:
     store = open_store(url)
     with _explained(), store.begin() as conn:
         now = store.now(conn)
-        kept.revoke(conn, now, name, actor=actor)
-        last = not kept.any_live(conn, now)
+        token_rows.revoke(conn, now, name, actor=actor)
+        last = not token_rows.any_live(conn, now)
     console.say(f"the token of {name} is revoked")
     if last:
         note = "note: no token is left, and servers still require one: see 'tidegate tokens create'"

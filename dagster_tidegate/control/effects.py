@@ -17,8 +17,6 @@ class Effect:
 
     Attributes:
         run: Name of the campaign run; None for the whole campaign.
-        held_before: Whether a hold covered it.
-        held_after: Whether a hold will cover it.
         still_held_by: The live holds on other targets that will cover it.
         runs: Number of campaign runs by status. On a pause, those `processing` stop after the
             current record and those `pending` wait in the queue; on a resume, those `paused`
@@ -48,8 +46,6 @@ def effects(
     """Return the effects of a change of the holds on `target`.
 
     Args:
-        before: The situation before the change.
-        after: The situation after it.
         target: What is held or released.
         run: The campaign run, if that is the target and exists.
     """

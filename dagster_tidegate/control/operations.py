@@ -68,10 +68,7 @@ class Change(Generic[R]):
 
     Attributes:
         made: The return value of the function that made it.
-        before: The situation before.
-        after: The situation after.
         run: The campaign run, if that is the target and exists.
-        effects: Its effects on the campaigns.
     """
 
     made: R
@@ -109,7 +106,6 @@ def change(
     Args:
         target: What is held or released.
         make: Makes the change, given a connection and the database's time (UTC).
-        dry_run: Roll it back.
     """
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)

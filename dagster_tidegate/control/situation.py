@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dagster_tidegate import holds as covers
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.holds import Hold, Target, TargetKind
+from dagster_tidegate.holds import (
+    Hold,
+    Target,
+    TargetKind,
+    covering,
+    targets_of,
+)
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import (
@@ -34,7 +39,6 @@ class CampaignSituation:
 
     Attributes:
         spec: Its job, pools and triggers.
-        services: The services that its ops need.
         holds: The live holds that cover it, oldest first.
     """
 
@@ -74,7 +78,6 @@ class Situation:
 
     Attributes:
         enabled: `TIDEGATE_ENABLED` in the process that read it.
-        breakers: The breakers by service.
         trials: Number of trial calls in flight, by service.
         holds: The live holds, oldest first.
         takeovers: What the gate has changed in Dagster and not restored.
@@ -126,13 +129,13 @@ def read(conn: Connection, now: datetime) -> Situation:
     by_name = {}
     for spec in campaigns.read(conn):
         needed = spec.services(services)
-        targets = covers.targets_of(services=needed, campaign=spec.name)
+        targets = targets_of(services=needed, campaign=spec.name)
         mine = [hold for target in targets for hold in by_target.get(target, ())]
         by_name[spec.name] = CampaignSituation(
             spec,
             needed,
             counts.get(spec.name, {}),
-            covers.covering(mine, now, services=needed, campaign=spec.name),
+            covering(mine, now, services=needed, campaign=spec.name),
         )
     return Situation(
         now=now,

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from dagster_tidegate import holds as covers
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, targets_of
+from dagster_tidegate.holds import (
+    EVERYTHING,
+    Hold,
+    HoldSource,
+    Target,
+    TargetKind,
+    covering,
+    describe,
+    targets_of,
+)
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
@@ -36,11 +44,7 @@ class ObstacleKind(StrEnum):
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something besides a hold that keeps a thing from running, or affects its holds.
-
-    Attributes:
-        text: Description for people.
-    """
+    """Something besides a hold that keeps a thing from running, or affects its holds."""
 
     kind: ObstacleKind
     text: str
@@ -51,7 +55,6 @@ class Reason:
     """A live hold that covers a thing.
 
     Attributes:
-        hold: The hold.
         retry_at: Earliest time of the next probe (UTC), for the hold of an open breaker.
         being_tried: Whether the service is half open and being probed.
     """
@@ -66,7 +69,6 @@ class Answer:
     """Whether and why something is paused.
 
     Attributes:
-        target: The thing asked about.
         status: State of the breaker, or status of the campaign or campaign run. None for
             everything, and for a campaign run that does not exist yet.
         reasons: The live holds that cover it, oldest first. It is paused if there are any.
@@ -103,7 +105,7 @@ class Answer:
     def summary(self) -> str:
         """The answer in one sentence."""
         if self.reasons:
-            return f"paused: {covers.describe([reason.hold for reason in self.reasons])}"
+            return f"paused: {describe([reason.hold for reason in self.reasons])}"
         if self.obstacles:
             return f"not paused, but {self.obstacles[0].text}"
         return "not paused"
@@ -153,15 +155,15 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     if target.kind is TargetKind.SERVICE:
         breaker = situation.breakers.get(target.name)
         status = None if breaker is None else str(breaker.state)
-        held = covers.covering(holds, now, services=[target.name])
+        held = covering(holds, now, services=[target.name])
         return _answer(situation, target, status, held, {target.name}, None)
     if target.kind is TargetKind.EVERYTHING:
-        return _answer(situation, target, None, covers.covering(holds, now), set(), None)
+        return _answer(situation, target, None, covering(holds, now), set(), None)
     name, _, partition = target.name.partition("/")
     campaign = situation.campaigns.get(name)
     services = frozenset() if campaign is None else campaign.services
     of_run = target.kind is TargetKind.CAMPAIGN_RUN
-    held = covers.covering(
+    held = covering(
         holds, now, services=services, campaign=name, partition=partition if of_run else None
     )
     subject = run if of_run else campaign
@@ -175,7 +177,6 @@ class QueuedRun:
 
     Attributes:
         partition: The partition of its campaign run.
-        queued: Whether it is in the queue.
         pools: Limit of each of its pools (None: unlimited), and the number of runs using it.
         tries: The half-open services whose canary it is.
     """

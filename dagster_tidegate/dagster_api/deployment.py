@@ -15,7 +15,6 @@ class InstanceSettings:
         queues: Whether it has a queue that the daemon dequeues runs from.
         pool_granularity: `run`, `op`, or None if it is not set.
         run_buffer: How many runs the queue lets through beyond a pool's limit.
-        run_monitoring: Whether runs are monitored.
         free_slots_after_s: Seconds until a finished run's pool slots are freed; None: never.
     """
 
@@ -33,7 +32,6 @@ class Daemon:
 
     Attributes:
         name: Dagster's name for it: `SENSOR`, `QUEUED_RUN_COORDINATOR`, ...
-        alive: Whether its last heartbeat is recent.
         last: Its last heartbeat (UTC); None if there was never one.
         error: The first error of its last heartbeat, if any.
     """

@@ -47,7 +47,6 @@ class WorkspaceLauncher:
 
         Args:
             partition: The partition, if the job has any.
-            tags: Additional tags of the run.
             location: The code location, if several have a job of this name.
             run_id: The id for the run, so that the call can be repeated; None: a new one.
 

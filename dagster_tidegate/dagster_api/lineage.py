@@ -99,12 +99,7 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
 
 
 def canary_tags(tags: Mapping[str, str], services: Collection[str]) -> dict[str, str]:
-    """Return the tags that make a run the canary of half-open services, first in the queue.
-
-    Args:
-        tags: The run's present tags.
-        services: Names of the services.
-    """
+    """Return the tags that make a run the canary of half-open services, first in the queue."""
     # The priority of a run that already is a canary is a canary's, and not its former one.
     former = tags.get(FORMER_PRIORITY_TAG if CANARY_TAG in tags else PRIORITY_TAG)
     return {

@@ -32,7 +32,6 @@ class SensorCode:
 
     Attributes:
         part: Which part of the gate it is.
-        runs: Whether it is switched on.
         error: Why its last tick failed; None if it did not.
     """
 
@@ -49,7 +48,6 @@ class ResourceCode:
     Attributes:
         reaches_breakers: Keys of the resources through which an op reaches the breakers: the
             `BreakerResource`, and those that contain it.
-        policies: The policies of the services, by name.
         policy_error: Why the policies can't be read from outside; None if they can.
         store_url: The store that it names; None if the environment does.
         drain_timeout_s: Its drain timeout in seconds; None for the default.
@@ -70,7 +68,6 @@ class LocationCode(ResourceCode):
         error: Why it can't be loaded; None if it is loaded.
         dagster_version: The version of Dagster that it runs with, if it reports one.
         sensors: The gate's sensors in it.
-        jobs: The ops of each job, by the job's name.
     """
 
     name: str

@@ -212,7 +212,6 @@ class Runs:
 
         Args:
             message: Why, for people.
-            tags: Tags to add to it.
         """
         self.add_tags(run.run_id, tags)
         if not self.is_canceling(run.run_id):  # it may have been terminated already

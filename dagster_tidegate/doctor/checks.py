@@ -37,8 +37,6 @@ class Finding:
 
     Attributes:
         code: Its stable name; `docs/cli.md` lists them.
-        severity: How bad it is.
-        about: The thing that has the problem.
         what: The problem, with the evidence.
         do: The fix: the exact setting or command.
     """
@@ -87,14 +85,12 @@ class Facts:
     """Facts about a deployment.
 
     Attributes:
-        python: Python's version.
         dagster: Dagster's version in this environment.
         enabled: `TIDEGATE_ENABLED` in this process.
         instance_error: Why the Dagster instance can't be read, or None.
         settings: The instance's settings; None if it can't be read.
         daemons: The daemons that the instance needs.
         workspace_error: Why the workspace can't be read, or None.
-        locations: The code locations.
         services: Names of all services with a policy or a breaker.
     """
 
@@ -522,8 +518,8 @@ def _pool_unknown(facts: Facts) -> Problems:
             close = get_close_matches(name, facts.services, n=1, cutoff=0.7)
             if not (reached or named or (facts.is_campaign(job) and close)):
                 continue  # a pool unrelated to Tidegate
-            known = ", ".join(sorted(facts.services)) or "none"
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}"
+            names = ", ".join(sorted(facts.services)) or "none"
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {names}"
             yield (
                 f"{location.name}: {job}.{op.name}",
                 f"its pool {op.pool!r} names {name!r}, which has no policy; {hint}",

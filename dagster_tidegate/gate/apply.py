@@ -36,7 +36,6 @@ class Report:
     """What was done.
 
     Attributes:
-        changes: The changes, for people.
         errors: Why some could not be made; each names the change in a note.
     """
 
@@ -71,7 +70,6 @@ def apply(
 
     Args:
         observation: What the actions were planned from.
-        actions: The plan.
         deadline: When to stop (`time.monotonic`); the next tick does the rest.
         missed_ticks: Called before a schedule is given back.
 

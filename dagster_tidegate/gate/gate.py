@@ -50,7 +50,6 @@ class Gate:
 
     Attributes:
         dagster: The Dagster instance.
-        policies: The policies of the services, by name.
         location: The gate's code location; empty outside the sensors.
         specs: The campaigns of the code location; if empty, the plan covers all in the store.
         enabled: False if Tidegate is switched off: then no hold counts.

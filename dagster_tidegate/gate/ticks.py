@@ -31,8 +31,6 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
     """Stop what is held, and update the statuses of campaign runs from Dagster's runs.
 
     Args:
-        planner: Records missed ticks.
-        audit: Finds Dagster runs that were deleted.
         new_code: Whether the campaigns may differ from those in the store.
 
     Returns:
@@ -63,9 +61,6 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
 
 def resume_tick(gate: Gate, planner: MissedTickPlanner) -> tuple[str, Sequence[dg.RunRequest]]:
     """Give back and resume what is no longer held.
-
-    Args:
-        planner: Records missed ticks and requests their runs.
 
     Returns:
         A summary for people, and the runs that Dagster should launch.

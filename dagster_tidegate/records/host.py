@@ -41,13 +41,10 @@ class LoopHost(Protocol):
     """The attempt that a record loop works for. In Dagster: `plugin.attempt.Attempt`.
 
     Attributes:
-        fleet: The breakers and holds.
         row: The attempt at it; its number fences the writes of older attempts.
         series: Number of the first attempt of this series, in which each one resumed the one
             before. Records that failed before it are retried.
-        services: The services that the op calls.
         drain_timeout_s: How long records in flight may take to finish when the loop stops.
-        log: The log of the run.
     """
 
     store: Store

@@ -36,9 +36,7 @@ class Alert:
         kind: What it is about: `trip`, `gate_stale`, ...
         ended_at: When its cause ended; None while it lasts.
         sent_at: When all targets had accepted it.
-        tries: How often sending it was tried.
         next_try_at: When it is tried next; None means never.
-        error: Why the latest try failed.
         delivered_to: The targets that have accepted it.
         withheld: How often its cause has occurred since without a message.
     """
@@ -224,7 +222,6 @@ def finish(
         delivered_to: The targets that have accepted the alert, now or before.
         sent_at: When all targets had accepted it (UTC).
         next_try_at: When to try next (UTC); None means never.
-        error: Why the try failed.
     """
     a = t.alerts.c
     finished = conn.execute(

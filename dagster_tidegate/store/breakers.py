@@ -101,7 +101,6 @@ def change(
     """Replace a breaker, together with its hold, and write an event and a push.
 
     Args:
-        before: The breaker as it was read.
         after: What `state_machine` made of it.
 
     Returns:

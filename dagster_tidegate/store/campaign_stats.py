@@ -34,7 +34,6 @@ class CampaignStats:
 
     Attributes:
         attempts: How many attempts have each outcome; `running` for those in progress.
-        records: The records of all its loops.
         records_per_second: Current rate of all its loops together.
         first_run_at: When its first campaign run was created, or None.
         last_change_at: When the status of one last changed, or None.

@@ -27,7 +27,6 @@ class Event:
         kind: The kind of thing that changed: the value of an `events.EventKind`.
         address: Network address of the actor; None: this machine.
         before: The thing before the change, where the statuses do not say it all.
-        after: The thing after the change.
     """
 
     id: int

@@ -29,7 +29,6 @@ class Entry(NamedTuple):
     Attributes:
         position: Its row in the input, from 0.
         result: What the author's code returned, as JSON can hold it.
-        error: Why it failed, for people.
     """
 
     key: str

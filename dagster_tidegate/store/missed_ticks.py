@@ -25,7 +25,6 @@ class MissedTick:
     """A tick that a schedule missed. Times are UTC.
 
     Attributes:
-        tick_at: When it was due.
         outcome: What happened to it; None while it waits.
     """
 

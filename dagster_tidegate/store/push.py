@@ -90,7 +90,6 @@ def listen(engine: sa.Engine, waker: Waker) -> Listener:
     """Return a listener for the changes of a database.
 
     Args:
-        engine: The database.
         waker: Ends its waits. The listener does not close it.
 
     Raises:

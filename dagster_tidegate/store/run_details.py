@@ -52,10 +52,8 @@ class RunDetails:
     Attributes:
         in_doubt: Records that were started and have no result, by an attempt that is over: they
             may or may not have reached the service. At most `limit`.
-        in_doubt_count: How many there are.
         in_hand_count: How many records are in flight.
         failed: Records that failed, at most `limit`.
-        failed_count: How many there are.
     """
 
     run: CampaignRun

@@ -34,7 +34,6 @@ class PausedRuns:
     """The paused runs of a campaign that have no hold of their own.
 
     Attributes:
-        count: How many there are.
         since: When the first of them paused (UTC).
         changed_at: When any run of the campaign last changed its status (UTC).
     """

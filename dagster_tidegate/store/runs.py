@@ -38,8 +38,6 @@ class CampaignRun:
     Attributes:
         attempt: Number of the attempt that owns it; 0 before the first.
         priority: Runs of higher priority resume first.
-        reason: Why it is paused, failed or cancelled.
-        paused_at: When it was paused.
         changed_at: When its status last changed.
         pruned_at: When its ledger was deleted; it can't start again after that.
         waits_for_start: Whether a person created it, and no Dagster run was launched for it yet.
@@ -69,7 +67,6 @@ class AttemptRow:
     """One Dagster run that works, or worked, on a campaign run. Times are UTC.
 
     Attributes:
-        dagster_run: Id of the Dagster run.
         outcome: The status in which it left the campaign run, or None.
         lease_until: When the lease of its latest record loop expires; None without a record loop,
             when Dagster alone knows whether the attempt is alive.

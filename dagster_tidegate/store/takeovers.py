@@ -61,7 +61,6 @@ class Takeover:
         set_to: The value of the latest write.
         pending: Whether the latest write may not have reached Dagster.
         version: Incremented by every change of the row.
-        taken_at: When it was taken over.
         running_since: When a schedule was last switched on before that, if known.
         ramp_step_at: When the ramp took its latest step, or None before the ramp.
         left_at: When a person's change was noticed, or None. The gate leaves it alone from then on.

@@ -18,7 +18,6 @@ class Counters:
 
     Attributes:
         calls: Calls, by service and outcome: `ok`, `slow`, `failed`.
-        trips: Trips, by service.
     """
 
     def __init__(self) -> None:

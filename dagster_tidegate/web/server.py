@@ -45,8 +45,6 @@ def run(
         settings: The address, limits and roles.
         workspace: The workspace file. None: the API alone, which can't start runs.
         pages: Serve the Dagster UI too; they need a workspace.
-        read_only: Refuse every change.
-        log_level: For example `warning`.
         ready: Called with the URL just before requests are answered.
 
     Raises:

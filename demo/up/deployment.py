@@ -19,7 +19,7 @@ from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds, schema, tokens
 from dagster_tidegate.store.database import Store, default_url
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from demo.up import dagster_web
 from demo.up import home as homes
 from demo.up.children import Children

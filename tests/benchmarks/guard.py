@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store import schema, tokens
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.middleware.stack import guarded
 
 QUERY = "query Runs($limit: Int) { runsOrError(limit: $limit) { ... on Runs { results { id } } } }"

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, Response, expect
 from dagster_tidegate.store import history, schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 
 MAX_S = 60
 JOB = """

@@ -21,7 +21,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs, schema, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from demo.sandbox.client import SandboxClient
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free

@@ -27,7 +27,7 @@ from dagster_tidegate.store import events, history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.middleware.connection import GuardedConnection
 from dagster_tidegate.web.middleware.stack import guarded
 from tests.integration.served import served

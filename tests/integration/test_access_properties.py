@@ -10,9 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
-from dagster_tidegate.store.tokens import TokenError
+from dagster_tidegate.store.tokens import Role, TokenError
 from dagster_tidegate.web.access.authenticator import MAX_AGE_S, Authenticator, Kind
-from dagster_tidegate.web.access.identity import Role
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 NAMES = st.sampled_from(["ana", "bo"])

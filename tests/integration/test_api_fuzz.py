@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import MAX_REASON, checked
-from dagster_tidegate.web.access.identity import Role
 from tests.integration.api import api_on_port, app_of, in_process
 from tests.support.databases import both_databases
 

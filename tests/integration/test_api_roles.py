@@ -14,7 +14,8 @@ from dagster_tidegate.store import breakers, campaigns, holds, runs, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access.identity import Identity, Role
+from dagster_tidegate.store.tokens import Role
+from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.stack import guarded
 from dagster_tidegate.web.path_router import PUBLIC

@@ -12,7 +12,7 @@ from dagster_tidegate.store import breakers, campaigns, runs, tokens
 from dagster_tidegate.store import schema as migrations
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.api.app import create_app
 from tests.integration.api import SETTINGS, api_on_port
 

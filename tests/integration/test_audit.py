@@ -10,7 +10,7 @@ from dagster_tidegate.store import breakers, campaigns, holds, runs, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.access.identity import Role
+from dagster_tidegate.store.tokens import Role
 from tests.integration.api import Api, api
 from tests.support.databases import both_databases
 

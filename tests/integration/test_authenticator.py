@@ -11,8 +11,8 @@ from sqlalchemy.exc import OperationalError
 from dagster_tidegate.store import sessions, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.access.authenticator import MAX_AGE_S, REFRESH_S, Authenticator, Kind
-from dagster_tidegate.web.access.identity import Role
 from tests.support.databases import both_databases
 
 

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.access import exposure
 from dagster_tidegate.web.access.exposure import ExposedError
-from dagster_tidegate.web.access.identity import Role
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
 

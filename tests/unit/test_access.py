@@ -4,8 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.access import graphql
-from dagster_tidegate.web.access.identity import Identity, Role
+from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.access.limits import Limit, TooManyError, network
 from dagster_tidegate.web.access.origins import allowed_host, host_name, local_path, same_origin
 

@@ -99,7 +99,6 @@ class Authenticator:
 
         Args:
             secret: The token, or the value of the session cookie.
-            address: The network address that sent it.
 
         Raises:
             TooManyError: If it is wrong, and the address has sent too many other wrong ones. A

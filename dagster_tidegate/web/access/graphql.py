@@ -89,10 +89,6 @@ def documents(
 ) -> tuple[list[str], Mapping[str, Any]] | None:
     """Return every document that a server might execute for a request, and the variables.
 
-    Args:
-        query_values: The values of `query` in the URL.
-        content_type: The `Content-Type` header.
-
     Returns:
         The documents, and the variables of the one in the body; None if the body can't be parsed.
     """

@@ -12,7 +12,6 @@ class Identity:
 
     Attributes:
         name: The actor recorded with its changes.
-        role: What the request may do.
         address: Its network address, if it has one.
         token: Id of its token; None while there are no tokens.
     """

@@ -47,7 +47,6 @@ def allowed_host(host: str, allowed: Collection[str], *, any_name: bool) -> bool
     """Return whether a `Host` header names this server.
 
     Args:
-        host: The header.
         allowed: The accepted names besides those of loopback.
         any_name: Whether every name is accepted if `allowed` is empty. Never for local connections,
             which need no token as long as none exists: DNS rebinding makes them look local.
@@ -64,9 +63,6 @@ def same_origin(host: str, *, site: str | None, origin: str | None, browser: boo
     """Return whether a request was not sent by a page of another site.
 
     Args:
-        host: Its `Host` header.
-        site: Its `Sec-Fetch-Site` header.
-        origin: Its `Origin` header.
         browser: Whether only a browser can have sent it; then one of the two headers is required.
     """
     if site is not None:

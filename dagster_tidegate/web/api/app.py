@@ -55,9 +55,7 @@ def create_app(
     """Return the API without any security; serve it behind `guarded`.
 
     Args:
-        settings: The path prefix.
         workspace: Returns the code locations as they are now; without it, no run can be started.
-        read_only: Refuse every change.
 
     Example:
         ```python

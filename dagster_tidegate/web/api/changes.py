@@ -32,10 +32,6 @@ class HoldChange:
 
     Only a dry run reads the situation before and after: a pause has to be fast, however many
     campaigns there are.
-
-    Attributes:
-        identity: Who makes the change.
-        dry_run: Whether it is rolled back.
     """
 
     conn: Connection

@@ -41,7 +41,6 @@ def start(
 
     Args:
         partition: Required for a partitioned job.
-        queue: Start it even if it is held.
         run_id: The id for its Dagster run, which makes a repeated launch harmless. None: any.
 
     Raises:

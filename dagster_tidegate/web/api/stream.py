@@ -93,11 +93,7 @@ class Feed:
 
 
 class EventStream(Response):
-    """Sends events as they are written.
-
-    Args:
-        after: The id of the event after which it starts.
-    """
+    """Sends events as they are written."""
 
     media_type = MEDIA_TYPE
 

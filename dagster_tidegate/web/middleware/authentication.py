@@ -16,9 +16,6 @@ class Authentication(ConnectionMiddleware):
 
     Sessions are rows of the store. Starlette's `SessionMiddleware` keeps them in a signed cookie,
     which stays valid after a logout and after its token was revoked.
-
-    Args:
-        by_token: Limits the requests of each token.
     """
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator, by_token: Limit) -> None:

@@ -10,11 +10,7 @@ BODY_TIMEOUT_S = 30.0
 
 
 class BodyLimit(ConnectionMiddleware):
-    """Reads the whole body, within limits, before the app sees the request.
-
-    Args:
-        max_bytes: How large a body may be.
-    """
+    """Reads the whole body, within limits, before the app sees the request."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         super().__init__(app)

@@ -26,7 +26,6 @@ class GuardedConnection(HTTPConnection):
     """A request or websocket on its way through the middlewares.
 
     Attributes:
-        path: Its path without the prefix.
         own: Whether it is for Tidegate rather than for the Dagster UI.
         address: The client's network address, if it has one.
         local: Whether both ends are on this machine, with no proxy between them.

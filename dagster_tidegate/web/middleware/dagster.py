@@ -41,7 +41,6 @@ class DagsterChanges(ConnectionMiddleware):
 
     Args:
         store: The store, for the audit log.
-        role: The role that may change something.
         by_token: Limits the queries that each token sends over websockets.
         max_message: How long a message of a websocket may be.
     """

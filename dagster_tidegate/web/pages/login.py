@@ -80,7 +80,6 @@ class LoginPages:
     Args:
         store: The store, which has the sessions.
         settings: The path prefix, and how long a session lasts.
-        by_token: Limits the requests of each token.
     """
 
     def __init__(
