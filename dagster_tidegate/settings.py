@@ -72,7 +72,7 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
                 ) from None
         if is_everybody:
             raise ValueError(
-                f"{value!r} means every address, so anybody could forge theirs: name the proxies, "
+                f"{value!r} means every address, so anyone could forge theirs: name the proxies, "
                 "such as 10.0.0.7 or 10.0.0.0/8"
             )
     return values

@@ -66,7 +66,8 @@ class Moment(click.ParamType):
         if isinstance(value, datetime):
             return value
         problem = (
-            f"{value!r} is not a time with a zone: use 2026-03-01T18:00Z or 2026-03-01T18:00+01:00"
+            f"{value!r} is not a time with time zone: use 2026-03-01T18:00Z or "
+            "2026-03-01T18:00+01:00"
         )
         try:
             time = datetime.fromisoformat(value)
@@ -188,7 +189,7 @@ actor_option = click.option(
     help="Who makes the change, for the audit log.",
 )
 reason_option = click.option(
-    "--reason", required=True, type=Words("reason", MAX_REASON), help="Why, shown to everybody."
+    "--reason", required=True, type=Words("reason", MAX_REASON), help="Why, shown to everyone."
 )
 workspace_option = click.option(
     "--workspace",

@@ -49,7 +49,7 @@ def test_a_body_that_can_t_be_read_is_a_problem(asked: Api) -> None:
 
 def test_what_is_wrong_with_a_value_is_said_in_words_for_people(asked: Api) -> None:
     problem = asked.get("/events", expect=422, since="2026-03-01T18:00:00")
-    assert problem["detail"] == "query.since: the time has no zone: use 2026-03-01T18:00:00Z"
+    assert problem["detail"] == "query.since: the time has no time zone: use 2026-03-01T18:00:00Z"
 
 
 def test_a_fault_tells_the_log_and_nobody_else(

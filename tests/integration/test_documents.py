@@ -94,7 +94,7 @@ def test_the_campaign_of_the_docs_runs_and_a_hook_tells_a_pause_from_a_failure(
         run = instance.get_run_by_id(paused.run_id)
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELED
-    assert "somebody should look" not in caplog.text
+    assert "someone should look" not in caplog.text
 
 
 def test_the_loops_and_the_unit_test_of_the_docs_work() -> None:

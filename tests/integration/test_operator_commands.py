@@ -365,7 +365,7 @@ def test_a_hold_can_end_at_a_time(run: Run) -> None:
     assert hold["expires_at"] == "2999-01-01T10:00:00+00:00"
     for wrong in ("2999-01-01T12:00", "tomorrow", "2999-99-01T12:00Z", "9999-12-31T23:59-10:00"):
         result = run("hold", "service", "mail", "--reason", "x", "--until", wrong)
-        assert (result.exit_code, "is not a time with a zone" in result.output) == (2, True)
+        assert (result.exit_code, "is not a time with time zone" in result.output) == (2, True)
     past = run("hold", "service", "mail", "--reason", "x", "--until", "2020-01-01T12:00Z")
     assert (past.exit_code, "can't expire at 2020" in past.output) == (1, True)
     both = ["--until", "2999-01-01T12:00Z", "--for", "2h"]

@@ -177,7 +177,7 @@ def test_the_policies_are_read_from_the_code(tidegate: Callable[..., Result]) ->
     policy = listed["mail"]["policies"][LOCATION]
     assert (policy["consecutive_failures"], policy["reset_timeout_s"]) == (2, 0.5)
     assert "2 failures in a row" in tidegate("services").output
-    assert "How long it stays open before the first probe" in tidegate("services", "mail").output
+    assert "Time from the trip to the first trial call" in tidegate("services", "mail").output
 
 
 def test_doctor_finds_what_is_wrong_with_the_code_and_the_daemon(tidegate) -> None:

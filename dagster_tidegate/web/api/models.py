@@ -36,13 +36,13 @@ def _reason(value: str) -> str:
 
 def _text(value: Any) -> Any:
     if not isinstance(value, str):
-        raise ValueError("use a time with its zone, such as 2026-03-01T18:00:00Z")
+        raise ValueError("use a time with its time zone, such as 2026-03-01T18:00:00Z")
     return value
 
 
 def _moment(value: datetime) -> datetime:
     if value.tzinfo is None:
-        raise ValueError("the time has no zone: use 2026-03-01T18:00:00Z")
+        raise ValueError("the time has no time zone: use 2026-03-01T18:00:00Z")
     if not 1970 < value.year < LATEST.year:
         raise ValueError(f"the time is not between 1971 and {LATEST.year}")
     return value.astimezone(UTC)
@@ -60,7 +60,7 @@ Reason = Annotated[
     Field(min_length=1, max_length=MAX_REASON, description="Why, on one line."),
 ]
 Moment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_moment)]
-"""A time with its zone."""
+"""A time with its time zone."""
 
 ServiceName = Annotated[
     str,

@@ -66,7 +66,7 @@ class Code(StrEnum):
     TRANSITION_NOT_ALLOWED = "transition_not_allowed", 409, "Its status does not allow this"
     HELD_BY_BREAKER = "held_by_breaker", 409, "A breaker holds it"
     CAMPAIGN_RUN_EXISTS = "campaign_run_exists", 409, "The campaign run exists already"
-    CHANGED_MEANWHILE = "changed_meanwhile", 409, "Somebody else changed it at the same moment"
+    CHANGED_MEANWHILE = "changed_meanwhile", 409, "Someone else changed it at the same moment"
     IDEMPOTENCY_KEY_IN_USE = (
         "idempotency_key_in_use",
         409,
