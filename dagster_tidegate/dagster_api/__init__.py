@@ -4,7 +4,7 @@ What callers need before they import Dagster, which takes a second, is in this f
 """
 
 PAGES_READ_ONLY = "tidegate_pages_read_only"
-"""In the state of an ASGI scope: whether the Dagster UI offers this user no changes."""
+"""In the state of an ASGI scope: whether the Dagster UI is read-only for this user."""
 
 
 class LaunchError(Exception):

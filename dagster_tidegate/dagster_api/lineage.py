@@ -76,7 +76,7 @@ def ancestors(run: dg.DagsterRun) -> set[str]:
 def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
     """Return the tags of the run that follows a paused one.
 
-    the Dagster UI shows the lineage. Dagster's retries read the run's own record instead of these
+    The Dagster UI shows the lineage. Dagster's retries read the run's own record instead of these
     tags, so the new run has a full retry budget.
     """
     tags = {

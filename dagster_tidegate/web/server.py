@@ -44,7 +44,7 @@ def run(
     Args:
         settings: The address, limits and roles.
         workspace: The workspace file. None: the API alone, which can't start runs.
-        pages: Serve the Dagster UI too; they need a workspace.
+        pages: Serve the Dagster UI too; it needs a workspace.
         ready: Called with the URL just before requests are answered.
 
     Raises:

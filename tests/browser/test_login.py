@@ -1,4 +1,4 @@
-"""A browser logs in, sees the Dagster UI, and changes things in them only as its role allows."""
+"""A browser logs in, sees the Dagster UI, and changes things in it only as its role allows."""
 
 import os
 import re

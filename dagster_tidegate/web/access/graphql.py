@@ -21,7 +21,7 @@ from graphql import (
 from dagster_tidegate.text import shown
 
 MAX_TOKENS = 20_000
-"""Longer documents are refused; the longest of the Dagster UI has a tenth of that."""
+"""Longer documents are refused; the longest that the Dagster UI sends has a tenth of that."""
 MAX_CACHED = 512
 MAX_SUBJECTS = 20
 MAX_SUBJECT = 256

@@ -1,4 +1,4 @@
-"""The Dagster UI: who may change something in them, and the audit log of those changes.
+"""The Dagster UI: who may change something in it, and the audit log of those changes.
 
 Dagster's webserver has no users: whoever reaches it may do everything. Its pages send all their
 queries and mutations to `/graphql`, so the documents sent there are parsed here.
@@ -27,7 +27,7 @@ from dagster_tidegate.web.middleware.refusals import POLICY_VIOLATION
 
 GRAPHQL = "/graphql"
 HARMLESS = frozenset({"logTelemetry", "setNuxSeen"})
-"""Mutations that the UI sends on their own; they change nothing in the deployment."""
+"""Mutations that the UI sends on its own; they change nothing in the deployment."""
 UNREADABLE = "an unreadable request"
 LONG_DOCUMENT = 20_000
 """A longer document, in bytes, is parsed in a thread, so that other requests don't wait for it."""
