@@ -10,11 +10,11 @@ from hashlib import sha256
 
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.snapshot import RunProblems, Snapshot
-from dagster_tidegate.alerts.text import Text, affected, arguments, count
+from dagster_tidegate.alerts.text import Text, affected, arguments
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.text import length, utc
+from dagster_tidegate.text import length, plural, sentence, utc
 
 MAX_NAME = 512
 
@@ -109,12 +109,11 @@ def stale_gates(snapshot: Snapshot, settings: AlertSettings) -> Findings:
         # A gate that has never finished a tick gets the same time from when it was defined.
         if (gate.last or snapshot.defined_at.get(gate.location, now)) > since:
             continue
-        sentence = str(gate)
         yield (
             gate.location,
             Text(
                 f"The gate of {gate.location} is stale",
-                f"{sentence[0].upper()}{sentence[1:]}.\n"
+                f"{sentence(str(gate))}.\n"
                 "Until it recovers, nothing is stopped or resumed in Dagster. Runs in progress "
                 "still pause.\n"
                 "Check that the Dagster daemon is running and the gate's sensors are on: "
@@ -128,7 +127,7 @@ def stale_gates(snapshot: Snapshot, settings: AlertSettings) -> Findings:
 def records_in_doubt(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
     """Yield the campaign runs that have records in doubt."""
     for each in _problems(snapshot).in_doubt:
-        records = count(each.records, "record")
+        records = plural(each.records, "record")
         yield (
             each.run,
             Text(
@@ -155,7 +154,7 @@ def failed_resumes(snapshot: Snapshot, settings: AlertSettings) -> Findings:
         )
     for campaign in _stuck_campaigns(snapshot, settings):
         paused = problems.paused[campaign]
-        runs = count(paused.count, "paused run")
+        runs = plural(paused.count, "paused run")
         yield (
             campaign,
             Text(

@@ -44,16 +44,6 @@ def digest(titles: Sequence[str]) -> Text:
     return Text(f"{len(titles)} alerts", "\n".join([*lines, "Full list: tidegate alerts list"]))
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    Example:
-        >>> count(1, "record"), count(3, "record")
-        ('1 record', '3 records')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def affected(campaigns: Sequence[CampaignSituation]) -> str:
     """Return the line that names the affected campaigns and their unfinished runs."""
     names = []

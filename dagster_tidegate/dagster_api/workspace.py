@@ -106,7 +106,7 @@ def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Se
     """Open the Dagster instance and the code locations of a workspace file, for a server.
 
     Args:
-        read_only: Whether the Dagster UI refuse every change.
+        read_only: Whether the Dagster UI refuses every change.
 
     Raises:
         WorkspaceError: If the file can't be read, or there is no instance.

@@ -30,27 +30,27 @@ from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, Target
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import compatibility, events, holds, push
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.database import UNREACHABLE, Store
+from dagster_tidegate.store.database import UNREACHABLE, Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert, insert_on
 
 PRUNED_AT_ONCE = 1000
 
 
-def ensure(conn: sa.Connection, now: datetime, names: Iterable[str]) -> None:
+def ensure(conn: Connection, now: datetime, names: Iterable[str]) -> None:
     """Create a closed breaker for each service that has none."""
     for name in names:
         new = insert(conn, t.services).values(name=name, changed_at=now)
         conn.execute(new.on_conflict_do_nothing())
 
 
-def read(conn: sa.Connection) -> dict[str, BreakerStatus]:
+def read(conn: Connection) -> dict[str, BreakerStatus]:
     """Return all breakers, by name of the service."""
     rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
     return {row.name: _status(row) for row in rows}
 
 
-def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> BreakerStatus:
+def read_one(conn: Connection, name: str, *, lock: bool = False) -> BreakerStatus:
     """Return the breaker of one service; `lock` locks it until the transaction ends.
 
     Raises:
@@ -65,7 +65,7 @@ def read_one(conn: sa.Connection, name: str, *, lock: bool = False) -> BreakerSt
     return _status(row)
 
 
-def add(conn: sa.Connection, deltas: Iterable[WindowDelta]) -> None:
+def add(conn: Connection, deltas: Iterable[WindowDelta]) -> None:
     """Add a worker's counts to its own rows."""
     rows = [{name: getattr(delta, name) for name in _DELTA} for delta in deltas]
     if rows:
@@ -73,7 +73,7 @@ def add(conn: sa.Connection, deltas: Iterable[WindowDelta]) -> None:
 
 
 def read_window(
-    conn: sa.Connection, policy: ServicePolicy, now: datetime, worker: str
+    conn: Connection, policy: ServicePolicy, now: datetime, worker: str
 ) -> tuple[BreakerStatus, WindowStats]:
     """Return the breaker of a service, and the fleet's calls within its window.
 
@@ -91,7 +91,7 @@ def read_window(
 
 
 def change(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     before: BreakerStatus,
     after: BreakerStatus,
@@ -145,7 +145,7 @@ def change(
 
 
 def keep_closed(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     name: str,
     *,
@@ -168,12 +168,12 @@ def keep_closed(
     return _keep(conn, now, name, by=actor, until=until, actor=actor, reason=reason)
 
 
-def let_trip(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
+def let_trip(conn: Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
     """Let a breaker trip again after `keep_closed`."""
     return _keep(conn, now, name, by=None, until=None, actor=actor)
 
 
-def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
+def close(conn: Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
     """Close a breaker by hand, and release its own hold by force. A closed one stays as it is.
 
     Returns:
@@ -190,97 +190,10 @@ def close(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[
     return ended
 
 
-def _end_hold(conn: sa.Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
+def _end_hold(conn: Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:
     live = holds.live(conn, now, Target(TargetKind.SERVICE, name))
     own = [hold for hold in live if hold.source is HoldSource.BREAKER]
     return holds.end(conn, now, own, actor=actor, by_force=actor != SystemActor.BREAKER)
-
-
-def take_trial(
-    conn: sa.Connection, now: datetime, policy: ServicePolicy, worker: str
-) -> TrialAnswer:
-    """Lease a trial call to a worker. A breaker that is due becomes half open first."""
-    # The lock makes taking a slot atomic.
-    before = after = read_one(conn, policy.name, lock=True)
-    if before.due(now):
-        after = machine.half_opened(before, now)
-        change(conn, now, before, after, actor=worker)
-    if after.state != BreakerState.HALF_OPEN:
-        return TrialAnswer(before, after, None, after.open_until)
-    trials = t.trials.c
-    conn.execute(
-        t.trials.delete().where(
-            trials.service == policy.name,
-            (trials.expires_at <= now) | (trials.generation != after.generation),
-        )
-    )
-    leased = conn.execute(
-        sa.select(trials.slot, trials.expires_at).where(trials.service == policy.name)
-    ).all()
-    slot = free_slot([row.slot for row in leased], policy.trial_calls)
-    if slot is None:
-        return TrialAnswer(before, after, None, min(row.expires_at for row in leased))
-    trial = Trial(
-        service=policy.name,
-        generation=after.generation,
-        slot=slot,
-        token=uuid4().hex,
-        worker=worker,
-        expires_at=now + timedelta(seconds=policy.trial_lease_s),
-    )
-    conn.execute(t.trials.insert().values(**asdict(trial)))
-    return TrialAnswer(before, after, trial, None)
-
-
-def end_trial(
-    conn: sa.Connection,
-    now: datetime,
-    policy: ServicePolicy,
-    trial: Trial,
-    verdict: Verdict,
-    *,
-    retry_at: datetime | None = None,
-) -> tuple[BreakerStatus, BreakerStatus]:
-    """Return a lease with the result of its call; return the breaker before and after.
-
-    The result counts only if the lease is still held. The service asked not to be called before
-    `retry_at` (UTC).
-    """
-    before = read_one(conn, policy.name, lock=True)
-    trials = t.trials.c
-    returned = conn.execute(
-        t.trials.delete().where(trials.service == policy.name, trials.token == trial.token)
-    ).rowcount
-    if not returned or before.generation != trial.generation:
-        return before, before
-    after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
-    if after is before:
-        push.notify(conn)  # the slot is free
-    else:
-        change(conn, now, before, after, actor=trial.worker)
-    return before, after
-
-
-def prune(conn: sa.Connection, now: datetime, policies: Iterable[ServicePolicy]) -> int:
-    """Delete counts that are older than two windows of their service; return how many."""
-    o = t.outcomes.c
-    ages: dict[timedelta, list[str]] = {}
-    for policy in policies:
-        max_age = timedelta(seconds=2 * policy.window_s + bucket_s(policy))
-        ages.setdefault(max_age, []).append(policy.name)
-    if not ages:
-        return 0
-    old = sa.or_(
-        *(o.service.in_(names) & (o.bucket <= now - max_age) for max_age, names in ages.items())
-    )
-    # Several processes prune at the same time: each skips rows that another has locked.
-    key = (o.service, o.bucket, o.worker, o.generation)
-    some = sa.select(*key).where(old).limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
-    rows = conn.execute(some).all()
-    if not rows:
-        return 0
-    wanted = sa.tuple_(*key).in_([tuple(row) for row in rows])
-    return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
 
 class SqlBackend:
@@ -355,9 +268,32 @@ class SqlBackend:
             add(conn, [delta for _, delta in deltas])
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
-        """See `BreakerBackend.prune`."""
+        """See `BreakerBackend.prune`. A service keeps two windows of its counts."""
         with self.store.begin() as conn:
-            return prune(conn, self.store.now(conn), policies)
+            now = self.store.now(conn)
+            o = t.outcomes.c
+            ages: dict[timedelta, list[str]] = {}
+            for policy in policies:
+                max_age = timedelta(seconds=2 * policy.window_s + bucket_s(policy))
+                ages.setdefault(max_age, []).append(policy.name)
+            if not ages:
+                return 0
+            old = sa.or_(
+                *(
+                    o.service.in_(names) & (o.bucket <= now - max_age)
+                    for max_age, names in ages.items()
+                )
+            )
+            # Several processes prune at the same time: each skips rows that another has locked.
+            key = (o.service, o.bucket, o.worker, o.generation)
+            some = (
+                sa.select(*key).where(old).limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
+            )
+            rows = conn.execute(some).all()
+            if not rows:
+                return 0
+            wanted = sa.tuple_(*key).in_([tuple(row) for row in rows])
+            return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
     def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:
         """See `BreakerBackend.change`."""
@@ -367,7 +303,37 @@ class SqlBackend:
     def take_trial(self, policy: ServicePolicy, worker: str) -> TrialAnswer:
         """See `BreakerBackend.take_trial`."""
         with self.store.begin() as conn:
-            return take_trial(conn, self.store.now(conn), policy, worker)
+            now = self.store.now(conn)
+            # The lock makes taking a slot atomic.
+            before = after = read_one(conn, policy.name, lock=True)
+            if before.due(now):
+                after = machine.half_opened(before, now)
+                change(conn, now, before, after, actor=worker)
+            if after.state != BreakerState.HALF_OPEN:
+                return TrialAnswer(before, after, None, after.open_until)
+            trials = t.trials.c
+            conn.execute(
+                t.trials.delete().where(
+                    trials.service == policy.name,
+                    (trials.expires_at <= now) | (trials.generation != after.generation),
+                )
+            )
+            leased = conn.execute(
+                sa.select(trials.slot, trials.expires_at).where(trials.service == policy.name)
+            ).all()
+            slot = free_slot([row.slot for row in leased], policy.trial_calls)
+            if slot is None:
+                return TrialAnswer(before, after, None, min(row.expires_at for row in leased))
+            trial = Trial(
+                service=policy.name,
+                generation=after.generation,
+                slot=slot,
+                token=uuid4().hex,
+                worker=worker,
+                expires_at=now + timedelta(seconds=policy.trial_lease_s),
+            )
+            conn.execute(t.trials.insert().values(**asdict(trial)))
+            return TrialAnswer(before, after, trial, None)
 
     def end_trial(
         self,
@@ -376,10 +342,22 @@ class SqlBackend:
         verdict: Verdict,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
-        """See `BreakerBackend.end_trial`."""
+        """See `BreakerBackend.end_trial`. The result counts only if the lease is still held."""
         with self.store.begin() as conn:
             now = self.store.now(conn)
-            return end_trial(conn, now, policy, trial, verdict, retry_at=retry_at)
+            before = read_one(conn, policy.name, lock=True)
+            trials = t.trials.c
+            returned = conn.execute(
+                t.trials.delete().where(trials.service == policy.name, trials.token == trial.token)
+            ).rowcount
+            if not returned or before.generation != trial.generation:
+                return before, before
+            after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
+            if after is before:
+                push.notify(conn)  # the slot is free
+            else:
+                change(conn, now, before, after, actor=trial.worker)
+            return before, after
 
     def listen(self, waker: Waker) -> Listener:
         """See `BreakerBackend.listen`."""
@@ -406,7 +384,7 @@ def _kept(by: str | None, until: datetime | None) -> dict[str, Any] | None:
 
 
 def _keep(
-    conn: sa.Connection,
+    conn: Connection,
     now: datetime,
     name: str,
     *,
