@@ -38,7 +38,7 @@ def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
         "python": Version(platform.python_version(), package["Requires-Python"] or ""),
         "dagster": Version(dg.__version__, _supported("dagster")),
         "enabled": load(GeneralSettings).enabled,
-        "store": store_facts(store_url),
+        "store": _store_facts(store_url),
     }
     try:
         with dg.DagsterInstance.get() as instance:
@@ -51,7 +51,7 @@ def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
     return Facts(**facts)
 
 
-def store_facts(url: str | None) -> StoreFacts:
+def _store_facts(url: str | None) -> StoreFacts:
     """Read the store, or record why it can't be read; None is the store of the environment."""
     try:
         store = Store(url or default_url())

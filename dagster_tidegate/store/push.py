@@ -42,7 +42,7 @@ def pending(conn: sa.Connection) -> bool:
     return conn.info.pop("tidegate_notify", False)
 
 
-def sidecar(engine: sa.Engine) -> Path | None:
+def _sidecar(engine: sa.Engine) -> Path | None:
     """Return the file beside a SQLite database that grows with each change, or None."""
     database = engine.url.database
     if engine.dialect.name != "sqlite" or database in (None, "", ":memory:"):
@@ -55,7 +55,7 @@ def touch(engine: sa.Engine) -> None:
 
     Where that fails, the commit stands, and the others notice the change when they next poll.
     """
-    path = sidecar(engine)
+    path = _sidecar(engine)
     if path is None:
         return
     try:
@@ -97,7 +97,7 @@ def listen(engine: sa.Engine, waker: Waker) -> Listener:
     """
     if engine.dialect.name == "postgresql":
         return _PostgresListener(engine, waker)
-    return _FileListener(sidecar(engine), waker)
+    return _FileListener(_sidecar(engine), waker)
 
 
 class _FileListener:

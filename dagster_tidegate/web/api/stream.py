@@ -134,11 +134,11 @@ class EventStream(Response):
                     log.warning("an event stream ends: %s", error)
                     return  # its client reconnects and continues
                 for event in events:
-                    yield as_text(event)
+                    yield _as_text(event)
                 sent = events[-1].id if len(events) == PAGE else complete
 
 
-def as_text(event: Event) -> str:
+def _as_text(event: Event) -> str:
     """Return an event in the format of a stream."""
     data = _EVENT.dump_json(event).decode()
     return f"id: {event.id}\nevent: {event.kind}\ndata: {data}\n\n"
