@@ -12,6 +12,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.store.tokens import Role, TokenError
 from dagster_tidegate.web.access.authenticator import MAX_AGE_S, Authenticator, Kind
+from tests.support.examples import share_of_examples
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 NAMES = st.sampled_from(["ana", "bo"])
@@ -129,7 +130,7 @@ class Access(RuleBasedStateMachine):
 
 TestAccess = Access.TestCase
 TestAccess.settings = settings(
-    max_examples=settings.default.max_examples // 3,
+    max_examples=share_of_examples(3),
     stateful_step_count=25,
     deadline=None,
     derandomize=True,

@@ -24,6 +24,7 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import alerts, breakers, holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from tests.support.examples import share_of_examples
 
 SERVICES = ("mail", "maps")
 ACTORS = ("ana", "bob")
@@ -249,7 +250,7 @@ def trips_in(title: str, service: str) -> int:
 
 
 Alerts.TestCase.settings = settings(
-    max_examples=settings.default.max_examples // 3,
+    max_examples=share_of_examples(3),
     stateful_step_count=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes

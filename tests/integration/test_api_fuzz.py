@@ -18,6 +18,7 @@ from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import MAX_REASON, checked
 from tests.integration.api import api_on_port, app_of, in_process
 from tests.support.databases import both_databases
+from tests.support.examples import share_of_examples
 
 KEPT = [
     "<script>alert(1)</script>",
@@ -155,7 +156,7 @@ def test_deep_json_is_refused(client: httpx.Client) -> None:
 
 @both_databases
 @settings(
-    max_examples=settings.default.max_examples // 2,
+    max_examples=share_of_examples(2),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -15,6 +15,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.api.app import create_app
 from tests.integration.api import SETTINGS, api_on_port
+from tests.support.examples import share_of_examples
 
 DOCUMENT = create_app(Store("sqlite://"), settings=SETTINGS).openapi()
 # The stream goes on for minutes, and has tests of its own.
@@ -58,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 
 @schema.parametrize()
 @settings(
-    max_examples=settings.default.max_examples // 5,
+    max_examples=share_of_examples(5),
     derandomize=True,
     deadline=None,
     database=None,

@@ -19,6 +19,7 @@ from demo.sandbox.client import SandboxClient, SandboxError
 from demo.sandbox.command import sandbox as command
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.server import PortTakenError, listen
+from tests.support.examples import share_of_examples
 
 LEADS = "/instantly/api/v2/leads"
 
@@ -105,7 +106,7 @@ def test_bad_orders_are_refused_and_say_what_would_be_right(
 
 
 @settings(
-    max_examples=settings.default.max_examples // 2,
+    max_examples=share_of_examples(2),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

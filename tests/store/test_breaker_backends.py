@@ -25,6 +25,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from tests.support.clock import Clock
+from tests.support.examples import share_of_examples
 from tests.support.failing_service import policy
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
@@ -266,7 +267,7 @@ deltas = st.lists(
 
 @given(deltas=deltas, asking=st.sampled_from(["a", "d"]))
 @settings(
-    max_examples=settings.default.max_examples // 3,
+    max_examples=share_of_examples(3),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -499,9 +500,7 @@ def test_it_does_what_the_model_does(backend: BreakerBackend, clock: Clock):
     run_machine(
         lambda: Fleet(backend, clock),  # pyright: ignore[reportArgumentType] - any factory will do
         settings=settings(
-            max_examples=settings.default.max_examples
-            if in_memory
-            else settings.default.max_examples // 3,
+            max_examples=share_of_examples(1) if in_memory else share_of_examples(3),
             stateful_step_count=40,
             deadline=None,
             # Databases are too slow to shrink an example; memory finds the small one.

@@ -45,6 +45,7 @@ from dagster_tidegate.store.takeovers import (
     TakeoverKind,
 )
 from dagster_tidegate.store.upsert import insert
+from tests.support.examples import share_of_examples
 from tests.unit.simulated_dagster import FragileStore, Fuse, Killed, SimulatedDagster
 
 SERVICES = {
@@ -528,7 +529,7 @@ def _no_ticks(takeover: Takeover, until: datetime) -> None:
 
 class TestTheGate(TheGate.TestCase):
     settings = settings(
-        max_examples=settings.default.max_examples // 2,
+        max_examples=share_of_examples(2),
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
