@@ -11,9 +11,9 @@ DRILL ?=
 ROUNDS ?= 200
 # More than there are processors: the tests with a real daemon mostly wait.
 WORKERS ?= 3
-# A file's tests share what they start; the files that take longest come first, as pyproject.toml
-# lists their folders.
-DIST := --dist loadfile --no-loadscope-reorder
+# Tests are grouped by file, and real deployments on two workers (tests/conftest.py); what takes longest
+# comes first, in the order of pyproject.toml.
+DIST := --dist loadgroup --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt
 DAGSTER ?= newest
 

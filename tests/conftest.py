@@ -179,3 +179,15 @@ def sandbox(sandbox_of_all: SandboxClient) -> SandboxClient:
         sandbox_of_all.heal(service)
     sandbox_of_all.reset()
     return sandbox_of_all
+
+
+REAL_PROCESSES = {"deployment", "chaos", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file on one worker, and real deployments on two: more would starve each other."""
+    tests = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(tests)
+        alone = path.parts[0] not in REAL_PROCESSES or path == Path("deployment", "test_gate.py")
+        item.add_marker(pytest.mark.xdist_group(str(path) if alone else "real processes"))

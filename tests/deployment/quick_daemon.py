@@ -9,7 +9,7 @@ import logging
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import main
 
-sensor.MIN_INTERVAL_LOOP_TIME = 0.5  # pyright: ignore[reportAttributeAccessIssue] -- an int there
+sensor.MIN_INTERVAL_LOOP_TIME = 1  # pyright: ignore[reportAttributeAccessIssue] -- an int there
 controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 1
 
 if __name__ == "__main__":
