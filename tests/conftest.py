@@ -184,6 +184,8 @@ def sandbox(sandbox_of_all: SandboxClient) -> SandboxClient:
 REAL_PROCESSES = {"deployment", "chaos", "browser"}
 
 
+# First: pytest-xdist reads the marks in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file on one worker, and real deployments on two: more would starve each other."""
     tests = Path(__file__).parent
