@@ -240,8 +240,10 @@ class SqlBackend:
                 )
             ).one()
             now = row.now.astimezone(UTC) if is_server else self.store.now(conn)
-            # The server read its clock between the question and the answer.
-            monotonic = (before + time.monotonic()) / 2
+            # A server reads its clock between question and answer; a local clock was just read.
+            monotonic = time.monotonic()
+            if is_server:
+                monotonic = (before + monotonic) / 2
             return FleetSnapshot(
                 services=read(conn),
                 holds=tuple(holds.live(conn, now)),
