@@ -40,7 +40,7 @@ defs = dg.Definitions(jobs=[nothing])
 """
 WORKSPACE = "load_from: [{python_file: {relative_path: definitions.py, working_directory: .}}]"
 READY = "Tidegate is up"
-LAST_LINE = "goes on where it stopped"
+LAST_LINE = "everything resumes where it stopped"
 TIMEOUT_S = 60
 
 
