@@ -94,7 +94,8 @@ def start(
         LocationError: If a code location failed to load.
     """
     # `python -m demo` is not installed: children find it where this process did.
-    env = {**env, "PYTHONPATH": os.pathsep.join([str(PROJECT), *_python_path(env)])}
+    path = filter(None, (str(PROJECT), env.get("PYTHONPATH")))
+    env = {**env, "PYTHONPATH": os.pathsep.join(path)}
     make_dagster_storage(Path(env["DAGSTER_HOME"]))
     web, sandbox = address(port), address(sandbox_port)
     commands = {
@@ -204,10 +205,6 @@ def run(
                 stopped.wait(POLL_INTERVAL_S)
             tell("stopping")
             _pause_work(address(port), token, tell, at_once)
-
-
-def _python_path(env: Mapping[str, str]) -> list[str]:
-    return [path for path in [env.get("PYTHONPATH")] if path]
 
 
 def upgrade_store(url: str) -> None:
