@@ -122,7 +122,8 @@ def show_answer(answer: Answer, situation: Situation, missing: str | None = None
                 _ends(reason, situation),
             )
         out.print(table)
-    for obstacle in answer.obstacles:
+    # The sentence above has the first, unless holds come before it.
+    for obstacle in answer.obstacles[0 if answer.paused else 1 :]:
         out.print(console.text(f"- {obstacle.text}", "yellow"), soft_wrap=True)
     if answer.last_word and answer.status in WITH_REASON:
         out.print(console.text(f"recorded reason: {answer.last_word}"), soft_wrap=True)

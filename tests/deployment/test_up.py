@@ -220,7 +220,7 @@ def test_killed_it_leaves_no_child_and_the_next_takes_over(quick_up):
     killed.wait()
 
     following = quick_up().wait_until_ready()
-    assert f"from pid {killed.process.pid}, which is gone" in following.said
+    assert f"from pid {killed.process.pid}, which has ended" in following.said
     assert killed.left_over() == []
     following.signal(signal.SIGTERM)
     assert following.wait() == 0

@@ -33,6 +33,18 @@ def found(deployed: Deployment, partition: str) -> CampaignRun:
     return run
 
 
+def put(
+    deployed: Deployment, partition: str, status: RunStatus, *, waits_for_start: bool = False
+) -> CampaignRun:
+    """Return a campaign run, which is in a status without having been there."""
+    changed = {"status": status, "waits_for_start": waits_for_start, "reason": None}
+    with deployed.store.begin() as conn:
+        run = runs.ensure(conn, deployed.store.now(conn), "letters", partition)
+        table = t.campaign_runs
+        conn.execute(table.update().where(table.c.id == run.id).values(**changed))
+    return found(deployed, partition)
+
+
 def completed(deployed: Deployment, partition: str) -> None:
     deployed.until(lambda: found(deployed, partition).status is RunStatus.COMPLETED)
 
@@ -162,9 +174,11 @@ def test_a_launch_that_fails_leaves_the_run_as_it_was(
     def fail(*_: object, **__: object) -> str:
         raise UnreachableError("the code server went away")
 
-    asked.post("/campaigns/letters/runs", {"partition": "d"}, expect=201 if queued else 409)
-    before = {partition: found(deployed, partition) for partition in "abd"}
-    assert before["a"].status is RunStatus.COMPLETED
+    before = {
+        "a": put(deployed, "a", RunStatus.COMPLETED),
+        "b": put(deployed, "b", RunStatus.CANCELLED),
+        "d": put(deployed, "d", RunStatus.PENDING, waits_for_start=True),
+    }
     with monkeypatch.context() as broken:
         if queued:
             broken.setattr(dg.DagsterInstance, "submit_run", fail)

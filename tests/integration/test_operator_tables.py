@@ -219,7 +219,10 @@ def test_why_of_a_run_that_is_not_there_says_so_and_what_a_new_one_would_meet(
 
 
 def test_why_of_a_run_that_could_not_be_launched_says_why(run: Run, store: Store) -> None:
-    assert "not started yet" in run("why", "list_hygiene/may").output
+    assert run("why", "list_hygiene/may").output == (
+        "campaign run list_hygiene/may (pending) is not paused, but it was created by hand and has "
+        "not been started\n"
+    )
     with store.begin() as conn:
         now = store.now(conn)
         may = runs.find(conn, "list_hygiene", "may")
@@ -227,9 +230,10 @@ def test_why_of_a_run_that_could_not_be_launched_says_why(run: Run, store: Store
         runs.claim_start(conn, now, may, actor="ana")
         runs.give_start_back(conn, now, may, "it could not be launched: no code", actor="ana")
     said = run("why", "list_hygiene/may").output
-    assert "its last start failed" in said
-    assert "recorded reason: it could not be launched: no code" in said
-    assert "not started yet" not in said
+    assert said == (
+        "campaign run list_hygiene/may (pending) is not paused, but its last start failed; start "
+        "it again\nrecorded reason: it could not be launched: no code\n"
+    )
     assert "could not be launched" in row(run("runs").output, "list_hygiene/may")[-1]
 
 
