@@ -43,9 +43,11 @@ class RecordStatus(StrEnum):
     ended is in doubt: its effect may or may not have reached the service.
     """
 
+    WAITING = "waiting"  # tried without a result, or to be done again; has no effect in doubt
     STARTED = "started"
     DONE = "done"
     FAILED = "failed"
+    SKIPPED = "skipped"  # a person decided that it needs no result
 
 
 RUN_MOVES: dict[RunStatus, frozenset[RunStatus]] = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
     from dagster_tidegate.breaker.snapshot import FleetSnapshot
     from dagster_tidegate.breaker.state_machine import BreakerStatus
-    from dagster_tidegate.breaker.verdicts import Verdict, default_verdict, every_error
+    from dagster_tidegate.breaker.verdicts import VerdictKind, default_verdict, every_error
 
 __all__ = [
     "Breaker",
@@ -51,7 +51,7 @@ __all__ = [
     "StoreLost",
     "StoreRegained",
     "UnknownServiceError",
-    "Verdict",
+    "VerdictKind",
     "default_verdict",
     "every_error",
 ]
@@ -77,7 +77,7 @@ _MODULES = {
     "pybreaker_storage": ("SharedStorage",),
     "snapshot": ("FleetSnapshot",),
     "state_machine": ("BreakerStatus",),
-    "verdicts": ("Verdict", "default_verdict", "every_error"),
+    "verdicts": ("VerdictKind", "default_verdict", "every_error"),
 }
 
 

@@ -13,7 +13,7 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import WindowDelta, WindowStats, reach, window_stats
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
@@ -103,7 +103,7 @@ class BreakerBackend(Protocol):
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: Verdict,
+        verdict: VerdictKind,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """Return a lease with the result of its call; return the breaker before and after."""
@@ -246,7 +246,7 @@ class MemoryBackend:
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: Verdict,
+        verdict: VerdictKind,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`."""

@@ -20,7 +20,7 @@ from dagster_tidegate.breaker.engine import Engine, Ticket
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Classify, Verdict, default_verdict
+from dagster_tidegate.breaker.verdicts import Classify, VerdictKind, default_verdict
 from dagster_tidegate.statuses import BreakerState
 
 if TYPE_CHECKING:
@@ -320,9 +320,9 @@ class Breaker(pybreaker.CircuitBreaker):
                     return False
             elif exclusion(exception):
                 return False
-        return self.classify(exception) == Verdict.FAILURE
+        return self.classify(exception) == VerdictKind.FAILURE
 
-    def _by_policy(self, error: Exception) -> Verdict:
+    def _by_policy(self, error: Exception) -> VerdictKind:
         return default_verdict(error, self.policy.failure_statuses)
 
     def _notify(self, event: str, *args: Any, **kwargs: Any) -> None:

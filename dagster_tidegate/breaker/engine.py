@@ -21,7 +21,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Verdict, label, retry_after
+from dagster_tidegate.breaker.verdicts import VerdictKind, label, retry_after
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
 from dagster_tidegate.holds import Hold, HoldSource, covering
 from dagster_tidegate.statuses import BreakerState
@@ -206,7 +206,7 @@ class Engine:
         if self._hooks.times_calls:
             self._hooks.emit(CallEnded(policy.name, False, took_s))
         if ticket.trial is not None:
-            self.end_trial(ticket.trial, Verdict.SLOW if slow else Verdict.SUCCESS)
+            self.end_trial(ticket.trial, VerdictKind.SLOW if slow else VerdictKind.SUCCESS)
             return
         window.last_ok = ended
         window.ok()
@@ -217,7 +217,7 @@ class Engine:
     def ignore(self, ticket: Ticket) -> None:
         """End a call that says nothing about the service."""
         if ticket.trial is not None:
-            self.end_trial(ticket.trial, Verdict.IGNORED)
+            self.end_trial(ticket.trial, VerdictKind.IGNORED)
 
     def fail(self, ticket: Ticket, error: Exception) -> None:
         """End a call that failed."""
@@ -230,12 +230,14 @@ class Engine:
         name = label(error)
         self._hooks.emit(CallFailed(self.policy.name, error, name, retry_at))
         if ticket.trial is not None:
-            self.end_trial(ticket.trial, Verdict.FAILURE, retry_at)
+            self.end_trial(ticket.trial, VerdictKind.FAILURE, retry_at)
         else:
             ticket.window.fail(now, retry_at)
             self._report(ticket.window, name)
 
-    def end_trial(self, trial: Trial, verdict: Verdict, retry_at: datetime | None = None) -> None:
+    def end_trial(
+        self, trial: Trial, verdict: VerdictKind, retry_at: datetime | None = None
+    ) -> None:
         """Return the lease of a trial call with its result."""
         before, after = self._state.end_trial(self.policy, trial, verdict, retry_at)
         self._ask_at = float("-inf")

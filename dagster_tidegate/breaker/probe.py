@@ -7,12 +7,12 @@ import urllib.request
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Verdict, retry_after
+from dagster_tidegate.breaker.verdicts import VerdictKind, retry_after
 
 log = logging.getLogger(__name__)
 
 
-def http_get(policy: ServicePolicy, now: datetime) -> tuple[Verdict, datetime | None]:
+def http_get(policy: ServicePolicy, now: datetime) -> tuple[VerdictKind, datetime | None]:
     """Request the `probe_url` of a policy.
 
     Returns:
@@ -23,8 +23,8 @@ def http_get(policy: ServicePolicy, now: datetime) -> tuple[Verdict, datetime | 
     request = urllib.request.Request(policy.probe_url, headers={"User-Agent": "tidegate"})
     try:
         with urllib.request.urlopen(request, timeout=policy.probe_timeout_s):
-            return Verdict.SUCCESS, None
+            return VerdictKind.SUCCESS, None
     except (OSError, http.client.HTTPException) as error:
         log.info("probe of %s failed: %s", policy.name, error)
         wait_s = retry_after(error, now, policy.retry_after_cap_s)
-        return Verdict.FAILURE, None if wait_s is None else now + timedelta(seconds=wait_s)
+        return VerdictKind.FAILURE, None if wait_s is None else now + timedelta(seconds=wait_s)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
@@ -175,16 +175,16 @@ def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
 def after_trial(
     status: BreakerStatus,
     policy: ServicePolicy,
-    verdict: Verdict,
+    verdict: VerdictKind,
     now: datetime,
     dice: float,
     retry_at: datetime | None = None,
 ) -> BreakerStatus:
     """Apply the result of a trial call: close, open again for longer, or wait for more."""
-    if status.state != BreakerState.HALF_OPEN or verdict == Verdict.IGNORED:
+    if status.state != BreakerState.HALF_OPEN or verdict == VerdictKind.IGNORED:
         return status
     slow_is_bad = policy.slow_call_rate is not None
-    if verdict == Verdict.FAILURE or (verdict == Verdict.SLOW and slow_is_bad):
+    if verdict == VerdictKind.FAILURE or (verdict == VerdictKind.SLOW and slow_is_bad):
         again = replace(status, attempt=status.attempt + 1)
         return opened(again, policy, now, status.reason or "trial call failed", dice, retry_at)
     counted = replace(status, trial_successes=status.trial_successes + 1)

@@ -5,6 +5,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -13,16 +14,45 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class Verdict(StrEnum):
-    """What a guarded call says about its service."""
+class VerdictKind(StrEnum):
+    """What a guarded call says: the first five about its service, the rest about its record."""
 
     SUCCESS = "success"
     SLOW = "slow"  # succeeded, but took too long
-    FAILURE = "failure"
-    IGNORED = "ignored"  # says nothing about the service; counts neither way
+    FAILURE = "failure"  # the service is unwell
+    THROTTLED = "throttled"  # it is healthy, and must not be called before a time
+    DENIED = "denied"  # it refuses this client until a person repairs something
+    PENDING = "pending"  # no answer yet for this record
+    REJECTED = "rejected"  # the record's own fault
+    IGNORED = "ignored"  # the caller's own error
 
 
-Classify = Callable[[Exception], Verdict]
+class Scope(StrEnum):
+    """What a verdict is about."""
+
+    SERVICE = "service"
+    ENDPOINT = "endpoint"  # the part of the service that was called
+    RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one call to a service says.
+
+    Attributes:
+        until: Not to be called again before, UTC; of `throttled` and `pending`, None if unknown.
+        reason: A short name, for people: "503", "insufficient_quota".
+        answer: What the service said, shortened and with its secrets masked; None without a body.
+    """
+
+    kind: VerdictKind
+    until: datetime | None = None
+    scope: Scope = Scope.SERVICE
+    reason: str = ""
+    answer: str | None = None
+
+
+Classify = Callable[[Exception], VerdictKind]
 """Returns the verdict on an exception."""
 
 # Mistakes of the caller and errors of this machine; a service can't cause them.
@@ -94,7 +124,7 @@ def status_of(error: BaseException) -> int | None:
 
 def default_verdict(
     error: Exception, failure_statuses: Collection[int] = (408, 425, 429)
-) -> Verdict:
+) -> VerdictKind:
     """Return the default verdict on an exception.
 
     Args:
@@ -108,20 +138,20 @@ def default_verdict(
 
     Example:
         >>> default_verdict(ConnectionResetError())
-        <Verdict.FAILURE: 'failure'>
+        <VerdictKind.FAILURE: 'failure'>
         >>> default_verdict(KeyError("email"))
-        <Verdict.IGNORED: 'ignored'>
+        <VerdictKind.IGNORED: 'ignored'>
     """
     status = status_of(error)
     if status is not None:
         failed = status >= 500 or status in failure_statuses
-        return Verdict.FAILURE if failed else Verdict.IGNORED
+        return VerdictKind.FAILURE if failed else VerdictKind.IGNORED
     if isinstance(error, SERVICES_ERRORS):
-        return Verdict.FAILURE
+        return VerdictKind.FAILURE
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
     if isinstance(error, CALLERS_ERRORS) or names & CALLERS_ERROR_NAMES:
-        return Verdict.IGNORED
-    return Verdict.FAILURE
+        return VerdictKind.IGNORED
+    return VerdictKind.FAILURE
 
 
 def may_have_arrived(error: BaseException | None) -> bool:
@@ -145,9 +175,9 @@ def may_have_arrived(error: BaseException | None) -> bool:
     return True
 
 
-def every_error(_error: Exception) -> Verdict:
+def every_error(_error: Exception) -> VerdictKind:
     """Return `FAILURE` for every exception, as pybreaker does."""
-    return Verdict.FAILURE
+    return VerdictKind.FAILURE
 
 
 def label(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import (
     Counts,
@@ -341,7 +341,7 @@ class SqlBackend:
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: Verdict,
+        verdict: VerdictKind,
         retry_at: datetime | None = None,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`. The result counts only if the lease is still held."""

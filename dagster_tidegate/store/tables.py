@@ -78,6 +78,9 @@ services = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),  # failed probes so far
     sa.Column("trial_successes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("reason", sa.Text),  # why it opened, for people: "503 x5"
+    sa.Column("cause", sa.String(16)),  # the verdict that opened it; None: by hand, or closed
+    sa.Column("answer", sa.Text),  # what the service said then, without secrets
+    sa.Column("would_open_at", UTCDateTime),  # when it would last have opened, were it enforced
     sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp starts here
     sa.Column("kept_closed_by", sa.String(256)),  # the operator who keeps it from tripping
     sa.Column("kept_closed_until", UTCDateTime),  # None: until an operator lets it trip again
@@ -99,6 +102,7 @@ outcomes = sa.Table(
     # The failures of the bucket after the worker's latest success, and the time of the first.
     sa.Column("failed_in_row", sa.Integer, nullable=False, server_default="0"),
     sa.Column("row_since", UTCDateTime),
+    sa.Column("row_records", sa.Text),  # digests of the records that had them, some of them
     sa.Column("last_ok_at", UTCDateTime),
     sa.Column("last_failed_at", UTCDateTime),
     sa.Column("retry_at", UTCDateTime),  # the latest Retry-After that the service sent
@@ -257,6 +261,10 @@ ledger = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("result", sa.JSON(none_as_null=True)),  # what the author's code returned
     sa.Column("error", sa.Text),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),  # in all attempts
+    sa.Column("retry_at", UTCDateTime),  # not tried before; of a waiting record
+    # Whether it failed while other records of the loop succeeded.
+    sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("at", UTCDateTime, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of, reach, window_stats
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
@@ -83,12 +83,12 @@ def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(backend: BreakerBacken
     trial = backend.take_trial(rules, "a").trial
     assert trial is not None
     assert (state(backend), held()) == (HALF_OPEN, [("service openai", "503 x3")])
-    backend.end_trial(rules, trial, Verdict.FAILURE)
+    backend.end_trial(rules, trial, VerdictKind.FAILURE)
     assert (state(backend), held()) == (OPEN, [("service openai", "503 x3")])
     clock.advance(60)
     trial = backend.take_trial(rules, "a").trial
     assert trial is not None
-    backend.end_trial(rules, trial, Verdict.SUCCESS)
+    backend.end_trial(rules, trial, VerdictKind.SUCCESS)
     assert (state(backend), held()) == (CLOSED, [])
 
 
@@ -103,7 +103,7 @@ def test_trial_calls_are_leased_up_to_the_permitted_number(backend: BreakerBacke
     assert [answer.before is not answer.after for answer in answers] == [True, False, False]
     assert answers[2].retry_at == clock() + timedelta(seconds=60)
     assert answers[0].trial is not None
-    backend.end_trial(rules, answers[0].trial, Verdict.IGNORED)
+    backend.end_trial(rules, answers[0].trial, VerdictKind.IGNORED)
     assert backend.take_trial(rules, "c").trial is not None
 
 
@@ -118,10 +118,10 @@ def test_a_lease_that_expired_blocks_nobody_and_its_late_result_is_dropped(
     clock.advance(60)
     heir = backend.take_trial(rules, "heir").trial
     assert heir is not None
-    before, after = backend.end_trial(rules, dead, Verdict.SUCCESS)
+    before, after = backend.end_trial(rules, dead, VerdictKind.SUCCESS)
     assert before == after
     assert state(backend) == HALF_OPEN
-    backend.end_trial(rules, heir, Verdict.SUCCESS)
+    backend.end_trial(rules, heir, VerdictKind.SUCCESS)
     assert state(backend) == CLOSED
 
 
@@ -131,8 +131,8 @@ def test_a_failed_trial_call_ends_the_others(backend: BreakerBackend, clock: Clo
     clock.advance(30)
     trials = [backend.take_trial(rules, name).trial for name in "ab"]
     assert None not in trials
-    backend.end_trial(rules, trials[0], Verdict.FAILURE)  # type: ignore[arg-type] - see above
-    backend.end_trial(rules, trials[1], Verdict.SUCCESS)  # type: ignore[arg-type] - see above
+    backend.end_trial(rules, trials[0], VerdictKind.FAILURE)  # type: ignore[arg-type] - see above
+    backend.end_trial(rules, trials[1], VerdictKind.SUCCESS)  # type: ignore[arg-type] - see above
     assert state(backend) == OPEN
 
 
@@ -179,7 +179,7 @@ def test_each_change_is_in_the_record(store: Store, clock: Clock):
     clock.advance(30)
     trial = backend.take_trial(rules, "worker-2").trial
     assert trial is not None
-    backend.end_trial(rules, trial, Verdict.SUCCESS)
+    backend.end_trial(rules, trial, VerdictKind.SUCCESS)
     with store.read() as conn:
         rows = conn.execute(
             sa.select(t.events).where(t.events.c.kind == EventKind.SERVICE).order_by(t.events.c.id)
@@ -360,11 +360,11 @@ class Model:
         self.leases = {k: v for k, v in self.leases.items() if now < v}
         return self.state == HALF_OPEN and len(self.leases) < 2
 
-    def end(self, trial: Trial, verdict: Verdict, now: datetime) -> None:
+    def end(self, trial: Trial, verdict: VerdictKind, now: datetime) -> None:
         if self.leases.pop(trial.token, None) is None:
             return
-        self.successes += verdict == Verdict.SUCCESS
-        if verdict == Verdict.FAILURE:
+        self.successes += verdict == VerdictKind.SUCCESS
+        if verdict == VerdictKind.FAILURE:
             self.attempt += 1
             self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
         elif self.successes >= 2:
@@ -454,10 +454,10 @@ class Fleet(RuleBasedStateMachine):
         self.follow()
 
     @precondition(lambda self: self.trials)
-    @rule(data=st.data(), verdict=st.sampled_from(list(Verdict)))
-    def end_a_trial_call(self, data: st.DataObject, verdict: Verdict) -> None:
+    @rule(data=st.data(), verdict=st.sampled_from(list(VerdictKind)))
+    def end_a_trial_call(self, data: st.DataObject, verdict: VerdictKind) -> None:
         trial = self.trials.pop(data.draw(st.integers(0, len(self.trials) - 1)))
-        verdict = Verdict.SUCCESS if verdict == Verdict.SLOW else verdict
+        verdict = VerdictKind.SUCCESS if verdict == VerdictKind.SLOW else verdict
         now = self.now()
         self.backend.end_trial(self.policy, trial, verdict)
         self.model.end(trial, verdict, now)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Verdict
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
@@ -132,7 +132,7 @@ def test_the_reset_timeout_grows_with_each_failed_probe_up_to_its_cap():
         waits.append((status.open_until - status.changed_at).total_seconds())
         now = status.open_until
         half_open = machine.half_opened(status, now)
-        status = machine.after_trial(half_open, rules, Verdict.FAILURE, now, 0.0)
+        status = machine.after_trial(half_open, rules, VerdictKind.FAILURE, now, 0.0)
     assert waits == [10, 20, 40, 60, 60]
     assert status.opened_at == NOW, "it is open since the trip, not since the last probe"
     assert status.reason == "503 x1"
@@ -158,36 +158,36 @@ def test_it_is_not_probed_before_the_service_asked_to_be():
     soon = NOW + timedelta(seconds=1)
     assert trip(rules, in_row(1, retry_at=soon)).open_until == NOW + timedelta(seconds=30)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    again = machine.after_trial(half_open, rules, Verdict.FAILURE, NOW, 0.0, asked)
+    again = machine.after_trial(half_open, rules, VerdictKind.FAILURE, NOW, 0.0, asked)
     assert again.open_until == asked
 
 
 def test_it_closes_after_enough_trial_calls_and_forgets_the_outage():
     rules = policy(consecutive_failures=1, success_threshold=2)
     status = machine.half_opened(trip(rules, in_row(1)), NOW)
-    status = machine.after_trial(status, rules, Verdict.SUCCESS, NOW, 0.0)
+    status = machine.after_trial(status, rules, VerdictKind.SUCCESS, NOW, 0.0)
     assert (status.state, status.trial_successes) == (BreakerState.HALF_OPEN, 1)
-    status = machine.after_trial(status, rules, Verdict.SUCCESS, NOW, 0.0)
+    status = machine.after_trial(status, rules, VerdictKind.SUCCESS, NOW, 0.0)
     assert status == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
 
 
 def test_an_ignored_trial_call_says_nothing():
     rules = policy(consecutive_failures=1)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, Verdict.IGNORED, NOW, 0.0) is half_open
+    assert machine.after_trial(half_open, rules, VerdictKind.IGNORED, NOW, 0.0) is half_open
 
 
 @pytest.mark.parametrize(("rate", "state"), [(0.5, BreakerState.OPEN), (None, BreakerState.CLOSED)])
 def test_a_slow_trial_call_fails_only_where_slow_calls_matter(rate, state):
     rules = policy(consecutive_failures=1, slow_call_rate=rate)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, Verdict.SLOW, NOW, 0.0).state == state
+    assert machine.after_trial(half_open, rules, VerdictKind.SLOW, NOW, 0.0).state == state
 
 
 @pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.OPEN])
 def test_the_result_of_a_trial_call_changes_nothing_outside_half_open(state):
     status = replace(CLOSED, state=state)
-    for verdict in Verdict:
+    for verdict in VerdictKind:
         rules = policy(consecutive_failures=1)
         assert machine.after_trial(status, rules, verdict, NOW, 0.0) is status
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_tidegate.breaker.verdicts import (
-    Verdict,
+    VerdictKind,
     default_verdict,
     every_error,
     label,
@@ -58,19 +58,19 @@ BY_STATUS = [httpx_error, requests_error, urllib_error, SdkError]
 @pytest.mark.parametrize("make", BY_STATUS)
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 529, 408, 425, 429])
 def test_a_service_that_is_unwell_or_overrun_failed(make, status):
-    assert default_verdict(make(status)) == Verdict.FAILURE
+    assert default_verdict(make(status)) == VerdictKind.FAILURE
     assert label(make(status)) == str(status)
 
 
 @pytest.mark.parametrize("make", BY_STATUS)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
 def test_a_request_that_was_wrong_says_nothing_about_the_service(make, status):
-    assert default_verdict(make(status)) == Verdict.IGNORED
+    assert default_verdict(make(status)) == VerdictKind.IGNORED
 
 
 def test_the_policy_can_count_other_statuses():
-    assert default_verdict(httpx_error(404), [404]) == Verdict.FAILURE
-    assert default_verdict(httpx_error(429), [404]) == Verdict.IGNORED
+    assert default_verdict(httpx_error(404), [404]) == VerdictKind.FAILURE
+    assert default_verdict(httpx_error(429), [404]) == VerdictKind.IGNORED
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_policy_can_count_other_statuses():
     ids=lambda error: f"{type(error).__module__}.{type(error).__name__}",
 )
 def test_a_service_that_can_not_be_reached_failed(error):
-    assert default_verdict(error) == Verdict.FAILURE
+    assert default_verdict(error) == VerdictKind.FAILURE
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_a_service_that_can_not_be_reached_failed(error):
     ids=lambda error: f"{type(error).__module__}.{type(error).__name__}",
 )
 def test_the_callers_own_mistakes_say_nothing(error):
-    assert default_verdict(error) == Verdict.IGNORED
-    assert every_error(error) == Verdict.FAILURE
+    assert default_verdict(error) == VerdictKind.IGNORED
+    assert every_error(error) == VerdictKind.FAILURE
 
 
 @pytest.mark.parametrize("make", [httpx_error, requests_error, urllib_error])
