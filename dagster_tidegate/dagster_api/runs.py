@@ -6,7 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
-from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import (
+    ACTIVE_RUN_STATUSES,
+    FINISHED_STATUSES,
+    NOT_FINISHED_STATUSES,
+)
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.storage.tags import (
@@ -99,6 +103,16 @@ class Runs:
         runs = self.runs(tags={PRIORITY_TAG: str(CANARY_PRIORITY)}, unfinished=True)
         not_started = dg.DagsterRunStatus.NOT_STARTED
         return [run for run in runs if tried_by(run) and run.status is not not_started]
+
+    def ended_canaries(self, since: datetime, limit: int) -> Sequence[dg.DagsterRun]:
+        """Return the canaries that have ended since a time (UTC), the latest first."""
+        ended = dg.RunsFilter(
+            tags={PRIORITY_TAG: str(CANARY_PRIORITY)},
+            statuses=FINISHED_STATUSES,
+            updated_after=since,
+        )
+        records = self.instance.get_run_records(ended, limit=limit, order_by="update_timestamp")
+        return [record.dagster_run for record in records]
 
     def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
         """Return the queued runs, or those of one job, the oldest first."""

@@ -4,7 +4,8 @@ The order matters: if another gate takes something over in between, its takeover
 `newest_takeover`, so that a value which it wrote is never recorded as the former one.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import dagster as dg
 
@@ -12,18 +13,23 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
-from dagster_tidegate.holds import Hold, TargetKind, run_name
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind, run_name
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.runs import CampaignRun
 
-# How many queued runs are searched for a canary before each campaign is searched for its own.
+# How many queued runs are searched for a canary before campaigns without one among them are
+# searched for their own.
 MAX_QUEUED = 500
 MAX_QUEUED_EACH = 5
 # And how many paused campaign runs.
 MAX_PAUSED = 20
+# How many canaries that ended since a service opened are remembered.
+MAX_ENDED = 100
+
+_Waiting = CampaignRun | dg.DagsterRun
 
 
 def observe(gate: Gate, *, resuming: bool = False) -> Observation:
@@ -115,30 +121,68 @@ def _candidates(
             )
             and not cover.campaign(spec)
         }
-        candidates[service] = Candidates(
-            paused=_paused(gate, callers, held), queued=_queued(gate, callers, held)
-        )
+        if callers:
+            turn = _turns(gate, service, holds)
+            paused = _paused(gate, callers, held, turn)
+            waiting = [*paused, *_queued(gate, callers, held)]
+            candidates[service] = Candidates(waiting=sorted(waiting, key=turn))
+        else:
+            candidates[service] = Candidates()
     return candidates
 
 
+def _turns(gate: Gate, service: str, holds: Sequence[Hold]) -> Callable[[_Waiting], tuple]:
+    """Return the sort key that gives each campaign, and then each of its runs, a turn.
+
+    A campaign whose canary has failed in this outage comes after those that have not tried, so that
+    one run that always fails can't keep the service closed for the others.
+    """
+    opened_at = [
+        hold.placed_at
+        for hold in holds
+        if hold.source is HoldSource.BREAKER and hold.target.name == service
+    ]
+    ended = gate.dagster.ended_canaries(min(opened_at), MAX_ENDED) if opened_at else []
+    failed = [run for run in ended if service in tried_by(run)]
+    turns: dict[str, int] = defaultdict(int)
+    for place, run in enumerate(reversed(failed), start=1):
+        turns[run.job_name] = turns[_name(run)] = place
+    return lambda run: (turns[_campaign(run)], turns[_name(run)])
+
+
+def _campaign(run: _Waiting) -> str:
+    return run.campaign if isinstance(run, CampaignRun) else run.job_name
+
+
+def _name(run: _Waiting) -> str:
+    is_stored = isinstance(run, CampaignRun)
+    return run.name if is_stored else run_name(run.job_name, partition_of(run))
+
+
 def _paused(
-    gate: Gate, callers: Mapping[str, Collection[str]], held: Collection[str]
+    gate: Gate,
+    callers: Mapping[str, Collection[str]],
+    held: Collection[str],
+    turn: Callable[[_Waiting], tuple],
 ) -> list[CampaignRun]:
-    """The paused runs that could try a service, those first that would call it first.
+    """The paused runs that could try a service; of each turn, those first that would call it first.
 
     Args:
         callers: The ops that call the service, by campaign.
         held: Names of the campaign runs that have a hold of their own.
     """
-    if not callers:
-        return []
     with gate.store.read() as conn:
         paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=callers)
         begun = ledger.begun(conn, {op for ops in callers.values() for op in ops})
         paused = [run for run in paused if run.name not in held]
         # A run that has begun such an op calls the service at once; another may have an hour of
         # other work to do first.
-        paused.sort(key=lambda run: not any((run.id, op) in begun for op in callers[run.campaign]))
+        paused.sort(
+            key=lambda run: (
+                turn(run),
+                not any((run.id, op) in begun for op in callers[run.campaign]),
+            )
+        )
         del paused[MAX_PAUSED:]
         attempts = {run.id: runs.latest_attempt(conn, run.id) for run in paused}
     # A run whose other branches still work can't resume yet, and must not block the others.
@@ -160,11 +204,10 @@ def _queued(
 
     Also if some are paused: each of those may have a run in the queue already.
     """
-    if not callers:
-        return []
-    queued = gate.dagster.queued(MAX_QUEUED)
-    if len(queued) == MAX_QUEUED and not any(run.job_name in callers for run in queued):
-        queued = [run for job in callers for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
+    queued = list(gate.dagster.queued(MAX_QUEUED))
+    if len(queued) == MAX_QUEUED:
+        unlisted = sorted(callers.keys() - {run.job_name for run in queued})
+        queued += [run for job in unlisted for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
     return [
         run
         for run in queued

@@ -29,7 +29,8 @@ from dagster_tidegate.store.takeovers import (
 
 # Seconds between ramp steps of a pool taken outside a sensor, whose services' policies are unknown.
 UNKNOWN_INTERVAL_S = 30.0
-# A pool without a limit of its own ramps up to this, and then has no limit again.
+# A pool without a limit of its own ramps up to this at least, and then until it has room for all
+# runs that wait for it. Then it has no limit again.
 TOP_OF_RAMP = 16
 
 
@@ -53,18 +54,17 @@ class Candidates:
 
     Attributes:
         canaries: Unfinished Dagster runs that are its canary already, queued or launched.
-        paused: Paused campaign runs whose Dagster runs have finished, in order of preference.
-        queued: Dagster runs in the queue, the oldest first.
+        waiting: Paused campaign runs whose Dagster runs have finished, and Dagster runs in the
+            queue, in order of preference.
     """
 
     canaries: Sequence[dg.DagsterRun] = ()
-    paused: Sequence[CampaignRun] = ()
-    queued: Sequence[dg.DagsterRun] = ()
+    waiting: Sequence[CampaignRun | dg.DagsterRun] = ()
 
     @property
     def starving(self) -> bool:
         """Whether no run can try it, so that its schedules have to start one."""
-        return not self.canaries and not self.paused and not self.queued
+        return not self.canaries and not self.waiting
 
 
 @dataclass(frozen=True)
@@ -325,10 +325,20 @@ def _ramp(
         current, step_at = max(1, current // 2), observation.now
     elif observation.now - step_at >= interval:
         current, step_at = current * 2, observation.now
+    else:
+        return value, step_at
     ceiling = limit_of(takeover.former, observation.default_limit)
-    if current >= (TOP_OF_RAMP * 2 if ceiling is None else ceiling):
+    if ceiling is None:
+        ceiling = max(TOP_OF_RAMP * 2, _waiting(observation, takeover.name))
+    if current >= ceiling:
         return takeover.former, step_at
     return str(current), step_at
+
+
+def _waiting(observation: Observation, pool: str) -> int:
+    """How many runs wait for a pool; those of other code locations may."""
+    others = {spec.name for spec in observation.campaigns if pool not in spec.pools}
+    return sum(count for name, count in observation.waiting.items() if name not in others)
 
 
 def _triggers(observation: Observation) -> Iterator[Action]:

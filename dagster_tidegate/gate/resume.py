@@ -64,22 +64,19 @@ class _Requests:
         for service, candidate in candidates.items():
             if candidate.canaries or service in tried:
                 continue
-            for run in candidate.paused:
-                if run.campaign not in campaigns:
-                    break  # the gate of its own location requests it
-                services = campaigns[run.campaign].services(candidates)
-                if self._add_next(run, tries=services):
-                    tried |= services
-                    self.notes.append(f"{run.name} tries {', '.join(sorted(services))}")
-                    break
-            if service in tried or not candidate.queued:
-                continue
-            oldest = candidate.queued[0]
-            if oldest.job_name in campaigns:
-                services = campaigns[oldest.job_name].services(candidates)
-                self._gate.dagster.add_tags(oldest.run_id, canary_tags(oldest.tags, services))
+            for run in candidate.waiting:
+                campaign = run.campaign if isinstance(run, CampaignRun) else run.job_name
+                if campaign not in campaigns:
+                    continue  # the gate of its own location requests it
+                services = campaigns[campaign].services(candidates)
+                if isinstance(run, dg.DagsterRun):
+                    self._gate.dagster.add_tags(run.run_id, canary_tags(run.tags, services))
+                elif not self._add_next(run, tries=services):
+                    continue
                 tried |= services
-                self.notes.append(f"run {oldest.run_id[:8]} tries {', '.join(sorted(services))}")
+                name = run.name if isinstance(run, CampaignRun) else f"run {run.run_id[:8]}"
+                self.notes.append(f"{name} tries {', '.join(sorted(services))}")
+                break
 
     def add_paused(self, paused: Sequence[CampaignRun]) -> None:
         """Add the next attempts of paused campaign runs."""

@@ -14,13 +14,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import Takeover
+
+_WAITING = (RunStatus.PAUSED, RunStatus.PENDING)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class GateView:
         paused: The paused campaign runs, in the order in which they resume.
         active: How many pending and processing campaign runs of each campaign have an attempt. A
             run without one is not counted: it waits in Dagster's queue anyway.
+        waiting: How many campaign runs of each campaign are paused or pending.
         missed: The missed ticks that are yet to be launched, the oldest first.
     """
 
@@ -47,6 +50,7 @@ class GateView:
     cursor: datetime | None = None
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
     missed: Sequence[MissedTick] = ()
 
 
@@ -54,7 +58,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
     """Read what the gate of a location needs.
 
     Args:
-        resuming: Whether to read `paused`, `active` and `missed` too.
+        resuming: Whether to read `paused`, `active`, `waiting` and `missed` too.
     """
     has_clock = store.clock is None and not store.is_sqlite
     names = {
@@ -77,7 +81,8 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
         states={values["name"]: values["state"] for values in rows["states"]},
         cursor=rows["heartbeat"][0]["cursor"] if rows["heartbeat"] else None,
         paused=sorted(map(runs.from_row, rows.get("paused", ())), key=runs.resume_order),
-        active={values["campaign"]: values["runs"] for values in rows.get("active", ())},
+        active={values["campaign"]: values["active"] for values in rows.get("unfinished", ())},
+        waiting={values["campaign"]: values["waiting"] for values in rows.get("unfinished", ())},
         missed=sorted(
             (MissedTick(**values) for values in rows.get("missed", ())),
             key=lambda tick: (tick.tick_at, tick.campaign, tick.schedule),
@@ -101,8 +106,12 @@ def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
         working = run.status.in_([RunStatus.PENDING, RunStatus.PROCESSING]) & (run.attempt > 0)
         parts |= {
             "paused": sa.select(t.campaign_runs).where(run.status == RunStatus.PAUSED),
-            "active": sa.select(run.campaign, sa.func.count().label("runs"))
-            .where(working)
+            "unfinished": sa.select(
+                run.campaign,
+                sa.func.count().filter(working).label("active"),
+                sa.func.count().filter(run.status.in_(_WAITING)).label("waiting"),
+            )
+            .where(run.status.in_(UNFINISHED))
             .group_by(run.campaign),
             "missed": sa.select(tick.campaign, tick.schedule, tick.tick_at).where(
                 tick.outcome.is_(None)

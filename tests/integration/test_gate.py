@@ -136,6 +136,24 @@ def paused(
     return run_id
 
 
+def begin_sending(deployed: Deployment, partition: str) -> None:
+    """Let a run of letters have called mail before."""
+    with deployed.store.begin() as conn:
+        conn.execute(
+            t.progress.insert().values(
+                campaign_run=campaign_run(deployed, "letters", partition).id,
+                op="send",
+                done=3,
+                failed=0,
+                total=10,
+                position=3,
+                series=1,
+                exact=True,
+                updated_at=deployed.store.now(conn),
+            )
+        )
+
+
 def asked(deployed: Deployment, but: str) -> list[dg.DagsterRun]:
     """The runs that there are, but for one."""
     return [run for run in deployed.instance.get_runs() if run.run_id != but]
@@ -735,25 +753,29 @@ def test_a_paused_run_that_calls_the_service_at_once_tries_it_before_an_earlier_
     deployed: Deployment,
 ):
     earlier, later = paused(deployed, "letters", "a"), paused(deployed, "letters", "b")
-    with deployed.store.begin() as conn:
-        conn.execute(
-            t.progress.insert().values(
-                campaign_run=campaign_run(deployed, "letters", "b").id,
-                op="send",
-                done=3,
-                failed=0,
-                total=10,
-                position=3,
-                series=1,
-                exact=True,
-                updated_at=deployed.store.now(conn),
-            )
-        )
+    begin_sending(deployed, "b")
     hold(deployed, MAIL, HoldSource.BREAKER)
     set_state(deployed, "mail", BreakerState.HALF_OPEN)
     deployed.tick("tidegate_resume")
     [run] = [run for run in asked(deployed, but=later) if run.run_id != earlier]
     assert (run.tags["dagster/partition"], run.tags[CANARY_TAG]) == ("b", "mail")
+
+
+def test_after_a_canary_failed_another_run_is_the_canary(deployed: Deployment):
+    paused(deployed, "letters", "a")
+    paused(deployed, "letters", "b")
+    begin_sending(deployed, "b")
+    hold(deployed, MAIL, HoldSource.BREAKER)
+    tried = []
+    for _ in range(3):
+        set_state(deployed, "mail", BreakerState.HALF_OPEN)
+        deployed.tick("tidegate_resume")
+        [canary] = deployed.dagster.canaries()
+        deployed.dequeue()
+        assert deployed.wait(canary.run_id) == "CANCELED"
+        tried.append(canary.tags["dagster/partition"])
+        deployed.gate()
+    assert tried == ["b", "a", "b"]
 
 
 def test_a_canary_that_never_reached_the_queue_is_requested_again(deployed: Deployment):

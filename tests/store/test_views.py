@@ -218,6 +218,8 @@ def test_the_gate_reads_in_one_statement_what_the_modules_read(
         assert view.cursor == tightening.cursor == beats.get(("here", heartbeats.PAUSE))
         assert view.paused == runs.with_status(conn, RunStatus.PAUSED)
         assert view.active == ({"letters": 1} if filled else {})
+        waiting = len(runs.with_status(conn, RunStatus.PAUSED, RunStatus.PENDING))
+        assert view.waiting == ({"letters": waiting} if filled else {})
         assert view.missed == missed_ticks.waiting(conn)
         assert (len(tightening.paused), len(tightening.active), len(tightening.missed)) == (0,) * 3
         if filled:

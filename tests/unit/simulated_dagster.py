@@ -155,6 +155,14 @@ class SimulatedDagster:
         ]
         return [run for run in started if tried_by(run) and not run.is_finished]
 
+    def ended_canaries(self, since: datetime, limit: int) -> Sequence[dg.DagsterRun]:
+        ended = [
+            run
+            for run in self.all_runs.values()
+            if tried_by(run) and run.is_finished and self.changed[run.run_id] > since
+        ]
+        return sorted(ended, key=lambda run: self.changed[run.run_id], reverse=True)[:limit]
+
     def unfinished(self, run_ids: Collection[str]) -> Sequence[dg.DagsterRun]:
         return [r for r in self.all_runs.values() if r.run_id in run_ids and not r.is_finished]
 

@@ -344,7 +344,7 @@ def test_when_the_canary_has_left_the_queue_the_pool_is_closed_again():
 def test_schedules_run_if_no_run_could_try_a_half_open_service():
     pools = {"mail": "0", "maps+mail": "0"}
     running = {"selector": TriggerState("RUNNING")}
-    starving = {"mail": Candidates([], [], [])}
+    starving = {"mail": Candidates()}
     state = observed(holds=[hold()], pools=pools, triggers=running)
     assert plan(state)
     assert plan(replace(state, candidates=starving)) == []

@@ -23,6 +23,7 @@ from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.tables import metadata, services
 from tests.unit.simulated_dagster import FragileStore, Fuse, SimulatedDagster
 from tests.unit.test_gate_properties import Clock
@@ -52,14 +53,32 @@ class World:
         self.planner = MissedTickPlanner(self.gate, None)  # type: ignore[arg-type] -- nothing was missed
 
     def paused(self, campaign: str, partition: str, priority: int = 0) -> None:
-        spec = next(spec for spec in SHAPES if spec.name == campaign)
-        run = self.dagster.create(campaign, spec.pools, {"dagster/partition": partition})
+        request = dg.RunRequest(job_name=campaign, tags={"dagster/partition": partition})
+        self.pause(self.begin(request, priority))
+
+    def begin(self, request: dg.RunRequest, priority: int = 0) -> dg.DagsterRun:
+        assert request.job_name is not None
+        spec = next(spec for spec in SHAPES if spec.name == request.job_name)
+        run = self.dagster.create(spec.name, spec.pools, request.tags)
+        self._attempt(run, priority)
+        return run
+
+    def pause(self, run: dg.DagsterRun) -> str:
+        """Pause a run, and return the name of its campaign run."""
+        campaign_run = self._attempt(run)
         with self.store.begin() as conn:
-            found = runs.ensure(conn, self.clock(), campaign, partition, priority=priority)
-            runs.begin_attempt(conn, self.clock(), found, run.run_id, owner_is_over=True)
-            found = runs.ensure(conn, self.clock(), campaign, partition)
-            runs.move(conn, self.clock(), found, RunStatus.PAUSED, actor=run.run_id)
+            runs.move(conn, self.clock(), campaign_run, RunStatus.PAUSED, actor=run.run_id)
         self.dagster.end(run.run_id)
+        return campaign_run.name
+
+    def _attempt(self, run: dg.DagsterRun, priority: int = 0) -> CampaignRun:
+        partition = run.tags["dagster/partition"]
+        with self.store.begin() as conn:
+            campaign_run = runs.ensure(
+                conn, self.clock(), run.job_name, partition, priority=priority
+            )
+            runs.begin_attempt(conn, self.clock(), campaign_run, run.run_id, owner_is_over=True)
+            return runs.ensure(conn, self.clock(), run.job_name, partition)
 
     def hold(self, target: Target) -> None:
         with self.store.begin() as conn:
@@ -75,6 +94,32 @@ class World:
     def release(self, target: Target) -> None:
         with self.store.begin() as conn:
             holds.release(conn, self.clock(), target, source=HoldSource.OPERATOR, actor="ann")
+
+    def half_open(self, service: str) -> None:
+        with self.store.begin() as conn:
+            conn.execute(
+                services.insert().values(
+                    name=service, state=BreakerState.HALF_OPEN, changed_at=self.clock()
+                )
+            )
+            holds.place(
+                conn,
+                self.clock(),
+                Target(TargetKind.SERVICE, service),
+                source=HoldSource.BREAKER,
+                reason="503",
+                actor="breaker",
+            )
+
+    def failed_trial(self) -> str:
+        """Let a canary be chosen and fail, and return its campaign run."""
+        requests = self.requests()
+        if requests:
+            [request] = requests
+            canary = self.begin(request)
+        else:
+            [canary] = self.dagster.canaries()
+        return self.pause(canary)
 
     def reconcile(self, direction: Direction, timeout_s: float = 60) -> list[str]:
         _, report = reconcile(
@@ -123,6 +168,24 @@ def test_the_ramp_bounds_how_many_resume_and_others_do_not_wait_for_it(world: Wo
     world.reconcile(Direction.LOOSEN)
     assert world.dagster.pools() == {"mail": "2"}
     assert partitions(world.requests()) == ["s1", "s2", "o1"]
+
+
+def test_after_a_recovery_a_hundred_runs_resume_twice_as_many_at_each_step(world: World):
+    for n in range(100):
+        world.paused("slow", f"s{n}")
+    world.hold(MAIL)
+    world.reconcile(Direction.TIGHTEN)
+    world.release(MAIL)
+    started, after_steps = 0, []
+    while world.dagster.pools() or started < 100:
+        for _ in range(4):  # a step takes 30 s, and a tick comes every 8 s
+            world.reconcile(Direction.LOOSEN)
+            for request in world.requests():
+                world.begin(request)
+                started += 1
+            world.clock.time += timedelta(seconds=8)
+        after_steps.append(started)
+    assert after_steps == [1, 2, 4, 8, 16, 32, 64, 100]
 
 
 def test_a_tick_requests_a_limited_number_of_runs(world: World):
@@ -185,17 +248,37 @@ def test_a_canary_has_its_former_priority_again_in_the_next_attempt(former: dict
 def test_a_queued_run_is_the_canary_if_each_paused_run_has_one_in_the_queue(world: World):
     world.paused("slow", "s1")
     again = world.dagster.create("slow", SHAPES[0].pools, {"dagster/partition": "s1"})
-    with world.store.begin() as conn:
-        conn.execute(
-            services.insert().values(
-                name="mail", state=BreakerState.HALF_OPEN, changed_at=world.clock()
-            )
-        )
-        holds.place(
-            conn, world.clock(), MAIL, source=HoldSource.BREAKER, reason="503", actor="breaker"
-        )
+    world.half_open("mail")
     assert world.requests() == []
     assert tried_by(world.dagster.all_runs[again.run_id]) == {"mail"}
+
+
+def test_each_campaign_and_each_of_its_runs_gets_a_turn_as_the_canary(world: World):
+    world.paused("urgent", "u1", priority=5)
+    world.paused("urgent", "u2", priority=5)
+    world.paused("slow", "s1")
+    world.half_open("mail")
+    turns = [world.failed_trial() for _ in range(6)]
+    assert turns == ["urgent/u1", "slow/s1", "urgent/u2", "slow/s1", "urgent/u1", "slow/s1"]
+
+
+def test_a_queued_run_of_another_campaign_tries_before_a_paused_one_that_failed(world: World):
+    world.paused("urgent", "u1", priority=5)
+    world.dagster.create("slow", SHAPES[0].pools, {"dagster/partition": "s1"})
+    world.half_open("mail")
+    assert [world.failed_trial(), world.failed_trial()] == ["urgent/u1", "slow/s1"]
+
+
+def test_a_canary_of_an_earlier_outage_says_nothing_about_this_one(world: World):
+    world.paused("urgent", "u1", priority=5)
+    world.paused("slow", "s1")
+    world.half_open("mail")
+    assert world.failed_trial() == "urgent/u1"
+    with world.store.begin() as conn:
+        conn.execute(services.delete())
+        holds.release(conn, world.clock(), MAIL, source=HoldSource.BREAKER, actor="breaker")
+    world.half_open("mail")
+    assert world.failed_trial() == "urgent/u1"
 
 
 def test_after_the_deadline_changes_are_left_to_the_next_tick(world: World):
