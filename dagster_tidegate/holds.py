@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from dagster_tidegate.pools import check_service_name, whole_of
+
 
 class TargetKind(StrEnum):
     """What a hold can be placed on."""
@@ -75,6 +77,8 @@ def named(kind: TargetKind, name: str) -> Target:
         raise ValueError(f"name the {kind.replace('_', ' ')}")
     if kind is TargetKind.CAMPAIGN_RUN and not all(name.partition("/")):
         raise ValueError(f"{name!r} is not a campaign run: use campaign/partition")
+    if kind is TargetKind.SERVICE:
+        check_service_name(name)
     if kind is TargetKind.CAMPAIGN and "/" in name:
         raise ValueError(f"{name} is a campaign run, not a campaign")
     return Target(kind, name)
@@ -127,7 +131,7 @@ def covering(
     Args:
         holds: Holds to choose from.
         now: The time (UTC).
-        services: The services that it needs.
+        services: The services that it needs; for a part, also the service it belongs to counts.
         campaign: Its campaign, if any.
     """
     targets = targets_of(services=services, campaign=campaign, partition=partition)
@@ -139,7 +143,8 @@ def targets_of(
     *, services: Collection[str] = (), campaign: str | None = None, partition: str | None = None
 ) -> set[Target]:
     """Return the targets whose holds cover something; arguments as in `covering`."""
-    targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in services)}
+    needed = {*services, *map(whole_of, services)}
+    targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in needed)}
     if campaign is not None:
         targets.add(Target(TargetKind.CAMPAIGN, campaign))
         if partition is not None:

@@ -3,6 +3,9 @@
 A Dagster op has one pool. `instantly` is an op that needs that service, `openai+perplexity` one
 that needs both, `@outreach` one that needs no service but waits while the campaign is held, and
 `openai@digest` combines the two.
+
+A service may have parts: `apollo/people_match`. An op that needs a part needs the whole too, since
+a hold on the whole covers its parts.
 """
 
 from collections.abc import Collection
@@ -40,6 +43,10 @@ def pool(*services: str, campaign: str | None = None) -> str:
     return "+".join(sorted(set(services))) + ("" if campaign is None else f"@{campaign}")
 
 
+# In the API, /services/apollo/history is the history of apollo.
+_TAKEN = ("campaigns", "history")
+
+
 @dataclass(frozen=True)
 class PoolNeeds:
     """What the ops in a pool depend on.
@@ -52,6 +59,29 @@ class PoolNeeds:
     campaign: str | None
 
 
+def whole_of(service: str) -> str:
+    """Return the service that a service is a part of; for one that is no part, itself.
+
+    Example:
+        >>> whole_of("apollo/people_match"), whole_of("apollo")
+        ('apollo', 'apollo')
+    """
+    return service.partition("/")[0]
+
+
+def check_service_name(name: str) -> None:
+    """Check that a service or a part of one can have a name.
+
+    Raises:
+        ValueError: If not; the message says why.
+    """
+    whole, slash, part = name.partition("/")
+    if slash and (not whole or not part or "/" in part):
+        raise ValueError(f"{name!r} can't be a service's name: a part is named service/part")
+    if part in _TAKEN:
+        raise ValueError(f"{name!r} can't be a service's name: call the part something else")
+
+
 def needs(pool_name: str | None, known_services: Collection[str]) -> PoolNeeds:
     """Return the services and the campaign that a pool name stands for.
 
@@ -60,13 +90,18 @@ def needs(pool_name: str | None, known_services: Collection[str]) -> PoolNeeds:
         known_services: Services with a breaker; other parts of the name are ignored.
 
     Returns:
-        The needs; empty for a pool unrelated to Tidegate.
+        The needs, with the service that each part belongs to. They are empty for a pool unrelated
+        to Tidegate.
 
     Example:
         >>> needs("openai+perplexity@digest", {"openai", "perplexity"}).campaign
         'digest'
+        >>> sorted(needs("apollo/people", {"apollo", "apollo/people", "apollo/find"}).services)
+        ['apollo', 'apollo/people']
     """
     if pool_name is None:
         return PoolNeeds(frozenset(), None)
     services, _, campaign = pool_name.partition("@")
-    return PoolNeeds(frozenset(services.split("+")) & frozenset(known_services), campaign or None)
+    named = services.split("+")
+    needed = {*named, *map(whole_of, named)}
+    return PoolNeeds(frozenset(needed & {*known_services}), campaign or None)

@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.pools import check_service_name
+
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -24,7 +26,8 @@ class ServicePolicy(BaseModel):
     name: str = Field(
         min_length=1,
         max_length=128,
-        description="Name of the service; also the name of its Dagster pool.",
+        description="Name of the service, or service/part of a part of it; also the name of its "
+        "Dagster pool.",
     )
     consecutive_failures: int | None = Field(
         default=5, ge=1, description="Trip after this many failures without a success in between."
@@ -127,6 +130,7 @@ class ServicePolicy(BaseModel):
     def _name_fits_a_pool(cls, name: str) -> str:
         if any(c in "+@," or c.isspace() or not c.isprintable() for c in name):
             raise ValueError(f"{name!r} can't be a service's name: remove '+', '@', ',' and spaces")
+        check_service_name(name)
         return name
 
     @field_validator("failure_statuses")

@@ -112,7 +112,8 @@ def change(
         before = situation.read(conn, now)
         made = make(conn, now)
         after = situation.read(conn, now)
-        run = runs.find(conn, *target.name.split("/", 1)) if "/" in target.name else None
+        is_run = target.kind is TargetKind.CAMPAIGN_RUN
+        run = runs.find(conn, *target.name.split("/", 1)) if is_run else None
         return Change(made, before, after, run, effects(before, after, target, run))
 
 

@@ -65,7 +65,7 @@ def read(
 
     Args:
         name: Only those about this service, campaign or campaign run, its holds and takeovers, and
-            the runs of the campaign.
+            the parts of the service or the runs of the campaign.
         kinds: Only those of these kinds.
         since: Only those from this time on (UTC).
         before: Only those with a lower id.
@@ -76,12 +76,12 @@ def read(
         # A hold's event is named as its target: "service openai".
         targets = [Target(kind, name).key for kind in _NAMED]
         taken = takeovers.names_about(conn, name)
-        its_runs = (f"{name}/", Target(TargetKind.CAMPAIGN_RUN, f"{name}/").key)
+        beginnings = [f"{name}/", *(f"{target}/" for target in targets)]
         about = sa.or_(
             c.name.in_([name, *targets]),
             sa.and_(c.kind == EventKind.TAKEOVER, c.name.in_(taken)),
             # Not LIKE, which ignores case on SQLite.
-            *(sa.func.substr(c.name, 1, len(beginning)) == beginning for beginning in its_runs),
+            *(sa.func.substr(c.name, 1, len(beginning)) == beginning for beginning in beginnings),
         )
         query = query.where(about)
     if kinds:

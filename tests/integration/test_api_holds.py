@@ -320,3 +320,36 @@ def test_lists_are_filtered(asked: Api, store: Store) -> None:
     about = asked.get("/events", name="digest/mon")["items"]
     assert [event["to_status"] for event in about] == ["paused", "pending"]
     assert asked.get("/campaigns", expect=422, status="sleeping")["code"] == "invalid"
+
+
+def test_a_part_of_a_service_is_held_and_released_like_a_service(asked: Api, store: Store) -> None:
+    part = "/services/openai/batch"
+    with store.begin() as conn:
+        now = store.now(conn)
+        breakers.ensure(conn, now, ["openai/batch"])
+        spec = CampaignSpec("nightly", "there", "none", ops={"write": "openai/batch"})
+        campaigns.save(conn, now, "there", [spec])
+    assert asked.get(part)["campaigns"] == ["nightly"]
+    assert asked.get("/services/openai")["campaigns"] == ["digest", "nightly"]
+
+    asked.post(f"{part}/hold", {"reason": "quota"})
+    assert list(live(store)) == ["service openai/batch"]
+    assert asked.get("/campaigns/nightly")["why"]["paused"]
+    assert not asked.get("/campaigns/digest")["why"]["paused"]
+    assert asked.get(f"{part}/history")["items"][0]["name"] == "service openai/batch"
+    asked.post(f"{part}/release")
+    assert live(store) == {}
+
+    asked.post("/services/openai/hold", {"reason": "quota"})
+    assert asked.get("/campaigns/nightly")["why"]["paused"]
+    asked.post("/services/openai/release")
+
+    asked.send("PUT", f"{part}/keep-closed", {"reason": "ours"})
+    assert asked.get(part)["kept_closed_by"] == "ana"
+    assert asked.get("/services/openai")["kept_closed_by"] is None
+    asked.send("DELETE", f"{part}/keep-closed")
+
+    answer = asked.post(f"{part}/campaigns/hold", {"reason": "audit"})
+    assert [hold["target_name"] for hold in answer["holds"]] == ["nightly"]
+    answer = asked.post(f"{part}/campaigns/release")
+    assert [hold["target_name"] for hold in answer["released"]] == ["nightly"]

@@ -127,3 +127,26 @@ def test_a_store_that_was_never_made_says_what_to_do(empty_store_url: str) -> No
     result = CliRunner().invoke(main, ["status", "--url", empty_store_url])
     assert result.exit_code == 1
     assert "run 'tidegate store upgrade'" in result.output
+
+
+def test_a_part_of_a_service_is_held_and_explained_by_its_name(run: Run, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        breakers.ensure(conn, now, ["openai", "openai/batch"])
+        specs = [
+            CampaignSpec("nightly", "there", "none", ops={"write": "openai/batch"}),
+            CampaignSpec("chat", "there", "none", ops={"write": "openai"}),
+        ]
+        campaigns.save(conn, now, "there", specs)
+    held = run("hold", "service", "openai/batch", "--reason", "quota", "--actor", "ana")
+    assert held.stdout == "service openai/batch is held by ana until it is released: quota\n"
+    assert run("why", "openai/batch").output.startswith("service openai/batch (closed) is paused")
+    assert run("why", "nightly").output.startswith("campaign nightly is paused")
+    assert "is not paused" in run("why", "chat").output
+    assert "hold service openai/batch" in run("history", "openai").output
+    run("release", "service", "openai/batch")
+    run("hold", "service", "openai", "--reason", "quota")
+    for name in ("openai/batch", "nightly", "chat"):
+        assert "service openai is held" in run("why", name).output
+    refused = run("hold", "service", "openai/batch/eu", "--reason", "quota")
+    assert "a part is named service/part" in refused.output

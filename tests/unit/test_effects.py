@@ -1,9 +1,11 @@
 """What a hold or its release does, as a dry run tells it."""
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.effects import effects
-from dagster_tidegate.holds import EVERYTHING
+from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from tests.unit.situations import LETTERS, MAIL, MONDAY, campaign_run, hold, situation
+from dagster_tidegate.store.campaigns import CampaignSpec
+from tests.unit.situations import LETTERS, MAIL, MONDAY, NOW, campaign_run, hold, situation
 
 
 def test_a_hold_on_a_service_pauses_the_campaigns_that_need_it_and_no_others():
@@ -26,6 +28,25 @@ def test_a_campaign_whose_queue_a_hold_can_t_reach_is_told_apart():
     [of_guide] = effects(situation(), situation([hold(guide)]), guide)
     [of_letters] = effects(situation(), situation([hold(LETTERS)]), LETTERS)
     assert (of_guide.queue_waits, of_letters.queue_waits) == (False, True)
+
+
+def test_a_part_of_a_service_concerns_only_the_campaigns_that_need_it_by_name():
+    whole, part = (Target(TargetKind.SERVICE, name) for name in ("mail", "mail/batch"))
+    shapes = [
+        CampaignSpec("letters", "here", "none", ops={"send": "mail"}),
+        CampaignSpec("leaflets", "here", "none", ops={"send": "mail/batch"}),
+        CampaignSpec("cards", "here", "none", ops={"send": "mail/single@cards"}),
+    ]
+    parts = [BreakerStatus(f"mail/{part}", changed_at=NOW) for part in ("batch", "single")]
+    paused = {}
+    for target in (whole, part):
+        changes = effects(
+            situation(specs=shapes, breakers=parts),
+            situation([hold(target)], specs=shapes, breakers=parts),
+            target,
+        )
+        paused[target] = {effect.campaign for effect in changes if effect.changes}
+    assert paused == {whole: {"letters", "leaflets", "cards"}, part: {"leaflets"}}
 
 
 def test_a_hold_on_one_run_is_about_that_run():

@@ -41,6 +41,15 @@ def test_what_covers_a_campaign_run(target: Target, covered: bool) -> None:
     assert bool(found) is covered
 
 
+def test_a_hold_on_a_service_covers_its_parts_and_one_on_a_part_nothing_else() -> None:
+    on_whole = hold(Target(TargetKind.SERVICE, "apollo"))
+    on_part = hold(Target(TargetKind.SERVICE, "apollo/people_match"))
+    both = [on_whole, on_part]
+    assert covering(both, NOW, services=["apollo/people_match"]) == both
+    assert covering(both, NOW, services=["apollo/enrich"]) == [on_whole]
+    assert covering(both, NOW, services=["apollo"]) == [on_whole]
+
+
 def test_a_hold_on_one_run_does_not_cover_its_campaign() -> None:
     on_run = hold(Target(TargetKind.CAMPAIGN_RUN, "outreach/leads-1"))
     assert covering([on_run], NOW, campaign="outreach") == []

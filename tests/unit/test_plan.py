@@ -90,6 +90,17 @@ def test_a_hold_on_a_service_takes_every_pool_that_names_it():
     }
 
 
+def test_a_hold_on_a_service_takes_the_pools_of_its_parts_and_one_on_a_part_no_others():
+    pools = {"mail": "1", "mail/batch": "2", "mail/single@letters": "3"}
+    parts = {name: ServiceView(30) for name in ("mail", "mail/batch", "mail/single")}
+    taken = {}
+    for name in ("mail", "mail/batch"):
+        held = hold(Target(TargetKind.SERVICE, name))
+        actions = plan(observed(holds=[held], pools=pools, services=parts, campaigns=[]))
+        taken[name] = {action.name for action in actions if isinstance(action, Take)}
+    assert taken == {"mail": pools.keys(), "mail/batch": {"mail/batch"}}
+
+
 def test_a_pool_that_its_operator_closed_is_not_taken():
     assert plan(observed(holds=[hold()], pools={"mail": "0", "maps+mail": "0"})) == []
 

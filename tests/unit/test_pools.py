@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.holds import TargetKind, named
 from dagster_tidegate.pools import PoolNeeds, needs, pool
 
 names = st.text(st.characters(categories=["L", "N"], include_characters="-_./"), min_size=1)
@@ -16,6 +18,28 @@ def test_what_a_pool_name_says_is_read_back(services: set[str], campaign: str | 
     assert needs(pool(*services, campaign=campaign), services) == PoolNeeds(
         frozenset(services), campaign
     )
+
+
+part_names = st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")).map("/".join)
+
+
+@given(
+    services=st.sets(st.sampled_from("abc") | part_names, min_size=1),
+    known=st.sets(st.sampled_from("abc") | part_names),
+)
+def test_who_needs_a_part_needs_the_whole_and_not_the_other_way_round(
+    services: set[str], known: set[str]
+) -> None:
+    needed = needs(pool(*services), known).services
+    assert needed == (services | {name[0] for name in services}) & known
+
+
+@pytest.mark.parametrize("name", ["/", "/a", "a/", "a//b", "a/b/c", "a/history", "a/campaigns"])
+def test_a_name_that_is_neither_a_service_nor_a_part_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can't be a service's name"):
+        ServicePolicy(name=name)
+    with pytest.raises(ValueError, match="can't be a service's name"):
+        named(TargetKind.SERVICE, name)
 
 
 def test_the_order_of_services_does_not_matter() -> None:

@@ -30,6 +30,7 @@ from dagster_tidegate.web.api.routes.events import page_of_events
 
 router = APIRouter(prefix="/services", tags=["services"])
 _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
+_SERVICE = "/{service:path}"  # the name of a part has a slash
 
 
 @router.get("")
@@ -41,7 +42,17 @@ def list_services(context: Context, _identity: Viewer, paging: Paging) -> Page[S
         )
 
 
-@router.get("/{service}", responses=_NOT_FOUND)
+@router.get(_SERVICE + "/history", responses=_NOT_FOUND)
+def list_service_history(
+    context: Context, _identity: Viewer, service: ServiceName, paging: Paging
+) -> Page[Event]:
+    """List the events of a service, newest first."""
+    with context.store.read() as conn:
+        lookup.service(conn, context.store.now(conn), service)
+        return page_of_events(conn, paging, name=service)
+
+
+@router.get(_SERVICE, responses=_NOT_FOUND)
 def get_service(context: Context, _identity: Viewer, service: ServiceName) -> ServiceDetails:
     """Show a service: its breaker, holds, recent calls and policies."""
     with context.reading() as (conn, situation):
@@ -50,7 +61,30 @@ def get_service(context: Context, _identity: Viewer, service: ServiceName) -> Se
     return ServiceDetails.all_of(situation, service, numbers, _policies(context, service))
 
 
-@router.post("/{service}/hold", responses=_NOT_FOUND)
+@router.post(_SERVICE + "/campaigns/hold", responses=_NOT_FOUND)
+def hold_campaigns_of_service(change: Change, service: ServiceName, body: NewHold) -> HeldCampaigns:
+    """Hold each campaign that needs a service; none, if you may not control one of them."""
+    with change.begin() as (conn, now):
+        holds = [
+            change.place(Target(TargetKind.CAMPAIGN, spec.name), body)
+            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
+        ]
+    return HeldCampaigns(dry_run=change.dry_run, holds=holds)
+
+
+@router.post(_SERVICE + "/campaigns/release", responses=_NOT_FOUND)
+def release_campaigns_of_service(change: Change, service: ServiceName) -> ReleasedCampaigns:
+    """Release the holds of people on each campaign that needs a service, not on the service."""
+    with change.begin() as (conn, now):
+        released = [
+            hold
+            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
+            for hold in change.let_go(Target(TargetKind.CAMPAIGN, spec.name))
+        ]
+    return ReleasedCampaigns(dry_run=change.dry_run, released=released)
+
+
+@router.post(_SERVICE + "/hold", responses=_NOT_FOUND)
 def hold_service(change: Change, service: ServiceName, body: NewHold) -> Held:
     """Pause every campaign that needs a service. If you hold it already, the hold is updated."""
     with change.begin() as (conn, now):
@@ -58,7 +92,7 @@ def hold_service(change: Change, service: ServiceName, body: NewHold) -> Held:
 
 
 @router.post(
-    "/{service}/release", responses=responses(Code.SERVICE_NOT_FOUND, Code.HELD_BY_BREAKER)
+    _SERVICE + "/release", responses=responses(Code.SERVICE_NOT_FOUND, Code.HELD_BY_BREAKER)
 )
 def release_service(change: Change, service: ServiceName, body: Release | None = None) -> Released:
     """Release the holds of people on a service. A breaker's own hold needs `force`."""
@@ -69,7 +103,7 @@ def release_service(change: Change, service: ServiceName, body: Release | None =
     return change.completed(answer, target)
 
 
-@router.put("/{service}/keep-closed", responses=_NOT_FOUND)
+@router.put(_SERVICE + "/keep-closed", responses=_NOT_FOUND)
 def keep_breaker_closed(change: Change, service: ServiceName, body: KeepClosed) -> ServiceChanged:
     """Close the breaker of a service and keep it from tripping, even if calls fail.
 
@@ -90,7 +124,7 @@ def keep_breaker_closed(change: Change, service: ServiceName, body: KeepClosed) 
         return change.service(service)
 
 
-@router.delete("/{service}/keep-closed", responses=_NOT_FOUND)
+@router.delete(_SERVICE + "/keep-closed", responses=_NOT_FOUND)
 def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
     """Let a breaker trip again that is kept closed; harmless if it is not.
 
@@ -101,39 +135,6 @@ def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
         with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
             operations.let_trip(conn, now, service, actor=change.identity.name)
         return change.service(service)
-
-
-@router.get("/{service}/history", responses=_NOT_FOUND)
-def list_service_history(
-    context: Context, _identity: Viewer, service: ServiceName, paging: Paging
-) -> Page[Event]:
-    """List the events of a service, newest first."""
-    with context.store.read() as conn:
-        lookup.service(conn, context.store.now(conn), service)
-        return page_of_events(conn, paging, name=service)
-
-
-@router.post("/{service}/campaigns/hold", responses=_NOT_FOUND)
-def hold_campaigns_of_service(change: Change, service: ServiceName, body: NewHold) -> HeldCampaigns:
-    """Hold each campaign that needs a service; none, if you may not control one of them."""
-    with change.begin() as (conn, now):
-        holds = [
-            change.place(Target(TargetKind.CAMPAIGN, spec.name), body)
-            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
-        ]
-    return HeldCampaigns(dry_run=change.dry_run, holds=holds)
-
-
-@router.post("/{service}/campaigns/release", responses=_NOT_FOUND)
-def release_campaigns_of_service(change: Change, service: ServiceName) -> ReleasedCampaigns:
-    """Release the holds of people on each campaign that needs a service, not on the service."""
-    with change.begin() as (conn, now):
-        released = [
-            hold
-            for spec in lookup.own_campaigns_of(conn, now, service, change.identity)
-            for hold in change.let_go(Target(TargetKind.CAMPAIGN, spec.name))
-        ]
-    return ReleasedCampaigns(dry_run=change.dry_run, released=released)
 
 
 def _policies(context: AppContext, service: str) -> Mapping[str, ServicePolicy] | None:
