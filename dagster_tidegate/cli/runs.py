@@ -136,6 +136,51 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
         out.print("no records are in doubt or failed")
 
 
+@runs.command()
+@click.argument("name", metavar="CAMPAIGN[/PARTITION]", type=o.NAME)
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def cancel(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
+    """Cancel a paused campaign run, so that it does not resume.
+
+    Without a partition: all paused runs of a campaign that no code location defines any more.
+    """
+    store = open_store(url)
+    campaign, _, partition = name.partition("/")
+    with reading(store) as (conn, situation):
+        if partition:
+            run = campaign_runs.find(conn, campaign, partition)
+            if run is None:
+                raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
+            if run.status is not RunStatus.PAUSED:
+                raise console.failure(
+                    f"{name} is {run.status}: only a paused run is cancelled by this command. "
+                    "Terminate its Dagster run instead"
+                )
+            paused = [run]
+        elif campaign in situation.campaigns:
+            raise console.failure(
+                f"{campaign} is defined by {situation.campaigns[campaign].spec.location}: name a "
+                f"run of it, {campaign}/PARTITION"
+            )
+        else:
+            paused = campaign_runs.with_status(conn, RunStatus.PAUSED, campaigns=[campaign])
+    with explained():
+        if not dry_run:
+            for run in paused:
+                operations.cancel(store, None, run, actor=actor)
+    if as_json:
+        console.print_json({"dry_run": dry_run, "cancelled": [run.name for run in paused]})
+        return
+    verb = "would be cancelled" if dry_run else "cancelled"
+    for run in paused:
+        console.say(f"{verb}: {run.name}")
+    if not paused:
+        console.say(f"no run of {campaign} is paused")
+
+
 def _status(run: CampaignRun) -> Text:
     status = console.status(run.status)
     return status.append(" (not started)") if run.waits_for_start else status

@@ -14,6 +14,7 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import open_store, reading
 from dagster_tidegate.cli.options import json_option, url_option
 from dagster_tidegate.cli.tables import Window
+from dagster_tidegate.control.leftovers import leftovers
 from dagster_tidegate.control.models import (
     AlertHealth,
     CampaignDetails,
@@ -77,6 +78,7 @@ def as_dict(situation: Situation, counts: AlertCounts) -> dict[str, Any]:
         "holds": [HoldOut.model_validate(hold) for hold in situation.holds],
         "gate": gate.parts,
         "gate_stale": gate.stale,
+        "leftovers": [vars(leftover) for leftover in leftovers(situation)],
         "alerts": counts.by_status,
         "alerts_stale": AlertHealth.of(counts, situation.now).stale,
     }
@@ -230,7 +232,7 @@ def _campaigns(whys: Mapping[str, str], situation: Situation, *, short: bool) ->
 
 
 def warnings(situation: Situation) -> list[Text]:
-    """Return the problems of the gate, a line each."""
+    """Return the problems of the gate and what nothing clears by itself, a line each."""
     lines = []
     if not situation.enabled:
         line = "TIDEGATE_ENABLED is false here: processes with this setting ignore holds."
@@ -243,6 +245,9 @@ def warnings(situation: Situation) -> list[Text]:
         lines.append(Text(line, "yellow"))
     for gate in situation.stale_gates():
         lines.append(console.text(f"{sentence(str(gate))}. See 'tidegate doctor'.", "red"))
+    for leftover in leftovers(situation):
+        line = f"{leftover.name} {leftover.what}. To clear it: {leftover.do}"
+        lines.append(console.text(line, "red"))
     return lines
 
 

@@ -1,7 +1,7 @@
 """A snapshot of the fleet, read from the store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -82,6 +82,7 @@ class Situation:
         holds: The live holds, oldest first.
         takeovers: What the gate has changed in Dagster and not restored.
         heartbeats: The last completed tick of each sensor of a gate.
+        undefined: Number of paused runs of each campaign that no code location defines.
     """
 
     now: datetime
@@ -92,6 +93,7 @@ class Situation:
     holds: Sequence[Hold]
     takeovers: Sequence[Takeover]
     heartbeats: Sequence[Heartbeat]
+    undefined: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def services(self) -> frozenset[str]:
@@ -146,4 +148,9 @@ def read(conn: Connection, now: datetime) -> Situation:
         holds=live,
         takeovers=takeovers.live(conn),
         heartbeats=heartbeats.read(conn),
+        undefined={
+            name: paused
+            for name, by_status in counts.items()
+            if name not in by_name and (paused := by_status.get(RunStatus.PAUSED))
+        },
     )

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from packaging.specifiers import SpecifierSet
 
+from dagster_tidegate.control.leftovers import abandoned_services, undefined_campaigns
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
 from dagster_tidegate.dagster_api.locations import LocationCode, OpCode
@@ -401,6 +402,26 @@ def _location_gone(facts: Facts) -> Problems:
             "sensors stay as the gate has set them. If it was removed: tidegate store forget "
             f"{shlex.quote(name)}",
         )
+
+
+@_check("campaign_gone", WARNING, "A campaign that no code location defines has paused runs.")
+def _campaign_gone(facts: Facts) -> Problems:
+    if facts.store.situation is not None:
+        for left in undefined_campaigns(facts.store.situation):
+            yield left.name, f"it {left.what}", f"{left.do}, or define the campaign again"
+
+
+@_check("service_gone", ERROR, "A breaker holds a service that nothing can try any more.")
+def _service_gone(facts: Facts) -> Problems:
+    if facts.store.situation is None:
+        return
+    unread = facts.instance_error or facts.workspace_error or not facts.locations
+    is_known = not unread and all(
+        location.error is None and location.policy_error is None for location in facts.locations
+    )
+    policies = {name for location in facts.locations for name in location.policies}
+    for left in abandoned_services(facts.store.situation, policies if is_known else None):
+        yield left.name, f"it {left.what}", f"{left.do}, or define the service again"
 
 
 @_check("sensor_missing", ERROR, "A code location lacks a sensor of the gate.")

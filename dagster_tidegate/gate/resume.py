@@ -64,6 +64,12 @@ class _Requests:
         for service, candidate in candidates.items():
             if candidate.canaries or service in tried:
                 continue
+            if candidate.starving:
+                callers = sorted(name for name in campaigns if campaigns[name].services([service]))
+                if callers:
+                    self.notes.append(
+                        f"no run can try {service}: start one of {', '.join(callers)}"
+                    )
             for run in candidate.waiting:
                 campaign = run.campaign if isinstance(run, CampaignRun) else run.job_name
                 if campaign not in campaigns:

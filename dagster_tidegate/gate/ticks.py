@@ -12,12 +12,15 @@ import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.control import situation
+from dagster_tidegate.control.leftovers import leftovers
 from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.plan import Observation
 from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, reconcile
 from dagster_tidegate.gate.resume import request_runs
+from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, heartbeats, holds
 
@@ -75,7 +78,7 @@ def resume_tick(gate: Gate, planner: MissedTickPlanner) -> tuple[str, Sequence[d
         missed_ticks=planner.record,
     )
     requests, notes = request_runs(gate, observation, planner)
-    summary = _summary(observation, [*report.changes, *notes])
+    summary = _summary(observation, [*report.changes, *notes, *_leftovers(gate, observation)])
     _beat(gate, heartbeats.RESUME, observation.now, summary)
     if not requests:  # Dagster launches nothing from a failed tick
         report.check()
@@ -104,6 +107,22 @@ def breaker_tick(gate: Gate, fleet: Fleet) -> str:
     summary = "; ".join([_states(breakers), *changes])
     _beat(gate, heartbeats.BREAKER, now, summary)
     return summary
+
+
+def _leftovers(gate: Gate, observation: Observation) -> list[str]:
+    """What the code no longer defines. It is looked for only if something points to it."""
+    is_strange = (
+        any(run.campaign not in gate.campaigns for run in observation.paused)
+        or any(candidates.starving for candidates in observation.candidates.values())
+        or any(
+            hold.source is HoldSource.BREAKER and hold.target.name not in gate.policies
+            for hold in observation.holds
+        )
+    )
+    if not is_strange:
+        return []
+    with gate.store.read() as conn:
+        return [str(leftover) for leftover in leftovers(situation.read(conn, observation.now))]
 
 
 def _beat(

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.pools import needs
-from dagster_tidegate.store import events
+from dagster_tidegate.store import events, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
@@ -116,7 +116,7 @@ def find(conn: Connection, name: str) -> CampaignSpec | None:
 def forget(conn: Connection, now: datetime, location: str, *, actor: str) -> Sequence[str]:
     """Forget a code location that was removed: its campaigns and its gate's heartbeats.
 
-    Campaign runs, ledgers and events stay.
+    Other gates restore the pools that its gate took over. Campaign runs, ledgers and events stay.
 
     Returns:
         The names of its campaigns.
@@ -124,6 +124,7 @@ def forget(conn: Connection, now: datetime, location: str, *, actor: str) -> Seq
     c = t.campaigns.c
     names = conn.scalars(sa.select(c.name).where(c.location == location).order_by(c.name)).all()
     save(conn, now, location, [])
+    takeovers.disown(conn, now, location)
     conn.execute(t.heartbeats.delete().where(t.heartbeats.c.location == location))
     events.write(
         conn,

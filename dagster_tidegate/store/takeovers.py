@@ -241,6 +241,19 @@ def end(conn: Connection, now: datetime, takeover: Takeover, outcome: TakeoverOu
     return changed is not None
 
 
+def disown(conn: Connection, now: datetime, location: str) -> None:
+    """Leave the pools of a code location that was removed to every gate.
+
+    Its schedules and sensors are gone from Dagster with it.
+    """
+    for takeover in live(conn):
+        if takeover.location == location:
+            if takeover.kind is TakeoverKind.POOL:
+                _change(conn, takeover, location="")
+            else:
+                end(conn, now, takeover, TakeoverOutcome.GONE)
+
+
 def _change(conn: Connection, takeover: Takeover, **values: object) -> Takeover | None:
     row = conn.execute(
         t.takeovers.update()

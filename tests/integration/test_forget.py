@@ -6,10 +6,11 @@ from datetime import timedelta
 import pytest
 
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import campaigns, heartbeats, runs
+from dagster_tidegate.store import campaigns, heartbeats, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
 
@@ -52,6 +53,57 @@ def test_a_location_is_forgotten_and_its_gate_not_stale_any_more(run: Run, store
     [event] = json.loads(run("history", "--kind", "location", "--json").output)
     assert (event["name"], event["to_status"], event["actor"]) == ("old", "forgotten", "ana")
     assert event["before"] == {"campaigns": ["old_letters"]}
+
+
+@pytest.mark.usefixtures("old")
+def test_what_the_gate_of_a_forgotten_location_took_over_is_left_to_the_others(
+    run: Run, store: Store
+) -> None:
+    with store.begin() as conn:
+        for kind, name in ((TakeoverKind.POOL, "mail"), (TakeoverKind.SCHEDULE, "daily")):
+            takeovers.take(
+                conn,
+                store.now(conn),
+                kind=kind,
+                name=name,
+                label=name,
+                campaign=None,
+                location="old",
+                former="5",
+                set_to="0",
+                newest=0 if kind is TakeoverKind.POOL else 1,
+            )
+    run("store", "forget", "old", "--yes")
+    with store.read() as conn:
+        [pool] = takeovers.live(conn)
+    assert (pool.name, pool.location, pool.former) == ("mail", "", "5")
+
+
+def test_runs_of_a_campaign_without_a_definition_are_cancelled(run: Run, store: Store) -> None:
+    with store.begin() as conn:
+        now = store.now(conn)
+        campaigns.save(conn, now, "new", [CampaignSpec("letters", "new", "none")])
+        for campaign in ("old_letters", "letters"):
+            monday = runs.ensure(conn, now, campaign, "monday")
+            runs.begin_attempt(conn, now, monday, f"{campaign}-1", owner_is_over=True)
+            monday = runs.ensure(conn, now, campaign, "monday")
+            runs.move(conn, now, monday, RunStatus.PAUSED, actor="run")
+    [left] = json.loads(run("status", "--json").output)["leftovers"]
+    assert left["do"] == "tidegate runs cancel old_letters"
+    assert "To clear it: tidegate runs cancel old_letters" in " ".join(run("status").output.split())
+    assert "name a run of it" in run("runs", "cancel", "letters").output
+    would = run("runs", "cancel", "old_letters", "--dry-run").output
+    assert would == "would be cancelled: old_letters/monday\n"
+    assert run("runs", "cancel", "old_letters").output == "cancelled: old_letters/monday\n"
+    assert json.loads(run("status", "--json").output)["leftovers"] == []
+    run("runs", "cancel", "letters/monday", "--actor", "ana")
+    with store.read() as conn:
+        for campaign in ("old_letters", "letters"):
+            monday = runs.find(conn, campaign, "monday")
+            assert monday is not None
+            assert monday.status is RunStatus.CANCELLED
+    again = run("runs", "cancel", "letters/monday")
+    assert (again.exit_code, "letters/monday is cancelled" in again.output) == (1, True)
 
 
 @pytest.mark.usefixtures("old")

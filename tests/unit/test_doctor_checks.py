@@ -19,8 +19,9 @@ from dagster_tidegate.doctor.checks import (
     diagnose,
     unchecked,
 )
+from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec
-from tests.unit.situations import NOW, SHAPES, situation
+from tests.unit.situations import NOW, SHAPES, breakers_hold, open_breaker, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SETTINGS = InstanceSettings("QueuedRunCoordinator", True, "run", 0, True, 10)
@@ -81,6 +82,7 @@ def sensors(**values: object) -> Sequence[SensorCode]:
 
 
 GONE = CampaignSpec("flood", "there", "none", ops={"pump": "maps"})
+FAX = Target(TargetKind.SERVICE, "fax")
 OTHER_MAIL = ServicePolicy(name="mail", consecutive_failures=2)
 ILL = {
     "python_version": replace(WELL, python=Version("3.10.1", ">=3.11,<3.14")),
@@ -100,6 +102,10 @@ ILL = {
     "workspace_unreadable": replace(WELL, locations=[], workspace_error="no file"),
     "location_broken": replace(WELL, locations=[LocationCode("here", error="a\nSyntaxError: b\n")]),
     "location_gone": with_store(situation=situation(specs=[*SHAPES, GONE])),
+    "campaign_gone": with_store(situation=replace(situation(), undefined={"old": 1})),
+    "service_gone": with_store(
+        situation=situation([breakers_hold(FAX)], breakers=[open_breaker("fax")])
+    ),
     "sensor_missing": with_location(sensors=SENSORS[:2]),
     "sensor_stopped": with_location(sensors=sensors(runs=False)),
     "sensor_failing": with_location(sensors=sensors(error="boom")),

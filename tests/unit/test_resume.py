@@ -33,6 +33,7 @@ SHAPES = [
     CampaignSpec("urgent", "here", "none", priority=5, ops={"send": "mail"}),
     CampaignSpec("other", "here", "none", ops={"ask": "maps"}),
 ]
+GONE = CampaignSpec("gone", "here", "none", ops={"send": "mail"})
 MAIL = Target(TargetKind.SERVICE, "mail")
 MAPS = Target(TargetKind.SERVICE, "maps")
 
@@ -58,8 +59,8 @@ class World:
 
     def begin(self, request: dg.RunRequest, priority: int = 0) -> dg.DagsterRun:
         assert request.job_name is not None
-        spec = next(spec for spec in SHAPES if spec.name == request.job_name)
-        run = self.dagster.create(spec.name, spec.pools, request.tags)
+        spec = next((spec for spec in SHAPES if spec.name == request.job_name), GONE)
+        run = self.dagster.create(request.job_name, spec.pools, request.tags)
         self._attempt(run, priority)
         return run
 
@@ -267,6 +268,23 @@ def test_a_queued_run_of_another_campaign_tries_before_a_paused_one_that_failed(
     world.dagster.create("slow", SHAPES[0].pools, {"dagster/partition": "s1"})
     world.half_open("mail")
     assert [world.failed_trial(), world.failed_trial()] == ["urgent/u1", "slow/s1"]
+
+
+def test_a_run_of_a_campaign_that_is_gone_keeps_no_other_from_trying_and_is_named(world: World):
+    world.paused("gone", "g1", priority=9)
+    world.paused("slow", "s1")
+    world.half_open("mail")
+    pause_tick(world.gate, world.planner, Audit(), new_code=True)
+    summary, [request] = resume_tick(world.gate, world.planner)
+    assert request.tags["dagster/partition"] == "s1"
+    assert "gone has 1 paused run, and no code location defines it any more" in summary
+    assert summary.endswith("tidegate runs cancel gone")
+
+
+def test_a_service_that_no_run_can_try_is_named_with_who_could(world: World):
+    world.half_open("mail")
+    summary, _ = resume_tick(world.gate, world.planner)
+    assert "no run can try mail: start one of slow, urgent" in summary
 
 
 def test_a_canary_of_an_earlier_outage_says_nothing_about_this_one(world: World):
