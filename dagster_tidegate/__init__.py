@@ -4,10 +4,19 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dagster_tidegate.breaker.answers import Answer
     from dagster_tidegate.breaker.breaker import Breaker
-    from dagster_tidegate.breaker.errors import BreakerOpenError
+    from dagster_tidegate.breaker.errors import (
+        AnswerError,
+        BreakerOpenError,
+        Denied,
+        Pending,
+        Rejected,
+        Throttled,
+    )
     from dagster_tidegate.breaker.fleet import Fleet
     from dagster_tidegate.breaker.policy import ServicePolicy
+    from dagster_tidegate.breaker.verdicts import Verdict
     from dagster_tidegate.plugin.attempt import CampaignCancelled, CampaignPaused
     from dagster_tidegate.plugin.campaign import Campaign
     from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Answer",
+    "AnswerError",
     "Breaker",
     "BreakerOpenError",
     "BreakerResource",
@@ -33,13 +44,18 @@ __all__ = [
     "CampaignCancelled",
     "CampaignPaused",
     "CatchUp",
+    "Denied",
     "Fleet",
     "Group",
     "Keep",
+    "Pending",
     "Record",
     "Records",
+    "Rejected",
     "ServiceConfig",
     "ServicePolicy",
+    "Throttled",
+    "Verdict",
     "__version__",
     "build_breaker_sensor",
     "build_pause_sensor",
@@ -50,6 +66,8 @@ __all__ = [
 # Imported on first use: the breaker and the store work without Dagster, and the command line
 # starts without it.
 _MODULES = {
+    "Answer": "breaker.answers",
+    "AnswerError": "breaker.errors",
     "Breaker": "breaker.breaker",
     "BreakerOpenError": "breaker.errors",
     "BreakerResource": "plugin.resource",
@@ -57,13 +75,18 @@ _MODULES = {
     "CampaignCancelled": "plugin.attempt",
     "CampaignPaused": "plugin.attempt",
     "CatchUp": "store.campaigns",
+    "Denied": "breaker.errors",
     "Fleet": "breaker.fleet",
     "Group": "records.journal",
     "Keep": "store.retention",
+    "Pending": "breaker.errors",
     "Record": "records.record",
     "Records": "records.loop",
+    "Rejected": "breaker.errors",
     "ServiceConfig": "plugin.resource",
     "ServicePolicy": "breaker.policy",
+    "Throttled": "breaker.errors",
+    "Verdict": "breaker.verdicts",
     "build_breaker_sensor": "plugin.sensors",
     "build_pause_sensor": "plugin.sensors",
     "build_resume_sensor": "plugin.sensors",

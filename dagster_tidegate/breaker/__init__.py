@@ -7,9 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dagster_tidegate.breaker.answers import Answer
     from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
     from dagster_tidegate.breaker.breaker import Breaker
-    from dagster_tidegate.breaker.errors import BreakerOpenError, OutdatedError, UnknownServiceError
+    from dagster_tidegate.breaker.errors import (
+        AnswerError,
+        BreakerOpenError,
+        Denied,
+        OutdatedError,
+        Pending,
+        Rejected,
+        Throttled,
+        UnknownServiceError,
+    )
     from dagster_tidegate.breaker.events import (
         CallEnded,
         CallFailed,
@@ -23,13 +33,22 @@ if TYPE_CHECKING:
         StoreRegained,
     )
     from dagster_tidegate.breaker.fleet import Fleet
+    from dagster_tidegate.breaker.judge import Judge
     from dagster_tidegate.breaker.policy import ServicePolicy
     from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
     from dagster_tidegate.breaker.snapshot import FleetSnapshot
     from dagster_tidegate.breaker.state_machine import BreakerStatus
-    from dagster_tidegate.breaker.verdicts import VerdictKind, default_verdict, every_error
+    from dagster_tidegate.breaker.verdicts import (
+        Scope,
+        Verdict,
+        VerdictKind,
+        default_verdict,
+        every_error,
+    )
 
 __all__ = [
+    "Answer",
+    "AnswerError",
     "Breaker",
     "BreakerBackend",
     "BreakerOpenError",
@@ -39,27 +58,44 @@ __all__ = [
     "CallRefused",
     "CallsCounted",
     "ChangeLearned",
+    "Denied",
     "Event",
     "Fleet",
     "FleetSnapshot",
     "Hook",
+    "Judge",
     "MemoryBackend",
     "OutdatedError",
+    "Pending",
+    "Rejected",
+    "Scope",
     "ServicePolicy",
     "SharedStorage",
     "StateChanged",
     "StoreLost",
     "StoreRegained",
+    "Throttled",
     "UnknownServiceError",
+    "Verdict",
     "VerdictKind",
     "default_verdict",
     "every_error",
 ]
 # Imported on first use: the store needs only a few of these modules.
 _MODULES = {
+    "answers": ("Answer",),
     "backend": ("BreakerBackend", "MemoryBackend"),
     "breaker": ("Breaker",),
-    "errors": ("BreakerOpenError", "OutdatedError", "UnknownServiceError"),
+    "errors": (
+        "AnswerError",
+        "BreakerOpenError",
+        "Denied",
+        "OutdatedError",
+        "Pending",
+        "Rejected",
+        "Throttled",
+        "UnknownServiceError",
+    ),
     "events": (
         "CallEnded",
         "CallFailed",
@@ -73,11 +109,12 @@ _MODULES = {
         "StoreRegained",
     ),
     "fleet": ("Fleet",),
+    "judge": ("Judge",),
     "policy": ("ServicePolicy",),
     "pybreaker_storage": ("SharedStorage",),
     "snapshot": ("FleetSnapshot",),
     "state_machine": ("BreakerStatus",),
-    "verdicts": ("VerdictKind", "default_verdict", "every_error"),
+    "verdicts": ("Scope", "Verdict", "VerdictKind", "default_verdict", "every_error"),
 }
 
 

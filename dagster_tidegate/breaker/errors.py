@@ -1,9 +1,12 @@
 """The errors of breakers and fleets."""
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 import pybreaker
 
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 
 
@@ -45,3 +48,102 @@ class UnknownServiceError(LookupError):
 
 class OutdatedError(Exception):
     """This version is too old for the store; the message says what to do."""
+
+
+class AnswerError(Exception):
+    """A service did not do what was asked. Clients raise its subclasses to say so directly.
+
+    The breaker raises it for a response that a call returned and that means one of these.
+
+    Args:
+        reason: Why, for people.
+        until: Not to be called again before, UTC.
+        after: The same, in seconds from now.
+        scope: What it is about: the service, the endpoint that was called, or the record.
+        verdict: The verdict, in place of the arguments before.
+        response: The response that it was decided by.
+
+    Attributes:
+        verdict: What it means.
+        response: The response, or None.
+
+    Example:
+        >>> Denied("the trial has ended").verdict.kind
+        <VerdictKind.DENIED: 'denied'>
+    """
+
+    kind: ClassVar[VerdictKind] = VerdictKind.FAILURE
+    default_scope: ClassVar[Scope] = Scope.SERVICE
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        until: datetime | None = None,
+        after: float | None = None,
+        scope: Scope | str | None = None,
+        verdict: Verdict | None = None,
+        response: object = None,
+    ) -> None:
+        if verdict is None:
+            if after is not None:
+                until = datetime.now(UTC) + timedelta(seconds=after)
+            where = self.default_scope if scope is None else Scope(scope)
+            verdict = Verdict(self.kind, until, where, reason or str(self.kind))
+        super().__init__(reason or verdict.reason)
+        self.verdict = verdict
+        self.response = response
+        self.after = after
+
+    @classmethod
+    def of(cls, verdict: Verdict, response: object = None) -> "AnswerError":
+        """Return the error of a verdict: an instance of the subclass that says the same."""
+        kinds = {error.kind: error for error in (Throttled, Denied, Pending, Rejected)}
+        return kinds.get(verdict.kind, AnswerError)(verdict=verdict, response=response)
+
+    def verdict_at(self, at: datetime) -> Verdict:
+        """Return the verdict with `after` counted from a time of the fleet's clock."""
+        if self.after is None:
+            return self.verdict
+        return replace(self.verdict, until=at + timedelta(seconds=self.after))
+
+    @property
+    def response_status(self) -> int | None:
+        """The HTTP status of the response, or None."""
+        for name in ("status_code", "status"):
+            status = getattr(self.response, name, None)
+            if isinstance(status, int):
+                return status
+        return None
+
+    def __str__(self) -> str:
+        verdict = self.verdict
+        said = "" if verdict.answer is None else f": {verdict.answer}"
+        until = "" if verdict.until is None else f" until {verdict.until:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{verdict.kind}{until} ({verdict.reason}){said}"
+
+
+class Throttled(AnswerError):
+    """The service is healthy, and must not be called before a time."""
+
+    kind = VerdictKind.THROTTLED
+
+
+class Denied(AnswerError):
+    """The service refuses this client until a person repairs something: key, credits, plan."""
+
+    kind = VerdictKind.DENIED
+
+
+class Pending(AnswerError):
+    """There is no answer yet for this record; it is tried again later."""
+
+    kind = VerdictKind.PENDING
+    default_scope = Scope.RECORD
+
+
+class Rejected(AnswerError):
+    """The service refuses this record: its own fault, and not tried again."""
+
+    kind = VerdictKind.REJECTED
+    default_scope = Scope.RECORD

@@ -1,10 +1,12 @@
 """The policy of a service: when its breaker trips, how it is probed, how it recovers."""
 
+import re
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.profiles import check_name
 from dagster_tidegate.pools import check_service_name
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -64,8 +66,18 @@ class ServicePolicy(BaseModel):
         "one broken machine from stopping the fleet.",
     )
     failure_statuses: list[int] = Field(
-        default=[408, 425, 429],
-        description="HTTP statuses that count as a failure besides 500 to 599.",
+        default=[],
+        description="More HTTP statuses that count as a failure, besides those of the profile.",
+    )
+    profile: str | None = Field(
+        default="generic",
+        description="What the service's answers mean: the name of a profile, or the path of a "
+        "TOML file of your own. None: only exceptions are judged.",
+    )
+    judge: str | None = Field(
+        default=None,
+        description="A function of your own that judges answers in place of the profile, as "
+        '"package.module:function".',
     )
     reset_timeout_s: float = Field(
         default=30.0, gt=0, description="Time from the trip to the first trial call, in seconds."
@@ -86,9 +98,10 @@ class ServicePolicy(BaseModel):
         description="Maximum random share added to the reset timeout.",
     )
     retry_after_cap_s: float = Field(
-        default=3600.0,
+        default=7 * 86400.0,
         ge=0,
-        description="Upper limit of a Retry-After from the service, in seconds.",
+        le=30 * 86400.0,
+        description="Upper limit of a wait that the service asks for, in seconds.",
     )
     trial_calls: int = Field(
         default=1,
@@ -139,6 +152,18 @@ class ServicePolicy(BaseModel):
         if wrong := [status for status in statuses if not 100 <= status <= 599]:
             raise ValueError(f"not HTTP statuses (100 to 599): {wrong}")
         return statuses
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_may_exist(cls, profile: str | None) -> str | None:
+        return profile if profile is None else check_name(profile)
+
+    @field_validator("judge")
+    @classmethod
+    def _judge_is_a_path(cls, judge: str | None) -> str | None:
+        if judge is not None and re.fullmatch(r"[\w.]+:\w+", judge) is None:
+            raise ValueError(f"{judge!r} names no function: write it as package.module:function")
+        return judge
 
     @field_validator("probe_url")
     @classmethod

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import socket
 import ssl
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -91,20 +90,6 @@ CALLERS_ERROR_NAMES = frozenset(
         "httpx.CookieConflict",
     }
 )
-# The service was never reached.
-NOT_SENT: tuple[type[Exception], ...] = (ConnectionRefusedError, socket.gaierror)
-NOT_SENT_NAMES = frozenset(
-    {
-        "httpx.ConnectError",
-        "httpx.ConnectTimeout",
-        "httpx.PoolTimeout",
-        "requests.exceptions.ConnectTimeout",
-        "urllib3.exceptions.NewConnectionError",
-        "aiohttp.client_exceptions.ClientConnectorError",
-    }
-)
-# The service answered that it did not process the request.
-NOT_DONE = frozenset({501, 503})
 RETRY_AFTER_ABSURD_S = 30 * 86400.0
 
 
@@ -122,9 +107,7 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def default_verdict(
-    error: Exception, failure_statuses: Collection[int] = (408, 425, 429)
-) -> VerdictKind:
+def default_verdict(error: Exception, failure_statuses: Collection[int] = ()) -> VerdictKind:
     """Return the default verdict on an exception.
 
     Args:
@@ -144,7 +127,7 @@ def default_verdict(
     """
     status = status_of(error)
     if status is not None:
-        failed = status >= 500 or status in failure_statuses
+        failed = status >= 500 or status in (408, 425, 429) or status in failure_statuses
         return VerdictKind.FAILURE if failed else VerdictKind.IGNORED
     if isinstance(error, SERVICES_ERRORS):
         return VerdictKind.FAILURE
@@ -152,27 +135,6 @@ def default_verdict(
     if isinstance(error, CALLERS_ERRORS) or names & CALLERS_ERROR_NAMES:
         return VerdictKind.IGNORED
     return VerdictKind.FAILURE
-
-
-def may_have_arrived(error: BaseException | None) -> bool:
-    """Return whether a failed call may have taken effect at the service.
-
-    False if the service was never reached, or answered that it did nothing: 503, 501 and statuses
-    below 500. True otherwise, for example after a timeout.
-
-    Example:
-        >>> may_have_arrived(TimeoutError()), may_have_arrived(ConnectionRefusedError())
-        (True, False)
-    """
-    while error is not None:
-        status = status_of(error)
-        if status is not None:
-            return status >= 500 and status not in NOT_DONE
-        names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
-        if isinstance(error, NOT_SENT) or names & NOT_SENT_NAMES:
-            return False
-        error = error.__cause__
-    return True
 
 
 def every_error(_error: Exception) -> VerdictKind:

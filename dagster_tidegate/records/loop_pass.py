@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.breaker.verdicts import may_have_arrived
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.records.chunks import Chunk
 from dagster_tidegate.records.host import LoopHost, StopLoop, StopReason

@@ -70,7 +70,6 @@ def test_a_request_that_was_wrong_says_nothing_about_the_service(make, status):
 
 def test_the_policy_can_count_other_statuses():
     assert default_verdict(httpx_error(404), [404]) == VerdictKind.FAILURE
-    assert default_verdict(httpx_error(429), [404]) == VerdictKind.IGNORED
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,421 @@
+"""The verdict on an answer: machine codes first, then headers, then the status, prose last."""
+
+import json
+import re
+import ssl
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from dagster_tidegate.breaker.answers import (
+    MAX_PARSED,
+    Answer,
+    class_names,
+    html_headings,
+)
+from dagster_tidegate.breaker.errors import AnswerError
+from dagster_tidegate.breaker.excerpts import excerpt
+from dagster_tidegate.breaker.profiles import USED_UP, Profile, code_of, load
+from dagster_tidegate.breaker.times import capped, time_in_prose, times_of
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
+
+if TYPE_CHECKING:
+    from dagster_tidegate.breaker.policy import ServicePolicy
+
+Judge = Callable[[Answer], Verdict]
+"""Decides what an answer means."""
+
+DEFAULT_CAP_S = 7 * 86400.0
+SUCCESS = Verdict(VerdictKind.SUCCESS)
+
+# Mistakes of the caller and errors of this machine; a service can't cause them.
+CALLERS_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    NotImplementedError,
+    ReferenceError,
+    RecursionError,
+    StopAsyncIteration,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+# Subclasses of the above that a service does cause.
+SERVICES_ERRORS: tuple[type[Exception], ...] = (
+    ssl.SSLError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+)
+# By name, because these libraries are optional.
+CALLERS_ERROR_NAMES = frozenset(
+    {
+        "httpx.LocalProtocolError",
+        "httpx.StreamError",
+        "httpx.UnsupportedProtocol",
+        "httpx.InvalidURL",
+        "httpx.CookieConflict",
+    }
+)
+_OLD_FAILURES = (408, 425, 429)
+_RECORDS = frozenset({VerdictKind.PENDING, VerdictKind.REJECTED, VerdictKind.IGNORED})
+# Services use these for many things: what a message says is more than what the status says.
+_VAGUE = frozenset({400, 403, 409, 422, 429})
+_CODE_KEYS = [
+    "code",
+    "error_code",
+    "errcode",
+    "errorcode",
+    "err_code",
+    "error_key",
+    "reason",
+    "error_name",
+    "name",
+    "status",
+    "error_status",
+    "type",
+    "error_type",
+    "category",
+    "error_category",
+    "policy_name",
+    "error",
+]
+_PROSE_KEYS = [
+    "message",
+    "error",
+    "msg",
+    "detail",
+    "error_message",
+    "error_description",
+    "description",
+    "title",
+    "info",
+    "information",
+    "faultstring",
+    "reason",
+    "note",
+    "errors",
+]
+_CONTAINERS = frozenset(
+    [
+        "error",
+        "errors",
+        "detail",
+        "details",
+        "fault",
+        "extensions",
+        "innererror",
+        "inner_error",
+        "meta",
+        "response",
+        "exception",
+        "response_status",
+    ]
+)
+_NO_ERROR = frozenset({"", "none", "null", "ok", "false", "0", "no_error", "success"})
+_FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
+_UNFINISHED = frozenset({"pending", "processing", "in_progress", "running", "result_pending"})
+
+
+def judge(
+    answer: Answer,
+    profile: Profile,
+    *,
+    failure_statuses: Collection[int] = (),
+    cap_s: float = DEFAULT_CAP_S,
+) -> Verdict:
+    """Decide what an answer means.
+
+    Args:
+        answer: The answer.
+        profile: What is known about the service's answers.
+        failure_statuses: Statuses that are a failure of this service, unless a code in the body
+            says more.
+        cap_s: Longer waits are cut to this, in seconds.
+
+    Example:
+        >>> judge(Answer(402), load("generic")).kind
+        <VerdictKind.DENIED: 'denied'>
+    """
+    error = answer.exception
+    if isinstance(error, AnswerError):
+        verdict = error.verdict_at(answer.at)
+    elif answer.status is None and error is not None:
+        return _of_exception(error)
+    else:
+        verdict = _of_answer(answer, profile, failure_statuses)
+        if verdict.kind is VerdictKind.SUCCESS and error is not None:
+            # It could not be read: cut off, of another type, or not what was asked for.
+            verdict = Verdict(VerdictKind.FAILURE, reason=type(error).__name__)
+        if verdict is SUCCESS:
+            return verdict
+    until = capped(verdict.until, answer.at, cap_s)
+    said = verdict.answer or (None if answer.body is None else excerpt(answer) or None)
+    return replace(verdict, until=until, answer=said)
+
+
+def judge_for(policy: "ServicePolicy") -> Judge:
+    """Return the judge of a policy: its own, that of its profile, or of exceptions alone.
+
+    Raises:
+        ValueError: If the profile or the judge can't be loaded; it says why.
+    """
+    if policy.judge is not None:
+        return _import(policy.judge)
+    if policy.profile is None:
+        return partial(judge_exception, failure_statuses=policy.failure_statuses)
+    return partial(
+        judge,
+        profile=load(policy.profile),
+        failure_statuses=frozenset(policy.failure_statuses),
+        cap_s=policy.retry_after_cap_s,
+    )
+
+
+def judge_exception(answer: Answer, *, failure_statuses: Collection[int] = ()) -> Verdict:
+    """Decide by the exception alone; whatever a call returns is a success.
+
+    A failure: connection errors, timeouts, statuses from 500, below 400, 408, 425, 429 and
+    `failure_statuses`, and exceptions of an unknown kind. Ignored: other statuses (the service
+    works, and the request was wrong), and errors of the caller's own program or machine.
+
+    Example:
+        >>> judge_exception(Answer(exception=KeyError("email"))).kind
+        <VerdictKind.IGNORED: 'ignored'>
+    """
+    error, status = answer.exception, answer.status
+    if error is None:
+        return SUCCESS
+    if isinstance(error, AnswerError):
+        return error.verdict_at(answer.at)
+    if status is None:
+        return _of_exception(error)
+    failed = not 400 <= status < 500 or status in _OLD_FAILURES or status in failure_statuses
+    kind = VerdictKind.FAILURE if failed else VerdictKind.IGNORED
+    until = times_of(answer).until(retry_after_first=True) if failed else None
+    return Verdict(kind, capped(until, answer.at, DEFAULT_CAP_S), reason=str(status))
+
+
+def every_error(answer: Answer) -> Verdict:
+    """Count every exception as a failure, as pybreaker does."""
+    if answer.exception is None:
+        return SUCCESS
+    reason = type(answer.exception).__name__ if answer.status is None else str(answer.status)
+    return Verdict(VerdictKind.FAILURE, reason=reason)
+
+
+def _import(path: str) -> Judge:
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"judge {path!r} can't be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"judge {path!r} is {function!r}: it must be a function of an Answer")
+    return cast(Judge, function)
+
+
+def _of_exception(error: Exception) -> Verdict:
+    reason = type(error).__name__
+    if not isinstance(error, SERVICES_ERRORS) and (
+        isinstance(error, CALLERS_ERRORS) or class_names(error) & CALLERS_ERROR_NAMES
+    ):
+        return Verdict(VerdictKind.IGNORED, scope=Scope.RECORD, reason=reason)
+    return Verdict(VerdictKind.FAILURE, reason=reason)
+
+
+def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[int]) -> Verdict:
+    status = 200 if answer.status is None else answer.status
+    for rule in profile.rules:
+        if rule.matches(answer, status):
+            return _verdict(answer, profile, rule.verdict, rule.reason or str(status), rule.scope)
+    succeeded = 200 <= status < 300
+    if succeeded:
+        if answer.is_cut_off:
+            return Verdict(VerdictKind.FAILURE, reason=f"{status}, not JSON")
+        inner = _error_within(answer, profile)
+        if inner is None:
+            return _of_success(answer, profile, status)
+        status = inner or status
+    for code in _codes(answer):
+        kind = profile.codes.get(code_of(code))
+        if kind is not None:
+            if kind == VerdictKind.THROTTLED and status in (401, 402) and "quota" in code.lower():
+                kind = USED_UP
+            return _verdict(answer, profile, kind, code)
+    if status in failure_statuses:
+        return Verdict(VerdictKind.FAILURE, times_of(answer).retry_at, reason=str(status))
+    times = times_of(answer)
+    asks_to_wait = times.retry_at is not None and times.retry_at > answer.at
+    used_up = times.used_up and status in (403, 429, 503)
+    if used_up or (asks_to_wait and (status in (403, 429) or status >= 500)):
+        return _verdict(answer, profile, VerdictKind.THROTTLED, str(status))
+    if succeeded or status in _VAGUE:
+        prose = _prose(answer)
+        for phrase, kind in profile.phrases.items():
+            if phrase in prose:
+                return _verdict(answer, profile, kind, phrase)
+    if 200 <= status < 300:  # an error that is unknown, in an answer that pretends to be none
+        return _verdict(answer, profile, VerdictKind.REJECTED, f"error in a {status}")
+    return _verdict(answer, profile, profile.of_status(status), str(status))
+
+
+def _verdict(
+    answer: Answer,
+    profile: Profile,
+    kind: VerdictKind | str,
+    reason: str,
+    scope: Scope | None = None,
+) -> Verdict:
+    until = None
+    if kind not in (VerdictKind.DENIED, VerdictKind.REJECTED, VerdictKind.SUCCESS):
+        times = times_of(answer)
+        until = times.until(retry_after_first=profile.retry_after_first)
+        if kind in (VerdictKind.THROTTLED, USED_UP) and until is None:
+            until = time_in_prose(_prose(answer), answer.at)
+    if kind == USED_UP:
+        waits = until is not None and until > answer.at
+        kind = VerdictKind.THROTTLED if waits else VerdictKind.DENIED
+    kind = VerdictKind(kind)
+    if kind is VerdictKind.SUCCESS:
+        return SUCCESS
+    if scope is None:
+        if kind in _RECORDS:
+            scope = Scope.RECORD
+        elif code_of(reason) in profile.endpoint_codes:
+            scope = Scope.ENDPOINT
+        elif kind is VerdictKind.THROTTLED:
+            scope = profile.throttled_scope
+        else:
+            scope = Scope.SERVICE
+    return Verdict(kind, until, scope, reason)
+
+
+def _of_success(answer: Answer, profile: Profile, status: int) -> Verdict:
+    """Decide on a 2xx whose body names no error."""
+    if status == 202:
+        named = answer.json.get("status") if isinstance(answer.json, dict) else None
+        waits = times_of(answer).retry_at is not None
+        if waits or (isinstance(named, str) and code_of(named) in _UNFINISHED):
+            return _verdict(answer, profile, VerdictKind.PENDING, "202")
+    if answer.media_type.endswith("html") and isinstance(answer.body, str | bytes):
+        title = html_headings(answer.text).lower()
+        if profile.json_only or any(phrase in title for phrase in profile.unwell_titles):
+            return Verdict(VerdictKind.FAILURE, reason=f"{status}, an HTML page")
+    empty = answer.body is not None and not answer.text.strip()
+    if profile.json_only and empty and answer.media_type.endswith("json"):
+        return Verdict(VerdictKind.FAILURE, reason=f"{status}, empty")
+    return SUCCESS
+
+
+def _error_within(answer: Answer, profile: Profile) -> int | None:
+    """Return the status of an error that the body of a 2xx names, 0 without one, None if none."""
+    body = answer.body if isinstance(answer.body, dict) else _small_json(answer)
+    if not isinstance(body, dict):
+        return None
+    error, errors = body.get("error"), body.get("errors")
+    if isinstance(error, str) and code_of(error) in _NO_ERROR:
+        error = None
+    inner = None
+    message = error or any(body.get(k) for k in ("message", "msg", "detail", "title"))
+    for holder in (error if isinstance(error, dict) else {}, body if message else {}):
+        for key in ("code", "status", "statusCode", "status_code", "error_code"):
+            value = holder.get(key)
+            if inner is None and re.fullmatch(r"[45]\d\d", str(value)):
+                inner = int(str(value))
+    status = body.get("status")
+    if isinstance(status, str) and status.isupper() and code_of(status) in profile.codes:
+        return 0  # as Google's maps have it
+    named = {code_of(v) for k in ("status", "result") if isinstance(v := body.get(k), str)}
+    failed = body.get("success") is False or body.get("ok") is False or named & _FAILED_STATUSES
+    if error or failed or inner:
+        return inner or 0
+    if any(body.get(key) for key in ("error_code", "errorCode", "error_message", "errorMessage")):
+        return 0
+    if isinstance(errors, list | dict) and errors and not body.get("data"):
+        # Beside other data, some items of a batch failed; alone, the whole call did.
+        known = any(code_of(code) in profile.codes for code in _codes(answer))
+        others = body.keys() - {"errors", "data", "message", "extensions", "status", "success"}
+        return 0 if known or not others else None
+    if isinstance(errors, list) and errors:
+        return 0 if any(code_of(code) in profile.codes for code in _codes(answer)) else None
+    return None
+
+
+def _small_json(answer: Answer) -> Any:
+    if not isinstance(answer.body, str | bytes) or len(answer.body) > MAX_PARSED:
+        return None
+    return answer.json
+
+
+def _codes(answer: Answer) -> Iterator[str]:
+    """Yield the machine codes of an answer, the most specific first."""
+    body = answer.json
+    if body is not None:
+        yield from _codes_in(body)
+    elif "<" in answer.text[:200]:
+        yield from re.findall(r"<(?:Code|code|errorCode)>([\w.:-]+)</", answer.text[:4000])
+    for name in ("x-amzn-errortype", "x-ms-error-code", "x-error-code", "grpc-message"):
+        if name in answer.headers:
+            yield answer.headers[name].partition(":")[0]
+
+
+def _codes_in(node: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node[:20]:
+            yield from _codes_in(item, depth + 1)
+    if not isinstance(node, dict) or depth > 5:
+        return
+    fields = {code_of(str(key)): value for key, value in node.items()}
+    for name, value in fields.items():
+        if (name in _CONTAINERS or name == "error") and isinstance(value, dict | list):
+            yield from _codes_in(value, depth + 1)
+    for key in _CODE_KEYS:
+        value = fields.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            text = str(value)
+            if text and len(text) <= 80:
+                yield text
+
+
+def _prose(answer: Answer) -> str:
+    """Return what an answer says in words, in lower case."""
+    body = answer.json
+    words: list[str] = []
+    if body is None:
+        text = answer.text[:4000]
+        words.append(html_headings(text) if "<html" in text[:500].lower() else text)
+        if "<html" in text[:500].lower():
+            words.append(re.sub(r"<[^>]+>", " ", text))
+    else:
+        _words_in(body, words)
+    return " ".join(" ".join(words).lower().split())[:4000]
+
+
+def _words_in(node: Any, words: list[str], depth: int = 0) -> None:
+    if isinstance(node, str):
+        words.append(node)
+    elif isinstance(node, list):
+        for item in node[:20]:
+            _words_in(item, words, depth + 1)
+    elif isinstance(node, dict) and depth <= 5:
+        for key, value in node.items():
+            name = code_of(str(key))
+            if isinstance(value, dict | list):
+                if name in _CONTAINERS:
+                    _words_in(value, words, depth + 1)
+            elif isinstance(value, str) and name in _PROSE_KEYS:
+                words.append(value)
