@@ -11,6 +11,7 @@ changes. Each change of state increments the generation; calls that started in a
 have no effect.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -36,6 +37,8 @@ class BreakerStatus:
         attempt: Failed probes since it opened.
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
+        cause: The kind of verdict that opened it; None while closed, or if it was opened by hand.
+        answer: What the service said, shortened and without secrets, or None.
         closed_at: When it last recovered, or None.
         kept_closed_by: The operator who keeps it closed, or None.
         kept_closed_until: When that expires, or None.
@@ -50,6 +53,8 @@ class BreakerStatus:
     attempt: int = 0
     trial_successes: int = 0
     reason: str | None = None
+    cause: VerdictKind | None = None
+    answer: str | None = None
     closed_at: datetime | None = None
     kept_closed_by: str | None = None
     kept_closed_until: datetime | None = None
@@ -59,10 +64,28 @@ class BreakerStatus:
         until = self.kept_closed_until
         return self.kept_closed_by is not None and (until is None or now < until)
 
+    @property
+    def is_denied(self) -> bool:
+        """Whether it stays open until a person says that the cause is repaired."""
+        return self.state == BreakerState.OPEN and self.cause == VerdictKind.DENIED
+
+    @property
+    def throttled_until(self) -> datetime | None:
+        """When the service said that it may be called again (UTC), if that is why it is open."""
+        is_open = self.state == BreakerState.OPEN
+        return self.open_until if is_open and self.cause == VerdictKind.THROTTLED else None
+
+    @property
+    def remedy(self) -> str | None:
+        """The command to run once the cause is repaired; None if it is tried without one."""
+        return f"tidegate services repaired {shlex.quote(self.name)}" if self.is_denied else None
+
     def due(self, now: datetime) -> bool:
-        """Return whether it is open and a probe is due."""
-        return self.state == BreakerState.OPEN and (
-            self.open_until is None or now >= self.open_until
+        """Return whether it is open and a probe is due; never if it is denied."""
+        return (
+            self.state == BreakerState.OPEN
+            and not self.is_denied
+            and (self.open_until is None or now >= self.open_until)
         )
 
 

@@ -447,4 +447,5 @@ _STATUS = tuple(BreakerStatus.__dataclass_fields__)
 def _status(row: sa.Row) -> BreakerStatus:
     values: dict[str, Any] = {field: getattr(row, field) for field in _STATUS}
     values["state"] = BreakerState(row.state)
+    values["cause"] = None if row.cause is None else VerdictKind(row.cause)
     return BreakerStatus(**values)

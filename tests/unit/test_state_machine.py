@@ -206,3 +206,16 @@ def test_by_hand():
     closed = machine.closed(half_open, NOW)
     assert (closed.state, closed.generation) == (BreakerState.CLOSED, 3)
     assert machine.closed(closed, NOW) is closed
+
+
+def test_a_denied_breaker_is_never_due_and_a_throttled_one_not_before_its_time() -> None:
+    until = NOW + timedelta(hours=5)
+    throttled = replace(
+        CLOSED, state=BreakerState.OPEN, cause=VerdictKind.THROTTLED, open_until=until
+    )
+    assert (throttled.due(until - timedelta(seconds=1)), throttled.due(until)) == (False, True)
+    assert (throttled.throttled_until, throttled.remedy) == (until, None)
+    denied = replace(throttled, cause=VerdictKind.DENIED)
+    assert not denied.due(NOW + timedelta(days=365))
+    assert (denied.throttled_until, denied.remedy) == (None, "tidegate services repaired openai")
+    assert not machine.half_opened(denied, NOW).is_denied
