@@ -5,9 +5,16 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.verdicts import Scope, VerdictKind
@@ -100,6 +107,12 @@ class Rule(_Table):
     field: dict[str, str | int | bool] = {}
     says: list[_Phrase] = []
     header: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        if not (self.status or self.field or self.says or self.header):
+            raise ValueError("without status, field, says or header it would match every answer")
+        return self
 
     def matches(self, answer: Answer, status: int) -> bool:
         """Return whether an answer meets all conditions."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dagster_tidegate.breaker.profiles import NAMES as PROFILES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,6 +49,8 @@ def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dagster_tidegate"}
     assert "dagster_tidegate/py.typed" in names
+    for profile in PROFILES:
+        assert f"dagster_tidegate/breaker/profiles/{profile}.toml" in names
 
 
 def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):

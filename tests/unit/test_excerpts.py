@@ -1,0 +1,85 @@
+"""What is kept of an answer has no secret of anybody."""
+
+import json
+import string
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagster_tidegate.breaker.answers import Answer
+from dagster_tidegate.breaker.excerpts import MAX_EXCERPT, excerpt
+
+ALPHANUMERIC = string.ascii_letters + string.digits
+words = st.text(string.ascii_lowercase + " .,!", max_size=400)
+emails = st.from_regex(r"[a-z]{6,12}\.[a-z]{3,9}@[a-z]{3,9}\.(com|example)", fullmatch=True)
+hexadecimal = st.text("0123456789abcdef", min_size=16, max_size=64)
+tokens = st.text(ALPHANUMERIC, min_size=24, max_size=90).filter(
+    lambda text: any(c.isdigit() for c in text[:20])
+)
+keys = st.text(ALPHANUMERIC, min_size=12, max_size=60).map(lambda text: f"sk-{text}")
+named = st.text(ALPHANUMERIC, min_size=8, max_size=40)
+
+
+def shown(body: object) -> str:
+    text = excerpt(Answer(401, body=body))
+    assert len(text) <= MAX_EXCERPT
+    return text
+
+
+@given(before=words, secret=emails | hexadecimal | tokens | keys, after=words)
+def test_a_secret_in_what_a_service_says_is_not_kept(before: str, secret: str, after: str):
+    said = f"{before} {secret} {after}"
+    for body in (
+        said,
+        {"error": {"message": said}},
+        json.dumps({"message": said, "email": secret}),
+        f"<html><head><title>{said}</title></head><body>{said}</body></html>",
+    ):
+        text = shown(body)
+        assert not any(secret[i : i + 8] in text for i in range(len(secret) - 7))
+
+
+@given(before=words, secret=named)
+def test_what_is_named_a_key_is_not_kept_whatever_it_looks_like(before: str, secret: str):
+    for said in (
+        f"{before} Authorization: Bearer {secret}",
+        f"{before} GET /v3?api={secret}&email=x",
+        f"{before} api_key={secret}",
+        f"{before} X-Api-Key: {secret}",
+    ):
+        assert secret not in shown(said)
+        assert secret not in shown({"message": said})
+    assert secret not in shown({"token": secret, "x_api_key": secret, "password": secret})
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            {
+                "error": {
+                    "code": "invalid_api_key",
+                    "message": "Incorrect API key provided: sk-ab**yz",
+                }
+            },
+            '{"error": {"code": "invalid_api_key", "message": "Incorrect API key provided: ***"}}',
+        ),
+        ({"message": "Too many from 192.0.2.7."}, '{"message": "Too many from ***."}'),
+        ("<html><script>x</script><h1>520</h1> unknown  error</html>", "520 unknown error"),
+        ({"error": "Insufficient credits"}, '{"error": "Insufficient credits"}'),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_words_that_matter_are_kept(body: object, text: str):
+    assert shown(body) == text
+
+
+@pytest.mark.parametrize("body", ["a" * 1_000_000, "a@" * 500_000, "key" * 300_000, "<a" * 500_000])
+def test_a_large_body_takes_no_time(body: str):
+    started = time.process_time()
+    shown(body)
+    assert time.process_time() - started < 0.5
