@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from dagster_tidegate.records.host import LoopHost
-from dagster_tidegate.records.record import Record
+from dagster_tidegate.records.record import Record, Setback
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import ledger
@@ -58,6 +58,7 @@ class Journal:
         self._host, self._op = host, op
         self._group, self._total = group, total
         self._entries: list[Entry] = []
+        self._starts: list[Record] = []
         self._oldest_entry_at = 0.0
         self._started: dict[str, Record] = {}  # started in the ledger, and not finished
         self._reported_at = self._logged_at = time.monotonic()
@@ -92,20 +93,40 @@ class Journal:
             return
         for record in records:
             self._add_start(record)
-        if self._entries:
+        if self._starts:
             self.flush()
 
-    def finish(self, record: Record, status: RecordStatus, error: str | None = None) -> None:
+    def finish(
+        self,
+        record: Record,
+        status: RecordStatus,
+        error: str | None = None,
+        *,
+        suspect: bool = False,
+    ) -> None:
         """Add how a record ended; `commit` writes it."""
         result = _serialized(record) if status is RecordStatus.DONE else None
-        if not self._entries:
-            self._oldest_entry_at = time.monotonic()
-        self._entries.append(Entry(record.key, record.position, status, result, error))
+        self._add(
+            Entry(
+                record.key,
+                record.position,
+                status,
+                result,
+                error,
+                record.tries,
+                suspect=suspect,
+            )
+        )
         self._started.pop(record.key, None)
         if status is RecordStatus.DONE:
             self.done += 1
         else:
             self.failed += 1
+
+    def set_aside(self, record: Record) -> None:
+        """Add that a record is to be tried again; `commit` writes it."""
+        self._add(_left(record))
+        self._started.pop(record.key, None)
 
     def commit(self, upcoming: Sequence[Record] = ()) -> None:
         """Write how records ended, unless their group is neither full nor old enough.
@@ -134,9 +155,7 @@ class Journal:
             AttemptOverError: If a newer attempt owns the campaign run, or it has ended and the
                 entries would continue it.
         """
-        continues = self._group is not None or any(
-            entry.status is RecordStatus.STARTED for entry in self._entries
-        )
+        continues = self._group is not None or bool(self._starts)
         if not self._write_entries() and continues:
             row = self._host.row
             raise AttemptOverError(
@@ -152,13 +171,16 @@ class Journal:
             key: Key of the record before it.
             in_flight: Keys of records that were cut off.
         """
-        self._entries = [e for e in self._entries if e.status is not RecordStatus.STARTED]
+        self._starts.clear()
+        untouched: list[str] = []
+        for record in self._started.values():
+            if record.key in in_flight:
+                continue
+            if record.tries or record.in_doubt:
+                self._entries.append(_left(record))
+            else:
+                untouched.append(record.key)
         self._write_entries()
-        untouched = [
-            record.key
-            for record in self._started.values()
-            if not record.in_doubt and record.key not in in_flight
-        ]
         progress = self._progress(position, key, exact=True, rate=None)
 
         def write(conn: Connection, now: datetime) -> None:
@@ -191,13 +213,15 @@ class Journal:
 
     def _write_entries(self) -> bool:
         """Write the entries, and return whether the campaign run is still processing."""
-        if not self._entries:
+        # The latest entry of a record counts.
+        added = {entry.key: entry for entry in (*self._entries, *map(_start, self._starts))}
+        entries = list(added.values())
+        if not entries:
             return True
-        entries = self._entries
         processing = self._write(
             lambda conn, now: ledger.write(conn, now, self._host.row, self._op, entries)
         )
-        self._entries = []  # only now: if the write was cut off, it is repeated
+        self._entries, self._starts = [], []  # only now: a write that was cut off is repeated
         return processing
 
     def _begin(self) -> Progress:
@@ -230,7 +254,12 @@ class Journal:
     def _add_start(self, record: Record) -> None:
         if record.key not in self._started:
             self._started[record.key] = record
-            self._entries.append(Entry(record.key, record.position, RecordStatus.STARTED))
+            self._starts.append(record)
+
+    def _add(self, entry: Entry) -> None:
+        if not self._entries:
+            self._oldest_entry_at = time.monotonic()
+        self._entries.append(entry)
 
     def _write_progress(self, progress: Progress) -> None:
         self._write(
@@ -280,6 +309,26 @@ def describe(progress: Progress) -> str:
         if (left := progress.seconds_left()) is not None:
             parts.append(f"about {left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
     return ", ".join(parts)
+
+
+def _start(record: Record) -> Entry:
+    """The entry of a record whose next try begins; should its process die, the try counts."""
+    error = None if record.setback is None else record.setback.error
+    tries = record.tries + 1
+    return Entry(record.key, record.position, RecordStatus.STARTED, error=error, tries=tries)
+
+
+def _left(record: Record) -> Entry:
+    """The entry of a record that was tried and has no result."""
+    setback = record.setback or Setback()
+    return Entry(
+        record.key,
+        record.position,
+        RecordStatus.STARTED if record.in_doubt else RecordStatus.WAITING,
+        error=setback.error,
+        tries=record.tries,
+        retry_at=setback.retry_at,
+    )
 
 
 def _serialized(record: Record) -> JsonText | None:

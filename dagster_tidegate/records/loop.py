@@ -1,8 +1,15 @@
 """`Records`: the loop over the records of an op."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import aclosing, contextmanager
 from typing import Any, Generic, TypeVar
 
 from dagster_tidegate.records.chunks import Chunk, count_rows, read_chunks, read_chunks_async
@@ -86,19 +93,19 @@ class Records(Generic[T]):
             for chunk in self._chunks(current.worklist.first_row):
                 current.worklist.add(chunk)
                 yield from current.one_by_one()
+            yield from current.one_by_one(is_last=True)
             current.complete()
 
     async def __aiter__(self) -> AsyncIterator[Record[T]]:
         with self._pass() as current:
             async for chunk in self._async_chunks(current.worklist.first_row):
                 await asyncio.to_thread(current.worklist.add, chunk)
-                records = current.one_by_one()
-                try:
-                    # Waiting for the store or a service must not block the event loop.
-                    while (record := await asyncio.to_thread(next, records, None)) is not None:
+                async with aclosing(_in_threads(current.one_by_one())) as records:
+                    async for record in records:
                         yield record
-                finally:
-                    records.close()
+            async with aclosing(_in_threads(current.one_by_one(is_last=True))) as records:
+                async for record in records:
+                    yield record
             await asyncio.to_thread(current.complete)
 
     def map(self, handler: Handler, *, concurrency: int = 8) -> list[Any]:
@@ -199,3 +206,12 @@ class Records(Generic[T]):
         if self._is_consumed:
             raise RuntimeError("the input is an iterator and was already consumed")
         self._is_consumed = is_iterator
+
+
+async def _in_threads(records: Generator[Record[T]]) -> AsyncGenerator[Record[T]]:
+    """Waiting for the store or a service must not block the event loop."""
+    try:
+        while (record := await asyncio.to_thread(next, records, None)) is not None:
+            yield record
+    finally:
+        records.close()

@@ -1,9 +1,9 @@
 """One pass over the records of a loop."""
 
-import heapq
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from dagster_tidegate.breaker.answers import may_have_arrived
@@ -14,24 +14,25 @@ from dagster_tidegate.records.host import LoopHost, StopLoop, StopReason
 from dagster_tidegate.records.journal import Journal
 from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.records.record import Record
-from dagster_tidegate.records.retry import backoff_s
 from dagster_tidegate.records.signals import SignalGuard
+from dagster_tidegate.records.tries import MAX_LOGGED, Tries
 from dagster_tidegate.records.workers import Finished, Workers
-from dagster_tidegate.records.worklist import LoopOptions, Worklist, storable
-from dagster_tidegate.statuses import RecordStatus
+from dagster_tidegate.records.worklist import LoopOptions, Worklist
 from dagster_tidegate.store.ledger import AttemptOverError
 
 T = TypeVar("T")
 
-MAX_REFUSALS = 60
 MIN_FINISHED = 10  # before the share of failed records counts
-MAX_LOGGED = 10  # failed records that are logged one by one
-MAX_ERROR = 2000
 POLL_INTERVAL_S = 0.2  # for holds and signals, while waiting
+MAX_WAIT_S = 60.0  # for a record that the service has no answer for yet
 
 
 class TooManyFailedError(Exception):
     """More records failed than `max_failed` allows."""
+
+
+class PendingRecordsError(Exception):
+    """The service has no answer yet for the records that are left, and none soon."""
 
 
 @dataclass(eq=False)
@@ -50,40 +51,46 @@ class LoopPass(Generic[T]):
 
     def __post_init__(self) -> None:
         self.worklist = Worklist[T](self.host, self.journal, self.options, self.finish)
+        self._schedule = self.worklist.schedule
+        self._tries = Tries[T](self.host, self.journal, self.options, self.worklist)
         self._in_flight: dict[str, Record[T]] = {}
-        self._retries: list[tuple[float, int, Record[T]]] = []  # of map: a heap by time
-        self._retry_in_s = 0.0  # of a loop
+        self._next: Record[T] | None = None  # of a loop: written as started already
         self._over: AttemptOverError | None = None
-        self._failures = 0
         self._is_map = False
         self._left = False
 
     # --- for, async for --------------------------------------------------------------------------
 
-    def one_by_one(self) -> Generator[Record[T]]:
-        """Yield each upcoming record, as often as it has to be tried."""
-        while self.worklist.upcoming:
-            record = self.worklist.upcoming.popleft()
-            while record.key in self.worklist.unfinished:
+    def one_by_one(self, *, is_last: bool = False) -> Generator[Record[T]]:
+        """Yield each record to try, until the next part of the input is to be read.
+
+        Args:
+            is_last: Whether the input is read to its end: yield all that are left.
+        """
+        schedule = self._schedule
+        schedule.is_open = not is_last
+        while self._next is not None or (len(schedule) and not schedule.wants_input):
+            self._stop_if_needed()
+            record, self._next = self._next or schedule.next(time.monotonic()), None
+            if record is not None:
                 yield from self._try_once(record)
+            elif not schedule.wants_input and self._wait(self._seconds_to_next()):
+                schedule.end_pause()
             self._checkpoint()
 
     def _try_once(self, record: Record[T]) -> Iterator[Record[T]]:
-        self._stop_if_needed()
+        self._tries.begin(record)
         self.journal.start([record])
         self._in_flight[record.key] = record
-        tries = record.tries
         try:
             yield record
         finally:
-            if record.tries == tries:
+            if not record.is_entered:
                 del self._in_flight[record.key]
-        if record.tries == tries:
+        if not record.is_entered:
             raise RuntimeError(
                 f"record {record.key} was not entered: use 'with record:' in the loop"
             )
-        if self._retry_in_s:
-            self._wait(self._retry_in_s)
         if self._over is not None:
             raise self._over
 
@@ -102,14 +109,13 @@ class LoopPass(Generic[T]):
             if self.signals.cut_off and not isinstance(error, Exception):
                 self._stop(StopReason(*self._counts, signal=self.signals.received))
             return False
-        self._retry_in_s = self._finish_try(record, error)
-        if not self._retry_in_s:
-            upcoming = self.worklist.upcoming
-            starts = [upcoming[0]] if upcoming and not self.host.holds() else []
-            try:
-                self.journal.commit(starts)
-            except AttemptOverError as over:
-                self._over = over  # raised by the loop, which knows how the attempt ended
+        self._end_try(record, error)
+        if not self.host.holds():
+            self._next = self._schedule.next(time.monotonic())
+        try:
+            self.journal.commit(() if self._next is None else (self._next,))
+        except AttemptOverError as over:
+            self._over = over  # raised by the loop, which knows how the attempt ended
         return True
 
     # --- map -------------------------------------------------------------------------------------
@@ -128,33 +134,38 @@ class LoopPass(Generic[T]):
             raise
 
     def _work(self, chunks: Iterator[Chunk], workers: Workers, concurrency: int) -> None:
-        upcoming = self.worklist.upcoming
+        schedule = self._schedule
         while True:
             if self.signals.received or self.host.holds() or self.host.fleet.outdated:
                 self._drain(workers)
                 self._stop_if_needed()
-            ready: list[Record[T]] = []
-            while self._retries and self._retries[0][0] <= time.monotonic():
-                ready.append(heapq.heappop(self._retries)[2])
-            free = concurrency - len(self._in_flight) - len(self._retries) - len(ready)
-            exhausted = False
+            free = concurrency - len(self._in_flight)
             # One chunk at a time: a slow input does not delay the records already read.
-            if free and not upcoming:
+            if free and schedule.wants_input:
                 if (chunk := next(chunks, None)) is not None:
                     self.worklist.add(chunk)
-                exhausted = chunk is None
-            while free and upcoming:
-                ready.append(upcoming.popleft())
-                free -= 1
-            self.journal.start(ready)
-            for record in ready:
-                record.tries += 1
-                self._in_flight[record.key] = record
-                workers.submit(record)
-            if exhausted and not self._in_flight and not self._retries:
+                schedule.is_open = chunk is not None
+            started = self._start(workers, free)
+            if not (self._in_flight or schedule.is_open or len(schedule)):
                 return
-            self._collect(workers.finished(0.0 if free and not exhausted else POLL_INTERVAL_S))
+            wait_s = POLL_INTERVAL_S
+            if started < free:
+                wait_s = 0.0 if schedule.wants_input else min(wait_s, self._seconds_to_next())
+            self._collect(workers.finished(wait_s))
             self._checkpoint()
+
+    def _start(self, workers: Workers, free: int) -> int:
+        """Start up to `free` records that can be tried now, and return how many."""
+        ready: list[Record[T]] = []
+        while len(ready) < free and (record := self._schedule.next(time.monotonic())) is not None:
+            self._tries.begin(record)
+            ready.append(record)
+        self.journal.start(ready)
+        for record in ready:
+            record.tries += 1
+            self._in_flight[record.key] = record
+            workers.submit(record)
+        return len(ready)
 
     def _collect(self, finished: Sequence[Finished]) -> None:
         """Write the ends of tries in one transaction."""
@@ -163,13 +174,9 @@ class LoopPass(Generic[T]):
             try:
                 if error is not None and self._ends_loop(record, error):
                     raise error
-                retry_in_s = self._finish_try(record, error)
+                self._end_try(record, error)
             except BaseException as raised:  # noqa: BLE001 -- raised below, after the others
                 fatal = fatal or raised
-                continue
-            if retry_in_s:
-                retry_at = time.monotonic() + retry_in_s
-                heapq.heappush(self._retries, (retry_at, record.position, record))
         self.journal.commit()
         if fatal is not None:
             raise fatal
@@ -182,49 +189,35 @@ class LoopPass(Generic[T]):
 
     # --- one try ---------------------------------------------------------------------------------
 
-    def _finish_try(self, record: Record[T], error: BaseException | None) -> float:
-        """Note how a try ended, and return the seconds until the next one; 0: it is finished."""
-        if error is not None and self._is_retried(record, error):
-            self._in_flight.pop(record.key, None)
-            return backoff_s(record.tries)
-        if error is None:
-            self.journal.finish(record, RecordStatus.DONE)
-        else:
-            text = _text_of(error)
-            self._failures += 1
-            if self._failures <= MAX_LOGGED:
-                self.host.log.warning("Record %s failed: %s", record.key, text)
-            self.journal.finish(record, RecordStatus.FAILED, text)
+    def _end_try(self, record: Record[T], error: BaseException | None) -> None:
+        self._tries.end(record, error)
         self._in_flight.pop(record.key, None)
-        del self.worklist.unfinished[record.key]
-        return 0.0
 
     def _ends_loop(self, record: Record[T], error: BaseException) -> bool:
         if isinstance(error, BreakerOpenError):
             # The hold of an open breaker stops the loop before the next try. While it is half
             # open and other processes have the trial calls, the record waits for their result.
-            if record.tries < MAX_REFUSALS:
+            if not self._tries.was_refused_too_often(record):
                 return False
             self._in_flight.pop(record.key, None)
             return True
         # After anything but an Exception nobody knows how the record ended: it is in doubt.
         return not isinstance(error, Exception) or isinstance(error, AttemptOverError | StopLoop)
 
-    def _is_retried(self, record: Record[T], error: BaseException) -> bool:
-        refused = isinstance(error, BreakerOpenError)
-        cause = error.__cause__ if refused else error
-        if self._is_service_failure(cause):
-            record.in_doubt = record.in_doubt or may_have_arrived(cause)
-            return refused or record.tries < self.options.max_tries
-        return refused
+    def _seconds_to_next(self) -> float:
+        """How long no record can be tried.
 
-    def _is_service_failure(self, error: BaseException | None) -> bool:
-        breakers = [self.host.fleet.breaker(name) for name in self.host.services]
-        while error is not None:
-            if any(breaker.is_system_error(error) for breaker in breakers):
-                return True
-            error = error.__cause__
-        return False
+        Raises:
+            PendingRecordsError: If that is too long to wait for.
+        """
+        wait_s = max(0.0, self._schedule.next_at() - time.monotonic())
+        if wait_s > MAX_WAIT_S and len(self._schedule) and not self._in_flight:
+            at = self.host.fleet.now() + timedelta(seconds=wait_s)
+            raise PendingRecordsError(
+                f"{len(self._schedule)} records are pending, the first until "
+                f"{at:%Y-%m-%d %H:%M:%S} UTC: execute the run again after that"
+            )
+        return wait_s
 
     # --- stop ------------------------------------------------------------------------------------
 
@@ -280,12 +273,17 @@ class LoopPass(Generic[T]):
             self._wait(left_s)
         return holds
 
-    def _wait(self, seconds: float) -> None:
-        """Wait until a breaker or hold changes, a signal arrives, or the time is over."""
+    def _wait(self, seconds: float) -> bool:
+        """Wait until a breaker or hold changes, a signal arrives, or the time is over.
+
+        Returns:
+            Whether one changed.
+        """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self.signals.received:
             if self.host.fleet.wait_for_change(min(left, POLL_INTERVAL_S)):
-                return
+                return True
+        return False
 
     def leave(self) -> None:
         """Write everything, once. Records in flight stay in doubt."""
@@ -302,15 +300,7 @@ class LoopPass(Generic[T]):
         if self.signals.received:  # during the last record, or while reading the next chunk
             self._stop_if_needed()
         self.worklist.close()
-        if self._failures > MAX_LOGGED:
-            self.host.log.warning("%d records failed; see 'tidegate runs show'", self._failures)
+        if (failures := self._tries.failures) > MAX_LOGGED:
+            self.host.log.warning("%d records failed; see 'tidegate runs show'", failures)
         self._check_failed_share(1)
         self.leave()
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        text = repr(error)
-    except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
-        text = type(error).__name__
-    return storable(text[:MAX_ERROR])

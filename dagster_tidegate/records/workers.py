@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+from dagster_tidegate.breaker.evidence import of_record
 from dagster_tidegate.records.record import Record
 
 Handler = Callable[[Record], Any]
@@ -80,7 +81,8 @@ class Workers:
         while (record := self._submitted.get()) is not None:
             error: BaseException | None = None
             try:
-                record.result = self._handler(record)
+                with of_record(record.evidence):
+                    record.result = self._handler(record)
             except BaseException as raised:  # noqa: BLE001 -- the loop raises it
                 error = raised
             self._finished.put((record, error))
@@ -93,7 +95,8 @@ class Workers:
     async def _task(self, record: Record) -> None:
         error: BaseException | None = None
         try:
-            record.result = await self._handler(record)
+            with of_record(record.evidence):
+                record.result = await self._handler(record)
         except BaseException as raised:  # noqa: BLE001 -- the loop raises it
             error = raised
         self._finished.put((record, error))

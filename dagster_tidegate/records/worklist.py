@@ -1,5 +1,6 @@
 """The records of an input that are left to do."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Any, Generic, TypeVar
 from dagster_tidegate.records.chunks import Chunk
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
-from dagster_tidegate.records.record import Record
+from dagster_tidegate.records.record import Record, Setback
+from dagster_tidegate.records.schedule import Schedule
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store.ledger import Recorded
 
@@ -58,7 +60,7 @@ class Worklist(Generic[T]):
         finish: Called by the `with` block of a record.
 
     Attributes:
-        upcoming: Records that were read, and not started.
+        schedule: Records that were read, and are not being tried.
         unfinished: Records that were read, and not finished, by key.
     """
 
@@ -77,7 +79,7 @@ class Worklist(Generic[T]):
         # The begin of each chunk that may have unfinished records.
         self._marks: deque[Mark] = deque()
         self._duplicates = 0
-        self.upcoming: deque[Record[T]] = deque()
+        self.schedule = Schedule[Record[T]]()
         self.unfinished: dict[str, Record[T]] = {}
 
     @property
@@ -107,13 +109,12 @@ class Worklist(Generic[T]):
         entries = self._journal.look_up(rows)
         for key, (row, item) in rows.items():
             entry = entries.get(key)
-            if entry is None or self._is_left(entry):
-                in_doubt = entry is not None and entry.status is RecordStatus.STARTED
-                record = Record(
-                    item, key, row, scope=self._scope, finish=self._finish, in_doubt=in_doubt
-                )
-                self.upcoming.append(record)
+            if entry is None:
+                record = Record(item, key, row, scope=self._scope, finish=self._finish)
+                self.schedule.add(record)
                 self.unfinished[key] = record
+            elif self._is_left(entry):
+                self.unfinished[key] = self._again(item, key, row, entry)
             elif entry.attempt == self._host.row.number and entry.position != row:
                 self._skip_duplicate(row, key)
         # Only now: if reading the chunk failed, none of it is finished.
@@ -145,9 +146,27 @@ class Worklist(Generic[T]):
             self._host.log.warning("Skipped %d rows with a duplicate key", self._duplicates)
 
     def _is_left(self, entry: Recorded) -> bool:
-        return entry.status is RecordStatus.STARTED or (
+        return entry.status in (RecordStatus.STARTED, RecordStatus.WAITING) or (
             entry.status is RecordStatus.FAILED and entry.attempt < self._host.series
         )
+
+    def _again(self, item: Any, key: str, row: int, entry: Recorded) -> Record[T]:
+        """Schedule a record that an earlier attempt, or pass, has begun with."""
+        record = Record(item, key, row, scope=self._scope, finish=self._finish)
+        record.in_doubt = entry.status is RecordStatus.STARTED
+        if entry.status is RecordStatus.FAILED:  # in an earlier series: it begins anew
+            self.schedule.add(record)
+            return record
+        record.tries = entry.tries
+        if entry.error is None:  # it was cut off, or is to be done again
+            self.schedule.add(record)
+            return record
+        record.setback = Setback(entry.error, entry.retry_at, successes=0)
+        wait_s = 0.0
+        if entry.retry_at is not None:
+            wait_s = max(0.0, (entry.retry_at - self._host.fleet.now()).total_seconds())
+        self.schedule.set_aside(record, time.monotonic() + wait_s)
+        return record
 
     def _skip_duplicate(self, row: int, key: str) -> None:
         self._duplicates += 1

@@ -16,6 +16,7 @@ from dagster_tidegate.store.upsert import insert, insert_on
 
 RATE_LASTS = timedelta(seconds=60)
 """Progress is written once a second; an older rate is stale."""
+_KEY = ("campaign_run", "op", "key")
 _OF_ALL = ("op", "attempt", "at")
 
 
@@ -29,6 +30,9 @@ class Entry(NamedTuple):
     Attributes:
         position: Its row in the input, from 0.
         result: What the author's code returned, as JSON can hold it.
+        tries: How often it was tried, in all attempts; of a started one, including this try.
+        retry_at: When it may be tried again, UTC.
+        suspect: Whether it failed while others succeeded.
     """
 
     key: str
@@ -36,14 +40,24 @@ class Entry(NamedTuple):
     status: RecordStatus
     result: Any = None
     error: str | None = None
+    tries: int = 0
+    retry_at: datetime | None = None
+    suspect: bool = False
 
 
 class Recorded(NamedTuple):
-    """One record, as the ledger has it."""
+    """One record, as the ledger has it.
+
+    Attributes:
+        error: How its latest try ended, unless it is done.
+    """
 
     status: RecordStatus
     attempt: int
     position: int
+    error: str | None = None
+    tries: int = 0
+    retry_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -124,16 +138,12 @@ def _write_many(
         {
             "campaign_run": run,
             "op": op,
-            "key": key,
-            "position": position,
-            "status": status,
             "attempt": number,
-            "result": result,
-            "error": error,
             "at": now,
+            **entry._asdict(),
         }
-        for key, position, status, result, error in entries
-        if working or status is not RecordStatus.STARTED
+        for entry in entries
+        if working or entry.status is not RecordStatus.STARTED
     ]
     if rows:
         conn.execute(_upsert(conn.dialect.name), rows)
@@ -228,14 +238,11 @@ def look_up(
     """Return the records of a loop that the ledger has, out of some keys."""
     c = t.ledger.c
     rows = conn.execute(
-        sa.select(c.key, c.status, c.attempt, c.position).where(
+        sa.select(c.key, c.status, c.attempt, c.position, c.error, c.tries, c.retry_at).where(
             *_of_loop(campaign_run, op), c.key.in_(keys)
         )
     )
-    return {
-        key: Recorded(RecordStatus(status), attempt, position)
-        for key, status, attempt, position in rows
-    }
+    return {key: Recorded(RecordStatus(status), *values) for key, status, *values in rows}
 
 
 def counts(
@@ -315,9 +322,10 @@ def _upsert(dialect: str) -> sa.Insert:
 
 def _or_replace(statement: Any) -> sa.Insert:
     return statement.on_conflict_do_update(
-        index_elements=["campaign_run", "op", "key"],
+        index_elements=_KEY,
         set_={
             name: statement.excluded[name]
-            for name in ("status", "position", "attempt", "result", "error", "at")
+            for name in (*Entry._fields, *_OF_ALL)
+            if name not in _KEY
         },
     )

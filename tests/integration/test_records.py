@@ -187,7 +187,9 @@ def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaig
     assert reason is not None
     assert reason.startswith("Paused at 2/5: instantly is open (")
     assert reason.endswith("; resumes automatically")
-    assert set(campaign.ledger().values()) == {RecordStatus.DONE}, "no record is in doubt"
+    statuses = list(campaign.ledger().values())
+    assert statuses.count(RecordStatus.DONE) == 2
+    assert statuses.count(RecordStatus.WAITING) == len(statuses) - 2, "no record is in doubt"
 
     campaign.fail = lambda _: None
     campaign.breakers.breaker("instantly").close()
@@ -316,7 +318,7 @@ def test_a_record_that_the_service_failed_is_tried_again_with_the_same_key(
 
     campaign.fail = fail
     assert campaign.run().success
-    assert tries[:2] == ["ada@example.org"] * 2
+    assert tries.count("ada@example.org") == 2
     assert len(campaign.sent) == 5
 
 

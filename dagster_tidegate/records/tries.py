@@ -1,0 +1,210 @@
+"""What follows from each try of a record."""
+
+import time
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+
+from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind, may_have_arrived
+from dagster_tidegate.records.host import LoopHost
+from dagster_tidegate.records.journal import Journal
+from dagster_tidegate.records.judgement import judge
+from dagster_tidegate.records.record import Record, Setback
+from dagster_tidegate.records.retry import backoff_s
+from dagster_tidegate.records.worklist import LoopOptions, Worklist, storable
+from dagster_tidegate.statuses import BreakerState, RecordStatus
+
+T = TypeVar("T")
+
+MAX_REFUSALS = 60
+MAX_PENDINGS = 100
+PENDING_BACKOFF_S = 1.0
+MAX_PENDING_BACKOFF_S = 60.0
+MAX_LOGGED = 10  # failed records that are logged one by one
+MAX_ERROR = 2000
+MIN_RECORDS = 3
+"""Distinct records that must fail before a breaker trips, where no policy says."""
+TRIED_AGAIN = frozenset({VerdictKind.FAILURE, VerdictKind.THROTTLED, VerdictKind.DENIED})
+
+
+class Tries(Generic[T]):
+    """Says what a try may count as, and writes and schedules what follows from it.
+
+    Attributes:
+        failures: How many records failed in this pass.
+    """
+
+    def __init__(
+        self, host: LoopHost, journal: Journal, options: LoopOptions, worklist: Worklist[T]
+    ) -> None:
+        self._host, self._journal, self._options = host, journal, options
+        self._worklist, self._schedule = worklist, worklist.schedule
+        self._done_before = journal.done
+        self._recovered_at = _recovered_at(host)
+        policies = [host.fleet.policies[name] for name in host.services]
+        self._min_records = max(
+            (getattr(policy, "min_records", MIN_RECORDS) for policy in policies),
+            default=MIN_RECORDS,
+        )
+        self.failures = 0
+
+    def begin(self, record: Record[T]) -> None:
+        """Set what a failure of the next try counts as."""
+        record.is_entered = False
+        successes = self._journal.done - self._done_before
+        setback = record.setback
+        if setback is not None and self._is_own_fault(setback, successes):
+            record.evidence = NO_EVIDENCE
+        elif not successes and self._are_too_few:
+            record.evidence = None
+        else:
+            record.evidence = digest(record.path)
+
+    def end(self, record: Record[T], error: BaseException | None) -> None:
+        """Write how a try ended, and schedule the next one if there is one."""
+        if error is None:
+            self._journal.finish(record, RecordStatus.DONE)
+            self._forget(record, succeeded=True)
+            return
+        refused = isinstance(error, BreakerOpenError)
+        cause = error.__cause__ if refused else error
+        verdict = judge(cause, self._host.fleet, self._host.services)
+        if refused and verdict.kind is not VerdictKind.FAILURE:
+            self._put_back(record)
+        elif verdict.kind in TRIED_AGAIN:
+            self._try_again(record, error, cause, verdict, refused=refused)
+        elif verdict.kind is VerdictKind.PENDING:
+            self._wait_for(record, error, verdict)
+        else:
+            self._fail(record, text_of(error))
+
+    def was_refused_too_often(self, record: Record[T]) -> bool:
+        """Return whether one more refusal of a record ends the loop."""
+        return record.setback is not None and record.setback.refusals >= MAX_REFUSALS - 1
+
+    def _is_own_fault(self, setback: Setback, successes: int) -> bool:
+        """Whether others have succeeded since a record failed."""
+        if setback.successes is None:
+            return False
+        if successes > setback.successes:
+            return True
+        # It failed in an earlier attempt, and the service has recovered since.
+        at = setback.retry_at
+        return at is not None and self._recovered_at is not None and at < self._recovered_at
+
+    @property
+    def _are_too_few(self) -> bool:
+        """Whether fewer records are left than must fail before a breaker trips."""
+        return not self._schedule.is_open and len(self._worklist.unfinished) < self._min_records
+
+    def _put_back(self, record: Record[T]) -> None:
+        """Try a record again whose call was refused, once the breaker may admit it."""
+        record.tries -= 1
+        setback = record.setback = record.setback or Setback()
+        setback.refusals += 1
+        now = time.monotonic()
+        if setback.successes is None:
+            self._schedule.put_back(record)
+        else:
+            self._schedule.set_aside(record, now)
+        self._schedule.pause(now + backoff_s(setback.refusals))
+
+    def _try_again(
+        self,
+        record: Record[T],
+        error: BaseException,
+        cause: BaseException | None,
+        verdict: Verdict,
+        *,
+        refused: bool,
+    ) -> None:
+        """Set a record aside for which the service failed, or fail it if it is used up."""
+        record.in_doubt = record.in_doubt or may_have_arrived(cause)
+        text, others = text_of(cause or error), self._journal.done
+        if is_used_up(record.tries, self._options.max_tries, others=others, refused=refused):
+            text = suspicion(verdict.reason, others, text) if others else text
+            self._fail(record, text, suspect=others > 0)
+            return
+        setback = record.setback = record.setback or Setback()
+        if setback.successes is None:
+            setback.successes = others - self._done_before
+        self._set_aside(record, text, backoff_s(record.tries), failed=True)
+        self._schedule.note(succeeded=False)
+
+    def _wait_for(self, record: Record[T], error: BaseException, verdict: Verdict) -> None:
+        """Set a record aside that the service has no answer for yet."""
+        record.tries -= 1
+        setback = record.setback = record.setback or Setback()
+        setback.pendings += 1
+        if setback.pendings >= MAX_PENDINGS:
+            self._fail(record, f"still pending after {MAX_PENDINGS} tries: {text_of(error)}")
+            return
+        backoff = min(PENDING_BACKOFF_S * 2 ** (setback.pendings - 1), MAX_PENDING_BACKOFF_S)
+        if verdict.until is not None:
+            backoff = max(0.0, (verdict.until - self._host.fleet.now()).total_seconds())
+        self._set_aside(record, text_of(error), backoff, failed=False)
+        self._schedule.note(succeeded=True)
+
+    def _set_aside(self, record: Record[T], error: str, backoff: float, *, failed: bool) -> None:
+        setback = record.setback = record.setback or Setback()
+        setback.error = error
+        setback.retry_at = self._host.fleet.now() + timedelta(seconds=backoff)
+        self._schedule.set_aside(record, time.monotonic() + backoff, failed=failed)
+        self._journal.set_aside(record)
+
+    def _fail(self, record: Record[T], text: str, *, suspect: bool = False) -> None:
+        self.failures += 1
+        if self.failures <= MAX_LOGGED:
+            self._host.log.warning("Record %s failed: %s", record.key, text)
+        self._journal.finish(record, RecordStatus.FAILED, text, suspect=suspect)
+        self._forget(record, succeeded=not suspect)
+
+    def _forget(self, record: Record[T], *, succeeded: bool) -> None:
+        self._schedule.note(succeeded=succeeded)
+        del self._worklist.unfinished[record.key]
+
+
+def is_used_up(tries: int, max_tries: int, *, others: int, refused: bool) -> bool:
+    """Return whether a record for which the service failed is not tried again.
+
+    Not if its failure left the breaker open and no other record of the loop has succeeded: then it
+    is the service, as far as anybody knows.
+
+    Args:
+        others: How many other records have succeeded.
+        refused: Whether the failure left the breaker open.
+
+    Example:
+        >>> is_used_up(10, 10, others=299, refused=True), is_used_up(10, 10, others=0, refused=True)
+        (True, False)
+    """
+    return tries >= max_tries and (others > 0 or not refused)
+
+
+def suspicion(reason: str, others: int, error: str) -> str:
+    """Return why a record failed that others did not share, for people.
+
+    Example:
+        >>> suspicion("500", 299, "HTTPError('500 Server Error')")
+        "500 for this record, 299 others succeeded: HTTPError('500 Server Error')"
+    """
+    return f"{reason} for this record, {others} others succeeded: {error}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error as the ledger keeps it."""
+    try:
+        text = repr(error)
+    except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
+        text = type(error).__name__
+    return storable(text[:MAX_ERROR])
+
+
+def _recovered_at(host: LoopHost) -> datetime | None:
+    """When a service of an op last recovered; None if none has, or one is not closed."""
+    services = host.fleet.snapshot().services
+    breakers = [services[name] for name in host.services if name in services]
+    if any(breaker.state is not BreakerState.CLOSED for breaker in breakers):
+        return None
+    return max((each.closed_at for each in breakers if each.closed_at), default=None)

@@ -1,0 +1,381 @@
+"""Records for which the service fails: set aside, tried again, and given up when it is their fault.
+
+The blocks raise without a breaker in between, unless a test is about what the breaker makes of it.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
+from dagster_tidegate.holds import Hold
+from dagster_tidegate.records import retry
+from dagster_tidegate.records.record import Record
+from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.ledger import AttemptOverError
+from tests.integration.record_loop import Stopped, Work, go_through
+from tests.support.databases import both_databases
+
+WAITING, STARTED = RecordStatus.WAITING, RecordStatus.STARTED
+DONE, FAILED = RecordStatus.DONE, RecordStatus.FAILED
+KEYS = [f"lead-{number:02}" for number in range(30)]
+Handle = Callable[[Record], Any]
+
+
+@pytest.fixture
+def work(store_url: str) -> Iterator[Work]:
+    work = Work(store_url)
+    yield work
+    work.close()
+
+
+@pytest.fixture(autouse=True)
+def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(retry, "MAX_BACKOFF_S", 0.01)
+
+
+def in_a_loop(work: Work, items: Any, handle: Handle, **options: Any) -> None:
+    go_through(work.records(items, **options), handle)
+
+
+def in_an_async_loop(work: Work, items: Any, handle: Handle, **options: Any) -> None:
+    async def op() -> None:
+        async for record in work.records(items, **options):
+            with record:
+                await asyncio.sleep(0)
+                record.result = handle(record)
+
+    asyncio.run(op())
+
+
+def in_threads(work: Work, items: Any, handle: Handle, **options: Any) -> None:
+    work.records(items, **options).map(handle, concurrency=4)
+
+
+def in_tasks(work: Work, items: Any, handle: Handle, **options: Any) -> None:
+    async def handle_async(record: Record) -> Any:
+        await asyncio.sleep(0)
+        return handle(record)
+
+    work.records(items, **options).map(handle_async, concurrency=4)
+
+
+every_way = pytest.mark.parametrize(
+    "go", [in_a_loop, in_an_async_loop, in_threads, in_tasks], ids=lambda go: go.__name__
+)
+
+
+class Service:
+    """Fails for some records, and notes for which it was called and as what evidence."""
+
+    def __init__(self, *bad: str, error: Callable[[], Exception] = ConnectionRefusedError) -> None:
+        self.bad = set(bad)
+        self.error = error
+        self.calls: list[str] = []
+        self.evidence: list[tuple[str, str | None]] = []
+
+    def __call__(self, record: Record) -> str:
+        self.calls.append(record.key)
+        self.evidence.append((record.key, evidence.get()))
+        if record.key in self.bad:
+            raise self.error()
+        return record.key
+
+
+def rows(work: Work) -> dict[str, Any]:
+    with work.store.read() as conn:
+        found = conn.execute(sa.select(t.ledger).where(t.ledger.c.campaign_run == work.run.id))
+        return {row.key: row for row in found}
+
+
+# --- one bad record -------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize("bad", [KEYS[0], KEYS[15], KEYS[-1]], ids=["first", "middle", "last"])
+def test_one_bad_record_fails_alone(work: Work, go: Any, bad: str) -> None:
+    service = Service(bad)
+    go(work, KEYS, service)
+    statuses = work.statuses()
+    assert statuses.pop(bad) is FAILED
+    assert set(statuses.values()) == {DONE}
+    assert Counter(service.calls) == {**dict.fromkeys(KEYS, 1), bad: 10}
+    row = rows(work)[bad]
+    assert (row.tries, row.suspect) == (10, True)
+    said = r"ConnectionRefusedError for this record, \d+ others succeeded: ConnectionRefusedError"
+    assert re.match(said, row.error)
+    assert (work.progress().done, work.progress().failed) == (29, 1)
+
+
+@every_way
+def test_what_a_bad_record_does_is_no_evidence_once_others_have_succeeded(
+    work: Work, go: Any
+) -> None:
+    service = Service(KEYS[0])
+    go(work, KEYS, service)
+    own = digest(f"outreach/leads-1/send/{KEYS[0]}")
+    of_bad = [each for key, each in service.evidence if key == KEYS[0]]
+    assert of_bad[0] == own
+    assert set(of_bad) <= {own, NO_EVIDENCE}
+    assert of_bad[-5:] == [NO_EVIDENCE] * 5
+    others = {key: each for key, each in service.evidence if key != KEYS[0]}
+    assert len(set(others.values())) == len(KEYS) - 1
+    assert evidence.get() is None
+
+
+def test_the_next_record_does_not_wait_for_one_that_failed(work: Work) -> None:
+    service = Service("a")
+    go_through(work.records(list("abcd"), max_tries=2), service)
+    assert service.calls[:2] == ["a", "b"]
+
+
+def test_with_fewer_records_than_a_trip_needs_each_failure_counts(work: Work) -> None:
+    """Or a campaign run of one record could not notice that its service is dead."""
+    service = Service("a", "b")
+    go_through(work.records(list("ab"), max_failed=1.0, max_tries=4), service)
+    assert [each for _, each in service.evidence[-4:]] == [None] * 4
+
+
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_a_dead_service_is_noticed_within_as_many_calls_as_the_policy_says(
+    work: Work, go: Any, count: int
+) -> None:
+    service = Service(*map(str, range(count)))
+    guarded = work.fleet.breaker("openai")
+    with pytest.raises(Stopped):
+        go(work, list(map(str, range(count))), lambda record: guarded.call(service, record))
+    assert len(service.calls) <= 5 + (3 if go is in_threads else 0)
+    assert FAILED not in work.statuses().values()
+    assert STARTED not in work.statuses().values()
+
+
+# --- over attempts --------------------------------------------------------------------------------
+
+
+@both_databases
+def test_tries_are_kept_over_attempts(work: Work) -> None:
+    service = Service("b")
+    tries: list[int] = []
+
+    def interrupted(record: Record) -> str:
+        if record.key == "b":
+            tries.append(record.tries)
+            if record.tries == 3:
+                work.hold()
+        return service(record)
+
+    with pytest.raises(Stopped):
+        go_through(work.records(list("abc"), max_tries=5), interrupted)
+    row = rows(work)["b"]
+    assert (row.status, row.tries, row.error) == (WAITING, 3, "ConnectionRefusedError()")
+    assert row.retry_at > row.at - timedelta(seconds=1)
+    work.release()
+    work.begin()
+    go_through(work.records(list("abc"), max_tries=5), interrupted)
+    assert tries == [1, 2, 3, 4, 5]
+    assert (rows(work)["b"].status, rows(work)["b"].suspect) == (FAILED, True)
+
+
+@both_databases
+def test_a_try_that_its_process_did_not_survive_counts(work: Work) -> None:
+    loop = iter(work.records(list("abc")))
+    next(loop)  # and here its process dies
+    assert (rows(work)["a"].status, rows(work)["a"].tries) == (STARTED, 1)
+    work.end(RunStatus.FAILED)
+    work.begin()
+    tries = {}
+    go_through(work.records(list("abc")), lambda record: tries.update({record.key: record.tries}))
+    assert tries == {"a": 2, "b": 1, "c": 1}
+    with suppress(AttemptOverError):  # the generator of the dead one is closed
+        del loop
+
+
+@both_databases
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+def test_an_attempt_begins_with_records_that_have_not_failed(work: Work, go: Any) -> None:
+    service = Service(*KEYS)
+    guarded = work.fleet.breaker("openai")
+
+    def call(record: Record) -> str:
+        return guarded.call(service, record)
+
+    with pytest.raises(Stopped):
+        go(work, KEYS, call)
+    tried = set(service.calls)
+    guarded.close()
+    work.begin()
+    service.bad.clear()
+    service.calls.clear()
+    go(work, KEYS, call)
+    assert service.calls[0] not in tried
+    assert set(work.statuses().values()) == {DONE}
+
+
+def test_a_call_that_an_open_breaker_refuses_is_no_try(work: Work) -> None:
+    guarded = work.fleet.breaker("openai")
+    tries: list[int] = []
+
+    def call(record: Record) -> None:
+        tries.append(record.tries)
+        if len(tries) == 1:
+            guarded.open()
+        guarded.call(len, "four")
+
+    with pytest.raises(Stopped):
+        go_through(work.records(["a", "b"]), call)
+    assert work.statuses() == {}
+    guarded.close()
+    work.begin()
+    go_through(work.records(["a", "b"]), lambda record: tries.append(record.tries))
+    assert tries == [1, 1, 1]
+
+
+def test_a_failure_that_leaves_the_breaker_open_fails_no_record_while_none_succeeded(
+    work: Work,
+) -> None:
+    service = Service("a")
+    guarded = work.fleet.breaker("openai")
+
+    def holds() -> Sequence[Hold]:  # as for a canary
+        half_open = guarded.status.state is BreakerState.HALF_OPEN
+        return () if half_open else work.fleet.holds_on(services=["openai"])
+
+    work.holds = holds
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            go_through(
+                work.records(["a"], max_tries=5), lambda record: guarded.call(service, record)
+            )
+        work.begin()
+        guarded.half_open()
+    row = rows(work)["a"]
+    assert (row.status, row.tries, len(service.calls)) == (WAITING, 7, 7)
+
+
+def test_a_record_that_failed_begins_anew_when_the_run_is_executed_again(work: Work) -> None:
+    service = Service("b")
+    go_through(work.records(list("abc"), max_tries=3), service)
+    work.end(RunStatus.COMPLETED)
+    work.begin()
+    tries: list[int] = []
+    go_through(work.records(list("abc"), max_tries=3), lambda record: tries.append(record.tries))
+    assert tries == [1]
+    row = rows(work)["b"]
+    assert (row.status, row.error, row.suspect) == (DONE, None, False)
+
+
+def test_a_timeout_stays_in_doubt_while_it_is_set_aside(work: Work) -> None:
+    between: list[str] = []
+
+    def handle(record: Record) -> None:
+        if record.key == "a" and record.tries == 1:
+            raise TimeoutError("read")
+        if record.key == "b":
+            between.append(rows(work)["a"].status)
+
+    go_through(work.records(list("ab")), handle)
+    assert between == [STARTED]
+    assert set(work.statuses().values()) == {DONE}
+
+
+def test_what_is_set_aside_and_did_not_arrive_is_not_in_doubt_after_a_crash(work: Work) -> None:
+    between: list[str] = []
+    service = Service("a")
+
+    def handle(record: Record) -> None:
+        if record.key == "b":
+            between.append(rows(work)["a"].status)
+            service.bad.clear()
+        service(record)
+
+    go_through(work.records(list("ab")), handle)
+    assert between == [WAITING]
+
+
+# --- anything at all ------------------------------------------------------------------------------
+
+OUTCOMES = st.sampled_from(["ok", "ok", "ok", "refuse", "timeout", "own", "hold", "crash"])
+SCRIPTS = st.lists(st.lists(OUTCOMES, min_size=1, max_size=4), min_size=1, max_size=8)
+TRIES = 3
+
+
+class Crash(BaseException):
+    """The process ends."""
+
+
+def play(work: Work, scripts: list[list[str]], go: Any, *, append_only: bool) -> None:
+    """Execute a campaign run until it is over; each record's calls end as its script says."""
+    calls: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    service: Counter[str] = Counter()
+
+    def handle(record: Record) -> None:
+        assert done[record.key] == 0, "done twice"
+        script = scripts[int(record.key)]
+        outcome = script[min(calls[record.key], len(script) - 1)]
+        calls[record.key] += 1
+        if outcome in ("refuse", "timeout"):
+            service[record.key] += 1
+            raise (ConnectionRefusedError if outcome == "refuse" else TimeoutError)
+        if outcome == "own":
+            raise KeyError(record.key)
+        if outcome == "crash" and calls[record.key] == 1:
+            raise Crash
+        if outcome == "hold" and calls[record.key] == 1:
+            work.hold()
+        done[record.key] += 1
+
+    keys = [str(number) for number in range(len(scripts))]
+    options = {"max_tries": TRIES, "max_failed": 1.0, "append_only": append_only}
+    for _ in range(20):
+        try:
+            go(work, keys, handle, **options)
+            break
+        except Stopped:
+            work.release()
+        except Crash:
+            work.end(RunStatus.PAUSED)
+        work.begin()
+    else:
+        pytest.fail("it never ends")
+    statuses = work.statuses()
+    assert set(statuses) == set(keys), "none is lost"
+    for key, status in statuses.items():
+        assert (status is DONE) == (done[key] == 1), key
+        assert status in (DONE, FAILED)
+        assert service[key] <= TRIES
+    counted = Counter(statuses.values())
+    assert (work.progress().done, work.progress().failed) == (counted[DONE], counted[FAILED])
+
+
+@both_databases
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+def test_whatever_happens_each_record_is_done_once_or_fails_within_its_tries(
+    store_url: str, go: Any
+) -> None:
+    numbers = iter(range(10_000))
+
+    @settings(
+        deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(scripts=SCRIPTS, append_only=st.booleans())
+    def check(scripts: list[list[str]], append_only: bool) -> None:
+        work = Work(store_url, f"leads-{next(numbers)}")
+        try:
+            play(work, scripts, go, append_only=append_only)
+        finally:
+            work.close()
+
+    check()
