@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.records.chunks import Chunk

@@ -4,9 +4,10 @@ import time
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
-from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind, may_have_arrived
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
 from dagster_tidegate.records.judgement import judge
