@@ -68,8 +68,13 @@ class CallLog:
         live.heal(now)
         return True
 
-    def arrive(self, now: datetime, key: str | None) -> Fault | None:
-        """Count a call. Returns the fault that affects it, or None."""
+    def arrive(self, now: datetime, key: str | None, said: str = "") -> Episode | None:
+        """Count a call. Returns the fault that affects it, or None.
+
+        Args:
+            key: Its idempotency key.
+            said: Its key, parameters and body, as one text.
+        """
         self.calls += 1
         self.first_call_at = self.first_call_at or now
         self.last_call_at = now
@@ -81,8 +86,10 @@ class CallLog:
         if live is None:
             return None
         self.calls_during_fault += 1
+        if not live.fault.concerns(said):
+            return None
         live.calls += 1
-        return live.fault if live.fault.affects(live.calls) else None
+        return live if live.fault.affects(live.calls) else None
 
     def take_effect(self, key: str | None, subject: str) -> None:
         """Count the effect of a call, or a repeat if its key has taken effect before."""

@@ -61,7 +61,7 @@ class SandboxClient:
 
     def place(self, service: str, fault: Fault) -> dict[str, Any]:
         """Start a fault of a service. Returns it with `placed_at` and `healed_at`."""
-        body = fault.model_dump(mode="json", exclude_none=True)
+        body = fault.model_dump(mode="json", exclude_defaults=True)
         return self._ask("POST", f"/_control/{service}", json=body)
 
     def heal(self, service: str) -> bool:

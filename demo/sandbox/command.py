@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 # Repeated here so that --help need not import the server; a test compares the two.
 SERVICES = ("apollo", "millionverifier", "perplexity", "openai", "instantly")
+CASES = (
+    "no-credits",
+    "day-used",
+    "dead-key",
+    "no-plan",
+    "rate-limited",
+    "maintenance",
+    "pending",
+    "invalid",
+    "internal-error",
+    "overloaded",
+    "page",
+    "redirect",
+    "cut-off",
+    "one-record",
+)
 DEFAULT_PORT = 8765
 URL_VARIABLE = "DEMO_SANDBOX_URL"
 
@@ -88,20 +104,36 @@ def serve(host: str, port: int, latency_s: float) -> None:
 )
 @click.option("--share", type=float, help="Fail only this share of the calls, 0 to 1.")
 @click.option("--wrong", is_flag=True, help="Respond 200 with an invalid body.")
+@click.option("--as", "case", type=click.Choice(CASES), help="Answer as the real service does.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="TEXT",
+    help="Fail only calls whose idempotency key, parameters or body contain this. Repeatable.",
+)
 @_for
 @_url
 def fail(
-    url: str | None, service: str, rate_limit: bool, wrong: bool, **fields: float | None
+    url: str | None,
+    service: str,
+    rate_limit: bool,
+    wrong: bool,
+    keys: tuple[str, ...],
+    **fields: Any,
 ) -> None:
     """Make SERVICE return errors or invalid responses."""
     chosen = {
         "rate_limit": rate_limit,
         "wrong": wrong,
         "share": fields["share"] is not None,
+        "answer": fields["case"] is not None,
     }
+    fields["keys"] = list(keys) or None
     modes = [mode for mode, is_chosen in chosen.items() if is_chosen]
     if len(modes) > 1:
-        raise click.UsageError(f"choose one of {' and '.join(modes)}")
+        words = " and ".join(mode.replace("answer", "as") for mode in modes)
+        raise click.UsageError(f"choose one of {words}")
     _place(url, service, {"mode": modes[0] if modes else "outage", **fields})
 
 
@@ -185,7 +217,7 @@ def _place(url: str | None, service: str, fields: dict[str, Any]) -> None:
         placed = client.place(service, fault)
     until = placed["healed_at"]
     click.echo(
-        f"{service}: {placed['mode']} "
+        f"{service}: {placed.get('case') or placed['mode']} "
         + (f"until {until}" if until else f"until 'python -m demo sandbox heal {service}'")
     )
 
@@ -217,7 +249,7 @@ def _print_table(stats: dict[str, dict[str, Any]]) -> None:
         fault = counts["fault"]
         table.add_row(
             service,
-            "healthy" if fault is None else fault["mode"],
+            "healthy" if fault is None else fault.get("case") or fault["mode"],
             *(
                 str(counts[name])
                 for name in ("calls", "failures_served", "effects", "keys_repeated")

@@ -7,6 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from demo.sandbox.cases import CASES, ENDING, PlayedAnswer, played
+
 DEFAULT_STATUS = 503
 DEFAULT_RETRY_AFTER_S = 5.0
 DEFAULT_LATENCY_S = 5.0
@@ -25,6 +27,8 @@ class Mode(StrEnum):
     """Calls take effect; the response is 200 with an invalid body."""
     SHARE = "share"
     """An outage for a share of the calls."""
+    ANSWER = "answer"
+    """Every call gets a given answer, or that of a case such as "no-credits"."""
 
 
 class Fault(BaseModel):
@@ -48,8 +52,8 @@ class Fault(BaseModel):
         default=None,
         ge=0,
         le=86_400,
-        description="Seconds to send as Retry-After (rate_limit, outage, share). "
-        "Default: 5 for rate_limit, none for the others.",
+        description="Seconds to send as Retry-After (rate_limit, outage, share, answer). "
+        "Default: 5 for rate_limit, none for the others; some cases have one.",
     )
     share: float | None = Field(
         default=None,
@@ -59,6 +63,21 @@ class Fault(BaseModel):
     )
     latency_s: float | None = Field(
         default=None, gt=0, le=600, description="Latency in seconds (slow). Default: 5."
+    )
+    case: str | None = Field(
+        default=None, description=f"What the service answers (answer): {', '.join(CASES)}."
+    )
+    answer: PlayedAnswer | None = Field(
+        default=None, description="The answer, in place of a case (answer)."
+    )
+    takes_effect: bool | None = Field(
+        default=None, description="Whether the calls take effect (answer). Default: no."
+    )
+    keys: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Only calls whose idempotency key, parameters or body contain one of these "
+        "texts fail. Default: all calls.",
     )
     for_s: float | None = Field(
         default=None,
@@ -75,20 +94,49 @@ class Fault(BaseModel):
             Mode.RATE_LIMIT: {"retry_after_s"},
             Mode.WRONG: set(),
             Mode.SHARE: {"status", "retry_after_s", "share"},
+            Mode.ANSWER: {"case", "answer", "takes_effect", "retry_after_s"},
         }[self.mode]
         given = {
             name
-            for name in ("status", "retry_after_s", "share", "latency_s")
+            for name in self.model_fields_set - {"mode", "for_s", "keys"}
             if getattr(self, name) is not None
         }
         if useless := given - uses:
             raise ValueError(
                 f"mode {self.mode} does not use {', '.join(sorted(useless))}; "
-                f"it uses {', '.join(sorted(uses | {'for_s'}))}"
+                f"it uses {', '.join(sorted(uses | {'for_s', 'keys'}))}"
             )
+        if self.mode is Mode.ANSWER and (self.case is None) == (self.answer is None):
+            raise ValueError("mode answer requires a case or an answer, and not both")
+        if self.case is not None and self.case not in CASES:
+            raise ValueError(f"there is no case {self.case!r}; there are {', '.join(CASES)}")
+        if self.case == "one-record" and not self.keys:
+            raise ValueError("case one-record requires keys: the texts that name the record")
         if self.mode is Mode.SHARE and self.share is None:
             raise ValueError("mode share requires a share above 0 and up to 1")
         return self
+
+    def concerns(self, said: str) -> bool:
+        """Return whether the fault is about a call that says this."""
+        return self.keys is None or any(key in said for key in self.keys)
+
+    @property
+    def lasts_s(self) -> float | None:
+        """Seconds until the service recovers; None for never."""
+        if self.for_s is None and self.case in ENDING:
+            return self.retry_after_s or ENDING[self.case]
+        return self.for_s
+
+    @property
+    def breaks_health(self) -> bool:
+        """Whether the health check fails too: not if it is about records, keys or quotas."""
+        if self.mode is Mode.ANSWER:
+            return self.keys is None and self.case in ("maintenance", "internal-error")
+        return self.mode is not Mode.WRONG and self.keys is None
+
+    def answered(self, service: str) -> PlayedAnswer | None:
+        """Return the answer that calls get; None if the mode has none."""
+        return self.answer or (None if self.case is None else played(self.case, service))
 
     def affects(self, nth: int) -> bool:
         """Return whether the fault affects its `nth` call, counted from 1.
@@ -137,12 +185,20 @@ class Episode:
     def __init__(self, fault: Fault, placed_at: datetime) -> None:
         self.fault = fault
         self.placed_at = placed_at
-        self.healed_at = None if fault.for_s is None else placed_at + timedelta(seconds=fault.for_s)
+        lasts_s = fault.lasts_s
+        self.healed_at = None if lasts_s is None else placed_at + timedelta(seconds=lasts_s)
         self.calls = 0
 
     def is_active(self, now: datetime) -> bool:
         """Return whether the fault is active at `now`."""
         return self.healed_at is None or now < self.healed_at
+
+    def retry_after_s(self, now: datetime) -> float | None:
+        """Return the Retry-After of its answers: the rest of the time, where it ends by itself."""
+        if self.fault.case in ENDING and self.healed_at is not None:
+            named = self.fault.retry_after_s is not None or self.fault.case != "rate-limited"
+            return (self.healed_at - now).total_seconds() if named else None
+        return self.fault.sent_retry_after_s
 
     def heal(self, now: datetime) -> None:
         """End the fault at `now`, unless it has ended already."""

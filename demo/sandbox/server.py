@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from demo.sandbox.answers import SERVICES, Request, answer
 from demo.sandbox.call_log import MAX_CALLS, CallLog
-from demo.sandbox.faults import Fault, Mode, explain
+from demo.sandbox.faults import Episode, Fault, Mode, explain
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
@@ -69,11 +69,10 @@ def create_app(
         service, log = log_of(request)
         log.health_calls += 1
         live = log.active_episode(clock())
-        fault = live.fault if live and live.fault.mode is not Mode.WRONG else None
-        if fault is not None and fault.affects(log.health_calls):
-            await asyncio.sleep(fault.delay_s)
-            if fault.refusal_status is not None:
-                return _refused(service, fault)
+        if live is not None and live.fault.breaks_health and live.fault.affects(log.health_calls):
+            await asyncio.sleep(live.fault.delay_s)
+            if refusal := _refusal(service, live, clock()):
+                return refusal
         return JSONResponse({"service": service, "status": "ok"})
 
     async def serve_call(request: HttpRequest) -> Response:
@@ -84,19 +83,23 @@ def create_app(
         key = request.headers.get(KEY_HEADER)
         if key is not None and not 0 < len(key) <= MAX_KEY:
             raise HTTPException(400, f"{KEY_HEADER}: 1 to {MAX_KEY} characters")
-        fault = log.arrive(now, key)
-        if fault is not None:
-            log.failures_served += 1
-        if fault is not None and fault.refusal_status is not None:
-            response: Response = _refused(service, fault)
-        else:
+        said = json.dumps([key, dict(request.query_params), body], ensure_ascii=False)
+        episode = log.arrive(now, key, said)
+        fault = None if episode is None else episode.fault
+        log.failures_served += fault is not None
+        refusal = None if episode is None else _refusal(service, episode, now)
+        if refusal is None or (fault is not None and fault.takes_effect):
             answered = answer(service, Request(request.method, path, request.query_params, body))
             if answered.status < 400:
                 log.take_effect(key, answered.subject)
-            if fault is not None and fault.mode is Mode.WRONG:
+            if refusal is not None:
+                response: Response = refusal
+            elif fault is not None and fault.mode is Mode.WRONG:
                 response = _wrong(log.calls)
             else:
                 response = JSONResponse(answered.body, answered.status)
+        else:
+            response = refusal
         log.by_status[response.status_code] += 1
         calls.append(
             {
@@ -231,11 +234,19 @@ def _since(value: str | None) -> datetime | None:
     return since
 
 
-def _refused(service: str, fault: Fault) -> Response:
-    status = fault.refusal_status
-    assert status is not None
-    after = fault.sent_retry_after_s
+def _refusal(service: str, episode: Episode, now: datetime) -> Response | None:
+    """Return the response of a fault, or None if the service itself responds."""
+    fault, after = episode.fault, episode.retry_after_s(now)
     headers = {} if after is None else {"Retry-After": str(ceil(after))}
+    played = fault.answered(service)
+    if played is not None:
+        headers |= played.headers
+        if isinstance(played.body, str):
+            return Response(played.body, played.status, headers)
+        return JSONResponse(played.body, played.status, headers)
+    status = fault.refusal_status
+    if status is None:
+        return None
     return JSONResponse({"error": f"{service} is not available ({status})"}, status, headers)
 
 

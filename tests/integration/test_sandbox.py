@@ -14,12 +14,18 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dagster_tidegate.breaker.answers import answer_of
+from dagster_tidegate.breaker.judge import judge
+from dagster_tidegate.breaker.profiles import load
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from demo.sandbox.answers import SERVICES
+from demo.sandbox.cases import CASES, PlayedAnswer
 from demo.sandbox.client import SandboxClient, SandboxError
 from demo.sandbox.command import sandbox as command
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.server import PortTakenError, listen
 from tests.support.examples import share_of_examples
+from tests.support.polling import wait_until
 
 LEADS = "/instantly/api/v2/leads"
 
@@ -75,6 +81,83 @@ def test_a_wrong_answer_is_200_without_what_was_asked_for(
     assert not any('"email"' in answer.text for answer in answers)
 
 
+SERVICE_VERDICTS = {
+    "no-credits": VerdictKind.DENIED,
+    "day-used": VerdictKind.THROTTLED,
+    "dead-key": VerdictKind.DENIED,
+    "no-plan": VerdictKind.DENIED,
+    "rate-limited": VerdictKind.THROTTLED,
+    "maintenance": VerdictKind.THROTTLED,
+    "pending": VerdictKind.PENDING,
+    "invalid": VerdictKind.REJECTED,
+    "internal-error": VerdictKind.FAILURE,
+    "overloaded": VerdictKind.FAILURE,
+    "page": VerdictKind.FAILURE,
+    "redirect": VerdictKind.FAILURE,
+    "cut-off": VerdictKind.FAILURE,
+    "one-record": VerdictKind.FAILURE,
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_service_plays_every_verdict(
+    sandbox: SandboxClient, client: httpx.Client, case: str, service: str
+):
+    keys = ["ann@"] if case == "one-record" else None
+    after = 9 if case == "rate-limited" else None
+    sandbox.place(service, Fault(mode=Mode.ANSWER, case=case, keys=keys, retry_after_s=after))
+    response = client.get(f"/{service}/x?email=ann@acme.example")
+    now = datetime.now(UTC)
+    answer = answer_of(response, now)
+    assert answer is not None
+    verdict = judge(answer, load(service))
+    assert verdict.kind is SERVICE_VERDICTS[case]
+    if verdict.kind is VerdictKind.THROTTLED:
+        assert verdict.until is not None
+        left_s = (verdict.until - now).total_seconds()
+        assert left_s == pytest.approx({"day-used": 15733, "maintenance": 120}.get(case, 9), abs=2)
+    assert sandbox.effects(service) == {}
+
+
+def test_one_record_alone_fails(sandbox: SandboxClient, client: httpx.Client):
+    sandbox.place("instantly", Fault(mode=Mode.ANSWER, case="one-record", keys=["ann@acme"]))
+    assert add(client, "ann@acme.example").status_code == 500
+    assert add(client, "bob@acme.example").status_code == 200
+    assert client.get("/instantly/health").status_code == 200
+    sandbox.place("instantly", Fault(mode=Mode.OUTAGE, status=503, keys=["k7"]))
+    assert add(client, "ann@acme.example", key="k7").status_code == 503
+    assert add(client, "ann@acme.example", key="k8").status_code == 200
+
+
+def test_a_used_up_day_ends_by_itself_and_says_when(sandbox: SandboxClient, client: httpx.Client):
+    sandbox.place("apollo", Fault(mode=Mode.ANSWER, case="day-used", retry_after_s=0.5))
+    used = client.post("/apollo/api/v1/people/match", json={"email": "a@b.example"})
+    assert (used.status_code, used.headers["retry-after"]) == (429, "1")
+    assert client.get("/apollo/health").status_code == 200
+
+    def again() -> bool:
+        response = client.post("/apollo/api/v1/people/match", json={"email": "a@b.example"})
+        return response.status_code == 200
+
+    wait_until(again)
+
+
+def test_a_given_answer_is_sent_as_it_is(sandbox: SandboxClient, client: httpx.Client):
+    played = PlayedAnswer(
+        status=429, headers={"ratelimit": '"default";r=0;t=45'}, body={"error": None}
+    )
+    sandbox.place("instantly", Fault(mode=Mode.ANSWER, answer=played, takes_effect=True))
+    response = add(client, "ann@acme.example")
+    assert (response.status_code, response.json()) == (429, {"error": None})
+    assert response.headers["ratelimit"] == '"default";r=0;t=45'
+    assert sandbox.effects("instantly") == {"dach/ann@acme.example": 1}
+    answer = client.post("/_control/openai", json={"mode": "answer"})
+    assert answer.json()["error"] == "mode answer requires a case or an answer, and not both"
+    answer = client.post("/_control/openai", json={"mode": "answer", "case": "one-record"})
+    assert answer.json()["error"].startswith("case one-record requires keys")
+
+
 def test_half_of_the_calls_fail(sandbox: SandboxClient, client: httpx.Client):
     sandbox.place("instantly", Fault(mode=Mode.SHARE, share=0.5))
     statuses = [add(client, f"{n}@b.example").status_code for n in range(10)]
@@ -99,7 +182,7 @@ def test_bad_orders_are_refused_and_say_what_would_be_right(
         sandbox.heal("gmail")
     answer = client.post("/_control/openai", json={"mode": "slow", "share": 1})
     assert answer.status_code == 422
-    assert answer.json()["error"] == "mode slow does not use share; it uses for_s, latency_s"
+    assert answer.json()["error"] == "mode slow does not use share; it uses for_s, keys, latency_s"
     assert client.get("/_calls?since=2026-03-01T09:00:00").status_code == 422
     assert client.get("/_calls?limit=-1").status_code == 422
     assert client.post(LEADS, content=b"x" * 1_100_000).status_code == 413
@@ -154,6 +237,9 @@ def test_the_command_steers_a_running_sandbox(sandbox: SandboxClient, client: ht
     )
     assert client.get("/openai/health").status_code == 200
     assert re.search(r"openai +slow +0", tidegate("stats"))
+    assert tidegate("fail", "apollo", "--as", "no-credits").startswith("apollo: no-credits until")
+    assert re.search(r"apollo +no-credits +0", tidegate("stats"))
+    assert tidegate("heal", "apollo") == "apollo: recovered\n"
     assert tidegate("heal") == "openai: recovered\n"
     assert tidegate("heal", "apollo") == "apollo: was healthy\n"
     add(client, "ann@acme.example")

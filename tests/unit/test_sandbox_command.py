@@ -2,12 +2,13 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from demo.sandbox import answers, server
+from demo.sandbox import answers, cases, server
 from demo.sandbox import command as command
 
 
 def test_the_command_knows_the_services_and_the_port():
     assert tuple(answers.SERVICES) == command.SERVICES
+    assert cases.CASES == command.CASES
     assert server.DEFAULT_PORT == command.DEFAULT_PORT
 
 
