@@ -1,11 +1,16 @@
 """Holds: reasons why something must not run. Pure; `store.holds` stores them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from dagster_tidegate.pools import check_service_name, whole_of
+from dagster_tidegate.text import utc
+
+if TYPE_CHECKING:
+    from dagster_tidegate.breaker.state_machine import BreakerStatus
 
 
 class TargetKind(StrEnum):
@@ -152,16 +157,36 @@ def targets_of(
     return targets
 
 
-def describe(held: Collection[Hold]) -> str:
+def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") -> str:
     """Return why something is paused, given the live holds that cover it; at least one.
 
     For example `instantly is open (503 x5); resumes automatically`.
+
+    Args:
+        breakers: The breakers by name of their service, to say what ends their holds.
     """
-    reasons = "; ".join(
-        f"{hold.target.name} is open ({hold.reason})"
-        if hold.source is HoldSource.BREAKER
-        else f"{hold.target} is held by {hold.actor} ({hold.reason})"
-        for hold in held
-    )
-    automatically = all(hold.source is HoldSource.BREAKER or hold.expires_at for hold in held)
-    return f"{reasons}; resumes {'automatically' if automatically else 'when released'}"
+    of_breakers = [hold for hold in held if hold.source is HoldSource.BREAKER]
+    remedies = [
+        breaker.remedy
+        for hold in of_breakers
+        if (breaker := breakers.get(hold.target.name)) is not None and breaker.remedy
+    ]
+    is_open_ended = any(not hold.expires_at for hold in held if hold not in of_breakers)
+    conditions = [
+        *(["released"] if is_open_ended else []),
+        *([f"repaired: {'; '.join(remedies)}"] if remedies else []),
+    ]
+    reasons = "; ".join(_reason(hold, breakers.get(hold.target.name)) for hold in held)
+    when = f"when {' and '.join(conditions)}" if conditions else "automatically"
+    return f"{reasons}; resumes {when}"
+
+
+def _reason(hold: Hold, breaker: "BreakerStatus | None") -> str:
+    if hold.source is not HoldSource.BREAKER:
+        return f"{hold.target} is held by {hold.actor} ({hold.reason})"
+    name = hold.target.name
+    if breaker is not None and breaker.is_denied:
+        return f"{name} refuses this client ({hold.reason})"
+    if breaker is not None and (until := breaker.throttled_until) is not None:
+        return f"{name} is throttled until {utc(until)} ({hold.reason})"
+    return f"{name} is open ({hold.reason})"

@@ -11,9 +11,10 @@ from hashlib import sha256
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.snapshot import RunProblems, Snapshot
 from dagster_tidegate.alerts.text import Text, affected, arguments
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.settings import AlertSettings
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.text import length, plural, sentence, utc
 
 MAX_NAME = 512
@@ -31,6 +32,28 @@ def bounded(name: str) -> str:
 def operator_hold_name(hold: Hold) -> str:
     """Return the name of the alerts about an operator's hold."""
     return bounded(f"{hold.target.key} by {hold.actor}")
+
+
+def denied_services(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
+    """Yield the services that refuse this client, until their breakers are closed again."""
+    for breaker in snapshot.situation.breakers.values():
+        is_open = breaker.state is not BreakerState.CLOSED
+        if not is_open or breaker.cause is not VerdictKind.DENIED:
+            continue
+        name = breaker.name
+        since = breaker.opened_at or breaker.changed_at
+        answer = f"{name} answered: {breaker.answer}\n" if breaker.answer else ""
+        yield (
+            name,
+            Text(
+                f"{name} refuses this client: {breaker.reason or 'denied'}",
+                f"{name} has refused this client since {utc(since)}: {breaker.reason}.\n"
+                f"{answer}"
+                f"{affected(snapshot.campaigns_of(name))}\n"
+                "Waiting does not help. Repair the key, the credits, the plan or whatever it "
+                f"names, then: tidegate services repaired {shlex.quote(name)}",
+            ),
+        )
 
 
 def operator_holds(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
@@ -81,9 +104,13 @@ def old_holds(snapshot: Snapshot, settings: AlertSettings) -> Findings:
             continue
         if hold.source is HoldSource.BREAKER:
             holder = "Its breaker"
+            breaker = snapshot.situation.breakers.get(hold.target.name)
+            remedy = None if breaker is None else breaker.remedy
             advice = (
                 "Does the service still exist? Details: tidegate why "
                 f"{shlex.quote(hold.target.name)}"
+                if remedy is None
+                else f"Once it is repaired: {remedy}"
             )
         else:
             holder = hold.actor
@@ -167,6 +194,7 @@ def failed_resumes(snapshot: Snapshot, settings: AlertSettings) -> Findings:
 
 
 CONDITIONS: Mapping[AlertKind, Callable[[Snapshot, AlertSettings], Findings]] = {
+    AlertKind.DENIED: denied_services,
     AlertKind.OPERATOR_HOLD: operator_holds,
     AlertKind.HOLD_EXPIRES: expiring_holds,
     AlertKind.HOLD_OLD: old_holds,

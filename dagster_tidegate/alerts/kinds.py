@@ -11,6 +11,7 @@ class AlertKind(StrEnum):
     """What an alert is about; docs/alerts.md describes each kind."""
 
     TRIP = "trip"
+    DENIED = "denied"
     RECOVERY = "recovery"
     OPERATOR_HOLD = "operator_hold"
     HOLD_RELEASED = "hold_released"
@@ -27,6 +28,7 @@ class AlertKind(StrEnum):
 
 _SEVERITIES: dict[str, Severity] = {
     AlertKind.TRIP: "failure",
+    AlertKind.DENIED: "failure",
     AlertKind.RECOVERY: "success",
     AlertKind.HOLD_RELEASED: "success",
     AlertKind.GATE_STALE: "failure",

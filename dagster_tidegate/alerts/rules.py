@@ -5,7 +5,7 @@ it is sent once for as long as it lasts. Messages about the same topic are limit
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -82,6 +82,8 @@ def evaluate(snapshot: Snapshot, settings: AlertSettings) -> AlertChanges:
         # A hold that was released before its message was sent is still reported.
         is_hold = kind is AlertKind.OPERATOR_HOLD
         ended = state.update(kind, causes, withdraw=not is_hold)
+        if kind is AlertKind.DENIED:
+            _report_repaired(state, snapshot, ended)
         if is_hold:
             holds = {operator_hold_name(hold): hold for hold in snapshot.ended_holds}
             for name in ended:
@@ -207,7 +209,7 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
                     text = _recovery(snapshot, event.name, event.at, topic.raised_at)
                     recovery = state.topic(AlertKind.RECOVERY, event.name)
                     state.raise_alert(recovery, text, lasts=False)
-        elif not topic.live:
+        elif not topic.live and not _is_denied(snapshot, event.name):  # an alert of its own
             is_recent = event.at > snapshot.situation.now - MAX_TRIP_AGE
             if is_recent and not topic.withheld and state.may_send(topic):
                 text = _trip(snapshot, event.name, event.at, event.reason)
@@ -221,14 +223,32 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
             state.raise_alert(topic, text, lasts=_is_open(snapshot, topic.name))
 
 
+def _report_repaired(state: AlertState, snapshot: Snapshot, services: Sequence[str]) -> None:
+    for service in services:
+        recovery = state.topic(AlertKind.RECOVERY, service)
+        if not recovery.raised and not _is_open(snapshot, service):
+            denied = state.topic(AlertKind.DENIED, service)
+            breaker = snapshot.situation.breakers[service]
+            text = _recovery(snapshot, service, breaker.changed_at, denied.raised_at)
+            state.raise_alert(recovery, text, lasts=False)
+
+
+def _is_denied(snapshot: Snapshot, service: str) -> bool:
+    breaker = snapshot.situation.breakers.get(service)
+    return breaker is not None and breaker.is_denied
+
+
 def _is_open(snapshot: Snapshot, service: str) -> bool:
     breaker = snapshot.situation.breakers.get(service)
     return breaker is not None and breaker.state is not BreakerState.CLOSED
 
 
 def _trip(snapshot: Snapshot, service: str, at: datetime, reason: str | None) -> Text:
+    breaker = snapshot.situation.breakers.get(service)
+    until = None if breaker is None else breaker.throttled_until
+    is_down = "is down" if until is None else f"is throttled until {utc(until)}"
     return Text(
-        f"{service} is down: {reason or 'its breaker opened'}",
+        f"{service} {is_down}: {reason or 'its breaker opened'}",
         f"The breaker of {service} opened at {utc(at)}: {reason or 'by hand'}.\n"
         f"{_breaker_status(snapshot, service)}"
         f"{affected(snapshot.campaigns_of(service))}\n"

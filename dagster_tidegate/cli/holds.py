@@ -1,11 +1,12 @@
 """`tidegate hold` and `tidegate release`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, open_store
@@ -71,7 +72,7 @@ def hold(
     elif former is not None:
         console.say(f"it replaces your hold {_until(former)}: {former.reason}")
     if dry_run:
-        show_effects(change.effects, target)
+        show_effects(change, target)
 
 
 @click.command()
@@ -125,9 +126,9 @@ def release(
             "there is no hold on everything" if everything else f"no operator holds {target}"
         )
     if dry_run and change.made:
-        show_effects(change.effects, target)
+        show_effects(change, target)
     else:
-        _show_paused(change.effects, target)
+        _show_paused(change, target)
 
 
 def effects_of(change: Change[Any]) -> list[EffectOut]:
@@ -135,12 +136,12 @@ def effects_of(change: Change[Any]) -> list[EffectOut]:
     return [EffectOut.model_validate(effect) for effect in change.effects]
 
 
-def show_effects(effects: Sequence[Effect], target: Target) -> None:
+def show_effects(change: Change[Any], target: Target) -> None:
     """Print the effects of a change."""
-    if not effects:
+    if not change.effects:
         console.say("no known campaign is affected")
-    for effect in effects:
-        console.say(_sentence(effect, target))
+    for effect in change.effects:
+        console.say(_sentence(effect, target, change.after.breakers))
 
 
 def show_notes(change: Change[Any], store: Store, target: Target) -> None:
@@ -172,21 +173,21 @@ def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]
         yield f"campaign {name} has no run {partition!r} yet; {hint}"
 
 
-def _show_paused(effects: Sequence[Effect], target: Target) -> None:
+def _show_paused(change: Change[Any], target: Target) -> None:
     """Print what stays paused after a release, and why."""
-    paused = [effect for effect in effects if effect.held_after]
+    paused = [effect for effect in change.effects if effect.held_after]
     if len(paused) > MAX_PAUSED:
         console.say(f"{len(paused)} campaigns stay paused: see 'tidegate status'")
         return
     for effect in paused:
-        console.say(_sentence(effect, target))
+        console.say(_sentence(effect, target, change.after.breakers))
 
 
-def _sentence(effect: Effect, target: Target) -> str:
+def _sentence(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatus]) -> str:
     name = f"campaign {effect.campaign}" if effect.run is None else f"run {effect.run}"
     if not effect.changes:
         if effect.held_after and effect.still_held_by:
-            return f"{name} stays paused: {describe(effect.still_held_by)}"
+            return f"{name} stays paused: {describe(effect.still_held_by, breakers)}"
         return f"{name} stays {'paused' if effect.held_after else 'as it is'}"
     runs = {status: effect.runs.get(status, 0) for status in RunStatus}
     triggers = ", ".join(effect.triggers)

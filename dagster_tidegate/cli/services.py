@@ -22,7 +22,7 @@ from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.text import length
+from dagster_tidegate.text import MAX_REASON, length
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Policies
@@ -73,6 +73,45 @@ def list_(
         _show_rules(out, policies)
 
 
+@services.command()
+@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.option(
+    "--reason",
+    default=operations.REPAIRED,
+    show_default=True,
+    type=o.Words("reason", MAX_REASON),
+    help="What was repaired, for the audit log.",
+)
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def repaired(
+    name: str, reason: str, dry_run: bool, actor: str, as_json: bool, url: str | None
+) -> None:
+    """Say that a service that refused this client is repaired: a trial call checks it.
+
+    If the service still refuses, its breaker opens again.
+    """
+    store = open_store(url)
+    target = Target(TargetKind.SERVICE, name)
+
+    def half_open(conn: Connection, now: datetime) -> BreakerStatus:
+        return operations.repaired(conn, now, name, reason=reason, actor=actor)
+
+    try:
+        with explained():
+            change = operations.change(store, target, half_open, dry_run=dry_run)
+    except (UnknownNameError, operations.NotDeniedError) as error:
+        raise console.failure(error) from error
+    show_notes(change, store, target)
+    if as_json:
+        _print_changed(change, name, dry_run=dry_run)
+        return
+    verb = "would be tried" if dry_run else "is tried"
+    console.say(f"{name} {verb} with one call; if it succeeds, its campaigns resume")
+
+
 @services.command("keep-closed")
 @click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
 @o.reason_option
@@ -116,7 +155,7 @@ def keep_closed(
     verb = "would be kept closed" if dry_run else "is kept closed"
     console.say(f"the breaker of {name} {verb} by {actor} until {end}: {reason}")
     if dry_run:
-        show_effects(change.effects, target)
+        show_effects(change, target)
 
 
 @services.command("let-trip")

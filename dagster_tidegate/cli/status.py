@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import open_store, reading
 from dagster_tidegate.cli.options import json_option, url_option
@@ -142,8 +143,15 @@ class ServiceSummary:
 
     @property
     def state(self) -> str:
-        """Its state; `held` where the breaker is closed and its campaigns are paused anyway."""
+        """Its state; `held` where the breaker is closed and its campaigns are paused anyway.
+
+        `denied` and `throttled` where that is why the breaker is open.
+        """
         state = None if self._breaker is None else self._breaker.state
+        if self._breaker is not None and self._breaker.is_denied:
+            return "denied"
+        if self._breaker is not None and self._breaker.throttled_until is not None:
+            return "throttled"
         if state in (None, BreakerState.CLOSED):
             if self._holds:
                 return "held"
@@ -160,9 +168,10 @@ class ServiceSummary:
 
     @property
     def next_probe(self) -> datetime | None:
-        """Time of the next probe; None unless its breaker is open."""
-        is_open = self._breaker is not None and self._breaker.state is BreakerState.OPEN
-        return self._breaker.open_until if self._breaker and is_open else None
+        """Time of the next probe; None unless its breaker is open and not denied."""
+        if self._breaker is None or self._breaker.is_denied:
+            return None
+        return self._breaker.open_until if self._breaker.state is BreakerState.OPEN else None
 
     @property
     def healthy(self) -> bool:
@@ -172,18 +181,30 @@ class ServiceSummary:
     def why(self) -> Text:
         """Return the reasons of its state."""
         held = "" if self.state == "held" else "held "
-        parts = [
-            *([self._breaker.reason] if self._breaker and self._breaker.reason else []),
+        breaker, parts = self._breaker, []
+        if breaker is not None and breaker.reason:
+            until = breaker.throttled_until
+            parts.append(
+                breaker.reason if until is None else f"until {utc(until)}: {breaker.reason}"
+            )
+        if breaker is not None and breaker.remedy:
+            parts.append(f"once repaired: {breaker.remedy}")
+        parts += [
             *(f"{held}by {hold.actor}: {hold.reason}" for hold in self._holds),
             *self._kept_closed,
         ]
         return console.text("; ".join(parts))
 
 
-def ends(hold: Hold) -> str:
-    """Return when a hold ends."""
-    on = "on recovery" if hold.source is HoldSource.BREAKER else "on release"
-    return console.moment(hold.expires_at) or on
+def ends(hold: Hold, breaker: BreakerStatus | None) -> str:
+    """Return when a hold ends.
+
+    Args:
+        breaker: The breaker of its service, if it has one.
+    """
+    if hold.source is not HoldSource.BREAKER:
+        return console.moment(hold.expires_at) or "on release"
+    return "once repaired" if breaker is not None and breaker.is_denied else "on recovery"
 
 
 def probe_in(due: datetime, now: datetime) -> str:
@@ -212,7 +233,7 @@ def _holds(situation: Situation, *, short: bool) -> RenderableType:
             console.text(hold.target),
             console.text(hold.actor),
             length(situation.now - hold.placed_at),
-            (short and left) or ends(hold),
+            (short and left) or ends(hold, situation.breakers.get(hold.target.name)),
             console.text(hold.reason),
         )
     return table

@@ -122,6 +122,10 @@ def show_answer(answer: Answer, situation: Situation, missing: str | None = None
                 _ends(reason, situation),
             )
         out.print(table)
+        for reason in answer.reasons:
+            if reason.breaker is not None and reason.breaker.answer:
+                line = f"{reason.breaker.name} answered: {reason.breaker.answer}"
+                out.print(console.text(line), soft_wrap=True)
     # The sentence above has the first, unless holds come before it.
     for obstacle in answer.obstacles[0 if answer.paused else 1 :]:
         out.print(console.text(f"- {obstacle.text}", "yellow"), soft_wrap=True)
@@ -133,8 +137,9 @@ def _ends(reason: Reason, situation: Situation) -> str:
     if reason.being_tried:
         return "being probed now"
     if reason.retry_at is None:
-        return ends(reason.hold)
-    return f"{ends(reason.hold)}; next probe {probe_in(reason.retry_at, situation.now)}"
+        return ends(reason.hold, reason.breaker)
+    end = ends(reason.hold, reason.breaker)
+    return f"{end}; next probe {probe_in(reason.retry_at, situation.now)}"
 
 
 def _of_dagster_run(conn: Connection, situation: Situation, run_id: str) -> Answer:

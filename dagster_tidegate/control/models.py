@@ -7,6 +7,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict
 from dagster_tidegate.control.why import Answer, Obstacle, why
@@ -58,6 +59,9 @@ class ReasonOut(HoldOut):
 
     retry_at: datetime | None = Field(description="Earliest time of the next probe.")
     being_tried: bool = Field(description="Whether the service is half open and being probed.")
+    cause: VerdictKind | None = Field(description="The kind of verdict that opened the breaker.")
+    answer: str | None = Field(description="What the service said then.")
+    remedy: str | None = Field(description="The command to run once the cause is repaired.")
 
 
 class WhyOut(Out):
@@ -88,6 +92,9 @@ class WhyOut(Out):
                     **HoldOut.model_validate(reason.hold).model_dump(),
                     retry_at=reason.retry_at,
                     being_tried=reason.being_tried,
+                    cause=reason.breaker and reason.breaker.cause,
+                    answer=reason.breaker and reason.breaker.answer,
+                    remedy=reason.breaker and reason.breaker.remedy,
                 )
                 for reason in answer.reasons
             ],
@@ -155,6 +162,12 @@ class ServiceOut(Out):
     state: BreakerState | None = Field(description="Null if it has a hold but no breaker yet.")
     since: datetime | None
     reason: str | None
+    cause: VerdictKind | None = Field(
+        description="The kind of verdict that opened it: `throttled` is open until "
+        "`not_probed_before`, `denied` until a person says that the cause is repaired."
+    )
+    answer: str | None = Field(description="What the service said then, without secrets.")
+    remedy: str | None = Field(description="The command to run once the cause is repaired.")
     not_probed_before: datetime | None
     kept_closed_by: str | None
     kept_closed_until: datetime | None
@@ -170,7 +183,10 @@ class ServiceOut(Out):
             state=breaker and breaker.state,
             since=breaker and breaker.changed_at,
             reason=breaker and breaker.reason,
-            not_probed_before=breaker and breaker.open_until,
+            cause=breaker and breaker.cause,
+            answer=breaker and breaker.answer,
+            remedy=breaker and breaker.remedy,
+            not_probed_before=breaker.open_until if breaker and not breaker.is_denied else None,
             kept_closed_by=breaker and breaker.kept_closed_by,
             kept_closed_until=breaker and breaker.kept_closed_until,
             holds=[HoldOut.model_validate(h) for h in situation.holds if h.target == target],
@@ -178,7 +194,7 @@ class ServiceOut(Out):
 
 
 class ServiceChanged(Out):
-    """What keeping a breaker closed, or letting it trip again, did or would do."""
+    """What an override of a breaker did or would do."""
 
     dry_run: bool
     service: ServiceOut

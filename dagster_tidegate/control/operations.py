@@ -26,8 +26,16 @@ ACTOR_TAG = "tidegate/started_by"
 """Tag of Dagster runs that an operator started through Tidegate; its value is the operator."""
 
 
+REPAIRED = "repaired"
+"""The reason of `repaired` where no other is given."""
+
+
 class NotPausableError(Exception):
     """A campaign run has ended, so there is nothing to pause."""
+
+
+class NotDeniedError(Exception):
+    """A service does not refuse this client, so there is nothing to repair."""
 
 
 class UnderWayError(Exception):
@@ -223,6 +231,25 @@ def let_trip(conn: Connection, now: datetime, service: str, *, actor: str) -> bo
         return False
     breakers.let_trip(conn, now, service, actor=actor)
     return True
+
+
+def repaired(
+    conn: Connection, now: datetime, service: str, *, reason: str, actor: str
+) -> BreakerStatus:
+    """Half open the breaker of a service that refused this client: a trial call checks the repair.
+
+    Raises:
+        UnknownNameError: If the service has no breaker.
+        NotDeniedError: If it does not refuse this client.
+    """
+    breaker = _require_breaker(conn, service)
+    if not breaker.is_denied:
+        state = breaker.state.replace("_", " ")
+        raise NotDeniedError(
+            f"{service} does not refuse this client: its breaker is {state}, which needs no repair "
+            "by hand"
+        )
+    return breakers.half_open(conn, now, service, actor=actor, reason=reason)
 
 
 def _require_breaker(conn: Connection, service: str) -> BreakerStatus:

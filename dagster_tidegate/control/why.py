@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import (
     EVERYTHING,
@@ -57,11 +58,13 @@ class Reason:
     Attributes:
         retry_at: Earliest time of the next probe (UTC), for the hold of an open breaker.
         being_tried: Whether the service is half open and being probed.
+        breaker: The breaker whose hold it is.
     """
 
     hold: Hold
     retry_at: datetime | None = None
     being_tried: bool = False
+    breaker: BreakerStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class Answer:
     def summary(self) -> str:
         """The answer in one sentence."""
         if self.reasons:
-            return f"paused: {describe([reason.hold for reason in self.reasons])}"
+            breakers = {each.breaker.name: each.breaker for each in self.reasons if each.breaker}
+            return f"paused: {describe([each.hold for each in self.reasons], breakers)}"
         if self.obstacles:
             return f"not paused, but {self.obstacles[0].text}"
         return "not paused"
@@ -243,7 +247,8 @@ def _reason(situation: Situation, hold: Hold) -> Reason:
     if hold.source is not HoldSource.BREAKER or breaker is None:
         return Reason(hold)
     half_open = breaker.state is BreakerState.HALF_OPEN
-    return Reason(hold, None if half_open else breaker.open_until, half_open)
+    is_tried = not half_open and not breaker.is_denied
+    return Reason(hold, breaker.open_until if is_tried else None, half_open, breaker)
 
 
 def _kill_switch(situation: Situation) -> Iterator[Obstacle]:

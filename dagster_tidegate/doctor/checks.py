@@ -424,6 +424,19 @@ def _service_gone(facts: Facts) -> Problems:
         yield left.name, f"it {left.what}", f"{left.do}, or define the service again"
 
 
+@_check("service_denied", ERROR, "A service refuses this client until something is repaired.")
+def _service_denied(facts: Facts) -> Problems:
+    situation = facts.store.situation
+    for breaker in situation.breakers.values() if situation is not None else ():
+        if breaker.remedy is not None:
+            said = f"; it answered: {breaker.answer}" if breaker.answer else ""
+            yield (
+                breaker.name,
+                f"it refuses this client ({breaker.reason}){said}",
+                f"repair what it names (key, credits, plan or address), then: {breaker.remedy}",
+            )
+
+
 @_check("sensor_missing", ERROR, "A code location lacks a sensor of the gate.")
 def _sensor_missing(facts: Facts) -> Problems:
     for location in _gated(facts):

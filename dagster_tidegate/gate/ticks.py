@@ -23,6 +23,7 @@ from dagster_tidegate.gate.resume import request_runs
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, heartbeats, holds
+from dagster_tidegate.text import utc
 
 # How far back the very first tick looks for runs.
 FIRST_LOOK_BACK = timedelta(hours=1)
@@ -138,11 +139,17 @@ def _states(breakers: Sequence[BreakerStatus]) -> str:
     tripped = [breaker for breaker in breakers if breaker.state is not BreakerState.CLOSED]
     if not tripped:
         return f"all {len(breakers)} breakers are closed"
-    return ", ".join(
-        f"{breaker.name} is {breaker.state}"
-        + (f" until {breaker.open_until:%H:%M:%S} UTC" if breaker.open_until else "")
-        for breaker in tripped
-    )
+    return ", ".join(map(_state, tripped))
+
+
+def _state(breaker: BreakerStatus) -> str:
+    if breaker.is_denied:
+        why = f"{breaker.name} refuses this client ({breaker.reason})"
+        return f"{why}; once repaired: {breaker.remedy}"
+    if breaker.throttled_until is not None:
+        return f"{breaker.name} is throttled until {utc(breaker.throttled_until)}"
+    until = f" until {breaker.open_until:%H:%M:%S} UTC" if breaker.open_until else ""
+    return f"{breaker.name} is {breaker.state}{until}"
 
 
 def _summary(observation: Observation, changes: Sequence[str]) -> str:

@@ -159,7 +159,7 @@ class Attempt:
         if reason.signal is not None and self._dagster.is_canceling(self._context.run_id):
             return RunStatus.CANCELLED, "it was terminated in Dagster"
         if reason.holds:
-            return RunStatus.PAUSED, holds.describe(reason.holds)
+            return RunStatus.PAUSED, holds.describe(reason.holds, self.fleet.snapshot().services)
         if reason.signal is not None:
             why = f"its process received {reason.signal.name}; resumes automatically"
             return RunStatus.PAUSED, why

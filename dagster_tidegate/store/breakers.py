@@ -97,11 +97,13 @@ def change(
     after: BreakerStatus,
     *,
     actor: str = SystemActor.BREAKER,
+    reason: str | None = None,
 ) -> bool:
     """Replace a breaker, together with its hold, and write an event and a push.
 
     Args:
         after: What `state_machine` made of it.
+        reason: Why, for the event; None: why it opened.
 
     Returns:
         False if somebody else changed it in between; then nothing is written.
@@ -130,16 +132,19 @@ def change(
         name=after.name,
         from_status=before.state,
         to_status=after.state,
-        reason=after.reason or before.reason,
+        reason=reason or after.reason or before.reason,
         actor=actor,
     )
     if after.state == BreakerState.CLOSED:
         _end_hold(conn, now, after.name, actor=SystemActor.BREAKER)
     else:
-        reason = after.reason or str(after.state)
-        target = Target(TargetKind.SERVICE, after.name)
         holds.place(
-            conn, now, target, source=HoldSource.BREAKER, reason=reason, actor=SystemActor.BREAKER
+            conn,
+            now,
+            Target(TargetKind.SERVICE, after.name),
+            source=HoldSource.BREAKER,
+            reason=after.reason or str(after.state),
+            actor=SystemActor.BREAKER,
         )
     return True
 
@@ -171,6 +176,21 @@ def keep_closed(
 def let_trip(conn: Connection, now: datetime, name: str, *, actor: str) -> BreakerStatus:
     """Let a breaker trip again after `keep_closed`."""
     return _keep(conn, now, name, by=None, until=None, actor=actor)
+
+
+def half_open(
+    conn: Connection, now: datetime, name: str, *, actor: str, reason: str
+) -> BreakerStatus:
+    """Half open a breaker by hand, due or not, so that a trial call is made.
+
+    Raises:
+        LookupError: If the store has no such service.
+    """
+    before = read_one(conn, name, lock=True)
+    after = machine.half_opened(before, now)
+    if after is not before:
+        change(conn, now, before, after, actor=actor, reason=reason)
+    return after
 
 
 def close(conn: Connection, now: datetime, name: str, *, actor: str) -> list[Hold]:

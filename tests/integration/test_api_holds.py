@@ -17,6 +17,7 @@ from dagster_tidegate.store.history import Event
 from tests.integration.api import Api, api
 from tests.support.clock import Clock
 from tests.support.databases import both_databases
+from tests.support.denied import deny
 
 SHAPES = [
     CampaignSpec("digest", "here", "none", ops={"write": "openai", "find": "apollo"}),
@@ -353,3 +354,26 @@ def test_a_part_of_a_service_is_held_and_released_like_a_service(asked: Api, sto
     assert [hold["target_name"] for hold in answer["holds"]] == ["nightly"]
     answer = asked.post(f"{part}/campaigns/release")
     assert [hold["target_name"] for hold in answer["released"]] == ["nightly"]
+
+
+def test_a_repaired_service_is_tried_and_any_other_is_refused(asked: Api, store: Store) -> None:
+    deny(store, "apollo")
+    shown = asked.get("/services/apollo")
+    assert (shown["state"], shown["cause"], shown["answer"]) == ("open", "denied", "invalid key")
+    assert (shown["not_probed_before"], shown["why"]["retry_at"]) == (None, None)
+    assert shown["remedy"] == "tidegate services repaired apollo"
+    assert shown["why"]["holds"][0]["remedy"] == shown["remedy"]
+
+    path = "/services/apollo/repaired"
+    would = asked.post(path, dry_run=True)
+    assert (would["dry_run"], would["service"]["state"]) == (True, "half_open")
+    assert asked.get("/services/apollo")["state"] == "open"
+    assert asked.post(path, {"reason": "new key"})["service"]["state"] == "half_open"
+    event = last_event(store)
+    assert (event.name, event.to_status) == ("apollo", "half_open")
+    assert (event.reason, event.actor) == ("new key", "ana")
+
+    again = asked.post(path, expect=409)
+    assert (again["code"], "is half open" in again["detail"]) == ("not_denied", True)
+    assert asked.post("/services/openai/repaired", expect=409)["code"] == "not_denied"
+    assert asked.post("/services/opnai/repaired", expect=404)["code"] == "service_not_found"

@@ -42,6 +42,7 @@ BODIES: dict[str, Any] = {
     },
     "NewRun": {"partition": "leads-2"},
     "KeepClosed": {"reason": "tests"},
+    "Repaired": {"reason": "tests"},
 }
 
 

@@ -15,6 +15,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
+from tests.support.denied import deny
 
 pytestmark = pytest.mark.database_time
 
@@ -150,3 +151,23 @@ def test_a_part_of_a_service_is_held_and_explained_by_its_name(run: Run, store: 
         assert "service openai is held" in run("why", name).output
     refused = run("hold", "service", "openai/batch/eu", "--reason", "quota")
     assert "a part is named service/part" in refused.output
+
+
+def test_a_service_that_refuses_this_client_is_tried_once_it_is_repaired(
+    run: Run, store: Store
+) -> None:
+    deny(store, "apollo")
+    with store.begin() as conn:
+        spec = CampaignSpec("outreach", "here", "none", ops={"find": "apollo"})
+        campaigns.save(conn, store.now(conn), "here", [spec])
+    for command in (["status"], ["why", "outreach"], ["services", "apollo", "--no-policies"]):
+        assert "tidegate services repaired apollo" in run(*command).output, command
+    assert "apollo answered: invalid key" in run("why", "outreach").output
+    refused = run("services", "repaired", "openai")
+    assert (refused.exit_code, "no service with a breaker" in refused.output) == (1, True)
+    assert "would be tried" in run("services", "repaired", "apollo", "--dry-run").output
+    said = run("services", "repaired", "apollo", "--reason", "new key", "--actor", "ana")
+    assert said.stdout == "apollo is tried with one call; if it succeeds, its campaigns resume\n"
+    assert "new key" in run("history", "apollo").output
+    refused = run("services", "repaired", "apollo")
+    assert (refused.exit_code, "its breaker is half open" in refused.output) == (1, True)

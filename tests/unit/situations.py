@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind, covering
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -55,6 +56,15 @@ def open_breaker(name: str, due_in_s: float = 20) -> BreakerStatus:
         state=BreakerState.OPEN,
         open_until=NOW + timedelta(seconds=due_in_s),
         reason="503 x5",
+    )
+
+
+def denied(name: str) -> BreakerStatus:
+    return replace(
+        open_breaker(name),
+        cause=VerdictKind.DENIED,
+        reason="401 invalid_api_key",
+        answer='{"error": "The API key is invalid."}',
     )
 
 

@@ -7,14 +7,15 @@ from datetime import datetime, timedelta
 import pytest
 
 from dagster_tidegate.alerts.conditions import MAX_NAME, bounded
-from dagster_tidegate.alerts.kinds import AlertKind
+from dagster_tidegate.alerts.kinds import AlertKind, severity
 from dagster_tidegate.alerts.rules import AlertChanges, evaluate
 from dagster_tidegate.alerts.sender import MAX_TRIES, messages, wait_after
 from dagster_tidegate.alerts.snapshot import InDoubt, RunProblems, Snapshot
 from dagster_tidegate.alerts.text import Text
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import EVERYTHING
 from dagster_tidegate.settings import AlertSettings
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.run_problems import PausedRuns
@@ -24,6 +25,7 @@ from tests.unit.situations import (
     MONDAY,
     NOW,
     breakers_hold,
+    denied,
     hold,
     open_breaker,
     situation,
@@ -105,6 +107,31 @@ def test_a_trip_and_its_recovery_in_one_snapshot_raise_two_ended_alerts() -> Non
     changes = evaluated(trip(), recovery())
     assert kinds(changes) == [AlertKind.TRIP, AlertKind.RECOVERY]
     assert not any(raised.lasts for raised in changes.raised)
+
+
+def test_a_denial_raises_an_alert_of_its_own_that_says_what_to_repair() -> None:
+    [raised] = evaluated(trip(), breakers=[denied("mail")], holds=[breakers_hold(MAIL)]).raised
+    assert (raised.kind, raised.name, raised.lasts) == (AlertKind.DENIED, "mail", True)
+    assert raised.text.title == "mail refuses this client: 401 invalid_api_key"
+    for part in ("The API key is invalid", "letters", "tidegate services repaired mail"):
+        assert part in raised.text.body
+    assert "automatically" not in raised.text.body
+    assert severity(raised.kind) == "failure"
+
+
+def test_a_denial_lasts_until_the_trial_call_after_the_repair_succeeds() -> None:
+    alerts = [stored(AlertKind.DENIED)]
+    on_trial = replace(denied("mail"), state=BreakerState.HALF_OPEN)
+    assert evaluated(alerts=alerts, breakers=[on_trial]) == AlertChanges()
+    changes = evaluated(recovery(), alerts=alerts)
+    assert [ended.alert.id for ended in changes.ended] == [1]
+    assert kinds(changes) == [AlertKind.RECOVERY]
+
+
+def test_a_throttled_service_is_not_down_and_says_until_when() -> None:
+    throttled = replace(open_breaker("mail", due_in_s=3600), cause=VerdictKind.THROTTLED)
+    [raised] = evaluated(trip(), breakers=[throttled], holds=[breakers_hold(MAIL)]).raised
+    assert raised.text.title == "mail is throttled until 2026-03-01 10:00:00 UTC: 503 x5"
 
 
 def test_a_failed_probe_is_not_a_trip() -> None:

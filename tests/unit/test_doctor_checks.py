@@ -21,7 +21,7 @@ from dagster_tidegate.doctor.checks import (
 )
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec
-from tests.unit.situations import NOW, SHAPES, breakers_hold, open_breaker, situation
+from tests.unit.situations import NOW, SHAPES, breakers_hold, denied, open_breaker, situation
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SETTINGS = InstanceSettings("QueuedRunCoordinator", True, "run", 0, True, 10)
@@ -106,6 +106,7 @@ ILL = {
     "service_gone": with_store(
         situation=situation([breakers_hold(FAX)], breakers=[open_breaker("fax")])
     ),
+    "service_denied": with_store(situation=situation(breakers=[denied("mail")])),
     "sensor_missing": with_location(sensors=SENSORS[:2]),
     "sensor_stopped": with_location(sensors=sensors(runs=False)),
     "sensor_failing": with_location(sensors=sensors(error="boom")),
@@ -149,6 +150,8 @@ def test_a_finding_says_what_to_do():
     assert "concurrency: {pools: {granularity: run}}" in do("pool_granularity")
     assert do("sensor_stopped").startswith("dagster sensor start tidegate_resume")
     assert do("pool_missing") == "@dg.op(pool=pool('mail'))"
+    assert do("service_denied").endswith("then: tidegate services repaired mail")
+    assert "The API key is invalid" in diagnose(ILL["service_denied"])[0].what
     assert "did you mean 'mail'" in diagnose(ILL["pool_unknown"])[0].what
     assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
 

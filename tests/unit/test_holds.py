@@ -1,9 +1,12 @@
 """What a hold covers, and how it is told."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import (
     EVERYTHING,
     Hold,
@@ -13,8 +16,11 @@ from dagster_tidegate.holds import (
     covering,
     describe,
 )
+from dagster_tidegate.statuses import BreakerState
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+APOLLO = Target(TargetKind.SERVICE, "apollo")
+OPEN_APOLLO = BreakerStatus("apollo", NOW, state=BreakerState.OPEN, cause=VerdictKind.DENIED)
 
 
 def hold(target: Target, source: HoldSource = HoldSource.OPERATOR, **kwargs) -> Hold:
@@ -72,7 +78,7 @@ def test_the_oldest_hold_is_told_first() -> None:
 def test_a_breakers_hold_says_that_it_ends_by_itself() -> None:
     service = Target(TargetKind.SERVICE, "instantly")
     assert (
-        describe([hold(service, HoldSource.BREAKER, reason="503 x5", actor="breaker")])
+        describe([hold(service, HoldSource.BREAKER, reason="503 x5", actor="breaker")], {})
         == "instantly is open (503 x5); resumes automatically"
     )
 
@@ -82,16 +88,42 @@ def test_a_target_is_worded_for_people_and_keeps_its_name_and_its_key() -> None:
     assert str(target) == "campaign run account_digest/next_week"
     assert target.key == "campaign_run account_digest/next_week"
     assert str(EVERYTHING) == EVERYTHING.key == "everything"
-    assert describe([hold(target)]).startswith("campaign run account_digest/next_week is held by")
+    assert describe([hold(target)], {}).startswith(
+        "campaign run account_digest/next_week is held by"
+    )
 
 
 def test_a_persons_hold_says_who_and_that_it_must_be_released() -> None:
     assert (
-        describe([hold(Target(TargetKind.CAMPAIGN, "outreach"))])
+        describe([hold(Target(TargetKind.CAMPAIGN, "outreach"))], {})
         == "campaign outreach is held by ana (maintenance); resumes when released"
     )
 
 
 def test_a_persons_hold_with_an_end_resumes_by_itself() -> None:
-    text = describe([hold(EVERYTHING, expires_at=NOW + timedelta(hours=1))])
+    text = describe([hold(EVERYTHING, expires_at=NOW + timedelta(hours=1))], {})
     assert text == "everything is held by ana (maintenance); resumes automatically"
+
+
+def test_a_hold_of_a_service_that_refuses_this_client_says_what_to_repair() -> None:
+    by_breaker = hold(APOLLO, HoldSource.BREAKER, reason="401 invalid_api_key", actor="breaker")
+    denied = {"apollo": OPEN_APOLLO}
+    refuses = "apollo refuses this client (401 invalid_api_key)"
+    assert (
+        describe([by_breaker], denied)
+        == f"{refuses}; resumes when repaired: tidegate services repaired apollo"
+    )
+    assert describe([by_breaker, hold(EVERYTHING)], denied) == (
+        f"{refuses}; everything is held by ana (maintenance); resumes when released and "
+        "repaired: tidegate services repaired apollo"
+    )
+
+
+def test_a_hold_of_a_throttled_service_says_until_when() -> None:
+    by_breaker = hold(APOLLO, HoldSource.BREAKER, reason="600 a day used", actor="breaker")
+    throttled = replace(
+        OPEN_APOLLO, cause=VerdictKind.THROTTLED, open_until=NOW + timedelta(hours=9, minutes=22)
+    )
+    assert describe([by_breaker], {"apollo": throttled}) == (
+        "apollo is throttled until 2026-03-01 18:22:00 UTC (600 a day used); resumes automatically"
+    )

@@ -20,6 +20,7 @@ from tests.unit.situations import (
     TARGETS,
     breakers_hold,
     campaign_run,
+    denied,
     half_open,
     hold,
     open_breaker,
@@ -70,6 +71,13 @@ def test_the_latest_of_several_ends_counts_and_a_hold_without_end_has_none():
     assert why(seen, LETTERS).retry_at == NOW + timedelta(hours=2)
     seen = situation([breakers_hold(MAIL), hold(LETTERS)], breakers=[open_breaker("mail", 20)])
     assert why(seen, LETTERS).retry_at is None
+
+
+def test_a_service_that_refuses_this_client_has_no_next_probe_and_says_what_to_do():
+    answer = why(situation([breakers_hold(MAIL)], breakers=[denied("mail")]), LETTERS)
+    assert (answer.retry_at, answer.reasons[0].retry_at) == (None, None)
+    assert answer.summary.startswith("paused: mail refuses this client (503 x5)")
+    assert answer.summary.endswith("resumes when repaired: tidegate services repaired mail")
 
 
 def test_a_half_open_service_is_being_tried():

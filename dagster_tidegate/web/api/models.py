@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from dagster_tidegate.control.operations import REPAIRED
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked, utc
 from dagster_tidegate.web.api.problems import Code, Problem
@@ -136,6 +137,12 @@ class NewHold(Ending):
 
 class KeepClosed(Ending):
     """Why, and for how long, a breaker is kept closed."""
+
+
+class Repaired(Body):
+    """What was repaired."""
+
+    reason: Reason = REPAIRED
 
 
 class NewHoldOnTarget(Ending):

@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 from dagster_tidegate.control.operations import (
     ChangedMeanwhileError,
+    NotDeniedError,
     NotPausableError,
     UnderWayError,
 )
@@ -65,6 +66,7 @@ class Code(StrEnum):
     UNDER_WAY = "under_way", 409, "It is in flight already"
     TRANSITION_NOT_ALLOWED = "transition_not_allowed", 409, "Its status does not allow this"
     HELD_BY_BREAKER = "held_by_breaker", 409, "A breaker holds it"
+    NOT_DENIED = "not_denied", 409, "The service does not refuse this client"
     CAMPAIGN_RUN_EXISTS = "campaign_run_exists", 409, "The campaign run exists already"
     CHANGED_MEANWHILE = "changed_meanwhile", 409, "Someone else changed it at the same moment"
     IDEMPOTENCY_KEY_IN_USE = (
@@ -107,6 +109,7 @@ REFUSALS: Mapping[type[Exception], Code] = {
     ChangedMeanwhileError: Code.CHANGED_MEANWHILE,
     LaunchError: Code.NOT_LAUNCHABLE,
     MoveNotAllowedError: Code.TRANSITION_NOT_ALLOWED,
+    NotDeniedError: Code.NOT_DENIED,
     NotPausableError: Code.NOT_PAUSABLE,
     NotYourHoldError: Code.HELD_BY_BREAKER,
     UnderWayError: Code.UNDER_WAY,

@@ -23,7 +23,7 @@ from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import Viewer, require_force
 from dagster_tidegate.web.api.changes import Change
 from dagster_tidegate.web.api.context import AppContext, Context
-from dagster_tidegate.web.api.models import KeepClosed, NewHold, Release, ServiceName
+from dagster_tidegate.web.api.models import KeepClosed, NewHold, Release, Repaired, ServiceName
 from dagster_tidegate.web.api.paging import Paging
 from dagster_tidegate.web.api.problems import Code, responses
 from dagster_tidegate.web.api.routes.events import page_of_events
@@ -101,6 +101,22 @@ def release_service(change: Change, service: ServiceName, body: Release | None =
         target = lookup.service(conn, now, service)
         answer = change.release(target, force=force)
     return change.completed(answer, target)
+
+
+@router.post(_SERVICE + "/repaired", responses=responses(Code.SERVICE_NOT_FOUND, Code.NOT_DENIED))
+def service_is_repaired(
+    change: Change, service: ServiceName, body: Repaired | None = None
+) -> ServiceChanged:
+    """Say that a service refuses this client no longer: its breaker makes a trial call.
+
+    Refused if you may not control one of the campaigns that need the service.
+    """
+    with change.begin() as (conn, now):
+        lookup.own_campaigns_of(conn, now, service, change.identity)
+        with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
+            reason = (body or Repaired()).reason
+            operations.repaired(conn, now, service, reason=reason, actor=change.identity.name)
+        return change.service(service)
 
 
 @router.put(_SERVICE + "/keep-closed", responses=_NOT_FOUND)
