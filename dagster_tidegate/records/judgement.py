@@ -8,6 +8,10 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.judge import judge_for
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind, label
 
+_CLEAR = frozenset(
+    {VerdictKind.THROTTLED, VerdictKind.DENIED, VerdictKind.PENDING, VerdictKind.REJECTED}
+)
+
 
 def judge(error: BaseException | None, fleet: Fleet, services: Sequence[str]) -> Verdict:
     """Return the verdict on the error of a block, by the policies of the op's services.
@@ -26,14 +30,13 @@ def judge(error: BaseException | None, fleet: Fleet, services: Sequence[str]) ->
 
 
 def _judge(error: Exception, breaker: Breaker, fleet: Fleet) -> Verdict:
-    """The verdict of one service; `is_system_error` has the last word on failures."""
+    """The verdict of one service; its breaker has the last word on failures."""
     answer = Answer.of(error, fleet.now())
-    verdict = Verdict(VerdictKind.IGNORED)
-    if answer is not None:
-        verdict = judge_for(breaker.policy)(answer)
-    if breaker.is_system_error(error):
-        failed = verdict.kind is VerdictKind.FAILURE
-        return verdict if failed else Verdict(VerdictKind.FAILURE, reason=label(error))
-    if verdict.kind in (VerdictKind.FAILURE, VerdictKind.SUCCESS, VerdictKind.SLOW):
+    verdict = None if answer is None else judge_for(breaker.policy)(answer)
+    if verdict is not None and verdict.kind in _CLEAR:
+        return verdict
+    if not breaker.is_system_error(error):
         return Verdict(VerdictKind.IGNORED)
-    return verdict
+    if verdict is not None and verdict.kind is VerdictKind.FAILURE:
+        return verdict
+    return Verdict(VerdictKind.FAILURE, reason=label(error))

@@ -212,9 +212,10 @@ class LoopPass(Generic[T]):
         wait_s = max(0.0, self._schedule.next_at() - time.monotonic())
         if wait_s > MAX_WAIT_S and len(self._schedule) and not self._in_flight:
             at = self.host.fleet.now() + timedelta(seconds=wait_s)
+            count = len(self._schedule)
+            are = "1 record is pending" if count == 1 else f"{count} records are pending, the first"
             raise PendingRecordsError(
-                f"{len(self._schedule)} records are pending, the first until "
-                f"{at:%Y-%m-%d %H:%M:%S} UTC: execute the run again after that"
+                f"{are} until {at:%Y-%m-%d %H:%M:%S} UTC: execute the run again after that"
             )
         return wait_s
 

@@ -77,6 +77,8 @@ class Tries(Generic[T]):
             self._try_again(record, error, cause, verdict, refused=refused)
         elif verdict.kind is VerdictKind.PENDING:
             self._wait_for(record, error, verdict)
+        elif verdict.kind is VerdictKind.REJECTED and verdict.answer:
+            self._fail(record, storable(f"{verdict.reason}: {verdict.answer}"[:MAX_ERROR]))
         else:
             self._fail(record, text_of(error))
 
@@ -139,7 +141,7 @@ class Tries(Generic[T]):
         setback = record.setback = record.setback or Setback()
         setback.pendings += 1
         if setback.pendings >= MAX_PENDINGS:
-            self._fail(record, f"still pending after {MAX_PENDINGS} tries: {text_of(error)}")
+            self._fail(record, f"still pending after {MAX_PENDINGS} answers: {text_of(error)}")
             return
         backoff = min(PENDING_BACKOFF_S * 2 ** (setback.pendings - 1), MAX_PENDING_BACKOFF_S)
         if verdict.until is not None:

@@ -161,11 +161,12 @@ class Worklist(Generic[T]):
         if entry.error is None:  # it was cut off, or is to be done again
             self.schedule.add(record)
             return record
-        record.setback = Setback(entry.error, entry.retry_at, successes=0)
+        has_failed = entry.tries > 0  # or the service had no answer yet
+        record.setback = Setback(entry.error, entry.retry_at, 0 if has_failed else None)
         wait_s = 0.0
         if entry.retry_at is not None:
             wait_s = max(0.0, (entry.retry_at - self._host.fleet.now()).total_seconds())
-        self.schedule.set_aside(record, time.monotonic() + wait_s)
+        self.schedule.set_aside(record, time.monotonic() + wait_s, failed=has_failed)
         return record
 
     def _skip_duplicate(self, row: int, key: str) -> None:

@@ -16,9 +16,11 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 
+from dagster_tidegate.breaker.errors import Denied, Pending, Rejected, Throttled
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.records import retry
+from dagster_tidegate.records import retry, tries
+from dagster_tidegate.records.loop_pass import PendingRecordsError
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
@@ -167,11 +169,11 @@ def test_a_dead_service_is_noticed_within_as_many_calls_as_the_policy_says(
 @both_databases
 def test_tries_are_kept_over_attempts(work: Work) -> None:
     service = Service("b")
-    tries: list[int] = []
+    counts: list[int] = []
 
     def interrupted(record: Record) -> str:
         if record.key == "b":
-            tries.append(record.tries)
+            counts.append(record.tries)
             if record.tries == 3:
                 work.hold()
         return service(record)
@@ -184,7 +186,7 @@ def test_tries_are_kept_over_attempts(work: Work) -> None:
     work.release()
     work.begin()
     go_through(work.records(list("abc"), max_tries=5), interrupted)
-    assert tries == [1, 2, 3, 4, 5]
+    assert counts == [1, 2, 3, 4, 5]
     assert (rows(work)["b"].status, rows(work)["b"].suspect) == (FAILED, True)
 
 
@@ -225,11 +227,11 @@ def test_an_attempt_begins_with_records_that_have_not_failed(work: Work, go: Any
 
 def test_a_call_that_an_open_breaker_refuses_is_no_try(work: Work) -> None:
     guarded = work.fleet.breaker("openai")
-    tries: list[int] = []
+    counts: list[int] = []
 
     def call(record: Record) -> None:
-        tries.append(record.tries)
-        if len(tries) == 1:
+        counts.append(record.tries)
+        if len(counts) == 1:
             guarded.open()
         guarded.call(len, "four")
 
@@ -238,8 +240,8 @@ def test_a_call_that_an_open_breaker_refuses_is_no_try(work: Work) -> None:
     assert work.statuses() == {}
     guarded.close()
     work.begin()
-    go_through(work.records(["a", "b"]), lambda record: tries.append(record.tries))
-    assert tries == [1, 1, 1]
+    go_through(work.records(["a", "b"]), lambda record: counts.append(record.tries))
+    assert counts == [1, 1, 1]
 
 
 def test_a_failure_that_leaves_the_breaker_open_fails_no_record_while_none_succeeded(
@@ -269,9 +271,9 @@ def test_a_record_that_failed_begins_anew_when_the_run_is_executed_again(work: W
     go_through(work.records(list("abc"), max_tries=3), service)
     work.end(RunStatus.COMPLETED)
     work.begin()
-    tries: list[int] = []
-    go_through(work.records(list("abc"), max_tries=3), lambda record: tries.append(record.tries))
-    assert tries == [1]
+    counts: list[int] = []
+    go_through(work.records(list("abc"), max_tries=3), lambda record: counts.append(record.tries))
+    assert counts == [1]
     row = rows(work)["b"]
     assert (row.status, row.error, row.suspect) == (DONE, None, False)
 
@@ -302,6 +304,88 @@ def test_what_is_set_aside_and_did_not_arrive_is_not_in_doubt_after_a_crash(work
 
     go_through(work.records(list("ab")), handle)
     assert between == [WAITING]
+
+
+# --- other verdicts -------------------------------------------------------------------------------
+
+
+@every_way
+def test_a_record_without_an_answer_yet_is_tried_again_and_the_others_go_on(
+    work: Work, go: Any
+) -> None:
+    calls: list[str] = []
+
+    def handle(record: Record) -> str:
+        calls.append(record.key)
+        if record.key == "a" and calls.count("a") <= 2:
+            raise Pending("still verifying", after=0.05)
+        return record.key
+
+    go(work, list("abc"), handle, max_tries=1)
+    assert sorted(calls) == list("aaabc")
+    assert calls[-1] == "a"
+    assert set(work.statuses().values()) == {DONE}
+    assert rows(work)["a"].tries == 1
+
+
+@both_databases
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+def test_what_has_no_answer_for_long_ends_the_op_and_says_when_to_execute_it_again(
+    work: Work, go: Any
+) -> None:
+    def handle(record: Record) -> None:
+        if record.key == "a":
+            raise Pending("tomorrow", after=86_400)
+
+    with pytest.raises(PendingRecordsError, match=r"1 record is pending until .* UTC: execute"):
+        go(work, list("abc"), handle)
+    assert work.statuses() == {"a": WAITING, "b": DONE, "c": DONE}
+    assert rows(work)["a"].retry_at - work.fleet.now() > timedelta(hours=23)
+    work.end(RunStatus.FAILED)
+    work.begin()
+    with pytest.raises(PendingRecordsError):  # it is not asked before
+        go(work, list("abc"), lambda record: pytest.fail(record.key))
+
+
+def test_a_record_that_never_gets_an_answer_fails(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "MAX_PENDINGS", 3)
+
+    def handle(record: Record) -> None:
+        if record.key == "a":
+            raise Pending("still verifying", after=0.001)
+
+    go_through(work.records(list("abc")), handle)
+    row = rows(work)["a"]
+    assert (row.status, row.suspect) == (FAILED, False)
+    assert row.error.startswith("still pending after 3 answers: ")
+
+
+def test_a_rejected_record_fails_with_the_words_of_the_service(work: Work) -> None:
+    def handle(record: Record) -> None:
+        if record.key == "a":
+            raise Rejected("no such mailbox")
+
+    go_through(work.records(list("abc")), handle)
+    row = rows(work)["a"]
+    assert (row.status, row.tries, row.suspect) == (FAILED, 1, False)
+    assert "no such mailbox" in row.error
+
+
+@pytest.mark.parametrize("error", [Throttled("day used", after=3600), Denied("401")], ids=str)
+def test_what_the_service_refuses_all_is_no_fault_of_the_record(
+    work: Work, error: Exception
+) -> None:
+    guarded = work.fleet.breaker("openai")
+
+    def handle(_: Record) -> None:
+        guarded.open()  # what the breaker makes of such an answer
+        raise guarded.engine.admission.refusal() from error
+
+    with pytest.raises(Stopped):
+        go_through(work.records(list("abc")), handle)
+    assert work.statuses() == {}
 
 
 # --- anything at all ------------------------------------------------------------------------------
