@@ -17,6 +17,7 @@ def services(sandbox_url: str) -> list[ServiceConfig]:
         # Short times, so that a visitor sees a whole outage within minutes.
         return ServiceConfig(
             name=name,
+            profile=name,
             consecutive_failures=5,
             reset_timeout_s=5.0,
             reset_timeout_cap_s=20.0,

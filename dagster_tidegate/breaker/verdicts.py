@@ -127,7 +127,7 @@ def default_verdict(error: Exception, failure_statuses: Collection[int] = ()) ->
     """
     status = status_of(error)
     if status is not None:
-        failed = status >= 500 or status in (408, 425, 429) or status in failure_statuses
+        failed = not 400 <= status < 500 or status in (408, 425, 429) or status in failure_statuses
         return VerdictKind.FAILURE if failed else VerdictKind.IGNORED
     if isinstance(error, SERVICES_ERRORS):
         return VerdictKind.FAILURE

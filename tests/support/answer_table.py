@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from math import ceil
@@ -21,18 +21,23 @@ class Row:
     """
 
     id: str
-    service: str
     status: int
-    headers: dict[str, str]
-    body: Any
-    verdict: str
-    until: int | None
-    scope: str
+    verdict: str = ""
+    service: str = "any"
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Any = ""
+    until: int | None = None
+    scope: str = "service"
 
     @property
     def profile(self) -> str:
         """The profile that judges it."""
         return self.service if self.service in NAMES else "generic"
+
+    @property
+    def has_times(self) -> bool:
+        """Whether it names times that depend on when it is sent."""
+        return " NOW+" in json.dumps([self.headers, self.body])
 
     def at(self, now: datetime) -> tuple[int, dict[str, str], Any]:
         """Return its status, headers and body, as they would be sent at a time."""
