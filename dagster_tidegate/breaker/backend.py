@@ -13,9 +13,15 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict
 from dagster_tidegate.breaker.waker import Waker
-from dagster_tidegate.breaker.window import WindowDelta, WindowStats, reach, window_stats
+from dagster_tidegate.breaker.window import (
+    WindowDelta,
+    WindowStats,
+    outlives_window,
+    reach,
+    window_stats,
+)
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 
@@ -103,8 +109,7 @@ class BreakerBackend(Protocol):
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: VerdictKind,
-        retry_at: datetime | None = None,
+        verdict: Verdict,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """Return a lease with the result of its call; return the breaker before and after."""
         ...
@@ -194,9 +199,7 @@ class MemoryBackend:
         with self._lock:
             self._add(policy, delta)
             status = self._get(delta.service, delta.at)
-            since, until = reach(policy, delta.at)
-            rows = [row for row in self._counts(status) if since < row.bucket <= until]
-            return status, window_stats(rows, policy, delta.at, delta.worker)
+            return status, window_stats(self._counts(status), policy, delta.at, delta.worker)
 
     def flush(self, deltas: Sequence[tuple[ServicePolicy, WindowDelta]]) -> None:
         """See `BreakerBackend.flush`."""
@@ -246,8 +249,7 @@ class MemoryBackend:
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: VerdictKind,
-        retry_at: datetime | None = None,
+        verdict: Verdict,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`."""
         with self._lock:
@@ -258,7 +260,7 @@ class MemoryBackend:
             self._trials.remove(trial)
             if before.generation != trial.generation:
                 return before, before
-            after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
+            after = machine.after_trial(before, policy, verdict, now, random())
             self.statuses[policy.name] = after
             return before, after
 
@@ -293,7 +295,14 @@ class MemoryBackend:
 
     def _prune(self, policy: ServicePolicy, now: datetime) -> int:
         since, _ = reach(policy, now)
-        old = [key for key in self._rows if key[0] == policy.name and key[1] <= since]
+        current = self._counts(self._get(policy.name, now))
+        last_ok_at = max((row.last_ok_at for row in current if row.last_ok_at), default=None)
+        kept = {id(row) for row in current if outlives_window(row, last_ok_at)}
+        old = [
+            key
+            for key, row in self._rows.items()
+            if key[0] == policy.name and key[1] <= since and id(row) not in kept
+        ]
         for key in old:
             del self._rows[key]
         return len(old)

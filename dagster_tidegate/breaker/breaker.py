@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.engine import Engine, Ticket
-from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.engine import IGNORED, Engine, Ticket
+from dagster_tidegate.breaker.answers import Answer, is_answer_type
+from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
+from dagster_tidegate.breaker.judge import Judge, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Classify, VerdictKind, default_verdict
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ _STATE_CLASSES = {
     BreakerState.HALF_OPEN: pybreaker.CircuitHalfOpenState,
 }
 _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
+# Types of results that are neither deferred nor an answer, which need no further look.
+_PLAIN: set[type] = {type(None), bool, int, float, str, bytes, list, tuple}
+_MAX_PLAIN = 1000
 
 
 class Breaker(pybreaker.CircuitBreaker):
@@ -50,7 +55,8 @@ class Breaker(pybreaker.CircuitBreaker):
 
     Calls through a closed breaker do no I/O: they are admitted by what the process knows, and a
     success is counted in memory. A failure is reported to the fleet at once. No lock is held
-    during a call. Only subclasses of `Exception` can be failures; see `verdicts.default_verdict`.
+    during a call. Only subclasses of `Exception` can be failures. What a call says is decided by
+    the profile or the judge of its policy, from exceptions and from answers; see `judge`.
 
     Args:
         fail_max: Consecutive failures that trip it. Ignored if a policy is given.
@@ -103,12 +109,13 @@ class Breaker(pybreaker.CircuitBreaker):
                 reset_timeout_cap_s=max(600.0, reset_timeout),
                 success_threshold=success_threshold,
                 jitter=0.0,
+                profile=None,
             )
         if fleet is None:
             from dagster_tidegate.breaker.fleet import Fleet  # a Fleet creates breakers
 
             fleet = Fleet(policies=[policy])
-        self.classify: Classify = self._by_policy
+        self.judge: Judge = judge_for(policy)
         self._name = name or policy.name
         self._lock = Lock()  # for pybreaker's methods on exclusions and listeners
         self._excluded_exceptions = list(exclude or ())
@@ -147,8 +154,8 @@ class Breaker(pybreaker.CircuitBreaker):
             except Exception as error:
                 self._raised(Ticket(admission.window), error)
                 raise
-            if type(result) in _DEFERRED:
-                return self._guard(Ticket(admission.window), result)
+            if type(result) not in _PLAIN:
+                return self._end(Ticket(admission.window), result)
             window = admission.window
             window.last_ok = window.monotonic()
             window.ok()
@@ -160,10 +167,7 @@ class Breaker(pybreaker.CircuitBreaker):
         except BaseException as error:
             self._raised(ticket, error)
             raise
-        if type(result) in _DEFERRED:
-            return self._guard(ticket, result)
-        self._succeeded(ticket)
-        return result
+        return self._end(ticket, result)
 
     async def call_async(  # pyright: ignore[reportIncompatibleMethodOverride] - see below
         self, func: Callable[..., Any], *args: Any, **kwargs: Any
@@ -182,6 +186,8 @@ class Breaker(pybreaker.CircuitBreaker):
             except Exception as error:
                 await asyncio.to_thread(self._raised, Ticket(admission.window), error)
                 raise
+            if type(result) not in _PLAIN:
+                return await self._end_async(Ticket(admission.window), result)
             window = admission.window
             window.last_ok = window.monotonic()
             window.ok()
@@ -267,11 +273,7 @@ class Breaker(pybreaker.CircuitBreaker):
             # While a coroutine is being closed it can't await.
             self._raised(ticket, error)
             raise
-        if ticket.trial is None:
-            self._succeeded(ticket)
-        else:
-            await asyncio.to_thread(self._succeeded, ticket)
-        return result
+        return await self._end_async(ticket, result)
 
     async def _guard_async_generator(
         self, ticket: Ticket, generator: AsyncGenerator
@@ -291,39 +293,95 @@ class Breaker(pybreaker.CircuitBreaker):
 
     # --- results --------------------------------------------------------------------------------
 
+    def _end(self, ticket: Ticket, result: Any) -> Any:
+        """End a call that returned, unless it has only begun; return its result.
+
+        Raises:
+            AnswerError: If the result is an answer that is no success; or `BreakerOpenError` from
+                it.
+        """
+        if type(result) in _DEFERRED:
+            return self._guard(ticket, result)
+        error = self._error_in(result)
+        if error is None:
+            self._succeeded(ticket)
+            return result
+        self._raised(ticket, error)
+        raise error
+
+    async def _end_async(self, ticket: Ticket, result: Any) -> Any:
+        error = self._error_in(result)
+        if error is not None:
+            await asyncio.to_thread(self._raised, ticket, error)
+            raise error
+        if ticket.trial is None and ticket.parent is None:
+            self._succeeded(ticket)
+        else:
+            await asyncio.to_thread(self._succeeded, ticket)
+        return result
+
+    def _error_in(self, result: Any) -> Exception | None:
+        """Return the error that a result stands for, if it is an answer and no success."""
+        if self.policy.profile is None and self.policy.judge is None:
+            return None
+        kind = type(result)
+        if kind in _PLAIN:
+            return None
+        if not is_answer_type(kind):
+            if kind not in _DEFERRED and len(_PLAIN) < _MAX_PLAIN:
+                _PLAIN.add(kind)
+            return None
+        answer = Answer.of(result, self.fleet.now())
+        if answer is None:
+            return None
+        verdict = self.judge(answer)
+        if verdict.kind in (VerdictKind.SUCCESS, VerdictKind.SLOW, VerdictKind.IGNORED):
+            return None
+        # Clients look for a 404 or 409 themselves. A rejection in a 200 looks like a success.
+        if verdict.kind is VerdictKind.REJECTED and (answer.status or 0) >= 400:
+            return None
+        return AnswerError.of(verdict, result)
+
     def _succeeded(self, ticket: Ticket) -> None:
         self.engine.succeed(ticket)
         self._notify("success")
 
     def _raised(self, ticket: Ticket, error: BaseException) -> None:
         """End a call that raised; may raise `BreakerOpenError` in place of its error."""
-        if (
-            not isinstance(error, Exception)
-            or isinstance(error, BreakerOpenError)  # refused by another breaker within the call
-            or not self.is_system_error(error)
-        ):
+        if not isinstance(error, Exception):
             self.engine.ignore(ticket)
             return
-        self._notify("failure", error)
-        self.engine.fail(ticket, error)
+        verdict = self.verdict(error)
+        match verdict.kind:
+            case VerdictKind.FAILURE:
+                self._notify("failure", error)
+                self.engine.fail(ticket, error, verdict)
+            case VerdictKind.THROTTLED | VerdictKind.DENIED:
+                self.engine.close_down(ticket, verdict)
+            case _:
+                self.engine.ignore(ticket, verdict)
+                return
         admission = self.engine.admission
         if self._throw_new_error_on_trip and not admission.passes:
             raise admission.refusal() from error
 
     def is_system_error(self, exception: BaseException) -> bool:
         """Return whether an exception counts as a failure of the service."""
-        if not isinstance(exception, Exception):
-            return False
+        return (
+            isinstance(exception, Exception) and self.verdict(exception).kind == VerdictKind.FAILURE
+        )
+
+    def verdict(self, error: Exception) -> Verdict:
+        """Return what an exception of a call says about the service and the record."""
+        if isinstance(error, BreakerOpenError):  # refused by another breaker within the call
+            return IGNORED
         for exclusion in self._excluded_exceptions:
             if isinstance(exclusion, type):
-                if isinstance(exception, exclusion):
-                    return False
-            elif exclusion(exception):
-                return False
-        return self.classify(exception) == VerdictKind.FAILURE
-
-    def _by_policy(self, error: Exception) -> VerdictKind:
-        return default_verdict(error, self.policy.failure_statuses)
+                if isinstance(error, exclusion):
+                    return IGNORED
+            elif exclusion(error):
+                return IGNORED
+        return self.judge(Answer.of(error, self.fleet.now()))
 
     def _notify(self, event: str, *args: Any, **kwargs: Any) -> None:
         for listener in tuple(self._listeners):
@@ -346,7 +404,7 @@ class Breaker(pybreaker.CircuitBreaker):
             Whether a failure that leaves it open is raised as `BreakerOpenError`.
         """
         self.engine.change(
-            lambda status, now: machine.opened(status, self.policy, now, "opened by hand", random())
+            lambda status, now: machine.opened_by_hand(status, self.policy, now, random())
         )
         return self._throw_new_error_on_trip
 
@@ -378,8 +436,7 @@ class Breaker(pybreaker.CircuitBreaker):
         except BreakerOpenError:
             return self.status
         if ticket.trial is not None:
-            verdict, retry_at = http_get(self.policy, self.fleet.now())
-            self.engine.end_trial(ticket.trial, verdict, retry_at)
+            self.engine.end_trial(ticket.trial, http_get(self.policy, self.fleet.now()))
         return self.status
 
     # --- pybreaker's properties -----------------------------------------------------------------
@@ -463,4 +520,5 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _configure(self, **policy: Any) -> None:
         values = self.policy.model_dump() | policy
-        self.engine.configure(type(self.policy)(**values), observed=bool(self._listeners))
+        changed = type(self.policy)(**values)
+        self.engine.configure(changed, observed=bool(self._listeners))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import random
 from threading import Lock
@@ -9,9 +10,11 @@ from threading import Lock
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Trial
 from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
 from dagster_tidegate.breaker.events import (
     CallEnded,
     CallFailed,
+    CallJudged,
     CallRefused,
     CallsCounted,
     Event,
@@ -21,13 +24,14 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import VerdictKind, label, retry_after
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
 from dagster_tidegate.holds import Hold, HoldSource, covering
 from dagster_tidegate.statuses import BreakerState
 
 TRIAL_RETRY_S = 1.0
 """After a refused trial call, a process asks again at a change, or after this time."""
+IGNORED = Verdict(VerdictKind.IGNORED)
 StateListener = Callable[[BreakerStatus, BreakerStatus], None]
 
 
@@ -69,22 +73,33 @@ class Admission:
 
 
 class Ticket:
-    """A call that was admitted."""
+    """A call that was admitted.
 
-    __slots__ = ("started", "trial", "window")
+    Attributes:
+        trial: Its lease as a trial call, or None.
+        parent: The ticket of the same call for the whole service, if a part of it was called and
+            the whole is on trial.
+    """
 
-    def __init__(self, window: LocalWindow, trial: Trial | None = None) -> None:
+    __slots__ = ("parent", "started", "trial", "window")
+
+    def __init__(
+        self, window: LocalWindow, trial: Trial | None = None, parent: "Ticket | None" = None
+    ) -> None:
         self.window = window
         self.started = window.monotonic()
         self.trial = trial
+        self.parent = parent
 
 
 class Engine:
     """Admits the calls of this process to one service, and reports them to the fleet.
 
-    A call is admitted by `admit` and ended by `succeed`, `fail` or `ignore`.
+    A call is admitted by `admit` and ended by `succeed`, `fail`, `close_down` or `ignore`.
 
     Args:
+        parent: The engine of the whole service, for a part of it. Where the whole is open or held,
+            so is the part.
         enabled: False: calls pass and are counted, nothing trips.
         on_change: Called with the breaker before and after each change that this process makes.
     """
@@ -95,10 +110,12 @@ class Engine:
         state: SharedState,
         hooks: Hooks,
         *,
+        parent: "Engine | None" = None,
         enabled: bool,
         on_change: StateListener,
     ) -> None:
         self.policy = policy
+        self.parent = parent
         self.observed = False
         self._state = state
         self._hooks = hooks
@@ -113,6 +130,7 @@ class Engine:
         self._retired: list[LocalWindow] = []
         # Window, its successes and the fleet's failures in a row at the last report.
         self._reported: tuple[LocalWindow | None, int, int] = (None, 0, 0)
+        self._failures_of_trip = 0  # those in a row that tripped it, and of trial calls since
         # Admits no call before the first snapshot.
         unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
@@ -129,12 +147,25 @@ class Engine:
         admission = self.check()
         if admission.passes:
             return Ticket(admission.window)
+        whole = None
+        if self.parent is not None and not self.parent.current().passes:
+            whole = self.parent.admit()
+            if self._status_passes(admission.status):
+                return Ticket(admission.window, parent=whole)
+        try:
+            return self._admit_trial(admission, whole)
+        except BreakerOpenError:
+            if whole is not None and self.parent is not None:
+                self.parent.ignore(whole)
+            raise
+
+    def _admit_trial(self, admission: Admission, whole: Ticket | None) -> Ticket:
         answer = self._state.take_trial(self.policy)
         self._announce(answer.before, answer.after)
         if answer.after.generation != self.admission.status.generation:
             self._state.refresh()
         if answer.trial is not None:
-            return Ticket(self.admission.window, answer.trial)
+            return Ticket(self.admission.window, answer.trial, whole)
         self._ask_at = admission.window.monotonic() + TRIAL_RETRY_S
         if answer.after.state == BreakerState.CLOSED:
             return Ticket(self.check().window)
@@ -151,6 +182,10 @@ class Engine:
             return admission
         if admission.hold is not None:
             raise self._refuse(admission.refusal())
+        if self.parent is not None:
+            self.parent.check()
+            if self._status_passes(admission.status):
+                return admission
         now, status = self._state.now(), admission.status
         if status.state == BreakerState.OPEN and not status.due(now):
             raise self._refuse(admission.refusal())
@@ -173,18 +208,32 @@ class Engine:
         if status is None:
             return
         hold = operator_hold(snapshot, self.policy.name, self._state.now())
+        whole = None if self.parent is None else snapshot.services.get(self.parent.policy.name)
+        if status.state == BreakerState.CLOSED:
+            self._failures_of_trip = 0
         window = self.admission.window
         if window.generation != status.generation:
             self._retired.append(window)
             window = LocalWindow(
-                status.name, status.generation, self._state.worker, self._state.monotonic
+                status.name,
+                status.generation,
+                self._state.worker,
+                self._state.monotonic,
+                max(1000, self.policy.consecutive_failures or 0),
             )
-        passes = not self._enabled or (hold is None and status.state == BreakerState.CLOSED)
+        passes = not self._enabled or (
+            hold is None
+            and self._status_passes(status)
+            and (whole is None or self._status_passes(whole))
+        )
         observed = (
             self.observed or self._hooks.times_calls or self.policy.slow_call_rate is not None
         )
         fast = passes and not observed
         self.admission = Admission(status, window, hold=hold, passes=passes, fast=fast)
+
+    def _status_passes(self, status: BreakerStatus) -> bool:
+        return status.state == BreakerState.CLOSED or not self.policy.enforce
 
     def configure(self, policy: ServicePolicy, *, observed: bool) -> None:
         """Replace the policy, and say whether listeners observe each call."""
@@ -205,41 +254,65 @@ class Engine:
         slow = policy.slow_call_rate is not None and took_s >= policy.slow_call_s
         if self._hooks.times_calls:
             self._hooks.emit(CallEnded(policy.name, False, took_s))
-        if ticket.trial is not None:
-            self.end_trial(ticket.trial, VerdictKind.SLOW if slow else VerdictKind.SUCCESS)
+        verdict = Verdict(VerdictKind.SLOW if slow else VerdictKind.SUCCESS)
+        if self._end_trials(ticket, verdict):
             return
         window.last_ok = ended
         window.ok()
         if slow:
             window.count_slow()
-            self._report(window, "slow")
+            self._report(window, replace(verdict, reason="slow"))
 
-    def ignore(self, ticket: Ticket) -> None:
-        """End a call that says nothing about the service."""
-        if ticket.trial is not None:
-            self.end_trial(ticket.trial, VerdictKind.IGNORED)
+    def ignore(self, ticket: Ticket, verdict: Verdict = IGNORED) -> None:
+        """End a call that says nothing about the health of the service."""
+        if verdict.kind != VerdictKind.IGNORED:
+            self._hooks.emit(CallJudged(self.policy.name, verdict))
+        self._end_trials(ticket, IGNORED)
 
-    def fail(self, ticket: Ticket, error: Exception) -> None:
+    def close_down(self, ticket: Ticket, verdict: Verdict) -> None:
+        """End a call of a service that throttles or denies: open the breaker at once."""
+        self._hooks.emit(CallJudged(self.policy.name, verdict))
+        if self.parent is not None and verdict.scope is Scope.SERVICE:
+            self.parent.close_down(ticket.parent or Ticket(self.parent.admission.window), verdict)
+            self._end_trials(Ticket(ticket.window, ticket.trial), IGNORED)
+        elif not self._end_trials(ticket, verdict, whole=IGNORED) and self._enabled:
+            self.change(
+                lambda status, now: machine.after_answer(
+                    status, self.policy, verdict, now, random()
+                )
+            )
+
+    def fail(self, ticket: Ticket, error: Exception, verdict: Verdict) -> None:
         """End a call that failed."""
         if self._hooks.times_calls:
             took_s = ticket.window.monotonic() - ticket.started
             self._hooks.emit(CallEnded(self.policy.name, True, took_s))
-        now = self._state.now()
-        wait_s = retry_after(error, now, self.policy.retry_after_cap_s)
-        retry_at = None if wait_s is None else now + timedelta(seconds=wait_s)
-        name = label(error)
-        self._hooks.emit(CallFailed(self.policy.name, error, name, retry_at))
-        if ticket.trial is not None:
-            self.end_trial(ticket.trial, VerdictKind.FAILURE, retry_at)
-        else:
-            ticket.window.fail(now, retry_at)
-            self._report(ticket.window, name)
+        self._hooks.emit(CallFailed(self.policy.name, error, verdict.reason, verdict.until))
+        record = evidence.get()
+        if not self._end_trials(ticket, verdict) and record != NO_EVIDENCE:
+            ticket.window.fail(self._state.now(), verdict.until, record)
+            self._report(ticket.window, verdict)
 
-    def end_trial(
-        self, trial: Trial, verdict: VerdictKind, retry_at: datetime | None = None
-    ) -> None:
+    def _end_trials(
+        self, ticket: Ticket, verdict: Verdict, *, whole: Verdict | None = None
+    ) -> bool:
+        """Return the leases of a trial call, and whether it had one of this breaker.
+
+        Args:
+            whole: The verdict on the whole service, if it is another.
+        """
+        if ticket.parent is not None and self.parent is not None and ticket.parent.trial:
+            self.parent.end_trial(ticket.parent.trial, whole or verdict)
+        if ticket.trial is None:
+            return False
+        self.end_trial(ticket.trial, verdict)
+        return True
+
+    def end_trial(self, trial: Trial, verdict: Verdict) -> None:
         """Return the lease of a trial call with its result."""
-        before, after = self._state.end_trial(self.policy, trial, verdict, retry_at)
+        if verdict.kind == VerdictKind.FAILURE:
+            self._failures_of_trip += 1
+        before, after = self._state.end_trial(self.policy, trial, verdict)
         self._ask_at = float("-inf")
         self._announce(before, after)
 
@@ -259,7 +332,7 @@ class Engine:
         if after.generation != before.generation:
             self._on_change(before, after)
 
-    def _report(self, window: LocalWindow, label: str) -> None:
+    def _report(self, window: LocalWindow, failure: Verdict) -> None:
         """Report calls to the fleet at once, and trip the breaker if they are enough."""
         if not self._enabled:
             return
@@ -274,7 +347,9 @@ class Engine:
             if stats.last_ok_at is not None:
                 window.succeeded_until(stats.last_ok_at)
             self._reported = (window, window.totals()[0], stats.failed_in_row)
-            after = machine.after_calls(before, self.policy, stats, now, label, random())
+            after = machine.after_calls(before, self.policy, stats, now, failure, random())
+            if after is not before:
+                self._failures_of_trip = stats.failed_in_row
             events = [*self._count_retired(), _counted(delta)]
         if after is not before:
             if self._state.change(before, after):
@@ -316,7 +391,13 @@ class Engine:
 
     @property
     def failed_in_row(self) -> int:
-        """Failures in a row of the fleet, at the last report of this process."""
+        """Failures in a row of the fleet, at the last report of this process.
+
+        While it is not closed, those with which this process tripped it, and its failed trial
+        calls since.
+        """
+        if self.admission.status.state != BreakerState.CLOSED:
+            return self._failures_of_trip
         window, ok, in_row = self._reported
         if window is None or window is not self.admission.window:
             return 0

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,19 @@ class CallFailed:
     error: Exception
     label: str
     retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallJudged:
+    """A service throttled or denied a call, or said something about the record.
+
+    Attributes:
+        service: Name of the service, or of the part that was called.
+        verdict: `throttled`, `denied`, `pending` or `rejected`.
+    """
+
+    service: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +140,7 @@ Event = (
     StateChanged
     | ChangeLearned
     | CallFailed
+    | CallJudged
     | CallEnded
     | CallRefused
     | CallsCounted

@@ -19,6 +19,7 @@ from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.watcher import Watcher
 from dagster_tidegate.holds import Hold, covering
+from dagster_tidegate.pools import whole_of
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import BreakerState
 
@@ -59,7 +60,7 @@ class Fleet:
         enabled: bool | None = None,
     ) -> None:
         self.policies: dict[str, ServicePolicy] = {}
-        for policy in policies:
+        for policy in (each for policy in policies for each in policy.with_parts()):
             if policy.name in self.policies:
                 raise ValueError(f"two policies are named {policy.name!r}")
             self.policies[policy.name] = policy
@@ -117,15 +118,21 @@ class Fleet:
             self.policies.setdefault(name, policy)
             if name not in self.state.snapshot().services:
                 self.state.refresh()
+            whole = whole_of(name)
             breaker.engine = Engine(
                 policy,
                 self.state,
                 self.hooks,
+                parent=self.breaker(whole).engine
+                if whole != name and whole in self.policies
+                else None,
                 enabled=self.enabled,
                 on_change=breaker.state_changed,
             )
             self.state.subscribe(breaker.engine.update)
             self._breakers[name] = breaker
+            if not policy.enforce:
+                breaker.close()  # it may be open from a time when it was enforced
 
     def snapshot(self) -> FleetSnapshot:
         """Return what this process knows of breakers and holds; only the first call reads."""

@@ -31,8 +31,24 @@ class ServicePolicy(BaseModel):
         description="Name of the service, or service/part of a part of it; also the name of its "
         "Dagster pool.",
     )
+    parts: list[str] = Field(
+        default=[],
+        description="Parts of the service that may fail on their own, such as endpoints with a "
+        "quota. Each has a breaker of this policy, named `service/part`.",
+    )
     consecutive_failures: int | None = Field(
-        default=5, ge=1, description="Trip after this many failures without a success in between."
+        default=5,
+        ge=1,
+        le=100_000,
+        description="Trip after this many failures without a success in between, however long "
+        "that takes.",
+    )
+    min_records: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        description="The failures without a success in between must be those of this many "
+        "records, where calls are made for records: one bad record can't stop a service.",
     )
     window_s: float = Field(
         default=60.0,
@@ -129,6 +145,11 @@ class ServicePolicy(BaseModel):
         description="How long the service must stay healthy between two steps of the ramp, in "
         "seconds.",
     )
+    enforce: bool = Field(
+        default=True,
+        description="False: calls are counted and it is noted when the breaker would open, but "
+        "nothing is refused or paused.",
+    )
     probe_url: str | None = Field(
         default=None,
         description="URL that answers GET with a status below 400 while the service is healthy. "
@@ -145,6 +166,15 @@ class ServicePolicy(BaseModel):
             raise ValueError(f"{name!r} can't be a service's name: remove '+', '@', ',' and spaces")
         check_service_name(name)
         return name
+
+    @field_validator("parts")
+    @classmethod
+    def _parts_are_names(cls, parts: list[str]) -> list[str]:
+        for part in parts:
+            cls._name_fits_a_pool(part)
+            if not part or "/" in part:
+                raise ValueError(f"{part!r} can't be a part's name: use no slash")
+        return parts
 
     @field_validator("failure_statuses")
     @classmethod
@@ -176,6 +206,11 @@ class ServicePolicy(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} can't be probed: use an http:// or https:// URL")
         return url
+
+    def with_parts(self) -> "list[ServicePolicy]":
+        """Return this policy and those of the parts."""
+        names = [f"{self.name}/{part}" for part in self.parts]
+        return [self, *(self.model_copy(update={"name": name, "parts": []}) for name in names)]
 
     @model_validator(mode="after")
     def _rules_agree(self) -> Self:

@@ -13,6 +13,7 @@ from dagster_tidegate.breaker.backend import BreakerBackend
 from dagster_tidegate.breaker.breaker import PYBREAKER_STATES
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowStats
 from dagster_tidegate.statuses import BreakerState
 
@@ -73,7 +74,8 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
                 return status
             if target == BreakerState.OPEN:
                 reason = f"{self._in_row} failures, by pybreaker"
-                return machine.opened(status, self._policy, now, reason, random())
+                verdict = Verdict(VerdictKind.FAILURE, reason=reason)
+                return machine.opened(status, self._policy, now, verdict, random())
             if target == BreakerState.HALF_OPEN:
                 return machine.half_opened(status, now)
             return machine.closed(status, now)

@@ -28,7 +28,7 @@ from dagster_tidegate.breaker.events import (
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import WindowDelta, WindowStats
 from dagster_tidegate.statuses import BreakerState
@@ -187,12 +187,10 @@ class SharedState:
         return answer
 
     def end_trial(
-        self, policy: ServicePolicy, trial: Trial, verdict: VerdictKind, retry_at: datetime | None
+        self, policy: ServicePolicy, trial: Trial, verdict: Verdict
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """Return a lease with the result of its call; return the breaker before and after."""
-        (before, after), local = self._do(
-            lambda backend: backend.end_trial(policy, trial, verdict, retry_at)
-        )
+        (before, after), local = self._do(lambda backend: backend.end_trial(policy, trial, verdict))
         self._publish(before, after, local)
         if before.generation != trial.generation:
             self.refresh()

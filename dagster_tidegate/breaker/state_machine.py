@@ -7,8 +7,11 @@
      +------------------- enough trial calls succeeded -------------------+
 
 Each function takes a `BreakerStatus` and returns the next one, or the same object if nothing
-changes. Each change of state increments the generation; calls that started in an older generation
-have no effect.
+changes. Each change of state increments the generation; failures of calls that started in an older
+generation have no effect.
+
+A service that is throttled opens until the time that it named, and one that denies this client
+until a person says that it is repaired; neither needs several calls.
 """
 
 import shlex
@@ -16,12 +19,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
 FLUSH_S = 1.0
 """Interval in which workers report successes, in seconds. They report failures at once."""
+
+RELAPSE_S = 3600.0
+"""A breaker that trips so soon after it closed, without a success in between, has not recovered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,8 @@ class BreakerStatus:
         changed_at: When the state last changed.
         opened_at: When it opened, kept through half open; None while closed.
         open_until: When the first probe is due; None while closed.
-        attempt: Failed probes since it opened.
+        attempt: How many times in a row it opened again soon: after a trial call that failed, or
+            after a recovery that did not last. The reset timeout grows with it.
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
         cause: The kind of verdict that opened it; None while closed, or if it was opened by hand.
@@ -42,6 +49,7 @@ class BreakerStatus:
         closed_at: When it last recovered, or None.
         kept_closed_by: The operator who keeps it closed, or None.
         kept_closed_until: When that expires, or None.
+        would_open_at: When it would last have opened, were its policy enforced.
     """
 
     name: str
@@ -53,11 +61,12 @@ class BreakerStatus:
     attempt: int = 0
     trial_successes: int = 0
     reason: str | None = None
-    cause: VerdictKind | None = None
-    answer: str | None = None
     closed_at: datetime | None = None
     kept_closed_by: str | None = None
     kept_closed_until: datetime | None = None
+    cause: VerdictKind | None = None
+    answer: str | None = None
+    would_open_at: datetime | None = None
 
     def kept_closed(self, now: datetime) -> bool:
         """Return whether an operator keeps it closed."""
@@ -100,6 +109,9 @@ def why_trip(
     but failures, three each on average. The rates include the unflushed successes, and do not
     apply just after a change of state, before anybody has reported successes.
 
+    Failures in a row count only if they are those of `min_records` records: one bad record fails as
+    often as it is tried.
+
     Args:
         stats: The fleet's calls.
         label: A short name of the last failure: "503".
@@ -110,8 +122,10 @@ def why_trip(
         row_age_s = max(0.0, (now - stats.row_since).total_seconds())
         unflushed = stats.unflushed_ok_per_s * min(row_age_s, FLUSH_S)
         agreed = stats.row_workers >= 2 and stats.failed_in_row >= 3 * stats.row_workers
-        if stats.failed_in_row >= policy.consecutive_failures and (
-            agreed or stats.failed_in_row >= unflushed
+        if (
+            stats.failed_in_row >= policy.consecutive_failures
+            and stats.row_records >= min(policy.min_records, policy.consecutive_failures)
+            and (agreed or stats.failed_in_row >= unflushed)
         ):
             return f"{label} x{stats.failed_in_row}"
     window = f"in {policy.window_s:g} s"
@@ -144,40 +158,104 @@ def after_calls(
     policy: ServicePolicy,
     stats: WindowStats,
     now: datetime,
-    label: str,
+    failure: Verdict,
     dice: float,
 ) -> BreakerStatus:
-    """Trip a closed breaker if a rule of its policy is reached."""
+    """Trip a closed breaker if a rule of its policy is reached.
+
+    Args:
+        failure: The verdict on the last failure.
+    """
     if status.state != BreakerState.CLOSED or status.kept_closed(now):
         return status
-    reason = why_trip(status, policy, stats, now, label)
+    reason = why_trip(status, policy, stats, now, failure.reason)
     if reason is None:
         return status
-    return opened(status, policy, now, reason, dice, stats.retry_at)
+    relapses = status.attempt + 1 if _relapsed(status, policy, stats, now) else 0
+    again = replace(status, attempt=relapses)
+    verdict = replace(failure, reason=reason, until=stats.retry_at)
+    return opened(again, policy, now, verdict, dice)
+
+
+def _relapsed(
+    status: BreakerStatus, policy: ServicePolicy, stats: WindowStats, now: datetime
+) -> bool:
+    """Return whether a recovery did not last, because it was too recent or no call succeeded."""
+    if status.closed_at is None:
+        return False
+    soon_s = max(policy.window_s, reset_timeout_s(policy, status.attempt, 0.0))
+    if stats.last_ok_at is None:
+        soon_s = max(soon_s, RELAPSE_S)
+    return (now - status.closed_at).total_seconds() < soon_s
+
+
+def after_answer(
+    status: BreakerStatus, policy: ServicePolicy, verdict: Verdict, now: datetime, dice: float
+) -> BreakerStatus:
+    """Open a breaker whose service throttles or denies; one that is open stays so for longer."""
+    if status.kept_closed(now) or status.is_denied:
+        return status
+    if verdict.kind == VerdictKind.DENIED or status.state == BreakerState.CLOSED:
+        return opened(replace(status, attempt=0), policy, now, verdict, dice)
+    if verdict.until is None or status.state == BreakerState.HALF_OPEN:
+        return status
+    until = max(verdict.until, status.open_until or verdict.until)
+    return status if until == status.open_until else replace(status, open_until=until)
 
 
 def opened(
-    status: BreakerStatus,
-    policy: ServicePolicy,
-    now: datetime,
-    reason: str,
-    dice: float,
-    retry_at: datetime | None = None,
+    status: BreakerStatus, policy: ServicePolicy, now: datetime, verdict: Verdict, dice: float
 ) -> BreakerStatus:
-    """Open a breaker. An open one restarts its timeout."""
-    until = now + timedelta(seconds=reset_timeout_s(policy, status.attempt, dice))
+    """Open a breaker for a verdict. An open one restarts its timeout.
+
+    Where the policy is not enforced it stays closed and only notes that it would have opened.
+    """
+    cause = None if verdict.kind == VerdictKind.IGNORED else verdict.kind
+    reason = verdict.reason or str(verdict.kind)
+    if not policy.enforce and cause is not None:
+        return _would_open(status, policy, now, reason)
+    attempt = 0 if cause == VerdictKind.THROTTLED else status.attempt
+    until = now + timedelta(seconds=reset_timeout_s(policy, attempt, dice))
+    if cause == VerdictKind.DENIED:
+        until = None
+    elif verdict.until is not None:
+        until = verdict.until if cause == VerdictKind.THROTTLED else max(until, verdict.until)
     return replace(
         status,
         state=BreakerState.OPEN,
         generation=status.generation + 1,
         changed_at=now,
         opened_at=status.opened_at or now,
-        open_until=until if retry_at is None else max(until, retry_at),
+        open_until=until,
         trial_successes=0,
-        reason=status.reason or reason,
+        reason=reason,
+        cause=cause,
+        answer=verdict.answer,
         kept_closed_by=None,
         kept_closed_until=None,
     )
+
+
+def _would_open(
+    status: BreakerStatus, policy: ServicePolicy, now: datetime, reason: str
+) -> BreakerStatus:
+    last = status.would_open_at
+    if last is not None and now < last + timedelta(seconds=policy.reset_timeout_s):
+        return status
+    return replace(
+        status,
+        generation=status.generation + 1,  # the counts start again
+        changed_at=now,
+        would_open_at=now,
+        reason=reason,
+    )
+
+
+def opened_by_hand(
+    status: BreakerStatus, policy: ServicePolicy, now: datetime, dice: float
+) -> BreakerStatus:
+    """Open a breaker because a program or a person asks for it."""
+    return opened(status, policy, now, Verdict(VerdictKind.IGNORED, reason="opened by hand"), dice)
 
 
 def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
@@ -196,32 +274,47 @@ def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
 
 
 def after_trial(
-    status: BreakerStatus,
-    policy: ServicePolicy,
-    verdict: VerdictKind,
-    now: datetime,
-    dice: float,
-    retry_at: datetime | None = None,
+    status: BreakerStatus, policy: ServicePolicy, verdict: Verdict, now: datetime, dice: float
 ) -> BreakerStatus:
     """Apply the result of a trial call: close, open again for longer, or wait for more."""
-    if status.state != BreakerState.HALF_OPEN or verdict == VerdictKind.IGNORED:
+    if status.state != BreakerState.HALF_OPEN:
         return status
-    slow_is_bad = policy.slow_call_rate is not None
-    if verdict == VerdictKind.FAILURE or (verdict == VerdictKind.SLOW and slow_is_bad):
-        again = replace(status, attempt=status.attempt + 1)
-        return opened(again, policy, now, status.reason or "trial call failed", dice, retry_at)
-    counted = replace(status, trial_successes=status.trial_successes + 1)
-    return closed(counted, now) if counted.trial_successes >= policy.success_threshold else counted
+    match verdict.kind:
+        case VerdictKind.THROTTLED | VerdictKind.DENIED:
+            return opened(status, policy, now, verdict, dice)
+        case VerdictKind.FAILURE:
+            return _opened_again(status, policy, now, verdict, dice)
+        case VerdictKind.SLOW if policy.slow_call_rate is not None:
+            return _opened_again(status, policy, now, verdict, dice)
+        case VerdictKind.SUCCESS | VerdictKind.SLOW:
+            counted = replace(status, trial_successes=status.trial_successes + 1)
+            needed = 1 if status.cause == VerdictKind.THROTTLED else policy.success_threshold
+            return closed(counted, now) if counted.trial_successes >= needed else counted
+    return status
+
+
+def _opened_again(
+    status: BreakerStatus, policy: ServicePolicy, now: datetime, verdict: Verdict, dice: float
+) -> BreakerStatus:
+    again = replace(status, attempt=status.attempt + 1)
+    # Why it opened at first says more than the failure of one trial call.
+    former = status.reason if status.cause in (VerdictKind.FAILURE, VerdictKind.SLOW) else None
+    reason = former or verdict.reason or "trial call failed"
+    return opened(again, policy, now, replace(verdict, reason=reason), dice)
 
 
 def closed(status: BreakerStatus, now: datetime) -> BreakerStatus:
-    """Close a breaker. A closed one stays as it is."""
+    """Close a breaker. A closed one stays as it is.
+
+    It keeps `attempt`, in case the recovery does not last.
+    """
     if status.state == BreakerState.CLOSED:
         return status
     return BreakerStatus(
         name=status.name,
         changed_at=now,
         generation=status.generation + 1,
+        attempt=status.attempt,
         closed_at=now,
         kept_closed_by=status.kept_closed_by,
         kept_closed_until=status.kept_closed_until,

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
+from secrets import token_hex
 from threading import Lock
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ BUCKETS = 10
 """Number of buckets in a window."""
 CLOCK_TOLERANCE_S = 5.0
 """Buckets further in the future were written before a clock was set back; they are ignored."""
-MAX_IN_ROW = 1000
+MAX_RECORDS = 8
+"""How many of the records that failed in a row are known by their digest."""
 
 
 def bucket_s(policy: ServicePolicy) -> float:
@@ -38,9 +41,9 @@ def reach(policy: ServicePolicy, now: datetime) -> tuple[datetime, datetime]:
 class WindowDelta:
     """What a worker counted in one bucket since its last report; times are UTC.
 
-    `ok`, `slow` and `failed` are added to what the worker reported before; `failed_in_row` and
-    `row_since` replace it; of the other times the later one is kept. The table `outcomes` has the
-    same columns.
+    `ok`, `slow` and `failed` are added to what the worker reported before; `failed_in_row`,
+    `row_since` and `row_records` replace it, and count since the worker's last success, whatever
+    the bucket; of the other times the later one is kept. The table `outcomes` has the same columns.
     """
 
     service: str
@@ -53,6 +56,7 @@ class WindowDelta:
     failed: int = 0
     failed_in_row: int = 0
     row_since: datetime | None = None
+    row_records: str | None = None
     last_ok_at: datetime | None = None
     last_failed_at: datetime | None = None
     retry_at: datetime | None = None
@@ -80,6 +84,7 @@ class Counts(NamedTuple):
     failed: int
     failed_in_row: int
     row_since: datetime | None
+    row_records: str | None
     last_ok_at: datetime | None
     last_failed_at: datetime | None
     retry_at: datetime | None
@@ -99,6 +104,8 @@ class WindowStats:
         slow: Successful calls that took too long.
         failed_in_row: Failures since the last known success.
         row_since: When the first of these failures happened.
+        row_records: Number of records that had them, up to `MAX_RECORDS` of each worker; a call
+            that belongs to no record counts as one.
         row_workers: Number of workers that had these failures.
         unflushed_ok_per_s: Recent successes per second of the workers that have not reported since
             `row_since`: they may have had successes that are not flushed yet.
@@ -112,6 +119,7 @@ class WindowStats:
     failed: int = 0
     failed_in_row: int = 0
     row_since: datetime | None = None
+    row_records: int = 0
     row_workers: int = 0
     unflushed_ok_per_s: float = 0.0
     workers: int = 0
@@ -120,32 +128,58 @@ class WindowStats:
     retry_at: datetime | None = None
 
 
+def outlives_window(row: Counts | WindowDelta, last_ok_at: datetime | None) -> bool:
+    """Return whether a row counts for the failures in a row, however old it is.
+
+    Args:
+        last_ok_at: The last success of all workers.
+    """
+    if last_ok_at is None:
+        return row.failed_in_row > 0
+    failed_since = row.last_failed_at is not None and row.last_failed_at > last_ok_at
+    return row.last_ok_at == last_ok_at or (row.failed_in_row > 0 and failed_since)
+
+
 def window_stats(
     rows: Sequence[Counts | WindowDelta], policy: ServicePolicy, now: datetime, worker: str
 ) -> WindowStats:
     """Add up the counts of all workers.
 
     Args:
-        rows: The counts per worker and bucket within `reach`, of the breaker's generation.
+        rows: The counts per worker and bucket of the breaker's generation; those outside of
+            `reach` count only for the failures in a row.
         worker: The worker that asks; it has just reported all its calls.
     """
     width = bucket_s(policy)
     since, until = reach(policy, now)
+    rows = [row for row in rows if row.bucket <= until]
     successes = [row.last_ok_at for row in rows if row.last_ok_at is not None]
     last_ok_at = max((at for at in successes if at <= until), default=None)
-    floor = last_ok_at or since
+    rows = [row for row in rows if row.bucket > since or outlives_window(row, last_ok_at)]
+    floor = last_ok_at or datetime.min.replace(tzinfo=UTC)
+    latest: dict[str, Counts | WindowDelta] = {}
+    for row in rows:
+        if row.worker not in latest or latest[row.worker].bucket < row.bucket:
+            latest[row.worker] = row
     in_row = 0
     row_since: list[datetime] = []
+    records: set[str] = set()
     failing: set[str] = set()
-    for row in rows:
+    for row in latest.values():
         if row.row_since is not None and row.row_since >= floor:
             in_row += row.failed_in_row
             row_since.append(row.row_since)
-            failing.add(row.worker)
         elif row.last_failed_at is not None and row.last_failed_at > floor:
             in_row += 1
             row_since.append(row.last_failed_at)
-            failing.add(row.worker)
+        else:
+            continue
+        failing.add(row.worker)
+        if row.row_records is not None:
+            records.update(row.row_records.split(","))
+        else:  # of a version that does not name them
+            records.update(f"{row.worker}:{n}" for n in range(min(row.failed_in_row, MAX_RECORDS)))
+    rows = [row for row in rows if row.bucket > since]
     recent = now - timedelta(seconds=2 * width)
     up_to_date = {*failing, worker}
     unflushed = sum(r.ok for r in rows if r.bucket > recent and r.worker not in up_to_date)
@@ -155,6 +189,7 @@ def window_stats(
         failed=sum(row.failed for row in rows),
         failed_in_row=in_row,
         row_since=min(row_since, default=None),
+        row_records=len(records),
         row_workers=len(failing),
         unflushed_ok_per_s=unflushed / (2 * width),
         workers=len({row.worker for row in rows}),
@@ -171,13 +206,13 @@ class LocalWindow:
     """
 
     __slots__ = (
-        "_failures_in_row",
         "_flushed",
         "_last_failed_at",
         "_lock",
         "_ok_at_failure",
         "_ok_reads",
         "_retry_at",
+        "_row",
         "failed",
         "generation",
         "last_ok",
@@ -189,7 +224,12 @@ class LocalWindow:
     )
 
     def __init__(
-        self, service: str, generation: int, worker: str, monotonic: Callable[[], float]
+        self,
+        service: str,
+        generation: int,
+        worker: str,
+        monotonic: Callable[[], float],
+        max_in_row: int = 1000,
     ) -> None:
         self.service = service
         self.generation = generation
@@ -201,17 +241,18 @@ class LocalWindow:
         self.failed = 0
         self._ok_reads = 0
         self._lock = Lock()
-        self._failures_in_row: deque[datetime] = deque(maxlen=MAX_IN_ROW)
+        # The failures in a row: when, and the digest of the record.
+        self._row: deque[tuple[datetime, str]] = deque(maxlen=max_in_row)
         self._ok_at_failure = 0
         self._last_failed_at: datetime | None = None
         self._retry_at: datetime | None = None
         self._flushed = (0, 0, 0)
 
-    def fail(self, at: datetime, retry_at: datetime | None) -> None:
-        """Count a failure."""
+    def fail(self, at: datetime, retry_at: datetime | None, record: str | None = None) -> None:
+        """Count a failure; `record` is the digest of the record, None if it belongs to none."""
         with self._lock:
             self._end_row_after_success()
-            self._failures_in_row.append(at)
+            self._row.append((at, record or token_hex(4)))
             self.failed += 1
             self._last_failed_at = at
             if retry_at is not None:
@@ -225,8 +266,8 @@ class LocalWindow:
     def succeeded_until(self, at: datetime) -> None:
         """Forget failures in a row that are older than another worker's success."""
         with self._lock:
-            while self._failures_in_row and self._failures_in_row[0] < at:
-                self._failures_in_row.popleft()
+            while self._row and self._row[0][0] < at:
+                self._row.popleft()
 
     def totals(self) -> tuple[int, int, int]:
         """Return how many calls succeeded, were slow, and failed in all."""
@@ -241,10 +282,8 @@ class LocalWindow:
             if (ok, slow, failed) == self._flushed:
                 return None
             bucket = bucket_of(policy, now)
-            in_row = [at for at in self._failures_in_row if at >= bucket]
-            last_failed_at, last_ok_at = self._last_failed_at, None
-            if last_failed_at is not None and last_failed_at < bucket:
-                last_failed_at = None
+            records = dict.fromkeys(record for _, record in self._row)
+            last_ok_at = None
             if self.last_ok is not None:
                 age = max(0.0, self.monotonic() - self.last_ok)
                 last_ok_at = datetime.fromtimestamp(now.timestamp() - age, UTC)
@@ -257,10 +296,11 @@ class LocalWindow:
                 ok=ok - self._flushed[0],
                 slow=slow - self._flushed[1],
                 failed=failed - self._flushed[2],
-                failed_in_row=len(in_row),
-                row_since=in_row[0] if in_row else None,
+                failed_in_row=len(self._row),
+                row_since=self._row[0][0] if self._row else None,
+                row_records=",".join(islice(records, MAX_RECORDS)) or None,
                 last_ok_at=last_ok_at,
-                last_failed_at=last_failed_at,
+                last_failed_at=self._last_failed_at,
                 retry_at=self._retry_at,
             )
 
@@ -278,5 +318,5 @@ class LocalWindow:
     def _end_row_after_success(self) -> None:
         ok = self._ok_total()
         if ok != self._ok_at_failure:
-            self._failures_in_row.clear()
+            self._row.clear()
             self._ok_at_failure = ok

@@ -16,7 +16,7 @@ from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import (
     Counts,
@@ -35,6 +35,8 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert, insert_on
 
 PRUNED_AT_ONCE = 1000
+WOULD_OPEN = "would_open"
+"""Status in the audit log of a breaker that stays closed as its policy is not enforced."""
 
 
 def ensure(conn: Connection, now: datetime, names: Iterable[str]) -> None:
@@ -131,9 +133,12 @@ def change(
         kind=EventKind.SERVICE,
         name=after.name,
         from_status=before.state,
-        to_status=after.state,
+        to_status=after.state
+        if after.would_open_at in (None, before.would_open_at)
+        else WOULD_OPEN,
         reason=reason or after.reason or before.reason,
         actor=actor,
+        after=_opened_for(after),
     )
     if after.state == BreakerState.CLOSED:
         _end_hold(conn, now, after.name, actor=SystemActor.BREAKER)
@@ -147,6 +152,18 @@ def change(
             actor=SystemActor.BREAKER,
         )
     return True
+
+
+def _opened_for(status: BreakerStatus) -> dict[str, Any] | None:
+    """Return what an event records about why a breaker opened, besides the reason."""
+    if status.state != BreakerState.OPEN:
+        return None
+    until = status.open_until
+    return {
+        "cause": status.cause,
+        "answer": status.answer,
+        "open_until": None if until is None else until.isoformat(),
+    }
 
 
 def keep_closed(
@@ -306,6 +323,11 @@ class SqlBackend:
                     for max_age, names in ages.items()
                 )
             )
+            # Failures in a row count until a call succeeds, however long that takes.
+            present = sa.exists().where(
+                t.services.c.name == o.service, t.services.c.generation == o.generation
+            )
+            old = old & ~(present & _outlives_window())
             # Several processes prune at the same time: each skips rows that another has locked.
             key = (o.service, o.bucket, o.worker, o.generation)
             some = (
@@ -361,8 +383,7 @@ class SqlBackend:
         self,
         policy: ServicePolicy,
         trial: Trial,
-        verdict: VerdictKind,
-        retry_at: datetime | None = None,
+        verdict: Verdict,
     ) -> tuple[BreakerStatus, BreakerStatus]:
         """See `BreakerBackend.end_trial`. The result counts only if the lease is still held."""
         with self.store.begin() as conn:
@@ -374,7 +395,7 @@ class SqlBackend:
             ).rowcount
             if not returned or before.generation != trial.generation:
                 return before, before
-            after = machine.after_trial(before, policy, verdict, now, random(), retry_at)
+            after = machine.after_trial(before, policy, verdict, now, random())
             if after is before:
                 push.notify(conn)  # the slot is free
             else:
@@ -441,7 +462,7 @@ def _add(dialect: str) -> Any:
     new = insert_on(dialect, t.outcomes)
     delta, kept = new.excluded, t.outcomes.c
     added = {name: kept[name] + delta[name] for name in ("ok", "slow", "failed")}
-    replaced = {name: delta[name] for name in ("failed_in_row", "row_since")}
+    replaced = {name: delta[name] for name in ("failed_in_row", "row_since", "row_records")}
     later = {
         name: sa.case(
             (kept[name] > delta[name], kept[name]), else_=sa.func.coalesce(delta[name], kept[name])
@@ -454,10 +475,23 @@ def _add(dialect: str) -> Any:
     )
 
 
+def _outlives_window() -> sa.ColumnElement[bool]:
+    """See `window.outlives_window`."""
+    o, other = t.outcomes.c, t.outcomes.alias("other")
+    last_ok_at = (
+        sa.select(sa.func.max(other.c.last_ok_at))
+        .where(other.c.service == o.service, other.c.generation == o.generation)
+        .correlate(t.outcomes)
+        .scalar_subquery()
+    )
+    later = last_ok_at.is_(None) | (o.last_failed_at > last_ok_at)
+    return ((o.failed_in_row > 0) & later) | (o.last_ok_at == last_ok_at)
+
+
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     t.outcomes.c.service == sa.bindparam("service"),
     t.outcomes.c.generation == sa.bindparam("generation"),
-    t.outcomes.c.bucket > sa.bindparam("since"),
+    (t.outcomes.c.bucket > sa.bindparam("since")) | _outlives_window(),
     t.outcomes.c.bucket <= sa.bindparam("until"),
 )
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")

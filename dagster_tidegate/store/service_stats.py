@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import WOULD_OPEN
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
@@ -46,6 +47,7 @@ def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
         .where(
             e.kind == EventKind.SERVICE,
             e.from_status == BreakerState.CLOSED,
+            e.to_status != WOULD_OPEN,
             e.at >= now - TRIPS_WITHIN,
         )
         .group_by(e.name)

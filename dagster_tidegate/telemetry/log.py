@@ -2,7 +2,13 @@
 
 import logging
 
-from dagster_tidegate.breaker.events import CallFailed, ChangeLearned, Event, StateChanged
+from dagster_tidegate.breaker.events import (
+    CallFailed,
+    CallJudged,
+    ChangeLearned,
+    Event,
+    StateChanged,
+)
 from dagster_tidegate.statuses import BreakerState
 
 
@@ -37,11 +43,16 @@ class LogHook:
                     actor,
                     "" if after.reason is None else f" ({after.reason})",
                 )
+                if after.answer is not None and not closed:
+                    self._log.warning("%s answered: %s", service, after.answer)
             case ChangeLearned(service=service, before=before, after=after):
                 self._log.debug(
                     "%s: %s -> %s by another process", service, before.state, after.state
                 )
             case CallFailed(service=service, error=error, label=label):
                 self._log.debug("%s: call failed (%s)", service, label, exc_info=error)
+            case CallJudged(service=service, verdict=verdict):
+                said = "" if verdict.answer is None else f": {verdict.answer}"
+                self._log.debug("%s: %s (%s)%s", service, verdict.kind, verdict.reason, said)
             case _:
                 pass

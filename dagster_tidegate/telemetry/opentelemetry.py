@@ -8,6 +8,7 @@ from opentelemetry.metrics import MeterProvider
 
 from dagster_tidegate.breaker.events import (
     CallEnded,
+    CallJudged,
     CallRefused,
     CallsCounted,
     ChangeLearned,
@@ -77,6 +78,8 @@ class OpenTelemetryHook:
                 trace.get_current_span().add_event(
                     "tidegate.call.refused", _attributes(service, reason=reason)
                 )
+            case CallJudged(service=service, verdict=verdict):
+                self._calls.add(1, _attributes(service, outcome=verdict.kind.value))
             case StateChanged(service=service, before=before, after=after):
                 self._changes.add(1, _attributes(service, to=after.state.value))
                 trace.get_current_span().add_event(

@@ -4,6 +4,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from dagster_tidegate.breaker.events import (
     CallEnded,
+    CallJudged,
     CallRefused,
     CallsCounted,
     ChangeLearned,
@@ -82,6 +83,8 @@ class PrometheusHook:
                 self._duration.labels(service, "failed" if failed else "ok").observe(duration_s)
             case CallRefused(service=service):
                 self._calls.labels(service, "refused").inc()
+            case CallJudged(service=service, verdict=verdict):
+                self._calls.labels(service, verdict.kind.value).inc()
             case StateChanged(service=service, after=after):
                 self._changes.labels(service, after.state.value).inc()
                 self._show(service, after.state)

@@ -15,8 +15,8 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend, Trial
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import VerdictKind
-from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of, reach, window_stats
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
+from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of, window_stats
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import breakers, holds
@@ -29,6 +29,7 @@ from tests.support.examples import share_of_examples
 from tests.support.failing_service import policy
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+FAILED = Verdict(VerdictKind.FAILURE, reason="503")
 numbers = count()
 
 
@@ -44,7 +45,9 @@ def backend(request: pytest.FixtureRequest, clock: Clock) -> Iterator[BreakerBac
 
 def opened(backend: BreakerBackend, rules: ServicePolicy) -> None:
     before = backend.read([rules.name]).services[rules.name]
-    after = machine.opened(before, rules, backend.now(), "503 x3", 0.0)
+    after = machine.opened(
+        before, rules, backend.now(), Verdict(VerdictKind.FAILURE, reason="503 x3"), 0.0
+    )
     assert backend.change(before, after, "worker-1")
 
 
@@ -64,8 +67,12 @@ def test_a_new_service_begins_closed(backend: BreakerBackend, clock: Clock):
 
 def test_a_change_is_won_once(backend: BreakerBackend, clock: Clock):
     before = backend.read(["openai"]).services["openai"]
-    first = machine.opened(before, policy(), clock(), "503 x3", 0.0)
-    second = machine.opened(before, policy(), clock(), "429 x3", 0.0)
+    first = machine.opened(
+        before, policy(), clock(), Verdict(VerdictKind.FAILURE, reason="503 x3"), 0.0
+    )
+    second = machine.opened(
+        before, policy(), clock(), Verdict(VerdictKind.FAILURE, reason="429 x3"), 0.0
+    )
     assert backend.change(before, first, "a") is True
     assert backend.change(before, second, "b") is False
     assert backend.read([]).services["openai"] == first
@@ -83,12 +90,12 @@ def test_a_breaker_is_open_if_and_only_if_it_has_its_hold(backend: BreakerBacken
     trial = backend.take_trial(rules, "a").trial
     assert trial is not None
     assert (state(backend), held()) == (HALF_OPEN, [("service openai", "503 x3")])
-    backend.end_trial(rules, trial, VerdictKind.FAILURE)
+    backend.end_trial(rules, trial, Verdict(VerdictKind.FAILURE))
     assert (state(backend), held()) == (OPEN, [("service openai", "503 x3")])
     clock.advance(60)
     trial = backend.take_trial(rules, "a").trial
     assert trial is not None
-    backend.end_trial(rules, trial, VerdictKind.SUCCESS)
+    backend.end_trial(rules, trial, Verdict(VerdictKind.SUCCESS))
     assert (state(backend), held()) == (CLOSED, [])
 
 
@@ -103,7 +110,7 @@ def test_trial_calls_are_leased_up_to_the_permitted_number(backend: BreakerBacke
     assert [answer.before is not answer.after for answer in answers] == [True, False, False]
     assert answers[2].retry_at == clock() + timedelta(seconds=60)
     assert answers[0].trial is not None
-    backend.end_trial(rules, answers[0].trial, VerdictKind.IGNORED)
+    backend.end_trial(rules, answers[0].trial, Verdict(VerdictKind.IGNORED))
     assert backend.take_trial(rules, "c").trial is not None
 
 
@@ -118,10 +125,10 @@ def test_a_lease_that_expired_blocks_nobody_and_its_late_result_is_dropped(
     clock.advance(60)
     heir = backend.take_trial(rules, "heir").trial
     assert heir is not None
-    before, after = backend.end_trial(rules, dead, VerdictKind.SUCCESS)
+    before, after = backend.end_trial(rules, dead, Verdict(VerdictKind.SUCCESS))
     assert before == after
     assert state(backend) == HALF_OPEN
-    backend.end_trial(rules, heir, VerdictKind.SUCCESS)
+    backend.end_trial(rules, heir, Verdict(VerdictKind.SUCCESS))
     assert state(backend) == CLOSED
 
 
@@ -131,8 +138,8 @@ def test_a_failed_trial_call_ends_the_others(backend: BreakerBackend, clock: Clo
     clock.advance(30)
     trials = [backend.take_trial(rules, name).trial for name in "ab"]
     assert None not in trials
-    backend.end_trial(rules, trials[0], VerdictKind.FAILURE)  # type: ignore[arg-type] - see above
-    backend.end_trial(rules, trials[1], VerdictKind.SUCCESS)  # type: ignore[arg-type] - see above
+    backend.end_trial(rules, trials[0], Verdict(VerdictKind.FAILURE))  # type: ignore[arg-type] - see above
+    backend.end_trial(rules, trials[1], Verdict(VerdictKind.SUCCESS))  # type: ignore[arg-type] - see above
     assert state(backend) == OPEN
 
 
@@ -179,7 +186,7 @@ def test_each_change_is_in_the_record(store: Store, clock: Clock):
     clock.advance(30)
     trial = backend.take_trial(rules, "worker-2").trial
     assert trial is not None
-    backend.end_trial(rules, trial, VerdictKind.SUCCESS)
+    backend.end_trial(rules, trial, Verdict(VerdictKind.SUCCESS))
     with store.read() as conn:
         rows = conn.execute(
             sa.select(t.events).where(t.events.c.kind == EventKind.SERVICE).order_by(t.events.c.id)
@@ -284,9 +291,35 @@ def test_the_store_adds_up_what_memory_adds_up(
             breakers.add(conn, [valid])
             memory.flush([(rules, valid)])
         status, stats = breakers.read_window(conn, rules, START, asking)
-    since, until = reach(rules, START)
-    rows = [row for row in memory.counts(status) if since < row.bucket <= until]
-    assert stats == window_stats(rows, rules, START, asking)
+    assert stats == window_stats(memory.counts(status), rules, START, asking)
+
+
+def test_failures_in_a_row_count_after_their_window_until_a_call_succeeds(
+    backend: BreakerBackend, clock: Clock
+):
+    rules = policy(window_s=10)
+    for _ in range(2):
+        Worker(backend, rules, clock).fail()
+        clock.advance(3600)
+        backend.prune([rules])
+    healthy = Worker(backend, rules, clock)
+    healthy.succeed()
+    clock.advance(3600)
+    backend.prune([rules])
+    for _ in range(3):
+        assert backend.read([rules.name]).services[rules.name].state == CLOSED
+        Worker(backend, rules, clock).fail()
+        clock.advance(3600)
+        backend.prune([rules])
+    assert backend.read([rules.name]).services[rules.name].state == OPEN
+
+
+def test_what_outlives_its_window_is_deleted_once_the_state_changes(store: Store, clock: Clock):
+    backend, rules = SqlBackend(store), policy(window_s=10)
+    for _ in range(3):
+        Worker(backend, rules, clock).fail()
+    clock.advance(3600)
+    assert backend.prune([rules]) == 3
 
 
 # --- a state machine against a small model -------------------------------------------------------
@@ -332,9 +365,13 @@ class Worker:
         if stats.last_ok_at is not None:
             window.succeeded_until(stats.last_ok_at)
         if before.generation == window.generation:
-            after = machine.after_calls(before, self.rules, stats, self.clock(), "503", 0.0)
+            after = machine.after_calls(before, self.rules, stats, self.clock(), FAILED, 0.0)
             if after is not before:
                 assert self.backend.change(before, after, self.name)
+
+
+# A denied breaker stays open until a person repairs it.
+RETURNED = [kind for kind in VerdictKind if kind is not VerdictKind.DENIED]
 
 
 class Model:
@@ -343,6 +380,7 @@ class Model:
     def __init__(self) -> None:
         self.state, self.row, self.until, self.attempt = CLOSED, 0, None, 0
         self.successes, self.leases = 0, {}
+        self.recovered = False  # once it has, a trip within the hour is a relapse
 
     def to(self, state: BreakerState, until: datetime | None = None) -> None:
         self.state, self.until, self.row, self.successes = state, until, 0, 0
@@ -351,8 +389,8 @@ class Model:
     def fail(self, now: datetime) -> None:
         self.row += self.state == CLOSED
         if self.row >= 3:
-            self.attempt = 0
-            self.to(OPEN, now + timedelta(seconds=10))
+            self.attempt = self.attempt + 1 if self.recovered else 0
+            self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
 
     def take(self, now: datetime) -> bool:
         if self.until is not None and self.state == OPEN and now >= self.until:
@@ -367,8 +405,11 @@ class Model:
         if verdict == VerdictKind.FAILURE:
             self.attempt += 1
             self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
+        elif verdict == VerdictKind.THROTTLED:
+            self.to(OPEN, now + timedelta(seconds=10))
         elif self.successes >= 2:
             self.to(CLOSED)
+            self.recovered = True
 
 
 class Fleet(RuleBasedStateMachine):
@@ -454,12 +495,12 @@ class Fleet(RuleBasedStateMachine):
         self.follow()
 
     @precondition(lambda self: self.trials)
-    @rule(data=st.data(), verdict=st.sampled_from(list(VerdictKind)))
+    @rule(data=st.data(), verdict=st.sampled_from(RETURNED))
     def end_a_trial_call(self, data: st.DataObject, verdict: VerdictKind) -> None:
         trial = self.trials.pop(data.draw(st.integers(0, len(self.trials) - 1)))
         verdict = VerdictKind.SUCCESS if verdict == VerdictKind.SLOW else verdict
         now = self.now()
-        self.backend.end_trial(self.policy, trial, verdict)
+        self.backend.end_trial(self.policy, trial, Verdict(verdict))
         self.model.end(trial, verdict, now)
         self.follow()
 

@@ -143,7 +143,7 @@ def test_during_a_trial_call_all_other_calls_are_refused_as_half_open(
 def test_a_late_failure_belongs_to_an_older_generation(breaker: Breaker, clock: Clock):
     def slow() -> None:
         trip(breaker)
-        clock.advance(30)
+        clock.advance(700)
         breaker.call(int)  # recovered meanwhile
         raise Down
 

@@ -17,6 +17,7 @@ from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from tests.support.clock import Clock
 from tests.support.failing_service import Down, fail
 
@@ -374,7 +375,7 @@ def test_the_storage_has_no_compare_and_set(clock: Clock):
     from dagster_tidegate.breaker import state_machine as machine
 
     before = shared.read(["openai"]).services["openai"]
-    after = machine.opened(before, policy, clock(), "503", 0.0)
+    after = machine.opened(before, policy, clock(), Verdict(VerdictKind.FAILURE, reason="503"), 0.0)
     assert [shared.change(before, after, "a"), shared.change(before, after, "b")] == [True, False]
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import WindowStats
 from dagster_tidegate.statuses import BreakerState
 
 NOW = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
+FAILED = Verdict(VerdictKind.FAILURE, reason="503")
 CLOSED = BreakerStatus(name="openai", changed_at=NOW - timedelta(hours=1))
 
 
@@ -27,6 +28,7 @@ def in_row(failures: int, **fields: Any) -> WindowStats:
         "failed": failures,
         "failed_in_row": failures,
         "row_since": NOW,
+        "row_records": min(failures, 8),
         "row_workers": 1,
         "workers": 1,
         "failing_workers": 1,
@@ -35,7 +37,7 @@ def in_row(failures: int, **fields: Any) -> WindowStats:
 
 
 def trip(rules: ServicePolicy, stats: WindowStats, status: BreakerStatus = CLOSED) -> BreakerStatus:
-    return machine.after_calls(status, rules, stats, NOW, "503", 0.0)
+    return machine.after_calls(status, rules, stats, NOW, FAILED, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,9 @@ def test_an_operator_can_keep_it_closed_for_a_time():
     kept = replace(CLOSED, kept_closed_by="ann", kept_closed_until=NOW + timedelta(hours=1))
     assert trip(policy(consecutive_failures=1), in_row(50), kept) is kept
     later = NOW + timedelta(hours=1)
-    after = machine.after_calls(kept, policy(consecutive_failures=1), in_row(50), later, "503", 0.0)
+    after = machine.after_calls(
+        kept, policy(consecutive_failures=1), in_row(50), later, FAILED, 0.0
+    )
     assert after.state == BreakerState.OPEN
 
 
@@ -132,7 +136,7 @@ def test_the_reset_timeout_grows_with_each_failed_probe_up_to_its_cap():
         waits.append((status.open_until - status.changed_at).total_seconds())
         now = status.open_until
         half_open = machine.half_opened(status, now)
-        status = machine.after_trial(half_open, rules, VerdictKind.FAILURE, now, 0.0)
+        status = machine.after_trial(half_open, rules, Verdict(VerdictKind.FAILURE), now, 0.0)
     assert waits == [10, 20, 40, 60, 60]
     assert status.opened_at == NOW, "it is open since the trip, not since the last probe"
     assert status.reason == "503 x1"
@@ -158,30 +162,32 @@ def test_it_is_not_probed_before_the_service_asked_to_be():
     soon = NOW + timedelta(seconds=1)
     assert trip(rules, in_row(1, retry_at=soon)).open_until == NOW + timedelta(seconds=30)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    again = machine.after_trial(half_open, rules, VerdictKind.FAILURE, NOW, 0.0, asked)
+    again = machine.after_trial(half_open, rules, Verdict(VerdictKind.FAILURE, asked), NOW, 0.0)
     assert again.open_until == asked
 
 
 def test_it_closes_after_enough_trial_calls_and_forgets_the_outage():
     rules = policy(consecutive_failures=1, success_threshold=2)
     status = machine.half_opened(trip(rules, in_row(1)), NOW)
-    status = machine.after_trial(status, rules, VerdictKind.SUCCESS, NOW, 0.0)
+    status = machine.after_trial(status, rules, Verdict(VerdictKind.SUCCESS), NOW, 0.0)
     assert (status.state, status.trial_successes) == (BreakerState.HALF_OPEN, 1)
-    status = machine.after_trial(status, rules, VerdictKind.SUCCESS, NOW, 0.0)
+    status = machine.after_trial(status, rules, Verdict(VerdictKind.SUCCESS), NOW, 0.0)
     assert status == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
 
 
 def test_an_ignored_trial_call_says_nothing():
     rules = policy(consecutive_failures=1)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, VerdictKind.IGNORED, NOW, 0.0) is half_open
+    assert (
+        machine.after_trial(half_open, rules, Verdict(VerdictKind.IGNORED), NOW, 0.0) is half_open
+    )
 
 
 @pytest.mark.parametrize(("rate", "state"), [(0.5, BreakerState.OPEN), (None, BreakerState.CLOSED)])
 def test_a_slow_trial_call_fails_only_where_slow_calls_matter(rate, state):
     rules = policy(consecutive_failures=1, slow_call_rate=rate)
     half_open = machine.half_opened(trip(rules, in_row(1)), NOW)
-    assert machine.after_trial(half_open, rules, VerdictKind.SLOW, NOW, 0.0).state == state
+    assert machine.after_trial(half_open, rules, Verdict(VerdictKind.SLOW), NOW, 0.0).state == state
 
 
 @pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.OPEN])
@@ -189,7 +195,7 @@ def test_the_result_of_a_trial_call_changes_nothing_outside_half_open(state):
     status = replace(CLOSED, state=state)
     for verdict in VerdictKind:
         rules = policy(consecutive_failures=1)
-        assert machine.after_trial(status, rules, verdict, NOW, 0.0) is status
+        assert machine.after_trial(status, rules, Verdict(verdict), NOW, 0.0) is status
 
 
 def test_a_breaker_that_is_not_closed_does_not_trip_again():
@@ -199,7 +205,9 @@ def test_a_breaker_that_is_not_closed_does_not_trip_again():
 
 def test_by_hand():
     rules = policy(consecutive_failures=1)
-    opened = machine.opened(CLOSED, rules, NOW, "maintenance", 0.0)
+    opened = machine.opened(
+        CLOSED, rules, NOW, Verdict(VerdictKind.FAILURE, reason="maintenance"), 0.0
+    )
     assert opened.reason == "maintenance"
     half_open = machine.half_opened(opened, NOW)
     assert machine.half_opened(half_open, NOW) is half_open

@@ -1,0 +1,325 @@
+"""What a breaker does for each verdict."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dagster_tidegate.breaker.backend import MemoryBackend
+from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.errors import (
+    AnswerError,
+    BreakerOpenError,
+    Denied,
+    Pending,
+    Rejected,
+    Throttled,
+)
+from dagster_tidegate.breaker.events import CallJudged, StateChanged
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, of_record
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.verdicts import Scope, VerdictKind
+from dagster_tidegate.statuses import BreakerState
+from tests.support.clock import Clock
+from tests.support.failing_service import Down, fail, policy, trip
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
+def make_fleet(clock: Clock, **fields: Any) -> Fleet:
+    return Fleet(MemoryBackend(clock=clock), [policy(**fields)])
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return make_fleet(clock).breaker("openai")
+
+
+def raises(error: Exception) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+def attempt(breaker: Breaker, error: Exception) -> None:
+    with suppress(AnswerError, Down, BreakerOpenError):
+        breaker.call(raises(error))
+
+
+# --- throttled ---------------------------------------------------------------------------------
+
+
+def test_one_throttled_call_closes_the_service_until_its_time(breaker: Breaker, clock: Clock):
+    until = clock() + timedelta(hours=4)
+    with pytest.raises(BreakerOpenError) as refused:
+        breaker.call(raises(Throttled("600 a day", until=until)))
+    assert refused.value.retry_at == until
+    assert isinstance(refused.value.__cause__, Throttled)
+    assert (breaker.status.cause, breaker.status.reason) == (VerdictKind.THROTTLED, "600 a day")
+    clock.advance(4 * 3600 - 1)
+    with pytest.raises(BreakerOpenError):
+        breaker.call(int)
+    clock.advance(1)
+    breaker.call(int)
+    assert breaker.status.state == CLOSED
+
+
+def test_one_success_opens_a_throttled_service_to_all(clock: Clock):
+    breaker = make_fleet(clock, success_threshold=5).breaker("openai")
+    attempt(breaker, Throttled(until=clock() + timedelta(seconds=60)))
+    clock.advance(60)
+    breaker.call(int)
+    assert breaker.status.state == CLOSED
+
+
+def test_throttling_is_no_failure_and_its_pauses_do_not_grow(breaker: Breaker, clock: Clock):
+    pauses = []
+    for _ in range(4):
+        attempt(breaker, Throttled("429"))
+        assert breaker.status.open_until is not None
+        pauses.append((breaker.status.open_until - clock()).total_seconds())
+        clock.advance(pauses[-1])
+    assert pauses == [30] * 4
+    assert (breaker.status.attempt, breaker.fail_counter) == (0, 0)
+
+
+def test_a_later_time_of_a_call_in_flight_prolongs_the_pause(breaker: Breaker, clock: Clock):
+    def slow() -> None:
+        attempt(breaker, Throttled(until=clock() + timedelta(seconds=60)))
+        raise Throttled(until=clock() + timedelta(seconds=90))
+
+    with pytest.raises(BreakerOpenError):
+        breaker.call(slow)
+    assert breaker.status.open_until == clock() + timedelta(seconds=90)
+
+
+# --- denied ------------------------------------------------------------------------------------
+
+
+def test_a_denied_service_stays_open_until_a_person_repaired_it(breaker: Breaker, clock: Clock):
+    attempt(breaker, Denied("invalid_api_key"))
+    assert breaker.status.denied
+    clock.advance(7 * 86400)
+    with pytest.raises(BreakerOpenError, match="invalid_api_key"):
+        breaker.call(int)
+    breaker.half_open()  # repaired
+    attempt(breaker, Denied("invalid_api_key"))
+    assert breaker.status.denied
+    breaker.half_open()
+    breaker.call(int)
+    assert breaker.status.state == CLOSED
+
+
+def test_a_dead_key_is_not_called_again_by_calls_that_fail_otherwise(
+    breaker: Breaker, clock: Clock
+):
+    def slow() -> None:
+        attempt(breaker, Denied("dead key"))
+        raise Throttled(until=clock() + timedelta(seconds=1))
+
+    with pytest.raises(BreakerOpenError, match="dead key"):
+        breaker.call(slow)
+    clock.advance(60)
+    assert breaker.status.denied
+
+
+# --- the record's own ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Pending(after=30), Rejected("422"), KeyError("email")])
+def test_what_concerns_the_record_alone_neither_trips_nor_ends_a_row(
+    breaker: Breaker, error: Exception
+):
+    for _ in range(2):
+        attempt(breaker, Down())
+    for _ in range(10):
+        with pytest.raises(type(error)):
+            breaker.call(raises(error))
+    assert (breaker.status.state, breaker.fail_counter) == (CLOSED, 2)
+    attempt(breaker, Down())
+    assert breaker.status.state == OPEN
+
+
+def test_hooks_receive_what_a_service_said(clock: Clock):
+    events: list[Any] = []
+    fleet = Fleet(MemoryBackend(clock=clock), [policy()], hooks=[events.append])
+    for error in (Rejected("422"), Pending(), Throttled("429")):
+        attempt(fleet.breaker("openai"), error)
+    kinds = [event.verdict.kind for event in events if isinstance(event, CallJudged)]
+    assert kinds == [VerdictKind.REJECTED, VerdictKind.PENDING, VerdictKind.THROTTLED]
+
+
+# --- evidence ----------------------------------------------------------------------------------
+
+
+def fail_for(breaker: Breaker, record: str | None, times: int = 1) -> None:
+    with of_record(record):
+        for _ in range(times):
+            attempt(breaker, Down())
+
+
+def test_one_record_alone_cannot_trip_however_often_it_fails(breaker: Breaker):
+    fail_for(breaker, digest("bad"), 100)
+    assert breaker.status.state == CLOSED
+
+
+def test_failures_of_three_records_trip(breaker: Breaker):
+    for record in ("one", "two"):
+        fail_for(breaker, digest(record), 5)
+    assert breaker.status.state == CLOSED
+    fail_for(breaker, digest("three"))
+    assert breaker.status.state == OPEN
+
+
+def test_failures_without_evidence_do_not_count(breaker: Breaker):
+    fail_for(breaker, NO_EVIDENCE, 100)
+    assert (breaker.status.state, breaker.fail_counter) == (CLOSED, 0)
+
+
+def test_one_record_on_many_workers_is_still_one(clock: Clock):
+    backend = MemoryBackend(clock=clock)
+    for _ in range(8):  # each a process of its own, with the same record
+        fail_for(Fleet(backend, [policy()]).breaker("openai"), digest("bad"), 2)
+        clock.advance(1)
+    assert Fleet(backend, [policy()]).breaker("openai").status.state == CLOSED
+    for record in ("another", "a third"):
+        fail_for(Fleet(backend, [policy()]).breaker("openai"), digest(record))
+    assert Fleet(backend, [policy()]).breaker("openai").status.state == OPEN
+
+
+# --- rows, however long they take --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap_s", [1, 20, 300, 7200])
+def test_failures_in_a_row_trip_however_slow_they_are(clock: Clock, gap_s: float):
+    breaker = make_fleet(clock).breaker("openai")
+
+    def hang() -> None:
+        clock.advance(gap_s)
+        raise TimeoutError
+
+    for _ in range(3):
+        assert breaker.status.state == CLOSED
+        with suppress(TimeoutError, BreakerOpenError):
+            breaker.call(hang)
+    assert breaker.status.state == OPEN
+
+
+def test_a_success_of_another_worker_ends_a_slow_row(clock: Clock):
+    backend = MemoryBackend(clock=clock)
+    failing, healthy = (Fleet(backend, [policy()]) for _ in range(2))
+    for _ in range(10):
+        for _ in range(2):
+            attempt(failing.breaker("openai"), Down())
+            clock.advance(300)
+        healthy.breaker("openai").call(int)
+        healthy.flush()
+        clock.advance(300)
+    assert failing.breaker("openai").status.state == CLOSED
+
+
+def test_thresholds_above_a_thousand_trip(clock: Clock):
+    breaker = make_fleet(clock, consecutive_failures=1200).breaker("openai")
+    for _ in range(1199):
+        attempt(breaker, Down())
+    assert breaker.status.state == CLOSED
+    attempt(breaker, Down())
+    assert breaker.status.state == OPEN
+
+
+def test_after_a_trip_the_counter_keeps_the_failures_that_tripped_it(breaker: Breaker):
+    trip(breaker)
+    assert breaker.fail_counter == 3
+    breaker.half_open()
+    attempt(breaker, Down())
+    assert breaker.fail_counter == 4
+    breaker.close()
+    assert breaker.fail_counter == 0
+
+
+def test_a_recovery_that_does_not_last_keeps_the_backoff(breaker: Breaker, clock: Clock):
+    waits = []
+    for _ in range(5):
+        trip(breaker)
+        assert breaker.status.open_until is not None
+        waits.append((breaker.status.open_until - clock()).total_seconds())
+        clock.advance(waits[-1])
+        breaker.call(lambda: "the health probe is green")
+    assert waits == [30, 60, 120, 240, 480]
+    clock.advance(3600)
+    breaker.call(int)
+    trip(breaker)
+    assert breaker.status.attempt == 0
+
+
+# --- parts of a service --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apollo(clock: Clock) -> Fleet:
+    return make_fleet(clock, name="apollo", parts=["people_match", "enrich"])
+
+
+def test_a_quota_of_an_endpoint_closes_the_endpoint_alone(apollo: Fleet, clock: Clock):
+    day = Throttled("600 a day", until=clock() + timedelta(hours=4), scope=Scope.ENDPOINT)
+    attempt(apollo.breaker("apollo/people_match"), day)
+    with pytest.raises(BreakerOpenError, match="apollo/people_match is open"):
+        apollo.breaker("apollo/people_match").call(int)
+    assert apollo.breaker("apollo/enrich").call(int, "1") == 1
+    assert apollo.breaker("apollo").call(int, "1") == 1
+
+
+def test_a_dead_key_closes_the_service_with_all_its_parts(apollo: Fleet):
+    attempt(apollo.breaker("apollo/people_match"), Denied("dead key"))
+    assert apollo.breaker("apollo").status.denied
+    for name in ("apollo", "apollo/people_match", "apollo/enrich"):
+        with pytest.raises(BreakerOpenError, match="apollo is open"):
+            apollo.breaker(name).call(int)
+
+
+def test_a_call_to_a_part_is_the_trial_call_of_the_whole(apollo: Fleet):
+    whole, part = apollo.breaker("apollo"), apollo.breaker("apollo/people_match")
+    part.call(int)
+    attempt(whole, Denied("dead key"))
+    whole.half_open()
+    with suppress(Down, BreakerOpenError):
+        part.call(fail)
+    assert whole.status.state == OPEN
+    whole.half_open()
+    part.call(int)
+    assert (whole.status.state, part.status.state) == (CLOSED, CLOSED)
+
+
+def test_failures_of_a_part_leave_the_others_alone(apollo: Fleet):
+    trip(apollo.breaker("apollo/enrich"))
+    assert apollo.breaker("apollo").status.state == CLOSED
+    assert apollo.breaker("apollo/people_match").call(int, "1") == 1
+
+
+# --- without enforcement -------------------------------------------------------------------------
+
+
+def test_a_policy_that_is_not_enforced_refuses_nothing_and_says_what_it_would_do(clock: Clock):
+    events: list[Any] = []
+    rules = policy(enforce=False)
+    fleet = Fleet(MemoryBackend(clock=clock), [rules], hooks=[events.append])
+    breaker = fleet.breaker("openai")
+    for error in (*[Down()] * 10, Denied("dead key")):
+        with pytest.raises(type(error)):
+            breaker.call(raises(error))
+    assert breaker.call(int, "1") == 1
+    status = breaker.status
+    assert (status.state, status.would_open_at, status.reason) == (CLOSED, clock(), "Down x3")
+    assert not fleet.snapshot().holds
+    assert len([event for event in events if isinstance(event, StateChanged)]) == 1
+
+
+def test_enforcement_that_ends_closes_an_open_breaker(clock: Clock):
+    backend = MemoryBackend(clock=clock)
+    trip(Fleet(backend, [policy()]).breaker("openai"))
+    lenient = Fleet(backend, [policy(enforce=False)])
+    assert lenient.breaker("openai").call(int, "1") == 1
+    assert lenient.breaker("openai").status.state == CLOSED
