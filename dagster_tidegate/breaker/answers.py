@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, overload
 
 from dagster_tidegate.breaker.errors import AnswerError
 from dagster_tidegate.breaker.verdicts import VerdictKind
@@ -88,6 +88,14 @@ class Answer:
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):
             object.__setattr__(self, "headers", Headers(self.headers))
+
+    @overload
+    @classmethod
+    def of(cls, thing: Exception, at: datetime) -> "Answer": ...
+
+    @overload
+    @classmethod
+    def of(cls, thing: object, at: datetime) -> "Answer | None": ...
 
     @classmethod
     def of(cls, thing: object, at: datetime) -> "Answer | None":

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.engine import IGNORED, Engine, Ticket
 from dagster_tidegate.breaker.answers import Answer, is_answer_type
+from dagster_tidegate.breaker.engine import IGNORED, Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
 from dagster_tidegate.breaker.judge import Judge, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy

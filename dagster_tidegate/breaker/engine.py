@@ -10,7 +10,6 @@ from threading import Lock
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Trial
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
 from dagster_tidegate.breaker.events import (
     CallEnded,
     CallFailed,
@@ -20,6 +19,7 @@ from dagster_tidegate.breaker.events import (
     Event,
     Hooks,
 )
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot

@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from datetime import datetime
+from itertools import chain
 from multiprocessing.util import Finalize, register_after_fork
 from threading import Lock, RLock
 from weakref import WeakSet
@@ -60,7 +61,7 @@ class Fleet:
         enabled: bool | None = None,
     ) -> None:
         self.policies: dict[str, ServicePolicy] = {}
-        for policy in (each for policy in policies for each in policy.with_parts()):
+        for policy in chain.from_iterable(policy.with_parts() for policy in policies):
             if policy.name in self.policies:
                 raise ValueError(f"two policies are named {policy.name!r}")
             self.policies[policy.name] = policy

@@ -31,7 +31,8 @@ def test_every_field_of_the_policy_is_documented_with_its_default(name: str):
     elif isinstance(default, list):
         assert row[1] == ", ".join(map(str, default))
     else:
-        assert row[1] == (f"{default:g}" if isinstance(default, int | float) else str(default))
+        numeric = isinstance(default, int | float) and not isinstance(default, bool)
+        assert row[1] == (f"{default:g}" if numeric else str(default))
 
 
 def test_no_field_is_documented_that_does_not_exist():

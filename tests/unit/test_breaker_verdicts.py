@@ -126,7 +126,7 @@ def test_a_dead_key_is_not_called_again_by_calls_that_fail_otherwise(
     assert breaker.status.denied
 
 
-# --- the record's own ------------------------------------------------------------------------------
+# --- the record's own --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [Pending(after=30), Rejected("422"), KeyError("email")])
