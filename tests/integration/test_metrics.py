@@ -122,7 +122,7 @@ def test_metrics_of_breakers_and_calls(
     trip(fleet)
     recover(fleet, clock)
     assert scrape("breaker_trips_total", service="mail") == 2
-    assert scrape("breaker_open_seconds_total", service="mail") == 141 + 61
+    assert scrape("breaker_open_seconds_total", service="mail") == 141 + 121
     assert Scrape(store)("breaker_trips_total", service="mail") == 0, (
         "counters start at zero in each process"
     )
