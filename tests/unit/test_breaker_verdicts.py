@@ -101,13 +101,13 @@ def test_a_later_time_of_a_call_in_flight_prolongs_the_pause(breaker: Breaker, c
 
 def test_a_denied_service_stays_open_until_a_person_repaired_it(breaker: Breaker, clock: Clock):
     attempt(breaker, Denied("invalid_api_key"))
-    assert breaker.status.denied
+    assert breaker.status.is_denied
     clock.advance(7 * 86400)
     with pytest.raises(BreakerOpenError, match="invalid_api_key"):
         breaker.call(int)
     breaker.half_open()  # repaired
     attempt(breaker, Denied("invalid_api_key"))
-    assert breaker.status.denied
+    assert breaker.status.is_denied
     breaker.half_open()
     breaker.call(int)
     assert breaker.status.state == CLOSED
@@ -123,7 +123,7 @@ def test_a_dead_key_is_not_called_again_by_calls_that_fail_otherwise(
     with pytest.raises(BreakerOpenError, match="dead key"):
         breaker.call(slow)
     clock.advance(60)
-    assert breaker.status.denied
+    assert breaker.status.is_denied
 
 
 # --- the record's own --------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_a_quota_of_an_endpoint_closes_the_endpoint_alone(apollo: Fleet, clock: 
 
 def test_a_dead_key_closes_the_service_with_all_its_parts(apollo: Fleet):
     attempt(apollo.breaker("apollo/people_match"), Denied("dead key"))
-    assert apollo.breaker("apollo").status.denied
+    assert apollo.breaker("apollo").status.is_denied
     for name in ("apollo", "apollo/people_match", "apollo/enrich"):
         with pytest.raises(BreakerOpenError, match="apollo is open"):
             apollo.breaker(name).call(int)
