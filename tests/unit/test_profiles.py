@@ -1,10 +1,12 @@
 """Profiles: those that come with the package, and files that a person writes."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dagster_tidegate.breaker.answers import Answer
+from dagster_tidegate.breaker.errors import Pending
 from dagster_tidegate.breaker.judge import judge
 from dagster_tidegate.breaker.profiles import NAMES, Profile, load
 from dagster_tidegate.breaker.verdicts import Scope, VerdictKind
@@ -107,3 +109,19 @@ def test_a_wrong_profile_is_refused_with_what_is_wrong_and_where(
 ):
     with pytest.raises(ValueError, match=says):
         written(tmp_path, text)
+
+
+def test_the_examples_of_the_docs_work(tmp_path: Path):
+    profile = written(tmp_path, re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)[0])
+    unknown = {"result": {"state": "unknown"}, "final": False, "text": "Come back!"}
+    answer = Answer(200, {"x-region": "eu"}, unknown)
+    assert judge(answer, profile).kind is VerdictKind.PENDING
+    names: dict = {}
+    for example in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL):
+        exec(example, names)
+    importing = Answer(409, {"X-Stage": "import"})
+    assert names["judge"](importing).reason == "import is running"
+    assert names["judge"](Answer(409)).kind is VerdictKind.REJECTED
+    with pytest.raises(Pending):
+        names["find"]({"state": "queued"})
+    assert names["find"]({"id": 1}) == {"id": 1}
