@@ -19,7 +19,7 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.answers import Answer, is_answer_type
 from dagster_tidegate.breaker.engine import IGNORED, Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
-from dagster_tidegate.breaker.judge import Judge, judge_for
+from dagster_tidegate.breaker.judge import Judge, function_of, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
@@ -419,12 +419,19 @@ class Breaker(pybreaker.CircuitBreaker):
     def probe(self) -> BreakerStatus:
         """Run the service's health probe, if the breaker is due and a trial call is free.
 
+        Where the service denied this client, run its repair check instead; if that says yes, the
+        breaker half opens.
+
         Returns:
             The breaker afterwards.
 
         Raises:
             ValueError: If the policy has no `probe_url`.
         """
+        if self.policy.repair_check is not None and self.status.is_denied:
+            if self._is_repaired(self.policy.repair_check):
+                self.half_open()
+            return self.status
         from dagster_tidegate.breaker.probe import http_get  # urllib is slow to import
 
         if self.policy.probe_url is None:
@@ -438,6 +445,13 @@ class Breaker(pybreaker.CircuitBreaker):
         if ticket.trial is not None:
             self.engine.end_trial(ticket.trial, http_get(self.policy, self.fleet.now()))
         return self.status
+
+    def _is_repaired(self, check: str) -> bool:
+        try:
+            return bool(function_of(check, "repair_check")())
+        except Exception:  # the author's own code: the service stays closed, and others are probed
+            log.exception("the repair_check of %s failed", self.policy.name)
+            return False
 
     # --- pybreaker's properties -----------------------------------------------------------------
 

@@ -188,16 +188,21 @@ class Fleet:
         )
 
     def due_probes(self) -> list[str]:
-        """Return the services with a health probe that is due: see `Breaker.probe`."""
+        """Return the services whose probe or repair check is due: see `Breaker.probe`."""
         if not self.enabled:
             return []
         now, snapshot = self.now(), self.snapshot()
         due = []
         for name, policy in self.policies.items():
             status = snapshot.services.get(name)
-            if status is None or policy.probe_url is None:
+            if status is None:
                 continue
-            waiting = status.due(now) or status.state == BreakerState.HALF_OPEN
+            if status.is_denied:
+                waiting = policy.repair_check is not None
+            else:
+                waiting = policy.probe_url is not None and (
+                    status.due(now) or status.state == BreakerState.HALF_OPEN
+                )
             if waiting and operator_hold(snapshot, name, now) is None:
                 due.append(name)
         return due

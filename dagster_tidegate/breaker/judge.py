@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
 from dagster_tidegate.breaker.answers import (
@@ -174,7 +174,7 @@ def judge_for(policy: "ServicePolicy") -> Judge:
         ValueError: If the profile or the judge can't be loaded; it says why.
     """
     if policy.judge is not None:
-        return _import(policy.judge)
+        return cast(Judge, function_of(policy.judge, "judge"))
     if policy.profile is None:
         return partial(judge_exception, failure_statuses=policy.failure_statuses)
     return partial(
@@ -217,15 +217,19 @@ def every_error(answer: Answer) -> Verdict:
     return Verdict(VerdictKind.FAILURE, reason=reason)
 
 
-def _import(path: str) -> Judge:
-    module, _, name = path.partition(":")
+def function_of(path: str, what: str) -> Callable[..., Any]:
+    """Import a function that a policy names as `package.module:function`.
+
+    Raises:
+        ValueError: If there is none.
+    """
     try:
-        function = getattr(import_module(module), name)
+        function = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"judge {path!r} can't be imported: {error}") from error
+        raise ValueError(f"{what} {path!r} can't be imported: {error}") from error
     if not callable(function):
-        raise ValueError(f"judge {path!r} is {function!r}: it must be a function of an Answer")
-    return cast(Judge, function)
+        raise ValueError(f"{what} {path!r} is {function!r}: it must be a function")
+    return function
 
 
 def _of_exception(error: Exception) -> Verdict:

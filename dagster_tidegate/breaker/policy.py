@@ -155,6 +155,12 @@ class ServicePolicy(BaseModel):
         description="URL that answers GET with a status below 400 while the service is healthy. "
         "None: a call of a campaign is the trial call.",
     )
+    repair_check: str | None = Field(
+        default=None,
+        description="A function of your own that returns whether a service that denied this "
+        'client accepts it again, as "package.module:function". It must cost nothing and end '
+        "within seconds. None: a person says so.",
+    )
     probe_timeout_s: float = Field(
         default=5.0, gt=0, description="Timeout of the health probe, in seconds."
     )
@@ -188,12 +194,12 @@ class ServicePolicy(BaseModel):
     def _profile_may_exist(cls, profile: str | None) -> str | None:
         return profile if profile is None else check_name(profile)
 
-    @field_validator("judge")
+    @field_validator("judge", "repair_check")
     @classmethod
-    def _judge_is_a_path(cls, judge: str | None) -> str | None:
-        if judge is not None and re.fullmatch(r"[\w.]+:\w+", judge) is None:
-            raise ValueError(f"{judge!r} names no function: write it as package.module:function")
-        return judge
+    def _function_is_a_path(cls, path: str | None) -> str | None:
+        if path is not None and re.fullmatch(r"[\w.]+:\w+", path) is None:
+            raise ValueError(f"{path!r} names no function: write it as package.module:function")
+        return path
 
     @field_validator("probe_url")
     @classmethod

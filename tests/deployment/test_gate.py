@@ -5,6 +5,7 @@ One deployment serves all tests but one; each has partitions of its own, and lea
 they begin: round n of a seed is round 0 of the seed n later, so that each can be replayed alone.
 """
 
+import json
 import os
 import random
 import time
@@ -172,6 +173,59 @@ def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: 
     for job in runs:
         assert stage.outcomes(job, partition) == PAUSED_ONCE
     stage.assert_each_arrived_once("letters", partition)
+
+
+# --- what an answer means -----------------------------------------------------------------------
+
+
+def test_a_record_that_always_fails_stops_nobody_and_is_named(stage: Stage):
+    poisoned, healthy = new_partitions(2)
+    bad = f"essays/{poisoned}/17@acme.example"
+    stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="one-record", keys=[bad]))
+    for partition in (poisoned, healthy):
+        stage.launch("essays", partition)
+    for partition in (poisoned, healthy):
+        stage.wait(
+            lambda p=partition: stage.campaign_run("essays", p) == "completed", "it completes"
+        )
+        assert stage.outcomes("essays", partition) == [RunStatus.COMPLETED], "nobody paused"
+    assert stage.sandbox.stats()["openai"]["effects"] == 2 * RECORDS - 1
+    failed = json.loads(stage.tidegate("records", f"essays/{poisoned}", "--failed", "--json"))
+    [record] = failed["records"]
+    assert (record["key"], record["suspect"]) == ("17@acme.example", True)
+    assert f"{RECORDS - 1} others succeeded" in record["error"]
+
+
+def test_a_dead_key_pauses_at_its_first_call_until_a_person_repaired_it(stage: Stage):
+    [partition] = new_partitions(1)
+    run = stage.launch("essays", partition)
+    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "it is at work")
+    stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="dead-key"))
+    stage.wait(lambda: stage.is_paused(run), "the run is paused")
+    paused_at = stage.now()
+    stage.wait(lambda: stage.ticked_since(paused_at + TICKS), "the gate has looked again")
+    assert stage.sandbox.stats()["openai"]["by_status"]["401"] == 1
+    assert "tidegate services repaired openai" in stage.tidegate("why", f"essays/{partition}")
+
+    stage.heal("openai")
+    stage.tidegate("services", "repaired", "openai", "--reason", "a new key")
+    stage.settle()
+    assert stage.outcomes("essays", partition) == PAUSED_ONCE
+    assert stage.sandbox.stats()["openai"]["effects"] == RECORDS
+
+
+def test_a_quota_that_is_used_up_pauses_until_its_reset_and_nothing_is_tried_before(stage: Stage):
+    [partition] = new_partitions(1)
+    run = stage.launch("essays", partition)
+    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "it is at work")
+    quota = Fault(mode=Mode.ANSWER, case="day-used", retry_after_s=15)
+    stage.sandbox.place("openai", quota)
+    stage.wait(lambda: stage.is_paused(run), "the run is paused")
+    assert "until" in stage.tidegate("why", f"essays/{partition}")
+    stage.settle()
+    assert stage.sandbox.stats()["openai"]["by_status"]["429"] == 1
+    assert stage.outcomes("essays", partition) == PAUSED_ONCE
+    assert stage.sandbox.stats()["openai"]["effects"] == RECORDS
 
 
 # --- backfills --------------------------------------------------------------------------------

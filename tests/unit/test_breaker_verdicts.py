@@ -113,6 +113,26 @@ def test_a_denied_service_stays_open_until_a_person_repaired_it(breaker: Breaker
     assert breaker.status.state == CLOSED
 
 
+def says_no() -> bool:
+    return False
+
+
+def says_yes() -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("check", "state"), [("says_no", OPEN), ("says_yes", HALF_OPEN), ("is_missing", OPEN)]
+)
+def test_a_free_check_can_say_that_it_is_repaired(clock: Clock, check: str, state: BreakerState):
+    fleet = make_fleet(clock, repair_check=f"{__name__}:{check}")
+    breaker = fleet.breaker("openai")
+    assert fleet.due_probes() == []
+    attempt(breaker, Denied("dead key"))
+    assert fleet.due_probes() == ["openai"]
+    assert breaker.probe().state == state
+
+
 def test_a_dead_key_is_not_called_again_by_calls_that_fail_otherwise(
     breaker: Breaker, clock: Clock
 ):
