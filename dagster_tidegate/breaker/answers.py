@@ -21,7 +21,7 @@ MAX_CAUSES = 8
 _RESPONSE_ATTRIBUTES = ("headers", "json", "read")
 # In the order in which they are looked at: the first that has a value is the body.
 _BODIES = ("json_body", "body", "http_body", "data", "content", "_content", "_body")
-_NO_BODY: Any = object()
+_NO_JSON: Any = object()
 
 # The service was never reached.
 NOT_SENT: tuple[type[Exception], ...] = (ConnectionRefusedError, socket.gaierror)
@@ -119,19 +119,23 @@ class Answer:
             return cls(body=thing, at=at)
         return _of_response(thing, at) if is_answer_type(type(thing)) else None
 
-    @cached_property
+    @property
     def json(self) -> Any:
         """The parsed body; None if there is none, or if it is no JSON object or array."""
-        if isinstance(self.body, dict | list):
+        return self._parsed if isinstance(self._parsed, dict | list) else None
+
+    @cached_property
+    def _parsed(self) -> Any:
+        if not isinstance(self.body, str | bytes):
             return self.body
-        if not isinstance(self.body, str | bytes) or not self.text.lstrip(
-            "\ufeff \t\r\n"
-        ).startswith(("{", "[")):
-            return None
         try:
-            return _parse(self.body)
-        except (ValueError, RecursionError):
+            return json.loads(
+                self.body.lstrip("\ufeff") if isinstance(self.body, str) else self.body
+            )
+        except RecursionError:
             return None
+        except ValueError:
+            return _NO_JSON
 
     @cached_property
     def text(self) -> str:
@@ -158,17 +162,7 @@ class Answer:
         if len(self.body) > MAX_PARSED:
             end = self.body[-100:].strip()[-1:]
             return end not in (b"}", b"]", b'"', "}", "]", '"')
-        try:
-            _parse(self.body)
-        except RecursionError:
-            return False
-        except ValueError:
-            return True
-        return False
-
-
-def _parse(body: str | bytes) -> Any:
-    return json.loads(body.lstrip("\ufeff") if isinstance(body, str) else body)
+        return self._parsed is _NO_JSON
 
 
 def answer_of(thing: object, at: datetime) -> Answer | None:
@@ -292,17 +286,18 @@ def _headers(holders: list[object]) -> Headers:
 
 def _body(holders: list[object]) -> Any:
     """Return the first body that is there; no property is touched that would read it."""
+    empty = None
     for holder in holders:
         if isinstance(holder, dict) and "Error" in holder:
             return holder
         state = _attribute(holder, "__dict__") or {}
         for name in _BODIES:
-            value = state.get(name, _NO_BODY)
-            if isinstance(value, bytes | str | dict | list) and value:
-                return value
-            if isinstance(value, bytearray):
-                return bytes(value)
-    return None
+            value = state.get(name)
+            if isinstance(value, bytes | bytearray | str | dict | list):
+                if value:
+                    return bytes(value) if isinstance(value, bytearray) else value
+                empty = value
+    return empty
 
 
 def _attribute(thing: object, name: str) -> Any:

@@ -74,6 +74,7 @@ _OLD_FAILURES = (408, 425, 429)
 _RECORDS = frozenset({VerdictKind.PENDING, VerdictKind.REJECTED, VerdictKind.IGNORED})
 # Services use these for many things: what a message says is more than what the status says.
 _VAGUE = frozenset({400, 403, 409, 422, 429})
+_ABOUT_RECORDS = frozenset({400, 409, 422})
 _CODE_KEYS = [
     "code",
     "error_code",
@@ -92,6 +93,7 @@ _CODE_KEYS = [
     "error_category",
     "policy_name",
     "error",
+    "id",
 ]
 _PROSE_KEYS = [
     "message",
@@ -127,6 +129,7 @@ _CONTAINERS = frozenset(
 )
 _NO_ERROR = frozenset({"", "none", "null", "ok", "false", "0", "no_error", "success"})
 _FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
+_MESSAGES = ("message", "msg", "detail", "title")
 _UNFINISHED = frozenset({"pending", "processing", "in_progress", "running", "result_pending"})
 
 
@@ -268,13 +271,24 @@ def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[in
     if used_up or (asks_to_wait and (status in (403, 429) or status >= 500)):
         return _verdict(answer, profile, VerdictKind.THROTTLED, str(status))
     if succeeded or status in _VAGUE:
-        prose = _prose(answer)
-        for phrase, kind in profile.phrases.items():
-            if phrase in prose:
-                return _verdict(answer, profile, kind, phrase)
+        phrase = _phrase_in(_prose(answer), profile, status)
+        if phrase is not None:
+            return _verdict(answer, profile, profile.phrases[phrase], phrase)
     if 200 <= status < 300:  # an error that is unknown, in an answer that pretends to be none
         return _verdict(answer, profile, VerdictKind.REJECTED, f"error in a {status}")
     return _verdict(answer, profile, profile.of_status(status), str(status))
+
+
+def _phrase_in(prose: str, profile: Profile, status: int) -> str | None:
+    """Return the first phrase of a profile that a message contains."""
+    for phrase, kind in profile.phrases.items():
+        if kind == USED_UP and status in _ABOUT_RECORDS:
+            continue
+        if kind == VerdictKind.FAILURE and not 200 <= status < 300:
+            continue
+        if phrase in prose:
+            return phrase
+    return None
 
 
 def _verdict(
@@ -319,8 +333,8 @@ def _of_success(answer: Answer, profile: Profile, status: int) -> Verdict:
         title = html_headings(answer.text).lower()
         if profile.json_only or any(phrase in title for phrase in profile.unwell_titles):
             return Verdict(VerdictKind.FAILURE, reason=f"{status}, an HTML page")
-    empty = answer.body is not None and not answer.text.strip()
-    if profile.json_only and empty and answer.media_type.endswith("json"):
+    is_empty = isinstance(answer.body, str | bytes) and not answer.body.strip()
+    if profile.json_only and is_empty and answer.media_type.endswith("json"):
         return Verdict(VerdictKind.FAILURE, reason=f"{status}, empty")
     return SUCCESS
 
@@ -333,16 +347,14 @@ def _error_within(answer: Answer, profile: Profile) -> int | None:
     error, errors = body.get("error"), body.get("errors")
     if isinstance(error, str) and code_of(error) in _NO_ERROR:
         error = None
-    inner = None
-    message = error or any(body.get(k) for k in ("message", "msg", "detail", "title"))
-    for holder in (error if isinstance(error, dict) else {}, body if message else {}):
-        for key in ("code", "status", "statusCode", "status_code", "error_code"):
-            value = holder.get(key)
-            if inner is None and re.fullmatch(r"[45]\d\d", str(value)):
-                inner = int(str(value))
+    says = any(isinstance(body.get(key), str) and body[key] for key in _MESSAGES)
+    inner = _status_in(error) if isinstance(error, dict) else None
+    if inner is None and (error or says):
+        inner = _status_in(body)
     status = body.get("status")
-    if isinstance(status, str) and status.isupper() and code_of(status) in profile.codes:
-        return 0  # as Google's maps have it
+    is_code = isinstance(status, str) and code_of(status) in profile.codes
+    if is_code and (says or status.isupper()):  # as Google's maps have it
+        return 0
     named = {code_of(v) for k in ("status", "result") if isinstance(v := body.get(k), str)}
     failed = body.get("success") is False or body.get("ok") is False or named & _FAILED_STATUSES
     if error or failed or inner:
@@ -356,6 +368,17 @@ def _error_within(answer: Answer, profile: Profile) -> int | None:
         return 0 if known or not others else None
     if isinstance(errors, list) and errors:
         return 0 if any(code_of(code) in profile.codes for code in _codes(answer)) else None
+    return None
+
+
+def _status_in(node: dict[Any, Any]) -> int | None:
+    """Return the HTTP status of an error that an object names, or None."""
+    for key in ("code", "status", "statusCode", "status_code", "error_code"):
+        value = node.get(key)
+        if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value):
+            return int(value)
+        if type(value) is int and 400 <= value <= 599:
+            return value
     return None
 
 

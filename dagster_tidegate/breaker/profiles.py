@@ -31,18 +31,20 @@ _MAX_EXTENDS = 8
 def code_of(text: str) -> str:
     """Return a machine code in the form in which codes are compared.
 
-    Case, separators, name spaces and the endings "error" and "exception" make no difference.
+    Case, separators and name spaces make no difference, nor does the ending "exception", nor
+    "error" after two words.
 
     Example:
-        >>> code_of("com.amazonaws#ThrottlingException"), code_of("Insufficient credits")
-        ('throttling', 'insufficient_credits')
+        >>> code_of("com.amazonaws#ThrottlingException"), code_of("RateLimitError")
+        ('throttling', 'rate_limit')
     """
     if re.match(r"(?i)https?:|urn:", text):
         text = re.split(r"[/#:]", text.rstrip("/"))[-1]
     text = text.rpartition("#")[2]
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", text)
     text = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    return re.sub(r"(?<=.)_(?:error|exception)$", "", text)
+    text = re.sub(r"(?<=.)_exception$", "", text)
+    return re.sub(r"(?<=_)(\w+?)_error$", r"\1", text)  # "server_error" is more than "server"
 
 
 class _Table(BaseModel):

@@ -138,6 +138,8 @@ def seconds_of(value: object, at: datetime, *, unit_s: float = 1.0) -> float | N
         293.0
     """
     text = str(value).strip().strip('"')
+    if re.fullmatch(r"[\d.]+(\s*,\s*[\d.]+)+", text):  # sent twice: by the service and its gateway
+        text = max(text.split(","), key=lambda number: len(number.strip())).strip()
     if not text:
         return None
     seconds = _seconds(text, at, unit_s)

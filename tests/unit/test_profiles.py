@@ -96,8 +96,8 @@ def test_a_profile_extends_one_beside_it(tmp_path: Path):
         ('[[rules]]\nverdict = "denied"\n', "rules.0: .*would match every answer"),
         ('throttled_scope = "key"\n', "throttled_scope: "),
         (
-            '[codes]\ndenied = ["QuotaError"]\nthrottled = ["quota"]\n',
-            "codes: 'quota' is in denied and in throttled: remove one",
+            '[codes]\ndenied = ["DayQuotaError"]\nthrottled = ["day_quota"]\n',
+            "codes: 'day_quota' is in denied and in throttled: remove one",
         ),
         ('extends = "opnai"\n', "there is no profile 'opnai': use one of anthropic, apollo"),
         ('extends = "kimi.toml"\n', "extends itself"),
