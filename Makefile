@@ -17,6 +17,9 @@ DIST := --dist loadgroup --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt
 DAGSTER ?= newest
 
+# Each process of a deployment under test would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment

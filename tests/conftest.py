@@ -191,5 +191,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(tests)
-        alone = path.parts[0] not in REAL_PROCESSES or path == Path("deployment", "test_gate.py")
-        item.add_marker(pytest.mark.xdist_group(str(path) if alone else "real processes"))
+        if path.parts[0] not in REAL_PROCESSES:
+            group = str(path)
+        elif path.parts[0] == "chaos" or path.name == "test_gate.py":
+            group = "the gate and chaos"  # about as long as all others
+        else:
+            group = "real processes"
+        item.add_marker(pytest.mark.xdist_group(group))

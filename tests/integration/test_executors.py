@@ -1,11 +1,12 @@
 """Campaigns under both executors, each run a process as a run launcher starts it."""
 
+import multiprocessing
 import os
-import signal
-import subprocess
+import runpy
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import dagster as dg
@@ -24,11 +25,25 @@ from dagster_tidegate.store.database import Store
 from tests.integration.executors_project import jobs
 from tests.support.polling import wait_until
 
-ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "executors_project" / "jobs.py"
 SOON_S = 240.0
 pytestmark = pytest.mark.timeout(900)
 ALL = [str(n) for n in range(jobs.COUNT)]
+
+
+# A process that imports everything itself takes three seconds of a processor.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["dagster._cli.api", "dagster_tidegate"])
+
+
+def execute(command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """Be the process of a run: `python -m dagster api execute_run ...`."""
+    with log.open("wb") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    os.environ.update(environment)
+    sys.argv = list(command)
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 class Campaign:
@@ -36,9 +51,9 @@ class Campaign:
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, store: Store, job: str) -> None:
         self.folder, self.instance, self.store, self.job = folder, instance, store, job
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[BaseProcess] = []
 
-    def start(self) -> tuple[str, subprocess.Popen[bytes]]:
+    def start(self) -> tuple[str, BaseProcess]:
         """Start a run as the launchers for containers do: `dagster api execute_run`."""
         job = ReconstructableJob.for_file(str(PROJECT), self.job)
         run = self.instance.create_run_for_job(
@@ -51,26 +66,21 @@ class Campaign:
             run_id=run.run_id,
             instance_ref=self.instance.get_ref(),
         )
-        with (self.folder / f"{run.run_id}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments.get_command_args()],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "DAGSTER_HOME": str(self.folder / "home"),
-                    "EXECUTORS_PROJECT_FOLDER": str(self.folder),
-                    "TIDEGATE_STORE_URL": self.store.url.render_as_string(hide_password=False),
-                },
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        environment = {
+            "DAGSTER_HOME": str(self.folder / "home"),
+            "EXECUTORS_PROJECT_FOLDER": str(self.folder),
+            "TIDEGATE_STORE_URL": self.store.url.render_as_string(hide_password=False),
+        }
+        command, log = arguments.get_command_args(), self.folder / f"{run.run_id}.log"
+        process = processes.Process(target=execute, args=(command, environment, log))
+        process.start()
         self.started.append(process)
         return run.run_id, process
 
-    def end_of(self, started: tuple[str, subprocess.Popen[bytes]]) -> dg.DagsterRunStatus:
+    def end_of(self, started: tuple[str, BaseProcess]) -> dg.DagsterRunStatus:
         """Wait for the end of a run's process, and return what Dagster has of the run."""
         run_id, process = started
-        process.wait(SOON_S)
+        process.join(SOON_S)
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run.status
@@ -122,7 +132,7 @@ def campaign(tmp_path: Path, job: str, store_url: str) -> Iterator[Campaign]:
         yield campaign
         for process in campaign.started:
             process.kill()
-            process.wait()
+            process.join()
     store.dispose()
 
 
@@ -153,7 +163,7 @@ def stopped_by_a_signal(campaign: Campaign, key: str, *, terminated: bool) -> st
         run = campaign.instance.get_run_by_id(stopped[0])
         assert run is not None
         campaign.instance.report_run_canceling(run)
-    stopped[1].send_signal(signal.SIGTERM)
+    stopped[1].terminate()
     campaign.go_on(key)
     assert campaign.end_of(stopped) is dg.DagsterRunStatus.CANCELED
     expected = RunStatus.CANCELLED if terminated else RunStatus.PAUSED
@@ -176,7 +186,7 @@ def stopped_outside_a_record_loop(campaign: Campaign) -> str:
     (campaign.folder / "stay").touch()
     stopped = campaign.start()
     wait_until((campaign.folder / "joining").exists)
-    stopped[1].send_signal(signal.SIGTERM)
+    stopped[1].terminate()
     assert campaign.end_of(stopped) is dg.DagsterRunStatus.FAILURE
     run = campaign.instance.get_run_by_id(stopped[0])
     assert run is not None
