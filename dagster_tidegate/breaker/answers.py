@@ -261,8 +261,17 @@ def _of_exception(error: Exception, at: datetime) -> Answer:
         status = status_of(cause)
         if status is not None and isinstance(cause, Exception):
             holders = [*_responses(cause), cause]
-            return Answer(status, _headers(holders), _body(holders), error, at)
-    return Answer(exception=error, at=at)
+            body = _body(holders)
+            return Answer(status, _headers(holders), body or _code(cause) or body, error, at)
+    # An SDK's error event within a stream has a code, and no status.
+    return Answer(body=_code(error), exception=error, at=at)
+
+
+def _code(error: BaseException) -> dict[str, Any] | None:
+    """Return the machine code that an exception of an SDK carries without a body."""
+    code, kind = _attribute(error, "code"), _attribute(error, "type")
+    fields = {"code": code, "type": kind}
+    return {name: value for name, value in fields.items() if isinstance(value, str)} or None
 
 
 def _of_response(response: object, at: datetime) -> Answer | None:

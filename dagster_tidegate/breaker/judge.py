@@ -157,7 +157,7 @@ def judge(
     if isinstance(error, AnswerError):
         verdict = error.verdict_at(answer.at)
     elif answer.status is None and error is not None:
-        return _of_exception(error)
+        verdict = _by_code(answer, profile, None) or _of_exception(error)
     else:
         verdict = _of_answer(answer, profile, failure_statuses)
         if verdict.kind is VerdictKind.SUCCESS and error is not None:
@@ -257,12 +257,9 @@ def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[in
         if inner is None:
             return _of_success(answer, profile, status)
         status = inner or status
-    for code in _codes(answer):
-        kind = profile.codes.get(code_of(code))
-        if kind is not None:
-            if kind == VerdictKind.THROTTLED and status in (401, 402) and "quota" in code.lower():
-                kind = USED_UP
-            return _verdict(answer, profile, kind, code)
+    verdict = _by_code(answer, profile, status)
+    if verdict is not None:
+        return verdict
     if status in failure_statuses:
         return Verdict(VerdictKind.FAILURE, times_of(answer).retry_at, reason=str(status))
     times = times_of(answer)
@@ -277,6 +274,16 @@ def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[in
     if 200 <= status < 300:  # an error that is unknown, in an answer that pretends to be none
         return _verdict(answer, profile, VerdictKind.REJECTED, f"error in a {status}")
     return _verdict(answer, profile, profile.of_status(status), str(status))
+
+
+def _by_code(answer: Answer, profile: Profile, status: int | None) -> Verdict | None:
+    for code in _codes(answer):
+        kind = profile.codes.get(code_of(code))
+        if kind is not None:
+            if kind == VerdictKind.THROTTLED and status in (401, 402) and "quota" in code.lower():
+                kind = USED_UP
+            return _verdict(answer, profile, kind, code)
+    return None
 
 
 def _phrase_in(prose: str, profile: Profile, status: int) -> str | None:
@@ -352,9 +359,8 @@ def _error_within(answer: Answer, profile: Profile) -> int | None:
     if inner is None and (error or says):
         inner = _status_in(body)
     status = body.get("status")
-    is_code = isinstance(status, str) and code_of(status) in profile.codes
-    if is_code and (says or status.isupper()):  # as Google's maps have it
-        return 0
+    if isinstance(status, str) and (says or status.isupper()) and code_of(status) in profile.codes:
+        return 0  # as Google's maps have it
     named = {code_of(v) for k in ("status", "result") if isinstance(v := body.get(k), str)}
     failed = body.get("success") is False or body.get("ok") is False or named & _FAILED_STATUSES
     if error or failed or inner:

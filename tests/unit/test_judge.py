@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import pickle
 import socket
 import ssl
 import urllib.error
@@ -107,6 +108,13 @@ def test_an_exception_of_any_client_has_code_header_and_status(client):
     later = verdict_on(client(429, {"Retry-After": "7"}, b'{"error": {}}'))
     assert (later.kind, later.until) == (VerdictKind.THROTTLED, NOW + timedelta(seconds=7))
     assert verdict_on(client(422, {}, b'{"error": {}}')).kind is VerdictKind.REJECTED
+
+
+def test_an_sdks_code_counts_where_there_is_no_body_or_status():
+    for fields in ({"code": "insufficient_quota"}, {"code": "insufficient_quota", "status": 429}):
+        error = Exception("in the middle of a stream")
+        vars(error).update(fields)
+        assert verdict_on(error).kind is VerdictKind.DENIED
 
 
 def test_urllibs_error_has_its_headers_and_its_body_stays_unread():
@@ -437,6 +445,8 @@ def test_the_error_of_a_verdict_is_of_the_class_that_says_the_same():
     assert (error.verdict, error.response) == (verdict, "r")
     assert str(error) == 'denied (no credits): {"error": "no credits"}'
     assert type(AnswerError.of(Verdict(VerdictKind.FAILURE))) is AnswerError
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.verdict, str(copy)) == (Denied, verdict, str(error))
 
 
 def own_judge(answer: Answer) -> Verdict:
@@ -462,7 +472,7 @@ def test_a_policy_chooses_its_judge():
     [
         ({"judge": f"{__name__}:nobody"}, "can't be imported"),
         ({"judge": "no.such.module:judge"}, "can't be imported"),
-        ({"judge": f"{__name__}:NOW"}, "must be a function of an Answer"),
+        ({"judge": f"{__name__}:NOW"}, "it must be a function"),
         ({"profile": "no/such.toml"}, "can't be read"),
     ],
 )
