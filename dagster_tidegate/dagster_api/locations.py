@@ -176,7 +176,11 @@ def _policies(resource: RemoteResource) -> list[ServicePolicy]:
     services = resource.configured_values.get("services")
     try:
         policies = json.loads(services) if isinstance(services, str) else []
-        return [ServicePolicy.model_validate(policy) for policy in policies]
+        return [
+            each
+            for policy in policies
+            for each in ServicePolicy.model_validate(policy).with_parts()
+        ]
     except ValidationError as error:
         raise ValueError(f"its services can't be read: {error.errors()[0]['msg']}") from error
 
