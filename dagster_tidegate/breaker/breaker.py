@@ -45,6 +45,8 @@ _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 # Types of results that are neither deferred nor an answer, which need no further look.
 _PLAIN: set[type] = {type(None), bool, int, float, str, bytes, list, tuple}
 _MAX_PLAIN = 1000
+# The duration of each of the first calls is learned from, then that of every 16th.
+_EACH, _SAMPLED = 64, 15
 
 
 class Breaker(pybreaker.CircuitBreaker):
@@ -109,6 +111,7 @@ class Breaker(pybreaker.CircuitBreaker):
                 reset_timeout_cap_s=max(600.0, reset_timeout),
                 success_threshold=success_threshold,
                 jitter=0.0,
+                slow_call_rate=None,
                 profile=None,
             )
         if fleet is None:
@@ -147,18 +150,25 @@ class Breaker(pybreaker.CircuitBreaker):
             BreakerOpenError: If the service must not be called now, or the call failed and left
                 the breaker open.
         """
-        admission = self.engine.admission
+        engine = self.engine
+        admission = engine.admission
         if admission.fast:
+            window = admission.window
+            started = window.monotonic()
             try:
                 result = func(*args, **kwargs)
             except Exception as error:
                 self._raised(Ticket(admission.window), error)
                 raise
             if type(result) not in _PLAIN:
-                return self._end(Ticket(admission.window), result)
-            window = admission.window
-            window.last_ok = window.monotonic()
-            window.ok()
+                return self._end(Ticket(window, started=started), result)
+            ended = window.last_ok = window.monotonic()
+            count = window.ok()
+            durations = engine.durations
+            if ended - started >= durations.limit_s:
+                engine.count_slow(window)
+            if count < _EACH or not count & _SAMPLED:
+                durations.add(ended - started)
             return result
         ticket = self.engine.admit()
         self._notify("before_call", func, *args, **kwargs)
@@ -179,18 +189,25 @@ class Breaker(pybreaker.CircuitBreaker):
         Raises:
             BreakerOpenError: As `call` does.
         """
-        admission = self.engine.admission
+        engine = self.engine
+        admission = engine.admission
         if admission.fast:
+            window = admission.window
+            started = window.monotonic()
             try:
                 result = await func(*args, **kwargs)
             except Exception as error:
                 await asyncio.to_thread(self._raised, Ticket(admission.window), error)
                 raise
             if type(result) not in _PLAIN:
-                return await self._end_async(Ticket(admission.window), result)
-            window = admission.window
-            window.last_ok = window.monotonic()
-            window.ok()
+                return await self._end_async(Ticket(window, started=started), result)
+            ended = window.last_ok = window.monotonic()
+            count = window.ok()
+            durations = engine.durations
+            if ended - started >= durations.limit_s:
+                await asyncio.to_thread(engine.count_slow, window)
+            if count < _EACH or not count & _SAMPLED:
+                durations.add(ended - started)
             return result
         admission = self.engine.check()
         ticket = (

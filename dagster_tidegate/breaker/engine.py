@@ -9,6 +9,7 @@ from threading import Lock
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Trial
+from dagster_tidegate.breaker.durations import Durations
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import (
     CallEnded,
@@ -84,10 +85,15 @@ class Ticket:
     __slots__ = ("parent", "started", "trial", "window")
 
     def __init__(
-        self, window: LocalWindow, trial: Trial | None = None, parent: "Ticket | None" = None
+        self,
+        window: LocalWindow,
+        trial: Trial | None = None,
+        parent: "Ticket | None" = None,
+        *,
+        started: float | None = None,
     ) -> None:
         self.window = window
-        self.started = window.monotonic()
+        self.started = window.monotonic() if started is None else started
         self.trial = trial
         self.parent = parent
 
@@ -116,6 +122,7 @@ class Engine:
     ) -> None:
         self.policy = policy
         self.parent = parent
+        self.durations = _durations(policy)
         self.observed = False
         self._state = state
         self._hooks = hooks
@@ -226,10 +233,7 @@ class Engine:
             and self._status_passes(status)
             and (whole is None or self._status_passes(whole))
         )
-        observed = (
-            self.observed or self._hooks.times_calls or self.policy.slow_call_rate is not None
-        )
-        fast = passes and not observed
+        fast = passes and not (self.observed or self._hooks.times_calls)
         self.admission = Admission(status, window, hold=hold, passes=passes, fast=fast)
 
     def _status_passes(self, status: BreakerStatus) -> bool:
@@ -238,6 +242,7 @@ class Engine:
     def configure(self, policy: ServicePolicy, *, observed: bool) -> None:
         """Replace the policy, and say whether listeners observe each call."""
         self.policy, self.observed = policy, observed
+        self.durations = _durations(policy)
         self._state.inform(self.update)
 
     def _refuse(self, error: BreakerOpenError) -> BreakerOpenError:
@@ -251,7 +256,8 @@ class Engine:
         window, policy = ticket.window, self.policy
         ended = window.monotonic()
         took_s = ended - ticket.started
-        slow = policy.slow_call_rate is not None and took_s >= policy.slow_call_s
+        slow = took_s >= self.durations.limit_s
+        self.durations.add(took_s)
         if self._hooks.times_calls:
             self._hooks.emit(CallEnded(policy.name, False, took_s))
         verdict = Verdict(VerdictKind.SLOW if slow else VerdictKind.SUCCESS)
@@ -260,8 +266,12 @@ class Engine:
         window.last_ok = ended
         window.ok()
         if slow:
-            window.count_slow()
-            self._report(window, replace(verdict, reason="slow"))
+            self.count_slow(window)
+
+    def count_slow(self, window: LocalWindow) -> None:
+        """Count a success, which is counted already, as slow too."""
+        window.count_slow()
+        self._report(window, Verdict(VerdictKind.SLOW, reason="slow"))
 
     def ignore(self, ticket: Ticket, verdict: Verdict = IGNORED) -> None:
         """End a call that says nothing about the health of the service."""
@@ -344,6 +354,7 @@ class Engine:
                 return  # an older generation, or another thread has reported it already
             before, stats = self._state.record(self.policy, delta)
             window.flushed(delta)
+            stats = replace(stats, slow_in_row=window.slow_in_row)
             if stats.last_ok_at is not None:
                 window.succeeded_until(stats.last_ok_at)
             self._reported = (window, window.totals()[0], stats.failed_in_row)
@@ -402,6 +413,10 @@ class Engine:
         if window is None or window is not self.admission.window:
             return 0
         return in_row if window.totals()[0] == ok else 0
+
+
+def _durations(policy: ServicePolicy) -> Durations:
+    return Durations(policy.slow_call_s, enabled=policy.slow_call_rate is not None)
 
 
 def operator_hold(snapshot: FleetSnapshot, service: str, now: datetime) -> Hold | None:

@@ -60,15 +60,18 @@ class ServicePolicy(BaseModel):
         default=None, ge=1, description="Trip at this many failures within the window."
     )
     failure_rate: Share | None = Field(
-        default=None, description="Trip when this share of the calls in the window failed."
+        default=None, description="Trip when the calls in the window prove that this share failed."
     )
     slow_call_rate: Share | None = Field(
-        default=None, description="Trip when this share of the calls in the window was slow."
+        default=0.9,
+        description="Trip when this share of the calls in the window was slow, or 10 in a row of "
+        "one process.",
     )
-    slow_call_s: float = Field(
-        default=10.0,
+    slow_call_s: float | None = Field(
+        default=None,
         gt=0,
-        description="A successful call that takes this long or longer is slow, in seconds.",
+        description="A successful call that takes this long or longer is slow, in seconds. None: "
+        "20 times as long as usual in its process, and at least 2 seconds.",
     )
     min_calls: int = Field(
         default=20,

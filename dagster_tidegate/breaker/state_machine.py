@@ -17,6 +17,7 @@ until a person says that it is repaired; neither needs several calls.
 import shlex
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from math import sqrt
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
@@ -26,6 +27,10 @@ from dagster_tidegate.statuses import BreakerState
 FLUSH_S = 1.0
 """Interval in which workers report successes, in seconds. They report failures at once."""
 
+CONFIDENCE_Z = 1.96
+"""The rates must be reached with a confidence of 97.5 %."""
+SLOW_IN_ROW = 10
+"""So many slow calls of a process, without another in between, trip however few calls there are."""
 RELAPSE_S = 3600.0
 """A breaker that trips so soon after it closed, without a success in between, has not recovered."""
 
@@ -131,16 +136,40 @@ def why_trip(
     window = f"in {policy.window_s:g} s"
     if policy.window_failures is not None and stats.failed >= policy.window_failures:
         return f"{label}, {stats.failed} failures {window}"
+    slow_s = policy.slow_call_s
+    slow = "much longer than usual" if slow_s is None else f"{slow_s:g} s or more"
+    if policy.slow_call_rate is not None and stats.slow_in_row >= SLOW_IN_ROW:
+        return f"{stats.slow_in_row} calls in a row took {slow}"
     calls = stats.ok + stats.failed
     young = (now - status.changed_at).total_seconds() < 2 * FLUSH_S
     if calls < policy.min_calls or (young and stats.workers > 1):
         return None
     all_calls = calls + stats.unflushed_ok_per_s * FLUSH_S
-    if policy.failure_rate is not None and stats.failed >= policy.failure_rate * all_calls:
+    if policy.failure_rate is not None and exceeds(stats.failed, all_calls, policy.failure_rate):
         return f"{label}, {stats.failed} of {calls} calls failed {window}"
-    if policy.slow_call_rate is not None and stats.slow >= policy.slow_call_rate * all_calls:
-        return f"{stats.slow} of {calls} calls took {policy.slow_call_s:g} s or more {window}"
+    if policy.slow_call_rate is not None and exceeds(stats.slow, all_calls, policy.slow_call_rate):
+        return f"{stats.slow} of {calls} calls took {slow} {window}"
     return None
+
+
+def exceeds(count: int, calls: float, rate: float) -> bool:
+    """Return whether so many of the calls show that the true share is `rate` or more.
+
+    All of them do; else the lower end of Wilson's score interval must reach the rate, so that a few
+    calls too many in a small window are no evidence.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22 (1927).
+
+    Example:
+        >>> exceeds(12, 20, 0.5), exceeds(15, 20, 0.5), exceeds(20, 20, 1.0)
+        (False, True, True)
+    """
+    if count >= calls:
+        return True
+    share, z2 = count / calls, CONFIDENCE_Z**2
+    margin = CONFIDENCE_Z * sqrt(share * (1 - share) / calls + z2 / (4 * calls**2))
+    return (share + z2 / (2 * calls) - margin) / (1 + z2 / calls) >= rate
 
 
 def reset_timeout_s(policy: ServicePolicy, attempt: int, dice: float) -> float:

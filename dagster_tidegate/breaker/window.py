@@ -110,6 +110,7 @@ class WindowStats:
         unflushed_ok_per_s: Recent successes per second of the workers that have not reported since
             `row_since`: they may have had successes that are not flushed yet.
         failing_workers: Number of workers that had failures or slow calls.
+        slow_in_row: Slow calls of the worker that asks without another in between.
         last_ok_at: The last known success.
         retry_at: The service asked not to be called before.
     """
@@ -124,6 +125,7 @@ class WindowStats:
     unflushed_ok_per_s: float = 0.0
     workers: int = 0
     failing_workers: int = 0
+    slow_in_row: int = 0
     last_ok_at: datetime | None = None
     retry_at: datetime | None = None
 
@@ -210,6 +212,7 @@ class LocalWindow:
         "_last_failed_at",
         "_lock",
         "_ok_at_failure",
+        "_ok_at_slow",
         "_ok_reads",
         "_retry_at",
         "_row",
@@ -220,6 +223,7 @@ class LocalWindow:
         "ok",
         "service",
         "slow",
+        "slow_in_row",
         "worker",
     )
 
@@ -237,7 +241,8 @@ class LocalWindow:
         self.monotonic = monotonic
         self.ok = itertools.count().__next__
         self.last_ok: float | None = None
-        self.slow = 0
+        self.slow = self.slow_in_row = 0
+        self._ok_at_slow = 0
         self.failed = 0
         self._ok_reads = 0
         self._lock = Lock()
@@ -262,6 +267,9 @@ class LocalWindow:
         """Count a success, already counted by `ok()`, as slow too."""
         with self._lock:
             self.slow += 1
+            ok = self._ok_total()
+            self.slow_in_row = self.slow_in_row + 1 if ok == self._ok_at_slow + 1 else 1
+            self._ok_at_slow = ok
 
     def succeeded_until(self, at: datetime) -> None:
         """Forget failures in a row that are older than another worker's success."""

@@ -260,5 +260,7 @@ def _rules(policy: ServicePolicy) -> list[str]:
     if policy.failure_rate is not None:
         rules.append(f"{policy.failure_rate:.0%} of calls failed {window}")
     if policy.slow_call_rate is not None:
-        rules.append(f"{policy.slow_call_rate:.0%} of calls over {policy.slow_call_s:g} s {window}")
+        slow_s = policy.slow_call_s
+        slow = "much slower than usual" if slow_s is None else f"over {slow_s:g} s"
+        rules.append(f"{policy.slow_call_rate:.0%} of calls {slow} {window}")
     return rules

@@ -171,12 +171,13 @@ def test_slow_calls_trip_where_the_policy_says_so(clock: Clock):
     breaker = make_breaker(
         clock, consecutive_failures=None, slow_call_rate=0.5, slow_call_s=2, min_calls=4
     )
-    for seconds in (1, 2, 1):
+    for seconds in (2, 2, 1, 2, 2, 2):
         breaker.call(clock.advance, seconds)
     assert breaker.status.state == BreakerState.CLOSED
-    breaker.call(clock.advance, 3)
+    for seconds in (3, 3):
+        breaker.call(clock.advance, seconds)
     assert breaker.status.state == BreakerState.OPEN
-    assert breaker.status.reason == "2 of 4 calls took 2 s or more in 60 s"
+    assert breaker.status.reason == "7 of 8 calls took 2 s or more in 60 s"
 
 
 def test_failures_outside_the_window_are_forgotten(clock: Clock):

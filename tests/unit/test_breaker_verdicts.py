@@ -343,3 +343,31 @@ def test_enforcement_that_ends_closes_an_open_breaker(clock: Clock):
     lenient = Fleet(backend, [policy(enforce=False)])
     assert lenient.breaker("openai").call(int, "1") == 1
     assert lenient.breaker("openai").status.state == CLOSED
+
+
+# --- brownouts ---------------------------------------------------------------------------------
+
+
+def test_a_brownout_trips_by_default(clock: Clock):
+    breaker = make_fleet(clock).breaker("openai")
+    for _ in range(100):
+        breaker.call(clock.advance, 0.1)
+    with suppress(BreakerOpenError):
+        for _ in range(20):
+            breaker.call(clock.advance, 8)
+    assert (breaker.status.state, breaker.status.cause) == (OPEN, VerdictKind.SLOW)
+    assert breaker.status.reason == "10 calls in a row took much longer than usual"
+
+
+def test_a_service_that_was_always_slow_is_not_in_a_brownout(clock: Clock):
+    breaker = make_fleet(clock).breaker("openai")
+    for seconds in [30, 90, 60, 20, 120] * 40:
+        breaker.call(clock.advance, seconds)
+    assert breaker.status.state == CLOSED
+
+
+def test_a_process_that_begins_in_a_brownout_learns_its_durations_as_usual(clock: Clock):
+    breaker = make_fleet(clock).breaker("openai")
+    for seconds in [8] * 100 + [0.1] * 100:
+        breaker.call(clock.advance, seconds)
+    assert breaker.status.state == CLOSED

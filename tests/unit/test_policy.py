@@ -23,7 +23,10 @@ class Client(dg.ConfigurableResource):
         ({"name": "x\x00"}, "remove '+', '@', ',' and spaces"),
         ({"name": "x" * 129}, "at most 128 characters"),
         ({"consecutive_failures": 0}, "greater than or equal to 1"),
-        ({"consecutive_failures": None}, "would never trip: set one of consecutive_failures"),
+        (
+            {"consecutive_failures": None, "slow_call_rate": None},
+            "would never trip: set one of consecutive_failures",
+        ),
         ({"failure_rate": 50}, "less than or equal to 1"),
         ({"failure_rate": 0}, "greater than 0"),
         ({"reset_timeout_s": -1}, "greater than 0"),

@@ -52,9 +52,9 @@ def trip(rules: ServicePolicy, stats: WindowStats, status: BreakerStatus = CLOSE
         ),
         (
             policy(failure_rate=0.5, min_calls=10),
-            WindowStats(ok=6, failed=5, workers=1, failing_workers=1),
-            WindowStats(ok=5, failed=5, workers=1, failing_workers=1),
-            "503, 5 of 10 calls failed in 60 s",
+            WindowStats(ok=6, failed=14, workers=1, failing_workers=1),
+            WindowStats(ok=5, failed=15, workers=1, failing_workers=1),
+            "503, 15 of 20 calls failed in 60 s",
         ),
         (
             policy(failure_rate=0.5, min_calls=10),
@@ -64,9 +64,9 @@ def trip(rules: ServicePolicy, stats: WindowStats, status: BreakerStatus = CLOSE
         ),
         (
             policy(slow_call_rate=0.5, slow_call_s=2, min_calls=10),
-            WindowStats(ok=10, slow=4, workers=1, failing_workers=1),
-            WindowStats(ok=10, slow=5, workers=1, failing_workers=1),
-            "5 of 10 calls took 2 s or more in 60 s",
+            WindowStats(ok=20, slow=14, workers=1, failing_workers=1),
+            WindowStats(ok=20, slow=15, workers=1, failing_workers=1),
+            "15 of 20 calls took 2 s or more in 60 s",
         ),
     ],
     ids=["consecutive", "window", "rate", "min_calls", "slow"],

@@ -121,6 +121,7 @@ def policy(name: str, probe_url: str | None = None) -> ServiceConfig:
         reset_timeout_cap_s=4,
         jitter=0,
         ramp_interval_s=0,
+        slow_call_rate=None,  # a busy machine is no brownout
         probe_url=probe_url,
     )
 
