@@ -1,7 +1,8 @@
 """Text from people and for people: checks, escapes, times, suggestions."""
 
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 
@@ -11,6 +12,11 @@ MAX_NAME = 512
 # Control characters, format characters (invisible, or changing the writing direction), surrogates
 # and line separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+_OTHERS_SUCCEEDED = re.compile(r"^.{0,200}? for this record, \d+ others succeeded: ")
+_OF_ONE_RECORD = re.compile(
+    r"https?://[^\s'\"):]+(?:[:/][^\s'\"):]+)*|[\w.+-]+@[\w.-]+\w|\b(?![45]\d\d\b)\w*\d\w*\b"
+)
 
 
 def checked(text: str, what: str, longest: int) -> str:
@@ -85,6 +91,33 @@ def plural(count: int, noun: str) -> str:
 def sentence(text: str) -> str:
     """Return a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
+
+
+def alike(error: str) -> str:
+    """Return an error without what differs between records: names, addresses, numbers.
+
+    HTTP statuses stay.
+
+    Example:
+        >>> alike("HTTPError('422 for url https://api.example.org/leads/17: no lead ada@b.org')")
+        "HTTPError('422 for url ...: no lead ...')"
+        >>> alike("500 for this record, 299 others succeeded: Timeout('lead-7')")
+        "Timeout('lead-...')"
+    """
+    return _OF_ONE_RECORD.sub("...", _OTHERS_SUCCEEDED.sub("", error))
+
+
+def most_frequent(counts: Mapping[str, int], limit: int = 3) -> str:
+    """Return what is counted most, for people.
+
+    Example:
+        >>> most_frequent({"422 invalid id": 31, "no such lead": 2})
+        '422 invalid id x31, no such lead x2'
+    """
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    more = len(most) - limit
+    words = ", ".join(f"{text} x{count}" for text, count in most[:limit])
+    return f"{words} and {more} more" if more > 0 else words
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

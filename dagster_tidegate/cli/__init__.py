@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "start": "Start a run of a campaign, or say why it can't start.",
     "campaigns": "List campaigns: their services, runs and holds.",
     "runs": "List campaign runs and their progress, or show one in detail.",
+    "records": "List the records of campaign runs by what went wrong, retry or skip them.",
     "services": "List services, their policies and recent calls, or override a breaker.",
     "history": "List changes: who, what, when and why.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",

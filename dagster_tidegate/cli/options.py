@@ -78,6 +78,17 @@ class Moment(click.ParamType):
             self.fail(problem, param, ctx)
 
 
+class Since(click.ParamType):
+    """A time, or how long ago it was: `2026-03-01T18:00Z`, `2h`."""
+
+    name = "time or duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a `datetime` in UTC, or a `timedelta`."""
+        kind = Duration() if re.fullmatch(r"\d+[a-z]", str(value)) else Moment()
+        return value if isinstance(value, timedelta) else kind.convert(value, param, ctx)
+
+
 class Words(click.ParamType):
     """Text on one line, without control characters and of bounded length.
 
@@ -206,6 +217,11 @@ def limit_option(what: str, *, default: int = 50, most: int = 100_000) -> Decora
     return click.option(
         "--limit", type=click.IntRange(1, most), default=default, show_default=True, help=what
     )
+
+
+def since(now: datetime, value: datetime | timedelta | None) -> datetime | None:
+    """Return the time that `--since` means, or None."""
+    return now - value if isinstance(value, timedelta) else value
 
 
 def ending_options(what: str) -> Decorator:

@@ -75,7 +75,7 @@ def list_(
         current = max(each.progress, key=lambda progress: progress.updated_at, default=None)
         table.add_row(
             console.text(each.run.name),
-            _status(each.run),
+            _status(each.run, each.failed),
             str(each.run.attempt),
             *_progress_cells(current, running=each.run.status is RunStatus.PROCESSING),
             console.text(each.run.reason if each.run.status in WITH_REASON else ""),
@@ -181,8 +181,10 @@ def cancel(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None)
         console.say(f"no run of {campaign} is paused")
 
 
-def _status(run: CampaignRun) -> Text:
+def _status(run: CampaignRun, failed: int) -> Text:
     status = console.status(run.status)
+    if failed:
+        status.append(f", {failed} failed", "red")
     return status.append(" (not started)") if run.waits_for_start else status
 
 

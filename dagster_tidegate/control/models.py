@@ -15,6 +15,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
 from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
+from dagster_tidegate.store.records import RecordState
 from dagster_tidegate.store.run_details import LedgerRecord, ListedRun, RunDetails
 from dagster_tidegate.store.service_stats import ServiceStats
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -316,14 +317,14 @@ class RunOut(Out):
     paused_at: datetime | None
     created_at: datetime
     changed_at: datetime
+    failed_records: int = Field(description="Number of records that failed, in all ops.")
     progress: Sequence[ProgressOut]
 
     @classmethod
     def of(cls, listed: ListedRun) -> "RunOut":
         """Build it for a campaign run and its progress."""
-        fields = {
-            name: getattr(listed.run, name) for name in RunOut.model_fields.keys() - {"progress"}
-        }
+        derived = {"progress", "failed_records"}
+        fields = {name: getattr(listed.run, name) for name in RunOut.model_fields.keys() - derived}
         progress = [
             ProgressOut(
                 op=each.op,
@@ -336,7 +337,7 @@ class RunOut(Out):
             )
             for each in listed.progress
         ]
-        return RunOut(**fields, progress=progress)
+        return RunOut(**fields, failed_records=listed.failed, progress=progress)
 
 
 class AttemptOut(Out):
@@ -376,6 +377,52 @@ class RunDetailsOut(RunOut):
             failed_count=details.failed_count,
             why=WhyOut.of(answer),
         )
+
+
+class RecordOut(Out):
+    """A record of a campaign run."""
+
+    op: str
+    key: str
+    state: RecordState
+    error: str | None = Field(description="How its latest try ended.")
+    tries: int = Field(description="How often it was tried, in all attempts.")
+    attempt: int = Field(description="The attempt that wrote this.")
+    retry_at: datetime | None = Field(description="When a waiting record may be tried again.")
+    at: datetime = Field(description="When this was written.")
+
+
+class ErrorGroupOut(Out):
+    """Records in one state whose errors say the same, apart from names and numbers."""
+
+    state: RecordState
+    error: str | None = Field(description="One of the errors; null: none, or all other errors.")
+    count: int
+    key: str | None = Field(description="The key of one of the records.")
+
+
+class RecordSummary(Out):
+    """How many records of a campaign run there are, by state and by what the service said."""
+
+    run: str
+    groups: Sequence[ErrorGroupOut]
+
+
+class RecordsMarked(Out):
+    """Records that were, or would be, marked to be done again."""
+
+    run: str
+    dry_run: bool
+    marked: Mapping[str, int] = Field(description="How many, by op.")
+    dagster_run: str | None = Field(description="The run that does them; null for a dry run.")
+
+
+class RecordsSkipped(Out):
+    """Records that were, or would be, skipped."""
+
+    run: str
+    dry_run: bool
+    skipped: Mapping[str, int] = Field(description="How many, by op.")
 
 
 class VerdictOut(Out):

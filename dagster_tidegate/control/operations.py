@@ -65,6 +65,19 @@ class Launcher(Protocol):
         """Put a run of a job into the queue, and return its id."""
         ...
 
+    def launch_marked(
+        self,
+        job: str,
+        partition: str,
+        *,
+        follows: str,
+        tags: Mapping[str, str],
+        location: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Put a run into the queue that does only the marked records of a campaign run."""
+        ...
+
     def terminate(self, job: str, partition: str) -> Sequence[str]:
         """Ask Dagster to terminate the runs of a campaign run; return their ids."""
         ...

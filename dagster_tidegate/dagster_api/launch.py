@@ -13,6 +13,12 @@ from dagster._core.remote_representation.external_data import PartitionExecution
 from dagster._core.workspace.context import WorkspaceRequestContext
 
 from dagster_tidegate.dagster_api import LaunchError, UnreachableError
+from dagster_tidegate.dagster_api.lineage import (
+    ONLY_MARKED,
+    PARTITION_TAG,
+    RECORDS_TAG,
+    tags_for_next,
+)
 from dagster_tidegate.dagster_api.locations import innermost
 from dagster_tidegate.dagster_api.runs import Runs
 from dagster_tidegate.text import did_you_mean
@@ -59,6 +65,40 @@ class WorkspaceLauncher:
         with _launch_errors(job):
             self._check(job, partition, location)
             return self._launch(job, partition, tags, location, run_id)
+
+    def launch_marked(
+        self,
+        job: str,
+        partition: str,
+        *,
+        follows: str,
+        tags: Mapping[str, str],
+        location: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Put a run into the queue that does only the marked records of a campaign run.
+
+        Args:
+            partition: The partition, or the id of the first run of a job without partitions.
+            follows: The id of its latest run, whose configuration and tags are repeated as long as
+                Dagster has it.
+            run_id: As for `launch`.
+
+        Returns:
+            The id of the run.
+
+        Raises:
+            LaunchError: If the job or its partition does not exist any more.
+        """
+        tags = {PARTITION_TAG: partition, **tags, RECORDS_TAG: ONLY_MARKED}
+        former = self._instance.get_run_by_id(follows)
+        with _launch_errors(job):
+            if former is not None:
+                tags = {**tags_for_next(former), **tags}
+                return self._launch(job, None, tags, location, run_id, former.run_config)
+            of_job = None if self._partitions(job, location) is None else partition
+            self._check(job, of_job, location)
+            return self._launch(job, of_job, tags, location, run_id)
 
     def has_run(self, run_id: str) -> bool:
         """Return whether Dagster has a run and has put it into the queue."""
@@ -149,12 +189,13 @@ class WorkspaceLauncher:
         tags: Mapping[str, str],
         location: str | None,
         run_id: str | None,
+        config: Mapping[str, Any] | None = None,
     ) -> str:
         if run_id is not None and self._instance.has_run(run_id):  # not queued before a crash
             return self._instance.submit_run(run_id, self._context).run_id
         code_location, repository = self._find(job, location)
         remote = repository.get_full_job(job)
-        config: Mapping = {}
+        run_config: Mapping[str, Any] = {} if config is None else config
         if partition is not None:
             selector = RepositorySelector(
                 location_name=code_location.name, repository_name=repository.name
@@ -162,17 +203,19 @@ class WorkspaceLauncher:
             partition_config = self._context.get_partition_config(
                 repository.handle, job, partition, self._instance
             )
-            config = _unless_failed(partition_config).run_config
+            run_config = _unless_failed(partition_config).run_config
             partition_tags = self._context.get_partition_tags(
                 selector, job, partition, self._instance, selected_asset_keys=None
             )
             tags = {**_unless_failed(partition_tags).tags, **tags}
-        plan = code_location.get_execution_plan(remote, config, None, None, instance=self._instance)
+        plan = code_location.get_execution_plan(
+            remote, run_config, None, None, instance=self._instance
+        )
         snapshot = plan.execution_plan_snapshot
         run = self._instance.create_run(
             job_name=job,
             run_id=run_id,
-            run_config=config,
+            run_config=run_config,
             status=dg.DagsterRunStatus.NOT_STARTED,
             tags={**remote.run_tags, **tags},
             root_run_id=None,

@@ -25,6 +25,9 @@ from dagster._core.storage.tags import (
 
 PARTITION_TAG = "tidegate/partition"
 CANARY_TAG = "tidegate/canary"
+RECORDS_TAG = "tidegate/records"
+ONLY_MARKED = "marked"
+"""Value of `RECORDS_TAG`: the run does only the records that were marked to be done again."""
 SUPERSEDED_TAG = "tidegate/superseded_by"
 FORMER_PRIORITY_TAG = "tidegate/former_priority"
 # Above what people use; a canary waits for a slot that is opened for it alone.
@@ -89,6 +92,8 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
         ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG) or run.root_run_id or run.run_id,
         PARTITION_TAG: partition_of(run),
     }
+    if does_only_marked(run):
+        tags[RECORDS_TAG] = ONLY_MARKED
     if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):
         tags[SCHEDULED_EXECUTION_TIME_TAG] = scheduled
     if tried_by(run):
@@ -113,6 +118,11 @@ def tried_by(run: dg.DagsterRun) -> frozenset[str]:
     """Return the services that a run is the canary of."""
     tag = run.tags.get(CANARY_TAG)
     return frozenset(tag.split(",") if tag else ())
+
+
+def does_only_marked(run: dg.DagsterRun) -> bool:
+    """Return whether a run does only the records that were marked to be done again."""
+    return run.tags.get(RECORDS_TAG) == ONLY_MARKED
 
 
 def request_key(campaign_run: int, number: int) -> str:

@@ -11,6 +11,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
     SUPERSEDED_TAG,
+    does_only_marked,
     is_resume,
     is_superseded,
     partition_of,
@@ -76,6 +77,7 @@ class Attempt:
         self.row = attempts[-1]
         self.series = runs.began_with(attempts)
         self.services: Sequence[str] = sorted(needs(context.op_def.pool, fleet.policies).services)
+        self.only_marked = does_only_marked(context.run)
         self.drain_timeout_s = drain_timeout_s
         self.log: logging.Logger = context.log
         self._context = context

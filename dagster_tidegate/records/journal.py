@@ -77,6 +77,11 @@ class Journal:
         run = self._host.run.id
         return self._read(lambda conn: ledger.look_up(conn, run, self._op, keys))
 
+    def is_fed(self) -> bool:
+        """Return whether another loop of this series has done records, which may be new here."""
+        run, series = self._host.run.id, self._host.series
+        return self._read(lambda conn: ledger.has_done(conn, run, series, but=self._op))
+
     def results(self) -> list[Any]:
         """Return the results of all records that are done, in the order of the input."""
         self.flush()
@@ -230,8 +235,12 @@ class Journal:
             progress = ledger.progress(conn, run, self._op) or Progress(exact=True)
             # Records that failed before this series are retried, wherever they are.
             same_series = progress.series == series or progress.failed == 0
+            if self._host.only_marked:  # others stay failed, and the input is not read to its end
+                same_series, failed_since = False, 0
+            else:
+                failed_since = series
             if not progress.exact or not same_series:
-                counts = ledger.counts(conn, run, self._op, failed_since=series)
+                counts = ledger.counts(conn, run, self._op, failed_since=failed_since)
                 progress = replace(
                     progress,
                     done=counts.get(RecordStatus.DONE, 0),
@@ -247,6 +256,8 @@ class Journal:
     def _progress(
         self, position: int, key: str | None, *, exact: bool, rate: float | None
     ) -> Progress:
+        if self._host.only_marked:
+            position, key = 0, None
         return Progress(
             self.done, self.failed, self._total, rate, position, key, self._host.series, exact
         )

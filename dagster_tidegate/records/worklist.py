@@ -75,6 +75,7 @@ class Worklist(Generic[T]):
         self._finish = finish
         self._scope = f"{host.run.name}/{options.op}"
         self._start = journal.resumed.position if options.append_only else 0
+        self._takes_new = not host.only_marked or journal.is_fed()
         self._end: Mark = (0, None)  # of what was read
         # The begin of each chunk that may have unfinished records.
         self._marks: deque[Mark] = deque()
@@ -109,6 +110,8 @@ class Worklist(Generic[T]):
         entries = self._journal.look_up(rows)
         for key, (row, item) in rows.items():
             entry = entries.get(key)
+            if entry is None and not self._takes_new:
+                continue
             if entry is None:
                 record = Record(item, key, row, scope=self._scope, finish=self._finish)
                 self.schedule.add(record)
@@ -147,7 +150,9 @@ class Worklist(Generic[T]):
 
     def _is_left(self, entry: Recorded) -> bool:
         return entry.status in (RecordStatus.STARTED, RecordStatus.WAITING) or (
-            entry.status is RecordStatus.FAILED and entry.attempt < self._host.series
+            entry.status is RecordStatus.FAILED
+            and entry.attempt < self._host.series
+            and not self._host.only_marked
         )
 
     def _again(self, item: Any, key: str, row: int, entry: Recorded) -> Record[T]:

@@ -19,6 +19,7 @@ class EventKind(StrEnum):
     TAKEOVER = "takeover"
     START = "start"
     CANCEL = "cancel"
+    RECORDS = "records"
     TOKEN = "token"
     SESSION = "session"
     DAGSTER_UI = "dagster_ui"

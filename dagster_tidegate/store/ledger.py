@@ -264,6 +264,18 @@ def counts(
     return {RecordStatus(status): count for status, count in rows}
 
 
+def has_done(conn: Connection, campaign_run: int, since_attempt: int, *, but: str) -> bool:
+    """Return whether another loop than `but` has done a record since an attempt."""
+    c = t.ledger.c
+    query = sa.select(sa.literal(1)).where(
+        c.campaign_run == campaign_run,
+        c.op != but,
+        c.status == RecordStatus.DONE,
+        c.attempt >= since_attempt,
+    )
+    return conn.scalar(query.limit(1)) is not None
+
+
 def results(conn: Connection, campaign_run: int, op: str) -> list[Any]:
     """Return the results of the done records of a loop, in input order."""
     rows = conn.execute(

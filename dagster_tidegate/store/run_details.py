@@ -28,6 +28,11 @@ class ListedRun:
     run: CampaignRun
     progress: Sequence[LoopProgress]
 
+    @property
+    def failed(self) -> int:
+        """How many records failed, in all ops."""
+        return sum(each.failed for each in self.progress)
+
 
 @dataclass(frozen=True)
 class LedgerRecord:
@@ -77,11 +82,7 @@ def with_progress(
 def details(conn: Connection, now: datetime, run: CampaignRun, *, limit: int) -> RunDetails:
     """Return a campaign run in detail, with at most `limit` records of each kind."""
     attempts = runs.attempts(conn, run.id)
-    working = [
-        attempt.number
-        for attempt in attempts
-        if attempt.ended_at is None and (attempt.lease_until is None or attempt.lease_until >= now)
-    ]
+    working = [attempt.number for attempt in attempts if attempt.works(now)]
     c = t.ledger.c
     of_run = c.campaign_run == run.id
     started = of_run & (c.status == RecordStatus.STARTED)

@@ -81,6 +81,10 @@ class AttemptRow:
     # Not compared: it changes while the same attempt works.
     lease_until: datetime | None = field(default=None, compare=False)
 
+    def works(self, now: datetime) -> bool:
+        """Return whether it is at work, as far as the store knows."""
+        return self.ended_at is None and (self.lease_until is None or self.lease_until >= now)
+
 
 _ATTEMPTS = sa.select(
     t.attempts,

@@ -37,6 +37,7 @@ class Work:
 
     services: Sequence[str] = ("openai",)
     drain_timeout_s = 10.0
+    only_marked = False
     log = LOG
 
     def __init__(self, url: str, partition: str = "leads-1", **policy: Any) -> None:

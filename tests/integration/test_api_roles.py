@@ -42,6 +42,8 @@ BODIES: dict[str, Any] = {
     },
     "NewRun": {"partition": "leads-2"},
     "KeepClosed": {"reason": "tests"},
+    "RetryRecords": {"reason": "tests"},
+    "SkipRecords": {"reason": "tests"},
     "Repaired": {"reason": "tests"},
 }
 

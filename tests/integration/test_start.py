@@ -43,7 +43,7 @@ def tidegate(deployed: Deployment) -> Iterator[Callable[..., Result]]:
 
     def tidegate(*arguments: str) -> Result:
         options = ["--url", deployed.store.url.render_as_string(hide_password=False)]
-        if arguments[0] in ("start", "doctor", "services"):
+        if arguments[0] in ("start", "doctor", "services") or "retry" in arguments:
             options += ["--workspace", str(deployed.home / "workspace.yaml")]
         return CliRunner().invoke(main, [*arguments, *options])
 
@@ -97,6 +97,41 @@ def test_a_run_starts_and_its_campaign_run_completes(
     deployed.until(completed)
     events = json.loads(tidegate("history", "letters/a", "--kind", "start", "--json").stdout)
     assert events[0]["actor"] == "bo"
+
+
+def test_records_are_done_again_by_one_run_of_their_partition(
+    deployed: Deployment, tidegate: Callable[..., Result]
+) -> None:
+    started = json.loads(tidegate("start", "letters/c", "--json").stdout)
+
+    def completed() -> bool:
+        with deployed.store.read() as conn:
+            found = runs.find(conn, "letters", "c")
+        return found is not None and found.status is RunStatus.COMPLETED
+
+    deployed.until(completed)
+    hold(deployed)
+    chosen = ("records", "retry", "letters/c", "--key", "c-3", "--reason", "a wrong answer")
+    assert tidegate(*chosen).exit_code == 3
+    release(deployed)
+    retried = tidegate(*chosen, "--actor", "bo", "--json")
+    assert retried.exit_code == 0, retried.output
+    said = json.loads(retried.stdout)
+    assert said["marked"] == {"send": 1}
+    run = deployed.instance.get_run_by_id(said["dagster_run"])
+    assert run is not None
+    assert run.status is QUEUED
+    assert run.tags["dagster/partition"] == "c"
+    assert run.tags["tidegate/records"] == "marked"
+    assert run.tags["dagster/parent_run_id"] == started["dagster_run"]
+    assert run.tags["tidegate/started_by"] == "bo"
+    assert tidegate(*chosen).exit_code == 4
+    deployed.until(completed)
+    records = json.loads(tidegate("records", "letters/c", "--done", "--json").stdout)[0]["records"]
+    assert {each["key"]: each["attempt"] for each in records} == {
+        **{f"c-{number}": 1 for number in range(10)},
+        "c-3": 2,
+    }
 
 
 def test_what_is_held_is_refused_with_the_reason_and_starts_after_release_from_the_queue(

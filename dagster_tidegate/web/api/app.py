@@ -19,6 +19,7 @@ from dagster_tidegate.web.api.routes import (
     health,
     holds,
     queue,
+    records,
     runs,
     services,
 )
@@ -36,6 +37,7 @@ TAGS = {
     "services": "Third-party services, their breakers, and the campaigns that need them.",
     "campaigns": "Dagster jobs.",
     "campaign runs": "One partition of a campaign each.",
+    "records": "The records of a campaign run.",
     "holds": "The reasons why something may not run.",
     "events": "The audit log: who changed what, when and why.",
     "alerts": "The alerts that were sent.",
@@ -77,7 +79,7 @@ def create_app(
     )
     app.state.context = AppContext(store, Feed(store), workspace)
     api = APIRouter(prefix=PREFIX, responses=responses())
-    for module in (services, campaigns, runs, holds, events, alerts, queue, health):
+    for module in (services, campaigns, records, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
     app.include_router(api, dependencies=[Depends(_refuse_changes)] if read_only else [])
     app.include_router(metrics.router)

@@ -18,6 +18,7 @@ from pydantic import (
 
 from dagster_tidegate.control.operations import REPAIRED
 from dagster_tidegate.holds import Target, TargetKind, named
+from dagster_tidegate.store.records import RecordState, Selection
 from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked, utc
 from dagster_tidegate.web.api.problems import Code, Problem
 
@@ -200,3 +201,35 @@ class StartCampaign(StartRun):
     partition: PartitionName | None = Field(
         default=None, description="The partition; only for a partitioned job, and required there."
     )
+
+
+RecordKey = Annotated[StrictStr, Field(min_length=1, max_length=512)]
+
+
+class SelectRecords(Body):
+    """Which records of a campaign run, and why."""
+
+    reason: Reason
+    keys: Annotated[list[RecordKey], Field(max_length=1000)] = Field(
+        default=[], description="Only those with one of these keys."
+    )
+    error: Annotated[StrictStr, Field(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="Only those with this in their error, in upper or lower case."
+    )
+    status: Annotated[list[RecordState], Field(max_length=10)] = Field(
+        default=[], description="Only those with one of these statuses. Default: `failed`."
+    )
+    since: Moment | None = Field(default=None, description="Only those written since then.")
+
+    @property
+    def selection(self) -> Selection:
+        """The selection of records."""
+        return Selection(self.status, self.error, self.keys, self.since)
+
+
+class RetryRecords(SelectRecords):
+    """Which records are to be done again."""
+
+
+class SkipRecords(SelectRecords):
+    """Which records need no result."""

@@ -42,6 +42,15 @@ class PageRequest:
         """
         return None if self._cursor is None else decode(self._cursor, self._of, int)
 
+    @property
+    def after_name(self) -> str | None:
+        """The name after which the page starts, in a list that is sorted by name.
+
+        Raises:
+            Problem: `invalid`, if the cursor is not one of this list.
+        """
+        return None if self._cursor is None else decode(self._cursor, self._of, str)
+
     def page(
         self, items: Sequence[T], position: Callable[[T], str | int], out: Callable[[T], R]
     ) -> Page[R]:
@@ -59,7 +68,7 @@ class PageRequest:
         Raises:
             Problem: `invalid`, if the cursor is not one of this list.
         """
-        after = "" if self._cursor is None else decode(self._cursor, self._of, str)
+        after = self.after_name or ""
         return self.page([item for item in items if name(item) > after], name, out)
 
 

@@ -19,6 +19,7 @@ from dagster_tidegate.control.operations import (
     NotPausableError,
     UnderWayError,
 )
+from dagster_tidegate.control.records import HeldError, NoRecordsError
 from dagster_tidegate.dagster_api import LaunchError, UnreachableError
 from dagster_tidegate.store.database import UNREACHABLE, DataError
 from dagster_tidegate.store.holds import NotYourHoldError
@@ -59,6 +60,7 @@ class Code(StrEnum):
     SERVICE_NOT_FOUND = "service_not_found", 404, "No such service"
     CAMPAIGN_NOT_FOUND = "campaign_not_found", 404, "No such campaign"
     CAMPAIGN_RUN_NOT_FOUND = "campaign_run_not_found", 404, "No such campaign run"
+    NO_RECORDS = "no_records", 404, "No such records"
     HOLD_NOT_FOUND = "hold_not_found", 404, "No such hold"
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "Method not allowed"
     TOO_SLOW = "too_slow", 408, "The request did not arrive in time"
@@ -106,6 +108,8 @@ COMMON = (
 )
 """Problems that every operation may answer with."""
 REFUSALS: Mapping[type[Exception], Code] = {
+    HeldError: Code.HELD,
+    NoRecordsError: Code.NO_RECORDS,
     ChangedMeanwhileError: Code.CHANGED_MEANWHILE,
     LaunchError: Code.NOT_LAUNCHABLE,
     MoveNotAllowedError: Code.TRANSITION_NOT_ALLOWED,

@@ -1,0 +1,315 @@
+"""`tidegate records`: what went wrong with the records of campaign runs, and doing them again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dagster_tidegate.cli import console
+from dagster_tidegate.cli import options as o
+from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
+from dagster_tidegate.cli.runs import HELD, UNDER_WAY
+from dagster_tidegate.cli.why import answer_for, run_hint
+from dagster_tidegate.control import operations
+from dagster_tidegate.control import records as control
+from dagster_tidegate.control.models import (
+    ErrorGroupOut,
+    RecordOut,
+    RecordsMarked,
+    RecordsSkipped,
+)
+from dagster_tidegate.control.starting import verdict
+from dagster_tidegate.store import records as store_records
+from dagster_tidegate.store import runs as campaign_runs
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.records import RecordState, Selection
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.text import MAX_REASON, alike, did_you_mean, plural
+
+MAX_RUNS = 100
+STATES = {
+    "failed": RecordState.FAILED,
+    "suspect": RecordState.SUSPECT,
+    "in-doubt": RecordState.IN_DOUBT,
+    "waiting": RecordState.WAITING,
+    "done": RecordState.DONE,
+    "skipped": RecordState.SKIPPED,
+}
+HELP = {
+    "failed": "Failed records, suspects included.",
+    "suspect": "Records that failed while others succeeded.",
+    "in-doubt": "Records whose effect may or may not have reached the service.",
+    "waiting": "Records that were tried without a result, or are to be done again.",
+    "done": "Records that are done.",
+    "skipped": "Records that were skipped by hand.",
+}
+RUN = click.argument("name", metavar="CAMPAIGN/PARTITION", type=o.NAME)
+
+
+def selecting(*states: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the options that select records: `states` may be asked for."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--since", type=o.Since(), help="Written since then: 2h, 2026-03-01T18:00Z."
+            ),
+            click.option(
+                "--key",
+                "keys",
+                multiple=True,
+                type=o.Words("key", 512),
+                help="The record with this key. Repeatable.",
+            ),
+            click.option(
+                "--error",
+                type=o.Words("error", MAX_REASON),
+                help="Records with this in their error.",
+            ),
+            *(
+                click.option(f"--{state}", is_flag=True, help=HELP[state])
+                for state in reversed(states)
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def selected(
+    now: datetime, since: datetime | timedelta | None, options: Mapping[str, Any]
+) -> Selection:
+    """Return the selection that the options of `selecting` mean."""
+    flags = [state for name, state in STATES.items() if options.get(name.replace("-", "_"))]
+    return Selection(flags, options["error"], options["keys"], o.since(now, since))
+
+
+@click.group(cls=o.ListingGroup)
+def records() -> None:
+    """List the records of campaign runs by what went wrong, retry or skip them.
+
+    'tidegate records NAME' is 'tidegate records list NAME'.
+    """
+
+
+@records.command("list")
+@click.argument(
+    "name", metavar="CAMPAIGN[/PARTITION]", type=o.NAME, shell_complete=o.completing(o.CAMPAIGN)
+)
+@selecting(*STATES)
+@o.limit_option("Maximum number of records.", most=100_000)
+@o.json_option
+@o.url_option
+def list_(
+    name: str,
+    since: datetime | timedelta | None,
+    limit: int,
+    as_json: bool,
+    url: str | None,
+    **options: Any,
+) -> None:
+    """List records, grouped by what the service said. Without an option: all that are not done."""
+    with reading(open_store(url)) as (conn, situation):
+        selection = selected(situation.now, since, options)
+        summed_up = selection
+        if selection == Selection():
+            selection = Selection([state for state in RecordState if state is not RecordState.DONE])
+        answer = []
+        for run in _runs(conn, name, situation.campaigns):
+            groups = store_records.summary(conn, situation.now, run, summed_up)
+            found = store_records.read(conn, situation.now, run, selection, limit=limit)
+            limit = max(0, limit - len(found))
+            answer.append((run, groups, found))
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "run": run.name,
+                    "groups": [ErrorGroupOut.model_validate(group) for group in groups],
+                    "records": [RecordOut.model_validate(record) for record in found],
+                }
+                for run, groups, found in answer
+            ]
+        )
+        return
+    out = console.console()
+    summary = console.table("", "run", "records", "status", "said", "such as")
+    table = console.table(
+        "Records", "run", "op", "record", "status", "tries", "at", "error", less=("run", "op", "at")
+    )
+    for run, groups, found in answer:
+        for group in groups:
+            said = None if group.error is None else alike(group.error)
+            summary.add_row(
+                console.text(run.name),
+                str(group.count),
+                console.status(group.state),
+                console.text(said),
+                console.text(group.key),
+            )
+        for record in found:
+            table.add_row(
+                console.text(run.name),
+                console.text(record.op),
+                console.text(record.key),
+                console.status(record.state),
+                str(record.tries),
+                console.moment(record.at),
+                console.text(record.error),
+            )
+    out.print(summary if any(groups for _, groups, _ in answer) else "no such records")
+    if any(found for *_, found in answer):
+        out.print(table)
+
+
+@records.command()
+@RUN
+@selecting("failed", "suspect", "done")
+@o.reason_option
+@o.dry_run_option
+@o.actor_option
+@o.workspace_option
+@o.json_option
+@o.url_option
+def retry(
+    name: str,
+    since: datetime | timedelta | None,
+    reason: str,
+    dry_run: bool,
+    actor: str,
+    workspace: Path,
+    as_json: bool,
+    url: str | None,
+    **options: Any,
+) -> None:
+    """Have records done again by one Dagster run that does only these.
+
+    Without an option: all failed ones. They keep their idempotency keys, and their tries are
+    counted anew. Use --done with --since for records that a client wrongly took for done.
+
+    Exit codes: 0 queued; 1 failure; 2 invalid command line; 3 held; 4 in progress, or about to
+    resume.
+    """
+    store = open_store(url)
+    with reading(store) as (conn, situation):
+        [run] = _runs(conn, name, situation.campaigns, one=True)
+        selection = selected(situation.now, since, options)
+        decision = verdict(answer_for(conn, situation, run.name, "run"))
+        if run.campaign not in situation.campaigns:
+            raise console.failure(f"no code location defines the campaign {run.campaign} any more")
+        spec = situation.campaigns[run.campaign].spec
+    arguments: dict[str, Any] = {"reason": reason, "actor": actor}
+    try:
+        with explained():
+            if dry_run or decision.refusal is not None:
+                again = control.retry(
+                    store, None, spec, run, selection, decision, dry_run=True, **arguments
+                )
+            else:
+                again = _launched(store, workspace, spec, run, selection, decision, arguments)
+    except control.HeldError as error:
+        console.say(error, err=True)
+        raise click.exceptions.Exit(HELD) from error
+    except operations.UnderWayError as error:
+        console.say(error, err=True)
+        raise click.exceptions.Exit(UNDER_WAY) from error
+    except control.NoRecordsError as error:
+        raise console.failure(error) from error
+    marked, dagster_run = again.marked, again.dagster_run
+    if as_json:
+        answer = {"run": run.name, "dry_run": dry_run, "marked": marked, "dagster_run": dagster_run}
+        console.print_json(RecordsMarked.model_validate(answer))
+        return
+    done = "would be done again" if dry_run else f"will be done again by Dagster run {dagster_run}"
+    console.say(f"{_counted(marked)} of {run.name} {done}")
+
+
+def _launched(
+    store: Any,
+    workspace: Path,
+    spec: Any,
+    run: CampaignRun,
+    selection: Selection,
+    decision: Any,
+    arguments: Any,
+) -> control.Again:
+    from dagster_tidegate.dagster_api import LaunchError
+
+    try:
+        with loaded(workspace) as (_, code):
+            return control.retry(store, code, spec, run, selection, decision, **arguments)
+    except LaunchError as error:
+        raise console.failure(error) from error
+
+
+@records.command()
+@RUN
+@selecting("failed", "suspect", "in-doubt", "waiting")
+@o.reason_option
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def skip(
+    name: str,
+    since: datetime | timedelta | None,
+    reason: str,
+    dry_run: bool,
+    actor: str,
+    as_json: bool,
+    url: str | None,
+    **options: Any,
+) -> None:
+    """Decide that records need no result, so that the campaign run can complete without them.
+
+    Without an option: all failed ones. Records that are done stay done.
+    """
+    store = open_store(url)
+    with reading(store) as (conn, situation):
+        [run] = _runs(conn, name, situation.campaigns, one=True)
+        selection = selected(situation.now, since, options)
+    try:
+        with explained(), operations.writing(store, dry_run=dry_run) as conn:
+            skipped = control.skip(conn, store, run, selection, reason=reason, actor=actor)
+    except operations.UnderWayError as error:
+        console.say(error, err=True)
+        raise click.exceptions.Exit(UNDER_WAY) from error
+    except control.NoRecordsError as error:
+        raise console.failure(error) from error
+    if as_json:
+        answer = {"run": run.name, "dry_run": dry_run, "skipped": skipped}
+        console.print_json(RecordsSkipped.model_validate(answer))
+        return
+    console.say(f"{'would skip' if dry_run else 'skipped'} {_counted(skipped)} of {run.name}")
+
+
+def _counted(changed: Mapping[str, int]) -> str:
+    """How many records of which ops, for people."""
+    total = plural(sum(changed.values()), "record")
+    if len(changed) == 1:
+        return total
+    return f"{total} ({', '.join(f'{op} {count}' for op, count in changed.items())})"
+
+
+def _runs(
+    conn: Connection, name: str, campaigns: Mapping[str, Any], *, one: bool = False
+) -> Sequence[CampaignRun]:
+    """The campaign runs that a name means.
+
+    Raises:
+        click.ClickException: If there are none.
+    """
+    campaign, slash, partition = name.partition("/")
+    if slash or one:
+        run = campaign_runs.find(conn, campaign, partition)
+        if run is None:
+            raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
+        return [run]
+    newest = campaign_runs.newest(conn, campaign=campaign, by_change=True, limit=MAX_RUNS)
+    if not newest and campaign not in campaigns:
+        hint = did_you_mean(campaign, campaigns, "see 'tidegate campaigns'")
+        raise console.failure(f"no campaign is named {campaign!r}; {hint}")
+    return newest

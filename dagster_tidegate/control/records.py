@@ -1,0 +1,157 @@
+"""What operators do with records: have them done again, or skip them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dagster_tidegate.control.operations import ACTOR_TAG, Launcher, UnderWayError, writing
+from dagster_tidegate.control.starting import Refusal, StartVerdict
+from dagster_tidegate.holds import run_name
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import events, records, runs
+from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.records import RecordState, Selection
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.text import MAX_REASON, plural, shown
+
+
+class NoRecordsError(Exception):
+    """No record of the campaign run fits the selection."""
+
+
+class HeldError(Exception):
+    """The campaign run is held, so that nothing of it can be done again now."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """What was marked to be done again.
+
+    Attributes:
+        marked: How many records, by op.
+        dagster_run: The id of the run that does them; None for a dry run.
+    """
+
+    marked: Mapping[str, int]
+    dagster_run: str | None
+
+
+def to_retry(selection: Selection) -> Selection:
+    """Return which records a retry without states means: failed ones, or those that are named."""
+    if selection.states or selection.keys:
+        return selection
+    return Selection((RecordState.FAILED,), selection.error, (), selection.since)
+
+
+def retry(
+    store: Store,
+    launcher: Launcher | None,
+    campaign: CampaignSpec,
+    run: CampaignRun,
+    selection: Selection,
+    decision: StartVerdict,
+    *,
+    reason: str,
+    actor: str,
+    dry_run: bool = False,
+    run_id: str | None = None,
+) -> Again:
+    """Mark records to be done again, and put a Dagster run into the queue that does only these.
+
+    They keep their idempotency keys, and their tries are counted anew. If the run can't be
+    launched, nothing is marked.
+
+    Args:
+        launcher: Dagster's code locations; may be None for a dry run.
+        run: The campaign run, as it was read with `decision`.
+        decision: Whether the campaign run may start.
+
+    Raises:
+        NoRecordsError: If there are none.
+        HeldError: If the campaign run is held.
+        UnderWayError: If it is in progress, or about to resume.
+        Exception: Whatever `launcher` raises if the run can't be launched.
+    """
+    selection = to_retry(selection)
+    if decision.refusal is Refusal.HELD:
+        raise HeldError(decision.text)
+    if decision.refusal is not None or run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
+        raise UnderWayError(decision.text)
+    with writing(store, dry_run=dry_run) as conn:
+        now = store.now(conn)
+        marked = _some(records.mark(conn, now, run, selection), run)
+        if not dry_run and not runs.claim_start(conn, now, run, actor=actor):
+            raise UnderWayError(f"{run.name} was started by somebody else just now")
+        newest = runs.latest_attempt(conn, run.id)
+        _write_event(conn, store, run, "retry", marked, reason, actor)
+    if dry_run or launcher is None:
+        return Again(marked, None)
+    try:
+        dagster_run = launcher.launch_marked(
+            campaign.name,
+            run.partition,
+            follows="" if newest is None else newest.dagster_run,
+            tags={ACTOR_TAG: actor},
+            location=campaign.location,
+            run_id=run_id,
+        )
+    except BaseException as error:
+        with store.begin() as conn:
+            why = shown(f"it could not be launched: {error}")[:MAX_REASON]
+            records.unmark(conn, now, run)
+            runs.give_start_back(conn, store.now(conn), run, why, actor=actor)
+        raise
+    return Again(marked, dagster_run)
+
+
+def skip(
+    conn: Connection,
+    store: Store,
+    run: CampaignRun,
+    selection: Selection,
+    *,
+    reason: str,
+    actor: str,
+) -> Mapping[str, int]:
+    """Decide that records need no result, so that the campaign run can complete without them.
+
+    Returns:
+        How many, by op.
+
+    Raises:
+        NoRecordsError: If there are none.
+        UnderWayError: If the campaign run is in progress.
+    """
+    if run.status is RunStatus.PROCESSING:
+        raise UnderWayError(f"{run.name} is processing: pause it first, or wait until it has ended")
+    skipped = records.skip(conn, store.now(conn), run, to_retry(selection), reason)
+    _write_event(conn, store, run, "skip", _some(skipped, run), reason, actor)
+    return skipped
+
+
+def _some(changed: Mapping[str, int], run: CampaignRun) -> Mapping[str, int]:
+    if not changed:
+        raise NoRecordsError(f"{run.name} has no such records: see 'tidegate records {run.name}'")
+    return changed
+
+
+def _write_event(
+    conn: Connection,
+    store: Store,
+    run: CampaignRun,
+    action: str,
+    changed: Mapping[str, int],
+    reason: str,
+    actor: str,
+) -> None:
+    events.write(
+        conn,
+        store.now(conn),
+        kind=EventKind.RECORDS,
+        name=run_name(run.campaign, run.partition),
+        to_status=f"{action} {plural(sum(changed.values()), 'record')}",
+        reason=reason,
+        actor=actor,
+        after=dict(changed),
+    )
