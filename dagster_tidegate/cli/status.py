@@ -30,7 +30,7 @@ from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.text import length, sentence, utc
+from dagster_tidegate.text import length, plural, sentence, utc
 
 
 @click.command()
@@ -129,6 +129,7 @@ class ServiceSummary:
 
     def __init__(self, situation: Situation, name: str) -> None:
         self._breaker = situation.breakers.get(name)
+        self._would_pause = situation.would_pause(name)
         target = Target(TargetKind.SERVICE, name)
         self._holds = [
             hold
@@ -182,7 +183,13 @@ class ServiceSummary:
         """Return the reasons of its state."""
         held = "" if self.state == "held" else "held "
         breaker, parts = self._breaker, []
-        if breaker is not None and breaker.reason:
+        if breaker is not None and breaker.would_open_at is not None:
+            campaigns = plural(len(self._would_pause), "campaign")
+            parts.append(
+                f"not enforced: would have opened at {utc(breaker.would_open_at)} "
+                f"({breaker.reason}) and paused {campaigns}"
+            )
+        elif breaker is not None and breaker.reason:
             until = breaker.throttled_until
             parts.append(
                 breaker.reason if until is None else f"until {utc(until)}: {breaker.reason}"

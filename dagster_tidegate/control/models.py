@@ -172,6 +172,10 @@ class ServiceOut(Out):
     not_probed_before: datetime | None
     kept_closed_by: str | None
     kept_closed_until: datetime | None
+    would_open_at: datetime | None = Field(
+        description="When it would last have opened, for `reason`, were its policy enforced."
+    )
+    would_pause: Sequence[str] = Field(description="Campaigns that this would have paused.")
     holds: Sequence[HoldOut]
 
     @classmethod
@@ -190,6 +194,8 @@ class ServiceOut(Out):
             not_probed_before=breaker.open_until if breaker and not breaker.is_denied else None,
             kept_closed_by=breaker and breaker.kept_closed_by,
             kept_closed_until=breaker and breaker.kept_closed_until,
+            would_open_at=breaker and breaker.would_open_at,
+            would_pause=situation.would_pause(name),
             holds=[HoldOut.model_validate(h) for h in situation.holds if h.target == target],
         )
 

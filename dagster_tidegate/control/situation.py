@@ -101,6 +101,13 @@ class Situation:
         held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
         return frozenset(self.breakers) | held
 
+    def would_pause(self, service: str) -> list[str]:
+        """Return the campaigns that an open breaker would have paused, were it enforced."""
+        breaker = self.breakers.get(service)
+        if breaker is None or breaker.would_open_at is None:
+            return []
+        return [name for name, campaign in self.campaigns.items() if service in campaign.services]
+
     def stale_gates(self) -> list[StaleGate]:
         """Return the gates, of code locations with campaigns, that have a stale sensor."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}

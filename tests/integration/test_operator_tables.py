@@ -189,6 +189,27 @@ def test_a_breaker_that_is_kept_closed_is_not_shown_as_well(run: Run, store: Sto
     assert obstacle["kind"] == "kept_closed"
 
 
+def test_a_service_that_is_not_enforced_says_what_it_would_have_done(run: Run, store: Store):
+    rules = ServicePolicy(name="openai", consecutive_failures=1, enforce=False)
+    fleet = Fleet(SqlBackend(store), [rules])
+    with pytest.raises(ConnectionError):
+        fleet.breaker("openai").call(_fail)
+    fleet.close()
+    for command in (["status"], ["services", "--no-policies"]):
+        cells = row(run(*command).output, "openai")
+        assert cells[1] == "closed"
+        assert "not enforced: would have opened at" in cells[3]
+        assert "(ConnectionError x1) and paused 2 campaigns" in cells[3]
+    [service] = json.loads(run("services", "openai", "--no-policies", "--json").output)
+    assert service["would_pause"] == ["account_digest", "outreach"]
+    assert not json.loads(run("why", "openai", "--json").output)["paused"]
+    assert "would_open" in run("history", "openai").output
+
+
+def _fail() -> None:
+    raise ConnectionError
+
+
 def test_a_probe_that_is_overdue_says_for_how_long(run: Run, store: Store) -> None:
     trip(store, "instantly")
     with store.begin() as conn:
