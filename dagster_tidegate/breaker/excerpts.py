@@ -25,7 +25,7 @@ _MASKS = (
     (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", MASK),
     (r"[0-9a-f]{16,}", MASK),
     # base64, JWT and other long tokens: 20 characters or more with a digit, or 32 without
-    (r"(?=[a-z_+/=.-]{0,60}\d)[\w+/=.-]{20,}|[a-z0-9+/=_-]{32,}", MASK),
+    (r"(?=[a-z_+/=.-]{0,60}\d)[\w+/=.-]{20,}|[a-z0-9+=_]{32,}", MASK),
 )
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in _MASKS]
 

@@ -1,31 +1,18 @@
-"""The tables of answers over real HTTP: sandbox, httpx, judge."""
+"""The table of answers over real HTTP: sandbox, httpx, breaker, record loop."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-import pytest
-
 from demo.sandbox.client import SandboxClient
-from tests.benchmarks.answers import is_right, verdict_on
-from tests.support.answer_table import Row, read
+from tests.benchmarks.answers import Asking, is_right
+from tests.support.answer_table import read
+from tests.support.databases import both_databases
 
-TABLES = Path(__file__).parents[1] / "unit"
-
-
-@pytest.fixture
-def client(sandbox: SandboxClient) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=sandbox.url, trust_env=False) as client:
-        yield client
+ROWS = read(Path(__file__).parents[1] / "unit" / "answers.json")
 
 
-@pytest.mark.parametrize("table", ["answers.json", "more_answers.json"])
-def test_every_answer_is_judged_right_over_http(
-    sandbox: SandboxClient, client: httpx.Client, table: str
-):
-    def wrong(row: Row) -> dict | None:
-        verdict = verdict_on(row, sandbox, client)
-        return None if is_right(row, verdict) else verdict
-
-    rows = read(TABLES / table)
-    assert {row.id: verdict for row in rows if (verdict := wrong(row))} == {}
+@both_databases
+def test_every_answer_is_judged_right_over_http(sandbox: SandboxClient, store_url: str):
+    asking = Asking(store_url, ROWS, sandbox)
+    verdicts = {row.id: asking.ask(row) for row in ROWS}
+    asking.close()
+    assert {row.id: verdicts[row.id] for row in ROWS if not is_right(row, verdicts[row.id])} == {}

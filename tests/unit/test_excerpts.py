@@ -68,6 +68,10 @@ def test_what_is_named_a_key_is_not_kept_whatever_it_looks_like(before: str, sec
         ),
         ({"message": "Too many from 192.0.2.7."}, '{"message": "Too many from ***."}'),
         ("<html><script>x</script><h1>520</h1> unknown  error</html>", "520 unknown error"),
+        (
+            {"type": "https://api.example/problems/validation-error"},
+            '{"type": "https://api.example/problems/validation-error"}',
+        ),
         ({"error": "Insufficient credits"}, '{"error": "Insufficient credits"}'),
         (b"\xff\xfe", "\ufffd\ufffd"),
         ("", ""),
