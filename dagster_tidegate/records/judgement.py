@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-from dagster_tidegate.breaker.answers import Answer, causes
-from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.answers import causes
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.judge import judge_for
-from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind, label
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 
-_CLEAR = frozenset(
-    {VerdictKind.THROTTLED, VerdictKind.DENIED, VerdictKind.PENDING, VerdictKind.REJECTED}
-)
+IGNORED = Verdict(VerdictKind.IGNORED)
 
 
 def judge(error: BaseException | None, fleet: Fleet, services: Sequence[str]) -> Verdict:
@@ -23,20 +19,7 @@ def judge(error: BaseException | None, fleet: Fleet, services: Sequence[str]) ->
         if not isinstance(cause, Exception):
             continue
         for breaker in breakers:
-            verdict = _judge(cause, breaker, fleet)
+            verdict = breaker.verdict(cause)
             if verdict.kind is not VerdictKind.IGNORED:
                 return verdict
-    return Verdict(VerdictKind.IGNORED)
-
-
-def _judge(error: Exception, breaker: Breaker, fleet: Fleet) -> Verdict:
-    """The verdict of one service; its breaker has the last word on failures."""
-    answer = Answer.of(error, fleet.now())
-    verdict = None if answer is None else judge_for(breaker.policy)(answer)
-    if verdict is not None and verdict.kind in _CLEAR:
-        return verdict
-    if not breaker.is_system_error(error):
-        return Verdict(VerdictKind.IGNORED)
-    if verdict is not None and verdict.kind is VerdictKind.FAILURE:
-        return verdict
-    return Verdict(VerdictKind.FAILURE, reason=label(error))
+    return IGNORED

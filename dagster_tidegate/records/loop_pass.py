@@ -18,6 +18,7 @@ from dagster_tidegate.records.tries import MAX_LOGGED, Tries
 from dagster_tidegate.records.workers import Finished, Workers
 from dagster_tidegate.records.worklist import LoopOptions, Worklist
 from dagster_tidegate.store.ledger import AttemptOverError
+from dagster_tidegate.text import most_frequent
 
 T = TypeVar("T")
 
@@ -239,9 +240,11 @@ class LoopPass(Generic[T]):
         failed = self.journal.failed
         finished = self.journal.done + failed
         if finished >= min_finished and failed > self.options.max_failed * finished:
+            said = most_frequent(self._tries.errors)
             raise TooManyFailedError(
                 f"{failed} of {finished} records failed; max_failed allows "
-                f"{self.options.max_failed:.0%}. Their errors are in the ledger"
+                f"{self.options.max_failed:.0%}{f': {said}' if said else ''}. For all of them: "
+                f"tidegate records {self.host.run.name} --failed"
             )
 
     def _stop_if_needed(self) -> None:
@@ -302,6 +305,11 @@ class LoopPass(Generic[T]):
             self._stop_if_needed()
         self.worklist.close()
         if (failures := self._tries.failures) > MAX_LOGGED:
-            self.host.log.warning("%d records failed; see 'tidegate runs show'", failures)
+            self.host.log.warning(
+                "%d records failed: %s. For all of them: tidegate records %s --failed",
+                failures,
+                most_frequent(self._tries.errors),
+                self.host.run.name,
+            )
         self._check_failed_share(1)
         self.leave()

@@ -1,6 +1,7 @@
 """What follows from each try of a record."""
 
 import time
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
@@ -15,6 +16,7 @@ from dagster_tidegate.records.record import Record, Setback
 from dagster_tidegate.records.retry import backoff_s
 from dagster_tidegate.records.worklist import LoopOptions, Worklist, storable
 from dagster_tidegate.statuses import BreakerState, RecordStatus
+from dagster_tidegate.text import alike
 
 T = TypeVar("T")
 
@@ -24,8 +26,7 @@ PENDING_BACKOFF_S = 1.0
 MAX_PENDING_BACKOFF_S = 60.0
 MAX_LOGGED = 10  # failed records that are logged one by one
 MAX_ERROR = 2000
-MIN_RECORDS = 3
-"""Distinct records that must fail before a breaker trips, where no policy says."""
+MAX_ERRORS = 1000  # different ones that are counted
 TRIED_AGAIN = frozenset({VerdictKind.FAILURE, VerdictKind.THROTTLED, VerdictKind.DENIED})
 
 
@@ -34,6 +35,7 @@ class Tries(Generic[T]):
 
     Attributes:
         failures: How many records failed in this pass.
+        errors: How often each error was met among them, without what differs between records.
     """
 
     def __init__(
@@ -44,11 +46,9 @@ class Tries(Generic[T]):
         self._done_before = journal.done
         self._recovered_at = _recovered_at(host)
         policies = [host.fleet.policies[name] for name in host.services]
-        self._min_records = max(
-            (getattr(policy, "min_records", MIN_RECORDS) for policy in policies),
-            default=MIN_RECORDS,
-        )
+        self._min_records = max((policy.min_records for policy in policies), default=0)
         self.failures = 0
+        self.errors: Counter[str] = Counter()
 
     def begin(self, record: Record[T]) -> None:
         """Set what a failure of the next try counts as."""
@@ -158,6 +158,9 @@ class Tries(Generic[T]):
 
     def _fail(self, record: Record[T], text: str, *, suspect: bool = False) -> None:
         self.failures += 1
+        said = alike(text)
+        if said in self.errors or len(self.errors) < MAX_ERRORS:
+            self.errors[said] += 1
         if self.failures <= MAX_LOGGED:
             self._host.log.warning("Record %s failed: %s", record.key, text)
         self._journal.finish(record, RecordStatus.FAILED, text, suspect=suspect)

@@ -20,7 +20,7 @@ from dagster_tidegate.breaker.errors import Denied, Pending, Rejected, Throttled
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.records import retry, tries
-from dagster_tidegate.records.loop_pass import PendingRecordsError
+from dagster_tidegate.records.loop_pass import PendingRecordsError, TooManyFailedError
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
@@ -161,6 +161,33 @@ def test_a_dead_service_is_noticed_within_as_many_calls_as_the_policy_says(
     assert len(service.calls) <= 5 + (3 if go is in_threads else 0)
     assert FAILED not in work.statuses().values()
     assert STARTED not in work.statuses().values()
+
+
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+@pytest.mark.parametrize(
+    "bad", [KEYS[:1], KEYS[15:16], KEYS[-1:], [KEYS[0], KEYS[15], KEYS[-1]]], ids=" ".join
+)
+def test_bad_records_do_not_open_the_breaker(work: Work, go: Any, bad: list[str]) -> None:
+    service = Service(*bad)
+    guarded = work.fleet.breaker("openai")
+    go(work, KEYS, lambda record: guarded.call(service, record))
+    statuses = work.statuses()
+    assert {key for key, status in statuses.items() if status is FAILED} == set(bad)
+    assert set(statuses.values()) == {DONE, FAILED}
+    assert (guarded.status.state, guarded.status.generation) == (BreakerState.CLOSED, 0)
+
+
+def test_too_many_failed_records_are_summed_up_by_what_the_service_said(work: Work) -> None:
+    def handle(record: Record) -> None:
+        if record.key != KEYS[0]:
+            raise Rejected(f"422 invalid id {record.key}")
+
+    with pytest.raises(TooManyFailedError) as failed:
+        go_through(work.records(KEYS), handle)
+    assert "9 of 10 records failed; max_failed allows 50%" in str(failed.value)
+    assert "invalid id lead-...) x9. For all of them: tidegate" in str(failed.value).replace(
+        "'", ""
+    )
 
 
 # --- over attempts --------------------------------------------------------------------------------
@@ -373,7 +400,9 @@ def test_a_rejected_record_fails_with_the_words_of_the_service(work: Work) -> No
     assert "no such mailbox" in row.error
 
 
-@pytest.mark.parametrize("error", [Throttled("day used", after=3600), Denied("401")], ids=str)
+@pytest.mark.parametrize(
+    "error", [Throttled("day used", after=3600), Denied("401")], ids=["throttled", "denied"]
+)
 def test_what_the_service_refuses_all_is_no_fault_of_the_record(
     work: Work, error: Exception
 ) -> None:
