@@ -24,6 +24,7 @@ class FakeHost:
     series: int = 1
     services: Sequence[str] = ()
     drain_timeout_s: float = 25.0
+    only_marked: bool = False
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("tests"))
 
     def holds(self) -> Sequence[Hold]:
