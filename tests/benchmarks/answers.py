@@ -1,7 +1,8 @@
 """What answers mean, over real HTTP: `python -m tests.benchmarks.answers [--table FILE]`.
 
 Each row of a table is played by the sandbox, and requested with httpx through a breaker, by a
-record loop whose ledger is in a real database: on SQLite and on PostgreSQL.
+record loop whose ledger is in a real database: on SQLite and on PostgreSQL. Without `--table`, the
+figures of `outages` follow.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from demo.sandbox.cases import PlayedAnswer
 from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
+from tests.benchmarks import outages
 from tests.benchmarks.servers import databases
 from tests.integration.record_loop import Stopped, Work
 from tests.support.answer_table import Row, read, summary
@@ -114,7 +116,13 @@ def main() -> None:
                     right = f"{row.verdict} {row.until} {row.scope}"
                     print(f"{row.id} on {name}: {verdicts[row.id]}, and not {right}")
     print(f"{len(rows) - len(wrong)} of {len(rows)} right")
-    results = verdicts if options.table else {"answers_right": 1 - len(wrong) / len(rows)}
+    results: dict[str, Any] = verdicts
+    if not options.table:
+        results = {"answers_right": 1 - len(wrong) / len(rows)}
+        with sandbox_process() as sandbox:
+            results |= outages.figures(sandbox)
+        for name, value in results.items():
+            print(f"{name}: {value:g}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

@@ -4,7 +4,6 @@ The figures are part of `python -m tests.benchmarks.answers`.
 """
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -177,11 +176,3 @@ def figures(sandbox: SandboxClient) -> dict[str, float | int]:
         found["failures_before_trip_records"] = stand.served(503)
         sandbox.heal(SERVICE)
     return found
-
-
-if __name__ == "__main__":
-    from tests.support.sandbox import sandbox_process
-
-    with sandbox_process() as control:
-        for name, value in figures(control).items():
-            sys.stdout.write(f"{name}: {value}\n")
