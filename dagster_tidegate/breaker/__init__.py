@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         StoreRegained,
     )
     from dagster_tidegate.breaker.fleet import Fleet
-    from dagster_tidegate.breaker.judge import Judge
+    from dagster_tidegate.breaker.judge import Judge, every_error
     from dagster_tidegate.breaker.policy import ServicePolicy
     from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
     from dagster_tidegate.breaker.snapshot import FleetSnapshot
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
         Scope,
         Verdict,
         VerdictKind,
-        default_verdict,
-        every_error,
     )
 
 __all__ = [
@@ -78,7 +76,6 @@ __all__ = [
     "UnknownServiceError",
     "Verdict",
     "VerdictKind",
-    "default_verdict",
     "every_error",
 ]
 # Imported on first use: the store needs only a few of these modules.
@@ -109,12 +106,12 @@ _MODULES = {
         "StoreRegained",
     ),
     "fleet": ("Fleet",),
-    "judge": ("Judge",),
+    "judge": ("Judge", "every_error"),
     "policy": ("ServicePolicy",),
     "pybreaker_storage": ("SharedStorage",),
     "snapshot": ("FleetSnapshot",),
     "state_machine": ("BreakerStatus",),
-    "verdicts": ("Scope", "Verdict", "VerdictKind", "default_verdict", "every_error"),
+    "verdicts": ("Scope", "Verdict", "VerdictKind"),
 }
 
 

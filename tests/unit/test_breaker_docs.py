@@ -7,12 +7,17 @@ from types import ModuleType
 import pytest
 
 from dagster_tidegate.breaker import (
+    answers,
     breaker,
+    errors,
     events,
+    excerpts,
     fleet,
+    judge,
     policy,
+    profiles,
     pybreaker_storage,
-    verdicts,
+    times,
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
@@ -65,7 +70,12 @@ def test_the_examples_work(sqlite_url: str):
 @pytest.mark.parametrize(
     "module",
     [
-        verdicts,
+        answers,
+        errors,
+        excerpts,
+        judge,
+        profiles,
+        times,
         policy,
         breaker,
         fleet,
