@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from dagster_tidegate import BreakerOpenError
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
@@ -46,7 +47,6 @@ def test_each_client_gets_what_it_asks_for(clients: Any, sandbox: SandboxClient)
     ("fault", "error"),
     [
         (Fault(mode=Mode.OUTAGE), httpx.HTTPStatusError),
-        (Fault(mode=Mode.RATE_LIMIT), httpx.HTTPStatusError),
         (Fault(mode=Mode.WRONG), InvalidResponseError),
     ],
 )
@@ -65,6 +65,28 @@ def test_failures_of_a_service_open_its_breaker_and_no_other(
             clients.openai.write("Be brief.", "Acme", idempotency_key="x")
     assert sandbox.stats()["openai"]["calls"] == 5
     assert clients.perplexity.news("Acme", idempotency_key="k")
+
+
+@pytest.mark.parametrize(
+    ("service", "case", "cause"),
+    [
+        ("openai", "rate-limited", VerdictKind.THROTTLED),
+        ("openai", "dead-key", VerdictKind.DENIED),
+        ("millionverifier", "no-credits", VerdictKind.DENIED),  # a 200
+    ],
+)
+def test_one_answer_that_throttles_or_denies_is_enough(
+    clients: Any, sandbox: SandboxClient, service: str, case: str, cause: VerdictKind
+):
+    sandbox.place(service, Fault(mode=Mode.ANSWER, case=case))
+    for n in range(3):
+        with pytest.raises(BreakerOpenError, match=service):
+            if service == "openai":
+                clients.openai.write("Be brief.", "Acme", idempotency_key=str(n))
+            else:
+                clients.millionverifier.verify("a@b.example", idempotency_key=str(n))
+    assert clients.openai.breakers.breaker(service).status.cause is cause
+    assert sandbox.stats()[service]["calls"] == 1
 
 
 def test_a_call_that_takes_too_long_fails(clients: Any, sandbox: SandboxClient):
