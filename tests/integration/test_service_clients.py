@@ -79,12 +79,13 @@ def test_one_answer_that_throttles_or_denies_is_enough(
     clients: Any, sandbox: SandboxClient, service: str, case: str, cause: VerdictKind
 ):
     sandbox.place(service, Fault(mode=Mode.ANSWER, case=case))
-    for n in range(3):
+    calls = {
+        "openai": lambda: clients.openai.write("Be brief.", "Acme", idempotency_key="k"),
+        "millionverifier": lambda: clients.millionverifier.verify("a@b.c", idempotency_key="k"),
+    }
+    for _ in range(3):
         with pytest.raises(BreakerOpenError, match=service):
-            if service == "openai":
-                clients.openai.write("Be brief.", "Acme", idempotency_key=str(n))
-            else:
-                clients.millionverifier.verify("a@b.example", idempotency_key=str(n))
+            calls[service]()
     assert clients.openai.breakers.breaker(service).status.cause is cause
     assert sandbox.stats()[service]["calls"] == 1
 
