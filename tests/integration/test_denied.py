@@ -1,7 +1,6 @@
 """The gate leaves a service alone that refuses this client, or that said until when to wait."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import dagster as dg
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.control import operations
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.observe import observe
@@ -71,9 +70,8 @@ def test_a_throttled_service_is_tried_at_its_time_and_not_before(
     with store.begin() as conn:
         breakers.ensure(conn, clock(), ["apollo"])
         before = breakers.read_one(conn, "apollo")
-        opened = machine.opened(before, gate.policies["apollo"], clock(), "600 a day", 0.0)
-        until = clock().replace(hour=18)
-        throttled = replace(opened, cause=VerdictKind.THROTTLED, open_until=until)
+        verdict = Verdict(VerdictKind.THROTTLED, clock().replace(hour=18), reason="600 a day")
+        throttled = machine.opened(before, gate.policies["apollo"], clock(), verdict, 0.0)
         assert breakers.change(conn, clock(), before, throttled)
     clock.advance(9 * 3600 - 1)
     assert "apollo is throttled until 2026-03-01 18:00:00 UTC" in breaker_tick(gate, fleet)

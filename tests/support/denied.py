@@ -1,10 +1,8 @@
 """A service that refuses this client."""
 
-from dataclasses import replace
-
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.store import breakers
 from dagster_tidegate.store.database import Store
 
@@ -15,6 +13,6 @@ def deny(store: Store, service: str) -> None:
         now = store.now(conn)
         breakers.ensure(conn, now, [service])
         before = breakers.read_one(conn, service)
-        opened = machine.opened(before, ServicePolicy(name=service), now, "401 invalid_key", 0.0)
-        denied = replace(opened, cause=VerdictKind.DENIED, answer="invalid key", open_until=None)
+        verdict = Verdict(VerdictKind.DENIED, reason="401 invalid_key", answer="invalid key")
+        denied = machine.opened(before, ServicePolicy(name=service), now, verdict, 0.0)
         assert breakers.change(conn, now, before, denied)
