@@ -31,7 +31,7 @@ FILES = 6
 """More than run concurrently, so that some are queued when the service fails."""
 OPERATORS_LIMIT = "3"
 DAEMON_AWAY_S = 3.0
-POLL_INTERVAL_S = 0.05
+POLL_INTERVAL_S = 0.2
 PAUSED = ("queue", "schedules", "work")
 """What must stop during the outage."""
 RUNNING = [
@@ -186,7 +186,7 @@ class Scenario:
         """Wait until everything has finished; return what has not."""
         until = time.monotonic() + self._options.finish_timeout_s
         while (left := self._unfinished(unaffected_runs)) and time.monotonic() < until:
-            self._tick(POLL_INTERVAL_S * 4)
+            self._tick(POLL_INTERVAL_S)
         self._tick(0)
         return left
 

@@ -17,6 +17,7 @@ from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
+from tests.support import quick_code
 
 PROJECT = Path(__file__).parents[2]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
@@ -41,6 +42,7 @@ class Deployment:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "demo", "up", "--latency", "0.05"),
+                    *("--workspace", str(quick_code.workspace(home / "project"))),
                     *("--port", str(port), "--sandbox-port", str(sandbox_port)),
                 ],
                 cwd=PROJECT,

@@ -38,6 +38,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BIN = Path(sys.executable).parent
 PASSWORD = "not used: the server trusts this machine"
 SOON_S = 240.0
+CHECK_EVERY_S = 2.0  # a check is a process, which takes seconds of a processor
 LEADS = 80
 
 
@@ -105,7 +106,7 @@ class Machine:
         ).returncode:
             assert child.process.poll() is None, child.last_lines(40)
             assert time.monotonic() < until, child.last_lines(40)
-            time.sleep(0.5)
+            time.sleep(CHECK_EVERY_S)
 
     def stop(self, name: str) -> None:
         """Stop a service as Docker does with TINI_KILL_PROCESS_GROUP, and wait for all of it."""

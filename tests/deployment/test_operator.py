@@ -1,8 +1,6 @@
 """An operator in an outage, with the command line, the API and a deployment that is real."""
 
 import json
-import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import date, timedelta
 from pathlib import Path
@@ -10,36 +8,31 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from dagster_tidegate.cli import main as tidegate
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import holds, runs
+from dagster_tidegate.store import heartbeats, holds, runs
+from demo.__main__ import main as demo
 from demo.drill.deployment import Deployment, start_deployment
 from demo.up import dagster_web
 from tests.integration.api import Api
+from tests.support import quick_code
 from tests.support.polling import wait_until
 
-ROOT = Path(__file__).parents[2]
-WORKSPACE = ROOT / "workspace.yaml"
 MAX_S = 150.0
 
 
 class Operator:
-    """Runs commands as an operator does: as processes, in the project's directory."""
+    """Runs commands as an operator does, in the project's directory."""
 
     def __init__(self, scene: Deployment) -> None:
         self.scene = scene
 
     def run(self, *arguments: str, expect: int | None = 0) -> str:
-        module = "demo" if arguments[0] == "sandbox" else "dagster_tidegate.cli"
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env=self.scene.env,
-            capture_output=True,
-            text=True,
-            timeout=MAX_S,
-        )
-        assert expect in (None, done.returncode), done.stdout + done.stderr
+        command = demo if arguments[0] == "sandbox" else tidegate
+        done = CliRunner().invoke(command, arguments, env=self.scene.env)
+        assert expect in (None, done.exit_code), done.output
         return done.stdout
 
     def json(self, *arguments: str, expect: int | None = 0) -> Any:
@@ -48,6 +41,10 @@ class Operator:
     def findings(self) -> set[str]:
         found = self.json("doctor", expect=None)["findings"]
         return {finding["code"] for finding in found}
+
+    def gate_has_ticked(self) -> bool:
+        with self.scene.store.read() as conn:
+            return {beat.part for beat in heartbeats.read(conn)} == set(heartbeats.PARTS)
 
     def status_of(self, name: str) -> RunStatus | None:
         with self.scene.store.read() as conn:
@@ -62,19 +59,24 @@ class Operator:
 @pytest.mark.timeout(600)
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        scene = stack.enter_context(start_deployment(WORKSPACE, tmp_path, store_url=None))
+        workspace, folder = quick_code.workspace(tmp_path / "project"), tmp_path / "deployment"
+        folder.mkdir()
+        scene = stack.enter_context(start_deployment(workspace, folder, store_url=None))
         operator = Operator(scene)
 
         # A healthy deployment has no finding, as soon as each sensor has had a tick.
-        wait_until(lambda: not operator.findings(), "no finding")
+        wait_until(operator.gate_has_ticked, "the gate has ticked")
+        wait_until(lambda: not operator.findings(), "no finding", every_s=2)
 
         operator.run("sandbox", "leads", str(scene.leads / "people.csv"), "--count", "30")
-        # The service goes down; a run of the one campaign that needs it alone pauses by itself.
-        operator.run("sandbox", "fail", "millionverifier")
+        # The service goes down under a run of the one campaign that needs it alone, which pauses.
+        operator.run("sandbox", "slow", "millionverifier", "--latency", "1")
         partition = dagster_web.recent_partition(scene.web, "list_hygiene")
         day_before = str(date.fromisoformat(partition) - timedelta(days=1))
         started = operator.json("start", "list_hygiene", "--partition", partition)
         name = f"list_hygiene/{partition}"
+        wait_until(lambda: operator.status_of(name) is RunStatus.PROCESSING, f"{name} is at work")
+        operator.run("sandbox", "fail", "millionverifier")
         wait_until(lambda: operator.status_of(name) is RunStatus.PAUSED, f"{name} is paused")
         why = operator.json("why", name)
         assert [hold["target_name"] for hold in why["holds"]] == ["millionverifier"]
@@ -121,7 +123,7 @@ def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
         ]
 
         # A run that the API starts is cancelled by it, between two records.
-        operator.run("sandbox", "slow", "millionverifier", "--latency", "2")
+        operator.run("sandbox", "slow", "millionverifier", "--latency", "1")
         started = api.post("/campaigns/list_hygiene/start", body, expect=202)
         name = f"list_hygiene/{day_before}"
         wait_until(lambda: operator.status_of(name) is RunStatus.PROCESSING, f"{name} is at work")
