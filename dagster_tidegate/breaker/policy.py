@@ -64,7 +64,7 @@ class ServicePolicy(BaseModel):
     )
     slow_call_rate: Share | None = Field(
         default=0.9,
-        description="Trip when this share of the calls in the window was slow, or 10 in a row of "
+        description="Trip when this share of the calls in the window was slow, or 15 in a row of "
         "one process.",
     )
     slow_call_s: float | None = Field(

@@ -29,7 +29,7 @@ FLUSH_S = 1.0
 
 CONFIDENCE_Z = 1.96
 """The rates must be reached with a confidence of 97.5 %."""
-SLOW_IN_ROW = 10
+SLOW_IN_ROW = 15
 """So many slow calls of a process, without another in between, trip however few calls there are."""
 RELAPSE_S = 3600.0
 """A breaker that trips so soon after it closed, without a success in between, has not recovered."""

@@ -32,6 +32,9 @@ class Anything:
     def launch(self, job: str, **_: object) -> str:
         return f"run of {job}"
 
+    def launch_marked(self, job: str, *_: object, **__: object) -> str:
+        return f"run of {job}"
+
     def has_run(self, *_: object) -> bool:
         return False
 

@@ -356,7 +356,7 @@ def test_a_brownout_trips_by_default(clock: Clock):
         for _ in range(20):
             breaker.call(clock.advance, 8)
     assert (breaker.status.state, breaker.status.cause) == (OPEN, VerdictKind.SLOW)
-    assert breaker.status.reason == "10 calls in a row took much longer than usual"
+    assert breaker.status.reason == "15 calls in a row took much longer than usual"
 
 
 def test_a_service_that_was_always_slow_is_not_in_a_brownout(clock: Clock):
