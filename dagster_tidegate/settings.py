@@ -231,6 +231,13 @@ class AlertSettings(Settings):
         ge=0,
         description="Alert when records have been in doubt for this many seconds.",
     )
+    failed_records_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Alert when a campaign run has ended and more than this share of its records "
+        "failed.",
+    )
     resume_within_s: float = Field(
         default=600.0,
         ge=60,

@@ -167,6 +167,23 @@ def records_in_doubt(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
         )
 
 
+def failed_records(snapshot: Snapshot, settings: AlertSettings) -> Findings:
+    """Yield the campaign runs that have ended with too large a share of failed records."""
+    for each in _problems(snapshot).failed_records:
+        if each.failed <= settings.failed_records_share * each.finished:
+            continue
+        run = shlex.quote(each.run)
+        yield (
+            each.run,
+            Text(
+                f"{each.run} is {each.status}, {plural(each.failed, 'record')} failed",
+                f"{each.failed} of {each.finished} records of {each.run} failed.\n"
+                f"What the service said: tidegate records {run} --failed\n"
+                f"To have them done again: tidegate records retry {run} --reason ...",
+            ),
+        )
+
+
 def failed_resumes(snapshot: Snapshot, settings: AlertSettings) -> Findings:
     """Yield the runs that failed after a pause, and the campaigns that do not resume."""
     problems = _problems(snapshot)
@@ -200,9 +217,10 @@ CONDITIONS: Mapping[AlertKind, Callable[[Snapshot, AlertSettings], Findings]] = 
     AlertKind.HOLD_OLD: old_holds,
     AlertKind.GATE_STALE: stale_gates,
     AlertKind.IN_DOUBT: records_in_doubt,
+    AlertKind.RECORDS_FAILED: failed_records,
     AlertKind.RESUME_FAILED: failed_resumes,
 }
-NEED_PROBLEMS = frozenset({AlertKind.IN_DOUBT, AlertKind.RESUME_FAILED})
+NEED_PROBLEMS = frozenset({AlertKind.IN_DOUBT, AlertKind.RECORDS_FAILED, AlertKind.RESUME_FAILED})
 """The kinds that can only be evaluated for a snapshot that has `problems`."""
 
 

@@ -19,6 +19,7 @@ class AlertKind(StrEnum):
     HOLD_OLD = "hold_old"
     GATE_STALE = "gate_stale"
     IN_DOUBT = "in_doubt"
+    RECORDS_FAILED = "records_failed"
     RESUME_FAILED = "resume_failed"
     STORE_LOST = "store_lost"
     STORE_BACK = "store_back"

@@ -15,7 +15,7 @@ from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.store.run_problems import EndedAttempt, PausedRuns
+from dagster_tidegate.store.run_problems import EndedAttempt, FailedRecords, PausedRuns
 
 BURST_WITHIN = timedelta(hours=1)
 """The period within which `rules.BURST` messages about a topic are sent without delay."""
@@ -45,11 +45,13 @@ class RunProblems:
 
     Attributes:
         in_doubt: Records in doubt, by campaign run.
+        failed_records: Campaign runs that have ended with failed records.
         failed: Reasons of the campaign runs that failed in the attempt after a pause, by name.
         paused: Runs that paused long ago and have no hold of their own, by campaign.
     """
 
     in_doubt: Sequence[InDoubt] = ()
+    failed_records: Sequence[FailedRecords] = ()
     failed: Mapping[str, str | None] = field(default_factory=dict)
     paused: Mapping[str, PausedRuns] = field(default_factory=dict)
 
@@ -136,6 +138,7 @@ class SnapshotReader:
             return None
         problems = RunProblems(
             in_doubt=self._read_in_doubt(conn, now),
+            failed_records=run_problems.failed_records(conn, now),
             failed=run_problems.failed_after_pause(conn, now),
             paused=run_problems.paused_without_hold(conn, now, before=resume_since),
         )

@@ -30,6 +30,20 @@ class EndedAttempt:
 
 
 @dataclass(frozen=True)
+class FailedRecords:
+    """How many of the records of a campaign run failed.
+
+    Attributes:
+        finished: How many are done or failed.
+    """
+
+    run: str
+    status: RunStatus
+    failed: int
+    finished: int
+
+
+@dataclass(frozen=True)
 class PausedRuns:
     """The paused runs of a campaign that have no hold of their own.
 
@@ -83,6 +97,27 @@ def records_in_doubt(conn: Connection, campaign_run: int) -> int:
         )
         or 0
     )
+
+
+def failed_records(conn: Connection, now: datetime) -> Sequence[FailedRecords]:
+    """Return the campaign runs that have ended with failed records, the latest first."""
+    run, p = t.campaign_runs.c, t.progress.c
+    failed, done = sa.func.sum(p.failed), sa.func.sum(p.done)
+    rows = conn.execute(
+        sa.select(run.campaign, run.partition, run.status, failed, done)
+        .join(t.progress, p.campaign_run == run.id)
+        .where(
+            run.status.in_((RunStatus.COMPLETED, RunStatus.FAILED)),
+            run.changed_at > now - MAX_AGE,
+        )
+        .group_by(run.id, run.campaign, run.partition, run.status, run.changed_at)
+        .having(failed > 0)
+        .order_by(run.changed_at.desc())
+    )
+    return [
+        FailedRecords(run_name(campaign, partition), RunStatus(status), failed, failed + done)
+        for campaign, partition, status, failed, done in rows
+    ]
 
 
 def failed_after_pause(conn: Connection, now: datetime) -> Mapping[str, str | None]:

@@ -363,6 +363,27 @@ def test_records_in_doubt_are_sent_after_their_attempt_was_cut_off(
     ]
 
 
+def test_runs_that_end_with_many_failed_records_are_sent(bench: Bench, receiver: Receiver) -> None:
+    ended = {
+        "monday": (RunStatus.COMPLETED, 8, 12),
+        "tuesday": (RunStatus.COMPLETED, 1, 9),
+        "wednesday": (RunStatus.PROCESSING, 9, 1),
+    }
+    for partition, (status, failed, done) in ended.items():
+        run = bench.run(status, partition=partition, attempts=("completed",))
+        with bench.store.begin() as conn:
+            conn.execute(
+                t.progress.insert().values(
+                    campaign_run=run, op="send", done=done, failed=failed, position=0, series=1,
+                    exact=True, updated_at=bench.clock(),
+                )
+            )  # fmt: skip
+    bench.restart()
+    bench.step(60)
+    assert receiver.titles == ["letters/monday is completed, 8 records failed"]
+    assert "8 of 20 records of letters/monday failed" in receiver.bodies[0]
+
+
 def test_runs_that_fail_after_a_pause_or_do_not_resume_are_sent(
     bench: Bench, receiver: Receiver
 ) -> None:
