@@ -21,7 +21,7 @@ from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as campaign_runs
-from dagster_tidegate.store.run_details import LedgerRecord, LoopProgress
+from dagster_tidegate.store.run_details import LedgerRecord, ListedRun, LoopProgress
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
 
@@ -100,7 +100,8 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     if as_json:
         console.print_json(RunDetailsOut.all_of(details, answer))
         return
-    show_answer(answer, situation)
+    failed = ListedRun(run, details.progress).failed
+    show_answer(answer, situation, beside_status=f", {failed} failed" if failed else "")
     out = console.console()
     ops = console.table(
         "Progress", "op", "", "records", "failed", "rate", "left", "updated", less=("",)

@@ -93,11 +93,14 @@ def run_hint(conn: Connection, name: str) -> str:
     return did_you_mean(name, names, "see 'tidegate runs'")
 
 
-def show_answer(answer: Answer, situation: Situation, missing: str | None = None) -> None:
+def show_answer(
+    answer: Answer, situation: Situation, missing: str | None = None, *, beside_status: str = ""
+) -> None:
     """Print an answer for people.
 
     Args:
         missing: A sentence saying that the run does not exist; the answer is that of a new one.
+        beside_status: Text that follows the status.
     """
     out = console.console()
     name = str(answer.target)
@@ -106,7 +109,7 @@ def show_answer(answer: Answer, situation: Situation, missing: str | None = None
         verb = "would be" if answer.paused else "would not be"
         line = f"a new run {verb} {answer.summary.removeprefix('not ')}"
     elif answer.status and not (answer.paused and answer.status == "paused"):
-        line = f"{name} ({answer.status}) is {answer.summary}"
+        line = f"{name} ({answer.status}{beside_status}) is {answer.summary}"
     else:
         line = f"{name} is {answer.summary}"
     out.print(console.text(line), soft_wrap=True)

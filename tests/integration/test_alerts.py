@@ -369,8 +369,8 @@ def test_runs_that_end_with_many_failed_records_are_sent(bench: Bench, receiver:
         "tuesday": (RunStatus.COMPLETED, 1, 9),
         "wednesday": (RunStatus.PROCESSING, 9, 1),
     }
-    for partition, (status, failed, done) in ended.items():
-        run = bench.run(status, partition=partition, attempts=("completed",))
+    for partition, (ended_as, failed, done) in ended.items():
+        run = bench.run(ended_as, partition=partition, attempts=("completed",))
         with bench.store.begin() as conn:
             conn.execute(
                 t.progress.insert().values(

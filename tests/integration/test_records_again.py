@@ -189,6 +189,7 @@ def test_the_command_lists_what_went_wrong_and_says_what_would_be_done_again(
     shown = run("records", "outreach").output
     assert "ValueError('no mailbox of ...')" in shown
     assert "completed, 2 failed" in run("runs").output
+    assert "(completed, 2 failed) is not paused" in run("runs", "show", "outreach/leads-1").output
     dry = run("records", "retry", "outreach/leads-1", "--reason", "new list", "--dry-run")
     assert dry.output == "2 records of outreach/leads-1 would be done again\n"
     assert outreach.statuses()["ada"] is FAILED
