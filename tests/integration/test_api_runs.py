@@ -402,6 +402,9 @@ def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> N
             operations.cancel(store, None, found(store), actor="bo")
             return f"run of {job}"
 
+        def launch_marked(self, job: str, *_: object, **__: object) -> str:
+            raise AssertionError(f"nobody asked for records of {job}")
+
         def terminate(self, job: str, partition: str) -> list[str]:
             ended.append(f"{job}/{partition}")
             return ended
