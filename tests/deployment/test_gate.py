@@ -190,9 +190,9 @@ def test_a_record_that_always_fails_stops_nobody_and_is_named(stage: Stage):
         )
         assert stage.outcomes("essays", partition) == [RunStatus.COMPLETED], "nobody paused"
     assert stage.sandbox.stats()["openai"]["effects"] == 2 * RECORDS - 1
-    failed = json.loads(stage.tidegate("records", f"essays/{poisoned}", "--failed", "--json"))
-    [record] = failed["records"]
-    assert (record["key"], record["suspect"]) == ("17@acme.example", True)
+    [run] = json.loads(stage.tidegate("records", f"essays/{poisoned}", "--failed", "--json"))
+    [record] = run["records"]
+    assert (record["key"], record["state"]) == ("17@acme.example", "suspect")
     assert f"{RECORDS - 1} others succeeded" in record["error"]
 
 
