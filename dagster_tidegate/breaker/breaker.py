@@ -45,8 +45,6 @@ _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 # Types of results that are neither deferred nor an answer, which need no further look.
 _PLAIN: set[type] = {type(None), bool, int, float, str, bytes, list, tuple}
 _MAX_PLAIN = 1000
-# The duration of each of the first calls is learned from, then that of every 16th.
-_EACH, _SAMPLED = 64, 15
 
 
 class Breaker(pybreaker.CircuitBreaker):
@@ -150,8 +148,7 @@ class Breaker(pybreaker.CircuitBreaker):
             BreakerOpenError: If the service must not be called now, or the call failed and left
                 the breaker open.
         """
-        engine = self.engine
-        admission = engine.admission
+        admission = self.engine.admission
         if admission.fast:
             window = admission.window
             started = window.monotonic()
@@ -164,10 +161,10 @@ class Breaker(pybreaker.CircuitBreaker):
                 return self._end(Ticket(window, started=started), result)
             ended = window.last_ok = window.monotonic()
             count = window.ok()
-            durations = engine.durations
+            durations = admission.durations
             if ended - started >= durations.limit_s:
-                engine.count_slow(window)
-            if count < _EACH or not count & _SAMPLED:
+                self.engine.count_slow(window)
+            if not count & durations.sampling:
                 durations.add(ended - started)
             return result
         ticket = self.engine.admit()
@@ -189,8 +186,7 @@ class Breaker(pybreaker.CircuitBreaker):
         Raises:
             BreakerOpenError: As `call` does.
         """
-        engine = self.engine
-        admission = engine.admission
+        admission = self.engine.admission
         if admission.fast:
             window = admission.window
             started = window.monotonic()
@@ -203,10 +199,10 @@ class Breaker(pybreaker.CircuitBreaker):
                 return await self._end_async(Ticket(window, started=started), result)
             ended = window.last_ok = window.monotonic()
             count = window.ok()
-            durations = engine.durations
+            durations = admission.durations
             if ended - started >= durations.limit_s:
-                await asyncio.to_thread(engine.count_slow, window)
-            if count < _EACH or not count & _SAMPLED:
+                await asyncio.to_thread(self.engine.count_slow, window)
+            if not count & durations.sampling:
                 durations.add(ended - started)
             return result
         admission = self.engine.check()

@@ -8,6 +8,8 @@ MIN_SLOW_S = 2.0
 """A call that takes less is never slow, unless the policy says so."""
 MIN_CALLS = 20
 """So many calls are needed to know how long they usually take."""
+EACH_OF = 64
+NO_CALL = (1 << 62) - 1
 WEIGHT = 0.05
 WEIGHT_OF_SLOW = 0.01  # so that a service that is slow for good becomes usual
 
@@ -23,6 +25,8 @@ class Durations:
 
     Attributes:
         limit_s: A call that takes this long or longer is slow, in seconds.
+        sampling: A call is to be added if its number has none of these bits: each of the first
+            ones, then every 16th, which is cheaper; none if there is nothing to learn.
 
     Example:
         >>> durations = Durations(None)
@@ -32,19 +36,22 @@ class Durations:
         10.0
     """
 
-    __slots__ = ("_calls", "_log_mean", "is_learning", "limit_s")
+    __slots__ = ("_calls", "_is_learning", "_log_mean", "limit_s", "sampling")
 
     def __init__(self, fixed_s: float | None, *, enabled: bool = True) -> None:
         self.limit_s = math.inf if fixed_s is None or not enabled else fixed_s
-        self.is_learning = enabled and fixed_s is None
+        self._is_learning = enabled and fixed_s is None
+        self.sampling = 0 if self._is_learning else NO_CALL
         self._calls = 0
         self._log_mean = 0.0
 
     def add(self, took_s: float) -> None:
         """Add the duration of a call that succeeded."""
-        if not self.is_learning:
+        if not self._is_learning:
             return
         self._calls += 1
+        if self._calls == EACH_OF:
+            self.sampling = 15
         weight = WEIGHT_OF_SLOW if took_s >= self.limit_s else max(WEIGHT, 1 / self._calls)
         self._log_mean += weight * (math.log(max(took_s, 1e-4)) - self._log_mean)
         if self._calls >= MIN_CALLS:

@@ -41,17 +41,19 @@ class Admission:
 
     Attributes:
         window: The counters of its generation.
+        durations: How long calls usually take.
         hold: The operator's hold that forces it open, or None.
         passes: Calls pass without asking anybody.
         fast: They pass, and nobody observes them: only counting is left to do.
     """
 
-    __slots__ = ("fast", "hold", "passes", "status", "window")
+    __slots__ = ("durations", "fast", "hold", "passes", "status", "window")
 
     def __init__(
         self,
         status: BreakerStatus,
         window: LocalWindow,
+        durations: Durations,
         *,
         hold: Hold | None,
         passes: bool,
@@ -59,6 +61,7 @@ class Admission:
     ) -> None:
         self.status = status
         self.window = window
+        self.durations = durations
         self.hold = hold
         self.passes = passes
         self.fast = fast
@@ -141,7 +144,9 @@ class Engine:
         # Admits no call before the first snapshot.
         unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
-        self.admission = Admission(unknown, window, hold=None, passes=False, fast=False)
+        self.admission = Admission(
+            unknown, window, self.durations, hold=None, passes=False, fast=False
+        )
 
     # --- admission ------------------------------------------------------------------------------
 
@@ -234,7 +239,9 @@ class Engine:
             and (whole is None or self._status_passes(whole))
         )
         fast = passes and not (self.observed or self._hooks.times_calls)
-        self.admission = Admission(status, window, hold=hold, passes=passes, fast=fast)
+        self.admission = Admission(
+            status, window, self.durations, hold=hold, passes=passes, fast=fast
+        )
 
     def _status_passes(self, status: BreakerStatus) -> bool:
         return status.state == BreakerState.CLOSED or not self.policy.enforce
