@@ -180,7 +180,7 @@ class Engine:
             return Ticket(self.admission.window, answer.trial, whole)
         self._ask_at = admission.window.monotonic() + TRIAL_RETRY_S
         if answer.after.state == BreakerState.CLOSED:
-            return Ticket(self.check().window)
+            return Ticket(self.check().window, parent=whole)
         raise self._refuse(_refusal(answer.after, answer.retry_at))
 
     def check(self) -> Admission:
