@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,9 +46,11 @@ OTHER_LOCATION = "other"
 REPOSITORY = "__repository__"
 SERVICES = ("openai", "instantly")
 SENSORS = {"tidegate_pause", "tidegate_resume", "tidegate_breaker"}
-MAX_S = 120.0
+TRIGGERS = {"letters_schedule", "new_letters"}
+OTHER_TRIGGERS = {"reviews_schedule", "new_reviews"}
+MAX_S = 300.0
 START_S = 300.0
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.25
 SOCKET = "workers.sock"
 
 LAUNCH = """
@@ -90,6 +92,7 @@ class Stage:
         self.sandbox = sandbox
         self._workspace, self._children, self._env = workspace, children, env
         self._code = code
+        self.locations = {LOCATION}  # whose gates should tick
         self._schema = create_schema()
 
     # Processes
@@ -106,6 +109,18 @@ class Stage:
         """Start a code server, if wanted with code that can't be loaded."""
         env = {**self._env, "GATE_PROJECT_BROKEN": "1"} if broken else self._env
         start_code(self._children, env, self._code[location])
+
+    @contextmanager
+    def other_location(self) -> Iterator[None]:
+        """Have the other code location too, whose gate has looked."""
+        began = self.now()
+        self.start_code(OTHER_LOCATION)
+        self.locations.add(OTHER_LOCATION)
+        self.wait_for_triggers(OTHER_TRIGGERS)
+        self.wait(lambda: self.ticked_since(began), "the other gate has looked")
+        yield
+        self.kill(self._code[OTHER_LOCATION].process)
+        self.locations.remove(OTHER_LOCATION)
 
     def kill(self, *names: str) -> None:
         """Kill processes; nothing of them gets to tidy up. Run workers go on."""
@@ -314,11 +329,20 @@ class Stage:
         """Return the pools that have a limit."""
         return dict(self.dagster.pools())
 
+    def wait_for_triggers(self, names: Set[str]) -> None:
+        """Wait until the daemon has seen schedules and sensors that the code starts."""
+        self.wait(
+            lambda: names <= {state.name for state in self.instance.all_instigator_state()},
+            "the daemon has seen the schedules and sensors",
+        )
+
     def ticked_since(self, at: datetime) -> bool:
         """Return whether all sensors of the gate have had a tick since a time of the store."""
         with self.store.read() as conn:
             beats = heartbeats.read(conn)
-        return len(beats) == len(SENSORS) * len(self._code) and all(beat.at > at for beat in beats)
+        beats = [beat for beat in beats if beat.location in self.locations]
+        wanted = len(SENSORS) * len(self.locations)
+        return len(beats) == wanted and all(beat.at > at for beat in beats)
 
     def now(self) -> datetime:
         """Return the time of the store."""
@@ -346,7 +370,7 @@ class Stage:
 
     def settle(self, timeout_s: float = MAX_S) -> None:
         """Wait until nothing is under way and nothing is held."""
-        self.wait(lambda: not self.left_over(), "everything is over", timeout_s, every_s=0.25)
+        self.wait(lambda: not self.left_over(), "everything is over", timeout_s, every_s=0.5)
 
 
 @dataclass(frozen=True)
@@ -397,7 +421,7 @@ def gate_stage(
         records: How many records each campaign run has.
         latency_s: How long the sandbox takes to answer, seconds.
         start_timeout_s: How long Dagster gives a run to start, seconds.
-        two_locations: Whether the other code location is there too, with a code server of its own.
+        two_locations: Whether the other code location can be started too.
 
     Yields:
         The stage, once the gate has looked at it, with settings of all kinds.
@@ -412,7 +436,7 @@ def gate_stage(
         "concurrency": {"pools": {"granularity": "run"}},
         "run_monitoring": {
             "enabled": True,
-            "poll_interval_seconds": 1,
+            "poll_interval_seconds": 2,
             "free_slots_after_run_end_seconds": 1,
             "start_timeout_seconds": start_timeout_s,
         },
@@ -452,15 +476,14 @@ def gate_stage(
             *("--port", str(sandbox_port), "--latency", str(latency_s)),
         ]
         children.start("sandbox", command, env=env, cwd=ROOT)
-        for server in code.values():
-            start_code(children, env, server)
+        start_code(children, env, code[LOCATION])
         # Not among the children that tests kill: run workers outlive a daemon and a code server.
         workers = forked_runs.command(home / SOCKET, "dagster_postgres", MODULE)
         children.start("workers", workers, env=env, cwd=ROOT)
         address = deployment.address(sandbox_port)
-        ports = {server.process: server.port for server in code.values()}
+        ports = {"sandbox": sandbox_port, code[LOCATION].process: code[LOCATION].port}
         children.wait_until((home / SOCKET).exists, timeout_s=START_S, waiting_for="workers")
-        for name, port in {"sandbox": sandbox_port, **ports}.items():
+        for name, port in ports.items():
             children.wait_until(
                 lambda port=port: listens(port), timeout_s=START_S, waiting_for=name
             )
@@ -477,11 +500,7 @@ def gate_stage(
         stage.set_trigger("new_notices", runs=True)
         began = stage.now()
         stage.start_daemon()
-        wanted = {"letters_schedule", "new_letters", *SENSORS}
-        stage.wait(
-            lambda: wanted <= {s.name for s in stage.instance.all_instigator_state()},
-            "the daemon has seen the schedules and sensors",
-        )
+        stage.wait_for_triggers({*TRIGGERS, *SENSORS})
         stage.wait(lambda: stage.ticked_since(began), "the gate has looked")
         yield stage
 

@@ -10,7 +10,7 @@ from dagster._daemon import controller, sensor
 from dagster._daemon.cli import main
 
 sensor.MIN_INTERVAL_LOOP_TIME = 1  # pyright: ignore[reportAttributeAccessIssue] -- an int there
-controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 1
+controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
 
 if __name__ == "__main__":
     logging.captureWarnings(True)

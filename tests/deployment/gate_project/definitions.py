@@ -21,7 +21,8 @@ from resources.openai import OpenAIResource
 
 SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
-EVERY_S = 1
+# Each tick takes a tenth of a second of a processor.
+EVERY_S = 2
 if os.environ.get("GATE_PROJECT_BROKEN"):
     raise RuntimeError("this code location can't be loaded")
 NEVER = "0 0 29 2 *"
