@@ -182,6 +182,7 @@ def sandbox(sandbox_of_all: SandboxClient) -> SandboxClient:
 
 
 REAL_PROCESSES = {"deployment", "chaos", "browser"}
+REAL_PROCESSES_TIMEOUT_S = 1200  # a busy machine makes them many times slower
 
 
 # First: pytest-xdist reads the marks in the same hook.
@@ -198,3 +199,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         else:
             group = "real processes"
         item.add_marker(pytest.mark.xdist_group(group))
+        if path.parts[0] in REAL_PROCESSES and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(REAL_PROCESSES_TIMEOUT_S))

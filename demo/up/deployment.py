@@ -26,7 +26,7 @@ from demo.up.children import Children
 from demo.up.guard import GRACE_S
 from demo.up.ports import LOOPBACK, require_free
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0  # a busy machine takes minutes
 POLL_INTERVAL_S = 0.5
 PAUSE_TIMEOUT_S = 5.0
 PROJECT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ QUIET = [
 
 
 # A page that polls takes long on a busy machine.
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 expect.set_options(timeout=PATIENCE_MS)
 
 

@@ -17,7 +17,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.tokens import Role
 
-MAX_S = 60
+MAX_S = 240
 JOB = """
 import dagster as dg
 

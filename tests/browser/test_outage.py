@@ -21,7 +21,7 @@ from tests.support import quick_code
 
 PROJECT = Path(__file__).parents[2]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
-MAX_S = 150
+MAX_S = 300
 # One file more than dagster.yaml lets in at a time.
 FILES, LEADS = 4, 50
 

@@ -31,7 +31,7 @@ SOCKET = "workers.sock"
 SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 SANDBOX_LATENCY_S = 0.02
 AT_ONCE = 8
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 SETTINGS = {
     "run_coordinator": {
         "module": "dagster.core.run_coordinator",

@@ -163,7 +163,6 @@ def machine(tmp_path: Path, make_database: Callable[..., sa.URL]) -> Iterator[Ma
     machine.kill()
 
 
-@pytest.mark.timeout(900)
 def test_a_campaign_goes_through_an_outage_and_a_replaced_container(machine: Machine):
     machine.run("migrate")
     machine.run("migrate")  # as at the next start

@@ -35,11 +35,8 @@ from tests.deployment.gate_stage import (
     gate_stage,
 )
 
-# A busy machine makes real processes many times slower. A code server that is away is no error.
-pytestmark = [
-    pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("ignore:Error loading repository location"),
-]
+# A code server that is away is no error.
+pytestmark = pytest.mark.filterwarnings("ignore:Error loading repository location")
 RECORDS = 25
 PAUSED_ONCE = [RunStatus.PAUSED, RunStatus.COMPLETED]
 # Long enough for several ticks of the gate, in which it could do what it should not.
@@ -518,7 +515,7 @@ class Round:
         )
 
 
-@pytest.mark.timeout(300 + 120 * ROUNDS)
+@pytest.mark.timeout(600 * ROUNDS)
 def test_a_daemon_killed_at_any_moment_changes_nothing_of_the_outcome(stage: Stage):
     for number in range(ROUNDS):
         planned = Round.of(SEED + number)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from click.testing import CliRunner
 
 from dagster_tidegate.cli import main as tidegate
@@ -20,7 +19,7 @@ from tests.integration.api import Api
 from tests.support import quick_code
 from tests.support.polling import wait_until
 
-MAX_S = 150.0
+MAX_S = 300.0
 
 
 class Operator:
@@ -56,7 +55,6 @@ class Operator:
             return {hold.target.name for hold in holds.live(conn, self.scene.store.now(conn))}
 
 
-@pytest.mark.timeout(600)
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
     with ExitStack() as stack:
         workspace, folder = quick_code.workspace(tmp_path / "project"), tmp_path / "deployment"
