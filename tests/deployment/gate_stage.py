@@ -110,17 +110,13 @@ class Stage:
         env = {**self._env, "GATE_PROJECT_BROKEN": "1"} if broken else self._env
         start_code(self._children, env, self._code[location])
 
-    @contextmanager
-    def other_location(self) -> Iterator[None]:
-        """Have the other code location too, whose gate has looked."""
+    def start_other_location(self) -> None:
+        """Start the code server of the other location, and wait until its gate has looked."""
         began = self.now()
         self.start_code(OTHER_LOCATION)
         self.locations.add(OTHER_LOCATION)
         self.wait_for_triggers(OTHER_TRIGGERS)
         self.wait(lambda: self.ticked_since(began), "the other gate has looked")
-        yield
-        self.kill(self._code[OTHER_LOCATION].process)
-        self.locations.remove(OTHER_LOCATION)
 
     def kill(self, *names: str) -> None:
         """Kill processes; nothing of them gets to tidy up. Run workers go on."""

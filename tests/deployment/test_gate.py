@@ -75,10 +75,9 @@ def stage(shared: Stage) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def other_location(shared: Stage) -> Iterator[None]:
-    """The other code location; a test has it before `stage`."""
-    with shared.other_location():
-        yield
+def other_location(shared: Stage) -> None:
+    """The other code location, from here on; a test has it before `stage`."""
+    shared.start_other_location()
 
 
 def new_partitions(count: int) -> list[str]:
@@ -404,71 +403,6 @@ def test_of_a_resume_and_a_manual_re_execution_one_works_and_the_other_is_refuse
         assert f"Dagster run {by_hand} resumed" in stage.said(refused.run_id)
 
 
-# --- two code locations -----------------------------------------------------------------------
-
-# Runs are still at work when everything has been looked at.
-SLOW = Fault(mode=Mode.SLOW, latency_s=0.2)
-
-
-@pytest.mark.usefixtures("other_location")
-def test_a_trip_in_one_location_pauses_all_and_each_gate_frees_its_own(stage: Stage):
-    first, second = new_partitions(2)
-    before = stage.settings()
-    stage.sandbox.place("openai", SLOW)
-    ours = stage.launch("essays", first)
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "openai is called")
-    stage.outage("openai")
-    stage.wait(lambda: stage.is_paused(ours), "what trips is paused")
-    # The other location never had a failed call: it knows from the first.
-    theirs = stage.launch("reviews", "0", OTHER_LOCATION)
-    for trigger in TRIGGERS | OTHER_TRIGGERS:
-        stage.wait(
-            lambda trigger=trigger: stage.settings().triggers[trigger] == "STOPPED",
-            f"{trigger} has stopped",
-        )
-    assert stage.settings().triggers["notices_schedule"] == "RUNNING", "it does not need openai"
-    assert stage.pools()["openai"] == stage.pools()["openai@reviews"] == "0"
-    stopped_at = stage.now()
-    stage.wait(lambda: stage.ticked_since(stopped_at + TICKS), "both gates have looked again")
-    assert stage.status(theirs) == "QUEUED"
-
-    stage.heal("openai")
-    stage.settle()
-    assert stage.settings() == before
-    assert stage.outcomes("essays", first) == PAUSED_ONCE
-    assert stage.outcomes("reviews", "0") == [RunStatus.COMPLETED]
-
-    stage.sandbox.place("openai", SLOW)
-    # Now the code server of the other location is away while the service recovers.
-    stage.launch("reviews", "1", OTHER_LOCATION)
-    stage.wait(lambda: stage.campaign_run("reviews", "1") == "processing", "reviews are at work")
-    stage.outage("openai")
-    stage.wait(lambda: stage.campaign_run("reviews", "1") == "paused", "reviews pause")
-    for trigger in TRIGGERS | OTHER_TRIGGERS:
-        stage.wait(
-            lambda trigger=trigger: stage.settings().triggers[trigger] == "STOPPED",
-            f"{trigger} has stopped",
-        )
-    stage.launch("essays", second)
-    stage.kill("other_code")
-    stage.heal("openai")
-    stage.wait(lambda: stage.campaign_run("essays", second) == "completed", "essays go on")
-    for name in TRIGGERS:
-        stage.wait(
-            lambda name=name: stage.settings().triggers[name] == before.triggers[name],
-            f"{name} is as it was",
-        )
-    assert stage.settings().triggers["new_reviews"] == "STOPPED"
-    assert stage.campaign_run("reviews", "1") == "paused"
-
-    stage.start_code(OTHER_LOCATION)
-    stage.settle()
-    assert stage.settings() == before
-    assert stage.outcomes("reviews", "1") == PAUSED_ONCE
-    assert stage.sandbox.stats()["openai"]["effects"] == 4 * RECORDS
-    assert stage.sent_twice() == {}
-
-
 # --- kills ------------------------------------------------------------------------------------
 
 ROUNDS = int(os.environ.get("TIDEGATE_TEST_ROUNDS", "2"))
@@ -587,3 +521,69 @@ def kill_after(stage: Stage, planned: Round) -> None:
     if "code" in planned.victims:
         stage.start_code()
     stage.start_daemon()
+
+
+# --- two code locations -----------------------------------------------------------------------
+# Last: from then on both must be there, since each gate frees what is its own.
+
+# Runs are still at work when everything has been looked at.
+SLOW = Fault(mode=Mode.SLOW, latency_s=0.2)
+
+
+@pytest.mark.usefixtures("other_location")
+def test_a_trip_in_one_location_pauses_all_and_each_gate_frees_its_own(stage: Stage):
+    first, second = new_partitions(2)
+    before = stage.settings()
+    stage.sandbox.place("openai", SLOW)
+    ours = stage.launch("essays", first)
+    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "openai is called")
+    stage.outage("openai")
+    stage.wait(lambda: stage.is_paused(ours), "what trips is paused")
+    # The other location never had a failed call: it knows from the first.
+    theirs = stage.launch("reviews", "0", OTHER_LOCATION)
+    for trigger in TRIGGERS | OTHER_TRIGGERS:
+        stage.wait(
+            lambda trigger=trigger: stage.settings().triggers[trigger] == "STOPPED",
+            f"{trigger} has stopped",
+        )
+    assert stage.settings().triggers["notices_schedule"] == "RUNNING", "it does not need openai"
+    assert stage.pools()["openai"] == stage.pools()["openai@reviews"] == "0"
+    stopped_at = stage.now()
+    stage.wait(lambda: stage.ticked_since(stopped_at + TICKS), "both gates have looked again")
+    assert stage.status(theirs) == "QUEUED"
+
+    stage.heal("openai")
+    stage.settle()
+    assert stage.settings() == before
+    assert stage.outcomes("essays", first) == PAUSED_ONCE
+    assert stage.outcomes("reviews", "0") == [RunStatus.COMPLETED]
+
+    stage.sandbox.place("openai", SLOW)
+    # Now the code server of the other location is away while the service recovers.
+    stage.launch("reviews", "1", OTHER_LOCATION)
+    stage.wait(lambda: stage.campaign_run("reviews", "1") == "processing", "reviews are at work")
+    stage.outage("openai")
+    stage.wait(lambda: stage.campaign_run("reviews", "1") == "paused", "reviews pause")
+    for trigger in TRIGGERS | OTHER_TRIGGERS:
+        stage.wait(
+            lambda trigger=trigger: stage.settings().triggers[trigger] == "STOPPED",
+            f"{trigger} has stopped",
+        )
+    stage.launch("essays", second)
+    stage.kill("other_code")
+    stage.heal("openai")
+    stage.wait(lambda: stage.campaign_run("essays", second) == "completed", "essays go on")
+    for name in TRIGGERS:
+        stage.wait(
+            lambda name=name: stage.settings().triggers[name] == before.triggers[name],
+            f"{name} is as it was",
+        )
+    assert stage.settings().triggers["new_reviews"] == "STOPPED"
+    assert stage.campaign_run("reviews", "1") == "paused"
+
+    stage.start_code(OTHER_LOCATION)
+    stage.settle()
+    assert stage.settings() == before
+    assert stage.outcomes("reviews", "1") == PAUSED_ONCE
+    assert stage.sandbox.stats()["openai"]["effects"] == 4 * RECORDS
+    assert stage.sent_twice() == {}
