@@ -133,6 +133,16 @@ class Journal:
         self._add(_left(record))
         self._started.pop(record.key, None)
 
+    def remember(self, record: Record) -> None:
+        """Write the steps of a record that are done. Called by any thread.
+
+        Raises:
+            AttemptOverError: If a newer attempt owns the campaign run.
+        """
+        entry = Entry(record.key, record.position, RecordStatus.WAITING)
+        row, op, steps = self._host.row, self._op, dict(record.steps)
+        self._write(lambda conn, now: ledger.remember(conn, now, row, op, entry, steps))
+
     def commit(self, upcoming: Sequence[Record] = ()) -> None:
         """Write how records ended, unless their group is neither full nor old enough.
 
@@ -181,7 +191,7 @@ class Journal:
         for record in self._started.values():
             if record.key in in_flight:
                 continue
-            if record.tries or record.in_doubt:
+            if record.tries or record.in_doubt or record.steps:
                 self._entries.append(_left(record))
             else:
                 untouched.append(record.key)

@@ -1,5 +1,8 @@
 """A record, as the author of a campaign sees it."""
 
+import asyncio
+import inspect
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,11 +48,13 @@ class Record(Generic[T]):
         in_doubt: Whether an earlier try was cut off, so that its effect may have reached the
             service. It is retried with the same idempotency key.
         result: Set it inside the block, to a value that JSON can represent.
+        steps: The results of `once`, by name.
     """
 
     __slots__ = (
         "_finish",
         "_outer_evidence",
+        "_remember",
         "_scope",
         "evidence",
         "in_doubt",
@@ -58,6 +63,7 @@ class Record(Generic[T]):
         "position",
         "result",
         "setback",
+        "steps",
         "tries",
         "value",
     )
@@ -70,6 +76,7 @@ class Record(Generic[T]):
         *,
         scope: str,
         finish: "Callable[[Record[T], BaseException | None], bool]",
+        remember: "Callable[[Record[T]], None]",
     ) -> None:
         self.value = value
         self.key = key
@@ -83,6 +90,8 @@ class Record(Generic[T]):
         self.is_entered = False
         self._scope = scope
         self._finish = finish
+        self._remember = remember
+        self.steps: dict[str, Any] = {}
 
     @property
     def path(self) -> str:
@@ -93,6 +102,55 @@ class Record(Generic[T]):
     def idempotency_key(self) -> str:
         """A UUID that is the same for every try in every attempt."""
         return str(uuid.uuid5(NAMESPACE, self.path))
+
+    def once(self, name: str, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function as a step of the record, and remember its result in the ledger.
+
+        A later try of the record, in any attempt, returns the result without calling it: for a
+        call that is paid for, before another that may fail. If the process dies during the call,
+        it is called again.
+
+        Args:
+            name: The same in every try, and unique within the record.
+            func: A function or coroutine function; its result must be a value that JSON can
+                represent.
+
+        Returns:
+            The result; of a coroutine function, an awaitable of it.
+
+        Raises:
+            TypeError: If JSON can't represent the result.
+            AttemptOverError: If another attempt took over.
+
+        Example:
+            ```python
+            with record:
+                person = record.once("find", apollo.find, record.value)
+                record.result = instantly.send(person)
+            ```
+        """
+        if inspect.iscoroutinefunction(func):
+            return self._once_async(name, func, *args, **kwargs)
+        if name not in self.steps:
+            self._keep(name, func(*args, **kwargs))
+        return self.steps[name]
+
+    async def _once_async(self, name: str, func: Callable, *args: Any, **kwargs: Any) -> Any:
+        if name not in self.steps:
+            result = await func(*args, **kwargs)
+            await asyncio.to_thread(self._keep, name, result)
+        return self.steps[name]
+
+    def _keep(self, name: str, result: Any) -> None:
+        try:
+            # As a later try reads it: tuples become lists, for example.
+            self.steps[name] = json.loads(json.dumps(result, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the result of step {name!r} of record {self.key} can't be kept in the ledger: "
+                f"{error}. Return a value that JSON can represent"
+            ) from error
+        self._remember(self)
 
     def __enter__(self) -> "Record[T]":
         self.is_entered = True

@@ -113,7 +113,7 @@ class Worklist(Generic[T]):
             if entry is None and not self._takes_new:
                 continue
             if entry is None:
-                record = Record(item, key, row, scope=self._scope, finish=self._finish)
+                record = self._record(item, key, row)
                 self.schedule.add(record)
                 self.unfinished[key] = record
             elif self._is_left(entry):
@@ -123,6 +123,16 @@ class Worklist(Generic[T]):
         # Only now: if reading the chunk failed, none of it is finished.
         self._marks.append(begin)
         self._end = end
+
+    def _record(self, item: Any, key: str, row: int) -> Record[T]:
+        return Record(
+            item,
+            key,
+            row,
+            scope=self._scope,
+            finish=self._finish,
+            remember=self._journal.remember,
+        )
 
     def mark(self) -> Mark:
         """Return up to where the input is finished."""
@@ -157,8 +167,9 @@ class Worklist(Generic[T]):
 
     def _again(self, item: Any, key: str, row: int, entry: Recorded) -> Record[T]:
         """Schedule a record that an earlier attempt, or pass, has begun with."""
-        record = Record(item, key, row, scope=self._scope, finish=self._finish)
+        record = self._record(item, key, row)
         record.in_doubt = entry.status is RecordStatus.STARTED
+        record.steps.update(entry.steps or {})
         if entry.status is RecordStatus.FAILED:  # in an earlier series: it begins anew
             self.schedule.add(record)
             return record

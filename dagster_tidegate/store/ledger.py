@@ -50,6 +50,7 @@ class Recorded(NamedTuple):
 
     Attributes:
         error: How its latest try ended, unless it is done.
+        steps: The results of the steps that are done, by name.
     """
 
     status: RecordStatus
@@ -58,6 +59,7 @@ class Recorded(NamedTuple):
     error: str | None = None
     tries: int = 0
     retry_at: datetime | None = None
+    steps: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,31 @@ def fence(conn: Connection, attempt: AttemptRow) -> RunStatus:
     return RunStatus(row.status)
 
 
+def remember(
+    conn: Connection,
+    now: datetime,
+    attempt: AttemptRow,
+    op: str,
+    entry: Entry,
+    steps: Mapping[str, Any],
+) -> None:
+    """Write the steps of a record that are done; the rest of its entry stays as it is.
+
+    Args:
+        entry: What to write if the ledger does not have the record yet.
+
+    Raises:
+        AttemptOverError: If a newer attempt owns the campaign run.
+    """
+    fence(conn, attempt)
+    values = entry._asdict() | {"attempt": attempt.number, "at": now, "steps": steps}
+    conn.execute(
+        insert(conn, t.ledger)
+        .values(campaign_run=attempt.campaign_run, op=op, **values)
+        .on_conflict_do_update(index_elements=_KEY, set_={"steps": steps})
+    )
+
+
 def abandon(conn: Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
     """Delete the `started` entries of records that an attempt stopped before: none is in doubt.
 
@@ -238,9 +265,9 @@ def look_up(
     """Return the records of a loop that the ledger has, out of some keys."""
     c = t.ledger.c
     rows = conn.execute(
-        sa.select(c.key, c.status, c.attempt, c.position, c.error, c.tries, c.retry_at).where(
-            *_of_loop(campaign_run, op), c.key.in_(keys)
-        )
+        sa.select(
+            c.key, c.status, c.attempt, c.position, c.error, c.tries, c.retry_at, c.steps
+        ).where(*_of_loop(campaign_run, op), c.key.in_(keys))
     )
     return {key: Recorded(RecordStatus(status), *values) for key, status, *values in rows}
 

@@ -152,7 +152,15 @@ def mark(
     Records in doubt are done again anyway.
     """
     ended = [RecordStatus.FAILED, RecordStatus.DONE, RecordStatus.SKIPPED, RecordStatus.WAITING]
-    values = {"status": RecordStatus.WAITING, "tries": 0, "retry_at": None, "at": now}
+    c = t.ledger.c
+    values = {
+        "status": RecordStatus.WAITING,
+        "tries": 0,
+        "retry_at": None,
+        "at": now,
+        # What is done is done again from its first step.
+        "steps": sa.case((c.status != RecordStatus.DONE, c.steps)),
+    }
     return _change(conn, now, run, selection, ended, values)
 
 

@@ -263,6 +263,7 @@ ledger = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),  # in all attempts
     sa.Column("retry_at", UTCDateTime),  # not tried before; of a waiting record
+    sa.Column("steps", sa.JSON(none_as_null=True)),  # the results of `Record.once`, by name
     # Whether it failed while other records of the loop succeeded.
     sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("at", UTCDateTime, nullable=False),

@@ -21,6 +21,7 @@ def upgrade() -> None:
         batch_op.add_column(tries)
         batch_op.add_column(sa.Column("retry_at", sa.DateTime(timezone=True)))
         batch_op.add_column(suspect)
+        batch_op.add_column(sa.Column("steps", sa.JSON(none_as_null=True)))
         batch_op.drop_constraint(op.f("ck_ledger_status"), type_="check")
         batch_op.create_check_constraint(
             op.f("ck_ledger_status"),
@@ -37,7 +38,7 @@ def downgrade() -> None:
         batch_op.create_check_constraint(
             op.f("ck_ledger_status"), "status IN ('started', 'done', 'failed')"
         )
-        for column in ("suspect", "retry_at", "tries"):
+        for column in ("steps", "suspect", "retry_at", "tries"):
             batch_op.drop_column(column)
     with op.batch_alter_table("outcomes") as batch_op:
         batch_op.drop_column("row_records")
