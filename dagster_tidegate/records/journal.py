@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.record import Record, Setback
 from dagster_tidegate.records.retry import retry_while_unreachable
-from dagster_tidegate.statuses import RecordStatus
-from dagster_tidegate.store import ledger
+from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
@@ -81,6 +81,11 @@ class Journal:
         """Return whether another loop of this series has done records, which may be new here."""
         run, series = self._host.run.id, self._host.series
         return self._read(lambda conn: ledger.has_done(conn, run, series, but=self._op))
+
+    def was_completed(self) -> bool:
+        """Return whether an attempt at the campaign run went through its whole input."""
+        attempts = self._read(lambda conn: runs.attempts(conn, self._host.run.id))
+        return any(attempt.outcome is RunStatus.COMPLETED for attempt in attempts)
 
     def results(self) -> list[Any]:
         """Return the results of all records that are done, in the order of the input."""
@@ -191,7 +196,8 @@ class Journal:
         for record in self._started.values():
             if record.key in in_flight:
                 continue
-            if record.tries or record.in_doubt or record.steps:
+            # What is marked to be done again is found by its entry.
+            if record.tries or record.in_doubt or record.steps or self._host.only_marked:
                 self._entries.append(_left(record))
             else:
                 untouched.append(record.key)

@@ -52,6 +52,8 @@ class Records(Generic[T]):
         MissingKeyError: While iterating, if an item has no valid key.
         InputChangedError: While iterating, if an `append_only` input changed.
         TooManyFailedError: While iterating, if more than `max_failed` of the records failed.
+        UntriedRecordsError: While iterating, after the marked records, if the input has others
+            that were never tried.
         AttemptOverError: While iterating, if the campaign run ended or another attempt took over.
 
     Example:

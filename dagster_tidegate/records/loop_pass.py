@@ -31,6 +31,10 @@ class TooManyFailedError(Exception):
     """More records failed than `max_failed` allows."""
 
 
+class UntriedRecordsError(Exception):
+    """The marked records are done, and the input has others that no attempt has tried yet."""
+
+
 class PendingRecordsError(Exception):
     """The service has no answer yet for the records that are left, and none soon."""
 
@@ -312,4 +316,9 @@ class LoopPass(Generic[T]):
                 self.host.run.name,
             )
         self._check_failed_share(1)
+        if self.worklist.untried and not self.journal.was_completed():
+            raise UntriedRecordsError(
+                f"the records to be done again are finished, and {self.worklist.untried} of the "
+                f"input were never tried: 'tidegate start {self.host.run.name}' does these"
+            )
         self.leave()

@@ -62,6 +62,7 @@ class Worklist(Generic[T]):
     Attributes:
         schedule: Records that were read, and are not being tried.
         unfinished: Records that were read, and not finished, by key.
+        untried: How many rows were left out because they are neither marked nor new.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Worklist(Generic[T]):
         # The begin of each chunk that may have unfinished records.
         self._marks: deque[Mark] = deque()
         self._duplicates = 0
+        self.untried = 0
         self.schedule = Schedule[Record[T]]()
         self.unfinished: dict[str, Record[T]] = {}
 
@@ -111,6 +113,7 @@ class Worklist(Generic[T]):
         for key, (row, item) in rows.items():
             entry = entries.get(key)
             if entry is None and not self._takes_new:
+                self.untried += 1
                 continue
             if entry is None:
                 record = self._record(item, key, row)

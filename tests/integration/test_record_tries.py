@@ -5,6 +5,7 @@ The blocks raise without a breaker in between, unless a test is about what the b
 
 import asyncio
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,10 @@ from dagster_tidegate.records import retry, tries
 from dagster_tidegate.records.loop_pass import PendingRecordsError, TooManyFailedError
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
+from dagster_tidegate.store import records
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.ledger import AttemptOverError
+from dagster_tidegate.store.records import Selection
 from tests.integration.record_loop import Stopped, Work, go_through
 from tests.support.databases import both_databases
 
@@ -220,6 +223,24 @@ def test_tries_are_kept_over_attempts(work: Work) -> None:
 
 
 @both_databases
+def test_no_record_that_is_to_be_done_again_is_lost_when_the_run_stops(work: Work) -> None:
+    leads = KEYS[:3]
+
+    def fail(_: Record) -> None:
+        raise ValueError
+
+    go_through(work.records(leads, max_failed=1.0), fail)
+    work.end(RunStatus.COMPLETED)
+    with work.store.begin() as conn:
+        records.mark(conn, work.store.now(conn), work.run, Selection())
+    work.only_marked = True
+    for _ in leads:
+        work.begin()
+        with suppress(Stopped):
+            go_through(work.records(leads), lambda _: signal.raise_signal(signal.SIGTERM))
+    assert work.statuses() == dict.fromkeys(leads, DONE)
+
+
 def test_a_try_that_its_process_did_not_survive_counts(work: Work) -> None:
     loop = iter(work.records(list("abc")))
     next(loop)  # and here its process dies

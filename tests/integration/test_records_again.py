@@ -147,6 +147,22 @@ def test_one_run_does_the_chosen_records_and_what_follows_from_them_and_nothing_
     assert sorted(outreach.sent) == ["kurt", "new"]
 
 
+def test_a_campaign_run_is_not_completed_while_records_were_never_tried(outreach: Outreach) -> None:
+    outreach.leads = [f"lead-{n}" for n in range(40)]
+    outreach.bad = set(outreach.leads)
+    outreach.run()
+    failed = list(outreach.statuses())
+    assert len(failed) == 10
+    outreach.bad = set()
+    outreach.retry()
+    assert outreach.sent == failed
+    assert outreach.campaign_run.status is RunStatus.FAILED
+    outreach.run()
+    assert outreach.statuses() == dict.fromkeys(outreach.leads, DONE)
+    assert outreach.statuses("note") == dict.fromkeys(outreach.leads, DONE)
+    assert outreach.campaign_run.status is RunStatus.COMPLETED
+
+
 def test_a_run_that_can_not_be_launched_marks_nothing(outreach: Outreach) -> None:
     outreach.bad = {"ada"}
     outreach.run()
