@@ -163,7 +163,7 @@ class Breaker(pybreaker.CircuitBreaker):
             count = window.ok()
             durations = admission.durations
             if ended - started >= durations.limit_s:
-                self.engine.count_slow(window)
+                self.engine.count_slow(window, started)
             if not count & durations.sampling:
                 durations.add(ended - started)
             return result
@@ -201,7 +201,7 @@ class Breaker(pybreaker.CircuitBreaker):
             count = window.ok()
             durations = admission.durations
             if ended - started >= durations.limit_s:
-                await asyncio.to_thread(self.engine.count_slow, window)
+                await asyncio.to_thread(self.engine.count_slow, window, started)
             if not count & durations.sampling:
                 durations.add(ended - started)
             return result
@@ -212,7 +212,11 @@ class Breaker(pybreaker.CircuitBreaker):
             else await asyncio.to_thread(self.engine.admit)
         )
         self._notify("before_call", func, *args, **kwargs)
-        return await self._guard_coroutine(ticket, func(*args, **kwargs))
+
+        async def begin() -> Any:
+            return await func(*args, **kwargs)  # it may raise before there is a coroutine
+
+        return await self._guard_coroutine(ticket, begin())
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -273,7 +277,7 @@ class Breaker(pybreaker.CircuitBreaker):
         except BaseException as error:
             self._raised(ticket, error)
             raise
-        self._succeeded(ticket)
+        self._succeeded(ticket, streamed=True)
         return result
 
     async def _guard_coroutine(self, ticket: Ticket, coroutine: Coroutine) -> Any:
@@ -302,7 +306,7 @@ class Breaker(pybreaker.CircuitBreaker):
             raise
         finally:
             await generator.aclose()
-        self._succeeded(ticket)
+        self._succeeded(ticket, streamed=True)
 
     # --- results --------------------------------------------------------------------------------
 
@@ -355,8 +359,8 @@ class Breaker(pybreaker.CircuitBreaker):
             return None
         return AnswerError.of(verdict, result)
 
-    def _succeeded(self, ticket: Ticket) -> None:
-        self.engine.succeed(ticket)
+    def _succeeded(self, ticket: Ticket, *, streamed: bool = False) -> None:
+        self.engine.succeed(ticket, streamed=streamed)
         self._notify("success")
 
     def _raised(self, ticket: Ticket, error: BaseException) -> None:
@@ -455,8 +459,12 @@ class Breaker(pybreaker.CircuitBreaker):
             ticket = self.engine.admit()
         except BreakerOpenError:
             return self.status
-        if ticket.trial is not None:
-            self.engine.end_trial(ticket.trial, http_get(self.policy, self.fleet.now()))
+        verdict = IGNORED
+        try:
+            if ticket.trial is not None:
+                verdict = http_get(self.policy, self.fleet.now())
+        finally:
+            self.engine.end_trials(ticket, verdict, whole=IGNORED)
         return self.status
 
     def _is_repaired(self, check: str) -> bool:

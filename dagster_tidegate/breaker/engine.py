@@ -166,7 +166,7 @@ class Engine:
                 return Ticket(admission.window, parent=whole)
         try:
             return self._admit_trial(admission, whole)
-        except BreakerOpenError:
+        except BaseException:
             if whole is not None and self.parent is not None:
                 self.parent.ignore(whole)
             raise
@@ -258,46 +258,56 @@ class Engine:
 
     # --- results --------------------------------------------------------------------------------
 
-    def succeed(self, ticket: Ticket) -> None:
-        """End a call that succeeded."""
+    def succeed(self, ticket: Ticket, *, streamed: bool = False) -> None:
+        """End a call that succeeded.
+
+        Args:
+            streamed: Whether it took as long as the caller needed for its items, too, which is not
+                compared with other calls.
+        """
         window, policy = ticket.window, self.policy
         ended = window.monotonic()
         took_s = ended - ticket.started
-        slow = took_s >= self.durations.limit_s
-        self.durations.add(took_s)
+        compared = not streamed or policy.slow_call_s is not None
+        slow = compared and took_s >= self.durations.limit_s
+        if compared:
+            self.durations.add(took_s)
         if self._hooks.times_calls:
             self._hooks.emit(CallEnded(policy.name, False, took_s))
         verdict = Verdict(VerdictKind.SLOW if slow else VerdictKind.SUCCESS)
-        if self._end_trials(ticket, verdict):
+        if self.end_trials(ticket, verdict):
             return
         window.last_ok = ended
         window.ok()
         if slow:
-            self.count_slow(window)
+            self.count_slow(window, ticket.started)
 
-    def count_slow(self, window: LocalWindow) -> None:
+    def count_slow(self, window: LocalWindow, started: float) -> None:
         """Count a success, which is counted already, as slow too."""
-        window.count_slow()
+        window.count_slow(started)
         self._report(window, Verdict(VerdictKind.SLOW, reason="slow"))
 
     def ignore(self, ticket: Ticket, verdict: Verdict = IGNORED) -> None:
         """End a call that says nothing about the health of the service."""
         if verdict.kind != VerdictKind.IGNORED:
             self._hooks.emit(CallJudged(self.policy.name, verdict))
-        self._end_trials(ticket, IGNORED)
+        self.end_trials(ticket, IGNORED)
 
     def close_down(self, ticket: Ticket, verdict: Verdict) -> None:
         """End a call of a service that throttles or denies: open the breaker at once."""
         self._hooks.emit(CallJudged(self.policy.name, verdict))
         if self.parent is not None and verdict.scope is Scope.SERVICE:
             self.parent.close_down(ticket.parent or Ticket(self.parent.admission.window), verdict)
-            self._end_trials(Ticket(ticket.window, ticket.trial), IGNORED)
-        elif not self._end_trials(ticket, verdict, whole=IGNORED) and self._enabled:
-            self.change(
-                lambda status, now: machine.after_answer(
-                    status, self.policy, verdict, now, random()
-                )
-            )
+            self.end_trials(Ticket(ticket.window, ticket.trial), IGNORED)
+        elif not self.end_trials(ticket, verdict, whole=IGNORED) and self._enabled:
+            self.change(lambda status, now: self._after_answer(status, ticket, verdict, now))
+
+    def _after_answer(
+        self, status: BreakerStatus, ticket: Ticket, verdict: Verdict, now: datetime
+    ) -> BreakerStatus:
+        if ticket.window.generation < status.generation and status.state != BreakerState.OPEN:
+            return status  # the call began before the cause was repaired, or its time was over
+        return machine.after_answer(status, self.policy, verdict, now, random())
 
     def fail(self, ticket: Ticket, error: Exception, verdict: Verdict) -> None:
         """End a call that failed."""
@@ -306,13 +316,11 @@ class Engine:
             self._hooks.emit(CallEnded(self.policy.name, True, took_s))
         self._hooks.emit(CallFailed(self.policy.name, error, verdict.reason, verdict.until))
         record = evidence.get()
-        if not self._end_trials(ticket, verdict) and record != NO_EVIDENCE:
+        if not self.end_trials(ticket, verdict) and record != NO_EVIDENCE:
             ticket.window.fail(self._state.now(), verdict.until, record)
             self._report(ticket.window, verdict)
 
-    def _end_trials(
-        self, ticket: Ticket, verdict: Verdict, *, whole: Verdict | None = None
-    ) -> bool:
+    def end_trials(self, ticket: Ticket, verdict: Verdict, *, whole: Verdict | None = None) -> bool:
         """Return the leases of a trial call, and whether it had one of this breaker.
 
         Args:

@@ -247,7 +247,7 @@ def opened(
     until = now + timedelta(seconds=reset_timeout_s(policy, attempt, dice))
     if cause == VerdictKind.DENIED:
         until = None
-    elif verdict.until is not None:
+    elif verdict.until is not None and verdict.until > now:
         until = verdict.until if cause == VerdictKind.THROTTLED else max(until, verdict.until)
     return replace(
         status,

@@ -216,6 +216,7 @@ class LocalWindow:
         "_ok_reads",
         "_retry_at",
         "_row",
+        "_slow_since",
         "failed",
         "generation",
         "last_ok",
@@ -243,6 +244,7 @@ class LocalWindow:
         self.last_ok: float | None = None
         self.slow = self.slow_in_row = 0
         self._ok_at_slow = 0
+        self._slow_since = 0.0  # when the first slow call in a row ended
         self.failed = 0
         self._ok_reads = 0
         self._lock = Lock()
@@ -263,12 +265,20 @@ class LocalWindow:
             if retry_at is not None:
                 self._retry_at = max(retry_at, self._retry_at or retry_at)
 
-    def count_slow(self) -> None:
-        """Count a success, already counted by `ok()`, as slow too."""
+    def count_slow(self, started: float) -> None:
+        """Count a success, already counted by `ok()`, as slow too.
+
+        Args:
+            started: When the call began, by `monotonic`. Calls that were all under way at one
+                moment are slow together if this process stood still: they count as one in a row.
+        """
         with self._lock:
             self.slow += 1
             ok = self._ok_total()
-            self.slow_in_row = self.slow_in_row + 1 if ok == self._ok_at_slow + 1 else 1
+            if ok != self._ok_at_slow + 1:
+                self.slow_in_row, self._slow_since = 1, self.monotonic()
+            elif started >= self._slow_since:
+                self.slow_in_row += 1
             self._ok_at_slow = ok
 
     def succeeded_until(self, at: datetime) -> None:

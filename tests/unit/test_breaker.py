@@ -397,6 +397,17 @@ def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clo
     assert breaker.status.state == BreakerState.CLOSED
 
 
+def test_a_function_that_raises_before_it_is_awaited_gives_its_trial_call_back(
+    breaker: Breaker, clock: Clock
+):
+    trip(breaker)
+    clock.advance(30)
+    with pytest.raises(TypeError):
+        asyncio.run(breaker.call_async(asyncio.sleep))  # without its arguments
+    asyncio.run(breaker.call_async(asyncio.sleep, 0))
+    assert breaker.status.state == BreakerState.CLOSED
+
+
 def test_nothing_is_held_across_the_call(breaker: Breaker):
     everybody = threading.Barrier(8, timeout=60)
     threads = [threading.Thread(target=breaker.call, args=(everybody.wait,)) for _ in range(8)]

@@ -20,7 +20,7 @@ from dagster_tidegate.breaker.errors import (
 from dagster_tidegate.breaker.events import CallJudged, StateChanged
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, of_record
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.verdicts import Scope, VerdictKind
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 from tests.support.clock import Clock
 from tests.support.failing_service import Down, fail, policy, trip
@@ -96,6 +96,14 @@ def test_a_later_time_of_a_call_in_flight_prolongs_the_pause(breaker: Breaker, c
     assert breaker.status.open_until == clock() + timedelta(seconds=90)
 
 
+@pytest.mark.parametrize("profile", ["generic", None])
+def test_a_time_that_is_over_is_no_reason_to_call_at_once(clock: Clock, profile: str | None):
+    breaker = make_fleet(clock, profile=profile).breaker("openai")
+    attempt(breaker, Throttled(until=clock() - timedelta(hours=1)))
+    with pytest.raises(BreakerOpenError):
+        breaker.call(int)
+
+
 # --- denied ------------------------------------------------------------------------------------
 
 
@@ -110,6 +118,20 @@ def test_a_denied_service_stays_open_until_a_person_repaired_it(breaker: Breaker
     assert breaker.status.is_denied
     breaker.half_open()
     breaker.call(int)
+    assert breaker.status.state == CLOSED
+
+
+def test_what_a_call_from_before_the_repair_says_does_not_close_the_service_again(
+    breaker: Breaker,
+):
+    def begun_before_the_repair() -> None:
+        attempt(breaker, Denied("invalid key"))
+        breaker.half_open()
+        breaker.call(int)
+        raise Denied("invalid key")
+
+    with pytest.raises(Denied):
+        breaker.call(begun_before_the_repair)
     assert breaker.status.state == CLOSED
 
 
@@ -345,6 +367,33 @@ def test_enforcement_that_ends_closes_an_open_breaker(clock: Clock):
     assert lenient.breaker("openai").status.state == CLOSED
 
 
+def test_a_part_that_others_closed_does_not_keep_the_trial_call_of_the_whole(clock: Clock):
+    backend = MemoryBackend(clock=clock)
+    here, there = (Fleet(backend, [policy(name="apollo", parts=["match"])]) for _ in range(2))
+    part = here.breaker("apollo/match")
+    there.breaker("apollo").half_open()
+    there.breaker("apollo/match").half_open()
+    here.refresh()
+    there.breaker("apollo/match").close()
+    assert part.call(int, "1") == 1
+    assert here.breaker("apollo").status.state == CLOSED
+
+
+def test_the_probe_of_a_part_gives_the_trial_call_of_the_whole_back(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    well = Verdict(VerdictKind.SUCCESS)
+    monkeypatch.setattr("dagster_tidegate.breaker.probe.http_get", lambda *_: well)
+    fields = {"probe_url": "http://apollo.example/health", "success_threshold": 2}
+    fleet = Fleet(MemoryBackend(clock=clock), [policy(name="apollo", parts=["match"], **fields)])
+    names = ["apollo", "apollo/match"]
+    for name in names:
+        fleet.breaker(name).half_open()
+    for name in names * 2:
+        fleet.breaker(name).probe()
+    assert [fleet.breaker(name).status.state for name in names] == [CLOSED, CLOSED]
+
+
 # --- brownouts ---------------------------------------------------------------------------------
 
 
@@ -370,4 +419,47 @@ def test_a_process_that_begins_in_a_brownout_learns_its_durations_as_usual(clock
     breaker = make_fleet(clock).breaker("openai")
     for seconds in [8] * 100 + [0.1] * 100:
         breaker.call(clock.advance, seconds)
+    assert breaker.status.state == CLOSED
+
+
+@pytest.mark.parametrize("pause_s", [0.1, 60])
+def test_a_process_that_stood_still_is_no_brownout(clock: Clock, pause_s: float):
+    breaker = make_fleet(clock).breaker("openai")
+    for _ in range(100):
+        breaker.call(clock.advance, pause_s)
+
+    def with_others_under_way(others: int) -> None:
+        if others:
+            breaker.call(with_others_under_way, others - 1)
+        else:
+            clock.advance(100 * pause_s)
+
+    breaker.call(with_others_under_way, 50)
+    assert breaker.status.state == CLOSED
+
+
+def test_a_brownout_is_noticed_with_calls_at_the_same_time(clock: Clock):
+    breaker = make_fleet(clock).breaker("openai")
+    for _ in range(100):
+        breaker.call(clock.advance, 0.1)
+
+    def with_others_under_way(others: int) -> None:
+        if others:
+            breaker.call(with_others_under_way, others - 1)
+        else:
+            clock.advance(8)
+
+    with suppress(BreakerOpenError):
+        for _ in range(3):
+            breaker.call(with_others_under_way, 7)
+    assert breaker.status.cause == VerdictKind.SLOW
+
+
+def test_the_time_that_the_caller_takes_for_streamed_items_is_no_brownout(clock: Clock):
+    breaker = make_fleet(clock).breaker("openai")
+    for _ in range(100):
+        breaker.call(clock.advance, 0.1)
+    for _ in range(30):
+        for _page in breaker.call(lambda: (page for page in range(3))):
+            clock.advance(60)
     assert breaker.status.state == CLOSED
