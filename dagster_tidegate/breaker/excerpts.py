@@ -8,13 +8,16 @@ MAX_EXCERPT = 300
 _MAX_READ = 2000
 MASK = "***"
 _NAME = (
-    r"(?:api[\s_-]?key|access[\s_-]?key|key|token|secret|passw(?:or)?d|authorization|signature|"
-    r"credential|session|cookie|api)"
+    r"(?:api[\s_-]?key|access[\s_-]?key|key|token|secret|passw(?:or)?d|passphrase|pwd|"
+    r"authorization|signature|credential|session|cookie|api)"
 )
 _VALUE = r"[^\s\"',;&<>{}\[\]\\]+"
 _MASKS = (
-    # "Authorization: Bearer ..." and the like
+    # "Authorization: Token ...", and "Bearer ..." and the like
+    (rf"(\bauthorization\\?[\"']?\s*[:=]\s*\[?\\?[\"']?)(?:[a-z]+\s+)?{_VALUE}", rf"\1{MASK}"),
     (rf"\b(bearer|basic|digest)\s+{_VALUE}", rf"\1 {MASK}"),
+    # "password": "with, delimiters"
+    (r"((?:secret|passw(?:or)?d|passphrase|pwd)\"\s*:\s*\")(?:[^\"\\]|\\.)*", rf"\1{MASK}"),
     # "api_key": "...", token=..., key: ...
     (rf"(\b[\w-]{{0,40}}{_NAME}[\w-]{{0,40}}\\?[\"']?\s*[:=]\s*\\?[\"']?){_VALUE}", rf"\1{MASK}"),
     # e-mail addresses, and user:password@host
@@ -22,6 +25,7 @@ _MASKS = (
     # sk-..., pk_live_..., ghp_..., also where the service masked a part itself
     (r"\b(?:sk|pk|rk|pplx|gh[a-z]|xox[a-z]|org|proj|whsec)[-_][\w*.-]{6,}", MASK),
     (r"\b(?:\d{1,3}\.){3}\d{1,3}\b", MASK),
+    (r"(?<![\w:.])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])", MASK),  # IPv6, MAC
     (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", MASK),
     (r"[0-9a-f]{16,}", MASK),
     # base64, JWT and other long tokens: 20 characters or more with a digit, or 32 without
@@ -39,7 +43,7 @@ def excerpt(answer: Answer) -> str:
     """
     text = answer.text
     if len(text) > _MAX_READ:
-        text = re.sub(r"\S*$", "", text[:_MAX_READ])  # not half of a secret
+        text = re.sub(rf"{_VALUE}$", "", text[:_MAX_READ])  # not half of a secret
     if re.search(r"<html|<!doctype html", text[:500], re.IGNORECASE):
         text = re.sub(r"(?is)<(script|style)\b.*?(</\1\s*>|$)|<[^>]*>", " ", text)
     return mask(" ".join(text.split()))[:MAX_EXCERPT]
