@@ -132,7 +132,7 @@ class Fleet:
             )
             self.state.subscribe(breaker.engine.update)
             self._breakers[name] = breaker
-            if not policy.enforce:
+            if self.enabled and not policy.enforce:
                 breaker.close()  # it may be open from a time when it was enforced
 
     def snapshot(self) -> FleetSnapshot:

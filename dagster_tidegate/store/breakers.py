@@ -119,6 +119,8 @@ def change(
             s.name == before.name,
             s.generation == before.generation,
             s.trial_successes == before.trial_successes,
+            # Somebody may have decided meanwhile to keep it closed, which is no new generation.
+            s.kept_closed_by.is_not_distinct_from(before.kept_closed_by),
         )
         .values(**values)
     ).rowcount

@@ -225,6 +225,19 @@ def test_an_operator_who_closes_it_releases_its_hold_and_that_is_recorded(
     ]
 
 
+def test_a_trip_at_the_same_moment_does_not_undo_that_a_person_keeps_it_closed(
+    store: Store, clock: Clock
+):
+    backend, rules = SqlBackend(store), policy()
+    before = backend.read([rules.name]).services[rules.name]
+    with store.begin() as conn:
+        breakers.keep_closed(conn, clock(), rules.name, actor="ann")
+    after = machine.opened(before, rules, clock(), Verdict(VerdictKind.FAILURE), 0.0)
+    assert not backend.change(before, after, "worker-1")
+    with store.read() as conn:
+        assert breakers.read_one(conn, rules.name).kept_closed(clock())
+
+
 def test_an_operator_keeps_it_closed(store: Store, clock: Clock):
     backend, rules = SqlBackend(store), policy()
     opened(backend, rules)

@@ -394,6 +394,15 @@ def test_the_probe_of_a_part_gives_the_trial_call_of_the_whole_back(
     assert [fleet.breaker(name).status.state for name in names] == [CLOSED, CLOSED]
 
 
+def test_the_kill_switch_changes_no_breaker_of_others(clock: Clock):
+    backend = MemoryBackend(clock=clock)
+    breaker = Fleet(backend, [policy()]).breaker("openai")
+    attempt(breaker, Denied("dead key"))
+    Fleet(backend, [policy(enforce=False)], enabled=False).breaker("openai").call(int)
+    breaker.fleet.refresh()
+    assert breaker.status.is_denied
+
+
 # --- brownouts ---------------------------------------------------------------------------------
 
 
