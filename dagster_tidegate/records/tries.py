@@ -24,6 +24,7 @@ MAX_REFUSALS = 60
 MAX_PENDINGS = 100
 PENDING_BACKOFF_S = 1.0
 MAX_PENDING_BACKOFF_S = 60.0
+MAX_ASKED_WAIT_S = 60.0  # as the service asks, where its breaker does not open
 MAX_LOGGED = 10  # failed records that are logged one by one
 MAX_ERROR = 2000
 MAX_ERRORS = 1000  # different ones that are counted
@@ -132,7 +133,11 @@ class Tries(Generic[T]):
         setback = record.setback = record.setback or Setback()
         if setback.successes is None:
             setback.successes = others - self._done_before
-        self._set_aside(record, text, backoff_s(record.tries), failed=True)
+        backoff = backoff_s(record.tries)
+        if verdict.until is not None and not refused:
+            asked_s = (verdict.until - self._host.fleet.now()).total_seconds()
+            backoff = max(backoff, min(asked_s, MAX_ASKED_WAIT_S))
+        self._set_aside(record, text, backoff, failed=True)
         self._schedule.note(succeeded=False)
 
     def _wait_for(self, record: Record[T], error: BaseException, verdict: Verdict) -> None:

@@ -440,6 +440,26 @@ def test_what_the_service_refuses_all_is_no_fault_of_the_record(
     assert work.statuses() == {}
 
 
+@pytest.mark.parametrize("go", [in_a_loop, in_threads], ids=lambda go: go.__name__)
+def test_a_record_waits_as_the_service_asks_where_the_policy_is_not_enforced(
+    store_url: str, go: Any
+) -> None:
+    work = Work(store_url, enforce=False)
+    until = work.fleet.now() + timedelta(seconds=2)
+    calls: list[str] = []
+
+    def call(record: Record) -> None:
+        calls.append(record.key)
+        if record.key == KEYS[1] and work.fleet.now() < until:
+            raise Throttled(until=until)
+
+    guarded = work.fleet.breaker("openai")
+    go(work, KEYS[:4], lambda record: guarded.call(call, record))
+    assert work.statuses() == dict.fromkeys(KEYS[:4], DONE)
+    assert calls.count(KEYS[1]) == 2
+    work.close()
+
+
 # --- anything at all ------------------------------------------------------------------------------
 
 OUTCOMES = st.sampled_from(["ok", "ok", "ok", "refuse", "timeout", "own", "hold", "crash"])
