@@ -326,7 +326,8 @@ class SharedState:
                     continue  # other processes changed it meanwhile: theirs is more recent
                 if rows := local.counts(theirs):
                     self.backend.flush([(policy, row) for row in rows])
-                if ours.state != BreakerState.CLOSED and theirs.state == BreakerState.CLOSED:
+                trips = theirs.state == BreakerState.CLOSED and not theirs.kept_closed(local.now())
+                if ours.state != BreakerState.CLOSED and trips:
                     generation = theirs.generation + 1
                     after = replace(ours, state=BreakerState.OPEN, generation=generation)
                     if self.backend.change(theirs, after, self.worker):

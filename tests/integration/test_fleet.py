@@ -3,6 +3,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -353,6 +354,20 @@ def test_a_recovery_made_by_others_meanwhile_is_not_undone(clock: Clock):
     line.cut = False
     fleet.state.recover()
     assert shared.statuses["openai"].state == breaker.status.state == BreakerState.CLOSED
+
+
+def test_a_trip_made_without_the_store_does_not_undo_that_a_person_keeps_it_closed(clock: Clock):
+    shared = MemoryBackend(clock=clock)
+    line = Severed(shared)
+    fleet = Fleet(line, [policy()])  # type: ignore[arg-type] - by getattr
+    breaker = fleet.breaker("openai")
+    line.cut = True
+    trip(breaker)
+    shared.statuses["openai"] = replace(shared.statuses["openai"], kept_closed_by="ann")
+    line.cut = False
+    fleet.state.recover()
+    assert shared.statuses["openai"].kept_closed(clock())
+    assert breaker.status.state == BreakerState.CLOSED
 
 
 def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFactory):
