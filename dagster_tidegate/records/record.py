@@ -23,8 +23,8 @@ class Setback:
     Attributes:
         error: How its latest try ended.
         retry_at: When it may be tried again, UTC.
-        successes: How many records of this pass had succeeded when it first failed; None if the
-            service did not fail for it.
+        successes: How many records of this pass had succeeded when its first try that failed began;
+            None if the service did not fail for it.
         refusals: How often a breaker refused its call in this pass.
         pendings: How often the service had no answer for it yet, in this pass.
     """
@@ -64,6 +64,7 @@ class Record(Generic[T]):
         "result",
         "setback",
         "steps",
+        "successes",
         "tries",
         "value",
     )
@@ -84,8 +85,10 @@ class Record(Generic[T]):
         self.tries = 0
         self.in_doubt = False
         self.result: Any = None
-        # For the loop alone: what a failure of this try counts as, and what went wrong before.
+        # For the loop alone: what a failure of this try counts as, how many records of this pass
+        # had succeeded when it began, and what went wrong before.
         self.evidence: str | None = None
+        self.successes = 0
         self.setback: Setback | None = None
         self.is_entered = False
         self._scope = scope

@@ -54,7 +54,7 @@ class Tries(Generic[T]):
     def begin(self, record: Record[T]) -> None:
         """Set what a failure of the next try counts as."""
         record.is_entered = False
-        successes = self._journal.done - self._done_before
+        successes = record.successes = self._journal.done - self._done_before
         setback = record.setback
         if setback is not None and self._is_own_fault(setback, successes):
             record.evidence = NO_EVIDENCE
@@ -132,7 +132,7 @@ class Tries(Generic[T]):
             return
         setback = record.setback = record.setback or Setback()
         if setback.successes is None:
-            setback.successes = others - self._done_before
+            setback.successes = record.successes
         backoff = backoff_s(record.tries)
         if verdict.until is not None and not refused:
             asked_s = (verdict.until - self._host.fleet.now()).total_seconds()

@@ -6,6 +6,7 @@ The blocks raise without a breaker in between, unless a test is about what the b
 import asyncio
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +180,28 @@ def test_bad_records_do_not_open_the_breaker(work: Work, go: Any, bad: list[str]
     statuses = work.statuses()
     assert {key for key, status in statuses.items() if status is FAILED} == set(bad)
     assert set(statuses.values()) == {DONE, FAILED}
+    assert (guarded.status.state, guarded.status.generation) == (BreakerState.CLOSED, 0)
+
+
+def test_bad_records_that_time_out_while_others_succeed_do_not_open_the_breaker(
+    work: Work,
+) -> None:
+    guarded = work.fleet.breaker("openai")
+    are_done = threading.Event()
+
+    def call(record: Record) -> None:
+        if record.position < 3:
+            are_done.wait(20)
+            raise TimeoutError
+        if len(work.statuses()) == len(KEYS):
+            are_done.set()
+
+    def handle(record: Record) -> None:
+        guarded.call(call, record)
+
+    work.records(KEYS).map(handle, concurrency=8)
+    statuses = work.statuses()
+    assert {key for key, status in statuses.items() if status is FAILED} == set(KEYS[:3])
     assert (guarded.status.state, guarded.status.generation) == (BreakerState.CLOSED, 0)
 
 
