@@ -771,7 +771,7 @@ def test_after_a_canary_failed_another_run_is_the_canary(deployed: Deployment):
         set_state(deployed, "mail", BreakerState.HALF_OPEN)
         deployed.tick("tidegate_resume")
         [canary] = deployed.dagster.canaries()
-        deployed.tick("tidegate_pause")  # lets the canary in
+        deployed.gate()  # lets the canary in
         deployed.dequeue()
         assert deployed.wait(canary.run_id) == "CANCELED"
         tried.append(canary.tags["dagster/partition"])
