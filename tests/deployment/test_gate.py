@@ -326,12 +326,12 @@ def two_daemons_at_once(stage: Stage) -> None:
     for run, partition in zip(paused, partitions, strict=True):
         outcomes = stage.outcomes("letters", partition)
         wanted = [RunStatus.PAUSED] if stage.is_resumed(run) else []
-        assert outcomes == [*wanted, RunStatus.COMPLETED]
-        found = stage.runs_of("letters", partition)
-        late = [run for run in found if SUPERSEDED_TAG in run.tags]
-        # Each daemon may have launched it; the later of the two found that out.
+        assert outcomes[: len(wanted)] == wanted
+        # On a busy machine each daemon may launch it, or take the other's launch for one that did
+        # not start, which Dagster retries: one attempt completes it, and the others send nothing.
+        assert outcomes.count(RunStatus.COMPLETED) == 1
+        late = [run for run in stage.runs_of("letters", partition) if SUPERSEDED_TAG in run.tags]
         assert {run.status.value for run in late} <= {"CANCELED"}
-        assert len(found) - len(late) == len(outcomes)
         stage.assert_each_arrived_once("letters", partition)
 
 
