@@ -165,11 +165,6 @@ class Answer:
         return self._parsed is _NO_JSON
 
 
-def answer_of(thing: object, at: datetime) -> Answer | None:
-    """Return the answer that a call raised or returned; see `Answer.of`."""
-    return Answer.of(thing, at)
-
-
 @lru_cache(maxsize=1024)
 def is_answer_type(kind: type) -> bool:
     """Return whether values of a type can be answers. Cheap: remembered by type.

@@ -17,12 +17,12 @@ import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.answers import Answer, is_answer_type
-from dagster_tidegate.breaker.engine import IGNORED, Engine, Ticket
+from dagster_tidegate.breaker.engine import Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
 from dagster_tidegate.breaker.judge import Judge, function_of, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
+from dagster_tidegate.breaker.verdicts import IGNORED, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 
 if TYPE_CHECKING:

@@ -25,14 +25,13 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
+from dagster_tidegate.breaker.verdicts import IGNORED, Scope, Verdict, VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
 from dagster_tidegate.holds import Hold, HoldSource, covering
 from dagster_tidegate.statuses import BreakerState
 
 TRIAL_RETRY_S = 1.0
 """After a refused trial call, a process asks again at a change, or after this time."""
-IGNORED = Verdict(VerdictKind.IGNORED)
 StateListener = Callable[[BreakerStatus, BreakerStatus], None]
 
 

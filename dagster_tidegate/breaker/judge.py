@@ -414,7 +414,7 @@ def _codes_in(node: Any, depth: int = 0) -> Iterator[str]:
         return
     fields = {code_of(str(key)): value for key, value in node.items()}
     for name, value in fields.items():
-        if (name in _CONTAINERS or name == "error") and isinstance(value, dict | list):
+        if name in _CONTAINERS and isinstance(value, dict | list):
             yield from _codes_in(value, depth + 1)
     for key in _CODE_KEYS:
         value = fields.get(key)

@@ -41,3 +41,7 @@ class Verdict:
     scope: Scope = Scope.SERVICE
     reason: str = ""
     answer: str | None = None
+
+
+IGNORED = Verdict(VerdictKind.IGNORED)
+"""The verdict on a call that says nothing about its service or its record."""

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from dagster_tidegate.breaker.answers import causes
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
-
-IGNORED = Verdict(VerdictKind.IGNORED)
+from dagster_tidegate.breaker.verdicts import IGNORED, Verdict, VerdictKind
 
 
 def judge(error: BaseException | None, fleet: Fleet, services: Sequence[str]) -> Verdict:

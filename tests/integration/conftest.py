@@ -7,11 +7,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dagster_tidegate.cli import main
+from dagster_tidegate.records import retry
 from dagster_tidegate.store.database import Store
 from tests.support.sqlite_stores import new_sqlite_url
 
 if TYPE_CHECKING:
     from tests.integration.gate_deployment import Deployment
+    from tests.integration.record_loop import Work
 
 Run = Callable[..., Result]
 
@@ -21,6 +23,23 @@ def run(store: Store) -> Run:
     """A function that runs a command on `store`."""
     url = store.url.render_as_string(hide_password=False)
     return lambda *arguments: CliRunner().invoke(main, [*arguments, "--url", url])
+
+
+@pytest.fixture
+def work(store_url: str) -> "Iterator[Work]":
+    """One campaign run, and the attempts at it."""
+    from tests.integration.record_loop import Work
+
+    work = Work(store_url)
+    yield work
+    work.close()
+
+
+@pytest.fixture
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let records be tried again at once."""
+    monkeypatch.setattr(retry, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(retry, "MAX_BACKOFF_S", 0.01)
 
 
 @pytest.fixture(scope="module")

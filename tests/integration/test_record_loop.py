@@ -29,14 +29,6 @@ from dagster_tidegate.store.runs import AttemptRefusedError
 from tests.integration.record_loop import Stopped, Work, go_through
 from tests.support.databases import both_databases
 
-
-@pytest.fixture
-def work(store_url: str) -> Iterator[Work]:
-    work = Work(store_url)
-    yield work
-    work.close()
-
-
 # --- the input ------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.records import retry
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
@@ -17,17 +15,7 @@ from tests.support.databases import both_databases
 KEYS = ["ada", "bob", "eve"]
 
 
-@pytest.fixture
-def work(store_url: str) -> Iterator[Work]:
-    work = Work(store_url)
-    yield work
-    work.close()
-
-
-@pytest.fixture(autouse=True)
-def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setattr(retry, "MAX_BACKOFF_S", 0.01)
+pytestmark = pytest.mark.usefixtures("short_backoff")
 
 
 class Services:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from dagster_tidegate.breaker.errors import Denied, Pending, Rejected, Throttled
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
 from dagster_tidegate.holds import Hold
-from dagster_tidegate.records import retry, tries
+from dagster_tidegate.records import tries
 from dagster_tidegate.records.loop_pass import PendingRecordsError, TooManyFailedError
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
@@ -41,17 +41,7 @@ KEYS = [f"lead-{number:02}" for number in range(30)]
 Handle = Callable[[Record], Any]
 
 
-@pytest.fixture
-def work(store_url: str) -> Iterator[Work]:
-    work = Work(store_url)
-    yield work
-    work.close()
-
-
-@pytest.fixture(autouse=True)
-def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setattr(retry, "MAX_BACKOFF_S", 0.01)
+pytestmark = pytest.mark.usefixtures("short_backoff")
 
 
 def in_a_loop(work: Work, items: Any, handle: Handle, **options: Any) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_tidegate.breaker.answers import answer_of
+from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.judge import judge
 from dagster_tidegate.breaker.profiles import load
 from dagster_tidegate.breaker.verdicts import VerdictKind
@@ -109,7 +109,7 @@ def test_every_service_plays_every_verdict(
     sandbox.place(service, Fault(mode=Mode.ANSWER, case=case, keys=keys, retry_after_s=after))
     response = client.get(f"/{service}/x?email=ann@acme.example")
     now = datetime.now(UTC)
-    answer = answer_of(response, now)
+    answer = Answer.of(response, now)
     assert answer is not None
     verdict = judge(answer, load(service))
     assert verdict.kind is SERVICE_VERDICTS[case]

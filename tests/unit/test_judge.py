@@ -20,7 +20,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagster_tidegate.breaker.answers import Answer, answer_of, is_answer_type, may_have_arrived
+from dagster_tidegate.breaker.answers import Answer, is_answer_type, may_have_arrived
 from dagster_tidegate.breaker.errors import AnswerError, Denied, Pending, Rejected, Throttled
 from dagster_tidegate.breaker.judge import every_error, judge, judge_exception, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -36,7 +36,7 @@ ROWS = read(HERE / "answers.json") + read(HERE / "more_answers.json")
 
 
 def verdict_on(thing: object, profile: str = "generic") -> Verdict:
-    answer = answer_of(thing, NOW)
+    answer = Answer.of(thing, NOW)
     assert answer is not None
     return judge(answer, load(profile))
 
@@ -140,7 +140,7 @@ def test_a_returned_response_is_an_answer_and_other_values_are_none():
     assert is_answer_type(requests.Response)
     for value in (None, "text", 3, [1], object()):
         assert not is_answer_type(type(value))
-        assert answer_of(value, NOW) is None
+        assert Answer.of(value, NOW) is None
 
 
 def test_header_names_are_case_insensitive_in_plain_dicts_too():
@@ -361,7 +361,7 @@ class ContentTypeError(Exception):
 def test_an_exception_with_a_status_below_400_is_a_failure_that_may_have_arrived(status: int):
     for error in (ContentTypeError(status), of_httpx(status, {}, b"")):
         assert verdict_on(error).kind is VerdictKind.FAILURE
-        answer = answer_of(error, NOW)
+        answer = Answer.of(error, NOW)
         assert answer is not None
         assert judge_exception(answer).kind is VerdictKind.FAILURE
         assert may_have_arrived(error)
@@ -371,7 +371,7 @@ def test_an_exception_with_a_status_below_400_is_a_failure_that_may_have_arrived
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 529, 408, 425, 429])
 def test_by_the_exception_alone_5xx_and_429_fail_and_the_rest_says_nothing(client, status: int):
     def kind(status: int, *failure_statuses: int) -> VerdictKind:
-        answer = answer_of(client(status, {}, b""), NOW)
+        answer = Answer.of(client(status, {}, b""), NOW)
         assert answer is not None
         return judge_exception(answer, failure_statuses=failure_statuses).kind
 
