@@ -324,7 +324,11 @@ def test_a_with_block_in_the_handler_of_map_is_refused(work: Work) -> None:
 
 
 @both_databases
-def test_a_group_is_written_when_it_is_full_and_the_rest_at_the_end(work: Work) -> None:
+def test_a_group_is_written_when_it_is_full_and_the_rest_at_the_end(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a slow machine a progress report, which writes the group too, would come in between.
+    monkeypatch.setattr("dagster_tidegate.records.journal.PROGRESS_INTERVAL_S", 3600.0)
     in_ledger = []
     go_through(
         work.records(list("abcde"), group=Group(records=2, seconds=60)),
