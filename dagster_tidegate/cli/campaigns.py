@@ -54,7 +54,7 @@ def campaigns(
             console.text(spec.name),
             console.status(campaign.status),
             console.text(", ".join(sorted(campaign.services))),
-            run_counts(campaign.runs),
+            run_counts(campaign),
             console.text(", ".join(trigger.name for trigger in spec.triggers)),
             console.text(spec.catch_up),
             str(spec.priority),

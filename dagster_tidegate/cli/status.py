@@ -23,7 +23,7 @@ from dagster_tidegate.control.models import (
     HoldOut,
     ServiceOut,
 )
-from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -253,7 +253,7 @@ def _campaigns(whys: Mapping[str, str], situation: Situation, *, short: bool) ->
         table.add_row(
             console.text(name),
             console.status(campaign.status),
-            run_counts(campaign.runs),
+            run_counts(campaign),
             console.text(reason),
         )
     return table
@@ -288,9 +288,14 @@ def why_of(situation: Situation, campaign: str) -> str:
     return "; ".join(each.text for each in answer.obstacles if each.kind not in of_all)
 
 
-def run_counts(runs: Mapping[RunStatus, int]) -> str:
-    """Return the number of campaign runs of each status."""
-    return ", ".join(f"{runs[status]} {status}" for status in RunStatus if runs.get(status))
+def run_counts(campaign: CampaignSituation) -> Text:
+    """Return the number of campaign runs of each status, and of their failed records."""
+    runs = campaign.runs
+    counts = ", ".join(f"{runs[status]} {status}" for status in RunStatus if runs.get(status))
+    shown = console.text(counts)
+    if campaign.failed_records:
+        shown.append(f", {plural(campaign.failed_records, 'record')} failed", "red")
+    return shown
 
 
 def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:

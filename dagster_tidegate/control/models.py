@@ -260,6 +260,7 @@ class CampaignOut(Out):
     owners: Sequence[str] = Field(description="Who may control it; empty means every operator.")
     triggers: Sequence[TriggerOut]
     runs: Mapping[RunStatus, int] = Field(description="Number of campaign runs by status.")
+    failed_records: int = Field(description="Number of records that failed, in all its runs.")
     holds: Sequence[HoldOut]
 
     @classmethod
@@ -276,6 +277,7 @@ class CampaignOut(Out):
             owners=sorted(spec.owners),
             triggers=[TriggerOut.model_validate(trigger) for trigger in spec.triggers],
             runs={status: campaign.runs.get(status, 0) for status in RunStatus},
+            failed_records=campaign.failed_records,
             holds=[HoldOut.model_validate(hold) for hold in campaign.holds],
         )
 

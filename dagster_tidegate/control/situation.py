@@ -16,6 +16,7 @@ from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import (
     breakers,
+    campaign_stats,
     campaigns,
     heartbeats,
     holds,
@@ -40,12 +41,14 @@ class CampaignSituation:
     Attributes:
         spec: Its job, pools and triggers.
         holds: The live holds that cover it, oldest first.
+        failed_records: Number of records that failed, in all its runs.
     """
 
     spec: CampaignSpec
     services: frozenset[str]
     runs: Mapping[RunStatus, int]
     holds: Sequence[Hold]
+    failed_records: int = 0
 
     @property
     def status(self) -> CampaignStatus:
@@ -132,6 +135,7 @@ def read(conn: Connection, now: datetime) -> Situation:
     live = holds.live(conn, now)
     services = {*statuses, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
     counts = runs.counts(conn)
+    failed = campaign_stats.failed_records(conn)
     by_target: dict[Target, list[Hold]] = {}
     for hold in live:
         by_target.setdefault(hold.target, []).append(hold)
@@ -145,6 +149,7 @@ def read(conn: Connection, now: datetime) -> Situation:
             needed,
             counts.get(spec.name, {}),
             covering(mine, now, services=needed, campaign=spec.name),
+            failed.get(spec.name, 0),
         )
     return Situation(
         now=now,

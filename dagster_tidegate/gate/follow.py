@@ -16,9 +16,10 @@ from dagster_tidegate.dagster_api.runs import RunChange
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
+from dagster_tidegate.text import plural
 
 # Dagster stamps a change before it commits it, so the latest ones are read again, harmlessly.
 OVERLAP = timedelta(seconds=10)
@@ -257,6 +258,9 @@ def _follow(
         reason = f"Dagster run {run.run_id} is {run.status.value}"
         if status is RunStatus.PAUSED:
             reason += ": its process was terminated; it resumes automatically"
+        elif status is to and to in (RunStatus.COMPLETED, RunStatus.FAILED):
+            failed = ledger.failed_records(conn, campaign_run.id)
+            reason += f", {plural(failed, 'record')} failed" if failed else ""
         moved = runs.move(conn, now, current, status, reason=reason, actor=SystemActor.DAGSTER)
         if not moved:
             return False

@@ -23,7 +23,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, CampaignRun
@@ -31,6 +31,7 @@ from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, Campaign
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
 REASON_TAG = "tidegate/reason"
+FAILED_TAG = "tidegate/failed"
 RESUMED = "resumed"
 MAX_TAG = 250
 
@@ -156,6 +157,15 @@ class Attempt:
         self.log.info(message)
         self._dagster.end_as_canceled(self._context.run, message, tags)
         raise _ended(status, message)
+
+    def report_failed(self) -> None:
+        """Tag the Dagster run with the number of failed records of the campaign run."""
+        try:
+            with self.store.read() as conn:
+                failed = ledger.failed_records(conn, self.run.id)
+            self._dagster.add_tags(self._context.run_id, {FAILED_TAG: str(failed)})
+        except Exception as error:  # noqa: BLE001 -- the loop has ended, whatever its tag says
+            self.log.warning("The run is not tagged with its failed records: %r", error)
 
     def _outcome(self, reason: StopReason) -> tuple[RunStatus, str]:
         if reason.signal is not None and self._dagster.is_canceling(self._context.run_id):

@@ -63,6 +63,10 @@ class LoopHost(Protocol):
         """Return the live holds that cover the op. Called before each record: must be fast."""
         ...
 
+    def report_failed(self) -> None:
+        """Say in Dagster how many records have failed. Called when a loop ends."""
+        ...
+
     def stop(self, reason: StopReason) -> NoReturn:
         """End the run. What it raises is a `StopLoop`."""
         ...

@@ -14,7 +14,7 @@ from dagster_tidegate.records.journal import Journal
 from dagster_tidegate.records.lease import Lease
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.signals import SignalGuard
-from dagster_tidegate.records.tries import MAX_LOGGED, Tries
+from dagster_tidegate.records.tries import Tries
 from dagster_tidegate.records.workers import Finished, Workers
 from dagster_tidegate.records.worklist import LoopOptions, Worklist
 from dagster_tidegate.store.ledger import AttemptOverError
@@ -302,23 +302,29 @@ class LoopPass(Generic[T]):
             keys = ", ".join(self._in_flight)
             self.host.log.warning("In doubt; retried by the next attempt: %s", keys)
         self.journal.close(*self.worklist.mark(), in_flight=self._in_flight)
+        if self.journal.failed:
+            self.host.report_failed()
 
     def complete(self) -> None:
         """Check and write everything once the input is read to its end."""
         if self.signals.received:  # during the last record, or while reading the next chunk
             self._stop_if_needed()
         self.worklist.close()
-        if (failures := self._tries.failures) > MAX_LOGGED:
-            self.host.log.warning(
-                "%d records failed: %s. For all of them: tidegate records %s --failed",
-                failures,
-                most_frequent(self._tries.errors),
-                self.host.run.name,
-            )
         self._check_failed_share(1)
         if self.worklist.untried and not self.journal.was_completed():
             raise UntriedRecordsError(
                 f"the records to be done again are finished, and {self.worklist.untried} of the "
                 f"input were never tried: 'tidegate start {self.host.run.name}' does these"
+            )
+        if failed := self.journal.failed:
+            said = most_frequent(self._tries.errors)
+            self.host.log.warning(
+                "%s completed, %d of %d records failed%s. For all of them: tidegate records %s "
+                "--failed",
+                self.options.op,
+                failed,
+                failed + self.journal.done,
+                said and f": {said}",
+                self.host.run.name,
             )
         self.leave()

@@ -128,6 +128,18 @@ def unfinished(conn: Connection) -> list[UnfinishedRuns]:
     ]
 
 
+def failed_records(conn: Connection) -> Mapping[str, int]:
+    """Return how many records failed in all runs of each campaign that has some."""
+    r, p = t.campaign_runs.c, t.progress.c
+    rows = conn.execute(
+        sa.select(r.campaign, sa.func.sum(p.failed).label("failed"))
+        .join(t.progress, p.campaign_run == r.id)
+        .where(p.failed > 0)
+        .group_by(r.campaign)
+    )
+    return {row.campaign: int(row.failed) for row in rows}
+
+
 def paused_since(conn: Connection) -> Mapping[str, datetime]:
     """Return when the longest paused run of each campaign paused (UTC), where one is paused."""
     r = t.campaign_runs.c

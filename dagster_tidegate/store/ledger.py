@@ -249,6 +249,13 @@ def progress(conn: Connection, campaign_run: int, op: str) -> Progress | None:
     return None if row is None else Progress(**row._asdict())
 
 
+def failed_records(conn: Connection, campaign_run: int) -> int:
+    """Return how many records of a campaign run failed, in all ops, as its loops have reported."""
+    p = t.progress.c
+    total = sa.func.coalesce(sa.func.sum(p.failed), 0)
+    return int(conn.scalar(sa.select(total).where(p.campaign_run == campaign_run)) or 0)
+
+
 def begun(conn: Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
     """Return which paused campaign runs have started which of some ops, as (id, op)."""
     rows = conn.execute(

@@ -73,6 +73,8 @@ class Work:
     def holds(self) -> Sequence[Hold]:
         return self.fleet.holds_on(services=self.services)
 
+    def report_failed(self) -> None: ...
+
     def stop(self, reason: StopReason) -> NoReturn:
         if reason.ended is None:
             self.end(RunStatus.PAUSED if reason.signal is None else RunStatus.CANCELLED)

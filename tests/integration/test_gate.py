@@ -22,7 +22,15 @@ from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, push, runs
+from dagster_tidegate.store import (
+    breakers,
+    campaigns,
+    heartbeats,
+    holds,
+    ledger,
+    push,
+    runs,
+)
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
@@ -591,6 +599,22 @@ def test_a_re_execution_is_followed_even_if_no_tick_observed_it_in_the_queue(
     if ended is not None and not ended.is_finished:
         deployed.instance.report_run_canceled(ended)
     assert found[-1] is status
+
+
+def test_the_audit_log_says_how_many_records_of_a_completed_run_failed(deployed: Deployment):
+    first = deployed.launch("letters", "b")
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        found = runs.ensure(conn, now, "letters", "b")
+        attempt = runs.begin_attempt(conn, now, found, first, owner_is_over=True)
+        progress = ledger.Progress(done=12, failed=8, total=20)
+        ledger.write_progress(conn, now, attempt, "send", progress)
+    for event in ("PIPELINE_START", "PIPELINE_SUCCESS"):
+        deployed.instance.report_dagster_event(dg.DagsterEvent(event, "letters"), first)
+    deployed.tick("tidegate_pause")
+    completed = campaign_run(deployed, "letters", "b")
+    assert completed.status is RunStatus.COMPLETED
+    assert completed.reason == f"Dagster run {first} is SUCCESS, 8 records failed"
 
 
 def test_a_retry_that_processes_no_records_completes_its_campaign_run(deployed: Deployment):

@@ -152,6 +152,20 @@ def test_in_a_wide_terminal_nothing_is_left_out(run: Run, terminal) -> None:
     assert "catch-up" not in run("campaigns").output
 
 
+@pytest.mark.parametrize("command", [["status"], ["campaigns"]])
+def test_a_campaign_says_how_many_of_its_records_failed(run: Run, command: list[str]) -> None:
+    outreach = " ".join(row(run(*command).output, "outreach"))
+    assert "1 paused, 2 records failed" in outreach
+    assert "failed" not in " ".join(row(run(*command).output, "list_hygiene"))
+    listed = json.loads(run(*command, "--json").output)
+    listed = listed["campaigns"] if isinstance(listed, dict) else listed
+    assert {each["name"]: each["failed_records"] for each in listed} == {
+        "outreach": 2,
+        "list_hygiene": 0,
+        "account_digest": 0,
+    }
+
+
 def test_a_run_that_nobody_has_started_is_told_from_one_in_the_queue(run: Run) -> None:
     assert row(run("runs").output, "list_hygiene/may")[1] == "pending (not started)"
 

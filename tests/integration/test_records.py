@@ -279,6 +279,28 @@ def test_a_record_that_fails_for_its_own_reasons_does_not_stop_the_others(
     assert error == "ValueError('no such mailbox')"
 
 
+def test_a_run_that_completes_with_failed_records_says_so_in_dagster(campaign: Campaign) -> None:
+    def fail(lead: dict) -> None:
+        if not lead["email"].startswith("ada"):
+            raise ValueError(f"no such mailbox: {lead['email']}")
+
+    campaign.options["max_failed"] = 0.9
+    campaign.fail = fail
+    result = campaign.run()
+    assert result.success
+    run = campaign.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.tags["tidegate/failed"] == "4"
+    logged = [entry.user_message for entry in campaign.instance.all_logs(result.run_id)]
+    said = "4 of 5 records failed: ValueError('no such mailbox: ...') x4"
+    assert [message for message in logged if said in message], logged
+
+    campaign.fail = lambda _: None
+    repeated = campaign.instance.get_run_by_id(campaign.run().run_id)
+    assert repeated is not None
+    assert "tidegate/failed" not in repeated.tags
+
+
 def test_a_run_of_which_most_records_fail_is_a_failure(campaign: Campaign) -> None:
     campaign.fail = lambda _: 1 / 0
     result = campaign.run()
