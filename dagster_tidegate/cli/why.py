@@ -165,7 +165,7 @@ def _in_dagster(run_id: str) -> QueuedRun:
     import dagster as dg
 
     from dagster_tidegate.dagster_api.instance import Dagster
-    from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+    from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
     from dagster_tidegate.dagster_api.pools import pools_of
     from dagster_tidegate.gate.plan import limit_of
     from dagster_tidegate.store.takeovers import UNSET
@@ -179,7 +179,7 @@ def _in_dagster(run_id: str) -> QueuedRun:
             limits, pools = dagster.pools(), pools_of(run)
             used = dagster.in_progress(pools)
             return QueuedRun(
-                job=run.job_name,
+                job=campaign_of(run),
                 partition=partition_of(run),
                 queued=run.status is dg.DagsterRunStatus.QUEUED,
                 pools={

@@ -17,6 +17,8 @@ from dagster_tidegate.dagster_api.lineage import (
     ONLY_MARKED,
     PARTITION_TAG,
     RECORDS_TAG,
+    campaign_of,
+    job_of,
     tags_for_next,
 )
 from dagster_tidegate.dagster_api.locations import innermost
@@ -25,7 +27,10 @@ from dagster_tidegate.text import did_you_mean
 
 
 class WorkspaceLauncher:
-    """Launches and ends the runs of the jobs of a workspace."""
+    """Launches and ends the runs of the jobs of a workspace.
+
+    A job is named as its campaign.
+    """
 
     def __init__(self, context: WorkspaceRequestContext) -> None:
         self._context = context
@@ -119,7 +124,7 @@ class WorkspaceLauncher:
             UnreachableError: If one can't be ended now, as while it starts.
         """
         unfinished = Runs(self._instance).unfinished_of([partition])
-        runs = [run for run in unfinished if run.job_name == job]
+        runs = [run for run in unfinished if campaign_of(run) == job]
         for run in runs:
             if run.status is dg.DagsterRunStatus.STARTING:
                 raise UnreachableError(
@@ -150,6 +155,7 @@ class WorkspaceLauncher:
         """The partitions of a job; None if it is not partitioned."""
         code_location, repository = self._find(job, location)
         partitioned = {each.job_name for each in repository.get_partition_sets()}
+        job = job_of(job)
         assets = repository.get_asset_node_snaps(job)
         if job not in partitioned and not any(asset.partitions is not None for asset in assets):
             return None
@@ -170,7 +176,7 @@ class WorkspaceLauncher:
                 not_loaded.append(name)
                 continue
             for repository in entry.code_location.get_repositories().values():
-                if repository.has_job(job):
+                if repository.has_job(job_of(job)):
                     matches.append((entry.code_location, repository))
         if len(matches) > 1:
             names = ", ".join(sorted(code_location.name for code_location, _ in matches))
@@ -194,6 +200,7 @@ class WorkspaceLauncher:
         if run_id is not None and self._instance.has_run(run_id):  # not queued before a crash
             return self._instance.submit_run(run_id, self._context).run_id
         code_location, repository = self._find(job, location)
+        job = job_of(job)
         remote = repository.get_full_job(job)
         run_config: Mapping[str, Any] = {} if config is None else config
         if partition is not None:

@@ -6,6 +6,8 @@ Dagster keeps all of it in the tags of runs.
 from collections.abc import Collection, Mapping
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.definitions.target import ANONYMOUS_ASSET_JOB_PREFIX
 from dagster._core.storage.tags import (
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
@@ -33,6 +35,8 @@ FORMER_PRIORITY_TAG = "tidegate/former_priority"
 # Above what people use; a canary waits for a slot that is opened for it alone.
 CANARY_PRIORITY = 1_000_000
 RUN_KEY = "tidegate/"
+IMPLICIT_CAMPAIGN = "assets"
+_ANONYMOUS = f"{ANONYMOUS_ASSET_JOB_PREFIX}_"
 
 # Tags about how a run came to be, which the run that follows it must not inherit.
 _OF_ONE_RUN = {
@@ -48,6 +52,44 @@ _OF_ONE_RUN = {
     TICK_ID_TAG,
     WILL_RETRY_TAG,
 }
+
+
+def campaign_of(run: dg.DagsterRun) -> str:
+    """Return the campaign of a run: its job, or for an implicit asset job a name that says where.
+
+    "Materialize", backfills and automation run as one implicit job per code location, and a
+    schedule or sensor with a target of assets as another; their own names mean nothing to people.
+
+    Example:
+        `outreach`, `analytics:assets` or, of a schedule or sensor, `analytics:nightly`.
+    """
+    origin = run.remote_job_origin
+    return campaign_name(run.job_name, None if origin is None else origin.location_name)
+
+
+def campaign_name(job: str, location: str | None) -> str:
+    """Return the name of the campaign of a job in a code location; see `campaign_of`."""
+    if job == IMPLICIT_ASSET_JOB_NAME:
+        what = IMPLICIT_CAMPAIGN
+    elif job.startswith(_ANONYMOUS):
+        what = job.removeprefix(_ANONYMOUS)
+    else:
+        return job
+    # A slash would end the name of the campaign in that of a campaign run.
+    return f"{(location or 'local').replace('/', '.')}:{what}"
+
+
+def job_of(campaign: str) -> str:
+    """Return the Dagster job of a campaign, the inverse of `campaign_of`.
+
+    Example:
+        >>> job_of("outreach"), job_of("analytics:assets")
+        ('outreach', '__ASSET_JOB')
+    """
+    _, colon, what = campaign.rpartition(":")
+    if not colon:  # the name of a job has none
+        return campaign
+    return IMPLICIT_ASSET_JOB_NAME if what == IMPLICIT_CAMPAIGN else f"{_ANONYMOUS}{what}"
 
 
 def partition_of(run: dg.DagsterRun) -> str:

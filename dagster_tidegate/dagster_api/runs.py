@@ -23,7 +23,12 @@ from dagster._core.storage.tags import (
 )
 from dagster._serdes import deserialize_value
 
-from dagster_tidegate.dagster_api.lineage import CANARY_PRIORITY, PARTITION_TAG, tried_by
+from dagster_tidegate.dagster_api.lineage import (
+    CANARY_PRIORITY,
+    PARTITION_TAG,
+    job_of,
+    tried_by,
+)
 from dagster_tidegate.dagster_api.pools import pools_of
 from dagster_tidegate.dagster_api.repository import Repository
 
@@ -63,8 +68,9 @@ class Runs:
             dg.RunsFilter(job_name=job, tags=dict(tags), statuses=statuses)
         )
 
-    def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
+    def runs_of(self, campaign: str, partition: str) -> Sequence[dg.DagsterRun]:
         """Return the runs of a campaign run that the gate requested or that have not finished."""
+        job = job_of(campaign)
         runs = {run.run_id: run for run in self.runs(tags={PARTITION_TAG: partition}, job=job)}
         for tag in (PARTITION_NAME_TAG, ROOT_RUN_ID_TAG):
             for run in self.runs(tags={tag: partition}, job=job, unfinished=True):
@@ -114,8 +120,9 @@ class Runs:
         records = self.instance.get_run_records(ended, limit=limit, order_by="update_timestamp")
         return [record.dagster_run for record in records]
 
-    def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
-        """Return the queued runs, or those of one job, the oldest first."""
+    def queued(self, limit: int, campaign: str | None = None) -> Sequence[dg.DagsterRun]:
+        """Return the queued runs, or those of one campaign, the oldest first."""
+        job = None if campaign is None else job_of(campaign)
         filters = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.QUEUED])
         records = self.instance.get_run_records(filters, limit=limit, ascending=True)
         return [record.dagster_run for record in records]

@@ -11,7 +11,13 @@ from datetime import datetime, timedelta
 import dagster as dg
 
 from dagster_tidegate.control.operations import ACTOR_TAG
-from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG, ancestors, is_resume, partition_of
+from dagster_tidegate.dagster_api.lineage import (
+    SUPERSEDED_TAG,
+    ancestors,
+    campaign_of,
+    is_resume,
+    partition_of,
+)
 from dagster_tidegate.dagster_api.runs import RunChange
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.holds import SystemActor
@@ -57,14 +63,14 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tupl
         ours = [
             change
             for change in changes
-            if change.run.job_name in gate.campaigns and SUPERSEDED_TAG not in change.run.tags
+            if campaign_of(change.run) in gate.campaigns and SUPERSEDED_TAG not in change.run.tags
         ]
         if ours:
             with gate.store.read() as conn:
                 stale = _stale(conn, ours)
             for change in stale:
                 interrupted = gate.dagster.was_interrupted(change.run)
-                priority = gate.campaigns[change.run.job_name].priority
+                priority = gate.campaigns[campaign_of(change.run)].priority
                 with gate.store.begin() as conn:
                     at = gate.store.now(conn)
                     moved += _follow(conn, at, change, priority, interrupted=interrupted)
@@ -128,7 +134,7 @@ def _without_dagster_run(
 ) -> dict[int, CampaignRun]:
     """Those campaign runs that no unfinished Dagster run works on, by id."""
     working = {
-        (run.job_name, partition_of(run))
+        (campaign_of(run), partition_of(run))
         for run in gate.dagster.unfinished_of({run.partition for run in campaign_runs})
         if not never_queued(run)
     }
@@ -189,13 +195,13 @@ def next_status(
 def _stale(conn: Connection, changes: Sequence[RunChange]) -> list[RunChange]:
     """The changes whose campaign runs don't exist yet, or may have to be updated."""
     attempts = runs.attempts_of(conn, [change.run.run_id for change in changes])
-    campaign_runs = runs.named(conn, [(c.run.job_name, partition_of(c.run)) for c in changes])
+    campaign_runs = runs.named(conn, [(campaign_of(c.run), partition_of(c.run)) for c in changes])
     return [
         change
         for change in changes
         if _may_be_stale(
             change,
-            campaign_runs.get((change.run.job_name, partition_of(change.run))),
+            campaign_runs.get((campaign_of(change.run), partition_of(change.run))),
             attempts.get(change.run.run_id),
         )
     ]
@@ -229,7 +235,7 @@ def _follow(
 ) -> bool:
     run = change.run
     attempt = runs.attempt_of(conn, run.run_id)
-    campaign_run = runs.ensure(conn, now, run.job_name, partition_of(run), priority=priority)
+    campaign_run = runs.ensure(conn, now, campaign_of(run), partition_of(run), priority=priority)
     if _starts(campaign_run, run):
         return runs.claim_start(conn, now, campaign_run, actor=SystemActor.DAGSTER)
     newest = runs.latest_attempt(conn, campaign_run.id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, run_name
@@ -146,17 +146,17 @@ def _turns(gate: Gate, service: str, holds: Sequence[Hold]) -> Callable[[_Waitin
     failed = [run for run in ended if service in tried_by(run)]
     turns: dict[str, int] = defaultdict(int)
     for place, run in enumerate(reversed(failed), start=1):
-        turns[run.job_name] = turns[_name(run)] = place
+        turns[campaign_of(run)] = turns[_name(run)] = place
     return lambda run: (turns[_campaign(run)], turns[_name(run)])
 
 
 def _campaign(run: _Waiting) -> str:
-    return run.campaign if isinstance(run, CampaignRun) else run.job_name
+    return run.campaign if isinstance(run, CampaignRun) else campaign_of(run)
 
 
 def _name(run: _Waiting) -> str:
     is_stored = isinstance(run, CampaignRun)
-    return run.name if is_stored else run_name(run.job_name, partition_of(run))
+    return run.name if is_stored else run_name(campaign_of(run), partition_of(run))
 
 
 def _paused(
@@ -206,10 +206,10 @@ def _queued(
     """
     queued = list(gate.dagster.queued(MAX_QUEUED))
     if len(queued) == MAX_QUEUED:
-        unlisted = sorted(callers.keys() - {run.job_name for run in queued})
-        queued += [run for job in unlisted for run in gate.dagster.queued(MAX_QUEUED_EACH, job)]
+        unlisted = sorted(callers.keys() - {campaign_of(run) for run in queued})
+        queued += [run for name in unlisted for run in gate.dagster.queued(MAX_QUEUED_EACH, name)]
     return [
         run
         for run in queued
-        if run.job_name in callers and run_name(run.job_name, partition_of(run)) not in held
+        if campaign_of(run) in callers and run_name(campaign_of(run), partition_of(run)) not in held
     ]

@@ -10,7 +10,9 @@ import dagster as dg
 
 from dagster_tidegate.dagster_api.lineage import (
     PARTITION_TAG,
+    campaign_of,
     canary_tags,
+    job_of,
     request_key,
     request_number,
     tags_for_next,
@@ -71,7 +73,7 @@ class _Requests:
                         f"no run can try {service}: start one of {', '.join(callers)}"
                     )
             for run in candidate.waiting:
-                campaign = run.campaign if isinstance(run, CampaignRun) else run.job_name
+                campaign = run.campaign if isinstance(run, CampaignRun) else campaign_of(run)
                 if campaign not in campaigns:
                     continue  # the gate of its own location requests it
                 services = campaigns[campaign].services(candidates)
@@ -165,10 +167,10 @@ def _next_attempt(
     paused = None if newest is None else gate.dagster.run(newest.dagster_run)
     if paused is not None and not paused.is_finished:
         return None  # one of its branches has paused, another still works
-    request = dg.RunRequest(run_key=request_key(run.id, number), job_name=run.campaign)
+    request = dg.RunRequest(run_key=request_key(run.id, number), job_name=job_of(run.campaign))
     if paused is None:  # it was deleted in Dagster
         tags = {PARTITION_TAG: run.partition}
-        if planner.repository.has_partitions(run.campaign):
+        if planner.repository.has_partitions(job_of(run.campaign)):
             request = request.with_replaced_attrs(partition_key=run.partition)
     else:
         tags = tags_for_next(paused)

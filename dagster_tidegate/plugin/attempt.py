@@ -11,6 +11,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
     SUPERSEDED_TAG,
+    campaign_of,
     does_only_marked,
     is_resume,
     is_superseded,
@@ -231,7 +232,7 @@ def _claim(
     while True:
         with store.begin() as conn:
             now = store.now(conn)
-            run = runs.locked(conn, runs.ensure(conn, now, context.job_name, partition).id)
+            run = runs.locked(conn, runs.ensure(conn, now, campaign_of(context.run), partition).id)
             newest = runs.latest_attempt(conn, run.id)
             begun = runs.attempt_of(conn, context.run_id) is not None
             stale = None if newest is None or begun else _why_stale(context.run, run, newest)

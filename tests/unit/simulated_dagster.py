@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
-from dagster_tidegate.dagster_api.lineage import PARTITION_TAG, partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import PARTITION_TAG, campaign_of, partition_of, tried_by
 from dagster_tidegate.dagster_api.pools import pools_of
 from dagster_tidegate.dagster_api.runs import RunChange
 from dagster_tidegate.dagster_api.triggers import TriggerState
@@ -138,11 +138,11 @@ class SimulatedDagster:
             and not (unfinished and run.is_finished)
         ]
 
-    def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
+    def runs_of(self, campaign: str, partition: str) -> Sequence[dg.DagsterRun]:
         return [
             run
             for run in self.all_runs.values()
-            if run.job_name == job
+            if campaign_of(run) == campaign
             and partition_of(run) == partition
             and (PARTITION_TAG in run.tags or not run.is_finished)
         ]
@@ -173,9 +173,9 @@ class SimulatedDagster:
             if partition_of(run) in partitions and not run.is_finished
         ]
 
-    def queued(self, limit: int, job: str | None = None) -> Sequence[dg.DagsterRun]:
+    def queued(self, limit: int, campaign: str | None = None) -> Sequence[dg.DagsterRun]:
         waiting = [r for r in self.all_runs.values() if r.status is dg.DagsterRunStatus.QUEUED]
-        return [run for run in waiting if job in (None, run.job_name)][:limit]
+        return [run for run in waiting if campaign in (None, campaign_of(run))][:limit]
 
     def in_progress(self, pools: frozenset[str]) -> Mapping[str, int]:
         active = [run for run in self.all_runs.values() if run.status in IN_PROGRESS]
