@@ -49,7 +49,7 @@ class BreakerStatus:
             after a recovery that did not last. The reset timeout grows with it.
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
-        cause: The kind of verdict that opened it; None while closed, or if it was opened by hand.
+        cause: The kind of verdict that opened it last; None if it was opened by hand.
         answer: What the service said, shortened and without secrets, or None.
         closed_at: When it last recovered, or None.
         kept_closed_by: The operator who keeps it closed, or None.
@@ -299,6 +299,7 @@ def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
         opened_at=status.opened_at or now,
         trial_successes=0,
         reason=status.reason or "on trial",
+        cause=None if status.state == BreakerState.CLOSED else status.cause,
     )
 
 
@@ -335,7 +336,8 @@ def _opened_again(
 def closed(status: BreakerStatus, now: datetime) -> BreakerStatus:
     """Close a breaker. A closed one stays as it is.
 
-    It keeps `attempt`, in case the recovery does not last.
+    It keeps `attempt`, in case the recovery does not last, and `cause`, which says how the gate
+    lets runs in again.
     """
     if status.state == BreakerState.CLOSED:
         return status
@@ -345,6 +347,7 @@ def closed(status: BreakerStatus, now: datetime) -> BreakerStatus:
         generation=status.generation + 1,
         attempt=status.attempt,
         closed_at=now,
+        cause=status.cause,
         kept_closed_by=status.kept_closed_by,
         kept_closed_until=status.kept_closed_until,
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict
@@ -93,7 +94,7 @@ class WhyOut(Out):
                     **HoldOut.model_validate(reason.hold).model_dump(),
                     retry_at=reason.retry_at,
                     being_tried=reason.being_tried,
-                    cause=reason.breaker and reason.breaker.cause,
+                    cause=_cause(reason.breaker),
                     answer=reason.breaker and reason.breaker.answer,
                     remedy=reason.breaker and reason.breaker.remedy,
                 )
@@ -164,8 +165,8 @@ class ServiceOut(Out):
     since: datetime | None
     reason: str | None
     cause: VerdictKind | None = Field(
-        description="The kind of verdict that opened it: `throttled` is open until "
-        "`not_probed_before`, `denied` until a person says that the cause is repaired."
+        description="The kind of verdict that opened it, null while closed: `throttled` is open "
+        "until `not_probed_before`, `denied` until a person says that the cause is repaired."
     )
     answer: str | None = Field(description="What the service said then, without secrets.")
     remedy: str | None = Field(description="The command to run once the cause is repaired.")
@@ -188,7 +189,7 @@ class ServiceOut(Out):
             state=breaker and breaker.state,
             since=breaker and breaker.changed_at,
             reason=breaker and breaker.reason,
-            cause=breaker and breaker.cause,
+            cause=_cause(breaker),
             answer=breaker and breaker.answer,
             remedy=breaker and breaker.remedy,
             not_probed_before=breaker.open_until if breaker and not breaker.is_denied else None,
@@ -601,3 +602,10 @@ class AlertHealth(Out):
             oldest_pending_at=pending_since,
             looked_at=checked_at,
         )
+
+
+def _cause(breaker: BreakerStatus | None) -> VerdictKind | None:
+    """The kind of verdict that opened a breaker which is not closed."""
+    if breaker is None or breaker.state is BreakerState.CLOSED:
+        return None
+    return breaker.cause

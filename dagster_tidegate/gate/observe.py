@@ -64,6 +64,8 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
             name: ServiceView(
                 gate.policies[name].ramp_interval_s if name in gate.policies else None,
                 failures.get(name),
+                view.recovered_at.get(name),
+                name in view.throttled,
             )
             for name in services
         },

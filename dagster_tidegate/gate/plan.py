@@ -42,10 +42,14 @@ class ServiceView:
         ramp_interval_s: Seconds that it must be healthy between two ramp steps; None if this gate
             does not know its policy.
         last_failure_at: When a call to it last failed (UTC); None if none did since the ramp began.
+        recovered_at: When its breaker last closed (UTC), or None.
+        was_throttled: Whether its breaker had opened since the service throttled, which was well.
     """
 
     ramp_interval_s: float | None = None
     last_failure_at: datetime | None = None
+    recovered_at: datetime | None = None
+    was_throttled: bool = False
 
 
 @dataclass(frozen=True)
@@ -313,7 +317,7 @@ def _ramp(
     # A pool taken outside a sensor belongs to no location, even if some gate knows the policies.
     default = UNKNOWN_INTERVAL_S if unknown and not takeover.location else 0
     interval = timedelta(seconds=max((i for i in intervals if i is not None), default=default))
-    if not interval:
+    if not interval or _was_only_throttled(services, takeover):
         return takeover.former, None
     step_at = takeover.ramp_step_at
     current = limit_of(value, observation.default_limit)
@@ -333,6 +337,12 @@ def _ramp(
     if current >= ceiling:
         return takeover.former, step_at
     return str(current), step_at
+
+
+def _was_only_throttled(services: Sequence[ServiceView], takeover: Takeover) -> bool:
+    """Whether the services that recovered since a pool was taken were well, and had said when."""
+    recovered = [s for s in services if s.recovered_at and s.recovered_at >= takeover.taken_at]
+    return bool(recovered) and all(service.was_throttled for service in recovered)
 
 
 def _waiting(observation: Observation, pool: str) -> int:

@@ -5,7 +5,7 @@ statement for eight tables. It is also a single moment, so that no hold is missi
 that it paused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import heartbeats, holds, runs, takeovers
@@ -33,6 +34,8 @@ class GateView:
         newest_takeover: Id of the newest takeover of all times, 0 before the first; see
             `takeovers.take`.
         states: The state of each breaker, by service.
+        recovered_at: When each breaker last closed, by service, where it ever did.
+        throttled: The services whose breakers last opened since the service throttled.
         cursor: Up to when the location has read Dagster's run changes; None before its first
             heartbeat.
         paused: The paused campaign runs, in the order in which they resume.
@@ -47,6 +50,8 @@ class GateView:
     takeovers: Sequence[Takeover] = ()
     newest_takeover: int = 0
     states: Mapping[str, str] = field(default_factory=dict)
+    recovered_at: Mapping[str, datetime] = field(default_factory=dict)
+    throttled: Collection[str] = ()
     cursor: datetime | None = None
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
@@ -79,6 +84,14 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
         takeovers=sorted(map(takeovers.from_row, rows["takeovers"]), key=lambda each: each.id),
         newest_takeover=rows["newest_takeover"][0]["id"] or 0,
         states={values["name"]: values["state"] for values in rows["states"]},
+        recovered_at={
+            values["name"]: closed_at
+            for values in rows["states"]
+            if (closed_at := values["closed_at"]) is not None
+        },
+        throttled=[
+            values["name"] for values in rows["states"] if values["cause"] == VerdictKind.THROTTLED
+        ],
         cursor=rows["heartbeat"][0]["cursor"] if rows["heartbeat"] else None,
         paused=sorted(map(runs.from_row, rows.get("paused", ())), key=runs.resume_order),
         active={values["campaign"]: values["active"] for values in rows.get("unfinished", ())},
@@ -97,7 +110,9 @@ def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
         "holds": sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
         "takeovers": takeovers.LIVE,
         "newest_takeover": takeovers.NEWEST_ID,
-        "states": sa.select(t.services.c.name, t.services.c.state),
+        "states": sa.select(
+            t.services.c.name, t.services.c.state, t.services.c.closed_at, t.services.c.cause
+        ),
         "heartbeat": sa.select(beat.cursor).where(
             beat.location == sa.bindparam("location"), beat.part == heartbeats.PAUSE
         ),

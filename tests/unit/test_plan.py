@@ -191,6 +191,36 @@ def test_without_an_interval_the_pool_is_restored_at_once():
     assert limits("6", interval_s=0) == ["6"]
 
 
+def recovered(ago_s: int, *, throttled: bool) -> ServiceView:
+    return ServiceView(30, NOW, NOW - timedelta(seconds=ago_s), throttled)
+
+
+def test_a_service_that_throttled_gets_its_pool_back_at_once():
+    """It was well, and said when it may be called again: there is nothing to try carefully."""
+    services = {"mail": recovered(5, throttled=True)}
+    # The canary may be in the pool.
+    for value in ("0", "1"):
+        state = observed(taken("6", value), services=services, pools={"mail": value})
+        [action] = plan(state)
+        assert isinstance(action, Write)
+        assert (action.set_to, action.ramp_step_at) == ("6", None)
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        {"mail": recovered(5, throttled=False)},
+        {"mail": recovered(7200, throttled=True)},  # before this pool was taken, for another reason
+        {"mail": recovered(5, throttled=True), "maps": recovered(9, throttled=False)},
+    ],
+)
+def test_other_holds_end_in_a_ramp(services: dict[str, ServiceView]):
+    pool = taken("6", name="maps+mail", label="maps+mail")
+    [action] = plan(observed(pool, services=services, pools={"maps+mail": "0"}))
+    assert isinstance(action, Write)
+    assert action.set_to == "1"
+
+
 def test_the_ramp_waits_for_the_interval():
     takeover = taken("6", "1", ramp_step_at=NOW - timedelta(seconds=29))
     assert plan(observed(takeover, pools={"mail": "1"})) == []

@@ -172,7 +172,15 @@ def test_it_closes_after_enough_trial_calls_and_forgets_the_outage():
     status = machine.after_trial(status, rules, Verdict(VerdictKind.SUCCESS), NOW, 0.0)
     assert (status.state, status.trial_successes) == (BreakerState.HALF_OPEN, 1)
     status = machine.after_trial(status, rules, Verdict(VerdictKind.SUCCESS), NOW, 0.0)
-    assert status == BreakerStatus(name="openai", changed_at=NOW, generation=3, closed_at=NOW)
+    assert status == BreakerStatus(
+        name="openai",
+        changed_at=NOW,
+        generation=3,
+        closed_at=NOW,
+        cause=VerdictKind.FAILURE,  # for the ramp
+    )
+    # Half opened by hand after that, it is on trial for another reason.
+    assert machine.half_opened(status, NOW).cause is None
 
 
 def test_an_ignored_trial_call_says_nothing():
