@@ -80,6 +80,7 @@ def retry(
         raise UnderWayError(decision.text)
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)
+        former = records.to_restore(conn, now, run, selection)
         marked = _some(records.mark(conn, now, run, selection), run)
         if not dry_run and not runs.claim_start(conn, now, run, actor=actor):
             raise UnderWayError(f"{run.name} was started by somebody else just now")
@@ -99,7 +100,7 @@ def retry(
     except BaseException as error:
         with store.begin() as conn:
             why = shown(f"it could not be launched: {error}")[:MAX_REASON]
-            records.unmark(conn, now, run)
+            records.unmark(conn, now, run, former)
             runs.give_start_back(conn, store.now(conn), run, why, actor=actor)
         raise
     return Again(marked, dagster_run)

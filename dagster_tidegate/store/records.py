@@ -144,6 +144,20 @@ def summary(
     return sorted([*groups.values(), *rest], key=lambda g: (order.index(g.state), -g.count))
 
 
+def to_restore(
+    conn: Connection, now: datetime, run: CampaignRun, selection: Selection
+) -> Sequence[Mapping[str, Any]]:
+    """Return what `unmark` can't tell from the marked records themselves: those not done."""
+    c = t.ledger.c
+    where = _where(run, selection, _working(conn, now, run))
+    not_done = c.status.in_([RecordStatus.FAILED, RecordStatus.SKIPPED, RecordStatus.WAITING])
+    query = sa.select(c.op, c.key, c.status, c.tries, c.retry_at, c.at).where(*where, not_done)
+    return [
+        {f"{name}_was": value for name, value in row.items()}
+        for row in conn.execute(query).mappings()
+    ]
+
+
 def mark(
     conn: Connection, now: datetime, run: CampaignRun, selection: Selection
 ) -> Mapping[str, int]:
@@ -164,19 +178,33 @@ def mark(
     return _change(conn, now, run, selection, ended, values)
 
 
-def unmark(conn: Connection, marked_at: datetime, run: CampaignRun) -> None:
-    """Undo `mark`: the records are failed or done again."""
+def unmark(
+    conn: Connection,
+    marked_at: datetime,
+    run: CampaignRun,
+    former: Sequence[Mapping[str, Any]],
+) -> None:
+    """Undo `mark`.
+
+    Args:
+        former: What `to_restore` returned before; the other marked records were done.
+    """
     c = t.ledger.c
-    former = sa.case((c.error.is_(None), RecordStatus.DONE), else_=RecordStatus.FAILED)
+    marked = sa.and_(
+        c.campaign_run == run.id,
+        c.status == RecordStatus.WAITING,
+        c.at == marked_at,
+        c.tries == 0,
+    )
+    if former:
+        values = {
+            name: sa.bindparam(f"{name}_was", type_=c[name].type)
+            for name in ("status", "tries", "retry_at", "at")
+        }
+        this = (c.op == sa.bindparam("op_was")) & (c.key == sa.bindparam("key_was"))
+        conn.execute(t.ledger.update().where(marked, this).values(values), former)
     conn.execute(
-        t.ledger.update()
-        .where(
-            c.campaign_run == run.id,
-            c.status == RecordStatus.WAITING,
-            c.at == marked_at,
-            c.tries == 0,
-        )
-        .values(status=former)
+        t.ledger.update().where(marked, c.error.is_(None)).values(status=RecordStatus.DONE)
     )
     for op in _ops(conn, run):
         _recount(conn, run, op)
@@ -207,7 +235,7 @@ def _change(
     c = t.ledger.c
     where = [*_where(run, selection, _working(conn, now, run)), c.status.in_(statuses)]
     counts = conn.execute(sa.select(c.op, sa.func.count()).where(*where).group_by(c.op))
-    changed = {op: int(count) for op, count in counts.tuples()}
+    changed = {op: int(count) for op, count in counts}
     if changed:
         conn.execute(t.ledger.update().where(*where).values(**values))
     for op in changed:

@@ -101,11 +101,14 @@ def test_a_summary_groups_what_says_the_same(store: Store, clock: Clock) -> None
 def test_marked_records_are_done_again_and_unmarked_ones_are_as_before(
     store: Store, clock: Clock
 ) -> None:
-    chosen = Selection([RecordState.FAILED, RecordState.DONE])
+    chosen = Selection([RecordState.FAILED, RecordState.DONE, RecordState.SKIPPED])
     with store.begin() as conn:
         run = prepared(conn, clock)
+        records.skip(conn, clock(), run, Selection(keys=["c"]), "not needed")
         before = record_statuses(conn, run.id, "send")
+        failed_before = ledger.look_up(conn, run.id, "send", ["d"])
         clock.advance(5)
+        former = records.to_restore(conn, clock(), run, chosen)
         assert records.mark(conn, clock(), run, chosen) == {"send": 4}
         statuses = record_statuses(conn, run.id, "send")
         assert {key for key, status in statuses.items() if status is WAITING} == set("abcde")
@@ -119,11 +122,13 @@ def test_marked_records_are_done_again_and_unmarked_ones_are_as_before(
             0,
             False,
         )
-        records.unmark(conn, clock(), run)
+        records.unmark(conn, clock(), run, former)
         assert record_statuses(conn, run.id, "send") == before
+        assert before["c"] is SKIPPED
+        assert ledger.look_up(conn, run.id, "send", ["d"]) == failed_before
         progress = ledger.progress(conn, run.id, "send")
         assert progress is not None
-        assert (progress.done, progress.failed) == (1, 3)
+        assert (progress.done, progress.failed) == (1, 2)
 
 
 def test_skipped_records_are_not_failed_any_more(store: Store, clock: Clock) -> None:
