@@ -28,10 +28,15 @@ _MASKS = (
     (r"(?<![\w:.])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])", MASK),  # IPv6, MAC
     (r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", MASK),
     (r"[0-9a-f]{16,}", MASK),
-    # base64, JWT and other long tokens: 20 characters or more with a digit, or 32 without
-    (r"(?=[a-z_+/=.-]{0,60}\d)[\w+/=.-]{20,}|[a-z0-9+=_]{32,}", MASK),
 )
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), by) for pattern, by in _MASKS]
+# base64, JWT and other long tokens: 20 characters or more with a digit, or 32 without
+_TOKEN = re.compile(r"(?=[a-z_+/=.-]{0,60}\d)[\w+/=.-]{20,}|[a-z0-9+=_]{32,}", re.IGNORECASE)
+# What is as long and says where: a path, a host or port with a path, a dotted or snake_case name
+_PLACE = re.compile(
+    r"/.*|\d{1,5}/.*|[a-z0-9-]+(\.[a-z0-9-]+)+(/.*)?|[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)+|[a-z]+(_[a-z]+)+"
+)
+_SECRET_SEGMENT = re.compile(r"(?=[a-zA-Z]*\d)[a-zA-Z0-9]{16,}|[a-zA-Z0-9+=]{32,}")
 
 
 def excerpt(answer: Answer) -> str:
@@ -41,9 +46,7 @@ def excerpt(answer: Answer) -> str:
         >>> excerpt(Answer(401, body={"error": "Invalid key sk-1234567890abcdef"}))
         '{"error": "Invalid key ***"}'
     """
-    text = answer.text
-    if len(text) > _MAX_READ:
-        text = re.sub(rf"{_VALUE}$", "", text[:_MAX_READ])  # not half of a secret
+    text = _without_half_a_secret(answer.text)
     if re.search(r"<html|<!doctype html", text[:500], re.IGNORECASE):
         text = re.sub(r"(?is)<(script|style)\b.*?(</\1\s*>|$)|<[^>]*>", " ", text)
     return mask(" ".join(text.split()))[:MAX_EXCERPT]
@@ -58,4 +61,35 @@ def mask(text: str) -> str:
     """
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
-    return text
+    return _TOKEN.sub(_masked, text)
+
+
+def error_excerpt(error: BaseException) -> str:
+    """Return an error: at most 2000 characters, with its secrets masked.
+
+    Example:
+        >>> error_excerpt(ValueError("503 for https://crm.example/v1/people?api_key=s3cr3t"))
+        "ValueError('503 for https://crm.example/v1/people?api_key=***')"
+    """
+    name = type(error).__name__
+    try:
+        text = repr(error)
+    except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
+        return name
+    if not isinstance(text, str):
+        return name
+    text = _without_half_a_secret(text)
+    rest = text.removeprefix(name)
+    return (name if rest != text else "") + mask(rest)
+
+
+def _without_half_a_secret(text: str) -> str:
+    return text if len(text) <= _MAX_READ else re.sub(rf"{_VALUE}$", "", text[:_MAX_READ])
+
+
+def _masked(match: re.Match[str]) -> str:
+    token = match.group()
+    if not _PLACE.fullmatch(token):
+        return MASK
+    parts = re.split(r"([/.])", token)
+    return "".join(MASK if _SECRET_SEGMENT.search(part) else part for part in parts)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
+from dagster_tidegate.breaker.excerpts import error_excerpt
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
@@ -204,12 +205,8 @@ def suspicion(reason: str, others: int, error: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error as the ledger keeps it."""
-    try:
-        text = repr(error)
-    except Exception:  # noqa: BLE001 -- the author's own __repr__ may do anything
-        text = type(error).__name__
-    return storable(text[:MAX_ERROR])
+    """Return an error as the ledger keeps it: for people, without secrets."""
+    return storable(error_excerpt(error))
 
 
 def _recovered_at(host: LoopHost) -> datetime | None:

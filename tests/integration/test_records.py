@@ -279,6 +279,20 @@ def test_a_record_that_fails_for_its_own_reasons_does_not_stop_the_others(
     assert error == "ValueError('no such mailbox')"
 
 
+def test_the_ledger_and_the_log_keep_no_secret_of_an_error(campaign: Campaign) -> None:
+    def fail(lead: dict) -> None:
+        if lead["email"].startswith("kurt"):
+            raise ValueError(f"no lead {lead['email']} with api_key=s3cr3t-77")
+
+    campaign.fail = fail
+    result = campaign.run()
+    with campaign.breakers.store.read() as conn:
+        error = conn.scalar(sa.select(t.ledger.c.error).where(t.ledger.c.status == "failed"))
+    assert error == "ValueError('no lead *** with api_key=***')"
+    logged = [entry.user_message for entry in campaign.instance.all_logs(result.run_id)]
+    assert not [message for message in logged if "s3cr3t" in message]
+
+
 def test_a_run_that_completes_with_failed_records_says_so_in_dagster(campaign: Campaign) -> None:
     def fail(lead: dict) -> None:
         if not lead["email"].startswith("ada"):

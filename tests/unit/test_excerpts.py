@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dagster_tidegate.breaker.answers import Answer
-from dagster_tidegate.breaker.excerpts import MAX_EXCERPT, excerpt
+from dagster_tidegate.breaker.excerpts import MAX_EXCERPT, error_excerpt, excerpt
 
 ALPHANUMERIC = string.ascii_letters + string.digits
 words = st.text(string.ascii_lowercase + " .,!", max_size=400)
@@ -108,4 +108,58 @@ def test_the_words_that_matter_are_kept(body: object, text: str):
 def test_a_large_body_takes_no_time(body: str):
     started = time.process_time()
     shown(body)
+    assert time.process_time() - started < 0.5
+
+
+@given(before=words, secret=emails | hexadecimal | tokens | keys, after=words)
+def test_a_secret_in_an_error_is_not_kept(before: str, secret: str, after: str):
+    for said in (
+        f"{before} {secret} {after}",
+        f"{before} for url: https://hooks.crm.test/services/{secret}/send",
+        f"{before} for url: https://api.crm.test/v1/send?k={secret}",
+        f"no such file: '/var/data/{secret}/leads.csv'",
+        b"body: " + secret.encode(),
+    ):
+        text = error_excerpt(RuntimeError(said, {"token": secret}))
+        assert not any(secret[i : i + 8] in text for i in range(len(secret) - 7))
+
+
+def test_an_error_that_is_cut_keeps_no_half_of_a_secret():
+    for length in range(1900, 2000):
+        text = error_excerpt(RuntimeError("x " * (length // 2) + "sk-abcdefgh12345678"))
+        assert len(text) <= 2000
+        assert "abcd" not in text
+
+
+class TooManyRequestsForThisWorkspaceError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no such mailbox"), "ValueError('no such mailbox')"),
+        (
+            TooManyRequestsForThisWorkspaceError(429),
+            "TooManyRequestsForThisWorkspaceError(429)",
+        ),
+        (KeyError("annual_revenue_of_the_organisation"), None),
+        (FileNotFoundError(2, "No such file", "/data/v2/leads-2026-11-27.csv"), None),
+        (RuntimeError("500 for url 'https://api.example.org/v1/people/match/17'"), None),
+        (RuntimeError("502 from api.example.org/v1/people/match"), None),
+        (
+            RuntimeError("500 for url 'http://127.0.0.1:8001/people/match/17?page=2'"),
+            "RuntimeError(\"500 for url 'http://***:8001/people/match/17?page=2'\")",
+        ),
+        (RuntimeError("<urllib3.connection.HTTPSConnection object>: refused"), None),
+    ],
+)
+def test_the_words_of_an_error_that_matter_are_kept(error: Exception, text: str | None):
+    assert error_excerpt(error) == (text or repr(error))
+
+
+@pytest.mark.parametrize("said", ["a/" * 1_000_000, "a.b/" * 500_000, "a_" * 500_000])
+def test_a_large_error_takes_no_time(said: str):
+    started = time.process_time()
+    error_excerpt(RuntimeError(said))
     assert time.process_time() - started < 0.5
