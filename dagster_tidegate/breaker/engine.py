@@ -42,17 +42,19 @@ class Admission:
         window: The counters of its generation.
         durations: How long calls usually take.
         hold: The operator's hold that forces it open, or None.
+        error: What a call that it refuses raises.
         passes: Calls pass without asking anybody.
         fast: They pass, and nobody observes them: only counting is left to do.
     """
 
-    __slots__ = ("durations", "fast", "hold", "passes", "status", "window")
+    __slots__ = ("durations", "error", "fast", "hold", "passes", "status", "window")
 
     def __init__(
         self,
         status: BreakerStatus,
         window: LocalWindow,
         durations: Durations,
+        error: type[BreakerOpenError],
         *,
         hold: Hold | None,
         passes: bool,
@@ -61,6 +63,7 @@ class Admission:
         self.status = status
         self.window = window
         self.durations = durations
+        self.error = error
         self.hold = hold
         self.passes = passes
         self.fast = fast
@@ -68,11 +71,11 @@ class Admission:
     def refusal(self) -> BreakerOpenError:
         """Return the error that refuses a call."""
         if self.hold is None:
-            return _refusal(self.status, self.status.open_until)
+            return _refusal(self.error, self.status, self.status.open_until)
         hold = self.hold
         reason = f"held by {hold.actor}: {hold.reason}"
         since, until = hold.placed_at, hold.expires_at
-        return BreakerOpenError(self.status.name, BreakerState.OPEN, since, reason, until)
+        return self.error(self.status.name, BreakerState.OPEN, since, reason, until)
 
 
 class Ticket:
@@ -108,6 +111,7 @@ class Engine:
     Args:
         parent: The engine of the whole service, for a part of it. Where the whole is open or held,
             so is the part.
+        error: What a call that is refused raises.
         enabled: False: calls pass and are counted, nothing trips.
         on_change: Called with the breaker before and after each change that this process makes.
     """
@@ -119,6 +123,7 @@ class Engine:
         hooks: Hooks,
         *,
         parent: "Engine | None" = None,
+        error: type[BreakerOpenError] = BreakerOpenError,
         enabled: bool,
         on_change: StateListener,
     ) -> None:
@@ -128,6 +133,7 @@ class Engine:
         self.observed = False
         self._state = state
         self._hooks = hooks
+        self._error = error
         self._enabled = enabled
         self._on_change = on_change
         self.reset()
@@ -144,7 +150,7 @@ class Engine:
         unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
         self.admission = Admission(
-            unknown, window, self.durations, hold=None, passes=False, fast=False
+            unknown, window, self.durations, self._error, hold=None, passes=False, fast=False
         )
 
     # --- admission ------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ class Engine:
         self._ask_at = admission.window.monotonic() + TRIAL_RETRY_S
         if answer.after.state == BreakerState.CLOSED:
             return Ticket(self.check().window, parent=whole)
-        raise self._refuse(_refusal(answer.after, answer.retry_at))
+        raise self._refuse(_refusal(self._error, answer.after, answer.retry_at))
 
     def check(self) -> Admission:
         """Return what decides on calls, without I/O.
@@ -201,7 +207,8 @@ class Engine:
         if status.state == BreakerState.OPEN and not status.due(now):
             raise self._refuse(admission.refusal())
         if admission.window.monotonic() < self._ask_at:
-            raise self._refuse(_refusal(status, now + timedelta(seconds=TRIAL_RETRY_S)))
+            retry_at = now + timedelta(seconds=TRIAL_RETRY_S)
+            raise self._refuse(_refusal(self._error, status, retry_at))
         return admission
 
     def current(self) -> Admission:
@@ -239,7 +246,7 @@ class Engine:
         )
         fast = passes and not (self.observed or self._hooks.times_calls)
         self.admission = Admission(
-            status, window, self.durations, hold=hold, passes=passes, fast=fast
+            status, window, self.durations, self._error, hold=hold, passes=passes, fast=fast
         )
 
     def _status_passes(self, status: BreakerStatus) -> bool:
@@ -439,10 +446,12 @@ def operator_hold(snapshot: FleetSnapshot, service: str, now: datetime) -> Hold 
     return next((hold for hold in holds if hold.source == HoldSource.OPERATOR), None)
 
 
-def _refusal(status: BreakerStatus, retry_at: datetime | None) -> BreakerOpenError:
+def _refusal(
+    error: type[BreakerOpenError], status: BreakerStatus, retry_at: datetime | None
+) -> BreakerOpenError:
     since = status.opened_at or status.changed_at
     reason = status.reason or str(status.state)
-    return BreakerOpenError(status.name, status.state, since, reason, retry_at)
+    return error(status.name, status.state, since, reason, retry_at)
 
 
 def _counted(delta: WindowDelta) -> CallsCounted:

@@ -29,7 +29,8 @@ class BreakerOpenError(pybreaker.CircuitBreakerError):
         reason: str,
         retry_at: datetime | None,
     ) -> None:
-        super().__init__(service, state, since, reason, retry_at)
+        # Not super(): a subclass may be another kind of exception as well.
+        pybreaker.CircuitBreakerError.__init__(self, service, state, since, reason, retry_at)
         self.service = service
         self.state = state
         self.since = since

@@ -13,7 +13,11 @@ from weakref import WeakSet
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.engine import Engine, operator_hold
-from dagster_tidegate.breaker.errors import OutdatedError, UnknownServiceError
+from dagster_tidegate.breaker.errors import (
+    BreakerOpenError,
+    OutdatedError,
+    UnknownServiceError,
+)
 from dagster_tidegate.breaker.events import Event, Hook, Hooks
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
@@ -41,6 +45,7 @@ class Fleet:
         worker: Name of this process in the backend; None makes up a unique one.
         enabled: False: calls pass and are counted, and nothing trips or pauses. None: the
             setting `TIDEGATE_ENABLED`.
+        error: What a call that a breaker refuses raises.
 
     Raises:
         ValueError: If two policies have the same name.
@@ -59,6 +64,7 @@ class Fleet:
         hooks: Iterable[Hook] = (),
         worker: str | None = None,
         enabled: bool | None = None,
+        error: type[BreakerOpenError] = BreakerOpenError,
     ) -> None:
         self.policies: dict[str, ServicePolicy] = {}
         for policy in chain.from_iterable(policy.with_parts() for policy in policies):
@@ -67,6 +73,7 @@ class Fleet:
             self.policies[policy.name] = policy
         self.enabled = load(GeneralSettings).enabled if enabled is None else enabled
         self.hooks = Hooks(hooks)
+        self._error = error
         self.state = SharedState(
             MemoryBackend() if backend is None else backend,
             self.policies,
@@ -127,6 +134,7 @@ class Fleet:
                 parent=self.breaker(whole).engine
                 if whole != name and whole in self.policies
                 else None,
+                error=self._error,
                 enabled=self.enabled,
                 on_change=breaker.state_changed,
             )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from signal import SIGTERM
 from typing import NoReturn
 
 import dagster as dg
@@ -100,7 +101,8 @@ class Attempt:
         Raises:
             CampaignPaused: If another op has paused the run.
             CampaignCancelled: If the gate requested the run, and another one was launched first
-                or a person cancelled the campaign run.
+                or a person cancelled the campaign run; or if the run is being terminated, and
+                Dagster has begun the op again by its retry policy.
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
         """
         try:
@@ -110,6 +112,8 @@ class Attempt:
         attempt = cls(context, store, fleet, run, attempts, drain_timeout_s)
         if len(attempts) > 1:
             attempt._mark_resumed(attempts[-2])
+        if attempt._dagster.is_canceling(context.run_id):
+            attempt.stop(StopReason(signal=SIGTERM))
         return attempt
 
     def holds(self) -> Sequence[Hold]:
@@ -146,9 +150,9 @@ class Attempt:
             )
         status, why = self._outcome(reason)
         of = "" if reason.total is None else f"/{reason.total}"
-        where = f"at {reason.done}{of}: {why}"
+        where = f": {why}" if reason.done is None else f" at {reason.done}{of}: {why}"
         status = retry_while_unreachable(lambda: self._end(status, where), self.log)
-        message = f"{status.capitalize()} {where}"
+        message = f"{status.capitalize()}{where}"
         tags = {STATE_TAG: status.value, REASON_TAG: why[:MAX_TAG]}
         if reason.holds:
             self._hold_queue()
@@ -176,6 +180,8 @@ class Attempt:
         if reason.signal is not None:
             why = f"its process received {reason.signal.name}; resumes automatically"
             return RunStatus.PAUSED, why
+        if reason.refusal is not None:
+            return RunStatus.PAUSED, f"{reason.refusal}; resumes automatically"
         return RunStatus.PAUSED, reason.outdated or ""
 
     def _end(self, to: RunStatus, where: str) -> RunStatus:
@@ -192,7 +198,7 @@ class Attempt:
             if current.status in (RunStatus.PAUSED, RunStatus.CANCELLED):
                 return current.status
             if current.status is RunStatus.PROCESSING:
-                now, reason = self.store.now(conn), f"{to.capitalize()} {where}"
+                now, reason = self.store.now(conn), f"{to.capitalize()}{where}"
                 runs.move(conn, now, current, to, reason=reason, actor=self.row.dagster_run)
             return to
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from functools import cache
 from typing import TypeVar
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 import dagster as dg
 from pydantic import Field
@@ -15,7 +14,7 @@ from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.plugin.attempt import Attempt
+from dagster_tidegate.plugin.step import BreakerOpenFailure, Step
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.worklist import LoopOptions
@@ -28,8 +27,6 @@ from dagster_tidegate.telemetry.log import LogHook
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MEMORY = "memory:"
-# Names of the loops of each op: two must not share a ledger.
-_loops: WeakKeyDictionary[dg.OpExecutionContext, set[str]] = WeakKeyDictionary()
 
 
 class ServiceConfig(ServicePolicy, dg.Config):
@@ -101,10 +98,18 @@ class BreakerResource(dg.ConfigurableResource):
     def breaker(self, service: str) -> Breaker:
         """Return the breaker of a service, a `pybreaker.CircuitBreaker`.
 
+        If one of its errors, a `BreakerOpenError`, ends an op or asset whose pool names a service,
+        the run pauses; when it resumes, the op begins anew.
+
         Raises:
             UnknownServiceError: If `services` does not name it.
+            CampaignPaused, CampaignCancelled, AttemptRefusedError: As `records` does, in an op of
+                a run that follows another.
         """
-        return self.fleet.breaker(service)
+        breaker = self.fleet.breaker(service)
+        if (step := Step.current(self)) is not None:
+            step.enter()
+        return breaker
 
     def records(
         self,
@@ -143,17 +148,15 @@ class BreakerResource(dg.ConfigurableResource):
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
             ValueError: If the op already has a loop of this name, or an argument is out of range.
         """
+        step = Step.of(context, self)
         options = LoopOptions(
-            op=_loop_name(context, name),
+            op=step.loop_name(name),
             key=key,
             max_tries=max_tries,
             max_failed=max_failed,
             append_only=append_only,
         )
-        attempt = Attempt.begin(
-            context, self.store, self.fleet, drain_timeout_s=self.drain_timeout_s
-        )
-        return Records(attempt, items, options, group=group)
+        return Records(step.begin(), items, options, group=group)
 
     def teardown_after_execution(
         self,
@@ -174,7 +177,7 @@ def _connect(url: str, policies: tuple[str, ...]) -> tuple[Store, Fleet]:
     for problem in unknown(os.environ):  # only the command line refuses to start
         log.warning("%s: 'tidegate config' shows all settings", problem)
     rules = [ServicePolicy.model_validate_json(policy) for policy in policies]
-    return store, Fleet(SqlBackend(store), rules, hooks=_hooks())
+    return store, Fleet(SqlBackend(store), rules, hooks=_hooks(), error=BreakerOpenFailure)
 
 
 def _hooks() -> list[Hook]:
@@ -188,18 +191,3 @@ def _hooks() -> list[Hook]:
             "pip install 'dagster-tidegate[otel]'"
         ) from error
     return [LogHook(), OpenTelemetryHook()]
-
-
-def _loop_name(context: dg.OpExecutionContext, name: str | None) -> str:
-    """Return the name of a loop in the ledger: Dagster's name of the step, and its own."""
-    shard = context.get_mapping_key()
-    step = str(context.op_handle) + ("" if shard is None else f"[{shard}]")
-    loop = step if name is None else f"{step}:{name}"
-    loops = _loops.setdefault(context, set())
-    if loop in loops:
-        raise ValueError(
-            f"op {step} already has a record loop {'without a name' if name is None else name!r}: "
-            "give each of its loops a name, records(..., name=...)"
-        )
-    loops.add(loop)
-    return loop

@@ -19,21 +19,24 @@ class StopLoop:
 
 @dataclass(frozen=True)
 class StopReason:
-    """Why and where a loop stopped between two records. One of the last four is set.
+    """Why and where an op stopped. One of the last five is set.
 
     Attributes:
+        done: How many records are done; None outside of a record loop.
         total: How many there are, if known.
         holds: The holds that cover the op.
         outdated: Why this version may not use the upgraded store.
         signal: The signal that the process received.
+        refusal: Why a breaker refused a call, where no hold is known that covers the op.
         ended: The status that the attempt already has: another op or a person ended it.
     """
 
-    done: int
-    total: int | None
+    done: int | None = None
+    total: int | None = None
     holds: Sequence[Hold] = ()
     outdated: str | None = None
     signal: Signals | None = None
+    refusal: str | None = None
     ended: RunStatus | None = None
 
 

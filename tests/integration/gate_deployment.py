@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Path(__file__).parent / "gate_project" / "definitions.py"
-MODULE = "tests.integration.gate_project.definitions"
 SOCKET = "workers.sock"
 LOCATION = "gate_project"
 
@@ -229,9 +228,9 @@ class Deployment:
 
 
 @contextmanager
-def workers(path: Path) -> Iterator[None]:
+def workers(path: Path, module: str) -> Iterator[None]:
     """Run the process that forks for each run."""
-    process = subprocess.Popen(forked_runs.command(path, "dagster_postgres", MODULE), cwd=ROOT)
+    process = subprocess.Popen(forked_runs.command(path, "dagster_postgres", module), cwd=ROOT)
     try:
         yield
     finally:
@@ -246,6 +245,7 @@ def deployment(
     *,
     dagster_url: str | None = None,
     beside: Deployment | None = None,
+    project: Path = PROJECT,
     **settings: object,
 ) -> Iterator[Deployment]:
     """Run a deployment in a directory.
@@ -255,6 +255,7 @@ def deployment(
         store_url: URL of the store that it uses.
         dagster_url: URL of a PostgreSQL database for Dagster itself; else SQLite.
         beside: A deployment whose code server and run workers it uses, to start at once.
+        project: The file of its code location.
         settings: More for dagster.yaml.
     """
     (home / "up").mkdir(parents=True)
@@ -276,9 +277,9 @@ def deployment(
     }
     if beside is None:
         target = PythonFileTarget(
-            python_file=str(PROJECT),
+            python_file=str(project),
             attribute=None,
-            working_directory=str(PROJECT.parent),
+            working_directory=str(project.parent),
             location_name=LOCATION,
         )
     else:
@@ -289,7 +290,7 @@ def deployment(
         )
     with (
         mock.patch.dict(os.environ, environment),
-        workers(socket) if beside is None else nullcontext(),
+        workers(socket, _module(project)) if beside is None else nullcontext(),
         dg.DagsterInstance.from_config(str(home)) as instance,
         create_test_daemon_workspace_context(target, instance) as workspace,
     ):
@@ -297,3 +298,7 @@ def deployment(
         wait_until(socket.exists, "the process that forks has not started")
         yield Deployment(workspace, store, home)
         store.dispose()
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)

@@ -1,0 +1,99 @@
+"""What becomes of runs in an outage, with a real gate and Dagster without its daemon."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster import DagsterRunStatus
+
+from dagster_tidegate.dagster_api.lineage import partition_of
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.takeovers import UNSET
+from tests.integration.gate_deployment import Deployment, deployment
+
+PROJECT = Path(__file__).parent / "runs_project" / "definitions.py"
+
+
+@pytest.fixture(scope="module")
+def shared(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("runs") / "home"
+    monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
+    with deployment(home, module_store_url, project=PROJECT, run_monitoring=monitoring) as deployed:
+        yield deployed
+
+
+@pytest.fixture
+def deployed(shared: Deployment) -> Iterator[Deployment]:
+    """The deployment, as if nothing had happened yet, and its service is up."""
+    shared.up("crm")
+    shared.gate()
+    yield shared
+    for run in shared.instance.get_runs():
+        if not run.is_finished and run.status is not DagsterRunStatus.QUEUED:
+            shared.wait(run.run_id)
+        shared.instance.delete_run(run.run_id)
+    for pool in shared.dagster.pools():
+        shared.dagster.set_pool(pool, UNSET)
+    (shared.home / "calls").unlink(missing_ok=True)
+    with shared.store.begin() as conn:
+        for table in reversed(t.metadata.sorted_tables):
+            if table not in (t.services, t.trials):
+                conn.execute(table.delete())
+        conn.execute(
+            t.services.update().values(state="closed", generation=t.services.c.generation + 1)
+        )
+
+
+def run_of(deployed: Deployment, run_id: str) -> dg.DagsterRun:
+    run = deployed.instance.get_run_by_id(run_id)
+    assert run is not None
+    return run
+
+
+def campaign_run(deployed: Deployment, run_id: str) -> CampaignRun:
+    run = run_of(deployed, run_id)
+    with deployed.store.read() as conn:
+        row = runs.find(conn, run.job_name, partition_of(run))
+    assert row is not None
+    return row
+
+
+def ended(deployed: Deployment, job: str, partition: str | None = None) -> str:
+    """Launch a run, and wait for its end."""
+    run_id = deployed.launch(job, partition)
+    deployed.dequeue()
+    deployed.wait(run_id)
+    return run_id
+
+
+def is_completed(deployed: Deployment, run_id: str) -> bool:
+    return campaign_run(deployed, run_id).status is RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize(("job", "partition"), [("question", None), ("contacts_job", "d1")])
+def test_a_run_that_a_breaker_refused_is_resumed_whole(
+    deployed: Deployment, job: str, partition: str | None
+):
+    deployed.down("crm")
+    run_id = ended(deployed, job, partition)
+    assert deployed.status(run_id) is DagsterRunStatus.CANCELED
+    assert campaign_run(deployed, run_id).status is RunStatus.PAUSED
+    deployed.gate()
+    assert campaign_run(deployed, run_id).status is RunStatus.PAUSED
+    assert deployed.calls().count("asked") <= 1
+    deployed.up("crm")
+    deployed.until(lambda: is_completed(deployed, run_id))
+    assert run_of(deployed, run_id).tags["tidegate/state"] == "resumed"
+    answer = "d1" if partition else "answer"
+    assert deployed.calls().count(answer) == 1
+    [last] = deployed.instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.SUCCESS]))
+    assert last.tags["dagster/parent_run_id"] == run_id
+    # The gate asks for nothing more.
+    for _ in range(3):
+        deployed.gate()
+        deployed.dequeue()
+    assert len(deployed.instance.get_runs()) == 2
