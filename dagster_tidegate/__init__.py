@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dagster_tidegate.breaker.policy import ServicePolicy
     from dagster_tidegate.breaker.verdicts import Verdict
     from dagster_tidegate.plugin.attempt import CampaignCancelled, CampaignPaused
-    from dagster_tidegate.plugin.campaign import Campaign
+    from dagster_tidegate.plugin.campaign import ASSETS, Campaign
+    from dagster_tidegate.plugin.definitions import build_definitions
     from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
     from dagster_tidegate.plugin.sensors import (
         build_breaker_sensor,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ASSETS",
     "Answer",
     "AnswerError",
     "Breaker",
@@ -58,6 +60,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "build_breaker_sensor",
+    "build_definitions",
     "build_pause_sensor",
     "build_resume_sensor",
     "pool",
@@ -66,6 +69,7 @@ __all__ = [
 # Imported on first use: the breaker and the store work without Dagster, and the command line
 # starts without it.
 _MODULES = {
+    "ASSETS": "plugin.campaign",
     "Answer": "breaker.answers",
     "AnswerError": "breaker.errors",
     "Breaker": "breaker.breaker",
@@ -88,6 +92,7 @@ _MODULES = {
     "Throttled": "breaker.errors",
     "Verdict": "breaker.verdicts",
     "build_breaker_sensor": "plugin.sensors",
+    "build_definitions": "plugin.definitions",
     "build_pause_sensor": "plugin.sensors",
     "build_resume_sensor": "plugin.sensors",
     "pool": "pools",

@@ -8,8 +8,9 @@ A service may have parts: `apollo/people_match`. An op that needs a part needs t
 a hold on the whole covers its parts.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 def pool(*services: str, campaign: str | None = None) -> str:
@@ -82,12 +83,19 @@ def check_service_name(name: str) -> None:
         raise ValueError(f"{name!r} can't be a service's name: call the part something else")
 
 
-def needs(pool_name: str | None, known_services: Collection[str]) -> PoolNeeds:
+Adopted = Mapping[str, Collection[str]]
+"""The services that pools of other names stand for (`ServicePolicy.pools`), by pool."""
+
+
+def needs(
+    pool_name: str | None, known_services: Collection[str], adopted: Adopted = MappingProxyType({})
+) -> PoolNeeds:
     """Return the services and the campaign that a pool name stands for.
 
     Args:
         pool_name: Any Dagster pool name, or None.
         known_services: Services with a breaker; other parts of the name are ignored.
+        adopted: What pools stand for whose names don't say it.
 
     Returns:
         The needs, with the service that each part belongs to. They are empty for a pool unrelated
@@ -98,9 +106,14 @@ def needs(pool_name: str | None, known_services: Collection[str]) -> PoolNeeds:
         'digest'
         >>> sorted(needs("apollo/people", {"apollo", "apollo/people", "apollo/find"}).services)
         ['apollo', 'apollo/people']
+        >>> sorted(needs("api_pool", {"enrich"}, {"api_pool": ["enrich"]}).services)
+        ['enrich']
     """
     if pool_name is None:
         return PoolNeeds(frozenset(), None)
+    if pool_name in adopted:
+        services = {*adopted[pool_name], *map(whole_of, adopted[pool_name])}
+        return PoolNeeds(frozenset(services & {*known_services}), None)
     services, _, campaign = pool_name.partition("@")
     named = services.split("+")
     needed = {*named, *map(whole_of, named)}

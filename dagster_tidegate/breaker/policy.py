@@ -1,6 +1,7 @@
 """The policy of a service: when its breaker trips, how it is probed, how it recovers."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -35,6 +36,11 @@ class ServicePolicy(BaseModel):
         default=[],
         description="Parts of the service that may fail on their own, such as endpoints with a "
         "quota. Each has a breaker of this policy, named `service/part`.",
+    )
+    pools: list[str] = Field(
+        default=[],
+        description="Dagster pools that your ops and assets have already and that stand for this "
+        "service; they keep their names and limits. Several services may name the same pool.",
     )
     consecutive_failures: int | None = Field(
         default=5,
@@ -185,6 +191,13 @@ class ServicePolicy(BaseModel):
                 raise ValueError(f"{part!r} can't be a part's name: use no slash")
         return parts
 
+    @field_validator("pools")
+    @classmethod
+    def _pools_are_names(cls, pools: list[str]) -> list[str]:
+        if not all(pool.strip() for pool in pools):
+            raise ValueError("the name of a pool can't be empty")
+        return pools
+
     @field_validator("failure_statuses")
     @classmethod
     def _statuses_are_http(cls, statuses: list[int]) -> list[int]:
@@ -219,7 +232,8 @@ class ServicePolicy(BaseModel):
     def with_parts(self) -> "list[ServicePolicy]":
         """Return this policy and those of the parts."""
         names = [f"{self.name}/{part}" for part in self.parts]
-        return [self, *(self.model_copy(update={"name": name, "parts": []}) for name in names)]
+        only_of_whole = {"parts": [], "pools": []}
+        return [self, *(self.model_copy(update={"name": n, **only_of_whole}) for n in names)]
 
     @model_validator(mode="after")
     def _rules_agree(self) -> Self:
@@ -232,3 +246,17 @@ class ServicePolicy(BaseModel):
                 f"reset_timeout_s ({self.reset_timeout_s})"
             )
         return self
+
+
+def adopted_pools(policies: Iterable[ServicePolicy]) -> dict[str, frozenset[str]]:
+    """Return the pools that policies name besides their own, each with the services it stands for.
+
+    Example:
+        >>> adopted_pools([ServicePolicy(name="enrich", pools=["api_pool"])])
+        {'api_pool': frozenset({'enrich'})}
+    """
+    adopted: dict[str, frozenset[str]] = {}
+    for policy in policies:
+        for pool in policy.pools:
+            adopted[pool] = adopted.get(pool, frozenset()) | {policy.name}
+    return adopted

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import (
+    IMPLICIT_ASSET_JOB_NAME,
+    is_reserved_asset_job_name,
+)
 from dagster._core.definitions.schedule_definition import ScheduleEvaluationContext
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.execution.resources_init import get_transitive_required_resource_keys
@@ -23,6 +27,10 @@ from dagster_tidegate.store.campaigns import Trigger
 from dagster_tidegate.store.takeovers import RUNNING, TakeoverKind
 
 AssetJob = UnresolvedAssetJobDefinition
+IMPLICIT_JOB = IMPLICIT_ASSET_JOB_NAME
+"""Dagster's job of all assets of a code location."""
+is_generated = is_reserved_asset_job_name
+"""Whether Dagster generated the job of this name from assets."""
 
 
 @dataclass(frozen=True)

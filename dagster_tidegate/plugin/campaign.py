@@ -1,25 +1,37 @@
 """Campaigns: Dagster jobs that pause and resume with the services that they need."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
-from dagster_tidegate.dagster_api.repository import AssetJob, Repository
+from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
+from dagster_tidegate.dagster_api.locations import PART_TAG
+from dagster_tidegate.dagster_api.repository import (
+    IMPLICIT_JOB,
+    AssetJob,
+    Repository,
+    is_generated,
+)
+from dagster_tidegate.pools import needs
 from dagster_tidegate.store.campaigns import CampaignSpec, CatchUp
 from dagster_tidegate.store.tokens import MAX_NAME
-from dagster_tidegate.text import checked
+from dagster_tidegate.text import checked, did_you_mean
+
+ASSETS = IMPLICIT_JOB
+"""As the job of a `Campaign`: what "Materialize", asset backfills and automation run."""
 
 
 @dataclass(frozen=True)
 class Campaign:
     """A Dagster job that pauses when a service that it needs fails, and resumes when it recovers.
 
-    The job stays an ordinary Dagster job. The pools of its ops declare which services it needs,
-    see `pool`. Schedules that start it are detected automatically.
+    The job stays an ordinary Dagster job. The pools of its ops and assets declare which services it
+    needs, see `pool`. Schedules that start it are detected automatically.
 
     Args:
-        job: The job, or one made by `dg.define_asset_job`.
+        job: The job, one made by `dg.define_asset_job`, or the name of either; `ASSETS` for the
+            assets that run outside of a job of their own.
         catch_up: Which schedule ticks that it missed while paused are run later: none, the
             latest, or all (the newest `max_ticks`).
         triggers: Sensors that start its runs, or their names; stopped while it is paused.
@@ -41,7 +53,7 @@ class Campaign:
         'outreach'
     """
 
-    job: dg.JobDefinition | AssetJob
+    job: dg.JobDefinition | AssetJob | str
     catch_up: CatchUp = CatchUp.NONE
     triggers: Sequence[dg.SensorDefinition | str] = ()
     priority: int = 0
@@ -58,8 +70,8 @@ class Campaign:
 
     @property
     def name(self) -> str:
-        """Name of the campaign: that of the job."""
-        return self.job.name
+        """Name of the job."""
+        return self.job if isinstance(self.job, str) else self.job.name
 
     def spec(self, repository: Repository) -> CampaignSpec:
         """Return what the gate needs to know about the campaign.
@@ -73,18 +85,18 @@ class Campaign:
                 f"campaign {self.name}: repository {definition.name} has no such job; add the job "
                 "to the Definitions too"
             )
-        triggers = [
+        triggers = {
             repository.trigger(schedule)
             for schedule in definition.schedule_defs
             if schedule.job_name == self.name
-        ]
+        }
         for trigger in self.triggers:
             name = trigger if isinstance(trigger, str) else trigger.name
             if not definition.has_sensor_def(name):
                 raise ValueError(
                     f"campaign {self.name}: repository {definition.name} has no sensor {name!r}"
                 )
-            triggers.append(repository.trigger(definition.get_sensor_def(name)))
+            triggers.add(repository.trigger(definition.get_sensor_def(name)))
         return CampaignSpec(
             name=self.name,
             location=repository.location,
@@ -95,6 +107,65 @@ class Campaign:
             triggers=tuple(sorted(triggers)),
             owners=frozenset(self.owners),
         )
+
+
+@dataclass(frozen=True)
+class AllCampaigns:
+    """The campaigns of a code location: each job that needs a service.
+
+    A sensor is a trigger of the campaigns that it starts, unless it starts other jobs too, or
+    selects assets as automation does. Then it goes on, and what it requests waits in the queue.
+
+    Attributes:
+        stated: What can't be inferred about some of them.
+        jobs: Names of the jobs that may be among them.
+    """
+
+    stated: Sequence[Campaign] = ()
+    jobs: Collection[str] = ()
+
+    def specs(
+        self, repository: Repository, policies: Mapping[str, ServicePolicy]
+    ) -> Sequence[CampaignSpec]:
+        """Return what the gate needs to know about each campaign.
+
+        Raises:
+            ValueError: If one is stated that the repository has no job of.
+        """
+        definition = repository.definition
+        jobs = {job.name: job for job in definition.get_all_jobs()}
+        stated = {campaign.name: campaign for campaign in self.stated}
+        check_jobs(stated, jobs)
+        adopted = adopted_pools(policies.values())
+        campaigns = {}
+        for name, job in jobs.items():
+            if is_generated(name):
+                continue
+            needed = [needs(pool, policies, adopted) for _, pool in _pools(job.graph)]
+            if name in stated or any(need.services or need.campaign == name for need in needed):
+                campaigns[name] = stated.get(name, Campaign(job=name))
+        for sensor in definition.sensor_defs:
+            targets = {target.job_name for target in sensor.targets}
+            if PART_TAG in sensor.tags or not targets or not targets <= campaigns.keys():
+                continue
+            for name in targets:
+                triggers = [*campaigns[name].triggers, sensor]
+                campaigns[name] = replace(campaigns[name], triggers=triggers)
+        return [campaign.spec(repository) for campaign in campaigns.values()]
+
+
+def check_jobs(stated: Collection[str], jobs: Collection[str]) -> None:
+    """Check that the jobs of some campaigns exist.
+
+    Raises:
+        ValueError: If not; the message has the names of those that do.
+    """
+    known = sorted(name for name in jobs if not is_generated(name))
+    for name in stated:
+        if name not in jobs:
+            names = ", ".join(known) or "none"
+            hint = did_you_mean(name, known, "check its name")
+            raise ValueError(f"campaigns: there is no job {name!r}: {hint} The jobs are: {names}")
 
 
 def _pools(graph: dg.GraphDefinition, path: str = "") -> Iterator[tuple[str, str]]:

@@ -11,11 +11,12 @@ import dagster as dg
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import Repository
+from dagster_tidegate.dagster_api.sensors import NamedJobsSensor
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
-from dagster_tidegate.plugin.campaign import Campaign
+from dagster_tidegate.plugin.campaign import AllCampaigns, Campaign
 from dagster_tidegate.plugin.resource import BreakerResource
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
@@ -26,11 +27,13 @@ Tick = Callable[
     tuple[str, Sequence[dg.RunRequest]],
 ]
 """Returns a summary for people, and the runs to launch."""
+Campaigns = Sequence[Campaign] | AllCampaigns
+"""The campaigns of a code location, as its author lists them or as they are found."""
 
 
 def build_pause_sensor(
     *,
-    campaigns: Sequence[Campaign],
+    campaigns: Campaigns,
     resource_key: str = "breakers",
     name: str = "tidegate_pause",
     minimum_interval_seconds: int = 5,
@@ -81,7 +84,7 @@ def build_pause_sensor(
 
 def build_resume_sensor(
     *,
-    campaigns: Sequence[Campaign],
+    campaigns: Campaigns,
     resource_key: str = "breakers",
     name: str = "tidegate_resume",
     minimum_interval_seconds: int = 5,
@@ -114,7 +117,11 @@ def build_resume_sensor(
         tick,
         "Resumes what nothing holds any more: pools, schedules, missed ticks and paused runs.",
         campaigns=campaigns,
-        jobs=[campaign.job for campaign in campaigns],
+        jobs=(
+            sorted(campaigns.jobs)
+            if isinstance(campaigns, AllCampaigns)
+            else [campaign.name for campaign in campaigns]
+        ),
         resource_key=resource_key,
         name=name,
         minimum_interval_seconds=minimum_interval_seconds,
@@ -124,7 +131,7 @@ def build_resume_sensor(
 
 def build_breaker_sensor(
     *,
-    campaigns: Sequence[Campaign],
+    campaigns: Campaigns,
     resource_key: str = "breakers",
     name: str = "tidegate_breaker",
     minimum_interval_seconds: int = 5,
@@ -176,8 +183,8 @@ def _build(
     tick: Tick,
     description: str,
     *,
-    campaigns: Sequence[Campaign],
-    jobs: Sequence = (),
+    campaigns: Campaigns,
+    jobs: Sequence[str] = (),
     resource_key: str,
     name: str,
     minimum_interval_seconds: int,
@@ -186,23 +193,13 @@ def _build(
     # Of the last repository; Dagster evaluates all ticks of a process with the same one.
     cached: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
-    @dg.sensor(
-        name=name,
-        description=description,
-        jobs=jobs or None,
-        minimum_interval_seconds=minimum_interval_seconds,
-        default_status=default_status,
-        required_resource_keys={resource_key},
-        tags={PART_TAG: part},
-    )
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         resource: BreakerResource = getattr(context.resources, resource_key)
         # First of all: an outdated version must not write.
         resource.fleet.require_current()
         repository = Repository.of(context)
         if not cached or cached[0][0] is not repository.definition:
-            specs = [campaign.spec(repository) for campaign in campaigns]
-            cached[:] = [(repository.definition, specs)]
+            cached[:] = [(repository.definition, _specs(campaigns, repository, resource))]
         gate = Gate(
             Dagster(context.instance, repository),
             resource.store,
@@ -217,4 +214,21 @@ def _build(
             return dg.SensorResult(run_requests=list(requests))
         return dg.SensorResult(skip_reason=summary)
 
-    return gate_sensor
+    return NamedJobsSensor(
+        job_names=jobs,
+        name=name,
+        evaluation_fn=gate_sensor,
+        description=description,
+        minimum_interval_seconds=minimum_interval_seconds,
+        default_status=default_status,
+        required_resource_keys={resource_key},
+        tags={PART_TAG: part},
+    )
+
+
+def _specs(
+    campaigns: Campaigns, repository: Repository, resource: BreakerResource
+) -> Sequence[CampaignSpec]:
+    if isinstance(campaigns, AllCampaigns):
+        return campaigns.specs(repository, resource.fleet.policies)
+    return [campaign.spec(repository) for campaign in campaigns]

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 import dagster as dg
 
 from dagster_tidegate import (
+    ASSETS,
     Breaker,
     BreakerOpenError,
     BreakerResource,
@@ -23,6 +24,7 @@ from dagster_tidegate import (
     ServicePolicy,
     __version__,
     build_breaker_sensor,
+    build_definitions,
     build_pause_sensor,
     build_resume_sensor,
     pool,
@@ -120,6 +122,19 @@ def definitions() -> dg.Definitions:
         build_breaker_sensor(campaigns=campaigns, keep=Keep(ledgers=timedelta(days=30))),
     ]
     return dg.Definitions(jobs=[letters], sensors=sensors, resources={"breakers": resources()})
+
+
+def front_door(project: dg.Definitions) -> dg.Definitions:
+    definitions = build_definitions(
+        project,
+        services=["crm", ServiceConfig(name="mail", pools=["mail_api"])],
+        campaigns=[Campaign(job="letters", priority=1), Campaign(job=ASSETS, owners=["ana"])],
+        keep=Keep(ledgers=timedelta(days=30)),
+        store_url="sqlite:///tidegate.db",
+        resource_key="guard",
+    )
+    assert_type(definitions, dg.Definitions)
+    return definitions
 
 
 def without_dagster() -> int:

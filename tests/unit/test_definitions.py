@@ -1,0 +1,251 @@
+"""The front door: what `build_definitions` adds, and which campaigns it finds."""
+
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+
+from dagster_tidegate import (
+    BreakerResource,
+    Campaign,
+    CatchUp,
+    ServiceConfig,
+    build_definitions,
+    build_pause_sensor,
+    pool,
+)
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.repository import Repository
+from dagster_tidegate.plugin.campaign import AllCampaigns
+from dagster_tidegate.store.campaigns import CampaignSpec
+
+LOCATION = "shop"
+MAILER = ["mailer"]
+
+
+@dg.op(pool="mailer")
+def send() -> None: ...
+
+
+@dg.op
+def tidy() -> None: ...
+
+
+@dg.job
+def letters():
+    send()
+
+
+@dg.job
+def housekeeping():
+    tidy()
+
+
+@dg.graph
+def inner():
+    send()
+
+
+@dg.graph
+def outer():
+    inner()
+
+
+@dg.asset(pool="mailer")
+def newsletter() -> None: ...
+
+
+@dg.asset
+def archive() -> None: ...
+
+
+def campaigns(
+    definitions: dg.Definitions,
+    *stated: Campaign,
+    services: Sequence[str | ServicePolicy] = MAILER,
+) -> dict[str, CampaignSpec]:
+    """The campaigns that the gate of a code location with these Definitions has."""
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), "__repository__")
+    policies = [ServicePolicy(name=s) if isinstance(s, str) else s for s in services]
+    with dg.DagsterInstance.ephemeral() as instance:
+        repository = Repository(
+            origin, definitions.get_repository_def(), "tidegate_pause", instance
+        )
+        specs = AllCampaigns(stated).specs(repository, {p.name: p for p in policies})
+    return {spec.name: spec for spec in specs}
+
+
+def test_a_job_that_needs_a_service_is_a_campaign_and_another_is_not() -> None:
+    specs = campaigns(dg.Definitions(jobs=[letters, housekeeping]))
+    assert {name: spec.ops for name, spec in specs.items()} == {"letters": {"send": "mailer"}}
+    assert specs["letters"].location == LOCATION
+
+
+def test_an_op_of_a_nested_graph_makes_its_job_a_campaign() -> None:
+    specs = campaigns(dg.Definitions(jobs=[outer.to_job(name="nested")]))
+    assert specs["nested"].ops == {"inner.send": "mailer"}
+
+
+def test_a_pool_of_an_unknown_service_makes_no_campaign() -> None:
+    assert campaigns(dg.Definitions(jobs=[letters]), services=["crm"]) == {}
+
+
+def test_a_job_with_the_pool_of_its_campaign_alone_is_a_campaign() -> None:
+    @dg.op(pool=pool(campaign="report"))
+    def write() -> None: ...
+
+    @dg.job
+    def report():
+        write()
+
+    assert list(campaigns(dg.Definitions(jobs=[report]))) == ["report"]
+
+
+def test_an_asset_job_is_a_campaign_if_its_selection_needs_a_service() -> None:
+    definitions = dg.Definitions(
+        assets=[newsletter, archive],
+        jobs=[
+            dg.define_asset_job("news", selection=["newsletter"]),
+            dg.define_asset_job("all_assets"),
+            dg.define_asset_job("old", selection=["archive"]),
+        ],
+    )
+    specs = campaigns(definitions)
+    assert {"news", "all_assets"} <= specs.keys()
+    assert "old" not in specs
+
+
+def test_a_schedule_and_a_sensor_of_a_campaign_are_its_triggers() -> None:
+    @dg.sensor(job=letters)
+    def new_letters() -> None: ...
+
+    hourly = dg.ScheduleDefinition(name="hourly", job=letters, cron_schedule="0 * * * *")
+    specs = campaigns(dg.Definitions(jobs=[letters], schedules=[hourly], sensors=[new_letters]))
+    assert {t.name for t in specs["letters"].triggers} == {"hourly", "new_letters"}
+
+
+def test_a_sensor_that_starts_another_job_too_is_not_stopped() -> None:
+    @dg.sensor(jobs=[letters, housekeeping])
+    def everything() -> None: ...
+
+    assert campaigns(dg.Definitions(sensors=[everything]))["letters"].triggers == ()
+
+
+def test_what_is_stated_about_a_campaign_is_added_to_what_is_found() -> None:
+    @dg.sensor()
+    def by_hand() -> None: ...
+
+    hourly = dg.ScheduleDefinition(name="hourly", job=letters, cron_schedule="0 * * * *")
+    stated = Campaign(job="letters", catch_up=CatchUp.ALL, priority=3, triggers=[by_hand])
+    definitions = dg.Definitions(jobs=[letters], schedules=[hourly], sensors=[by_hand])
+    spec = campaigns(definitions, stated)["letters"]
+    assert (spec.catch_up, spec.priority, spec.ops) == ("all", 3, {"send": "mailer"})
+    assert {trigger.name for trigger in spec.triggers} == {"by_hand", "hourly"}
+
+
+def test_an_unknown_job_is_refused_with_the_names_of_those_that_there_are() -> None:
+    definitions = dg.Definitions(jobs=[letters, housekeeping])
+    with pytest.raises(ValueError, match=r"no job 'leters'.*letters\?.*housekeeping, letters"):
+        build_definitions(definitions, MAILER, campaigns=[Campaign(job="leters")])
+
+
+def test_definitions_get_the_resource_and_the_gate_and_keep_what_they_have() -> None:
+    definitions = build_definitions(
+        dg.Definitions(
+            jobs=[letters],
+            assets=[newsletter],
+            resources={"crm": dg.ResourceDefinition.hardcoded_resource(1)},
+            executor=dg.in_process_executor,
+        ),
+        [ServiceConfig(name="mailer", linger_s=3), "crm"],
+    )
+    repository = definitions.get_repository_def()
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "tidegate_pause",
+        "tidegate_resume",
+        "tidegate_breaker",
+    }
+    assert all(sensor.description for sensor in repository.sensor_defs)
+    resources = definitions.resources or {}
+    assert set(resources) == {"crm", "breakers"}
+    breakers = resources["breakers"]
+    assert [service.name for service in breakers.services] == ["mailer", "crm"]
+    assert repository.has_job("letters")
+    assert definitions.executor is dg.in_process_executor
+
+
+def test_the_resume_sensor_may_launch_every_job_that_may_be_a_campaign() -> None:
+    @dg.sensor(target=[newsletter])
+    def on_news() -> None: ...
+
+    days = dg.DailyPartitionsDefinition(start_date="2026-01-01")
+
+    @dg.asset(partitions_def=days)
+    def archive() -> None: ...
+
+    partitioned = dg.define_asset_job("daily", selection=[archive])
+    definitions = build_definitions(
+        dg.Definitions(
+            assets=[archive],
+            jobs=[letters],
+            sensors=[on_news],
+            schedules=[
+                dg.build_schedule_from_partitioned_job(partitioned),
+                dg.ScheduleDefinition(job=housekeeping, cron_schedule="0 * * * *"),
+            ],
+        ),
+        MAILER,
+    )
+    resume = definitions.get_repository_def().get_sensor_def("tidegate_resume")
+    assert {target.job_name for target in resume.targets} == {
+        "letters",
+        "housekeeping",
+        "daily",
+        "__anonymous_asset_job_on_news",
+        "__ASSET_JOB",
+    }
+
+
+def test_a_resource_of_the_users_own_is_used() -> None:
+    own = BreakerResource(services=[ServiceConfig(name="mailer")])
+    definitions = build_definitions(dg.Definitions(jobs=[letters], resources={"breakers": own}))
+    assert (definitions.resources or {})["breakers"] is own
+
+
+REFUSALS: list[tuple[str, Callable[[], object]]] = [
+    ("at least one service", lambda: build_definitions(dg.Definitions())),
+    ("use a list", lambda: build_definitions(dg.Definitions(), "mailer")),
+    (
+        "name the services and the store there",
+        lambda: build_definitions(
+            dg.Definitions(resources={"breakers": BreakerResource(services=[])}), MAILER
+        ),
+    ),
+    (
+        "choose a different resource_key",
+        lambda: build_definitions(dg.Definitions(resources={"breakers": 1}), MAILER),
+    ),
+    (
+        "tidegate_pause of the gate already",
+        lambda: build_definitions(
+            dg.Definitions(sensors=[build_pause_sensor(campaigns=[])]), MAILER
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "build"), REFUSALS, ids=[name for name, _ in REFUSALS])
+def test_definitions_that_contradict_are_refused(message: str, build: Callable) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_definitions_can_be_merged_and_given_metadata_afterwards() -> None:
+    definitions = build_definitions(dg.Definitions(jobs=[letters], assets=[newsletter]), MAILER)
+    merged = dg.Definitions.merge(definitions, dg.Definitions(jobs=[housekeeping]))
+    assert merged.get_repository_def().has_sensor_def("tidegate_resume")
+    with_metadata = definitions.permissive_map_resolved_asset_specs(
+        func=lambda spec: spec.replace_attributes(group_name="mail"), selection=None
+    )
+    assert with_metadata.get_repository_def().has_sensor_def("tidegate_resume")
