@@ -120,7 +120,7 @@ class GeneralSettings(Settings):
     store_url: SecretStr | None = Field(
         default=None,
         description="SQLAlchemy URL of the state database, SQLite or PostgreSQL. Default: the "
-        "SQLite file `tidegate.db` in `DAGSTER_HOME`.",
+        "SQLite file `tidegate.db` in `DAGSTER_HOME`, created on first use.",
     )
     enabled: Switch = Field(
         default=True,
@@ -155,7 +155,7 @@ class ServeSettings(Settings):
     )
     workspace: Path | None = Field(
         default=None,
-        description="The workspace file. Default: `workspace.yaml` in the current directory; with "
+        description="The workspace file. Default: the project of the current directory; with "
         "`--api-only` none, and no runs can be started.",
     )
     allowed_hosts: Annotated[Words, AfterValidator(_host_names)] = Field(

@@ -58,8 +58,10 @@ class _Subcommands(click.Group):
 @click.pass_context
 def main(context: click.Context) -> None:
     """Pause campaigns when a third-party service fails, and resume them when it recovers."""
-    from dagster_tidegate.settings import problems  # not needed for help
+    from dagster_tidegate.cli.connections import read_environment  # not needed for help
+    from dagster_tidegate.settings import problems
 
+    read_environment()
     # With a misspelt variable, a command could use another store than the fleet does.
     if context.invoked_subcommand != "config" and (wrong := problems()):
         raise click.ClickException("\n".join([*wrong, "'tidegate config' shows all settings"]))

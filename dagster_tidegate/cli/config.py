@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dagster_tidegate.cli.connections import loaded, use_local_home
+from dagster_tidegate.cli.connections import loaded, read_environment
 from dagster_tidegate.cli.console import print_json
-from dagster_tidegate.cli.options import WORKSPACE_FILE, json_option, url_option
+from dagster_tidegate.cli.options import code_options, json_option, url_option
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.settings import (
     GROUPS,
     Effective,
@@ -30,20 +30,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--workspace",
-    "-w",
-    type=WORKSPACE_FILE,
-    help="A workspace file, to also show what its code locations configure. Takes seconds.",
-)
+@code_options
 @json_option
 @url_option
-def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
+def config(code: CodeOptions, as_json: bool, url: str | None) -> None:
     """Show the settings in effect and where each comes from.
 
-    Secrets are hidden. Exit code 1 if a variable is unknown or its value is invalid.
+    Secrets are hidden. If an option names code, also what its code locations configure. Exit
+    code 1 if a variable is unknown or its value is invalid.
     """
-    use_local_home()
+    read_environment()
     settings: list[Effective] = []
     problems = unknown(os.environ)
     for group in GROUPS:
@@ -51,7 +47,7 @@ def config(workspace: Path | None, as_json: bool, url: str | None) -> None:
             settings += effective(group, **_given(group, url))
         except SettingsError as error:
             problems.append(str(error))
-    locations = {} if workspace is None else _locations(workspace)
+    locations = _locations(code) if code else {}
     store = _store(url)
     if as_json:
         print_json(
@@ -84,9 +80,9 @@ def _store(url: str | None) -> str | None:
         return None
 
 
-def _locations(path: Path) -> dict[str, list[Effective]]:
+def _locations(code: CodeOptions) -> dict[str, list[Effective]]:
     """Return the configuration of each code location, by name."""
-    with loaded(path) as (_, workspace):
+    with loaded(code) as (_, workspace):
         return {location.name: _resource(location) for location in workspace.locations()}
 
 

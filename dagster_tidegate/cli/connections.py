@@ -1,7 +1,6 @@
 """Connections of the commands to the state database and to Dagster, with errors for people."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +8,13 @@ from typing import TYPE_CHECKING
 from dagster_tidegate.cli.console import failure, working
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.dagster_api import project
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import (
     UNUSABLE,
     Connection,
     Store,
-    default_url,
     why_unreachable,
 )
 
@@ -23,24 +23,28 @@ if TYPE_CHECKING:
 
     from dagster_tidegate.dagster_api.workspace import Workspace
 
-LOCAL_HOME = Path(".tidegate", "home")
 
+def read_environment() -> None:
+    """Use the project's `.env`, and without a `DAGSTER_HOME` the one that runs in this directory.
 
-def use_local_home() -> None:
-    """Without a `DAGSTER_HOME`, use the one that `python -m demo up` keeps in this directory."""
-    if not os.environ.get("DAGSTER_HOME") and LOCAL_HOME.is_dir():
-        os.environ["DAGSTER_HOME"] = str(LOCAL_HOME.resolve())
+    Raises:
+        click.ClickException: If the files of the project can't be read.
+    """
+    try:
+        project.read_environment(Path.cwd())
+    except project.ProjectError as error:
+        raise failure(error) from error
 
 
 def open_store(url: str | None, *, connections: int = 2) -> Store:
-    """Open the store that a command uses.
+    """Open the store that a command uses; the embedded one is created on first use.
 
     Raises:
         click.ClickException: If there is none, it is unreachable, or its schema does not fit.
     """
     store = named_store(url, connections=connections)
     with explained():
-        schema.require_compatible(store)
+        schema.make_ready(store)
     return store
 
 
@@ -50,9 +54,9 @@ def named_store(url: str | None, *, connections: int = 2) -> Store:
     Raises:
         click.ClickException: If neither `url` nor the environment names one.
     """
-    use_local_home()
+    read_environment()
     try:
-        return Store(url or default_url(), connections=connections)
+        return Store.of_environment(url, connections=connections)
     except ValueError as error:
         raise failure(error) from error
 
@@ -77,28 +81,28 @@ def reading(store: Store) -> Iterator[tuple[Connection, Situation]]:
 
 @contextmanager
 def loaded(
-    path: Path, *, otherwise: str | None = None
+    code: CodeOptions, *, otherwise: str | None = None, known: Collection[str] = ()
 ) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
     """Open the Dagster instance and load its code locations, which takes seconds.
 
     Args:
         otherwise: An option that makes the command work without one, for the error.
+        known: Names of code locations in the store, as for `workspace.load`.
 
     Raises:
-        click.ClickException: If there is no instance or no workspace file.
+        click.ClickException: If there is no instance or no project.
     """
+    try:
+        source = project.find(code, Path.cwd())
+    except project.ProjectError as error:
+        hint = f"; {otherwise} works without one" if otherwise else ""
+        raise failure(f"{error}{hint}") from error
     import dagster as dg
 
     from dagster_tidegate.dagster_api import workspace
 
-    if not path.is_file():
-        option = "--workspace FILE" + (f", or {otherwise}" if otherwise else "")
-        raise failure(
-            f"no workspace file {path}: run this in the directory of workspace.yaml, or use "
-            f"{option}"
-        )
     try:
-        opened = dg.DagsterInstance.get()
+        opened = workspace.open_instance()
     except dg.DagsterError as error:  # no DAGSTER_HOME, or an invalid dagster.yaml
         reason = str(error).splitlines()[0].strip()
         raise failure(f"the Dagster instance can't be opened: {reason}") from error
@@ -106,8 +110,8 @@ def loaded(
         with (
             opened as instance,
             working("loading the code locations"),
-            workspace.load(instance, path) as code,
+            workspace.load(instance, source, known) as loaded,
         ):
-            yield instance, code
+            yield instance, loaded
     except workspace.WorkspaceError as error:
         raise failure(error) from error

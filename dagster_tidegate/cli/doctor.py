@@ -1,31 +1,30 @@
 """`tidegate doctor`: problems of a deployment, and their fixes."""
 
-from pathlib import Path
-
 import click
 
 from dagster_tidegate.cli import console
-from dagster_tidegate.cli.connections import use_local_home
-from dagster_tidegate.cli.options import json_option, url_option, workspace_option
+from dagster_tidegate.cli.connections import read_environment
+from dagster_tidegate.cli.options import code_options, json_option, url_option
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.text import plural
 
 
 @click.command()
-@workspace_option
+@code_options
 @json_option
 @url_option
-def doctor(workspace: Path, as_json: bool, url: str | None) -> None:
+def doctor(code: CodeOptions, as_json: bool, url: str | None) -> None:
     """Check Dagster, the store and the code locations, and suggest fixes.
 
     Exit codes: 0 no errors, though there may be warnings; 1 at least one error; 2 invalid command
     line.
     """
-    use_local_home()
+    read_environment()
     with console.working("checking Dagster, the store and the code locations"):
         from dagster_tidegate.doctor.checks import Severity, diagnose, unchecked
         from dagster_tidegate.doctor.gather import gather
 
-        facts = gather(workspace, url)
+        facts = gather(code, url)
     findings, blind = diagnose(facts), unchecked(facts)
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
     if as_json:

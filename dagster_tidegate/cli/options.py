@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.text import MAX_ACTOR, MAX_NAME, MAX_REASON, checked, shown
 
@@ -25,8 +27,8 @@ KINDS = {
 }
 EXAMPLES = {"service": "instantly", "campaign": "outreach", "run": "outreach/leads-1"}
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-WORKSPACE_FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
-"""A workspace file. The commands check whether it exists: some work without one."""
+SOURCE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+"""A workspace or Python file. The commands check whether it exists: some work without one."""
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -202,14 +204,43 @@ actor_option = click.option(
 reason_option = click.option(
     "--reason", required=True, type=Words("reason", MAX_REASON), help="Why, shown to everyone."
 )
-workspace_option = click.option(
-    "--workspace",
-    "-w",
-    type=WORKSPACE_FILE,
-    default="workspace.yaml",
-    show_default=True,
-    help="The deployment's workspace file.",
-)
+
+
+def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name the code to load; the command gets them as `code`."""
+
+    @wraps(command)
+    def run(
+        *args: Any,
+        workspace: tuple[Path, ...],
+        module_name: tuple[str, ...],
+        python_file: tuple[Path, ...],
+        working_directory: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        code = CodeOptions(workspace, module_name, python_file, working_directory)
+        return command(*args, code=code, **kwargs)
+
+    for option in (
+        click.option(
+            "--working-directory",
+            "-d",
+            type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
+            help="Where modules are imported from. Default: the current directory.",
+        ),
+        click.option("--python-file", "-f", type=SOURCE, multiple=True, help="A Python file."),
+        click.option("--module-name", "-m", multiple=True, help="A module."),
+        click.option(
+            "--workspace",
+            "-w",
+            type=SOURCE,
+            multiple=True,
+            help="A workspace file. Default: the dg project or workspace.yaml of this directory or "
+            "the nearest above.",
+        ),
+    ):
+        run = option(run)
+    return run
 
 
 def limit_option(what: str, *, default: int = 50, most: int = 100_000) -> Decorator:

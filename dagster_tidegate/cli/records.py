@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from dagster_tidegate.control.models import (
     RecordsSkipped,
 )
 from dagster_tidegate.control.starting import verdict
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.store import records as store_records
 from dagster_tidegate.store import runs as campaign_runs
 from dagster_tidegate.store.database import Connection
@@ -171,7 +171,7 @@ def list_(
 @o.reason_option
 @o.dry_run_option
 @o.actor_option
-@o.workspace_option
+@o.code_options
 @o.json_option
 @o.url_option
 def retry(
@@ -180,7 +180,7 @@ def retry(
     reason: str,
     dry_run: bool,
     actor: str,
-    workspace: Path,
+    code: CodeOptions,
     as_json: bool,
     url: str | None,
     **options: Any,
@@ -209,7 +209,7 @@ def retry(
                     store, None, spec, run, selection, decision, dry_run=True, **arguments
                 )
             else:
-                again = _launched(store, workspace, spec, run, selection, decision, arguments)
+                again = _launched(store, code, spec, run, selection, decision, arguments)
     except control.HeldError as error:
         console.say(error, err=True)
         raise click.exceptions.Exit(HELD) from error
@@ -229,7 +229,7 @@ def retry(
 
 def _launched(
     store: Any,
-    workspace: Path,
+    code: CodeOptions,
     spec: Any,
     run: CampaignRun,
     selection: Selection,
@@ -239,8 +239,8 @@ def _launched(
     from dagster_tidegate.dagster_api import LaunchError
 
     try:
-        with loaded(workspace) as (_, code):
-            return control.retry(store, code, spec, run, selection, decision, **arguments)
+        with loaded(code, known={spec.location}) as (_, workspace):
+            return control.retry(store, workspace, spec, run, selection, decision, **arguments)
     except LaunchError as error:
         raise console.failure(error) from error
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import click
 from rich.progress_bar import ProgressBar
@@ -17,6 +16,7 @@ from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
@@ -223,7 +223,7 @@ def _records(title: str, records: Sequence[LedgerRecord]) -> Table:
 @click.option("--queue", is_flag=True, help="Queue it even if it is held; it waits in the queue.")
 @click.option("--validate", is_flag=True, help="Only say whether it could start.")
 @o.actor_option
-@o.workspace_option
+@o.code_options
 @o.json_option
 @o.url_option
 def start(
@@ -232,7 +232,7 @@ def start(
     queue: bool,
     validate: bool,
     actor: str,
-    workspace: Path,
+    code: CodeOptions,
     as_json: bool,
     url: str | None,
 ) -> None:
@@ -259,11 +259,11 @@ def start(
         from dagster_tidegate.dagster_api import LaunchError
 
         try:
-            with loaded(workspace) as (_, code), explained():
+            with loaded(code, known={spec.location}) as (_, workspace), explained():
                 if validate:
-                    code.check(campaign, partition, spec.location)
+                    workspace.check(campaign, partition, spec.location)
                 else:
-                    run_id = operations.start(store, code, spec, partition, actor=actor)
+                    run_id = operations.start(store, workspace, spec, partition, actor=actor)
         except operations.UnderWayError as error:  # somebody else was faster
             console.say(error, err=True)
             raise click.exceptions.Exit(UNDER_WAY) from error

@@ -7,29 +7,24 @@ import click
 
 from dagster_tidegate.cli.connections import explained, open_store
 from dagster_tidegate.cli.console import failure
-from dagster_tidegate.cli.options import WORKSPACE_FILE, Port, url_option
+from dagster_tidegate.cli.options import Port, code_options, url_option
+from dagster_tidegate.dagster_api.project import CodeOptions, Project, ProjectError, find
 from dagster_tidegate.settings import ServeSettings, SettingsError, load
 from dagster_tidegate.store.database import SERVER_CONNECTIONS
 
 LEVELS = ("critical", "error", "warning", "info", "debug")
-WORKSPACE = Path("workspace.yaml")
 
 
 @click.command()
 @click.option("--host", "-h", help="Address to listen on. Default: 127.0.0.1.")
 @click.option("--port", "-p", type=Port(free=True), help="Port. Default: 3000.")
-@click.option(
-    "--workspace",
-    "-w",
-    type=WORKSPACE_FILE,
-    help="The workspace file. Default: workspace.yaml.",
-)
+@code_options
 @click.option("--path-prefix", "-l", help="URL path prefix, such as /dagster.")
 @click.option(
     "--read-only", is_flag=True, help="Refuse every change in the API and the Dagster UI."
 )
 @click.option(
-    "--api-only", is_flag=True, help="Serve only the API. Starting runs then needs --workspace."
+    "--api-only", is_flag=True, help="Serve only the API. Starting runs then needs the code too."
 )
 @click.option(
     "--log-level",
@@ -42,7 +37,7 @@ WORKSPACE = Path("workspace.yaml")
 def serve(
     host: str | None,
     port: int | None,
-    workspace: Path | None,
+    code: CodeOptions,
     path_prefix: str | None,
     read_only: bool,
     api_only: bool,
@@ -54,19 +49,10 @@ def serve(
     It replaces dagster-webserver, and also sends alerts.
     """
     try:
-        settings = load(
-            ServeSettings, host=host, port=port, path_prefix=path_prefix, workspace=workspace
-        )
-    except SettingsError as error:
+        settings = load(ServeSettings, host=host, port=port, path_prefix=path_prefix)
+        source = _source(code, settings, api_only=api_only)
+    except (SettingsError, ProjectError) as error:
         raise failure(error) from error
-    file = settings.workspace
-    if file is None and not api_only:
-        file = WORKSPACE.resolve()
-    if file is not None and not file.is_file():
-        raise failure(
-            f"no workspace file {file}: run this in the directory of workspace.yaml, or use "
-            "--workspace FILE or --api-only"
-        )
     store = open_store(url, connections=SERVER_CONNECTIONS)
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -80,7 +66,7 @@ def serve(
             server.run(
                 store,
                 settings,
-                workspace=file,
+                code=source,
                 pages=not api_only,
                 read_only=read_only,
                 log_level=log_level,
@@ -90,6 +76,17 @@ def serve(
         raise failure(error) from error
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
+
+
+def _source(code: CodeOptions, settings: ServeSettings, *, api_only: bool) -> Project | None:
+    if not code and settings.workspace is not None:
+        code = CodeOptions(workspaces=[settings.workspace])
+    if api_only and not code:
+        return None
+    try:
+        return find(code, Path.cwd())
+    except ProjectError as error:
+        raise ProjectError(f"{error}; --api-only works without one") from error
 
 
 def _announce(address: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +18,7 @@ from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import ServiceChanged, ServiceDetails, ServiceOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import UnknownNameError
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
 from dagster_tidegate.store.database import Connection
@@ -41,11 +41,11 @@ def services() -> None:
 @click.option(
     "--no-policies", is_flag=True, help="Skip the policies: loading the code takes seconds."
 )
-@o.workspace_option
+@o.code_options
 @o.json_option
 @o.url_option
 def list_(
-    name: str | None, no_policies: bool, workspace: Path, as_json: bool, url: str | None
+    name: str | None, no_policies: bool, code: CodeOptions, as_json: bool, url: str | None
 ) -> None:
     """List services, their policies and recent calls.
 
@@ -53,7 +53,7 @@ def list_(
     """
     with reading(open_store(url)) as (conn, situation):
         stats = service_stats.read(conn, situation.now)
-    policies: Policies = {} if no_policies else _policies(workspace)
+    policies: Policies = {} if no_policies else _policies(code)
     names = sorted({*situation.services, *policies})
     if name is not None and name not in names:
         raise console.failure(f"no service is named {name!r}; known: {', '.join(names) or 'none'}")
@@ -191,8 +191,8 @@ def _print_changed(change: operations.Change, name: str, *, dry_run: bool) -> No
     console.print_json(ServiceChanged(dry_run=dry_run, service=service, campaigns=campaigns))
 
 
-def _policies(path: Path) -> "Policies":
-    with loaded(path, otherwise="--no-policies") as (_, workspace):
+def _policies(code: CodeOptions) -> "Policies":
+    with loaded(code, otherwise="--no-policies") as (_, workspace):
         policies, errors = workspace.policies()
     for location, error in errors.items():
         console.say(f"note: code location {location}: {error}", err=True)

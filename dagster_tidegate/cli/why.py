@@ -167,11 +167,12 @@ def _in_dagster(run_id: str) -> QueuedRun:
     from dagster_tidegate.dagster_api.instance import Dagster
     from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
     from dagster_tidegate.dagster_api.pools import pools_of
+    from dagster_tidegate.dagster_api.workspace import open_instance
     from dagster_tidegate.gate.plan import limit_of
     from dagster_tidegate.store.takeovers import UNSET
 
     try:
-        with dg.DagsterInstance.get() as instance:
+        with open_instance() as instance:
             run = instance.get_run_by_id(run_id)
             if run is None:
                 raise console.failure(f"no run {run_id} in the store or in Dagster")

@@ -1,7 +1,8 @@
 """Workspaces: the code locations of a deployment, loaded for a command or for a server."""
 
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +10,14 @@ import dagster as dg
 import yaml
 from dagster._check import CheckError
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.remote_origin import (
+    CodeLocationOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._core.workspace.load_target import WorkspaceFileTarget, WorkspaceLoadTarget
 from starlette.types import ASGIApp
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -22,6 +29,7 @@ from dagster_tidegate.dagster_api.locations import (
     resource_code,
     why_not_loaded,
 )
+from dagster_tidegate.dagster_api.project import TEMPORARY_HOME, LocationSource, Project
 
 Policies = Mapping[str, Mapping[str, ServicePolicy]]
 """The policies of each service, by service and then by code location."""
@@ -68,24 +76,45 @@ class Workspace(WorkspaceLauncher):
         return policies, errors
 
 
+def open_instance() -> dg.DagsterInstance:
+    """Open the instance of DAGSTER_HOME, which may be the temporary one of `dg dev`.
+
+    Raises:
+        dagster.DagsterError: If there is none, or its dagster.yaml is invalid.
+    """
+    home = Path(os.environ.get("DAGSTER_HOME", ""))
+    if home.name.startswith(TEMPORARY_HOME):
+        # `dg dev` reads dagster.yaml from the directory in which it was started.
+        return dg.DagsterInstance.from_ref(
+            InstanceRef.from_dir(str(home), config_dir=str(home.parent))
+        )
+    return dg.DagsterInstance.get()
+
+
 @contextmanager
-def load(instance: dg.DagsterInstance, path: Path) -> Iterator[Workspace]:
-    """Load the code locations of a workspace file, and close them afterwards.
+def load(
+    instance: dg.DagsterInstance, project: Project, known: Collection[str] = ()
+) -> Iterator[Workspace]:
+    """Load the code locations of a project, and close them afterwards.
 
     A code location that can't be loaded is in the workspace with its error.
 
+    Args:
+        known: Names of code locations in the store. Of several names that a code location may
+            have, it gets one of them.
+
     Raises:
-        WorkspaceError: If the file can't be read.
+        WorkspaceError: If a workspace file can't be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `locations` reports what can't be loaded
-        process = _process(instance, path, log_level="CRITICAL", read_only=False)
+        process = _process(instance, project, known, log_level="CRITICAL", read_only=False)
     with process:
         yield Workspace(process.create_request_context())
 
 
 class Server:
-    """The code locations of a workspace file for as long as a server runs. Created by `serve`."""
+    """The code locations of a project for as long as a server runs. Created by `serve`."""
 
     def __init__(self, process: WorkspaceProcessContext) -> None:
         self._process = process
@@ -102,22 +131,22 @@ class Server:
 
 
 @contextmanager
-def serve(path: Path, *, log_level: str, read_only: bool = False) -> Iterator[Server]:
-    """Open the Dagster instance and the code locations of a workspace file, for a server.
+def serve(project: Project, *, log_level: str, read_only: bool = False) -> Iterator[Server]:
+    """Open the Dagster instance and the code locations of a project, for a server.
 
     Args:
         read_only: Whether the Dagster UI refuses every change.
 
     Raises:
-        WorkspaceError: If the file can't be read, or there is no instance.
+        WorkspaceError: If a workspace file can't be read, or there is no instance.
     """
     try:
-        instance = dg.DagsterInstance.get()
+        instance = open_instance()
     except dg.DagsterInvariantViolationError as error:
         raise WorkspaceError(f"the Dagster instance can't be opened: {error}") from error
     with instance:
         instance.optimize_for_webserver(STATEMENT_TIMEOUT_MS, POOL_RECYCLE_S, MAX_OVERFLOW)
-        with _process(instance, path, log_level=log_level, read_only=read_only) as process:
+        with _process(instance, project, log_level=log_level, read_only=read_only) as process:
             yield Server(process)
 
 
@@ -137,13 +166,19 @@ class _Process(WorkspaceProcessContext):
 
 
 def _process(
-    instance: dg.DagsterInstance, path: Path, *, log_level: str, read_only: bool
+    instance: dg.DagsterInstance,
+    project: Project,
+    known: Collection[str] = (),
+    *,
+    log_level: str,
+    read_only: bool,
 ) -> WorkspaceProcessContext:
-    target = WorkspaceFileTarget([str(path)])
+    target = _Target(project, frozenset(known))
     try:
         target.create_origins()
     except (dg.DagsterError, CheckError, yaml.YAMLError, OSError, ValueError) as error:
-        raise WorkspaceError(f"{path} can't be read as a workspace: {error}") from error
+        paths = ", ".join(map(str, project.workspaces)) or project.options
+        raise WorkspaceError(f"{paths} can't be read as a workspace: {error}") from error
     return _Process(
         instance,
         target,
@@ -151,3 +186,31 @@ def _process(
         read_only=read_only,
         code_server_log_level=log_level,
     )
+
+
+class _Target(WorkspaceLoadTarget):
+    """The code locations of a project, for Dagster."""
+
+    def __init__(self, project: Project, known: frozenset[str]) -> None:
+        self._project = project
+        self._known = known
+
+    def create_origins(self) -> Sequence[CodeLocationOrigin]:
+        project = self._project
+        files = WorkspaceFileTarget([str(path) for path in project.workspaces])
+        origins = list(files.create_origins()) if project.workspaces else []
+        return [*origins, *(self._origin(source) for source in project.locations)]
+
+    def _origin(self, source: LocationSource) -> CodeLocationOrigin:
+        names = [each for each in (source.name, *source.aliases) if each in self._known]
+        return ManagedGrpcPythonEnvCodeLocationOrigin(
+            loadable_target_origin=LoadableTargetOrigin(
+                executable_path=None if source.python is None else str(source.python),
+                python_file=source.target if source.is_file else None,
+                module_name=None if source.is_file or source.autoload else source.target,
+                autoload_defs_module_name=source.target if source.autoload else None,
+                working_directory=str(source.directory),
+                attribute=None,
+            ),
+            location_name=names[0] if names else source.name,
+        )

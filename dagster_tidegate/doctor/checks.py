@@ -80,6 +80,18 @@ class StoreFacts:
     situation: Situation | None = None
     called: frozenset[str] = frozenset()
 
+    @property
+    def locations(self) -> frozenset[str]:
+        """The code locations that it has campaigns or heartbeats of."""
+        if self.situation is None:
+            return frozenset()
+        return frozenset(
+            {
+                *(each.spec.location for each in self.situation.campaigns.values()),
+                *(each.location for each in self.situation.heartbeats),
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -92,6 +104,7 @@ class Facts:
         settings: The instance's settings; None if it can't be read.
         daemons: The daemons that the instance needs.
         workspace_error: Why the workspace can't be read, or None.
+        code_options: Options by which Dagster's commands find the same code.
         services: Names of all services with a policy or a breaker.
     """
 
@@ -104,6 +117,7 @@ class Facts:
     settings: InstanceSettings | None = None
     daemons: Sequence[Daemon] = ()
     workspace_error: str | None = None
+    code_options: str = ""
     locations: Sequence[LocationCode] = ()
     services: frozenset[str] = field(init=False)
 
@@ -301,7 +315,7 @@ def _daemon_dead(facts: Facts) -> Problems:
         yield (
             ", ".join(daemon.name for daemon in dead),
             f"no recent heartbeat ({since}): nothing is paused in Dagster, and nothing resumes",
-            "start the daemon: dagster-daemon run -w workspace.yaml",
+            f"start the daemon: {_command('dagster-daemon run', facts)}",
         )
 
 
@@ -365,7 +379,8 @@ def _workspace_unreadable(facts: Facts) -> Problems:
         yield (
             "workspace",
             facts.workspace_error,
-            "name the workspace file of the deployment: tidegate doctor --workspace FILE",
+            "name the code of the deployment: tidegate doctor --workspace FILE, or --module-name "
+            "MODULE",
         )
 
 
@@ -454,11 +469,11 @@ def _sensor_stopped(facts: Facts) -> Problems:
     for location in _gated(facts):
         for sensor in location.sensors:
             if not sensor.runs:
+                start = f"dagster sensor start {sensor.name} -l {location.name}"
                 yield (
                     f"{location.name}: {sensor.name}",
                     f"the {sensor.part} sensor is stopped",
-                    f"dagster sensor start {sensor.name} -w workspace.yaml -l {location.name} (or "
-                    "on the page Automation)",
+                    f"{_command(start, facts)} (or on the page Automation)",
                 )
 
 
@@ -625,6 +640,11 @@ def _calls_without_pool(facts: Facts) -> Problems:
             "held while it is down",
             f"find the caller; if it is an op: @dg.op(pool=pool({name!r}))",
         )
+
+
+def _command(command: str, facts: Facts) -> str:
+    """Return a command of Dagster's, with the options that find the same code."""
+    return f"{command} {facts.code_options}".strip()
 
 
 def _gated(facts: Facts) -> Iterator[LocationCode]:

@@ -9,7 +9,8 @@ import dagster as dg
 from packaging.requirements import Requirement
 
 from dagster_tidegate.control import situation
-from dagster_tidegate.dagster_api import deployment, workspace
+from dagster_tidegate.dagster_api import deployment, project, workspace
+from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.dagster_api.workspace import WorkspaceError
 from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
@@ -17,7 +18,6 @@ from dagster_tidegate.store import schema, service_stats
 from dagster_tidegate.store.database import (
     Store,
     StoreError,
-    default_url,
     shown_url,
     why_unreachable,
 )
@@ -25,26 +25,27 @@ from dagster_tidegate.store.database import (
 PACKAGE = "dagster-tidegate"
 
 
-def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
+def gather(code: CodeOptions, store_url: str | None) -> Facts:
     """Gather what `diagnose` needs.
 
     Args:
-        workspace_file: The `workspace.yaml`, or None if there is none.
+        code: The code to load; empty: the project of the current directory.
         store_url: The store; None: that of the environment.
     """
+    store = _store_facts(store_url)
     package = metadata.metadata(PACKAGE)
     facts = {
         "now": datetime.now(UTC),
         "python": Version(platform.python_version(), package["Requires-Python"] or ""),
         "dagster": Version(dg.__version__, _supported("dagster")),
         "enabled": load(GeneralSettings).enabled,
-        "store": _store_facts(store_url),
+        "store": store,
     }
     try:
-        with dg.DagsterInstance.get() as instance:
+        with workspace.open_instance() as instance:
             facts["settings"] = deployment.settings(instance)
             facts["daemons"] = deployment.daemons(instance)
-            facts |= _locations(instance, workspace_file)
+            facts |= _locations(instance, code, store)
     except Exception as error:  # noqa: BLE001 -- every problem with Dagster is a finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         facts["instance_error"] = lines[0] if lines else repr(error)
@@ -54,12 +55,12 @@ def gather(workspace_file: Path | None, store_url: str | None) -> Facts:
 def _store_facts(url: str | None) -> StoreFacts:
     """Read the store, or record why it can't be read; None is the store of the environment."""
     try:
-        store = Store(url or default_url())
+        store = Store.of_environment(url)
     except ValueError as error:
         return StoreFacts(url="the store", error=str(error))
     shown = shown_url(store.url)
     try:
-        schema.require_compatible(store)
+        schema.make_ready(store)
         with store.read() as conn:
             now = store.now(conn)
             return StoreFacts(
@@ -79,13 +80,12 @@ def _store_facts(url: str | None) -> StoreFacts:
         store.dispose()
 
 
-def _locations(instance: dg.DagsterInstance, workspace_file: Path | None) -> dict:
-    if workspace_file is None or not workspace_file.is_file():
-        return {"workspace_error": f"there is no workspace file {workspace_file or ''}".strip()}
+def _locations(instance: dg.DagsterInstance, code: CodeOptions, store: StoreFacts) -> dict:
     try:
-        with workspace.load(instance, workspace_file) as loaded:
-            return {"locations": loaded.locations()}
-    except WorkspaceError as error:
+        source = project.find(code, Path.cwd())
+        with workspace.load(instance, source, store.locations) as loaded:
+            return {"locations": loaded.locations(), "code_options": source.options}
+    except (project.ProjectError, WorkspaceError) as error:
         return {"workspace_error": str(error)}
 
 

@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TypeVar
 from uuid import uuid4
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
@@ -19,8 +20,9 @@ from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
 from dagster_tidegate.records.worklist import LoopOptions
 from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
+from dagster_tidegate.store import schema
 from dagster_tidegate.store.breakers import SqlBackend
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.store.database import UNREACHABLE, Store, configured_url, embedded_url
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.telemetry.log import LogHook
 
@@ -58,7 +60,8 @@ class BreakerResource(dg.ConfigurableResource):
     store_url: str | None = Field(
         default=None,
         description="SQLAlchemy URL of the store (sqlite or postgresql). Default: the environment "
-        "variable TIDEGATE_STORE_URL, otherwise tidegate.db in DAGSTER_HOME.",
+        "variable TIDEGATE_STORE_URL, otherwise tidegate.db in DAGSTER_HOME, which is created on "
+        "first use.",
     )
     drain_timeout_s: float = Field(
         default=25.0,
@@ -66,6 +69,8 @@ class BreakerResource(dg.ConfigurableResource):
         description="How long records in flight may take to finish when a hold or a signal stops "
         "their run, in seconds. Set a container's grace period to at least 5 seconds more.",
     )
+    # The instance's storage directory: without DAGSTER_HOME, `dg dev` has a temporary one.
+    _home: str | None = PrivateAttr(default=None)
 
     @classmethod
     def in_memory(cls, services: Sequence[ServiceConfig]) -> "BreakerResource":
@@ -80,6 +85,12 @@ class BreakerResource(dg.ConfigurableResource):
         """
         return cls(services=list(services), store_url=f"{MEMORY}{uuid4().hex}")
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Remember the storage directory of the instance, for an embedded store."""
+        instance = context.instance
+        if instance is not None and not instance.is_ephemeral:
+            self._home = instance.root_directory
+
     @property
     def fleet(self) -> Fleet:
         """The breakers of this process; the same object each time."""
@@ -93,7 +104,8 @@ class BreakerResource(dg.ConfigurableResource):
     @property
     def _shared(self) -> tuple[Store, Fleet]:
         policies = tuple(service.model_dump_json() for service in self.services)
-        return _connect(self.store_url or default_url(), policies)
+        named = self.store_url or configured_url()
+        return _connect(named or embedded_url(self._home), named is None, policies)
 
     def breaker(self, service: str) -> Breaker:
         """Return the breaker of a service, a `pybreaker.CircuitBreaker`.
@@ -167,13 +179,16 @@ class BreakerResource(dg.ConfigurableResource):
 
 
 @cache
-def _connect(url: str, policies: tuple[str, ...]) -> tuple[Store, Fleet]:
+def _connect(url: str, embedded: bool, policies: tuple[str, ...]) -> tuple[Store, Fleet]:
     # Once per process: Dagster creates a resource for every step and every sensor tick.
     if url.startswith(MEMORY):
         store = Store("sqlite://")
         metadata.create_all(store.engine)
     else:
-        store = Store(url)
+        store = Store(url, embedded=embedded)
+        # While it is unreachable, calls go on under this process's own breakers.
+        with suppress(*UNREACHABLE):
+            schema.make_ready(store)
     for problem in unknown(os.environ):  # only the command line refuses to start
         log.warning("%s: 'tidegate config' shows all settings", problem)
     rules = [ServicePolicy.model_validate_json(policy) for policy in policies]

@@ -17,6 +17,8 @@ from dagster_tidegate.store import push
 from dagster_tidegate.store.json_text import json_text
 
 URL_VARIABLE = "TIDEGATE_STORE_URL"
+FILE = "tidegate.db"
+"""Name of the embedded store's file."""
 BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
 """Connections to PostgreSQL for a server, which handles many requests at once."""
@@ -36,21 +38,40 @@ def why_unreachable(error: Exception) -> str:
     return " ".join(str(why).split())
 
 
-def default_url() -> str:
-    """Return the store's URL from `TIDEGATE_STORE_URL`, else a SQLite file in `DAGSTER_HOME`.
+def configured_url() -> str | None:
+    """Return the store's URL from `TIDEGATE_STORE_URL`; None: the store is embedded."""
+    url = load(GeneralSettings).store_url
+    return None if url is None else url.get_secret_value()
+
+
+def embedded_url(home: str | None = None) -> str:
+    """Return the URL of the SQLite file in `DAGSTER_HOME`.
+
+    Args:
+        home: The storage directory of a Dagster instance, for where DAGSTER_HOME is not set:
+            `dg dev` then has a temporary one.
 
     Raises:
-        ValueError: If neither variable is set, or DAGSTER_HOME is not an absolute path.
+        ValueError: If there is no such directory, or DAGSTER_HOME is not an absolute path.
     """
-    if url := load(GeneralSettings).store_url:
-        return url.get_secret_value()
-    home = os.environ.get("DAGSTER_HOME", "")
-    if not Path(home).is_absolute():
+    named = os.environ.get("DAGSTER_HOME", "")
+    directory = Path(named or home or "").expanduser()
+    if not directory.is_absolute():
+        problem = f"it is {named!r}, not an absolute path" if named else "it is not set"
         raise ValueError(
-            f"there is nowhere to put the state database: set {URL_VARIABLE} to a database URL, or "
-            f"DAGSTER_HOME to an absolute path (it is {home!r})"
+            "there is nowhere to put the state database: set DAGSTER_HOME to the directory of "
+            f"the Dagster instance ({problem}), or {URL_VARIABLE} to a database URL"
         )
-    return f"sqlite:///{Path(home) / 'tidegate.db'}"
+    return f"sqlite:///{directory / FILE}"
+
+
+def default_url() -> str:
+    """Return the store's URL from `TIDEGATE_STORE_URL`, else the SQLite file in `DAGSTER_HOME`.
+
+    Raises:
+        ValueError: If there is nowhere to put it.
+    """
+    return configured_url() or embedded_url()
 
 
 def read_url(url: str | sa.URL) -> sa.URL:
@@ -89,6 +110,8 @@ class Store:
         url: SQLAlchemy URL of a SQLite or PostgreSQL database.
         clock: Returns the time (UTC) instead of the database; for tests.
         connections: How many connections to PostgreSQL stay open.
+        embedded: Whether nobody named it, so that it is created on first use
+            (`schema.make_ready`).
 
     Raises:
         ValueError: If the URL can't be parsed, or is of another kind of database.
@@ -101,9 +124,15 @@ class Store:
     """
 
     def __init__(
-        self, url: str, *, clock: Callable[[], datetime] | None = None, connections: int = 2
+        self,
+        url: str,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        connections: int = 2,
+        embedded: bool = False,
     ) -> None:
         self.url = read_url(url)
+        self.embedded = embedded
         dialect = self.url.get_backend_name()
         if dialect not in ("sqlite", "postgresql"):
             raise ValueError(f"the store can't be {dialect}: use sqlite or postgresql")
@@ -116,6 +145,21 @@ class Store:
             raise ValueError(str(error)) from error
         self.clock = clock
         self._writing = threading.Lock()
+
+    @classmethod
+    def of_environment(
+        cls, url: str | None = None, *, home: str | None = None, connections: int = 2
+    ) -> "Store":
+        """Return the store of a URL, else the one that the environment names.
+
+        Args:
+            home: As for `embedded_url`.
+
+        Raises:
+            ValueError: If there is nowhere to put it, or the URL can't be used.
+        """
+        named = url or configured_url()
+        return cls(named or embedded_url(home), connections=connections, embedded=named is None)
 
     def _create_engine(self, connections: int) -> sa.Engine:
         if self.url.get_backend_name() == "sqlite":

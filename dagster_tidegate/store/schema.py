@@ -46,6 +46,20 @@ def downgrade(store: Store, revision: str) -> None:
     _migrate(store, revision, up=False)
 
 
+def make_ready(store: Store) -> None:
+    """Create an embedded store that does not exist yet, and check any other one.
+
+    Processes that do so at the same time wait for each other. Nothing else is migrated unasked: a
+    store that several deployments may share is upgraded when its operator says so.
+
+    Raises:
+        SchemaError: As for `require_compatible`.
+    """
+    if store.embedded and current(store) is None:
+        upgrade(store)
+    require_compatible(store)
+
+
 def require_compatible(store: Store) -> None:
     """Check that this version can work with the schema of a database.
 

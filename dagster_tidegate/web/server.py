@@ -6,13 +6,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from dagster_tidegate.alerts import loop as alerts
 from dagster_tidegate.alerts.targets import Targets
+from dagster_tidegate.dagster_api.project import Project
 from dagster_tidegate.settings import AlertSettings, ServeSettings, load
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.access import exposure
@@ -33,7 +33,7 @@ def run(
     store: Store,
     settings: ServeSettings,
     *,
-    workspace: Path | None,
+    code: Project | None,
     pages: bool,
     read_only: bool,
     log_level: str,
@@ -43,8 +43,8 @@ def run(
 
     Args:
         settings: The address, limits and roles.
-        workspace: The workspace file. None: the API alone, which can't start runs.
-        pages: Serve the Dagster UI too; it needs a workspace.
+        code: The code to load. None: the API alone, which can't start runs.
+        pages: Serve the Dagster UI too; it needs the code.
         ready: Called with the URL just before requests are answered.
 
     Raises:
@@ -59,9 +59,7 @@ def run(
         listener = stack.enter_context(_listener(settings))
         stack.enter_context(_sigterm_exits())
         app = stack.enter_context(
-            open_app(
-                store, settings, workspace, pages=pages, read_only=read_only, log_level=log_level
-            )
+            open_app(store, settings, code, pages=pages, read_only=read_only, log_level=log_level)
         )
         stack.enter_context(_alerts(store))
         port = listener.getsockname()[1]
@@ -87,7 +85,7 @@ def _config(app: ASGIApp, settings: ServeSettings, log_level: str) -> uvicorn.Co
 def open_app(
     store: Store,
     settings: ServeSettings,
-    workspace: Path | None,
+    code: Project | None,
     *,
     pages: bool,
     read_only: bool,
@@ -98,16 +96,16 @@ def open_app(
     Raises:
         WorkspaceError: If the workspace can't be read, or there is no Dagster instance.
     """
-    if workspace is None:
+    if code is None:
         yield guarded(create_app(store, settings=settings, read_only=read_only), store, settings)
         return
     from dagster_tidegate.dagster_api import (
         workspace as workspaces,  # importing Dagster takes a second
     )
 
-    with workspaces.serve(workspace, log_level=log_level, read_only=read_only) as code:
-        api = create_app(store, settings=settings, workspace=code.workspace, read_only=read_only)
-        webserver = code.pages(settings.path_prefix) if pages else None
+    with workspaces.serve(code, log_level=log_level, read_only=read_only) as served:
+        api = create_app(store, settings=settings, workspace=served.workspace, read_only=read_only)
+        webserver = served.pages(settings.path_prefix) if pages else None
         yield guarded(api, store, settings, pages=webserver)
 
 
