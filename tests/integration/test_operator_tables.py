@@ -432,7 +432,7 @@ def test_an_invalid_port_is_refused_as_such(program: click.Group, command: list[
 def test_without_a_workspace_services_say_what_works_without_one(run: Run, tmp_path) -> None:
     result = run("services", "--workspace", str(tmp_path / "workspace.yaml"))
     assert result.exit_code == 1
-    assert re.search("or use --workspace FILE, or --no-policies", result.output)
+    assert "--no-policies works without one" in result.output
 
 
 def test_without_a_dagster_home_it_is_said_in_one_line(

@@ -12,7 +12,7 @@ from dagster import DagsterRunStatus
 from dagster_tidegate.cli import main
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import holds, runs
+from dagster_tidegate.store import holds, runs, schema
 from dagster_tidegate.store.database import Store
 from tests.integration.gate_deployment import LOCATION, PROJECT, Deployment
 
@@ -252,7 +252,7 @@ def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     [
         ("load_from: [", "can't be read as a workspace"),
         ("load_from: 3", "can't be read as a workspace"),
-        (None, "there is no workspace file"),
+        (None, "no workspace file"),
     ],
 )
 def test_doctor_works_without_a_workspace(
@@ -288,6 +288,7 @@ def test_doctor_names_each_setting_that_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"sqlite:///{tmp_path / 'tidegate.db'}")
+    schema.upgrade(store, "0001")
     (tmp_path / "dagster.yaml").write_text(
         "run_coordinator:\n"
         "  module: dagster.core.run_coordinator\n"

@@ -126,7 +126,7 @@ def test_of_two_homes_none_is_guessed(tmp_path: Path) -> None:
     root = dg_project(tmp_path)
     for name in ("x1", "x2"):
         (root / f".tmp_dagster_home_{name}").mkdir()
-    with pytest.raises(ProjectError, match="_x1, .*_x2.*delete those of runs that have ended"):
+    with pytest.raises(ProjectError, match=r"_x1, .*_x2.*delete those of runs that have ended"):
         read_environment(root)
 
 
