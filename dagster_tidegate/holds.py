@@ -1,13 +1,15 @@
 """Holds: reasons why something must not run. Pure; `store.holds` stores them."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from dagster_tidegate.pools import check_service_name, whole_of
-from dagster_tidegate.text import utc
+from dagster_tidegate.text import MAX_PART, utc
 
 if TYPE_CHECKING:
     from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -119,8 +121,31 @@ class Hold:
 
 
 def run_name(campaign: str, partition: str) -> str:
-    """Return the name of a campaign run: `campaign/partition`."""
+    """Return the name of a campaign run: `campaign/partition`.
+
+    Args:
+        partition: Its name within the campaign, from `part_name`.
+    """
     return f"{campaign}/{partition}"
+
+
+def part_name(partition: str, assets: Collection[str] = ()) -> str:
+    """Return the name of a campaign run within its campaign: its partition and its assets.
+
+    Args:
+        partition: Dagster's partition key, or the id of the first run if there is none.
+        assets: The assets that it covers; empty: all of its job.
+
+    Example:
+        >>> part_name("2026-03-01"), part_name("2026-03-01", ["mails", "crm/leads"])
+        ('2026-03-01', '2026-03-01@crm/leads+mails')
+    """
+    name = f"{partition}@{'+'.join(sorted(assets))}" if assets else partition
+    is_ambiguous = assets and any("@" in text or "+" in text for text in (partition, *assets))
+    if len(name) <= MAX_PART and not is_ambiguous:
+        return name
+    identity = json.dumps([partition, *sorted(assets)])
+    return f"{name[: MAX_PART - 17]}~{sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def covering(

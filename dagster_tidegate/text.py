@@ -8,7 +8,9 @@ from difflib import get_close_matches
 
 MAX_REASON = 1000
 MAX_ACTOR = 256
-MAX_NAME = 512
+MAX_PART = 512
+"""How long each part of the name of a campaign run may be: campaign and partition."""
+MAX_NAME = 2 * MAX_PART + 1
 # Control characters, format characters (invisible, or changing the writing direction), surrogates
 # and line separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}

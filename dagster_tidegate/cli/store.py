@@ -106,8 +106,8 @@ def prune(
 ) -> None:
     """Delete expired history: ledgers, events, released holds and so on.
 
-    The breaker sensor also prunes, a little at each tick, as its `keep` says. A campaign run whose
-    ledger was deleted can't be executed again: use a new partition.
+    The breaker sensor also prunes, a little at each tick, as its `keep` says. If a campaign run
+    is executed again after its ledger was deleted, all of its records are done again.
     """
     opened = open_store(url)
     keep = retention.Keep(**dict(kept))

@@ -150,8 +150,8 @@ def build_breaker_sensor(
         name: Name of the sensor.
         minimum_interval_seconds: Seconds between ticks; Dagster's minimum is 5.
         default_status: Whether it runs unless someone turns it on or off.
-        keep: Retention periods; None: the defaults of `Keep`. A campaign run whose ledger was
-            deleted can't be executed again.
+        keep: Retention periods; None: the defaults of `Keep`. A campaign run that is executed
+            again after its ledger was deleted does all of its records again.
     """
     retention = Retention(keep or Keep())
 

@@ -74,7 +74,7 @@ class Journal:
     def look_up(self, keys: Collection[str]) -> Mapping[str, Recorded]:
         """Return the ledger's entries of some records, by key."""
         self.flush()
-        run = self._host.run.id
+        run = self._host.run
         return self._read(lambda conn: ledger.look_up(conn, run, self._op, keys))
 
     def is_fed(self) -> bool:
@@ -84,13 +84,14 @@ class Journal:
 
     def was_completed(self) -> bool:
         """Return whether an attempt at the campaign run went through its whole input."""
-        attempts = self._read(lambda conn: runs.attempts(conn, self._host.run.id))
+        run = self._host.run
+        attempts = self._read(lambda conn: runs.attempts(conn, run.id, since=run.first_attempt))
         return any(attempt.outcome is RunStatus.COMPLETED for attempt in attempts)
 
     def results(self) -> list[Any]:
         """Return the results of all records that are done, in the order of the input."""
         self.flush()
-        run = self._host.run.id
+        run = self._host.run
         return self._read(lambda conn: ledger.results(conn, run, self._op))
 
     def start(self, records: Sequence[Record]) -> None:
@@ -246,9 +247,9 @@ class Journal:
         return processing
 
     def _begin(self) -> Progress:
-        run, series = self._host.run.id, self._host.series
+        run, series = self._host.run, self._host.series
         with self._host.store.read() as conn:
-            progress = ledger.progress(conn, run, self._op) or Progress(exact=True)
+            progress = ledger.progress(conn, run.id, self._op) or Progress(exact=True)
             # Records that failed before this series are retried, wherever they are.
             same_series = progress.series == series or progress.failed == 0
             if self._host.only_marked:  # others stay failed, and the input is not read to its end

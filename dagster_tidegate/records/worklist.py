@@ -74,7 +74,7 @@ class Worklist(Generic[T]):
     ) -> None:
         self._host, self._journal, self._options = host, journal, options
         self._finish = finish
-        self._scope = f"{host.run.name}/{options.op}"
+        self._scope = f"{host.run.logical_name}/{options.op}"
         self._start = journal.resumed.position if options.append_only else 0
         self._takes_new = not host.only_marked or journal.is_fed()
         self._end: Mark = (0, None)  # of what was read

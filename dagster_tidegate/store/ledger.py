@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.runs import AttemptRow
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 from dagster_tidegate.store.upsert import insert, insert_on
 
 RATE_LASTS = timedelta(seconds=60)
@@ -193,11 +193,14 @@ def remember(
     """
     fence(conn, attempt)
     values = entry._asdict() | {"attempt": attempt.number, "at": now, "steps": steps}
-    conn.execute(
-        insert(conn, t.ledger)
-        .values(campaign_run=attempt.campaign_run, op=op, **values)
-        .on_conflict_do_update(index_elements=_KEY, set_={"steps": steps})
-    )
+    statement = insert(conn, t.ledger).values(campaign_run=attempt.campaign_run, op=op, **values)
+    # An older entry, which does not count any more, is replaced as a whole.
+    kept = {
+        name: sa.case((_counts(), t.ledger.c[name]), else_=statement.excluded[name])
+        for name in (*Entry._fields, *_OF_ALL)
+        if name not in _KEY
+    }
+    conn.execute(statement.on_conflict_do_update(index_elements=_KEY, set_=kept | {"steps": steps}))
 
 
 def abandon(conn: Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
@@ -267,20 +270,20 @@ def begun(conn: Connection, ops: Collection[str]) -> Set[tuple[int, str]]:
 
 
 def look_up(
-    conn: Connection, campaign_run: int, op: str, keys: Collection[str]
+    conn: Connection, run: CampaignRun, op: str, keys: Collection[str]
 ) -> Mapping[str, Recorded]:
     """Return the records of a loop that the ledger has, out of some keys."""
     c = t.ledger.c
     rows = conn.execute(
         sa.select(
             c.key, c.status, c.attempt, c.position, c.error, c.tries, c.retry_at, c.steps
-        ).where(*_of_loop(campaign_run, op), c.key.in_(keys))
+        ).where(*_that_count(run, op), c.key.in_(keys))
     )
     return {key: Recorded(RecordStatus(status), *values) for key, status, *values in rows}
 
 
 def counts(
-    conn: Connection, campaign_run: int, op: str, *, failed_since: int = 0
+    conn: Connection, run: CampaignRun, op: str, *, failed_since: int = 0
 ) -> Mapping[RecordStatus, int]:
     """Return how many records of a loop have each status.
 
@@ -290,7 +293,7 @@ def counts(
     rows = conn.execute(
         sa.select(t.ledger.c.status, sa.func.count())
         .where(
-            *_of_loop(campaign_run, op),
+            *_that_count(run, op),
             (t.ledger.c.status != RecordStatus.FAILED) | (t.ledger.c.attempt >= failed_since),
         )
         .group_by(t.ledger.c.status)
@@ -310,12 +313,12 @@ def has_done(conn: Connection, campaign_run: int, since_attempt: int, *, but: st
     return conn.scalar(query.limit(1)) is not None
 
 
-def results(conn: Connection, campaign_run: int, op: str) -> list[Any]:
+def results(conn: Connection, run: CampaignRun, op: str) -> list[Any]:
     """Return the results of the done records of a loop, in input order."""
     rows = conn.execute(
         sa.select(t.ledger.c.result)
         .where(
-            *_of_loop(campaign_run, op),
+            *_that_count(run, op),
             t.ledger.c.status == RecordStatus.DONE,
         )
         .order_by(t.ledger.c.position),
@@ -326,6 +329,18 @@ def results(conn: Connection, campaign_run: int, op: str) -> list[Any]:
 
 def _of_loop(campaign_run: int, op: str) -> tuple[sa.ColumnElement[bool], ...]:
     return t.ledger.c.campaign_run == campaign_run, t.ledger.c.op == op
+
+
+def _that_count(run: CampaignRun, op: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return *_of_loop(run.id, op), t.ledger.c.attempt >= run.first_attempt
+
+
+def _counts() -> sa.ColumnElement[bool]:
+    """Whether the entry that an INSERT conflicts with still counts; see `first_attempt`."""
+    run = t.campaign_runs.c
+    # Of the row in conflict: a column of the table would add it to the subquery's FROM.
+    row = sa.literal_column("ledger.campaign_run")
+    return t.ledger.c.attempt >= sa.select(run.first_attempt).where(run.id == row).scalar_subquery()
 
 
 @cache
@@ -370,8 +385,11 @@ def _or_replace(statement: Any) -> sa.Insert:
     return statement.on_conflict_do_update(
         index_elements=_KEY,
         set_={
-            name: statement.excluded[name]
-            for name in (*Entry._fields, *_OF_ALL)
-            if name not in _KEY
+            "steps": sa.case((_counts(), t.ledger.c.steps)),
+            **{
+                name: statement.excluded[name]
+                for name in (*Entry._fields, *_OF_ALL)
+                if name not in _KEY
+            },
         },
     )

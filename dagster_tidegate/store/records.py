@@ -192,6 +192,7 @@ def unmark(
     c = t.ledger.c
     marked = sa.and_(
         c.campaign_run == run.id,
+        c.attempt >= run.first_attempt,
         c.status == RecordStatus.WAITING,
         c.at == marked_at,
         c.tries == 0,
@@ -245,7 +246,7 @@ def _change(
 
 def _recount(conn: Connection, run: CampaignRun, op: str) -> None:
     """Bring the progress of a loop up to date; its next attempt reads the input from the start."""
-    counts = ledger.counts(conn, run.id, op)
+    counts = ledger.counts(conn, run, op)
     conn.execute(
         t.progress.update()
         .where(t.progress.c.campaign_run == run.id, t.progress.c.op == op)
@@ -293,7 +294,7 @@ def _where(
     run: CampaignRun, selection: Selection, working: Sequence[int]
 ) -> list[sa.ColumnElement[bool]]:
     c = t.ledger.c
-    where = [c.campaign_run == run.id]
+    where = [c.campaign_run == run.id, c.attempt >= run.first_attempt]
     of_state = {
         RecordState.FAILED: c.status == RecordStatus.FAILED,
         RecordState.SUSPECT: (c.status == RecordStatus.FAILED) & c.suspect,

@@ -6,7 +6,7 @@ and PostgreSQL can vacuum between batches.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -27,7 +27,8 @@ class Keep:
     Campaign runs and their attempts are always kept, as the history of what was done.
 
     Attributes:
-        ledgers: The ledger of a campaign run, after the run has ended; it can't start again then.
+        ledgers: The ledger of a campaign run, after the run has ended; if it is executed again
+            then, all of its records are done again.
         events: The audit log.
         holds: Holds, after their release.
         takeovers: Takeovers, after the value was restored.
@@ -82,8 +83,9 @@ class Pruned:
 def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     """Delete rows that are older than their retention period.
 
-    A campaign run is marked before its ledger is deleted, so that it can't start again with half a
-    ledger: `runs` refuses it from then on. Its attempts and progress stay.
+    A campaign run is marked before its ledger is deleted, so that it does not continue with half a
+    ledger: it starts afresh. Its attempts and progress stay until then. Records that do not count
+    any more, since their campaign run was started afresh, are deleted whatever their age.
 
     Args:
         batches: How many batches to delete at most; at least 1.
@@ -91,9 +93,13 @@ def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     deleted: dict[str, int] = {}
     for kind in KINDS:
         age = getattr(keep, kind)
-        if age is None:
+        before = None if age is None else now - age
+        if kind == "ledgers":
+            batch = _ledgers(before)
+        elif before is None:
             continue
-        batch = _ledgers(now - age) if kind == "ledgers" else _rows(_KINDS[kind], now - age)
+        else:
+            batch = _rows(_KINDS[kind], before)
         deleted[kind] = 0
         while batches:
             with store.begin() as conn:
@@ -112,14 +118,17 @@ def count(conn: Connection, now: datetime, keep: Keep) -> Mapping[str, int]:
     rows_of: dict[str, int] = {}
     for kind in KINDS:
         age = getattr(keep, kind)
-        if age is None:
-            continue
+        before = None if age is None else now - age
         if kind == "ledgers":
             rows = sa.select(sa.func.count()).select_from(t.ledger.join(t.campaign_runs))
-            where = _is_over(now - age)
+            run = t.campaign_runs.c
+            is_old = run.has_old_records & (t.ledger.c.attempt < run.first_attempt)
+            where = _expired(before) | is_old
+        elif before is None:
+            continue
         else:
             rows = sa.select(sa.func.count()).select_from(_KINDS[kind].table)
-            where = _KINDS[kind].where(now - age)
+            where = _KINDS[kind].where(before)
         rows_of[kind] = conn.scalar(rows.where(where)) or 0
     return rows_of
 
@@ -194,50 +203,94 @@ def _rows(kind: _Kind, before: datetime) -> _Batch:
     return batch
 
 
-def _ledgers(before: datetime) -> _Batch:
-    current: int | None = None  # the campaign run whose ledger is being deleted
+def _ledgers(before: datetime | None) -> _Batch:
+    """Delete what does not count any more: of ledgers that expire, and that were begun afresh."""
+    current: _OldRecords | None = None
 
     def batch(conn: Connection, now: datetime) -> int | None:
         nonlocal current
         if current is None:
-            current = _next(conn, before)
+            current = _next(conn, now, before)
             if current is None:
                 return None
-            conn.execute(
-                t.campaign_runs.update()
-                .where(t.campaign_runs.c.id == current, t.campaign_runs.c.pruned_at.is_(None))
-                .values(pruned_at=now)
+        c = t.ledger.c
+        some = conn.execute(
+            sa.select(c.op, c.key)
+            .where(
+                c.campaign_run == current.campaign_run,
+                c.attempt < current.first_attempt,
+                sa.tuple_(c.op, c.key) > sa.tuple_(*map(sa.literal, current.after)),
             )
-        deleted = conn.execute(_batch(current)).rowcount
-        if deleted < BATCH:  # that was the rest of it
-            current = None
+            .order_by(c.op, c.key)
+            .limit(BATCH)
+        ).all()
+        keys = [(row.op, row.key) for row in some]
+        deleted = 0
+        if keys:
+            deleted = conn.execute(
+                t.ledger.delete().where(
+                    c.campaign_run == current.campaign_run,
+                    # Not what an attempt has written since.
+                    c.attempt < current.first_attempt,
+                    sa.tuple_(c.op, c.key).in_(keys),
+                )
+            ).rowcount
+        if len(keys) == BATCH:
+            current = replace(current, after=keys[-1])
+            return deleted
+        run = t.campaign_runs.c
+        conn.execute(  # that was the rest, unless it has been started afresh again
+            t.campaign_runs.update()
+            .where(run.id == current.campaign_run, run.first_attempt == current.first_attempt)
+            .values(has_old_records=False)
+        )
+        current = None
         return deleted
 
     return batch
 
 
-def _is_over(before: datetime) -> sa.ColumnElement[bool]:
-    run = t.campaign_runs.c
-    return run.status.in_(set(RunStatus) - UNFINISHED) & (run.changed_at < before)
+@dataclass(frozen=True)
+class _OldRecords:
+    """The records of a campaign run of attempts before `first_attempt`, after an op and key."""
+
+    campaign_run: int
+    first_attempt: int
+    after: tuple[str, str] = ("", "")
 
 
-def _next(conn: Connection, before: datetime) -> int | None:
-    """Return a campaign run that ended before a time and has a ledger, locked against a start."""
+def _expired(before: datetime | None) -> sa.ColumnElement[bool]:
+    """Which campaign runs have a ledger to delete since they ended before a time."""
     run = t.campaign_runs.c
-    return conn.scalar(
-        sa.select(run.id)
-        .where(_is_over(before), sa.exists().where(t.ledger.c.campaign_run == run.id))
+    if before is None:
+        return sa.false()
+    return (
+        run.status.in_(set(RunStatus) - UNFINISHED)
+        & (run.changed_at < before)
+        & run.pruned_at.is_(None)
+    )
+
+
+def _next(conn: Connection, now: datetime, before: datetime | None) -> _OldRecords | None:
+    """Return a campaign run that has old records. A ledger that expires becomes old as a whole."""
+    run = t.campaign_runs.c
+    has_ledger = sa.exists().where(t.ledger.c.campaign_run == run.id)
+    row = conn.execute(
+        sa.select(run.id, run.attempt, run.first_attempt, run.has_old_records)
+        .where(run.has_old_records | (_expired(before) & has_ledger))
         .order_by(run.id)
         .limit(1)
         .with_for_update(of=t.campaign_runs, skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.has_old_records:
+        return _OldRecords(row.id, row.first_attempt)
+    # From now on the run starts afresh, however much of the ledger is deleted.
+    first = row.attempt + 1
+    conn.execute(
+        t.campaign_runs.update()
+        .where(run.id == row.id)
+        .values(first_attempt=first, has_old_records=True, pruned_at=now)
     )
-
-
-def _batch(campaign_run: int) -> sa.Delete:
-    key = sa.tuple_(t.ledger.c.op, t.ledger.c.key)
-    some = (
-        sa.select(t.ledger.c.op, t.ledger.c.key)
-        .where(t.ledger.c.campaign_run == campaign_run)
-        .limit(BATCH)
-    )
-    return t.ledger.delete().where(t.ledger.c.campaign_run == campaign_run, key.in_(some))
+    return _OldRecords(row.id, first)

@@ -84,7 +84,7 @@ def details(conn: Connection, now: datetime, run: CampaignRun, *, limit: int) ->
     attempts = runs.attempts(conn, run.id)
     working = [attempt.number for attempt in attempts if attempt.works(now)]
     c = t.ledger.c
-    of_run = c.campaign_run == run.id
+    of_run = (c.campaign_run == run.id) & (c.attempt >= run.first_attempt)
     started = of_run & (c.status == RecordStatus.STARTED)
     in_doubt = started & c.attempt.not_in(working)
     failed = of_run & (c.status == RecordStatus.FAILED)

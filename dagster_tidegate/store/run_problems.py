@@ -92,8 +92,12 @@ def records_in_doubt(conn: Connection, campaign_run: int) -> int:
     return (
         conn.scalar(
             sa.select(sa.func.count())
-            .select_from(t.ledger)
-            .where(ledger.campaign_run == campaign_run, ledger.status == RecordStatus.STARTED)
+            .select_from(t.ledger.join(t.campaign_runs))
+            .where(
+                ledger.campaign_run == campaign_run,
+                ledger.status == RecordStatus.STARTED,
+                ledger.attempt >= t.campaign_runs.c.first_attempt,
+            )
         )
         or 0
     )

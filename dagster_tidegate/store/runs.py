@@ -7,14 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import SystemActor, run_name
+from dagster_tidegate.holds import SystemActor, part_name, run_name
 from dagster_tidegate.statuses import RUN_MOVES, RunStatus
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
-from dagster_tidegate.text import utc
 
 MAX_GUESSED_FROM = 1000
 
@@ -33,13 +32,19 @@ class AttemptPausedError(AttemptRefusedError):
 
 @dataclass(frozen=True)
 class CampaignRun:
-    """One partition of a campaign. Times are UTC.
+    """One partition of a campaign, of all its assets or of some. Times are UTC.
 
     Attributes:
+        partition: Its name within the campaign, from `holds.part_name`.
+        dagster_partition: Dagster's partition key, or the id of the first run if there is none.
+        assets: The assets that it covers, by name; empty: all of its job.
+        first_attempt: The ledger has what this attempt and later ones did. What earlier ones did
+            was another logical run, and does not count any more.
+        ended_as: The status in which it ended; None while it has not since an attempt began.
         attempt: Number of the attempt that owns it; 0 before the first.
         priority: Runs of higher priority resume first.
         changed_at: When its status last changed.
-        pruned_at: When its ledger was deleted; it can't start again after that.
+        pruned_at: When its ledger expired, after it had ended.
         waits_for_start: Whether a person created it, and no Dagster run was launched for it yet.
     """
 
@@ -55,11 +60,24 @@ class CampaignRun:
     changed_at: datetime
     pruned_at: datetime | None = None
     waits_for_start: bool = False
+    dagster_partition: str = ""
+    assets: tuple[str, ...] = ()
+    first_attempt: int = 0
+    ended_as: RunStatus | None = None
+    has_old_records: bool = False
 
     @property
     def name(self) -> str:
         """`campaign/partition`, the name of the target of a hold on it."""
         return run_name(self.campaign, self.partition)
+
+    @property
+    def logical_name(self) -> str:
+        """Distinguishes what it does now from what it did before it was started afresh.
+
+        A service that remembers idempotency keys would else answer with the old results.
+        """
+        return self.name if self.first_attempt <= 1 else f"{self.name}#{self.first_attempt}"
 
 
 @dataclass(frozen=True)
@@ -99,11 +117,23 @@ _ATTEMPTS = sa.select(
 
 
 def ensure(
-    conn: Connection, now: datetime, campaign: str, partition: str, *, priority: int = 0
+    conn: Connection,
+    now: datetime,
+    campaign: str,
+    partition: str,
+    assets: Collection[str] = (),
+    *,
+    priority: int = 0,
 ) -> CampaignRun:
-    """Return the campaign run of a partition; create it, as pending, if there is none."""
-    create(conn, now, campaign, partition, priority=priority, actor=SystemActor.GATE)
-    run = find(conn, campaign, partition)
+    """Return the campaign run of a partition; create it, as pending, if there is none.
+
+    Args:
+        partition: Dagster's partition key, or the id of the first run if there is none.
+        assets: The assets that it covers; empty: all of its job.
+    """
+    actor = SystemActor.GATE
+    create(conn, now, campaign, partition, assets, priority=priority, actor=actor)
+    run = find(conn, campaign, part_name(partition, assets))
     assert run is not None  # just created or already there, and never deleted
     return run
 
@@ -113,6 +143,7 @@ def create(
     now: datetime,
     campaign: str,
     partition: str,
+    assets: Collection[str] = (),
     *,
     priority: int = 0,
     waits_for_start: bool = False,
@@ -121,14 +152,18 @@ def create(
     """Create the campaign run of a partition, as pending; False if it exists already.
 
     Args:
+        partition: As for `ensure`, like `assets`.
         priority: Runs of higher priority resume first.
         waits_for_start: Whether a person launches its Dagster run later, with `claim_start`.
     """
+    name = part_name(partition, assets)
     created = conn.scalar(
         insert(conn, t.campaign_runs)
         .values(
             campaign=campaign,
-            partition=partition,
+            partition=name,
+            dagster_partition=None if name == partition else partition,
+            assets=sorted(assets) or None,
             status=RunStatus.PENDING,
             priority=priority,
             waits_for_start=waits_for_start,
@@ -139,7 +174,7 @@ def create(
         .returning(t.campaign_runs.c.id)
     )
     if created:
-        name = run_name(campaign, partition)
+        name = run_name(campaign, name)
         _event(conn, now, name, None, RunStatus.PENDING, actor=actor)
     return bool(created)
 
@@ -196,7 +231,7 @@ def give_start_back(
 
 
 def find(conn: Connection, campaign: str, partition: str) -> CampaignRun | None:
-    """Return the campaign run of a partition, or None if there is none."""
+    """Return the campaign run with a name within its campaign, or None if there is none."""
     c = t.campaign_runs.c
     return _one(conn, c.campaign == campaign, c.partition == partition)
 
@@ -306,6 +341,7 @@ def move(
             reason=reason,
             paused_at=now if to is RunStatus.PAUSED else None,
             changed_at=now,
+            **_ended_as(to),
         )
     ).rowcount
     if not moved:
@@ -322,10 +358,15 @@ def latest_attempt(conn: Connection, campaign_run: int) -> AttemptRow | None:
     return made[-1] if made else None
 
 
-def attempts(conn: Connection, campaign_run: int) -> Sequence[AttemptRow]:
-    """Return the attempts at a campaign run, the oldest first."""
+def attempts(conn: Connection, campaign_run: int, *, since: int = 0) -> Sequence[AttemptRow]:
+    """Return the attempts at a campaign run, the oldest first.
+
+    Args:
+        since: Only from this number on.
+    """
     c = t.attempts.c
-    rows = conn.execute(_ATTEMPTS.where(c.campaign_run == campaign_run).order_by(c.number))
+    of_run = (c.campaign_run == campaign_run) & (c.number >= since)
+    rows = conn.execute(_ATTEMPTS.where(of_run).order_by(c.number))
     return [_attempt(row) for row in rows]
 
 
@@ -377,20 +418,26 @@ def begin_attempt(
     dagster_run: str,
     *,
     owner_is_over: bool,
+    continues: bool = True,
 ) -> AttemptRow:
     """Make a Dagster run the owner of a campaign run. The ops of one run share an attempt.
+
+    An attempt that starts afresh leaves nothing of earlier ones: their records do not count any
+    more. They are deleted later, in batches: a million at once would keep SQLite's writers waiting
+    for seconds.
 
     Args:
         owner_is_over: Whether the Dagster run of the newest attempt has ended in Dagster, or the
             attempt's lease has expired.
+        continues: Whether what earlier attempts did still counts; else it starts afresh.
 
     Returns:
         The attempt; its number fences the writes of older ones.
 
     Raises:
         AttemptPausedError: If this Dagster run's attempt has paused.
-        AttemptRefusedError: If another attempt's Dagster run has not ended, this Dagster run's
-            attempt is over, or the ledger was deleted after the campaign run ended.
+        AttemptRefusedError: If another attempt's Dagster run has not ended, or this Dagster run's
+            attempt is over.
     """
     # Ops of one run may start at the same moment: the second waits here for the first's attempt.
     run = locked(conn, run.id)
@@ -413,12 +460,10 @@ def begin_attempt(
             f"{run.name}: attempt {newest.number} of Dagster run {newest.dagster_run} has taken "
             f"over from {dagster_run}"
         )
-    if run.pruned_at is not None:
-        raise AttemptRefusedError(
-            f"{run.name} ended as {run.status}, and its ledger was deleted at "
-            f"{utc(run.pruned_at)}: every record would be done again. Use a new partition"
-        )
     number = run.attempt + 1
+    is_first = newest is None or not continues
+    if is_first:
+        conn.execute(t.progress.delete().where(t.progress.c.campaign_run == run.id))
     conn.execute(
         t.campaign_runs.update()
         .where(t.campaign_runs.c.id == run.id)
@@ -426,6 +471,10 @@ def begin_attempt(
             status=RunStatus.PROCESSING,
             waits_for_start=False,
             attempt=number,
+            first_attempt=number if is_first else run.first_attempt,
+            has_old_records=run.has_old_records or (is_first and number > 1),
+            pruned_at=None,
+            ended_as=None,
             reason=None,
             paused_at=None,
             changed_at=now,
@@ -452,7 +501,16 @@ def begin_attempt(
 
 def from_row(values: Mapping[Any, Any]) -> CampaignRun:
     """Return the campaign run of a row of the table."""
-    return CampaignRun(**{**values, "status": RunStatus(values["status"])})
+    ended_as = values["ended_as"]
+    return CampaignRun(
+        **{
+            **values,
+            "status": RunStatus(values["status"]),
+            "dagster_partition": values["dagster_partition"] or values["partition"],
+            "assets": tuple(values["assets"] or ()),
+            "ended_as": None if ended_as is None else RunStatus(ended_as),
+        }
+    )
 
 
 def resume_order(run: CampaignRun) -> tuple[int, datetime | None, int]:
@@ -467,6 +525,13 @@ def _one(conn: Connection, *where: sa.ColumnElement[bool]) -> CampaignRun | None
 
 def _all(conn: Connection, query: sa.Select) -> list[CampaignRun]:
     return [from_row(row) for row in conn.execute(query).mappings()]
+
+
+def _ended_as(to: RunStatus) -> Mapping[str, RunStatus | None]:
+    """What a move to a status says about how the campaign run ended; it may be queued again."""
+    if to in (RunStatus.PENDING, RunStatus.PROCESSING):
+        return {}
+    return {"ended_as": None if to is RunStatus.PAUSED else to}
 
 
 def _attempt(row: sa.Row) -> AttemptRow:

@@ -54,6 +54,10 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 # SQLite assigns numbers only to INTEGER PRIMARY KEY columns.
 Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# A name that has partition keys in it. SQLite ignores the limit, and can't change it in place.
+_Name = sa.Text().with_variant(sa.String(256), "sqlite")
+_LongName = sa.Text().with_variant(sa.String(512), "sqlite")
+_EventName = sa.Text().with_variant(sa.String(640), "sqlite")
 
 
 def _status(column: str, values: type[StrEnum], **kwargs: Any) -> tuple[sa.Column, ...]:
@@ -127,7 +131,7 @@ holds = sa.Table(
     metadata,
     sa.Column("id", Id, primary_key=True),
     *_status("target_kind", TargetKind),
-    sa.Column("target_name", sa.String(512), nullable=False),
+    sa.Column("target_name", _LongName, nullable=False),
     *_status("source", HoldSource),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.String(256), nullable=False),
@@ -192,7 +196,12 @@ campaign_runs = sa.Table(
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("campaign", sa.String(256), nullable=False),
-    sa.Column("partition", sa.String(256), nullable=False),
+    # Its name within the campaign, `holds.part_name` of the next two. Workers of revision 0002 know
+    # these two columns alone, so that they are its identity.
+    sa.Column("partition", _Name, nullable=False),
+    # Dagster's partition key, or the id of the first run if there is none; NULL: as `partition`.
+    sa.Column("dagster_partition", sa.Text),
+    sa.Column("assets", sa.JSON(none_as_null=True)),  # those it covers; NULL: all of its job
     *_status("status", RunStatus, server_default=RunStatus.PENDING.value),
     # The attempt that owns the campaign run; writes of an older one are refused.
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
@@ -201,7 +210,14 @@ campaign_runs = sa.Table(
     sa.Column("paused_at", UTCDateTime),
     sa.Column("created_at", UTCDateTime, nullable=False),
     sa.Column("changed_at", UTCDateTime, nullable=False),
-    sa.Column("pruned_at", UTCDateTime),  # when its ledger was deleted; it can't start again
+    # The status in which it last ended; NULL while it has not ended since an attempt began.
+    sa.Column("ended_as", sa.String(16)),
+    # Progress, and the records of the ledger written by this attempt or a later one, belong to it;
+    # older records do not count any more.
+    sa.Column("first_attempt", sa.Integer, nullable=False, server_default="0"),
+    # Whether the ledger may have such older records, which retention deletes.
+    sa.Column("has_old_records", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("pruned_at", UTCDateTime),  # when its ledger expired, after it had ended
     # Whether a person created it, and no Dagster run was launched for it yet.
     sa.Column("waits_for_start", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("campaign", "partition"),
@@ -325,7 +341,7 @@ events = sa.Table(
     sa.Column("id", Id, primary_key=True),
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Column("kind", sa.String(32), nullable=False),  # service, hold, campaign_run, takeover, ...
-    sa.Column("name", sa.String(640), nullable=False),  # of a hold: its target, kind and name
+    sa.Column("name", _EventName, nullable=False),  # of a hold: its target, kind and name
     sa.Column("from_status", sa.String(32)),
     sa.Column("to_status", sa.String(32), nullable=False),
     sa.Column("reason", sa.Text),

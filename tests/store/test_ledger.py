@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import ledger, loops, runs
+from dagster_tidegate.store import ledger, loops, records, runs
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
-from dagster_tidegate.store.runs import AttemptRow
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 from tests.support.clock import Clock
 from tests.support.record_statuses import record_statuses
 
@@ -21,10 +21,14 @@ def begin(conn: Connection, clock: Clock, dagster_run: str = "first") -> Attempt
     return runs.begin_attempt(conn, clock(), run, dagster_run, owner_is_over=True)
 
 
-def end(conn: Connection, clock: Clock, to: RunStatus) -> None:
+def owner(conn: Connection) -> CampaignRun:
     run = runs.find(conn, "outreach", "leads-1")
     assert run is not None
-    assert runs.move(conn, clock(), run, to, actor="test")
+    return run
+
+
+def end(conn: Connection, clock: Clock, to: RunStatus) -> None:
+    assert runs.move(conn, clock(), owner(conn), to, actor="test")
 
 
 def test_one_write_ends_a_record_and_starts_the_next(store: Store, clock: Clock) -> None:
@@ -33,7 +37,7 @@ def test_one_write_ends_a_record_and_starts_the_next(store: Store, clock: Clock)
         assert ledger.write(conn, clock(), attempt, "send", [Entry("a", 0, STARTED)])
         both = [Entry("a", 0, DONE, {"sent": True}), Entry("b", 1, STARTED)]
         assert ledger.write(conn, clock(), attempt, "send", both)
-        assert ledger.look_up(conn, attempt.campaign_run, "send", ["a", "b", "c"]) == {
+        assert ledger.look_up(conn, owner(conn), "send", ["a", "b", "c"]) == {
             "a": Recorded(DONE, 1, 0),
             "b": Recorded(STARTED, 1, 1),
         }
@@ -87,10 +91,37 @@ def test_results_come_back_as_they_were_in_the_order_of_the_input(
         attempt = begin(conn, clock)
         ledger.write(conn, clock(), attempt, "send", entries[::-1])
         ledger.write(conn, clock(), attempt, "send", [Entry("f", 99, FAILED, error="403")])
-        assert ledger.results(conn, attempt.campaign_run, "send") == results
-        assert ledger.counts(conn, attempt.campaign_run, "send") == {DONE: len(results), FAILED: 1}
-        assert ledger.counts(conn, attempt.campaign_run, "send", failed_since=2) == {
-            DONE: len(results)
+        assert ledger.results(conn, owner(conn), "send") == results
+        assert ledger.counts(conn, owner(conn), "send") == {DONE: len(results), FAILED: 1}
+        assert ledger.counts(conn, owner(conn), "send", failed_since=2) == {DONE: len(results)}
+
+
+def test_what_was_done_before_a_fresh_start_does_not_count(store: Store, clock: Clock) -> None:
+    old = [Entry("same", 0, DONE, "old"), Entry("gone", 1, DONE, "old"), Entry("grouped", 2, DONE)]
+    with store.begin() as conn:
+        first = begin(conn, clock)
+        ledger.write(conn, clock(), first, "send", old)
+        for entry in (old[0], old[2]):
+            ledger.remember(conn, clock(), first, "send", entry, {"paid": 1})
+        ledger.write_progress(conn, clock(), first, "send", Progress(done=3, exact=True))
+        end(conn, clock, RunStatus.COMPLETED)
+    with store.begin() as conn:
+        again = runs.begin_attempt(
+            conn, clock(), owner(conn), "again", owner_is_over=True, continues=False
+        )
+        run = owner(conn)
+        assert ledger.counts(conn, run, "send") == {}
+        assert ledger.results(conn, run, "send") == []
+        assert ledger.look_up(conn, run, "send", ["same", "gone", "grouped"]) == {}
+        assert ledger.progress(conn, run.id, "send") is None
+        assert records.read(conn, clock(), run, records.Selection(), limit=9) == []
+        # A start is written first; with a group, a step is what is written first.
+        ledger.write(conn, clock(), again, "send", [Entry("same", 5, STARTED)])
+        waiting = Entry("grouped", 6, RecordStatus.WAITING)
+        ledger.remember(conn, clock(), again, "send", waiting, {"found": 2})
+        assert ledger.look_up(conn, run, "send", ["same", "gone", "grouped"]) == {
+            "same": Recorded(STARTED, 2, 5),
+            "grouped": Recorded(RecordStatus.WAITING, 2, 6, steps={"found": 2}),
         }
 
 
@@ -100,10 +131,10 @@ def test_thousands_of_keys_are_looked_up_at_once(store: Store, clock: Clock) -> 
         attempt = begin(conn, clock)
         done = [Entry(key, row, DONE) for row, key in enumerate(keys)]
         ledger.write(conn, clock(), attempt, "send", done)
-        recorded = ledger.look_up(conn, attempt.campaign_run, "send", [*keys, "'; --", "new"])
+        recorded = ledger.look_up(conn, owner(conn), "send", [*keys, "'; --", "new"])
         assert list(recorded)
         assert set(recorded) == set(keys)
-        assert ledger.look_up(conn, attempt.campaign_run, "send", []) == {}
+        assert ledger.look_up(conn, owner(conn), "send", []) == {}
 
 
 def test_abandoned_records_are_not_in_doubt(store: Store, clock: Clock) -> None:

@@ -112,7 +112,7 @@ def test_marked_records_are_done_again_and_unmarked_ones_are_as_before(
         assert records.mark(conn, clock(), run, chosen) == {"send": 4}
         statuses = record_statuses(conn, run.id, "send")
         assert {key for key, status in statuses.items() if status is WAITING} == set("abcde")
-        found = ledger.look_up(conn, run.id, "send", ["d"])["d"]
+        found = ledger.look_up(conn, run, "send", ["d"])["d"]
         assert (found.tries, found.retry_at) == (0, None)
         progress = ledger.progress(conn, run.id, "send")
         assert progress is not None

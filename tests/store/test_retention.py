@@ -1,4 +1,4 @@
-"""What is over for long is deleted in batches; campaign runs without ledger do not begin again."""
+"""What is over for long is deleted in batches; campaign runs without ledger begin afresh."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.ledger import Entry
 from dagster_tidegate.store.retention import KINDS, Keep, Retention
-from dagster_tidegate.store.runs import AttemptRefusedError, AttemptRow, CampaignRun
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 from dagster_tidegate.store.tables import metadata
 from tests.support.clock import Clock
 from tests.support.record_statuses import record_statuses
@@ -88,10 +88,50 @@ def test_it_goes_on_where_it_stopped(
     clock.advance(100 * DAY_S)
     keep = only(ledgers=timedelta(0))
     assert prune(store, keep, batches=1) == (2, True)
-    with store.begin() as conn, pytest.raises(AttemptRefusedError, match="ledger was deleted"):
-        begin(store, old, "again")(conn)
     assert prune(store, keep) == (3, False)
     assert left(store, old) == 0
+
+
+def test_a_campaign_run_whose_ledger_is_being_deleted_starts_afresh(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    old = ended(store, "old", RunStatus.COMPLETED)
+    clock.advance(100 * DAY_S)
+    keep = only(ledgers=timedelta(days=90))
+    assert prune(store, keep, batches=1) == (2, True)
+    with store.begin() as conn:
+        attempt = begin(store, old, "again")(conn)
+        again = runs.get(conn, old.id)
+        assert again is not None
+        assert ledger.counts(conn, again, "send") == {}
+        entries = [Entry(f"lead-{row}", row, RecordStatus.DONE) for row in range(4)]
+        assert ledger.write(conn, clock(), attempt, "send", entries)
+    prune(store, keep)
+    assert left(store, old) == 4, "what the new attempt wrote, and nothing older"
+    clock.advance(100 * DAY_S)
+    with store.begin() as conn:
+        runs.move(conn, clock(), again, RunStatus.COMPLETED, actor="test")
+    assert prune(store, keep) == (0, False), "it ended just now"
+    clock.advance(100 * DAY_S)
+    assert prune(store, keep) == (4, False)
+
+
+def test_records_from_before_a_fresh_start_are_deleted_whatever_is_kept(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    run = ended(store, "p", RunStatus.COMPLETED)
+    with store.begin() as conn:
+        attempt = runs.begin_attempt(
+            conn, clock(), run, "again", owner_is_over=True, continues=False
+        )
+        assert ledger.write(conn, clock(), attempt, "send", [Entry("new", 0, RecordStatus.DONE)])
+    with store.read() as conn:
+        assert retention.count(conn, clock(), only())["ledgers"] == 5
+    assert prune(store, only()) == (5, False)
+    assert left(store, run) == 1
+    assert prune(store, only()) == (0, False)
 
 
 def test_a_sensor_that_keeps_for_ever_deletes_nothing(store: Store, clock: Clock) -> None:

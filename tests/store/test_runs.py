@@ -145,7 +145,7 @@ def test_failed_records_of_the_work_that_is_resumed_count_and_older_ones_do_not(
     run, _ = begin(store, "run-3", owner_is_over=True)
     with store.read() as conn:
         since = runs.began_with(runs.attempts(conn, run.id))
-        counts = ledger.counts(conn, run.id, "send", failed_since=since)
+        counts = ledger.counts(conn, run, "send", failed_since=since)
     assert since == 2
     assert counts == {RecordStatus.FAILED: 1}
 
@@ -178,7 +178,7 @@ def test_results_of_every_attempt_are_kept(store: Store) -> None:
         Entry("c", 2, RecordStatus.FAILED),
     )
     with store.read() as conn:
-        assert ledger.results(conn, run.id, "send") == [{"n": 1}, {"n": 2}]
+        assert ledger.results(conn, run, "send") == [{"n": 1}, {"n": 2}]
 
 
 def test_a_clean_stop_leaves_no_record_in_doubt(store: Store) -> None:

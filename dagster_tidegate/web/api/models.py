@@ -19,11 +19,9 @@ from pydantic import (
 from dagster_tidegate.control.operations import REPAIRED
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.store.records import RecordState, Selection
-from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked, utc
+from dagster_tidegate.text import MAX_NAME, MAX_PART, MAX_REASON, checked, utc
 from dagster_tidegate.web.api.problems import Code, Problem
 
-MAX_PART = 256
-"""How long each part of the name of a campaign run may be: campaign and partition."""
 MAX_LENGTH_S = 10 * 366 * 24 * 3600
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,8 @@
-"""Verdicts: what opened a breaker, and how often a record was tried."""
+"""Verdicts, and identity: what a campaign run covers, and which attempts its ledger belongs to.
+
+Workers of revision 0002 go on: the identity of a campaign run stays in `campaign` and `partition`,
+with their unique constraint, and all new columns have a default.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +19,19 @@ def upgrade() -> None:
     op.add_column("services", sa.Column("answer", sa.Text()))
     op.add_column("services", sa.Column("would_open_at", sa.DateTime(timezone=True)))
     op.add_column("outcomes", sa.Column("row_records", sa.Text()))
+    _widen("holds", "target_name")
+    _widen("campaign_runs", "partition")
+    op.add_column("campaign_runs", sa.Column("dagster_partition", sa.Text()))
+    op.add_column("campaign_runs", sa.Column("assets", sa.JSON(none_as_null=True)))
+    op.add_column("campaign_runs", sa.Column("ended_as", sa.String(length=16)))
+    op.add_column(
+        "campaign_runs",
+        sa.Column("first_attempt", sa.Integer(), server_default="0", nullable=False),
+    )
+    op.add_column(
+        "campaign_runs",
+        sa.Column("has_old_records", sa.Boolean(), server_default=sa.false(), nullable=False),
+    )
     tries = sa.Column("tries", sa.Integer(), server_default="0", nullable=False)
     suspect = sa.Column("suspect", sa.Boolean(), server_default=sa.false(), nullable=False)
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
@@ -27,10 +44,27 @@ def upgrade() -> None:
             op.f("ck_ledger_status"),
             "status IN ('waiting', 'started', 'done', 'failed', 'skipped')",
         )
+    _widen("events", "name")  # last, as in each worker's transaction
+
+
+def _widen(table: str, column: str) -> None:
+    """Remove the limit of a text. PostgreSQL rewrites neither table nor index; SQLite has none."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.alter_column(table, column, type_=sa.Text())
 
 
 def downgrade() -> None:
-    """Take this revision back. Skipped records become failed, waiting ones untouched."""
+    """Take this revision back. Skipped records become failed, waiting ones untouched.
+
+    Names stay as long as they are; the older version reads them.
+    """
+    op.execute(
+        """
+        DELETE FROM ledger WHERE attempt < (
+            SELECT first_attempt FROM campaign_runs WHERE campaign_runs.id = ledger.campaign_run
+        )
+        """
+    )
     op.execute("DELETE FROM ledger WHERE status = 'waiting'")
     op.execute("UPDATE ledger SET status = 'failed' WHERE status = 'skipped'")
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
@@ -39,6 +73,15 @@ def downgrade() -> None:
             op.f("ck_ledger_status"), "status IN ('started', 'done', 'failed')"
         )
         for column in ("steps", "suspect", "retry_at", "tries"):
+            batch_op.drop_column(column)
+    with op.batch_alter_table("campaign_runs") as batch_op:
+        for column in (
+            "has_old_records",
+            "first_attempt",
+            "ended_as",
+            "assets",
+            "dagster_partition",
+        ):
             batch_op.drop_column(column)
     with op.batch_alter_table("outcomes") as batch_op:
         batch_op.drop_column("row_records")
