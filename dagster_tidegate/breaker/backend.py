@@ -18,6 +18,7 @@ from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import (
     WindowDelta,
     WindowStats,
+    last_success,
     outlives_window,
     reach,
     window_stats,
@@ -294,9 +295,9 @@ class MemoryBackend:
         return [row for row in self._rows.values() if (row.service, row.generation) == key]
 
     def _prune(self, policy: ServicePolicy, now: datetime) -> int:
-        since, _ = reach(policy, now)
+        since, until = reach(policy, now)
         current = self._counts(self._get(policy.name, now))
-        last_ok_at = max((row.last_ok_at for row in current if row.last_ok_at), default=None)
+        last_ok_at = last_success(current, until)
         kept = {id(row) for row in current if outlives_window(row, last_ok_at)}
         old = [
             key

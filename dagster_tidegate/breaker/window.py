@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -142,6 +142,16 @@ def outlives_window(row: Counts | WindowDelta, last_ok_at: datetime | None) -> b
     return row.last_ok_at == last_ok_at or (row.failed_in_row > 0 and failed_since)
 
 
+def last_success(rows: Iterable[Counts | WindowDelta], until: datetime) -> datetime | None:
+    """Return the last success of all workers; None if there is none.
+
+    Args:
+        until: What a worker with a fast clock reports for later does not count yet.
+    """
+    known = [row.last_ok_at for row in rows if row.bucket <= until and row.last_ok_at is not None]
+    return max((at for at in known if at <= until), default=None)
+
+
 def window_stats(
     rows: Sequence[Counts | WindowDelta], policy: ServicePolicy, now: datetime, worker: str
 ) -> WindowStats:
@@ -155,8 +165,7 @@ def window_stats(
     width = bucket_s(policy)
     since, until = reach(policy, now)
     rows = [row for row in rows if row.bucket <= until]
-    successes = [row.last_ok_at for row in rows if row.last_ok_at is not None]
-    last_ok_at = max((at for at in successes if at <= until), default=None)
+    last_ok_at = last_success(rows, until)
     rows = [row for row in rows if row.bucket > since or outlives_window(row, last_ok_at)]
     floor = last_ok_at or datetime.min.replace(tzinfo=UTC)
     latest: dict[str, Counts | WindowDelta] = {}

@@ -19,6 +19,7 @@ from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import (
+    CLOCK_TOLERANCE_S,
     Counts,
     WindowDelta,
     WindowStats,
@@ -329,7 +330,8 @@ class SqlBackend:
             present = sa.exists().where(
                 t.services.c.name == o.service, t.services.c.generation == o.generation
             )
-            old = old & ~(present & _outlives_window())
+            until = now + timedelta(seconds=CLOCK_TOLERANCE_S)
+            old = old & ~(present & _outlives_window(until))
             # Several processes prune at the same time: each skips rows that another has locked.
             key = (o.service, o.bucket, o.worker, o.generation)
             some = (
@@ -477,12 +479,17 @@ def _add(dialect: str) -> Any:
     )
 
 
-def _outlives_window() -> sa.ColumnElement[bool]:
-    """See `window.outlives_window`."""
+def _outlives_window(until: Any) -> sa.ColumnElement[bool]:
+    """See `window.outlives_window`; what a worker reports for later than `until` is not known."""
     o, other = t.outcomes.c, t.outcomes.alias("other")
     last_ok_at = (
         sa.select(sa.func.max(other.c.last_ok_at))
-        .where(other.c.service == o.service, other.c.generation == o.generation)
+        .where(
+            other.c.service == o.service,
+            other.c.generation == o.generation,
+            other.c.bucket <= until,
+            other.c.last_ok_at <= until,
+        )
         .correlate(t.outcomes)
         .scalar_subquery()
     )
@@ -493,7 +500,7 @@ def _outlives_window() -> sa.ColumnElement[bool]:
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     t.outcomes.c.service == sa.bindparam("service"),
     t.outcomes.c.generation == sa.bindparam("generation"),
-    (t.outcomes.c.bucket > sa.bindparam("since")) | _outlives_window(),
+    (t.outcomes.c.bucket > sa.bindparam("since")) | _outlives_window(sa.bindparam("until")),
     t.outcomes.c.bucket <= sa.bindparam("until"),
 )
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")

@@ -394,6 +394,7 @@ class Model:
         self.state, self.row, self.until, self.attempt = CLOSED, 0, None, 0
         self.successes, self.leases = 0, {}
         self.recovered = False  # once it has, a trip within the hour is a relapse
+        self.throttled = False  # then one trial call that succeeds is enough
 
     def to(self, state: BreakerState, until: datetime | None = None) -> None:
         self.state, self.until, self.row, self.successes = state, until, 0, 0
@@ -403,6 +404,7 @@ class Model:
         self.row += self.state == CLOSED
         if self.row >= 3:
             self.attempt = self.attempt + 1 if self.recovered else 0
+            self.throttled = False
             self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
 
     def take(self, now: datetime) -> bool:
@@ -417,10 +419,12 @@ class Model:
         self.successes += verdict == VerdictKind.SUCCESS
         if verdict == VerdictKind.FAILURE:
             self.attempt += 1
+            self.throttled = False
             self.to(OPEN, now + timedelta(seconds=min(10 * 2**self.attempt, 40)))
         elif verdict == VerdictKind.THROTTLED:
+            self.attempt, self.throttled = 0, True
             self.to(OPEN, now + timedelta(seconds=10))
-        elif self.successes >= 2:
+        elif self.successes >= (1 if self.throttled else 2):
             self.to(CLOSED)
             self.recovered = True
 
