@@ -106,7 +106,7 @@ def test_marked_records_are_done_again_and_unmarked_ones_are_as_before(
         run = prepared(conn, clock)
         records.skip(conn, clock(), run, Selection(keys=["c"]), "not needed")
         before = record_statuses(conn, run.id, "send")
-        failed_before = ledger.look_up(conn, run.id, "send", ["d"])
+        failed_before = ledger.look_up(conn, run, "send", ["d"])
         clock.advance(5)
         former = records.to_restore(conn, clock(), run, chosen)
         assert records.mark(conn, clock(), run, chosen) == {"send": 4}
@@ -125,7 +125,7 @@ def test_marked_records_are_done_again_and_unmarked_ones_are_as_before(
         records.unmark(conn, clock(), run, former)
         assert record_statuses(conn, run.id, "send") == before
         assert before["c"] is SKIPPED
-        assert ledger.look_up(conn, run.id, "send", ["d"]) == failed_before
+        assert ledger.look_up(conn, run, "send", ["d"]) == failed_before
         progress = ledger.progress(conn, run.id, "send")
         assert progress is not None
         assert (progress.done, progress.failed) == (1, 2)
