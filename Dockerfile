@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY dagster_tidegate dagster_tidegate
 RUN /venv/bin/pip install --no-cache-dir -c constraints.txt 'pip>=25.1' \
     && /venv/bin/pip install --no-cache-dir -c constraints.txt \
-        '.[alerts,api,docker,k8s,metrics,otel,postgres,sandbox]' --group deployment \
+        '.[alerts,docker,k8s,otel,postgres,webserver]' --group deployment \
     && find /venv -name __pycache__ -prune -exec rm -rf {} +
 
 FROM python:3.11.14-slim-bookworm

@@ -108,10 +108,10 @@ $(BIN)/python:
 # pip supports dependency groups since 25.1.
 $(DEPLOYMENT): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,api,metrics,otel,postgres,sandbox]' --group deployment
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,otel,postgres,webserver]' --group deployment
 	@touch $@
 
 $(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,api,metrics,otel,postgres,sandbox]' --group deployment --group test
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,otel,postgres,webserver]' --group deployment --group test
 	@touch $@ $(DEPLOYMENT)

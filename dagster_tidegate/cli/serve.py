@@ -1,6 +1,7 @@
 """`tidegate serve`: the API and the Dagster UI on one port."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -53,6 +54,10 @@ def serve(
         source = _source(code, settings, api_only=api_only)
     except (SettingsError, ProjectError) as error:
         raise failure(error) from error
+    if not api_only and find_spec("dagster_webserver") is None:
+        raise failure(
+            "the Dagster UI is not installed: pip install dagster-webserver, or use --api-only"
+        )
     store = open_store(url, connections=SERVER_CONNECTIONS)
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the breakers of a process. Needs the extra `metrics`."""
+"""Prometheus metrics of the breakers of a process."""
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 

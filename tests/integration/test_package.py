@@ -1,16 +1,23 @@
 """The wheel, installed where nothing of this repository is."""
 
+import ast
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from dagster_tidegate.breaker.profiles import NAMES as PROFILES
+from dagster_tidegate.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +78,58 @@ def test_help_imports_neither_dagster_nor_the_database(clean: Path, tmp_path: Pa
         "print(sorted({'dagster', 'sqlalchemy', 'pydantic', 'rich'} & sys.modules.keys()))"
     )
     assert run(clean / "python", "-c", code, cwd=tmp_path).splitlines()[-1] == "[]"
+
+
+EXTRAS = {
+    "apprise": "alerts",
+    "dagster_webserver": "webserver",
+    "opentelemetry": "otel",
+    "psycopg": "postgres",
+}
+"""What is imported only where its extra is installed, or named in a message."""
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level names that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_the_plain_install_has_everything_that_is_imported(wheel: Path):
+    [metadata] = [
+        zipfile.ZipFile(wheel).read(name).decode()
+        for name in zipfile.ZipFile(wheel).namelist()
+        if name.endswith(".dist-info/METADATA")
+    ]
+    requirements = [
+        Requirement(line.removeprefix("Requires-Dist: "))
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: ")
+    ]
+    core = {canonicalize_name(each.name) for each in requirements if each.marker is None}
+    core |= {"dagster-shared"}  # a part of Dagster
+    named = set().union(*(imports(path) for path in (ROOT / "dagster_tidegate").rglob("*.py")))
+    named -= {*sys.stdlib_module_names, "dagster_tidegate", *EXTRAS}
+    distributions = packages_distributions()
+    missing = {
+        name
+        for name in named
+        if not core & {canonicalize_name(each) for each in distributions.get(name, ())}
+    }
+    assert missing == set()
+
+
+def test_serve_without_dagsters_ui_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workspace.yaml").write_text("load_from: []\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_module("dagster_tidegate.cli.serve"), "find_spec", lambda _: None)
+    result = CliRunner().invoke(main, ["serve"])
+    assert result.exit_code == 1
+    assert "pip install dagster-webserver, or use --api-only" in result.output
