@@ -146,6 +146,7 @@ class Engine:
         # Window, its successes and the fleet's failures in a row at the last report.
         self._reported: tuple[LocalWindow | None, int, int] = (None, 0, 0)
         self._failures_of_trip = 0  # those in a row that tripped it, and of trial calls since
+        self._failing_workers = 0
         # Admits no call before the first snapshot.
         unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
@@ -379,6 +380,7 @@ class Engine:
             if stats.last_ok_at is not None:
                 window.succeeded_until(stats.last_ok_at)
             self._reported = (window, window.totals()[0], stats.failed_in_row)
+            self._failing_workers = stats.row_workers
             after = machine.after_calls(before, self.policy, stats, now, failure, random())
             if after is not before:
                 self._failures_of_trip = stats.failed_in_row
@@ -420,6 +422,11 @@ class Engine:
             if delta := self._retired.pop().pending(self.policy, self._state.now()):
                 events.append(_counted(delta))
         return events
+
+    @property
+    def others_fail_too(self) -> bool:
+        """Whether calls of other processes had failed at the last failure, and none succeeded."""
+        return self._failing_workers > 1
 
     @property
     def failed_in_row(self) -> int:

@@ -343,7 +343,14 @@ def _start(record: Record) -> Entry:
     """The entry of a record whose next try begins; should its process die, the try counts."""
     error = None if record.setback is None else record.setback.error
     tries = record.tries + 1
-    return Entry(record.key, record.position, RecordStatus.STARTED, error=error, tries=tries)
+    return Entry(
+        record.key,
+        record.position,
+        RecordStatus.STARTED,
+        error=error,
+        tries=tries,
+        suspect=record.setback is not None and record.setback.own_fault,
+    )
 
 
 def _left(record: Record) -> Entry:
@@ -356,6 +363,7 @@ def _left(record: Record) -> Entry:
         error=setback.error,
         tries=record.tries,
         retry_at=setback.retry_at,
+        suspect=setback.own_fault,
     )
 
 

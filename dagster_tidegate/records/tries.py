@@ -29,6 +29,7 @@ MAX_ASKED_WAIT_S = 60.0  # as the service asks, where its breaker does not open
 MAX_LOGGED = 10  # failed records that are logged one by one
 MAX_ERROR = 2000
 MAX_ERRORS = 1000  # different ones that are counted
+PATIENCE = 10  # so many times `max_tries`, while it is the service that fails
 TRIED_AGAIN = frozenset({VerdictKind.FAILURE, VerdictKind.THROTTLED, VerdictKind.DENIED})
 
 
@@ -56,10 +57,9 @@ class Tries(Generic[T]):
         """Set what a failure of the next try counts as."""
         record.is_entered = False
         successes = record.successes = self._journal.done - self._done_before
-        setback = record.setback
-        if setback is not None and self._is_own_fault(setback, successes):
+        if self._is_own_fault(record.setback, successes):
             record.evidence = NO_EVIDENCE
-        elif not successes and self._are_too_few:
+        elif self._are_too_few and (not successes or self._others_fail_too):
             record.evidence = None
         else:
             record.evidence = digest(record.path)
@@ -88,15 +88,22 @@ class Tries(Generic[T]):
         """Return whether one more refusal of a record ends the loop."""
         return record.setback is not None and record.setback.refusals >= MAX_REFUSALS - 1
 
-    def _is_own_fault(self, setback: Setback, successes: int) -> bool:
-        """Whether others have succeeded since a record failed."""
-        if setback.successes is None:
+    def _is_own_fault(self, setback: Setback | None, successes: int) -> bool:
+        """Whether others have succeeded since a record failed; remembered once they have."""
+        if setback is None or setback.successes is None:
             return False
-        if successes > setback.successes:
-            return True
         # It failed in an earlier attempt, and the service has recovered since.
         at = setback.retry_at
-        return at is not None and self._recovered_at is not None and at < self._recovered_at
+        recovered = at is not None and self._recovered_at is not None and at < self._recovered_at
+        if successes > setback.successes or recovered:
+            setback.own_fault = True
+        return setback.own_fault
+
+    @property
+    def _others_fail_too(self) -> bool:
+        """Whether other processes have failures too, and nobody a success since."""
+        fleet = self._host.fleet
+        return any(fleet.breaker(name).engine.others_fail_too for name in self._host.services)
 
     @property
     def _are_too_few(self) -> bool:
@@ -127,7 +134,9 @@ class Tries(Generic[T]):
         """Set a record aside for which the service failed, or fail it if it is used up."""
         record.in_doubt = record.in_doubt or may_have_arrived(cause)
         text, others = text_of(cause or error), self._journal.done
-        if is_used_up(record.tries, self._options.max_tries, others=others, refused=refused):
+        own_fault = self._is_own_fault(record.setback, others - self._done_before)
+        is_of_service = refused and not (own_fault and others)
+        if is_used_up(record.tries, self._options.max_tries, is_of_service=is_of_service):
             text = suspicion(verdict.reason, others, text) if others else text
             self._fail(record, text, suspect=others > 0)
             return
@@ -177,21 +186,19 @@ class Tries(Generic[T]):
         del self._worklist.unfinished[record.key]
 
 
-def is_used_up(tries: int, max_tries: int, *, others: int, refused: bool) -> bool:
+def is_used_up(tries: int, max_tries: int, *, is_of_service: bool) -> bool:
     """Return whether a record for which the service failed is not tried again.
 
-    Not if its failure left the breaker open and no other record of the loop has succeeded: then it
-    is the service, as far as anybody knows.
-
     Args:
-        others: How many other records have succeeded.
-        refused: Whether the failure left the breaker open.
+        is_of_service: Whether its failure left the breaker open and nobody has succeeded since it
+            first failed: it is the service, as far as anybody knows. The record waits for it, but
+            not forever: it may be the only one left that tries the service.
 
     Example:
-        >>> is_used_up(10, 10, others=299, refused=True), is_used_up(10, 10, others=0, refused=True)
+        >>> is_used_up(10, 10, is_of_service=False), is_used_up(10, 10, is_of_service=True)
         (True, False)
     """
-    return tries >= max_tries and (others > 0 or not refused)
+    return tries >= max_tries * (PATIENCE if is_of_service else 1)
 
 
 def suspicion(reason: str, others: int, error: str) -> str:

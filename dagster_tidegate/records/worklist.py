@@ -181,7 +181,9 @@ class Worklist(Generic[T]):
             self.schedule.add(record)
             return record
         has_failed = entry.tries > 0  # or the service had no answer yet
-        record.setback = Setback(entry.error, entry.retry_at, 0 if has_failed else None)
+        record.setback = Setback(
+            entry.error, entry.retry_at, 0 if has_failed else None, entry.suspect
+        )
         wait_s = 0.0
         if entry.retry_at is not None:
             wait_s = max(0.0, (entry.retry_at - self._host.fleet.now()).total_seconds())

@@ -32,7 +32,7 @@ class Entry(NamedTuple):
         result: What the author's code returned, as JSON can hold it.
         tries: How often it was tried, in all attempts; of a started one, including this try.
         retry_at: When it may be tried again, UTC.
-        suspect: Whether it failed while others succeeded.
+        suspect: Whether others succeeded since it failed.
     """
 
     key: str
@@ -60,6 +60,7 @@ class Recorded(NamedTuple):
     tries: int = 0
     retry_at: datetime | None = None
     steps: Mapping[str, Any] | None = None
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,15 @@ def look_up(
     c = t.ledger.c
     rows = conn.execute(
         sa.select(
-            c.key, c.status, c.attempt, c.position, c.error, c.tries, c.retry_at, c.steps
+            c.key,
+            c.status,
+            c.attempt,
+            c.position,
+            c.error,
+            c.tries,
+            c.retry_at,
+            c.steps,
+            c.suspect,
         ).where(*_that_count(run, op), c.key.in_(keys))
     )
     return {key: Recorded(RecordStatus(status), *values) for key, status, *values in rows}

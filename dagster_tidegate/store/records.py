@@ -1,5 +1,6 @@
 """Records of a campaign run for people: listed, summed up, marked to be done again, skipped."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -128,7 +129,9 @@ def summary(
     of_error = _grouped(
         conn, [c.status, c.suspect, at_work, c.error], [*where, c.error.is_not(None)]
     )
-    left = {_state(*values): count for *values, count, _ in of_all}
+    left: Counter[RecordState] = Counter()
+    for status, suspect, works, count, _ in of_all:
+        left[_state(status, suspect, works)] += count
     groups: dict[tuple[RecordState, str], ErrorGroup] = {}
     for status, suspect, works, error, count, key in of_error:
         state = _state(status, suspect, works)
@@ -151,7 +154,9 @@ def to_restore(
     c = t.ledger.c
     where = _where(run, selection, _working(conn, now, run))
     not_done = c.status.in_([RecordStatus.FAILED, RecordStatus.SKIPPED, RecordStatus.WAITING])
-    query = sa.select(c.op, c.key, c.status, c.tries, c.retry_at, c.at).where(*where, not_done)
+    query = sa.select(c.op, c.key, c.status, c.tries, c.retry_at, c.suspect, c.at).where(
+        *where, not_done
+    )
     return [
         {f"{name}_was": value for name, value in row.items()}
         for row in conn.execute(query).mappings()
@@ -171,6 +176,7 @@ def mark(
         "status": RecordStatus.WAITING,
         "tries": 0,
         "retry_at": None,
+        "suspect": False,
         "at": now,
         # What is done is done again from its first step.
         "steps": sa.case((c.status != RecordStatus.DONE, c.steps)),
@@ -200,7 +206,7 @@ def unmark(
     if former:
         values = {
             name: sa.bindparam(f"{name}_was", type_=c[name].type)
-            for name in ("status", "tries", "retry_at", "at")
+            for name in ("status", "tries", "retry_at", "suspect", "at")
         }
         this = (c.op == sa.bindparam("op_was")) & (c.key == sa.bindparam("key_was"))
         conn.execute(t.ledger.update().where(marked, this).values(values), former)

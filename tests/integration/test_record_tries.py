@@ -335,6 +335,95 @@ def test_a_failure_that_leaves_the_breaker_open_fails_no_record_while_none_succe
     assert (row.status, row.tries, len(service.calls)) == (WAITING, 7, 7)
 
 
+def as_a_canary(work: Work) -> None:
+    """Let the loop try a service that is half open."""
+    guarded = work.fleet.breaker("openai")
+
+    def holds() -> Sequence[Hold]:
+        half_open = guarded.status.state is BreakerState.HALF_OPEN
+        return () if half_open else work.fleet.holds_on(services=["openai"])
+
+    work.holds = holds
+
+
+def trial_rounds(work: Work, service: Service, rounds: int) -> None:
+    """Try what is left in attempts that are canaries, until the loop ends without a pause."""
+    guarded = work.fleet.breaker("openai")
+    for _ in range(rounds):
+        work.begin()
+        guarded.half_open()
+        try:
+            go_through(
+                work.records(["a", "b"], max_tries=3, max_failed=1.0),
+                lambda record: guarded.call(service, record),
+            )
+        except Stopped:
+            continue
+        return
+
+
+def test_the_last_record_waits_for_a_service_that_is_down_for_everybody(work: Work) -> None:
+    """Others of its loop have succeeded, but nobody since it failed."""
+    service = Service("b")
+    guarded = work.fleet.breaker("openai")
+    as_a_canary(work)
+
+    def call(record: Record) -> str:
+        if record.key == "b":
+            guarded.open()  # by failures of others
+            guarded.half_open()
+        return guarded.call(service, record)
+
+    with pytest.raises(Stopped):
+        go_through(work.records(["a", "b"], max_tries=3, max_failed=1.0), call)
+    trial_rounds(work, service, 6)
+    row = rows(work)["b"]
+    assert (row.status, row.tries, row.suspect) == (WAITING, 7, False)
+    service.bad.clear()
+    trial_rounds(work, service, 1)
+    assert set(work.statuses().values()) == {DONE}
+
+
+def test_a_record_that_failed_while_others_succeeded_does_not_keep_a_service_open(
+    work: Work,
+) -> None:
+    """Also if it is the only one left that tries the service, in later attempts."""
+    service = Service("a")
+    guarded = work.fleet.breaker("openai")
+    as_a_canary(work)
+
+    def call(record: Record) -> str:
+        if record.key == "a" and record.tries == 2:  # b has succeeded
+            guarded.open()
+            guarded.half_open()
+        return guarded.call(service, record)
+
+    with pytest.raises(Stopped):
+        go_through(work.records(["a", "b"], max_tries=3, max_failed=1.0), call)
+    assert rows(work)["a"].status == WAITING
+    trial_rounds(work, service, 6)
+    row = rows(work)["a"]
+    assert (row.status, row.tries, row.suspect) == (FAILED, 3, True)
+
+
+def test_the_last_records_of_two_campaign_runs_tell_an_outage_from_bad_records(
+    work: Work, store_url: str
+) -> None:
+    other = Work(store_url, "leads-2")
+    service = Service("c")
+    guarded, of_other = (each.fleet.breaker("openai") for each in (work, other))
+    go_through(work.records(["a", "b"]), lambda record: guarded.call(service, record))
+    go_through(other.records(["a", "b"]), lambda record: of_other.call(service, record))
+    work.fleet.flush()
+    other.fleet.flush()
+    with pytest.raises(ConnectionRefusedError):
+        of_other.call(service, next(iter(other.records(["c"]))))
+    with pytest.raises(Stopped):
+        go_through(work.records(["a", "b", "c"]), lambda record: guarded.call(service, record))
+    assert work.statuses() == {"a": DONE, "b": DONE, "c": WAITING}
+    other.close()
+
+
 def test_a_record_that_failed_begins_anew_when_the_run_is_executed_again(work: Work) -> None:
     service = Service("b")
     go_through(work.records(list("abc"), max_tries=3), service)
