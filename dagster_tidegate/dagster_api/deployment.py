@@ -59,6 +59,18 @@ def settings(instance: dg.DagsterInstance) -> InstanceSettings:
     )
 
 
+def lacking(settings: InstanceSettings) -> list[str]:
+    """Return the settings, by their path in dagster.yaml, that the gate needs and does not have."""
+    needed = {
+        "run_coordinator: QueuedRunCoordinator": settings.queues,
+        "concurrency.pools.granularity: run": settings.pool_granularity == "run",
+        "a run buffer of 0": not settings.run_buffer,
+        "run_monitoring.enabled": settings.run_monitoring,
+        "run_monitoring.free_slots_after_run_end_seconds": settings.free_slots_after_s is not None,
+    }
+    return [name for name, is_set in needed.items() if not is_set]
+
+
 def daemons(instance: dg.DagsterInstance) -> list[Daemon]:
     """Return the daemons that the instance needs, by name."""
     daemons = []

@@ -254,8 +254,10 @@ def _run_coordinator(facts: Facts) -> Problems:
             "dagster.yaml",
             f"the run coordinator is {facts.settings.run_coordinator}: runs start immediately, so "
             "nothing can be held in the queue",
-            "in dagster.yaml: run_coordinator: {module: dagster.core.run_coordinator, class: "
-            "QueuedRunCoordinator}; then restart the daemon and the webserver",
+            _in_dagster_yaml(
+                "run_coordinator: {module: dagster.core.run_coordinator, class: "
+                "QueuedRunCoordinator}"
+            ),
         )
 
 
@@ -266,8 +268,7 @@ def _pool_granularity(facts: Facts) -> Problems:
             "dagster.yaml",
             f"concurrency.pools.granularity is {facts.settings.pool_granularity or 'not set'}: "
             "runs of a held service start and occupy a worker",
-            "in dagster.yaml: concurrency: {pools: {granularity: run}}; then restart the daemon "
-            "and the webserver",
+            _in_dagster_yaml("concurrency: {pools: {granularity: run}}"),
         )
 
 
@@ -278,8 +279,10 @@ def _run_buffer(facts: Facts) -> Problems:
             "dagster.yaml",
             f"the queue lets {facts.settings.run_buffer} runs through beyond a pool's limit, even "
             "if the limit is 0",
-            "in dagster.yaml: remove concurrency.pools.op_granularity_run_buffer and "
-            "run_coordinator's op_concurrency_slot_buffer, or set them to 0",
+            _in_dagster_yaml(
+                "remove concurrency.pools.op_granularity_run_buffer and run_coordinator's "
+                "op_concurrency_slot_buffer, or set them to 0"
+            ),
         )
 
 
@@ -289,8 +292,9 @@ def _run_monitoring(facts: Facts) -> Problems:
         yield (
             "dagster.yaml",
             "run monitoring is disabled: a run whose worker died keeps its campaign run forever",
-            "in dagster.yaml: run_monitoring: {enabled: true, "
-            "free_slots_after_run_end_seconds: 10}",
+            _in_dagster_yaml(
+                "run_monitoring: {enabled: true, free_slots_after_run_end_seconds: 10}"
+            ),
         )
 
 
@@ -302,7 +306,7 @@ def _free_slots(facts: Facts) -> Problems:
             "dagster.yaml",
             "run_monitoring.free_slots_after_run_end_seconds is not set: cancelled runs keep their "
             "pool slots",
-            "in dagster.yaml: run_monitoring: {free_slots_after_run_end_seconds: 10}",
+            _in_dagster_yaml("run_monitoring: {free_slots_after_run_end_seconds: 10}"),
         )
 
 
@@ -640,6 +644,10 @@ def _calls_without_pool(facts: Facts) -> Problems:
             "held while it is down",
             f"find the caller; if it is an op: @dg.op(pool=pool({name!r}))",
         )
+
+
+def _in_dagster_yaml(setting: str) -> str:
+    return f"tidegate init, or in dagster.yaml: {setting}; then restart the daemon and webserver"
 
 
 def _command(command: str, facts: Facts) -> str:

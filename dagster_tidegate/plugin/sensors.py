@@ -4,10 +4,12 @@ Each is level-triggered: a tick compares what should be with what is, and applie
 so that it makes up for ticks that were missed or interrupted.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from dagster_tidegate.dagster_api.deployment import lacking, settings
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import Repository
@@ -22,6 +24,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
 
+log = logging.getLogger(__name__)
 Tick = Callable[
     [dg.SensorEvaluationContext, BreakerResource, Gate, Repository],
     tuple[str, Sequence[dg.RunRequest]],
@@ -190,6 +193,7 @@ def _build(
     minimum_interval_seconds: int,
     default_status: dg.DefaultSensorStatus,
 ) -> dg.SensorDefinition:
+    warned: list[str] = []
     # Of the last repository; Dagster evaluates all ticks of a process with the same one.
     cached: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
@@ -209,6 +213,12 @@ def _build(
             resource.fleet.enabled,
         )
         summary, requests = tick(context, resource, gate, repository)
+        if lacks := lacking(settings(context.instance)):
+            remedy = f"dagster.yaml lacks {', '.join(lacks)}: run 'tidegate init'"
+            if not warned:
+                log.warning("%s; until then, runs of held services may start", remedy)
+                warned.append(remedy)
+            summary += f"; {remedy}"
         if requests:
             context.log.info(summary)  # a tick that launches runs has no skip reason
             return dg.SensorResult(run_requests=list(requests))
