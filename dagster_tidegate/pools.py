@@ -4,11 +4,13 @@ A Dagster op has one pool. `instantly` is an op that needs that service, `openai
 that needs both, `@outreach` one that needs no service but waits while the campaign is held, and
 `openai@digest` combines the two.
 
+A pool that a project has already keeps its name: `ServicePolicy.pools` says what it stands for.
+
 A service may have parts: `apollo/people_match`. An op that needs a part needs the whole too, since
 a hold on the whole covers its parts.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -111,10 +113,21 @@ def needs(
     """
     if pool_name is None:
         return PoolNeeds(frozenset(), None)
-    if pool_name in adopted:
-        services = {*adopted[pool_name], *map(whole_of, adopted[pool_name])}
-        return PoolNeeds(frozenset(services & {*known_services}), None)
     services, _, campaign = pool_name.partition("@")
-    named = services.split("+")
+    named = [*services.split("+"), *adopted.get(pool_name, ())]
     needed = {*named, *map(whole_of, named)}
     return PoolNeeds(frozenset(needed & {*known_services}), campaign or None)
+
+
+def merged(parts: Iterable[Adopted]) -> dict[str, frozenset[str]]:
+    """Return what pools stand for according to any of several.
+
+    Example:
+        >>> sorted(merged([{"api_pool": ["enrich"]}, {"api_pool": ["geo"]}])["api_pool"])
+        ['enrich', 'geo']
+    """
+    services: dict[str, frozenset[str]] = {}
+    for adopted in parts:
+        for name, of_it in adopted.items():
+            services[name] = services.get(name, frozenset()).union(of_it)
+    return services

@@ -19,12 +19,12 @@ from dagster_tidegate.breaker.errors import (
     UnknownServiceError,
 )
 from dagster_tidegate.breaker.events import Event, Hook, Hooks
-from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.watcher import Watcher
 from dagster_tidegate.holds import Hold, covering
-from dagster_tidegate.pools import whole_of
+from dagster_tidegate.pools import PoolNeeds, needs, whole_of
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import BreakerState
 
@@ -142,6 +142,10 @@ class Fleet:
             self._breakers[name] = breaker
             if self.enabled and not policy.enforce:
                 breaker.close()  # it may be open from a time when it was enforced
+
+    def needs(self, pool: str | None) -> PoolNeeds:
+        """Return what an op or asset in a Dagster pool needs, of the services of this fleet."""
+        return needs(pool, self.policies, adopted_pools(self.policies.values()))
 
     def snapshot(self) -> FleetSnapshot:
         """Return what this process knows of breakers and holds; only the first call reads."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dagster_tidegate.breaker.profiles import check_name
-from dagster_tidegate.pools import check_service_name
+from dagster_tidegate.pools import check_service_name, merged
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -255,8 +255,4 @@ def adopted_pools(policies: Iterable[ServicePolicy]) -> dict[str, frozenset[str]
         >>> adopted_pools([ServicePolicy(name="enrich", pools=["api_pool"])])
         {'api_pool': frozenset({'enrich'})}
     """
-    adopted: dict[str, frozenset[str]] = {}
-    for policy in policies:
-        for pool in policy.pools:
-            adopted[pool] = adopted.get(pool, frozenset()) | {policy.name}
-    return adopted
+    return merged({pool: [policy.name] for pool in policy.pools} for policy in policies)

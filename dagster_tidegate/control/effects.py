@@ -88,7 +88,8 @@ def _concerns(target: Target, campaign: CampaignSituation) -> bool:
 
 
 def _queue_waits(situation: Situation, campaign: CampaignSituation, target: Target) -> bool:
-    pools = [needs(pool, situation.services) for pool in campaign.spec.pools]
+    spec = campaign.spec
+    pools = [needs(pool, situation.services, spec.adopted) for pool in spec.pools]
     if target.kind is TargetKind.CAMPAIGN:
         return any(pool.campaign == target.name for pool in pools)
     return any(pool.services or pool.campaign for pool in pools)

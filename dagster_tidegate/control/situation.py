@@ -12,6 +12,7 @@ from dagster_tidegate.holds import (
     covering,
     targets_of,
 )
+from dagster_tidegate.pools import Adopted, merged
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import (
@@ -97,6 +98,11 @@ class Situation:
     takeovers: Sequence[Takeover]
     heartbeats: Sequence[Heartbeat]
     undefined: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def adopted(self) -> Adopted:
+        """The services that pools stand for whose names don't say it."""
+        return merged(campaign.spec.adopted for campaign in self.campaigns.values())
 
     @property
     def services(self) -> frozenset[str]:

@@ -305,7 +305,7 @@ def _takeovers(
                 text = f"{takeover} is not restored yet"
                 yield Obstacle(ObstacleKind.TRIGGER_STOPPED, text)
             continue
-        need = needs(takeover.name, situation.services)
+        need = needs(takeover.name, situation.services, situation.adopted)
         concerned = (
             takeover.name in campaign.spec.pools
             if campaign is not None

@@ -9,11 +9,12 @@ from enum import StrEnum
 
 from packaging.specifiers import SpecifierSet
 
+from dagster_tidegate.breaker.policy import adopted_pools
 from dagster_tidegate.control.leftovers import abandoned_services, undefined_campaigns
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
 from dagster_tidegate.dagster_api.locations import LocationCode, OpCode
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import Adopted, merged, needs
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.heartbeats import PARTS
 from dagster_tidegate.text import utc
@@ -126,6 +127,11 @@ class Facts:
         if self.store.situation is not None:
             services |= set(self.store.situation.breakers)
         object.__setattr__(self, "services", frozenset(services))
+
+    @property
+    def adopted(self) -> Adopted:
+        """The services that pools stand for whose names don't say it."""
+        return merged(adopted_pools(each.policies.values()) for each in self.locations)
 
     @property
     def ops(self) -> Iterator[tuple[LocationCode, str, OpCode]]:
@@ -566,7 +572,7 @@ def _pool_unknown(facts: Facts) -> Problems:
     for location, job, op in facts.ops:
         reached, _, named = _services_of(facts, location, op)
         for name in (op.pool or "").partition("@")[0].split("+"):
-            if not name or name in facts.services:
+            if not name or name in facts.services or op.pool in facts.adopted:
                 continue
             close = get_close_matches(name, facts.services, n=1, cutoff=0.7)
             if not (reached or named or (facts.is_campaign(job) and close)):
@@ -604,7 +610,7 @@ def _pool_lacks_service(facts: Facts) -> Problems:
 def _campaign_pool(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
-            pools = {needs(op.pool, facts.services).campaign for op in ops} - {None}
+            pools = {needs(op.pool, facts.services, facts.adopted).campaign for op in ops} - {None}
             if job in pools or not facts.is_campaign(job):
                 continue
             others = sorted(name for name in pools if name)
@@ -667,7 +673,8 @@ def _services_of(
 ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Return an op's resources that use breakers, those named like services, and its pool's."""
     reached = op.resources & location.reaches_breakers
-    return reached, reached & facts.services, needs(op.pool, facts.services).services
+    named = needs(op.pool, facts.services, facts.adopted).services
+    return reached, reached & facts.services, named
 
 
 def _same_store(one: str, other: str) -> bool:

@@ -14,7 +14,7 @@ from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, trie
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, run_name
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import merged, needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -45,18 +45,23 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
         if not holds and not view.takeovers:
             return Observation(**stored)
         specs = gate.specs or campaigns.read(conn)
+        # A pool is the instance's: what it stands for in one code location counts in all.
+        adopted = merged([campaigns.adopted_pools(conn), *(spec.adopted for spec in specs)])
         steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
         failures = service_stats.failures_since(conn, min(steps)) if steps else {}
     held = {hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE}
     services = {*view.states, *gate.policies, *held}
-    candidates = _candidates(gate, specs, holds, services, _on_trial(view.states, gate.policies))
+    on_trial = _on_trial(view.states, gate.policies)
+    candidates = _candidates(
+        gate, specs, holds, Cover(holds, services, adopted, without=on_trial), on_trial
+    )
     canaries = {
         service
         for service, candidate in candidates.items()
         if any(run.status is dg.DagsterRunStatus.QUEUED for run in candidate.canaries)
     }
     tried_pools = frozenset(
-        pool for spec in specs for pool in spec.pools if needs(pool, canaries).services
+        pool for spec in specs for pool in spec.pools if needs(pool, canaries, adopted).services
     )
     return Observation(
         **stored,
@@ -70,6 +75,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
             for name in services
         },
         campaigns=specs,
+        adopted=adopted,
         pools=gate.dagster.pools(),
         default_limit=gate.dagster.default_limit(),
         triggers=gate.dagster.triggers() if any(spec.triggers for spec in specs) else {},
@@ -97,16 +103,20 @@ def _candidates(
     gate: Gate,
     specs: Sequence[CampaignSpec],
     holds: Sequence[Hold],
-    services: Collection[str],
+    cover: Cover,
     on_trial: Sequence[str],
 ) -> dict[str, Candidates]:
-    """The runs that could try each service on trial: of campaigns that nothing else holds."""
+    """The runs that could try each service on trial: of campaigns that nothing else holds.
+
+    One run tries all services on trial that its campaign needs. If each of them kept the others
+    from being tried, none would ever close.
+
+    Args:
+        cover: What the holds cover, without those of the breakers on trial.
+    """
     if not on_trial:
         return {}
     canaries = gate.dagster.canaries()
-    # One run tries all services on trial that its campaign needs. If each of them kept the others
-    # from being tried, none would ever close.
-    cover = Cover(holds, services, without=on_trial)
     held = held_runs(holds)
     candidates = {}
     for service in on_trial:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
-from dagster_tidegate.pools import PoolNeeds, needs
+from dagster_tidegate.pools import Adopted, PoolNeeds, needs
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.gate_view import GateView
 from dagster_tidegate.store.runs import CampaignRun
@@ -79,6 +79,7 @@ class Observation(GateView):
         location: The code location of the gate.
         services: All known services, by name.
         campaigns: The campaigns of the code location; all, for a gate without one.
+        adopted: The services that pools stand for whose names don't say it, in any code location.
         pools: The pools that have a limit: `default` or the number, by name.
         default_limit: The limit of pools that have none of their own, or None.
         triggers: Stored states of schedules and sensors, by selector id.
@@ -91,6 +92,7 @@ class Observation(GateView):
     location: str = ""
     services: Mapping[str, ServiceView] = field(default_factory=dict)
     campaigns: Sequence[CampaignSpec] = ()
+    adopted: Adopted = field(default_factory=dict)
     pools: Mapping[str, str] = field(default_factory=dict)
     default_limit: int | None = None
     triggers: Mapping[str, TriggerState] = field(default_factory=dict)
@@ -156,11 +158,17 @@ class Cover:
     Args:
         holds: The live holds.
         services: Names of all known services.
+        adopted: The services that pools stand for whose names don't say it.
         without: Services whose breaker's own hold is ignored.
     """
 
     def __init__(
-        self, holds: Sequence[Hold], services: Collection[str], without: Collection[str] = ()
+        self,
+        holds: Sequence[Hold],
+        services: Collection[str],
+        adopted: Adopted,
+        *,
+        without: Collection[str] = (),
     ) -> None:
         counted = [
             hold
@@ -175,13 +183,14 @@ class Cover:
         self.services = {h.target.name for h in counted if h.target.kind is TargetKind.SERVICE}
         self.campaigns = {h.target.name for h in counted if h.target.kind is TargetKind.CAMPAIGN}
         self._known = {*services, *self.services}
+        self._adopted = adopted
 
     def __bool__(self) -> bool:
         return bool(self.everything or self.services or self.campaigns)
 
     def needs(self, pool: str) -> PoolNeeds:
         """Return the services and the campaign that a pool stands for."""
-        return needs(pool, self._known)
+        return needs(pool, self._known, self._adopted)
 
     def pool(self, pool: str) -> bool:
         """Return whether a pool is covered."""
@@ -224,12 +233,12 @@ def is_running(status: str | None, *, runs_by_default: bool) -> bool:
 
 
 def _pools(observation: Observation) -> Iterator[Action]:
-    cover = Cover(observation.holds, observation.services)
+    cover = Cover(observation.holds, observation.services, observation.adopted)
     taken = {t.name: t for t in observation.takeovers if t.kind is TakeoverKind.POOL}
     names = set(taken)
     if cover:
         names |= {pool for campaign in observation.campaigns for pool in campaign.pools}
-        names |= {*observation.pools, *cover.services}
+        names |= {*observation.pools, *observation.adopted, *cover.services}
     for name in sorted(names):
         value = observation.pools.get(name, UNSET)
         takeover = taken.get(name)
@@ -353,14 +362,21 @@ def _waiting(observation: Observation, pool: str) -> int:
 
 def _triggers(observation: Observation) -> Iterator[Action]:
     starving = [name for name, candidates in observation.candidates.items() if candidates.starving]
-    cover = Cover(observation.holds, observation.services, without=starving)
+    cover = Cover(observation.holds, observation.services, observation.adopted, without=starving)
     taken = {t.name: t for t in observation.takeovers if t.kind is not TakeoverKind.POOL}
     if not cover and not taken:
         return
     held: dict[str, tuple[CampaignSpec, Trigger]] = {}
+    # What starts another campaign too, which may run, goes on: its other runs wait in the queue.
+    needed: set[str] = set()
     for campaign in observation.campaigns:
-        if campaign.triggers and cover.campaign(campaign):
+        if not campaign.triggers:
+            continue
+        if cover.campaign(campaign):
             held |= {trigger.selector_id: (campaign, trigger) for trigger in campaign.triggers}
+        else:
+            needed |= {trigger.selector_id for trigger in campaign.triggers}
+    held = {selector_id: each for selector_id, each in held.items() if selector_id not in needed}
     for selector_id, (campaign, trigger) in held.items():
         state = observation.triggers.get(selector_id)
         status = None if state is None else state.status

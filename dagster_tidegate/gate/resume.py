@@ -55,7 +55,7 @@ class _Requests:
         self.notes: list[str] = []
         self._gate = gate
         self._planner = planner
-        self._cover = Cover(observation.holds, observation.services)
+        self._cover = Cover(observation.holds, observation.services, observation.adopted)
         self._held = held_runs(observation.holds)
         self._ramps = _Ramps(observation, gate.campaigns)
 

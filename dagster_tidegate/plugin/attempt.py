@@ -1,7 +1,7 @@
 """An attempt: one Dagster run's work on a campaign run, from its claim to its end."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from signal import SIGTERM
 from typing import NoReturn
 
@@ -21,7 +21,6 @@ from dagster_tidegate.dagster_api.lineage import (
 )
 from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.pools import needs
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -79,13 +78,13 @@ class Attempt:
         self.run = run
         self.row = attempts[-1]
         self.series = runs.began_with(attempts)
-        self.services: Sequence[str] = sorted(needs(context.op_def.pool, fleet.policies).services)
+        self.services: Sequence[str] = sorted(fleet.needs(context.op_def.pool).services)
         self.only_marked = does_only_marked(context.run)
         self.drain_timeout_s = drain_timeout_s
         self.log: logging.Logger = context.log
         self._context = context
         self._dagster = Dagster(context.instance)
-        self._needed = _needed_downstream(context, fleet.policies)
+        self._needed = _needed_downstream(context, fleet)
 
     @classmethod
     def begin(
@@ -275,7 +274,7 @@ def _why_stale(
     return None
 
 
-def _needed_downstream(context: dg.OpExecutionContext, services: Collection[str]) -> list[str]:
+def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> list[str]:
     """Return which services this op or an op downstream of it needs."""
     graph = context.job_def.graph
     downstream: dict[str, set[str]] = {node.name: set() for node in graph.nodes}
@@ -295,4 +294,4 @@ def _needed_downstream(context: dg.OpExecutionContext, services: Collection[str]
     pools: Iterable[str] = (
         pool for node in graph.nodes if node.name in reached for pool in node.definition.pools
     )
-    return sorted({service for pool in pools for service in needs(pool, services).services})
+    return sorted({service for pool in pools for service in fleet.needs(pool).services})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
+from dagster_tidegate.dagster_api.lineage import campaign_name
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import (
     IMPLICIT_JOB,
@@ -13,7 +14,7 @@ from dagster_tidegate.dagster_api.repository import (
     Repository,
     is_generated,
 )
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import Adopted, needs
 from dagster_tidegate.store.campaigns import CampaignSpec, CatchUp
 from dagster_tidegate.store.tokens import MAX_NAME
 from dagster_tidegate.text import checked, did_you_mean
@@ -73,8 +74,11 @@ class Campaign:
         """Name of the job."""
         return self.job if isinstance(self.job, str) else self.job.name
 
-    def spec(self, repository: Repository) -> CampaignSpec:
+    def spec(self, repository: Repository, adopted: Adopted) -> CampaignSpec:
         """Return what the gate needs to know about the campaign.
+
+        Args:
+            adopted: The services that pools stand for whose names don't say it.
 
         Raises:
             ValueError: If the repository has no such job, or no sensor of a name in `triggers`.
@@ -97,13 +101,15 @@ class Campaign:
                     f"campaign {self.name}: repository {definition.name} has no sensor {name!r}"
                 )
             triggers.add(repository.trigger(definition.get_sensor_def(name)))
+        ops = dict(_pools(definition.get_job(self.name).graph))
         return CampaignSpec(
-            name=self.name,
+            name=campaign_name(self.name, repository.location),
             location=repository.location,
             catch_up=self.catch_up,
             max_ticks=self.max_ticks,
             priority=self.priority,
-            ops=dict(_pools(definition.get_job(self.name).graph)),
+            ops=ops,
+            adopted={pool: adopted[pool] for pool in ops.values() if pool in adopted},
             triggers=tuple(sorted(triggers)),
             owners=frozenset(self.owners),
         )
@@ -133,14 +139,12 @@ class AllCampaigns:
             ValueError: If one is stated that the repository has no job of.
         """
         definition = repository.definition
+        adopted = adopted_pools(policies.values())
         jobs = {job.name: job for job in definition.get_all_jobs()}
         stated = {campaign.name: campaign for campaign in self.stated}
         check_jobs(stated, jobs)
-        adopted = adopted_pools(policies.values())
         campaigns = {}
         for name, job in jobs.items():
-            if is_generated(name):
-                continue
             needed = [needs(pool, policies, adopted) for _, pool in _pools(job.graph)]
             if name in stated or any(need.services or need.campaign == name for need in needed):
                 campaigns[name] = stated.get(name, Campaign(job=name))
@@ -151,7 +155,7 @@ class AllCampaigns:
             for name in targets:
                 triggers = [*campaigns[name].triggers, sensor]
                 campaigns[name] = replace(campaigns[name], triggers=triggers)
-        return [campaign.spec(repository) for campaign in campaigns.values()]
+        return [campaign.spec(repository, adopted) for campaign in campaigns.values()]
 
 
 def check_jobs(stated: Collection[str], jobs: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from dagster_tidegate.breaker.policy import adopted_pools
 from dagster_tidegate.dagster_api.deployment import lacking, settings
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.locations import PART_TAG
@@ -239,6 +240,8 @@ def _build(
 def _specs(
     campaigns: Campaigns, repository: Repository, resource: BreakerResource
 ) -> Sequence[CampaignSpec]:
+    policies = resource.fleet.policies
     if isinstance(campaigns, AllCampaigns):
-        return campaigns.specs(repository, resource.fleet.policies)
-    return [campaign.spec(repository) for campaign in campaigns]
+        return campaigns.specs(repository, policies)
+    adopted = adopted_pools(policies.values())
+    return [campaign.spec(repository, adopted) for campaign in campaigns]

@@ -9,7 +9,6 @@ from dagster_tidegate.dagster_api.lineage import ancestors, is_resume
 from dagster_tidegate.dagster_api.runs import Runs
 from dagster_tidegate.dagster_api.steps import StepEnd, current_context
 from dagster_tidegate.plugin.attempt import Attempt, CampaignCancelled
-from dagster_tidegate.pools import needs
 from dagster_tidegate.records.host import StopLoop, StopReason
 
 if TYPE_CHECKING:
@@ -114,5 +113,4 @@ class Step(StepEnd):
 
     @property
     def _is_campaign(self) -> bool:
-        policies = self._resource.fleet.policies
-        return bool(needs(self._context.op_def.pool, policies).services)
+        return bool(self._resource.fleet.needs(self._context.op_def.pool).services)

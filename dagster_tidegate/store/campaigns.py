@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import Adopted, needs
 from dagster_tidegate.store import events, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
@@ -49,6 +49,7 @@ class CampaignSpec:
         max_ticks: Maximum number of missed ticks of a schedule that `all` runs; not stored.
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
+        adopted: The services that those pools stand for whose names don't say it.
         triggers: The schedules and sensors that start its runs.
         owners: Who may control it besides administrators; empty: every operator.
     """
@@ -61,6 +62,7 @@ class CampaignSpec:
     triggers: tuple[Trigger, ...] = ()
     owners: frozenset[str] = frozenset()
     max_ticks: int = field(default=100, compare=False)
+    adopted: Adopted = field(default_factory=dict)
 
     @property
     def pools(self) -> frozenset[str]:
@@ -69,14 +71,20 @@ class CampaignSpec:
 
     def services(self, known: Collection[str]) -> frozenset[str]:
         """Return which of the known services its ops need."""
-        return frozenset(name for pool in self.pools for name in needs(pool, known).services)
+        return frozenset(
+            name for pool in self.pools for name in needs(pool, known, self.adopted).services
+        )
 
 
 def read(conn: Connection) -> Sequence[CampaignSpec]:
     """Return all campaigns, by name."""
     ops: dict[str, dict[str, str]] = {}
+    adopted: dict[str, dict[str, frozenset[str]]] = {}
     for row in conn.execute(sa.select(t.campaign_ops)):
         ops.setdefault(row.campaign, {})[row.op] = row.pool
+        if row.services is not None:
+            services = frozenset(row.services.split(","))
+            adopted.setdefault(row.campaign, {})[row.pool] = services
     triggers: dict[str, list[Trigger]] = {}
     for row in conn.execute(sa.select(t.campaign_triggers)):
         triggers.setdefault(row.campaign, []).append(
@@ -94,9 +102,22 @@ def read(conn: Connection) -> Sequence[CampaignSpec]:
             ops=ops.get(row.name, {}),
             triggers=tuple(sorted(triggers.get(row.name, []))),
             owners=frozenset(owners.get(row.name, ())),
+            adopted=adopted.get(row.name, {}),
         )
         for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
     ]
+
+
+def adopted_pools(conn: Connection) -> Mapping[str, frozenset[str]]:
+    """Return the services that pools stand for whose names don't say it, in any campaign."""
+    c = t.campaign_ops.c
+    adopted: dict[str, frozenset[str]] = {}
+    for row in conn.execute(
+        sa.select(c.pool, c.services).where(c.services.is_not(None)).distinct()
+    ):
+        services = frozenset(row.services.split(","))
+        adopted[row.pool] = adopted.get(row.pool, frozenset()) | services
+    return adopted
 
 
 def find(conn: Connection, name: str) -> CampaignSpec | None:
@@ -173,7 +194,12 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
         conn,
         t.campaign_ops,
         [
-            {"campaign": campaign.name, "op": op, "pool": pool}
+            {
+                "campaign": campaign.name,
+                "op": op,
+                "pool": pool,
+                "services": ",".join(sorted(campaign.adopted.get(pool, ()))) or None,
+            }
             for campaign in campaigns
             for op, pool in campaign.ops.items()
         ],

@@ -163,13 +163,15 @@ campaigns = sa.Table(
     sa.Column("seen_at", UTCDateTime, nullable=False),  # when its definition last changed
 )
 
-# The pool of each op of a campaign; its name says which services the op needs.
+# The pool of each op of a campaign; its name says which services the op needs, or else `services`.
 campaign_ops = sa.Table(
     "campaign_ops",
     metadata,
     sa.Column("campaign", sa.ForeignKey("campaigns.name"), primary_key=True),
     sa.Column("op", sa.String(256), primary_key=True),
     sa.Column("pool", sa.String(512), nullable=False),
+    # What a pool of another name stands for, separated by commas.
+    sa.Column("services", sa.Text),
 )
 
 # Who may control a campaign besides administrators; without rows, every operator may.

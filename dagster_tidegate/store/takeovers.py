@@ -119,8 +119,13 @@ def names_about(conn: Connection, name: str) -> Sequence[str]:
     """Return the names under which events record the takeovers of a service or campaign."""
     c = t.takeovers.c
     names = []
+    op = t.campaign_ops.c
+    adopted = {
+        row.pool: row.services.split(",")
+        for row in conn.execute(sa.select(op.pool, op.services).where(op.services.is_not(None)))
+    }
     for row in conn.execute(sa.select(c.kind, c.label, c.campaign).distinct()):
-        needed = needs(row.label if row.kind == TakeoverKind.POOL else None, [name])
+        needed = needs(row.label if row.kind == TakeoverKind.POOL else None, [name], adopted)
         if name in (row.campaign, needed.campaign, *needed.services):
             names.append(_recorded_as(row.kind, row.label))
     return names

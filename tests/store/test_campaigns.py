@@ -27,6 +27,21 @@ def test_campaigns_are_kept_as_they_are_and_those_of_other_locations_stay(
         assert campaigns.read(conn) == [other]
 
 
+def test_what_an_adopted_pool_stands_for_is_kept_and_known_to_all_locations(
+    store: Store, clock: Clock
+):
+    here = CampaignSpec(
+        "letters", "here", "none", ops={"a": "api"}, adopted={"api": frozenset({"mail", "crm"})}
+    )
+    there = CampaignSpec("trips", "there", "none", ops={"a": "api", "b": "maps"})
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "here", [here])
+        campaigns.save(conn, clock(), "there", [there])
+        assert campaigns.read(conn) == [here, there]
+        assert campaigns.adopted_pools(conn) == {"api": {"mail", "crm"}}
+    assert here.services(["mail", "maps"]) == {"mail"}
+
+
 def test_a_campaign_has_owners_and_a_location_can_be_forgotten(store: Store, clock: Clock) -> None:
     spec = CampaignSpec("letters", "here", "none", owners=frozenset({"ana", "bo"}))
     with store.begin() as conn:

@@ -7,6 +7,7 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from dagster_tidegate import (
+    ASSETS,
     BreakerResource,
     Campaign,
     CatchUp,
@@ -91,6 +92,14 @@ def test_a_pool_of_an_unknown_service_makes_no_campaign() -> None:
     assert campaigns(dg.Definitions(jobs=[letters]), services=["crm"]) == {}
 
 
+def test_a_pool_that_a_policy_adopts_makes_its_jobs_campaigns() -> None:
+    specs = campaigns(
+        dg.Definitions(jobs=[letters]), services=[ServicePolicy(name="crm", pools=["mailer"])]
+    )
+    assert specs["letters"].services(["crm", "mailer"]) == {"crm", "mailer"}
+    assert specs["letters"].adopted == {"mailer": {"crm"}}
+
+
 def test_a_job_with_the_pool_of_its_campaign_alone_is_a_campaign() -> None:
     @dg.op(pool=pool(campaign="report"))
     def write() -> None: ...
@@ -114,6 +123,66 @@ def test_an_asset_job_is_a_campaign_if_its_selection_needs_a_service() -> None:
     specs = campaigns(definitions)
     assert {"news", "all_assets"} <= specs.keys()
     assert "old" not in specs
+
+
+@dg.multi_asset(
+    specs=[dg.AssetSpec("opened", skippable=True), dg.AssetSpec("clicked", skippable=True)],
+    can_subset=True,
+    pool="mailer",
+)
+def statistics(context: dg.AssetExecutionContext): ...
+
+
+@dg.op(pool="crm")
+def look_up() -> int:
+    return 1
+
+
+@dg.op
+def double(number: int) -> int:
+    return 2 * number
+
+
+@dg.graph_asset
+def customers():
+    return double(look_up())
+
+
+def test_the_assets_that_run_outside_of_a_job_are_a_campaign_named_after_the_location() -> None:
+    assets = [newsletter, archive, statistics, customers]
+    spec = campaigns(dg.Definitions(assets=assets), services=["mailer", "crm"])["shop:assets"]
+    assert spec.ops == {
+        "newsletter": "mailer",
+        "statistics": "mailer",
+        "customers.look_up": "crm",
+    }
+    assert campaigns(dg.Definitions(assets=[archive])) == {}
+
+
+def test_a_schedule_whose_target_is_assets_has_a_campaign_named_after_it() -> None:
+    hourly = dg.ScheduleDefinition("hourly", target=[newsletter], cron_schedule="0 * * * *")
+    specs = campaigns(dg.Definitions(assets=[newsletter], schedules=[hourly]))
+    assert [trigger.name for trigger in specs["shop:hourly"].triggers] == ["hourly"]
+
+
+def test_automation_is_not_stopped_since_it_starts_other_assets_too() -> None:
+    automation = dg.AutomationConditionSensorDefinition(
+        "automation", target=dg.AssetSelection.all()
+    )
+    definitions = dg.Definitions(assets=[newsletter, archive], sensors=[automation])
+    assert campaigns(definitions)["shop:assets"].triggers == ()
+
+
+def test_several_jobs_over_the_same_assets_are_campaigns_of_their_own() -> None:
+    jobs = [dg.define_asset_job(name, selection=["newsletter"]) for name in ("one", "two")]
+    definitions = dg.Definitions(assets=[newsletter], jobs=jobs)
+    assert campaigns(definitions).keys() == {"one", "two", "shop:assets"}
+
+
+def test_the_campaign_of_assets_can_be_stated_too() -> None:
+    stated = Campaign(job=ASSETS, priority=7, owners=["ana"])
+    spec = campaigns(dg.Definitions(assets=[newsletter]), stated)["shop:assets"]
+    assert (spec.priority, spec.owners) == (7, {"ana"})
 
 
 def test_a_schedule_and_a_sensor_of_a_campaign_are_its_triggers() -> None:

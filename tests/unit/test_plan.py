@@ -101,6 +101,40 @@ def test_a_hold_on_a_service_takes_the_pools_of_its_parts_and_one_on_a_part_no_o
     assert taken == {"mail": pools.keys(), "mail/batch": {"mail/batch"}}
 
 
+ADOPTED = {"api_pool": frozenset({"mail"})}
+
+
+def test_a_hold_takes_a_pool_that_stands_for_the_service_under_another_name():
+    actions = plan(
+        observed(holds=[hold()], campaigns=[], adopted=ADOPTED, pools={"api_pool": "3", "x": "1"})
+    )
+    taken = {a.name: (a.former, a.set_to) for a in actions if isinstance(a, Take)}
+    assert taken == {"api_pool": ("3", "0"), "mail": ("unset", "0")}
+
+
+def test_an_adopted_pool_ramps_up_like_one_with_the_name_of_the_service():
+    """Also for a gate whose own campaigns don't use it."""
+    pool = taken("6", name="api_pool", label="api_pool")
+    [action] = plan(observed(pool, adopted=ADOPTED, campaigns=[], pools={"api_pool": "0"}))
+    assert isinstance(action, Write)
+    assert action.set_to == "1"
+    closed = {"api_pool": "0", "mail": "0"}
+    assert plan(observed(pool, holds=[hold()], adopted=ADOPTED, campaigns=[], pools=closed)) == []
+
+
+def test_a_sensor_of_several_campaigns_is_stopped_while_all_of_them_are_held():
+    sensor = Trigger(TakeoverKind.SENSOR, "new_files", "sensor", runs_by_default=True)
+    letters = CampaignSpec("letters", "here", "none", ops={"a": "mail"}, triggers=(sensor,))
+    trips = CampaignSpec("trips", "here", "none", ops={"a": "maps"}, triggers=(sensor,))
+    mail, maps = hold(), hold(Target(TargetKind.SERVICE, "maps"))
+    stopped = {}
+    for holds in ([mail], [mail, maps]):
+        actions = plan(observed(holds=holds, campaigns=[letters, trips]))
+        kinds = {action.kind for action in actions if isinstance(action, Take)}
+        stopped[len(holds)] = TakeoverKind.SENSOR in kinds
+    assert stopped == {1: False, 2: True}
+
+
 def test_a_pool_that_its_operator_closed_is_not_taken():
     assert plan(observed(holds=[hold()], pools={"mail": "0", "maps+mail": "0"})) == []
 
