@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "records": "List the records of campaign runs by what went wrong, retry or skip them.",
     "services": "List services, their policies and recent calls, or override a breaker.",
     "history": "List changes: who, what, when and why.",
+    "detach": "Give back everything that the gate changed in Dagster, and stop the gate.",
     "init": "Write the settings that Tidegate needs into dagster.yaml.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
     "serve": "Serve the API and the Dagster UI on one port until Ctrl-C.",

@@ -27,7 +27,7 @@ from dagster_tidegate.store import (
 )
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
+from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
 
@@ -100,6 +100,11 @@ class Situation:
     undefined: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def detached(self) -> frozenset[str]:
+        """The code locations whose gates were detached on purpose."""
+        return frozenset(beat.location for beat in self.heartbeats if beat.summary == DETACHED)
+
+    @property
     def adopted(self) -> Adopted:
         """The services that pools stand for whose names don't say it."""
         return merged(campaign.spec.adopted for campaign in self.campaigns.values())
@@ -121,7 +126,8 @@ class Situation:
         """Return the gates, of code locations with campaigns, that have a stale sensor."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
         stale = []
-        for location in sorted({each.spec.location for each in self.campaigns.values()}):
+        locations = {each.spec.location for each in self.campaigns.values()}
+        for location in sorted(locations - self.detached):
             last = {part: beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:
