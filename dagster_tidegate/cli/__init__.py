@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "detach": "Give back everything that the gate changed in Dagster, and stop the gate.",
     "init": "Write the settings that Tidegate needs into dagster.yaml.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
+    "dev": "Run Dagster's UI, its daemon and the API on this machine until Ctrl-C.",
     "serve": "Serve the API and the Dagster UI on one port until Ctrl-C.",
     "alerts": "List alerts, test their targets, or send alerts.",
     "tokens": "Create, list and revoke tokens for the API and the UI.",

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api import PAGES_READ_ONLY
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 from dagster_tidegate.dagster_api.locations import (
     PART_TAG,
@@ -122,12 +123,24 @@ def open_instance() -> dg.DagsterInstance:
         dagster.DagsterError: If there is none, or its dagster.yaml is invalid.
     """
     home = Path(os.environ.get("DAGSTER_HOME", ""))
-    if home.name.startswith(TEMPORARY_HOME):
+    if home.name.startswith(TEMPORARY_HOME) and not (home / "dagster.yaml").exists():
         # `dg dev` reads dagster.yaml from the directory in which it was started.
         return dg.DagsterInstance.from_ref(
             InstanceRef.from_dir(str(home), config_dir=str(home.parent))
         )
     return dg.DagsterInstance.get()
+
+
+def make_storage(instance: dg.DagsterInstance) -> None:
+    """Create Dagster's SQLite databases, which it otherwise does on first use.
+
+    Processes that do so at once fail with "Version table 'alembic_version' has more than one head
+    present".
+    """
+    instance.get_runs_count()
+    dagster = Dagster(instance)
+    dagster.triggers()
+    dagster.pools()
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def detach(deployed: Deployment) -> Iterator[Detach]:
 
 
 @pytest.fixture
-def held(deployed: Deployment) -> Iterator[tuple[dict, dict]]:
+def held(deployed: Deployment) -> tuple[dict, dict]:
     """Pools and triggers as they were before the gate of a held service took them."""
     deployed.instance.event_log_storage.set_concurrency_slots("mail", 4)
     deployed.start("hourly_letters")
@@ -143,4 +143,4 @@ def test_after_the_code_was_removed_it_works_too(
 def test_an_unknown_location_is_named(detach: Detach) -> None:
     result = detach("--yes", "--location", "gate_projekt")
     assert result.exit_code == 1
-    assert f"did you mean {LOCATION!r}?" in result.output
+    assert f"did you mean {LOCATION}?" in result.output
