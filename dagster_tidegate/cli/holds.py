@@ -1,26 +1,24 @@
 """`tidegate hold` and `tidegate release`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
-from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, open_store
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.effects import Effect
+from dagster_tidegate.control.effects import in_words
 from dagster_tidegate.control.models import EffectOut, Held, HoldOut, Released
 from dagster_tidegate.control.operations import Change
 from dagster_tidegate.control.why import ObstacleKind, why
-from dagster_tidegate.holds import EVERYTHING, Hold, Target, TargetKind, describe
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.holds import EVERYTHING, Hold, Target, TargetKind
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.holds import NotYourHoldError
-from dagster_tidegate.text import did_you_mean, plural
+from dagster_tidegate.text import did_you_mean
 
 MAX_PAUSED = 10
 """If more campaigns than this stay paused, they are counted instead of listed."""
@@ -141,7 +139,7 @@ def show_effects(change: Change[Any], target: Target) -> None:
     if not change.effects:
         console.say("no known campaign is affected")
     for effect in change.effects:
-        console.say(_sentence(effect, target, change.after.breakers))
+        console.say(in_words(effect, target, change.after.breakers))
 
 
 def show_notes(change: Change[Any], store: Store, target: Target) -> None:
@@ -180,37 +178,7 @@ def _show_paused(change: Change[Any], target: Target) -> None:
         console.say(f"{len(paused)} campaigns stay paused: see 'tidegate status'")
         return
     for effect in paused:
-        console.say(_sentence(effect, target, change.after.breakers))
-
-
-def _sentence(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatus]) -> str:
-    name = f"campaign {effect.campaign}" if effect.run is None else f"run {effect.run}"
-    if not effect.changes:
-        if effect.held_after and effect.still_held_by:
-            return f"{name} stays paused: {describe(effect.still_held_by, breakers)}"
-        return f"{name} stays {'paused' if effect.held_after else 'as it is'}"
-    runs = {status: effect.runs.get(status, 0) for status in RunStatus}
-    triggers = ", ".join(effect.triggers)
-    if not effect.held_after:
-        parts = [f"{name} resumes"]
-        if count := runs[RunStatus.PAUSED]:
-            parts.append(f"{plural(count, 'paused run')} will resume in order")
-        if triggers:
-            parts.append(f"restored: {triggers}")
-        return "; ".join(parts)
-    parts = [f"{name} pauses"]
-    if count := runs[RunStatus.PROCESSING]:
-        still = " if they still need it" if target.kind is TargetKind.SERVICE else ""
-        what = plural(count, "processing run")
-        parts.append(f"{what} will stop after the current record{still}")
-    if effect.queue_waits and (count := runs[RunStatus.PENDING]):
-        parts.append(f"{plural(count, 'pending run')} will wait in the queue")
-    elif not effect.queue_waits:
-        reason = "a pool can't tell runs apart" if effect.run else "no op has a pool for it"
-        parts.append(f"queued runs start and pause at their first record ({reason})")
-    if triggers:
-        parts.append(f"stopped: {triggers}")
-    return "; ".join(parts)
+        console.say(in_words(effect, target, change.after.breakers))
 
 
 def _until(hold: Hold) -> str:

@@ -1,14 +1,16 @@
 """Effects of a change of holds on campaigns. Pure: it compares two situations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import why
-from dagster_tidegate.holds import Hold, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, covering, describe
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.text import plural
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,72 @@ def effects(
         for name, campaign in after.campaigns.items()
         if _concerns(target, campaign)
     ]
+
+
+def in_words(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatus]) -> str:
+    """Return an effect of a change of the holds on `target` in words."""
+    name = f"campaign {effect.campaign}" if effect.run is None else f"run {effect.run}"
+    if not effect.changes:
+        if effect.held_after and effect.still_held_by:
+            return f"{name} stays paused: {describe(effect.still_held_by, breakers)}"
+        return f"{name} stays {'paused' if effect.held_after else 'as it is'}"
+    runs = {status: effect.runs.get(status, 0) for status in RunStatus}
+    triggers = ", ".join(effect.triggers)
+    if not effect.held_after:
+        parts = [f"{name} resumes"]
+        if count := runs[RunStatus.PAUSED]:
+            parts.append(f"{plural(count, 'paused run')} will resume in order")
+        if triggers:
+            parts.append(f"restored: {triggers}")
+        return "; ".join(parts)
+    parts = [f"{name} pauses"]
+    if count := runs[RunStatus.PROCESSING]:
+        still = " if they still need it" if target.kind is TargetKind.SERVICE else ""
+        what = plural(count, "processing run")
+        parts.append(f"{what} will stop after the current record{still}")
+    if effect.queue_waits and (count := runs[RunStatus.PENDING]):
+        parts.append(f"{plural(count, 'pending run')} will wait in the queue")
+    elif not effect.queue_waits:
+        reason = "a pool can't tell runs apart" if effect.run else "no op has a pool for it"
+        parts.append(f"queued runs start and pause at their first record ({reason})")
+    if triggers:
+        parts.append(f"stopped: {triggers}")
+    return "; ".join(parts)
+
+
+def if_held(
+    situation: Situation, target: Target, run: CampaignRun | None = None
+) -> Sequence[Effect]:
+    """Return the effects that an operator's hold on `target` would have."""
+    hold = Hold(0, target, HoldSource.OPERATOR, "", "", situation.now)
+    return effects(situation, _with_holds(situation, [*situation.holds, hold]), target, run)
+
+
+def if_released(
+    situation: Situation, target: Target, run: CampaignRun | None = None, *, force: bool = False
+) -> Sequence[Effect]:
+    """Return the effects of a release of the operators' holds on `target`.
+
+    Args:
+        force: Also of the breaker's own.
+    """
+    kept = [
+        hold
+        for hold in situation.holds
+        if hold.target != target or (hold.source is not HoldSource.OPERATOR and not force)
+    ]
+    return effects(situation, _with_holds(situation, kept), target, run)
+
+
+def _with_holds(situation: Situation, holds: Sequence[Hold]) -> Situation:
+    campaigns = {
+        name: replace(
+            campaign,
+            holds=covering(holds, situation.now, services=campaign.services, campaign=name),
+        )
+        for name, campaign in situation.campaigns.items()
+    }
+    return replace(situation, holds=holds, campaigns=campaigns)
 
 
 def _concerns(target: Target, campaign: CampaignSituation) -> bool:

@@ -1,7 +1,7 @@
 """What operators do with records: have them done again, or skip them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dagster_tidegate.control.operations import ACTOR_TAG, Launcher, UnderWayError, writing
 from dagster_tidegate.control.starting import Refusal, StartVerdict
@@ -41,7 +41,7 @@ def to_retry(selection: Selection) -> Selection:
     """Return which records a retry without states means: failed ones, or those that are named."""
     if selection.states or selection.keys:
         return selection
-    return Selection((RecordState.FAILED,), selection.error, (), selection.since)
+    return replace(selection, states=(RecordState.FAILED,))
 
 
 def retry(

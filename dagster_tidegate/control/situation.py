@@ -1,6 +1,6 @@
 """A snapshot of the fleet, read from the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -27,7 +27,7 @@ from dagster_tidegate.store import (
 )
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
+from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
 
@@ -87,6 +87,7 @@ class Situation:
         takeovers: What the gate has changed in Dagster and not restored.
         heartbeats: The last completed tick of each sensor of a gate.
         undefined: Number of paused runs of each campaign that no code location defines.
+        locations: The code locations with campaigns, where only some campaigns were read.
     """
 
     now: datetime
@@ -98,11 +99,7 @@ class Situation:
     takeovers: Sequence[Takeover]
     heartbeats: Sequence[Heartbeat]
     undefined: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def detached(self) -> frozenset[str]:
-        """The code locations whose gates were detached on purpose."""
-        return frozenset(beat.location for beat in self.heartbeats if beat.summary == DETACHED)
+    locations: Collection[str] | None = None
 
     @property
     def adopted(self) -> Adopted:
@@ -126,8 +123,10 @@ class Situation:
         """Return the gates, of code locations with campaigns, that have a stale sensor."""
         beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
         stale = []
-        locations = {each.spec.location for each in self.campaigns.values()}
-        for location in sorted(locations - self.detached):
+        locations = self.locations
+        if locations is None:
+            locations = {each.spec.location for each in self.campaigns.values()}
+        for location in sorted(locations):
             last = {part: beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:
@@ -141,18 +140,22 @@ class Situation:
         return beat is None or self.now - beat > STALE_AFTER
 
 
-def read(conn: Connection, now: datetime) -> Situation:
-    """Read the situation."""
+def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -> Situation:
+    """Read the situation.
+
+    Args:
+        only: The campaigns that matter, which is quick however many there are; None: all.
+    """
     statuses = breakers.read(conn)
     live = holds.live(conn, now)
     services = {*statuses, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
-    counts = runs.counts(conn)
-    failed = campaign_stats.failed_records(conn)
+    counts = runs.counts(conn, only)
+    failed = campaign_stats.failed_records(conn, only)
     by_target: dict[Target, list[Hold]] = {}
     for hold in live:
         by_target.setdefault(hold.target, []).append(hold)
     by_name = {}
-    for spec in campaigns.read(conn):
+    for spec in campaigns.read(conn, only):
         needed = spec.services(services)
         targets = targets_of(services=needed, campaign=spec.name)
         mine = [hold for target in targets for hold in by_target.get(target, ())]
@@ -177,4 +180,5 @@ def read(conn: Connection, now: datetime) -> Situation:
             for name, by_status in counts.items()
             if name not in by_name and (paused := by_status.get(RunStatus.PAUSED))
         },
+        locations=None if only is None else campaigns.defined_at(conn).keys(),
     )

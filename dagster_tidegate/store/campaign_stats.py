@@ -1,6 +1,6 @@
 """Statistics of campaigns, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -128,15 +128,20 @@ def unfinished(conn: Connection) -> list[UnfinishedRuns]:
     ]
 
 
-def failed_records(conn: Connection) -> Mapping[str, int]:
-    """Return how many records failed in all runs of each campaign that has some."""
+def failed_records(conn: Connection, campaigns: Collection[str] | None = None) -> Mapping[str, int]:
+    """Return how many records failed in all runs of each campaign that has some.
+
+    Args:
+        campaigns: Only of these; None: of all.
+    """
     r, p = t.campaign_runs.c, t.progress.c
-    rows = conn.execute(
+    query = (
         sa.select(r.campaign, sa.func.sum(p.failed).label("failed"))
         .join(t.progress, p.campaign_run == r.id)
         .where(p.failed > 0)
         .group_by(r.campaign)
     )
+    rows = conn.execute(query if campaigns is None else query.where(r.campaign.in_(campaigns)))
     return {row.campaign: int(row.failed) for row in rows}
 
 
@@ -168,10 +173,17 @@ class OpProgress:
     records_per_second: float
 
 
-def op_progress(conn: Connection, now: datetime) -> list[OpProgress]:
-    """Return the progress of each op that has processing or paused campaign runs."""
+def op_progress(
+    conn: Connection, now: datetime, campaigns: Collection[str] | None = None
+) -> list[OpProgress]:
+    """Return the progress of each op that has processing or paused campaign runs.
+
+    Args:
+        campaigns: Only of these; None: of all.
+    """
     r, p = t.campaign_runs.c, t.progress.c
     processing_rate = sa.case((r.status == RunStatus.PROCESSING, ledger.rate(now)))
+    wanted = sa.true() if campaigns is None else r.campaign.in_(campaigns)
     rows = conn.execute(
         sa.select(
             r.campaign,
@@ -182,7 +194,7 @@ def op_progress(conn: Connection, now: datetime) -> list[OpProgress]:
             sa.func.coalesce(sa.func.sum(processing_rate), 0.0).label("records_per_second"),
         )
         .join(t.progress, p.campaign_run == r.id)
-        .where(r.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)))
+        .where(r.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)), wanted)
         .group_by(r.campaign, p.op)
     )
     return [OpProgress(**row) for row in rows.mappings()]

@@ -37,7 +37,6 @@ class CatchUp(StrEnum):
 
     NONE = "none"
     LATEST = "latest"
-    PARTITIONS = "partitions"  # the latest of each time partition
     ALL = "all"
 
 
@@ -47,7 +46,7 @@ class CampaignSpec:
 
     Attributes:
         catch_up: Which schedule ticks missed while it is paused are run later.
-        max_ticks: Maximum number of missed ticks of a schedule that are run; not stored.
+        max_ticks: Maximum number of missed ticks of a schedule that `all` runs; not stored.
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         adopted: The services that those pools stand for whose names don't say it.
@@ -77,22 +76,27 @@ class CampaignSpec:
         )
 
 
-def read(conn: Connection) -> Sequence[CampaignSpec]:
-    """Return all campaigns, by name."""
+def read(conn: Connection, names: Collection[str] | None = None) -> Sequence[CampaignSpec]:
+    """Return the campaigns, by name; with `names`, only those."""
+
+    def rows_of(table: sa.Table, campaign: sa.ColumnElement[str]) -> sa.CursorResult[Any]:
+        query = sa.select(table)
+        return conn.execute(query if names is None else query.where(campaign.in_(names)))
+
     ops: dict[str, dict[str, str]] = {}
     adopted: dict[str, dict[str, frozenset[str]]] = {}
-    for row in conn.execute(sa.select(t.campaign_ops)):
+    for row in rows_of(t.campaign_ops, t.campaign_ops.c.campaign):
         ops.setdefault(row.campaign, {})[row.op] = row.pool
         if row.services is not None:
             services = frozenset(row.services.split(","))
             adopted.setdefault(row.campaign, {})[row.pool] = services
     triggers: dict[str, list[Trigger]] = {}
-    for row in conn.execute(sa.select(t.campaign_triggers)):
+    for row in rows_of(t.campaign_triggers, t.campaign_triggers.c.campaign):
         triggers.setdefault(row.campaign, []).append(
             Trigger(TakeoverKind(row.kind), row.name, row.selector_id, row.runs_by_default)
         )
     owners: dict[str, set[str]] = {}
-    for row in conn.execute(sa.select(t.campaign_owners)):
+    for row in rows_of(t.campaign_owners, t.campaign_owners.c.campaign):
         owners.setdefault(row.campaign, set()).add(row.owner)
     return [
         CampaignSpec(
@@ -105,7 +109,7 @@ def read(conn: Connection) -> Sequence[CampaignSpec]:
             owners=frozenset(owners.get(row.name, ())),
             adopted=adopted.get(row.name, {}),
         )
-        for row in conn.execute(sa.select(t.campaigns).order_by(t.campaigns.c.name))
+        for row in sorted(rows_of(t.campaigns, t.campaigns.c.name), key=lambda row: row.name)
     ]
 
 
@@ -119,6 +123,32 @@ def adopted_pools(conn: Connection) -> Mapping[str, frozenset[str]]:
         services = frozenset(row.services.split(","))
         adopted[row.pool] = adopted.get(row.pool, frozenset()) | services
     return adopted
+
+
+def names(
+    conn: Connection, *, text: str = "", after: str = "", limit: int | None = None
+) -> Sequence[str]:
+    """Return the names of campaigns, sorted.
+
+    Args:
+        text: Only those with this in their name, in upper or lower case.
+        after: Only those that come after this name.
+    """
+    c = t.campaigns.c
+    query = sa.select(c.name).where(c.name > after, _named_like(text))
+    return conn.scalars(query.order_by(c.name).limit(limit)).all()
+
+
+def count(conn: Connection, *, text: str = "") -> int:
+    """Return how many campaigns there are; with `text`, how many have it in their name."""
+    query = sa.select(sa.func.count()).select_from(t.campaigns).where(_named_like(text))
+    return conn.scalar(query) or 0
+
+
+def _named_like(text: str) -> sa.ColumnElement[bool]:
+    if not text:
+        return sa.true()
+    return sa.func.lower(t.campaigns.c.name).contains(text.lower(), autoescape=True)
 
 
 def find(conn: Connection, name: str) -> CampaignSpec | None:

@@ -57,7 +57,9 @@ def read(
     *,
     name: str | None = None,
     kinds: Collection[str] = (),
+    actor: str | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
     before: int | None = None,
     limit: int,
 ) -> Sequence[Event]:
@@ -67,7 +69,9 @@ def read(
         name: Only those about this service, campaign or campaign run, its holds and takeovers, and
             the parts of the service or the runs of the campaign.
         kinds: Only those of these kinds.
+        actor: Only those of this actor.
         since: Only those from this time on (UTC).
+        until: Only those before this time (UTC).
         before: Only those with a lower id.
     """
     c = t.events.c
@@ -86,8 +90,12 @@ def read(
         query = query.where(about)
     if kinds:
         query = query.where(c.kind.in_(kinds))
+    if actor is not None:
+        query = query.where(c.actor == actor)
     if since is not None:
         query = query.where(c.at >= since)
+    if until is not None:
+        query = query.where(c.at < until)
     if before is not None:
         query = query.where(c.id < before)
     rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).mappings().all()

@@ -41,12 +41,14 @@ class Selection:
         error: With this in their error, in upper or lower case.
         keys: With one of these keys; empty: with any.
         since: Written at this time or later.
+        said: Whose error says the same as this one, apart from names and numbers.
     """
 
     states: Collection[RecordState] = ()
     error: str | None = None
     keys: Collection[str] = ()
     since: datetime | None = None
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def read(
     query = sa.select(
         c.op, c.key, c.status, c.suspect, c.error, c.tries, c.attempt, c.retry_at, c.at
     )
-    query = query.where(*_where(run, selection, working))
+    query = query.where(*_where(conn, run, selection, working))
     if after is not None:
         query = query.where(sa.tuple_(c.op, c.key) > sa.tuple_(*map(sa.literal, after)))
     rows = conn.execute(query.order_by(c.op, c.key).limit(limit)).mappings()
@@ -124,7 +126,7 @@ def summary(
     c = t.ledger.c
     working = _working(conn, now, run)
     at_work = c.attempt.in_(working)
-    where = _where(run, selection, working)
+    where = _where(conn, run, selection, working)
     of_all = _grouped(conn, [c.status, c.suspect, at_work], where)
     of_error = _grouped(
         conn, [c.status, c.suspect, at_work, c.error], [*where, c.error.is_not(None)]
@@ -152,7 +154,7 @@ def to_restore(
 ) -> Sequence[Mapping[str, Any]]:
     """Return what `unmark` can't tell from the marked records themselves: those not done."""
     c = t.ledger.c
-    where = _where(run, selection, _working(conn, now, run))
+    where = _where(conn, run, selection, _working(conn, now, run))
     not_done = c.status.in_([RecordStatus.FAILED, RecordStatus.SKIPPED, RecordStatus.WAITING])
     query = sa.select(c.op, c.key, c.status, c.tries, c.retry_at, c.suspect, c.at).where(
         *where, not_done
@@ -240,7 +242,7 @@ def _change(
     values: Mapping[str, Any],
 ) -> Mapping[str, int]:
     c = t.ledger.c
-    where = [*_where(run, selection, _working(conn, now, run)), c.status.in_(statuses)]
+    where = [*_where(conn, run, selection, _working(conn, now, run)), c.status.in_(statuses)]
     counts = conn.execute(sa.select(c.op, sa.func.count()).where(*where).group_by(c.op))
     changed = {op: int(count) for op, count in counts}
     if changed:
@@ -297,7 +299,7 @@ def _state(status: str, suspect: bool, works: bool) -> RecordState:
 
 
 def _where(
-    run: CampaignRun, selection: Selection, working: Sequence[int]
+    conn: Connection, run: CampaignRun, selection: Selection, working: Sequence[int]
 ) -> list[sa.ColumnElement[bool]]:
     c = t.ledger.c
     where = [c.campaign_run == run.id, c.attempt >= run.first_attempt]
@@ -319,4 +321,8 @@ def _where(
         where.append(c.key.in_(selection.keys))
     if selection.since is not None:
         where.append(c.at >= selection.since)
+    if selection.said is not None:
+        errors = _grouped(conn, [c.error], [*where, c.error.is_not(None)])
+        same = alike(selection.said)
+        where.append(c.error.in_([error for error, *_ in errors if alike(error) == same]))
     return where

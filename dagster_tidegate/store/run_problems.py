@@ -8,8 +8,10 @@ import sqlalchemy as sa
 
 from dagster_tidegate.holds import TargetKind, run_name
 from dagster_tidegate.statuses import RecordStatus, RunStatus
+from dagster_tidegate.store import runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.runs import CampaignRun
 
 MAX_AGE = timedelta(hours=24)
 """Campaign runs that ended earlier are ignored."""
@@ -26,6 +28,16 @@ class EndedAttempt:
     campaign_run: int
     number: int
     name: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
+class InDoubt:
+    """A campaign run with records in doubt, and when their attempt ended (UTC)."""
+
+    campaign_run: int
+    name: str
+    records: int
     ended_at: datetime
 
 
@@ -103,6 +115,29 @@ def records_in_doubt(conn: Connection, campaign_run: int) -> int:
     )
 
 
+def in_doubt(conn: Connection, now: datetime, *, limit: int) -> Sequence[InDoubt]:
+    """Return campaign runs with records in doubt, of at most `limit` that were cut off.
+
+    A loop that stops by itself leaves exact counts and no record in doubt: its ledger, which may be
+    long, is not read.
+    """
+    ended = ended_attempts(conn, now, before=now)
+    p = t.progress.c
+    rows = conn.execute(
+        sa.select(p.campaign_run)
+        .where(p.campaign_run.in_([each.campaign_run for each in ended]))
+        .group_by(p.campaign_run)
+        .having(sa.func.min(sa.cast(p.exact, sa.Integer)) == 1)
+    )
+    exact = set(rows.scalars())
+    cut_off = [each for each in ended if each.campaign_run not in exact][:limit]
+    return [
+        InDoubt(each.campaign_run, each.name, records, each.ended_at)
+        for each in cut_off
+        if (records := records_in_doubt(conn, each.campaign_run))
+    ]
+
+
 def failed_records(conn: Connection, now: datetime) -> Sequence[FailedRecords]:
     """Return the campaign runs that have ended with failed records, the latest first."""
     run, p = t.campaign_runs.c, t.progress.c
@@ -122,6 +157,27 @@ def failed_records(conn: Connection, now: datetime) -> Sequence[FailedRecords]:
         FailedRecords(run_name(campaign, partition), RunStatus(status), failed, failed + done)
         for campaign, partition, status, failed, done in rows
     ]
+
+
+def with_failed_records(
+    conn: Connection, *, text: str = "", before: int | None = None, limit: int
+) -> Sequence[CampaignRun]:
+    """Return campaign runs with records that failed, the one created last first.
+
+    Args:
+        text: Only those with this in their campaign or partition, in upper or lower case.
+        before: Only those with a lower id.
+    """
+    c = t.campaign_runs.c
+    failed = sa.select(t.progress.c.campaign_run).where(t.progress.c.failed > 0)
+    query = sa.select(t.campaign_runs).where(c.id.in_(failed), c.pruned_at.is_(None))
+    if text:
+        name = sa.func.lower(c.campaign + "/" + c.partition)
+        query = query.where(name.contains(text.lower(), autoescape=True))
+    if before is not None:
+        query = query.where(c.id < before)
+    rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).mappings()
+    return [runs.from_row(row) for row in rows]
 
 
 def failed_after_pause(conn: Connection, now: datetime) -> Mapping[str, str | None]:

@@ -263,6 +263,7 @@ def newest(
     *,
     campaign: str | None = None,
     statuses: Collection[RunStatus] = (),
+    text: str = "",
     before: int | None = None,
     by_change: bool = False,
     limit: int,
@@ -270,6 +271,7 @@ def newest(
     """Return campaign runs, the one created last first.
 
     Args:
+        text: Only those with this in their partition, in upper or lower case.
         before: Only those with a lower id.
         by_change: The one that changed last first.
     """
@@ -279,6 +281,8 @@ def newest(
         query = query.where(c.campaign == campaign)
     if statuses:
         query = query.where(c.status.in_(statuses))
+    if text:
+        query = query.where(sa.func.lower(c.partition).contains(text.lower(), autoescape=True))
     if before is not None:
         query = query.where(c.id < before)
     order = [c.changed_at.desc()] if by_change else []
@@ -292,12 +296,17 @@ def newest_partitions(conn: Connection, campaign: str) -> Sequence[str]:
     return conn.scalars(query.limit(MAX_GUESSED_FROM)).all()
 
 
-def counts(conn: Connection) -> Mapping[str, Mapping[RunStatus, int]]:
-    """Return how many campaign runs of each campaign have each status."""
+def counts(
+    conn: Connection, campaigns: Collection[str] | None = None
+) -> Mapping[str, Mapping[RunStatus, int]]:
+    """Return how many campaign runs of each campaign have each status.
+
+    Args:
+        campaigns: Only of these; None: of all.
+    """
     c = t.campaign_runs.c
-    rows = conn.execute(
-        sa.select(c.campaign, c.status, sa.func.count()).group_by(c.campaign, c.status)
-    )
+    query = sa.select(c.campaign, c.status, sa.func.count()).group_by(c.campaign, c.status)
+    rows = conn.execute(query if campaigns is None else query.where(c.campaign.in_(campaigns)))
     by_campaign: dict[str, dict[RunStatus, int]] = {}
     for campaign, status, count in rows:
         by_campaign.setdefault(campaign, {})[RunStatus(status)] = count
@@ -368,6 +377,27 @@ def attempts(conn: Connection, campaign_run: int, *, since: int = 0) -> Sequence
     of_run = (c.campaign_run == campaign_run) & (c.number >= since)
     rows = conn.execute(_ATTEMPTS.where(of_run).order_by(c.number))
     return [_attempt(row) for row in rows]
+
+
+def attempts_between(
+    conn: Connection, start: datetime, end: datetime, *, limit: int
+) -> Sequence[tuple[CampaignRun, AttemptRow]]:
+    """Return the attempts that were at work in a span of time (UTC), the latest first."""
+    a, r = t.attempts.c, t.campaign_runs.c
+    rows = conn.execute(
+        sa.select(a.campaign_run, a.number)
+        .where(a.started_at < end, a.ended_at.is_(None) | (a.ended_at >= start))
+        .order_by(a.started_at.desc())
+        .limit(limit)
+    ).all()
+    ids = {row.campaign_run for row in rows}
+    by_id = {
+        run.id: run
+        for run in _all(conn, sa.select(t.campaign_runs).where(r.id.in_(ids)).order_by(r.id))
+    }
+    wanted = sa.tuple_(a.campaign_run, a.number).in_([tuple(row) for row in rows])
+    attempts = conn.execute(_ATTEMPTS.where(wanted).order_by(a.started_at.desc()))
+    return [(by_id[row.campaign_run], _attempt(row)) for row in attempts]
 
 
 def began_with(series: Sequence[AttemptRow]) -> int:

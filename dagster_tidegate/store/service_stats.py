@@ -1,6 +1,6 @@
 """Recent calls of the fleet to its services, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,6 +13,7 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
 TRIPS_WITHIN = timedelta(hours=24)
+HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,49 @@ def calls_by_bucket(conn: Connection) -> Mapping[tuple[str, datetime], Mapping[s
         (row.service, row.bucket): {"ok": row.ok, "slow": row.slow, "failed": row.failed}
         for row in rows
     }
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Calls to a service in a span of time that starts at `at` (UTC)."""
+
+    ok: int = 0
+    slow: int = 0
+    failed: int = 0
+    at: datetime | None = None
+
+    @property
+    def all(self) -> int:
+        """How many calls there were; the slow ones are among the successful ones."""
+        return self.ok + self.failed
+
+    @property
+    def failure_rate(self) -> float:
+        """The share that failed, from 0 to 1."""
+        return self.failed / self.all if self.all else 0.0
+
+
+def last_hour(conn: Connection, now: datetime) -> Mapping[str, Sequence[Calls]]:
+    """Return the calls to each service, by minute, the oldest first.
+
+    Outcomes are kept for about two windows of the policy of a service.
+    """
+    o = t.outcomes.c
+    rows = conn.execute(
+        sa.select(
+            o.service,
+            o.bucket,
+            *(sa.func.sum(column).label(column.name) for column in (o.ok, o.slow, o.failed)),
+        )
+        .where(o.bucket > now - HOUR)
+        .group_by(o.service, o.bucket)
+        .order_by(o.service, o.bucket)
+    )
+    by_minute: dict[str, dict[datetime, Calls]] = {}
+    for row in rows:
+        service, bucket, ok, slow, failed = tuple(row)
+        minute = bucket.replace(second=0, microsecond=0)
+        minutes = by_minute.setdefault(service, {})
+        former = minutes.get(minute, Calls())
+        minutes[minute] = Calls(former.ok + ok, former.slow + slow, former.failed + failed, minute)
+    return {name: list(minutes.values()) for name, minutes in by_minute.items()}

@@ -4,9 +4,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOGIN = "/login"
 LOGOUT = "/logout"
+PAGE = "/tidegate"
+"""Tidegate's own pages."""
 PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 """Paths that need no token: they only say whether to restart the process or send it requests."""
-_OWN = ("/api", "/metrics", LOGIN, LOGOUT)
+_OWN = ("/api", "/metrics", PAGE, LOGIN, LOGOUT)
 
 
 def strip_prefix(path: str, prefix: str) -> str:

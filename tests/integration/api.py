@@ -82,7 +82,8 @@ def _app(**options: Any) -> FastAPI:
 def app_of(store: Store, workspace: Callable[[], Any] | None = None, **options: Any) -> ASGIApp:
     """Return the API of a store."""
     app = copy(_app(**options))
-    app.state = State({"context": AppContext(store, Feed(store), workspace)})
+    read_only = options.get("read_only", False)
+    app.state = State({"context": AppContext(store, Feed(store), workspace, read_only)})
     return guarded(app, store, SETTINGS)
 
 

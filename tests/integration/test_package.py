@@ -60,6 +60,9 @@ def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
     assert "dagster_tidegate/py.typed" in names
     for profile in PROFILES:
         assert f"dagster_tidegate/breaker/profiles/{profile}.toml" in names
+    pages = ROOT / "dagster_tidegate" / "web" / "pages"
+    data = [*(pages / "templates").iterdir(), *(pages / "static").iterdir()]
+    assert {str(path.relative_to(ROOT)) for path in data} <= set(names)
 
 
 def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):

@@ -25,6 +25,7 @@ from dagster_tidegate.web.api.routes import (
 )
 from dagster_tidegate.web.api.stream import Feed
 from dagster_tidegate.web.middleware.connection import SAFE_METHODS
+from dagster_tidegate.web.pages import routes as pages
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Workspace
@@ -77,11 +78,13 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
-    app.state.context = AppContext(store, Feed(store), workspace)
+    app.state.context = AppContext(store, Feed(store), workspace, read_only)
     api = APIRouter(prefix=PREFIX, responses=responses())
     for module in (services, campaigns, records, runs, holds, events, alerts, queue, health):
         api.include_router(module.router)
-    app.include_router(api, dependencies=[Depends(_refuse_changes)] if read_only else [])
+    refusal = [Depends(_refuse_changes)] if read_only else []
+    app.include_router(api, dependencies=refusal)
+    app.include_router(pages.router, dependencies=refusal)
     app.include_router(metrics.router)
     problems.install(app)
     _describe_problems(app)

@@ -1,6 +1,6 @@
 """What the routes of one app share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,17 +27,26 @@ class AppContext:
     Attributes:
         feed: Wakes the event streams.
         open_workspace: Returns the code locations as they are now; None if the server has none.
+        read_only: Whether the server refuses every change.
     """
 
     store: Store
     feed: Feed
     open_workspace: "Callable[[], Workspace] | None" = None
+    read_only: bool = False
 
     @contextmanager
-    def reading(self) -> Iterator[tuple[Connection, Situation]]:
-        """Read the situation, and anything else as of the same moment."""
+    def reading(
+        self, only: Callable[[Connection], Collection[str] | None] | None = None
+    ) -> Iterator[tuple[Connection, Situation]]:
+        """Read the situation, and anything else as of the same moment.
+
+        Args:
+            only: Returns the names of the campaigns that matter, or None for all of them.
+        """
         with self.store.read() as conn:
-            yield conn, situation.read(conn, self.store.now(conn))
+            names = None if only is None else only(conn)
+            yield conn, situation.read(conn, self.store.now(conn), names)
 
     @cached_property
     def metrics(self) -> CollectorRegistry:

@@ -80,6 +80,18 @@ def run(conn: Connection, now: datetime, campaign_name: str, partition: str) -> 
     return _run(conn, campaign_name, partition)
 
 
+def run_by_id(conn: Connection, id_: int) -> CampaignRun:
+    """Return a campaign run.
+
+    Raises:
+        Problem: `campaign_run_not_found`.
+    """
+    campaign_run = runs.get(conn, id_)
+    if campaign_run is None:
+        raise Problem(Code.CAMPAIGN_RUN_NOT_FOUND, f"there is no campaign run {id_}")
+    return campaign_run
+
+
 def own_run(
     conn: Connection, now: datetime, campaign_name: str, partition: str, identity: Identity
 ) -> CampaignRun:
@@ -107,6 +119,18 @@ def own_campaigns_of(
     for spec in specs:
         require_owner(identity, spec)
     return specs
+
+
+def require_control(conn: Connection, identity: Identity, target: Target) -> None:
+    """Refuse an identity that may not control the campaign of a target.
+
+    Raises:
+        Problem: `forbidden`.
+    """
+    if target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN):
+        spec = campaigns.find(conn, target.name.partition("/")[0])
+        if spec is not None:
+            require_owner(identity, spec)
 
 
 def hold(conn: Connection, id_: int) -> Hold:

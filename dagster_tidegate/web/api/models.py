@@ -218,11 +218,16 @@ class SelectRecords(Body):
         default=[], description="Only those with one of these statuses. Default: `failed`."
     )
     since: Moment | None = Field(default=None, description="Only those written since then.")
+    said: Annotated[StrictStr, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Only those whose error says the same as this one, apart from names and "
+        "numbers: the `error` of a group of the summary.",
+    )
 
     @property
     def selection(self) -> Selection:
         """The selection of records."""
-        return Selection(self.status, self.error, self.keys, self.since)
+        return Selection(self.status, self.error, self.keys, self.since, self.said)
 
 
 class RetryRecords(SelectRecords):

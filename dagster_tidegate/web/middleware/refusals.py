@@ -8,6 +8,8 @@ from dagster_tidegate.web.api import metrics
 from dagster_tidegate.web.api.problems import Code, Problem, too_many, unreachable
 from dagster_tidegate.web.middleware.connection import ConnectionMiddleware, GuardedConnection
 from dagster_tidegate.web.pages import login
+from dagster_tidegate.web.pages.rendering import problem_page
+from dagster_tidegate.web.path_router import PAGE
 
 POLICY_VIOLATION = 1008
 
@@ -50,7 +52,11 @@ class Refusals(ConnectionMiddleware):
         if error.code is Code.UNAUTHENTICATED and connection.wants_page:
             query = f"?{connection.query}" if connection.query else ""
             return login.to_login(self._prefix, connection.scope["path"] + query)
-        response = error.response()
+        own_page = connection.own and connection.path.startswith(PAGE)
+        if own_page and "text/html" in connection.headers.get("accept", ""):
+            response = problem_page(error, self._prefix)
+        else:
+            response = error.response()
         if connection.unread:
             response.headers["Connection"] = "close"  # or the server would read the whole body
         return response

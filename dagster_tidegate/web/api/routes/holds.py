@@ -7,12 +7,10 @@ from starlette.responses import Response
 
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Held, HoldOut, Page
-from dagster_tidegate.holds import HoldSource, Target, TargetKind
-from dagster_tidegate.store import campaigns, holds
-from dagster_tidegate.store.database import Connection
-from dagster_tidegate.web.access.identity import Identity
+from dagster_tidegate.holds import HoldSource, TargetKind
+from dagster_tidegate.store import holds
 from dagster_tidegate.web.api import lookup
-from dagster_tidegate.web.api.authentication import Operator, Viewer, require_force, require_owner
+from dagster_tidegate.web.api.authentication import Operator, Viewer, require_force
 from dagster_tidegate.web.api.changes import Change, HoldChange
 from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import NewHoldOnTarget, Release
@@ -80,7 +78,7 @@ def release_hold(
     force = require_force(identity, body)
     with context.store.begin() as conn:
         stored = lookup.hold(conn, hold)
-        _require_control(conn, identity, stored.target)
+        lookup.require_control(conn, identity, stored.target)
         now = context.store.now(conn)
         operations.release_one(conn, now, stored, actor=identity.name, force=force)
         return HoldOut.model_validate(lookup.hold(conn, hold))
@@ -88,13 +86,5 @@ def release_hold(
 
 def _place(change: HoldChange, body: NewHoldOnTarget) -> Held:
     with change.begin() as (conn, _):
-        _require_control(conn, change.identity, body.target)
+        lookup.require_control(conn, change.identity, body.target)
         return change.hold(body.target, body)
-
-
-def _require_control(conn: Connection, identity: Identity, target: Target) -> None:
-    """Refuse an identity that may not control the campaign of a target."""
-    if target.kind in (TargetKind.CAMPAIGN, TargetKind.CAMPAIGN_RUN):
-        spec = campaigns.find(conn, target.name.partition("/")[0])
-        if spec is not None:
-            require_owner(identity, spec)

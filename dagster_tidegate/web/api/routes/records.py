@@ -112,10 +112,10 @@ def retry_records(
     Without `keys` and `status`: the failed ones. They keep their idempotency keys.
     """
 
-    def retry(run_id: str | None) -> RecordsMarked:
-        return _retry(context, identity, campaign, partition, body, dry_run, run_id)
+    def make(run_id: str | None) -> RecordsMarked:
+        return retry(context, identity, campaign, partition, body, dry_run, run_id)
 
-    return once(body, 202, retry)
+    return once(body, 202, make)
 
 
 @router.post("/skip", responses=responses(*_NOT_FOUND, Code.NO_RECORDS, Code.UNDER_WAY))
@@ -140,7 +140,7 @@ def skip_records(
     return RecordsSkipped(run=run.name, dry_run=dry_run, skipped=skipped)
 
 
-def _retry(
+def retry(
     context: AppContext,
     identity: Identity,
     campaign: str,
@@ -149,6 +149,14 @@ def _retry(
     dry_run: bool,
     run_id: str | None,
 ) -> RecordsMarked:
+    """Mark records to be done again, and queue a Dagster run that does only these.
+
+    Args:
+        run_id: The id for its Dagster run, which makes a repeated launch harmless. None: any.
+
+    Raises:
+        Problem: If they can't be done again.
+    """
     with context.reading() as (conn, situation):
         spec = lookup.campaign_in(situation, campaign).spec
         require_owner(identity, spec)

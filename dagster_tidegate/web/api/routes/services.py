@@ -58,7 +58,7 @@ def get_service(context: Context, _identity: Viewer, service: ServiceName) -> Se
     with context.reading() as (conn, situation):
         lookup.service_in(situation, service)
         numbers = service_stats.read(conn, situation.now).get(service)
-    return ServiceDetails.all_of(situation, service, numbers, _policies(context, service))
+    return ServiceDetails.all_of(situation, service, numbers, policies(context, service))
 
 
 @router.post(_SERVICE + "/campaigns/hold", responses=_NOT_FOUND)
@@ -153,8 +153,9 @@ def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
         return change.service(service)
 
 
-def _policies(context: AppContext, service: str) -> Mapping[str, ServicePolicy] | None:
+def policies(context: AppContext, service: str) -> Mapping[str, ServicePolicy] | None:
+    """Return the policy of a service in each code location; None if the server loads no code."""
     if context.open_workspace is None:
         return None
-    policies, _ = context.workspace().policies()
-    return policies.get(service, {})
+    by_service, _ = context.workspace().policies()
+    return by_service.get(service, {})

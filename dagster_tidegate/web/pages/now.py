@@ -1,0 +1,266 @@
+"""The start page: what is paused and why, what needs a person first, and the services."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dagster_tidegate.control.leftovers import leftovers
+from dagster_tidegate.control.models import AlertHealth
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import Reason, why
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, TargetKind, targets_of
+from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.store import alerts, run_problems
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.text import plural, sentence
+from dagster_tidegate.web.pages.rendering import TONES, Banner
+from dagster_tidegate.web.pages.services import Service, services
+
+ENDS_SOON = timedelta(hours=1)
+MAX_LOOKED_AT = 20
+"""How many campaign runs that were cut off are looked through for records in doubt."""
+MAX_LISTED = 50
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that waits for a person.
+
+    Attributes:
+        tone: How urgent it is: `bad`, `warn` or `held`.
+        text: What happened, and what to do.
+        label: The name of the button; empty without one.
+        path: The page that the button leads to, and its query.
+        changes: Whether that page changes something, and the button is for operators.
+    """
+
+    tone: str
+    title: str
+    text: str
+    at: datetime | None = None
+    ends_at: datetime | None = None
+    label: str = ""
+    path: str = ""
+    query: Mapping[str, str] | None = None
+    changes: bool = True
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A live hold and what it stops.
+
+    Attributes:
+        reason: The hold, and the breaker whose it is.
+        campaigns: The campaigns that it covers.
+        paused: How many of their runs are paused.
+    """
+
+    reason: Reason
+    campaigns: Sequence[str]
+    paused: int
+
+    @property
+    def hold(self) -> Hold:
+        """The hold."""
+        return self.reason.hold
+
+
+@dataclass(frozen=True)
+class Now:
+    """The start page.
+
+    Attributes:
+        headline: The situation in one sentence.
+        runs: Number of campaign runs by status.
+        paused_campaigns: How many campaigns are held.
+    """
+
+    headline: str
+    tone: str
+    needs: Sequence[Need]
+    pauses: Sequence[Pause]
+    services: Sequence[Service]
+    runs: Mapping[RunStatus, int]
+    campaigns: int
+    paused_campaigns: int
+    everything_held: bool
+
+
+def now_page(conn: Connection, situation: Situation) -> Now:
+    """Return the start page."""
+    listed = services(conn, situation)
+    pauses = _pauses(situation)
+    held = sum(bool(each.holds) for each in situation.campaigns.values())
+    headline, tone = _headline(situation, listed, held)
+    runs = {
+        status: sum(each.runs.get(status, 0) for each in situation.campaigns.values())
+        for status in RunStatus
+    }
+    return Now(
+        headline=headline,
+        tone=tone,
+        needs=[
+            *_denied(listed),
+            *_ending(situation),
+            *_records(conn, situation),
+            *_left(situation),
+        ],
+        pauses=pauses[:MAX_LISTED],
+        services=listed,
+        runs=runs,
+        campaigns=len(situation.campaigns),
+        paused_campaigns=held,
+        everything_held=any(hold.target == EVERYTHING for hold in situation.holds),
+    )
+
+
+def banners(conn: Connection, situation: Situation) -> Sequence[Banner]:
+    """Return what is wrong with Tidegate itself, for the top of every page."""
+    found = []
+    if not situation.enabled:
+        text = "TIDEGATE_ENABLED is false on this server: processes with this setting ignore holds."
+        found.append(Banner("Tidegate is switched off", text))
+    if stale := situation.stale_gates():
+        text = "; ".join(sentence(str(gate)) for gate in stale)
+        do = "Nothing is paused or resumed until it recovers. Run"
+        found.append(Banner("The gate is stale", f"{text}. {do}", "tidegate doctor"))
+    health = AlertHealth.of(alerts.counts(conn, situation.now), situation.now)
+    if health.stale:
+        found.append(Banner("Alerts are not being sent", f"{sentence(health.text)}."))
+    return found
+
+
+def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tuple[str, str]:
+    if any(hold.target == EVERYTHING for hold in situation.holds):
+        return "Everything is held", "held"
+    parts = []
+    for statuses, what in (
+        (("denied", "open"), "down"),
+        (("throttled",), "throttled"),
+        (("half_open",), "being tried"),
+    ):
+        if names := [each.name for each in listed if each.status in statuses]:
+            parts.append(f"{_names(names)} {'is' if len(names) == 1 else 'are'} {what}")
+    if held:
+        parts.append(f"{plural(held, 'campaign')} paused")
+    if parts:
+        first = listed[0].status if listed else "held"
+        return "; ".join(parts), TONES.get(first, "held") if first != "closed" else "held"
+    if not situation.services and not situation.campaigns:
+        return "Nothing to watch yet", "plain"
+    return "Everything runs", "good"
+
+
+def _names(names: Sequence[str]) -> str:
+    if len(names) > 3:
+        return plural(len(names), "service")
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _pauses(situation: Situation) -> list[Pause]:
+    answer = {  # each hold with its breaker
+        reason.hold.id: reason
+        for target in {hold.target for hold in situation.holds}
+        for reason in why(situation, target).reasons
+    }
+    covered = {
+        name: targets_of(services=campaign.services, campaign=name)
+        for name, campaign in situation.campaigns.items()
+    }
+    pauses = []
+    for hold in situation.holds:
+        target = hold.target
+        if target.kind is TargetKind.CAMPAIGN_RUN:
+            campaigns = [target.name.partition("/")[0]]
+            paused = 0
+        else:
+            campaigns = [name for name, targets in covered.items() if target in targets]
+            paused = sum(situation.campaigns[n].runs.get(RunStatus.PAUSED, 0) for n in campaigns)
+        pauses.append(Pause(answer.get(hold.id, Reason(hold)), campaigns, paused))
+    return sorted(
+        pauses, key=lambda each: (each.hold.source is not HoldSource.BREAKER, -each.hold.id)
+    )
+
+
+def _denied(listed: Sequence[Service]) -> list[Need]:
+    return [
+        Need(
+            "bad",
+            f"{each.name} refuses this client",
+            _what_to_repair(each),
+            at=each.since,
+            label="Repaired…",
+            path="/change/repaired",
+            query={"service": each.name},
+        )
+        for each in listed
+        if each.status == "denied"
+    ]
+
+
+def _what_to_repair(service: Service) -> str:
+    breaker = service.breaker
+    answer = breaker.answer if breaker is not None else None
+    said = f"It said: {answer}" if answer else sentence(service.reason)
+    return (
+        f"{said}. Waiting does not help, so it is not called again. "
+        "Repair the cause (key, credits, plan or address), then say so: a trial call checks it."
+    )
+
+
+def _ending(situation: Situation) -> list[Need]:
+    soon = situation.now + ENDS_SOON
+    return [
+        Need(
+            "held",
+            f"The hold on {hold.target} is about to end",
+            f"{sentence(hold.reason)} ({hold.actor}). Extend it if the reason still stands.",
+            ends_at=hold.expires_at,
+            label="Extend…",
+            path="/change/hold",
+            query={"target": hold.target.key, "reason": hold.reason},
+        )
+        for hold in situation.holds
+        if hold.expires_at is not None and hold.expires_at <= soon
+    ]
+
+
+def _records(conn: Connection, situation: Situation) -> list[Need]:
+    now = situation.now
+    needs = []
+    for run in run_problems.in_doubt(conn, now, limit=MAX_LOOKED_AT):
+        needs.append(
+            Need(
+                "warn",
+                f"{plural(run.records, 'record')} in doubt in {run.name}",
+                "The attempt ended in the middle of them: they may or may not have reached the "
+                "service. The next attempt sends them again with the same idempotency keys.",
+                at=run.ended_at,
+                label="Look",
+                path=f"/runs/{run.campaign_run}/records",
+                query={"state": "in_doubt"},
+                changes=False,
+            )
+        )
+    failed = run_problems.failed_records(conn, now)
+    if failed:
+        count = sum(each.failed for each in failed)
+        runs = plural(len(failed), "campaign run")
+        needs.append(
+            Need(
+                "warn",
+                f"{plural(count, 'record')} failed in {runs} that ended in the last 24 hours",
+                "Look at what the service said, then try them again or skip them.",
+                label="Look",
+                path="/records",
+                changes=False,
+            )
+        )
+    return needs
+
+
+def _left(situation: Situation) -> list[Need]:
+    return [
+        Need("warn", f"{each.name} {each.what}", f"Nothing clears it by itself: run {each.do}")
+        for each in leftovers(situation)
+    ]

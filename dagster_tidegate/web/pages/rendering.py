@@ -1,0 +1,269 @@
+"""Turns templates into answers: the page around them, fragments of it, and problems as pages."""
+
+import hashlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.responses import HTMLResponse, Response
+
+from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.tokens import Role
+from dagster_tidegate.text import length, plural, sentence, utc
+from dagster_tidegate.web.access.identity import Identity
+from dagster_tidegate.web.api.context import AppContext
+from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, unreachable
+from dagster_tidegate.web.pages.audit import differences
+from dagster_tidegate.web.path_router import PAGE
+
+FRAGMENTS = "X-Tidegate-Fragments"
+"""A request with this header gets only the named blocks of a page."""
+MAX_FRAGMENTS = 20
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+STATIC = ("tidegate.css", "tidegate.js", "icon.svg")
+MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+TONES = {
+    **dict.fromkeys(("open", "denied", "failed", "suspect"), "bad"),
+    **dict.fromkeys(("half_open", "throttled", "in_doubt", "waiting", "would_open"), "warn"),
+    **dict.fromkeys(("paused", "held", "kept_closed"), "held"),
+    **dict.fromkeys(("processing", "running", "in_flight"), "busy"),
+    **dict.fromkeys(("closed", "completed", "done"), "good"),
+}
+"""The colour of each status; every other one is neutral."""
+
+
+DID = {
+    "hold": "Held.",
+    "release": "Released.",
+    "repaired": "A trial call checks the repair.",
+    "keep-closed": "The breaker is kept closed.",
+    "let-trip": "The breaker may trip again.",
+    "start": "Started: the run is in Dagster's queue.",
+    "cancel": "Cancelled. A record in flight is finished first.",
+    "retry": "Marked: a Dagster run that does only these is queued.",
+    "skip": "Skipped.",
+}
+"""What a page says after a change."""
+
+
+@dataclass(frozen=True)
+class Banner:
+    """Something that is wrong with Tidegate itself.
+
+    Attributes:
+        do: What to do about it.
+    """
+
+    title: str
+    text: str
+    do: str = ""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks at a page, and what the page may offer.
+
+    Attributes:
+        read_only: Whether the server refuses every change.
+        dagster: Whether the server has code locations, so that runs can be started and linked.
+    """
+
+    identity: Identity
+    read_only: bool
+    dagster: bool
+
+    @property
+    def operates(self) -> bool:
+        """Whether to offer changes."""
+        return not self.read_only and self.identity.role.allows(Role.OPERATOR)
+
+    def controls(self, owners: Sequence[str] | frozenset[str]) -> bool:
+        """Return whether to offer changes of a campaign with these owners."""
+        return self.operates and self.identity.may_control(owners)
+
+
+def visitor(context: AppContext, identity: Identity) -> Visitor:
+    """Return who looks at a page of an app."""
+    return Visitor(identity, context.read_only, context.open_workspace is not None)
+
+
+class PageRoute(APIRoute):
+    """Answers refusals with a page rather than with JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of the route."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                texts = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()[:5]]
+                problem = Problem(Code.INVALID, "; ".join(texts))
+            except Problem as error:
+                problem = error
+            except UNREACHABLE as error:
+                problem = unreachable(error)
+            except tuple(REFUSALS) as error:
+                code = next(code for kind, code in REFUSALS.items() if isinstance(error, kind))
+                problem = Problem(code, str(error))
+            identity = getattr(request.state, "identity", None)
+            return problem_page(problem, request.scope.get("root_path", ""), identity)
+
+        return handled
+
+
+def page(
+    request: Request,
+    template: str,
+    *,
+    visitor: Visitor,
+    now: datetime,
+    banners: Sequence[Banner],
+    **values: Any,
+) -> Response:
+    """Return a page, or the fragments of it that the request names."""
+    prefix = request.scope.get("root_path", "")
+    loaded = environment().get_template(template)
+    context = {
+        **_around(prefix),
+        "visitor": visitor,
+        "now": now,
+        "banners": banners,
+        "url": lambda path, **query: url(prefix, path, **query),
+        "here": _here(request, prefix),
+        "did": DID.get(request.query_params.get("did", ""), ""),
+        **values,
+    }
+    names = request.headers.get(FRAGMENTS)
+    if names is None:
+        return _answer(loaded.render(context), 200)
+    known = {**environment().get_template("layout.html").blocks, **loaded.blocks}
+    blocks = [known[name] for name in names.split(",")[:MAX_FRAGMENTS] if name in known]
+    made = loaded.new_context(context)
+    return _answer("\n".join("".join(block(made)) for block in blocks), 200)
+
+
+def problem_page(problem: Problem, prefix: str, identity: Identity | None = None) -> Response:
+    """Return a problem as a page that says what to do."""
+    text = (
+        environment()
+        .get_template("problem.html")
+        .render(**_around(prefix), problem=problem, identity=identity)
+    )
+    answer = _answer(text, problem.code.status)
+    answer.headers.update(problem.headers)
+    return answer
+
+
+def url(prefix: str, path: str, **query: Any) -> str:
+    """Return the address of a page; a query parameter that is None or empty is left out."""
+    given = {name: value for name, value in query.items() if value not in (None, "", [], ())}
+    parameters = f"?{urlencode(given, doseq=True)}" if given else ""
+    return f"{prefix}{PAGE}{quote(path)}{parameters}"
+
+
+def target_url(target: Target) -> str:
+    """Return the path of the page about a target."""
+    if target.kind is TargetKind.SERVICE:
+        return f"/services/{target.name}"
+    if target.kind is TargetKind.CAMPAIGN:
+        return f"/campaigns/{target.name}"
+    return "" if target.kind is TargetKind.EVERYTHING else f"/run/{target.name}"
+
+
+@cache
+def static(name: str) -> tuple[bytes, str]:
+    """Return a static file, and a version that changes with it."""
+    content = files("dagster_tidegate.web.pages").joinpath("static", name).read_bytes()
+    return content, hashlib.sha256(content).hexdigest()[:12]
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates. What they show is escaped, and a misspelt name is an error."""
+    made = Environment(
+        loader=PackageLoader("dagster_tidegate.web.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        when=_when,
+        until=_until,
+        number=lambda value: f"{value:,}",
+        share=_share,
+        words=lambda value: str(value).replace("_", " "),
+        sentence=sentence,
+        plural=plural,
+        utc=utc,
+        tone=lambda status: TONES.get(str(status), "plain"),
+        seconds=lambda value: length(timedelta(seconds=value)),
+        target_url=target_url,
+        differences=differences,
+    )
+    # Blocks that are rendered alone do not execute the imports of their template.
+    made.globals["ui"] = made.get_template("macros.html").module
+    return made
+
+
+def _answer(text: str, status: int) -> HTMLResponse:
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": CSP})
+
+
+def _around(prefix: str) -> Mapping[str, Any]:
+    base = f"{prefix}{PAGE}/static"
+    return {
+        "prefix": prefix,
+        "home": f"{prefix}{PAGE}",
+        "assets": {name: f"{base}/{name}?v={static(name)[1]}" for name in STATIC},
+    }
+
+
+def _here(request: Request, prefix: str) -> str:
+    """The path and query of this page, to come back to, without what was done."""
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "did"]
+    path = request.url.path.removeprefix(prefix)
+    return f"{prefix}{path}{f'?{urlencode(query)}' if query else ''}"
+
+
+def _when(time: datetime | None, now: datetime) -> Markup:
+    """A time in the past, as how long ago it was."""
+    if time is None:
+        return Markup("&ndash;")
+    ago = now - time
+    text = "just now" if ago.total_seconds() < 1 else f"{length(ago)} ago"
+    return Markup('<time datetime="{}" title="{}" data-ago>{}</time>').format(
+        time.isoformat(), utc(time), text
+    )
+
+
+def _until(time: datetime, now: datetime) -> Markup:
+    """A time in the future, as how long it is until then."""
+    left = time - now
+    text = f"in {length(left)}" if left.total_seconds() > 0 else "now"
+    return Markup('<time datetime="{}" title="{}" data-until>{}</time>').format(
+        time.isoformat(), utc(time), text
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    """A share in percent, for people: 0.4 % is not 0 %."""
+    if not whole:
+        return "none"
+    percent = 100 * part / whole
+    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"

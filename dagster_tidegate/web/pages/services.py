@@ -1,0 +1,196 @@
+"""What the pages show of services: a row each, and everything about one."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.control.effects import if_held, in_words
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.why import Answer, why
+from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.pools import whole_of
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import history, service_stats
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.history import Event
+from dagster_tidegate.store.service_stats import Calls, ServiceStats
+from dagster_tidegate.text import plural, utc
+
+ORDER = ("denied", "open", "throttled", "half_open", "held", "kept_closed", "closed")
+"""The services that need a look come first."""
+EVENTS = 10
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service on a page.
+
+    Attributes:
+        status: The state of its breaker, or what makes more difference to people than that: why it
+            is open, a hold, or that it is kept closed.
+        reason: Why, for people.
+        next_at: When the next thing happens by itself (UTC): a probe, or the end of a hold.
+        next_what: What that is: "next probe".
+        calls: Its calls, by minute of the last hour, the oldest first.
+        campaigns: The campaigns that need it.
+        held_by_people: Whether there is a hold to release.
+    """
+
+    name: str
+    status: str
+    since: datetime | None
+    reason: str
+    next_at: datetime | None
+    next_what: str
+    calls: Sequence[Calls]
+    campaigns: Sequence[str]
+    held_by_people: bool
+    breaker: BreakerStatus | None = None
+
+    @property
+    def total(self) -> Calls:
+        """Its calls in the last hour."""
+        return Calls(
+            sum(each.ok for each in self.calls),
+            sum(each.slow for each in self.calls),
+            sum(each.failed for each in self.calls),
+        )
+
+
+@dataclass(frozen=True)
+class ServicePage:
+    """Everything about a service.
+
+    Attributes:
+        parts: The parts of the service, or the service that it is a part of.
+        policies: Its policy in each code location; None if the server loads no code.
+        if_held: What a hold would do, in words.
+        events: Its latest events, the newest first.
+    """
+
+    service: Service
+    answer: Answer
+    numbers: ServiceStats
+    holds: Sequence[Hold]
+    owners: Collection[str]
+    parts: Sequence[str]
+    policies: Mapping[str, Sequence[tuple[str, Any, str]]] | None
+    if_held: Sequence[str]
+    events: Sequence[Event] = field(default_factory=tuple)
+
+
+def services(conn: Connection, situation: Situation) -> Sequence[Service]:
+    """Return all services, those that need a look first."""
+    calls = service_stats.last_hour(conn, situation.now)
+    needed_by = _needed_by(situation)
+    listed = [
+        _service(situation, name, calls.get(name, ()), needed_by.get(name, ()))
+        for name in situation.services
+    ]
+    return sorted(listed, key=lambda each: (ORDER.index(each.status), each.name))
+
+
+def service_page(
+    conn: Connection,
+    situation: Situation,
+    name: str,
+    policies: Mapping[str, ServicePolicy] | None,
+) -> ServicePage:
+    """Return everything about a service."""
+    now, target = situation.now, Target(TargetKind.SERVICE, name)
+    calls = service_stats.last_hour(conn, now).get(name, ())
+    campaigns = _needed_by(situation).get(name, ())
+    whole = whole_of(name)
+    family = [each for each in situation.services if whole_of(each) == whole and each != name]
+    return ServicePage(
+        service=_service(situation, name, calls, campaigns),
+        answer=why(situation, target),
+        numbers=service_stats.read(conn, now).get(name, ServiceStats()),
+        holds=[hold for hold in situation.holds if hold.target == target],
+        owners={o for each in campaigns for o in situation.campaigns[each].spec.owners},
+        parts=sorted(family),
+        policies=None
+        if policies is None
+        else {location: described(policy) for location, policy in policies.items()},
+        if_held=[in_words(each, target, situation.breakers) for each in if_held(situation, target)],
+        events=history.read(conn, name=name, limit=EVENTS)[::-1],
+    )
+
+
+def described(policy: ServicePolicy) -> list[tuple[str, Any, str]]:
+    """Return the settings of a policy that differ from the defaults or matter most, by name."""
+    shown = policy.model_dump(exclude_none=True)
+    fields = type(policy).model_fields
+    return [
+        (name, value, fields[name].description or "")
+        for name, value in shown.items()
+        if name != "name" and value not in ([], {}, "")
+    ]
+
+
+def _needed_by(situation: Situation) -> dict[str, list[str]]:
+    needed: dict[str, list[str]] = {}
+    for name, campaign in situation.campaigns.items():
+        for service in campaign.services:
+            needed.setdefault(service, []).append(name)
+    return needed
+
+
+def _service(
+    situation: Situation, name: str, calls: Sequence[Calls], campaigns: Sequence[str]
+) -> Service:
+    breaker = situation.breakers.get(name)
+    target = Target(TargetKind.SERVICE, name)
+    held = [
+        hold
+        for hold in situation.holds
+        if hold.source is not HoldSource.BREAKER and hold.target in (target, _whole(name))
+    ]
+    status, since, reason, next_at, next_what = _state(situation, breaker, held)
+    return Service(
+        name=name,
+        status=status,
+        since=since,
+        reason=reason,
+        next_at=next_at,
+        next_what=next_what,
+        calls=calls,
+        campaigns=campaigns,
+        held_by_people=any(hold.target == target for hold in held),
+        breaker=breaker,
+    )
+
+
+def _whole(name: str) -> Target:
+    return Target(TargetKind.SERVICE, whole_of(name))
+
+
+def _state(
+    situation: Situation, breaker: BreakerStatus | None, held: Sequence[Hold]
+) -> tuple[str, datetime | None, str, datetime | None, str]:
+    if breaker is not None and breaker.state is not BreakerState.CLOSED:
+        since, reason = breaker.opened_at or breaker.changed_at, breaker.reason or ""
+        if breaker.is_denied:
+            return "denied", since, reason, None, ""
+        if breaker.state is BreakerState.HALF_OPEN:
+            trials = plural(situation.trials.get(breaker.name, 0), "trial call")
+            return "half_open", since, f"{reason}; {trials} in flight", None, ""
+        if breaker.throttled_until is not None:
+            return "throttled", since, reason, breaker.open_until, "called again"
+        return "open", since, reason, breaker.open_until, "next probe"
+    if held:
+        first = held[0]
+        ends = [hold.expires_at for hold in held]
+        end = None if None in ends else max(each for each in ends if each)
+        return "held", first.placed_at, f"{first.reason} ({first.actor})", end, "hold ends"
+    if breaker is not None and breaker.kept_closed(situation.now):
+        reason = f"kept closed by {breaker.kept_closed_by}"
+        return "kept_closed", breaker.changed_at, reason, breaker.kept_closed_until, "may trip"
+    reason = ""
+    if breaker is not None and breaker.would_open_at is not None:
+        reason = f"not enforced: would have opened at {utc(breaker.would_open_at)}"
+        reason += f" ({breaker.reason})" if breaker.reason else ""
+    return "closed", breaker.changed_at if breaker else None, reason, None, ""

@@ -1,0 +1,270 @@
+"""The timeline: breakers, holds, campaigns and runs on one time axis. Drawn as SVG."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import history, holds, runs
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.history import Event
+from dagster_tidegate.text import length, plural
+
+SPANS: Mapping[str, tuple[timedelta, timedelta, str]] = {
+    "hour": (timedelta(hours=1), timedelta(minutes=10), "%H:%M"),
+    "day": (timedelta(days=1), timedelta(hours=3), "%H:%M"),
+    "week": (timedelta(days=7), timedelta(days=1), "%a %d"),
+}
+"""The length of each span, the distance between its ticks, and how a tick is labelled."""
+MAX_EVENTS = 5000
+MAX_ATTEMPTS = 1000
+MAX_ROWS = 40
+MIN_WIDTH = 0.4
+"""How wide a bar is at least, in percent, so that a short outage can be seen and clicked."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A span on the time axis.
+
+    Attributes:
+        x: Where it starts, in percent of the axis.
+        text: What it is, for a tooltip and a screen reader.
+        path: The page that it leads to, and its query.
+    """
+
+    x: float
+    width: float
+    tone: str
+    text: str
+    path: str
+    query: Mapping[str, str]
+    lane: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the timeline."""
+
+    name: str
+    path: str
+    bars: Sequence[Bar]
+    lanes: int = 1
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The timeline of a span.
+
+    Attributes:
+        ticks: Where the labels of the axis are, in percent.
+        story: What happened, in words, the latest first.
+        previous, next: The ends of the spans before and after it; None for none.
+        cut: Whether there was too much to show all of it.
+    """
+
+    span: str
+    start: datetime
+    end: datetime
+    ticks: Sequence[tuple[float, str]]
+    services: Sequence[Row]
+    campaigns: Sequence[Row]
+    quiet: int
+    story: Sequence[Bar]
+    previous: datetime
+    next: datetime | None
+    cut: bool
+
+
+def timeline(
+    conn: Connection, situation: Situation, *, span: str = "hour", end: datetime | None = None
+) -> Timeline:
+    """Return the timeline of an hour, a day or a week that ends at a time (UTC); None: now."""
+    size, step, form = SPANS[span]
+    now = situation.now
+    end = now if end is None or end > now else end
+    axis = Axis(end - size, end)
+    changes = history.read(conn, kinds=[EventKind.SERVICE], since=axis.start, limit=MAX_EVENTS)
+    placed = [
+        *holds.ended_since(conn, now, axis.start),
+        *(hold for hold in situation.holds if hold.placed_at < end),
+    ]
+    attempts = runs.attempts_between(conn, axis.start, end, limit=MAX_ATTEMPTS)
+    by_name: dict[str, list[Event]] = {}
+    for event in changes:
+        by_name.setdefault(event.name, []).append(event)
+
+    services = []
+    for name in sorted(situation.services | by_name.keys()):
+        breaker = situation.breakers.get(name)
+        state = None if breaker is None else breaker.state
+        bars = [
+            *_states(axis, name, by_name.get(name, []), state, now),
+            *(_hold(axis, hold, now) for hold in placed if _of_people(hold, name)),
+        ]
+        services.append(Row(name, f"/services/{name}", _inside(bars)))
+
+    campaigns = []
+    worked: dict[str, list[Bar]] = {}
+    for run, attempt in attempts:
+        ended = attempt.ended_at
+        outcome = attempt.outcome or "processing"
+        took = length((ended or now) - attempt.started_at)
+        text = f"{run.name}, attempt {attempt.number}: {outcome}, {took}"
+        bar = axis.bar(attempt.started_at, ended or now, _tone(outcome), text, f"/runs/{run.id}")
+        worked.setdefault(run.campaign, []).append(bar)
+    for name, campaign in situation.campaigns.items():
+        targets = targets_of(services=campaign.services, campaign=name)
+        paused = _merged(
+            (h.placed_at, h.released_at or now, h) for h in placed if h.target in targets
+        )
+        bars = [
+            axis.bar(
+                begin,
+                finish,
+                "held",
+                f"{name} paused for {length(finish - begin)}: {'; '.join(reasons)}",
+                "/history",
+                {"name": name},
+            )
+            for begin, finish, reasons in paused
+        ]
+        worked_on = _inside(worked.pop(name, []))
+        if bars := _inside(bars) + [_lower(each) for each in worked_on]:
+            campaigns.append(Row(name, f"/campaigns/{name}", bars, lanes=2))
+    campaigns.sort(key=lambda row: (-sum(b.width for b in row.bars if b.lane == 0), row.name))
+    troubled = [row for row in services if row.bars]
+    story = [bar for row in troubled for bar in row.bars]
+    return Timeline(
+        span=span,
+        start=axis.start,
+        end=end,
+        ticks=_ticks(axis, step, form),
+        services=(troubled or services)[:MAX_ROWS] if len(services) > MAX_ROWS else services,
+        campaigns=campaigns[:MAX_ROWS],
+        quiet=len(situation.campaigns) - len(campaigns),
+        story=sorted(story, key=lambda bar: -bar.x)[:MAX_ROWS],
+        previous=end - size,
+        next=None if end >= now else min(now, end + size),
+        cut=len(changes) == MAX_EVENTS or len(attempts) == MAX_ATTEMPTS,
+    )
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A span of time, drawn from 0 to 100 percent."""
+
+    start: datetime
+    end: datetime
+
+    def at(self, time: datetime) -> float:
+        """Return where a time is, in percent; outside times are at the edge."""
+        share = (time - self.start) / (self.end - self.start)
+        return round(100 * min(1.0, max(0.0, share)), 3)
+
+    def bar(
+        self,
+        begin: datetime,
+        finish: datetime,
+        tone: str,
+        text: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+    ) -> Bar:
+        """Return a bar from a time to a time; one that is outside has no width."""
+        if finish < self.start or begin > self.end:
+            return Bar(0, 0, tone, text, path, query or {})
+        x = self.at(begin)
+        width = max(MIN_WIDTH, self.at(finish) - x)
+        return Bar(min(x, 100 - width), round(width, 3), tone, text, path, query or {})
+
+
+def _inside(bars: Iterable[Bar]) -> list[Bar]:
+    return [bar for bar in bars if bar.width]
+
+
+def _lower(bar: Bar) -> Bar:
+    return Bar(bar.x, bar.width, bar.tone, bar.text, bar.path, bar.query, lane=1)
+
+
+def _states(
+    axis: Axis, name: str, changes: Sequence[Event], state: BreakerState | None, now: datetime
+) -> list[Bar]:
+    """The times at which a breaker was not closed, from its events or its state."""
+    moves = [e for e in changes if e.to_status in set(BreakerState)]
+    first = moves[0].from_status if moves else state
+    begin, current, reason = axis.start, first, ""
+    bars = []
+    for event in [*moves, None]:
+        finish = now if event is None else event.at
+        if current in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+            words = str(current).replace("_", " ")
+            since = f"{begin:%H:%M:%S}" if begin > axis.start else "before"
+            why = f" ({reason})" if reason else ""
+            text = f"{name} {words} since {since}, {length(finish - begin)}{why}"
+            tone = "bad" if current == BreakerState.OPEN else "warn"
+            bars.append(
+                axis.bar(begin, finish, tone, text, "/history", {"name": name, "kind": "service"})
+            )
+        if event is not None:
+            begin, current = event.at, event.to_status
+            reason = event.reason or reason
+    return bars
+
+
+def _of_people(hold: Hold, service: str) -> bool:
+    target = hold.target
+    is_of = target.kind is TargetKind.SERVICE and target.name == service
+    return is_of and hold.source is not HoldSource.BREAKER
+
+
+def _hold(axis: Axis, hold: Hold, now: datetime) -> Bar:
+    finish = hold.released_at or now
+    text = (
+        f"{hold.target} held by {hold.actor} for {length(finish - hold.placed_at)}: {hold.reason}"
+    )
+    query = {"name": hold.target.name}
+    return axis.bar(hold.placed_at, finish, "held", text, "/history", query)
+
+
+def _merged(
+    spans: Iterable[tuple[datetime, datetime, Hold]],
+) -> list[tuple[datetime, datetime, list[str]]]:
+    """Join spans that overlap, with the reasons of all of them."""
+    merged: list[tuple[datetime, datetime, list[str]]] = []
+    for begin, finish, hold in sorted(spans, key=lambda span: span[:2]):
+        reason = f"{hold.target.name or 'everything'} ({hold.reason})"
+        if merged and begin <= merged[-1][1]:
+            former, end, reasons = merged[-1]
+            merged[-1] = former, max(end, finish), list(dict.fromkeys([*reasons, reason]))
+        else:
+            merged.append((begin, finish, [reason]))
+    return merged
+
+
+def _ticks(axis: Axis, step: timedelta, form: str) -> list[tuple[float, str]]:
+    first = datetime.fromtimestamp(
+        -(-axis.start.timestamp() // step.total_seconds()) * step.total_seconds(), axis.start.tzinfo
+    )
+    ticks = []
+    while first <= axis.end:
+        ticks.append((axis.at(first), f"{first:{form}}"))
+        first += step
+    return ticks
+
+
+def _tone(outcome: str) -> str:
+    tones = {"failed": "bad", "completed": "good", "paused": "held", "processing": "busy"}
+    return tones.get(outcome, "plain")
+
+
+def described(view: Timeline) -> str:
+    """Return the timeline in one sentence, for a screen reader."""
+    troubled = [row.name for row in view.services if any(bar.tone == "bad" for bar in row.bars)]
+    if not troubled:
+        return "No service was down."
+    verb = "was" if len(troubled) == 1 else "were"
+    return f"{plural(len(troubled), 'service')} {verb} down: {', '.join(troubled)}."

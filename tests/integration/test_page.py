@@ -1,0 +1,503 @@
+"""Tidegate's own pages: what they show, to whom they offer what, and what their forms change."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from html import unescape
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import breakers, history, holds, runs, tokens
+from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.records import RecordState, Selection
+from dagster_tidegate.store.records import read as read_records
+from dagster_tidegate.store.tokens import Role
+from dagster_tidegate.web.pages.rendering import CSP, FRAGMENTS
+from tests.integration.api import app_of, in_process
+from tests.support import page_scene, page_store
+
+PAGES = (
+    "",
+    "/services/instantly",
+    "/campaigns",
+    "/campaigns/outreach",
+    "/runs/{failed}",
+    "/runs/{failed}/records",
+    "/records",
+    "/timeline",
+    "/history",
+)
+INSTANTLY = Target(TargetKind.SERVICE, "instantly")
+OPENAI = Target(TargetKind.SERVICE, "openai")
+SCRIPT = "<script>alert(1)</script>"
+
+pytestmark = pytest.mark.database_time
+
+
+class Browser:
+    """Loads pages and sends forms, as a browser does."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+
+    def get(self, path: str, expect: int = 200, headers: dict[str, str] | None = None) -> str:
+        answer = self.client.get(f"/tidegate{path}", headers=headers)
+        assert answer.status_code == expect, answer.text
+        return answer.text
+
+    def send(self, action: str, expect: int = 303, **fields: Any) -> httpx.Response:
+        """Send a form of this server."""
+        answer = self.client.post(
+            f"/tidegate/change/{action}", data=fields, headers={"Sec-Fetch-Site": "same-origin"}
+        )
+        assert answer.status_code == expect, answer.text
+        return answer
+
+
+@contextmanager
+def browsing(
+    store: Store, role: Role | None = None, name: str = "", workspace: Any = None, **options: Any
+) -> Iterator[Browser]:
+    headers = {"Accept": "text/html"}
+    if role is not None:
+        with store.begin() as conn:
+            now = store.now(conn)
+            _, secret = tokens.create(conn, now, name or f"a-{role}", role, actor="tests")
+        headers["Authorization"] = f"Bearer {secret}"
+    with in_process(app_of(store, workspace, **options), headers=headers) as client:
+        yield Browser(client)
+
+
+def text(page: str) -> str:
+    """The words of a page, as a person reads them."""
+    body = page.split("<main", 1)[1]
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def live(store: Store, target: Target) -> list[tuple[str, str]]:
+    with store.read() as conn:
+        return [(h.actor, h.reason) for h in holds.live(conn, store.now(conn), target)]
+
+
+@pytest.fixture
+def ids(store: Store) -> dict[str, int]:
+    return page_scene.trouble(store)
+
+
+def test_every_page_loads_nothing_from_elsewhere_and_runs_no_script_of_others(
+    store: Store, ids: dict[str, int]
+) -> None:
+    with browsing(store) as browser:
+        for path in PAGES:
+            answer = browser.client.get("/tidegate" + path.format(**ids))
+            assert answer.status_code == 200
+            assert answer.headers["content-security-policy"] == CSP
+            assert answer.headers["cache-control"] == "no-store"
+            loaded = re.findall(r'(?:src|href|action)="([^"]+)"', answer.text)
+            assert all(each.startswith(("/", "#")) for each in loaded), path
+            assert "style=" not in answer.text
+            assert not re.search(r"<script(?! src=)", answer.text)
+
+
+@pytest.mark.usefixtures("ids")
+def test_the_start_page_says_what_is_paused_why_until_when_and_what_needs_a_person(
+    store: Store,
+) -> None:
+    with browsing(store) as browser:
+        words = text(browser.get(""))
+    assert "instantly and perplexity are down" in words or "perplexity and instantly" in words
+    assert "perplexity refuses this client" in words
+    assert "401: the API key has been revoked" in words
+    assert "The hold on campaign account_digest is about to end" in words
+    assert "2 records in doubt in outreach/leads-2.csv" in words
+    assert "11 records failed in 1 campaign run" in words
+    assert re.search(r"next probe in \d+ s", words)
+    assert "outreach , 2 runs" in words
+
+
+def test_a_gate_that_is_stale_is_said_on_every_page(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        for path in ("", "/campaigns", "/history"):
+            assert "The gate is stale" not in browser.get(path)
+        with store.begin() as conn:
+            conn.execute(page_store.t.heartbeats.delete())
+        for path in ("", "/campaigns", "/history"):
+            assert "The gate is stale" in browser.get(path)
+
+
+def test_pages_of_an_empty_store_teach(store: Store) -> None:
+    with browsing(store) as browser:
+        assert "No service is known yet" in browser.get("")
+        assert "No campaign is known yet" in browser.get("/campaigns")
+        assert "No record has failed" in browser.get("/records")
+        assert "Nothing was open" in browser.get("/timeline")
+        assert "Nothing has changed yet" in browser.get("/history")
+
+
+def test_an_unreachable_store_is_said_on_a_page(store: Store, monkeypatch) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        browser.get("")
+        monkeypatch.setattr(store, "read", _unreachable)
+        page = browser.get("", expect=503)
+    assert "The store is unavailable" in page
+    assert "Workers go on under their own breakers" in page
+
+
+@contextmanager
+def _unreachable() -> Iterator[Any]:
+    from sqlalchemy.exc import OperationalError
+
+    raise OperationalError("SELECT", {}, Exception("no route to host"))
+    yield
+
+
+def test_a_hold_is_shown_before_it_is_placed_and_recorded_after(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store, Role.OPERATOR, "ana") as browser:
+        targets = ["service openai", "campaign list_hygiene"]
+        query = "&".join(f"target={t.replace(' ', '+')}" for t in targets)
+        preview = text(browser.get(f"/change/hold?{query}&next=/tidegate/campaigns"))
+        assert "Campaign outreach pauses" in preview
+        assert "Campaign list_hygiene pauses" in preview
+        assert live(store, OPENAI) == []
+        answer = browser.send(
+            "hold",
+            target=targets,
+            reason="new model",
+            for_seconds="3600",
+            next="/tidegate/campaigns",
+        )
+        assert answer.headers["location"] == "/tidegate/campaigns?did=hold"
+        assert "Held." in browser.get("/campaigns?did=hold")
+        assert live(store, OPENAI) == [("ana", "new model")]
+        with store.read() as conn:
+            [placed, *_] = holds.live(conn, store.now(conn), OPENAI)
+            events = history.read(conn, name="openai", limit=10)
+        assert placed.expires_at is not None
+        assert placed.expires_at - placed.placed_at == timedelta(hours=1)
+        assert [(e.to_status, e.actor) for e in events] == [("placed", "ana")]
+
+        preview = text(browser.get("/change/release?target=service+openai"))
+        assert "The hold of ana (new model) ends" in preview
+        assert "Campaign outreach resumes" in preview
+        browser.send("release", target=targets)
+    assert live(store, OPENAI) == []
+
+
+def test_a_form_with_a_mistake_comes_back_with_what_was_entered(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        answer = browser.send("hold", 422, target="service openai", reason="", for_seconds="3600")
+        assert "The reason is empty" in answer.text
+        assert '<option value="3600" selected>' in answer.text
+        assert 'value="service openai"' in answer.text
+        browser.send("hold", 422, reason="nothing is selected")
+        browser.send("hold", 422, target="planet mars", reason="x")
+    assert live(store, OPENAI) == []
+
+
+def test_the_hold_of_a_breaker_is_released_by_force_alone_and_by_administrators(
+    store: Store,
+) -> None:
+    page_store.deploy(store)
+    page_store.open_breaker(store, "instantly")
+    with browsing(store, Role.OPERATOR) as browser:
+        page = browser.get("/change/release?target=service+instantly")
+        assert "held by its breaker alone" in text(page)
+        assert "<form" not in page.split("<main", 1)[1]
+        browser.send("release", 403, target="service instantly", force="1")
+        browser.send("release", 409, target="service instantly")
+    with browsing(store, Role.ADMIN) as browser:
+        assert 'name="force"' in browser.get("/change/release?target=service+instantly")
+        browser.send("release", target="service instantly", force="1")
+    with store.read() as conn:
+        assert breakers.read_one(conn, "instantly").state is BreakerState.CLOSED
+
+
+def test_a_repaired_service_is_tried(store: Store) -> None:
+    page_store.deploy(store)
+    page_store.open_breaker(store, "perplexity", "401", cause=VerdictKind.DENIED, for_s=None)
+    with browsing(store) as browser:
+        assert "/tidegate/change/repaired?service=perplexity" in browser.get("")
+        assert "one trial call checks the repair" in text(
+            browser.get("/change/repaired?service=perplexity")
+        )
+        browser.send("repaired", service="perplexity", reason="new key")
+        assert "does not refuse this client" in browser.get("/change/repaired?service=perplexity")
+    with store.read() as conn:
+        assert breakers.read_one(conn, "perplexity").state is BreakerState.HALF_OPEN
+        [event] = history.read(conn, name="perplexity", kinds=["service"], limit=1)
+    assert event.reason == "new key"
+
+
+def test_a_breaker_is_kept_closed_and_let_trip(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store, Role.ADMIN, "ana") as browser:
+        browser.send("keep-closed", service="openai", reason="429s are fine", for_seconds="900")
+        page = browser.get("/services/openai")
+        assert "kept closed by ana" in text(page).lower()
+        assert "/tidegate/change/let-trip" in page
+        browser.send("let-trip", service="openai")
+    with store.read() as conn:
+        assert breakers.read_one(conn, "openai").kept_closed_by is None
+
+
+def test_a_viewer_sees_everything_and_can_do_nothing(store: Store, ids: dict[str, int]) -> None:
+    with browsing(store, Role.VIEWER) as browser:
+        for path in PAGES:
+            page = browser.get(path.format(**ids)).split("<main", 1)[1]
+            assert "/change/" not in page, path
+            assert 'type="checkbox"' not in page
+            assert 'method="post"' not in page
+        for action, fields in (
+            ("hold", {"target": "service openai", "reason": "x"}),
+            ("release", {"target": "campaign account_digest"}),
+            ("repaired", {"service": "perplexity", "reason": "x"}),
+            ("keep-closed", {"service": "openai", "reason": "x"}),
+            ("skip", {"run": str(ids["failed"]), "reason": "x"}),
+            ("cancel", {"run": str(ids["paused"])}),
+        ):
+            answer = browser.send(action, 403, **fields)
+            assert "operator" in answer.text
+            browser.get(f"/change/{action}?target=service+openai", expect=403)
+    assert live(store, OPENAI) == []
+    assert live(store, Target(TargetKind.CAMPAIGN, "account_digest")) != []
+
+
+def test_an_operator_is_offered_only_campaigns_that_it_controls(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store, Role.OPERATOR, "ana") as ana, browsing(store, Role.OPERATOR, "bo") as bo:
+        hold = "/tidegate/change/hold?target=campaign+account_digest"
+        assert hold not in ana.get("/campaigns/account_digest")
+        assert hold in bo.get("/campaigns/account_digest")
+        ana.get("/change/hold?target=campaign+account_digest", expect=403)
+        ana.send("hold", 403, target="campaign account_digest", reason="x")
+        bo.send("hold", target="campaign account_digest", reason="x")
+
+
+def test_a_read_only_server_offers_nothing(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store, read_only=True) as browser:
+        assert "/change/" not in browser.get("").split("<main", 1)[1]
+        answer = browser.send("hold", 403, target="service openai", reason="x")
+        assert "read-only" in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_a_form_on_another_site_changes_nothing(store: Store, headers: dict[str, str]) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        answer = browser.client.post(
+            "/tidegate/change/hold",
+            data={"target": "service openai", "reason": "x"},
+            headers=headers,
+        )
+        assert answer.status_code == 403
+    assert live(store, OPENAI) == []
+
+
+def test_without_a_session_a_browser_is_sent_to_the_login(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store, Role.VIEWER):
+        pass
+    with browsing(store) as browser:
+        answer = browser.client.get("/tidegate/campaigns?q=out")
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/login?next=%2Ftidegate%2Fcampaigns%3Fq%3Dout"
+        browser.send("hold", 401, target="service openai", reason="x")
+
+
+def test_after_a_change_a_browser_goes_nowhere_else(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        for wanted in ("https://elsewhere.example/", "//elsewhere.example", "javascript:alert(1)"):
+            answer = browser.send("hold", target="service openai", reason="x", next=wanted)
+            assert answer.headers["location"] == "/tidegate?did=hold"
+            assert wanted not in browser.get(f"/change/hold?target=service+openai&next={wanted}")
+
+
+def test_what_people_and_services_say_is_text(store: Store) -> None:
+    name = "<b>bold"
+    spec = CampaignSpec(name, "pipelines", "none", ops={"send": "instantly"})
+    page_store.deploy(store, [spec])
+    page_store.open_breaker(store, "instantly", SCRIPT, answer=SCRIPT)
+    failed = page_store.run(
+        store, name, SCRIPT, RunStatus.FAILED, failed=[(SCRIPT, SCRIPT)], reason=SCRIPT
+    )
+    with store.begin() as conn:
+        now = store.now(conn)
+        holds.place(conn, now, EVERYTHING, source=HoldSource.OPERATOR, reason=SCRIPT, actor=SCRIPT)
+    with browsing(store) as browser:
+        for path in (*PAGES, "/change/retry?run={failed}", "/change/hold?target=everything"):
+            if "outreach" in path:
+                path = "/campaigns/%3Cb%3Ebold"
+            page = browser.get(path.format(failed=failed))
+            assert "<script>alert" not in page, path
+            assert "<b>bold" not in page, path
+        searched = browser.get("/campaigns?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
+        assert "<script>alert" not in searched
+
+
+def test_fragments_are_parts_of_the_same_page(store: Store, ids: dict[str, int]) -> None:
+    with browsing(store) as browser:
+        part = browser.get("", headers={FRAGMENTS: "services,needs,nothing"})
+        assert re.findall(r'data-fragment="(\w+)"', part) == ["services", "needs"]
+        assert "<html" not in part
+        for path in PAGES:
+            whole = browser.get(path.format(**ids))
+            for name in re.findall(r'data-fragment="(\w+)"', whole):
+                part = browser.get(path.format(**ids), headers={FRAGMENTS: name})
+                assert f'data-fragment="{name}"' in part, (path, name)
+                assert part.count("data-fragment") == 1, (path, name)
+
+
+def test_campaigns_are_searched_and_paged_by_the_server(store: Store) -> None:
+    specs = [
+        CampaignSpec(f"campaign{n:02}", "pipelines", "none", ops={"send": "instantly"})
+        for n in range(60)
+    ]
+    page_store.deploy(store, [*specs, *page_store.CAMPAIGNS])
+    page_store.open_breaker(store, "perplexity")
+
+    def names(page: str) -> list[str]:
+        return re.findall(r'<tr id="campaign-([^"]+)"', page)
+
+    with browsing(store) as browser:
+        seen, path = [], "/campaigns?q=CAMPAIGN"
+        while path:
+            page = browser.get(path)
+            seen += names(page)
+            more = re.search(r'href="/tidegate([^"]+)" rel="next"', page)
+            path = unescape(more[1]) if more else ""
+        assert seen == [spec.name for spec in specs]
+        assert names(browser.get("/campaigns?status=paused")) == ["outreach"]
+        assert names(browser.get("/campaigns?service=openai")) == ["account_digest", "outreach"]
+        assert "No campaign matches" in browser.get("/campaigns?q=nowhere")
+        assert "is not one of" in browser.get("/campaigns?status=flying", expect=422)
+
+
+def test_runs_are_searched_and_paged_by_the_server(store: Store) -> None:
+    page_store.deploy(store)
+    with store.begin() as conn:
+        now = store.now(conn)
+        for n in range(40):
+            runs.ensure(conn, now, "outreach", f"Leads-{n:02}")
+
+    def shown(page: str) -> list[str]:
+        return re.findall(r'aria-label="Select (Leads-\d+)"', page)
+
+    with browsing(store) as browser:
+        first = browser.get("/campaigns/outreach")
+        assert shown(first) == [f"Leads-{n:02}" for n in range(39, 14, -1)]
+        more = re.search(r'href="/tidegate([^"]+)" rel="next"', first)
+        assert more is not None
+        assert shown(browser.get(unescape(more[1]))) == [f"Leads-{n:02}" for n in range(14, -1, -1)]
+        assert shown(browser.get("/campaigns/outreach?q=leads-07")) == ["Leads-07"]
+        browser.get("/campaigns/nowhere", expect=404)
+
+
+def test_records_are_grouped_by_what_the_service_said_and_skipped_as_a_group(
+    store: Store, ids: dict[str, int]
+) -> None:
+    run_id = ids["failed"]
+    with browsing(store, Role.OPERATOR, "ana") as browser:
+        page = browser.get("/records")
+        words = text(page)
+        assert "invalid e-mail p0@example.org" in words
+        assert "p1@example.org" not in words  # grouped with the first
+        skip = next(
+            unescape(link)
+            for link in re.findall(r'href="/tidegate(/change/skip[^"]+)"', page)
+            if "422" in link
+        )
+        preview = browser.get(skip)
+        assert "Skip 9 records" in text(preview)
+        fields: dict[str, list[str]] = {}
+        for name, value in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', preview):
+            fields.setdefault(name, []).append(unescape(value))
+        browser.send("skip", reason="bad addresses", **cast("Any", fields))
+    with store.read() as conn:
+        run = runs.get(conn, run_id)
+        assert run is not None
+        left = read_records(conn, store.now(conn), run, Selection((RecordState.FAILED,)), limit=100)
+        [event] = history.read(conn, kinds=["records"], limit=5)
+    assert [each.key for each in left] == ["lead-77", "lead-78"]
+    assert (event.actor, event.reason) == ("ana", "bad addresses")
+
+
+def test_one_record_is_looked_at_and_listed_by_state(store: Store, ids: dict[str, int]) -> None:
+    with browsing(store) as browser:
+        one = text(browser.get(f"/runs/{ids['failed']}/records?key=lead-77"))
+        assert "no such lead: it was merged" in one
+        assert "read timed out" not in one
+        doubt = text(browser.get(f"/runs/{ids['doubt']}/records?state=in_doubt"))
+        assert "lead-301" in doubt
+        browser.get("/runs/999/records", expect=404)
+
+
+@pytest.mark.usefixtures("ids")
+def test_the_timeline_shows_outages_holds_and_runs(store: Store) -> None:
+    with browsing(store) as browser:
+        for span in ("hour", "day", "week"):
+            page = browser.get(f"/timeline?span={span}")
+            assert re.search(r'aria-label="instantly open since [^"]*503 x5', page)
+            assert re.search(r'aria-label="outreach paused for [^"]*instantly', page)
+            assert "outreach/leads-1.csv, attempt 1: failed" in page
+        before = browser.get("/timeline?span=hour&end=2020-01-01T00:00:00%2B00:00")
+        assert "Nothing was open" in before
+        browser.get("/timeline?span=year", expect=422)
+        browser.get("/timeline?end=yesterday", expect=422)
+
+
+@pytest.mark.usefixtures("ids")
+def test_the_history_has_filters(store: Store) -> None:
+    with browsing(store, Role.OPERATOR, "ana") as browser:
+        browser.send("hold", target="service openai", reason="new model")
+        page = text(browser.get("/history?name=openai&actor=ana&kind=hold&since=3600"))
+        assert "new model" in page
+        assert "127.0.0.1" in page
+        assert "perplexity" not in page
+        assert "No change matches" in browser.get("/history?actor=nobody")
+        browser.get("/history?since=7", expect=422)
+        browser.get("/history?kind=gossip", expect=422)
+
+
+def test_a_service_page_says_what_a_hold_would_do(store: Store) -> None:
+    page_store.deploy(store)
+    page_store.calls(store, "instantly", minutes_ago=1, ok=95, slow=3, failed=5)
+    with browsing(store) as browser:
+        words = text(browser.get("/services/instantly"))
+        assert "Campaign outreach pauses" in words
+        assert "stopped: new_lead_files" in words
+        assert "100 calls, 5.0 % failed , 3.0 % slow" in words
+        assert "apollo/people_match" in text(browser.get("/services/apollo"))
+        assert "apollo" in text(browser.get("/services/apollo/people_match"))
+        browser.get("/services/nowhere", expect=404)
+
+
+def test_static_files_are_cached_by_their_content(store: Store) -> None:
+    with browsing(store) as browser:
+        page = browser.get("")
+        for name in ("tidegate.css", "tidegate.js", "icon.svg"):
+            path = re.search(rf'"(/tidegate/static/{name}\?v=\w+)"', page)
+            assert path is not None
+            answer = browser.client.get(path[1])
+            assert answer.status_code == 200
+            assert "immutable" in answer.headers["cache-control"]
+        browser.get("/static/..%2f..%2fsecret", expect=404)
