@@ -72,6 +72,16 @@ def whole_of(service: str) -> str:
     return service.partition("/")[0]
 
 
+def with_wholes(services: Collection[str]) -> set[str]:
+    """Return services, and for each part the service that it belongs to.
+
+    Example:
+        >>> sorted(with_wholes(["apollo/people_match", "instantly"]))
+        ['apollo', 'apollo/people_match', 'instantly']
+    """
+    return {*services, *map(whole_of, services)}
+
+
 def check_service_name(name: str) -> None:
     """Check that a service or a part of one can have a name.
 
@@ -115,7 +125,7 @@ def needs(
         return PoolNeeds(frozenset(), None)
     services, _, campaign = pool_name.partition("@")
     named = [*services.split("+"), *adopted.get(pool_name, ())]
-    needed = {*named, *map(whole_of, named)}
+    needed = with_wholes(named)
     return PoolNeeds(frozenset(needed & {*known_services}), campaign or None)
 
 

@@ -167,6 +167,8 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     campaign = situation.campaigns.get(name)
     services = frozenset() if campaign is None else campaign.services
     of_run = target.kind is TargetKind.CAMPAIGN_RUN
+    if of_run and run is not None:
+        services = services.union(run.refused_by)
     held = covering(
         holds, now, services=services, campaign=name, partition=partition if of_run else None
     )

@@ -123,23 +123,18 @@ def _candidates(
         if running := [run for run in canaries if service in tried_by(run)]:
             candidates[service] = Candidates(canaries=running)
             continue
-        callers = {
-            spec.name: ops
+        ops = {
+            spec.name: {
+                op for op, pool in spec.ops.items() if service in cover.needs(pool).services
+            }
             for spec in specs
-            if (
-                ops := {
-                    op for op, pool in spec.ops.items() if service in cover.needs(pool).services
-                }
-            )
-            and not cover.campaign(spec)
+            if not cover.campaign(spec)
         }
-        if callers:
-            turn = _turns(gate, service, holds)
-            paused = _paused(gate, callers, held, turn)
-            waiting = [*paused, *_queued(gate, callers, held)]
-            candidates[service] = Candidates(waiting=sorted(waiting, key=turn))
-        else:
-            candidates[service] = Candidates()
+        turn = _turns(gate, service, holds)
+        paused = _paused(gate, service, ops, cover, held, turn)
+        callers = {name for name, calling in ops.items() if calling}
+        waiting = [*paused, *(_queued(gate, callers, held) if callers else ())]
+        candidates[service] = Candidates(waiting=sorted(waiting, key=turn))
     return candidates
 
 
@@ -173,26 +168,35 @@ def _name(run: _Waiting) -> str:
 
 def _paused(
     gate: Gate,
-    callers: Mapping[str, Collection[str]],
+    service: str,
+    campaigns: Mapping[str, Collection[str]],
+    cover: Cover,
     held: Collection[str],
     turn: Callable[[_Waiting], tuple],
 ) -> list[CampaignRun]:
     """The paused runs that could try a service; of each turn, those first that would call it first.
 
     Args:
-        callers: The ops that call the service, by campaign.
+        campaigns: The ops that declare the service, by campaign; of a campaign without any, the
+            runs that the service has refused.
+        cover: What nothing on trial covers.
         held: Names of the campaign runs that have a hold of their own.
     """
     with gate.store.read() as conn:
-        paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=callers)
-        begun = ledger.begun(conn, {op for ops in callers.values() for op in ops})
-        paused = [run for run in paused if run.name not in held]
+        paused = [
+            run
+            for run in runs.with_status(conn, RunStatus.PAUSED, campaigns=campaigns)
+            if run.name not in held
+            and (campaigns[run.campaign] or service in run.refused_by)
+            and not cover.any_of(run.refused_by)
+        ]
+        begun = ledger.begun(conn, {op for ops in campaigns.values() for op in ops})
         # A run that has begun such an op calls the service at once; another may have an hour of
         # other work to do first.
         paused.sort(
             key=lambda run: (
                 turn(run),
-                not any((run.id, op) in begun for op in callers[run.campaign]),
+                not any((run.id, op) in begun for op in campaigns[run.campaign]),
             )
         )
         del paused[MAX_PAUSED:]
@@ -209,16 +213,14 @@ def _paused(
     ]
 
 
-def _queued(
-    gate: Gate, callers: Mapping[str, Collection[str]], held: Collection[str]
-) -> list[dg.DagsterRun]:
+def _queued(gate: Gate, callers: Collection[str], held: Collection[str]) -> list[dg.DagsterRun]:
     """The queued runs that could try a service, the oldest first.
 
     Also if some are paused: each of those may have a run in the queue already.
     """
     queued = list(gate.dagster.queued(MAX_QUEUED))
     if len(queued) == MAX_QUEUED:
-        unlisted = sorted(callers.keys() - {campaign_of(run) for run in queued})
+        unlisted = sorted(set(callers) - {campaign_of(run) for run in queued})
         queued += [run for name in unlisted for run in gate.dagster.queued(MAX_QUEUED_EACH, name)]
     return [
         run

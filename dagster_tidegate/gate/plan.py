@@ -12,7 +12,7 @@ import dagster as dg
 
 from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
-from dagster_tidegate.pools import Adopted, PoolNeeds, needs
+from dagster_tidegate.pools import Adopted, PoolNeeds, needs, with_wholes
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.gate_view import GateView
 from dagster_tidegate.store.runs import CampaignRun
@@ -187,6 +187,10 @@ class Cover:
 
     def __bool__(self) -> bool:
         return bool(self.everything or self.services or self.campaigns)
+
+    def any_of(self, services: Collection[str]) -> bool:
+        """Return whether one of some services is covered."""
+        return not self.services.isdisjoint(with_wholes(services))
 
     def needs(self, pool: str) -> PoolNeeds:
         """Return the services and the campaign that a pool stands for."""

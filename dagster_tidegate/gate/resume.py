@@ -77,6 +77,8 @@ class _Requests:
                 if campaign not in campaigns:
                     continue  # the gate of its own location requests it
                 services = campaigns[campaign].services(candidates)
+                if isinstance(run, CampaignRun):
+                    services |= candidates.keys() & set(run.refused_by)
                 if isinstance(run, dg.DagsterRun):
                     self._gate.dagster.add_tags(run.run_id, canary_tags(run.tags, services))
                 elif not self._add_next(run, tries=services):
@@ -90,7 +92,8 @@ class _Requests:
         """Add the next attempts of paused campaign runs."""
         for run in paused:
             spec = self._may_start(run.campaign)
-            if spec is not None and run.name not in self._held and self._add_next(run):
+            is_held = run.name in self._held or self._cover.any_of(run.refused_by)
+            if spec is not None and not is_held and self._add_next(run):
                 self._ramps.take(spec)
                 self.notes.append(f"{run.name} resumes")
 

@@ -1,7 +1,7 @@
 """An attempt: one Dagster run's work on a campaign run, from its claim to its end."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from signal import SIGTERM
 from typing import NoReturn
 
@@ -21,6 +21,7 @@ from dagster_tidegate.dagster_api.lineage import (
 )
 from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.pools import with_wholes
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import BreakerState, RunStatus
@@ -72,19 +73,21 @@ class Attempt:
         fleet: Fleet,
         run: CampaignRun,
         attempts: Sequence[AttemptRow],
+        called: Collection[str],
         drain_timeout_s: float,
     ) -> None:
         self.store, self.fleet = store, fleet
         self.run = run
         self.row = attempts[-1]
         self.series = runs.began_with(attempts)
-        self.services: Sequence[str] = sorted(fleet.needs(context.op_def.pool).services)
         self.only_marked = does_only_marked(context.run)
         self.drain_timeout_s = drain_timeout_s
         self.log: logging.Logger = context.log
         self._context = context
         self._dagster = Dagster(context.instance)
+        self._declared = fleet.needs(context.op_def.pool).services
         self._needed = _needed_downstream(context, fleet)
+        self._called, self._refused = called, set[str]()
 
     @classmethod
     def begin(
@@ -93,9 +96,13 @@ class Attempt:
         store: Store,
         fleet: Fleet,
         *,
+        called: Collection[str] = (),
         drain_timeout_s: float,
     ) -> "Attempt":
         """Make the Dagster run of `context` the owner of its campaign run.
+
+        Args:
+            called: The services that the op has called; it may grow.
 
         Raises:
             CampaignPaused: If another op has paused the run.
@@ -108,12 +115,21 @@ class Attempt:
             run, attempts = retry_while_unreachable(lambda: _claim(context, store), context.log)
         except AttemptPausedError as error:
             raise CampaignPaused(str(error)) from error
-        attempt = cls(context, store, fleet, run, attempts, drain_timeout_s)
+        attempt = cls(context, store, fleet, run, attempts, called, drain_timeout_s)
         if len(attempts) > 1:
             attempt._mark_resumed(attempts[-2])
         if attempt._dagster.is_canceling(context.run_id):
             attempt.stop(StopReason(signal=SIGTERM))
         return attempt
+
+    @property
+    def services(self) -> Sequence[str]:
+        """The services that the op's pool names, and those that it has called."""
+        return sorted(self._declared | with_wholes(self._called))
+
+    def refused(self, service: str) -> None:
+        """Wait for a service as well, if no pool names it."""
+        self._refused |= with_wholes([service])
 
     def holds(self) -> Sequence[Hold]:
         """Return the holds that cover the op, except that of a breaker whose canary this is."""
@@ -121,7 +137,9 @@ class Attempt:
         if not self.fleet.snapshot().holds:  # the usual case, before each record
             return ()
         covering = self.fleet.holds_on(
-            services=self._needed, campaign=self.run.campaign, partition=self.run.partition
+            services=self._needed | self._refused,
+            campaign=self.run.campaign,
+            partition=self.run.partition,
         )
         tried = {
             Target(TargetKind.SERVICE, name)
@@ -198,7 +216,15 @@ class Attempt:
                 return current.status
             if current.status is RunStatus.PROCESSING:
                 now, reason = self.store.now(conn), f"{to.capitalize()}{where}"
-                runs.move(conn, now, current, to, reason=reason, actor=self.row.dagster_run)
+                runs.move(
+                    conn,
+                    now,
+                    current,
+                    to,
+                    reason=reason,
+                    refused_by=self._refused - self._needed if to is RunStatus.PAUSED else (),
+                    actor=self.row.dagster_run,
+                )
             return to
 
     def _hold_queue(self) -> None:
@@ -274,7 +300,7 @@ def _why_stale(
     return None
 
 
-def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> list[str]:
+def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> set[str]:
     """Return which services this op or an op downstream of it needs."""
     graph = context.job_def.graph
     downstream: dict[str, set[str]] = {node.name: set() for node in graph.nodes}
@@ -294,4 +320,4 @@ def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> list[str
     pools: Iterable[str] = (
         pool for node in graph.nodes if node.name in reached for pool in node.definition.pools
     )
-    return sorted({service for pool in pools for service in fleet.needs(pool).services})
+    return {service for pool in pools for service in fleet.needs(pool).services}

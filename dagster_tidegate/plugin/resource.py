@@ -121,6 +121,7 @@ class BreakerResource(dg.ConfigurableResource):
         breaker = self.fleet.breaker(service)
         if (step := Step.current(self)) is not None:
             step.enter()
+            step.calls(service)
         return breaker
 
     def records(

@@ -37,7 +37,7 @@ class Step(StepEnd):
     def __init__(self, context: dg.OpExecutionContext, resource: "BreakerResource") -> None:
         super().__init__(context)
         self._context, self._resource = context, resource
-        self._loops: set[str] = set()
+        self._loops, self._called = set[str](), set[str]()
         self._entered = False
 
     @classmethod
@@ -70,12 +70,17 @@ class Step(StepEnd):
         if ends:
             raise CampaignCancelled("Cancelled: the run was terminated in Dagster")
 
+    def calls(self, service: str) -> None:
+        """Take note of a service that the op is about to call."""
+        self._called.add(service)
+
     def begin(self) -> Attempt:
         """Return the attempt of this run, which owns the campaign run."""
         return Attempt.begin(
             self._context,
             self._resource.store,
             self._resource.fleet,
+            called=self._called,
             drain_timeout_s=self._resource.drain_timeout_s,
         )
 
@@ -105,6 +110,7 @@ class Step(StepEnd):
             return False
         try:
             attempt = self.begin()
+            attempt.refused(error.service)
             attempt.stop(StopReason(holds=attempt.holds(), refusal=str(error)))
         except Exception as stopped:  # noqa: BLE001 -- else the step has no end at all
             if not isinstance(stopped, StopLoop):

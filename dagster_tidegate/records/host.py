@@ -57,10 +57,14 @@ class LoopHost(Protocol):
     run: CampaignRun
     row: AttemptRow
     series: int
-    services: Sequence[str]
     only_marked: bool
     drain_timeout_s: float
     log: logging.Logger
+
+    @property
+    def services(self) -> Sequence[str]:
+        """The services that the op calls, as far as it has called them or declared that it will."""
+        ...
 
     def holds(self) -> Sequence[Hold]:
         """Return the live holds that cover the op. Called before each record: must be fast."""
@@ -68,6 +72,10 @@ class LoopHost(Protocol):
 
     def report_failed(self) -> None:
         """Say in Dagster how many records have failed. Called when a loop ends."""
+        ...
+
+    def refused(self, service: str) -> None:
+        """Take note that the breaker of a service refused the call of a record."""
         ...
 
     def stop(self, reason: StopReason) -> NoReturn:

@@ -199,6 +199,7 @@ class LoopPass(Generic[T]):
 
     def _ends_loop(self, record: Record[T], error: BaseException) -> bool:
         if isinstance(error, BreakerOpenError):
+            self.host.refused(error.service)
             # The hold of an open breaker stops the loop before the next try. While it is half
             # open and other processes have the trial calls, the record waits for their result.
             if not self._tries.was_refused_too_often(record):

@@ -48,8 +48,6 @@ class Tries(Generic[T]):
         self._worklist, self._schedule = worklist, worklist.schedule
         self._done_before = journal.done
         self._recovered_at = _recovered_at(host)
-        policies = [host.fleet.policies[name] for name in host.services]
-        self._min_records = max((policy.min_records for policy in policies), default=0)
         self.failures = 0
         self.errors: Counter[str] = Counter()
 
@@ -108,7 +106,11 @@ class Tries(Generic[T]):
     @property
     def _are_too_few(self) -> bool:
         """Whether fewer records are left than must fail before a breaker trips."""
-        return not self._schedule.is_open and len(self._worklist.unfinished) < self._min_records
+        if self._schedule.is_open:
+            return False
+        policies = [self._host.fleet.policies[name] for name in self._host.services]
+        min_records = max((policy.min_records for policy in policies), default=0)
+        return len(self._worklist.unfinished) < min_records
 
     def _put_back(self, record: Record[T]) -> None:
         """Try a record again whose call was refused, once the breaker may admit it."""

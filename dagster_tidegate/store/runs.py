@@ -46,6 +46,8 @@ class CampaignRun:
         changed_at: When its status last changed.
         pruned_at: When its ledger expired, after it had ended.
         waits_for_start: Whether a person created it, and no Dagster run was launched for it yet.
+        refused_by: While it is paused: services that refused it and that no pool of its job names.
+            It waits for these, too.
     """
 
     id: int
@@ -65,6 +67,7 @@ class CampaignRun:
     first_attempt: int = 0
     ended_as: RunStatus | None = None
     has_old_records: bool = False
+    refused_by: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -320,6 +323,7 @@ def move(
     to: RunStatus,
     *,
     reason: str | None = None,
+    refused_by: Collection[str] = (),
     actor: str,
 ) -> bool:
     """Move a campaign run to another status, if it is still as the caller read it.
@@ -328,6 +332,7 @@ def move(
 
     Args:
         run: The campaign run as the caller read it.
+        refused_by: See `CampaignRun`.
 
     Returns:
         False if somebody else changed it first.
@@ -349,6 +354,7 @@ def move(
             waits_for_start=False,
             reason=reason,
             paused_at=now if to is RunStatus.PAUSED else None,
+            refused_by=",".join(sorted(refused_by)) or None,
             changed_at=now,
             **_ended_as(to),
         )
@@ -507,6 +513,7 @@ def begin_attempt(
             ended_as=None,
             reason=None,
             paused_at=None,
+            refused_by=None,
             changed_at=now,
         )
     )
@@ -531,7 +538,7 @@ def begin_attempt(
 
 def from_row(values: Mapping[Any, Any]) -> CampaignRun:
     """Return the campaign run of a row of the table."""
-    ended_as = values["ended_as"]
+    ended_as, refused_by = values["ended_as"], values["refused_by"]
     return CampaignRun(
         **{
             **values,
@@ -539,6 +546,7 @@ def from_row(values: Mapping[Any, Any]) -> CampaignRun:
             "dagster_partition": values["dagster_partition"] or values["partition"],
             "assets": tuple(values["assets"] or ()),
             "ended_as": None if ended_as is None else RunStatus(ended_as),
+            "refused_by": tuple(refused_by.split(",")) if refused_by else (),
         }
     )
 

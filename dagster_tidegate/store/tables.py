@@ -222,6 +222,8 @@ campaign_runs = sa.Table(
     sa.Column("pruned_at", UTCDateTime),  # when its ledger expired, after it had ended
     # Whether a person created it, and no Dagster run was launched for it yet.
     sa.Column("waits_for_start", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The services, separated by commas, that refused it while no pool of its job named them.
+    sa.Column("refused_by", sa.Text),
     sa.UniqueConstraint("campaign", "partition"),
     sa.Index(None, "status", "paused_at"),
 )

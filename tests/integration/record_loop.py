@@ -75,6 +75,9 @@ class Work:
 
     def report_failed(self) -> None: ...
 
+    def refused(self, service: str) -> None:
+        pass
+
     def stop(self, reason: StopReason) -> NoReturn:
         if reason.ended is None:
             self.end(RunStatus.PAUSED if reason.signal is None else RunStatus.CANCELLED)

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 from dagster import DagsterRunStatus
 
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.cli import main
 from dagster_tidegate.dagster_api.lineage import partition_of
-from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
 from tests.integration.gate_deployment import Deployment, deployment
@@ -30,6 +35,7 @@ def shared(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
 def deployed(shared: Deployment) -> Iterator[Deployment]:
     """The deployment, as if nothing had happened yet, and its service is up."""
     shared.up("crm")
+    shared.up("maps")
     shared.gate()
     yield shared
     for run in shared.instance.get_runs():
@@ -97,3 +103,36 @@ def test_a_run_that_a_breaker_refused_is_resumed_whole(
         deployed.gate()
         deployed.dequeue()
     assert len(deployed.instance.get_runs()) == 2
+
+
+@pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.HALF_OPEN])
+def test_a_loop_without_a_pool_pauses_for_the_service_that_refused_it(
+    deployed: Deployment, state: BreakerState
+):
+    deployed.down("maps")
+    run_id = ended(deployed, "visits")
+    assert deployed.status(run_id) is DagsterRunStatus.CANCELED
+    paused = campaign_run(deployed, run_id)
+    assert (paused.status, paused.refused_by) == (RunStatus.PAUSED, ("maps",))
+    deployed.gate()
+    assert len(deployed.instance.get_runs()) == 1  # not resumed while it would be refused again
+    with deployed.store.read() as conn:
+        assert ledger.failed_records(conn, paused.id) == 0
+    url = deployed.store.url.render_as_string(hide_password=False)
+    why = CliRunner().invoke(main, ["why", paused.name, "--url", url]).stdout
+    assert "paused: maps is open (ConnectionError" in why.replace("\n", " ")
+    deployed.up("maps")
+    set_state(deployed, "maps", state)
+    deployed.until(lambda: is_completed(deployed, run_id))
+    assert sorted(deployed.calls()) == ["a", "b", "c", "d"]
+    assert len(deployed.instance.get_runs()) == 2
+    assert campaign_run(deployed, run_id).refused_by == ()
+
+
+def set_state(deployed: Deployment, service: str, state: BreakerState) -> None:
+    """Close a breaker, or let it half open, as an operator does."""
+    policy = ServicePolicy(name=service)
+    fleet = Fleet(SqlBackend(deployed.store), [policy])
+    breaker = fleet.breaker(service)
+    breaker.close() if state is BreakerState.CLOSED else breaker.half_open()
+    fleet.close()

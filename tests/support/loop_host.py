@@ -32,5 +32,8 @@ class FakeHost:
 
     def report_failed(self) -> None: ...
 
+    def refused(self, service: str) -> None:
+        pass
+
     def stop(self, reason: StopReason) -> NoReturn:
         sys.exit(f"stopped: {reason}")

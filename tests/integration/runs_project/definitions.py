@@ -25,19 +25,11 @@ def note(text: str) -> None:
         calls.write(f"{text}\n")
 
 
-def call(key: str) -> str:
-    if not (UP / "crm").exists():
-        raise ConnectionError("crm is down")
+def call(key: str, service: str = "crm") -> str:
+    if not (UP / service).exists():
+        raise ConnectionError(f"{service} is down")
     note(key)
     return key
-
-
-def send_all(context: dg.OpExecutionContext, breakers: BreakerResource, *keys: str) -> list[str]:
-    records = breakers.records(context, [{"key": key} for key in keys], key="key")
-    for record in records:
-        with record:
-            record.result = breakers.breaker("crm").call(call, record.key)
-    return records.results()
 
 
 @dg.op(pool=pool("crm"), retry_policy=dg.RetryPolicy(max_retries=2))
@@ -63,18 +55,34 @@ def contacts(context: dg.AssetExecutionContext, breakers: BreakerResource) -> st
 
 contacts_job = dg.define_asset_job("contacts_job", selection=[contacts])
 
-CAMPAIGNS = [Campaign(job=question), Campaign(job=contacts_job)]
+
+@dg.op
+def visit(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[str]:
+    records = breakers.records(context, [{"key": key} for key in "abcd"], key="key")
+    for record in records:
+        with record:
+            record.result = breakers.breaker("maps").call(call, record.key, "maps")
+    return records.results()
+
+
+@dg.job
+def visits():
+    visit()
+
+
+CAMPAIGNS = [Campaign(job=question), Campaign(job=contacts_job), Campaign(job=visits)]
 
 breakers = BreakerResource(
     services=[
         ServiceConfig(
             name="crm", consecutive_failures=1, reset_timeout_s=0.5, jitter=0, ramp_interval_s=0
-        )
+        ),
+        ServiceConfig(name="maps", consecutive_failures=2, reset_timeout_s=600, ramp_interval_s=0),
     ]
 )
 
 defs = dg.Definitions(
-    jobs=[question, contacts_job],
+    jobs=[question, contacts_job, visits],
     assets=[contacts],
     sensors=[
         build_pause_sensor(campaigns=CAMPAIGNS),

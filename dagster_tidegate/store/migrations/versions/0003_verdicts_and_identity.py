@@ -25,6 +25,7 @@ def upgrade() -> None:
     op.add_column("campaign_runs", sa.Column("dagster_partition", sa.Text()))
     op.add_column("campaign_runs", sa.Column("assets", sa.JSON(none_as_null=True)))
     op.add_column("campaign_runs", sa.Column("ended_as", sa.String(length=16)))
+    op.add_column("campaign_runs", sa.Column("refused_by", sa.Text()))
     op.add_column(
         "campaign_runs",
         sa.Column("first_attempt", sa.Integer(), server_default="0", nullable=False),
@@ -79,6 +80,7 @@ def downgrade() -> None:
         for column in (
             "has_old_records",
             "first_attempt",
+            "refused_by",
             "ended_as",
             "assets",
             "dagster_partition",
