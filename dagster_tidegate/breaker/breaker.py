@@ -155,7 +155,7 @@ class Breaker(pybreaker.CircuitBreaker):
             try:
                 result = func(*args, **kwargs)
             except Exception as error:
-                self._raised(Ticket(admission.window), error)
+                self._raised(Ticket(window, started=started), error)
                 raise
             if type(result) not in _PLAIN:
                 return self._end(Ticket(window, started=started), result)
@@ -193,7 +193,7 @@ class Breaker(pybreaker.CircuitBreaker):
             try:
                 result = await func(*args, **kwargs)
             except Exception as error:
-                await asyncio.to_thread(self._raised, Ticket(admission.window), error)
+                await asyncio.to_thread(self._raised, Ticket(window, started=started), error)
                 raise
             if type(result) not in _PLAIN:
                 return await self._end_async(Ticket(window, started=started), result)

@@ -300,19 +300,40 @@ class Engine:
             self._hooks.emit(CallJudged(self.policy.name, verdict))
         self.end_trials(ticket, IGNORED)
 
-    def close_down(self, ticket: Ticket, verdict: Verdict) -> None:
-        """End a call of a service that throttles or denies: open the breaker at once."""
+    def close_down(
+        self, ticket: Ticket, verdict: Verdict, began_at: datetime | None = None
+    ) -> None:
+        """End a call of a service that throttles or denies: open the breaker at once.
+
+        Args:
+            began_at: When the call began (UTC), if the generation of its ticket does not say so.
+        """
         self._hooks.emit(CallJudged(self.policy.name, verdict))
         if self.parent is not None and verdict.scope is Scope.SERVICE:
-            self.parent.close_down(ticket.parent or Ticket(self.parent.admission.window), verdict)
+            if ticket.parent is not None:
+                self.parent.close_down(ticket.parent, verdict)
+            else:
+                took_s = ticket.window.monotonic() - ticket.started
+                began_at = self._state.now() - timedelta(seconds=took_s)
+                self.parent.close_down(Ticket(self.parent.admission.window), verdict, began_at)
             self.end_trials(Ticket(ticket.window, ticket.trial), IGNORED)
         elif not self.end_trials(ticket, verdict, whole=IGNORED) and self._enabled:
-            self.change(lambda status, now: self._after_answer(status, ticket, verdict, now))
+            self.change(
+                lambda status, now: self._after_answer(status, ticket, verdict, now, began_at)
+            )
 
     def _after_answer(
-        self, status: BreakerStatus, ticket: Ticket, verdict: Verdict, now: datetime
+        self,
+        status: BreakerStatus,
+        ticket: Ticket,
+        verdict: Verdict,
+        now: datetime,
+        began_at: datetime | None,
     ) -> BreakerStatus:
-        if ticket.window.generation < status.generation and status.state != BreakerState.OPEN:
+        is_late = ticket.window.generation < status.generation or (
+            began_at is not None and began_at < status.changed_at
+        )
+        if is_late and status.state != BreakerState.OPEN:
             return status  # the call began before the cause was repaired, or its time was over
         return machine.after_answer(status, self.policy, verdict, now, random())
 

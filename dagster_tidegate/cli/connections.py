@@ -92,26 +92,59 @@ def loaded(
     Raises:
         click.ClickException: If there is no instance or no project.
     """
-    try:
-        source = project.find(code, Path.cwd())
-    except project.ProjectError as error:
-        hint = f"; {otherwise} works without one" if otherwise else ""
-        raise failure(f"{error}{hint}") from error
+    source = _project(code, otherwise)
+    with (
+        instance_of_environment() as instance,
+        _loading(instance, source, known) as workspace,
+    ):
+        yield instance, workspace
+
+
+@contextmanager
+def loaded_in(
+    instance: "dg.DagsterInstance", code: CodeOptions, *, known: Collection[str] = ()
+) -> Iterator["Workspace"]:
+    """Load the code locations in an instance that is open already; otherwise as `loaded`."""
+    with _loading(instance, _project(code, None), known) as workspace:
+        yield workspace
+
+
+def instance_of_environment() -> "dg.DagsterInstance":
+    """Open the Dagster instance.
+
+    Raises:
+        click.ClickException: If there is none.
+    """
     import dagster as dg
 
-    from dagster_tidegate.dagster_api import workspace
+    from dagster_tidegate.dagster_api.workspace import open_instance
 
     try:
-        opened = workspace.open_instance()
+        return open_instance()
     except dg.DagsterError as error:  # no DAGSTER_HOME, or an invalid dagster.yaml
         reason = str(error).splitlines()[0].strip()
         raise failure(f"the Dagster instance can't be opened: {reason}") from error
+
+
+def _project(code: CodeOptions, otherwise: str | None) -> project.Project:
+    try:
+        return project.find(code, Path.cwd())
+    except project.ProjectError as error:
+        hint = f"; {otherwise} works without one" if otherwise else ""
+        raise failure(f"{error}{hint}") from error
+
+
+@contextmanager
+def _loading(
+    instance: "dg.DagsterInstance", source: project.Project, known: Collection[str]
+) -> Iterator["Workspace"]:
+    from dagster_tidegate.dagster_api import workspace
+
     try:
         with (
-            opened as instance,
             working("loading the code locations"),
             workspace.load(instance, source, known) as loaded,
         ):
-            yield instance, loaded
+            yield loaded
     except workspace.WorkspaceError as error:
         raise failure(error) from error

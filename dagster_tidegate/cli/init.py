@@ -43,6 +43,6 @@ def init(yes: bool) -> None:
 def _path() -> Path:
     """Return the dagster.yaml of DAGSTER_HOME; without one, `dg dev` reads that of the project."""
     home = os.environ.get("DAGSTER_HOME")
-    if not home or Path(home).name.startswith(TEMPORARY_HOME):
+    if not home or Path(home).name.startswith(TEMPORARY_HOME):  # gone when dg dev ends
         return root(Path.cwd()) / "dagster.yaml"
     return Path(home).expanduser() / "dagster.yaml"

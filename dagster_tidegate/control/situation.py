@@ -27,7 +27,7 @@ from dagster_tidegate.store import (
 )
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.heartbeats import PARTS, Heartbeat
+from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.text import utc
 
@@ -102,6 +102,11 @@ class Situation:
     locations: Collection[str] | None = None
 
     @property
+    def detached(self) -> frozenset[str]:
+        """The code locations whose gates were detached on purpose."""
+        return frozenset(beat.location for beat in self.heartbeats if beat.summary == DETACHED)
+
+    @property
     def adopted(self) -> Adopted:
         """The services that pools stand for whose names don't say it."""
         return merged(campaign.spec.adopted for campaign in self.campaigns.values())
@@ -126,7 +131,7 @@ class Situation:
         locations = self.locations
         if locations is None:
             locations = {each.spec.location for each in self.campaigns.values()}
-        for location in sorted(locations):
+        for location in sorted(set(locations) - self.detached):
             last = {part: beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:

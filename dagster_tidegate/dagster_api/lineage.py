@@ -31,6 +31,7 @@ RECORDS_TAG = "tidegate/records"
 ONLY_MARKED = "marked"
 """Value of `RECORDS_TAG`: the run does only the records that were marked to be done again."""
 SUPERSEDED_TAG = "tidegate/superseded_by"
+NOT_NEEDED_TAG = "tidegate/not_needed"
 FORMER_PRIORITY_TAG = "tidegate/former_priority"
 # Above what people use; a canary waits for a slot that is opened for it alone.
 CANARY_PRIORITY = 1_000_000
@@ -181,6 +182,21 @@ def request_number(run: dg.DagsterRun) -> int:
 def is_resume(run: dg.DagsterRun) -> bool:
     """Return whether the gate requested a run to resume a paused campaign run."""
     return request_number(run) > 0 and run.parent_run_id is None
+
+
+def superseded_tags(run: dg.DagsterRun, newest: str) -> dict[str, str]:
+    """Return the tags of a run that is not needed, since another one did what it was for."""
+    return {SUPERSEDED_TAG: newest, NOT_NEEDED_TAG: run.run_id}
+
+
+def was_superseded(run: dg.DagsterRun) -> bool:
+    """Return whether a run has its own `superseded_tags`: Dagster copies them to its retries."""
+    return run.tags.get(NOT_NEEDED_TAG) == run.run_id
+
+
+def is_automatic_retry(run: dg.DagsterRun) -> bool:
+    """Return whether Dagster's run retries launched a run, and not a person."""
+    return RETRY_NUMBER_TAG in run.tags and run.parent_run_id is not None
 
 
 def is_superseded(run: dg.DagsterRun, newest: str) -> bool:

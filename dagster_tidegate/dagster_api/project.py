@@ -92,6 +92,26 @@ def find(options: CodeOptions, directory: Path) -> Project:
     )
 
 
+def workspace_file(project: Project) -> str:
+    """Return the text of a workspace file with a project's locations."""
+    import yaml  # other commands start faster without it
+
+    entries = []
+    for source in project.locations:
+        kind, name = "python_module", "module_name"
+        if source.autoload:
+            kind = "autoload_defs_module"
+        elif source.is_file:
+            kind, name = "python_file", "relative_path"
+        entry = {name: source.target, "working_directory": str(source.directory)}
+        if source.name is not None:
+            entry["location_name"] = source.name
+        if source.python is not None:
+            entry["executable_path"] = str(source.python)
+        entries.append({kind: entry})
+    return yaml.safe_dump({"load_from": entries})
+
+
 def root(directory: Path) -> Path:
     """Return the nearest directory, from this one upwards, that has a project; else itself."""
     return next((each for each in _upwards(directory) if _has_project(each)), directory)

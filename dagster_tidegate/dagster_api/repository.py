@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import (
@@ -70,6 +71,22 @@ class Repository:
         """Return whether a job has partitions."""
         return self.definition.get_job(job).partitions_def is not None
 
+    def has_windows(self, job: str) -> bool:
+        """Return whether the partitions of a job are times, or have a dimension of times."""
+        return self._windows(job) is not None
+
+    def window(self, job: str, at: datetime) -> str | None:
+        """Return the key of the time partition that contains a time; None without such ones."""
+        windows = self._windows(job)
+        return None if windows is None else windows.get_partition_key_for_timestamp(at.timestamp())
+
+    def _windows(self, job: str) -> dg.TimeWindowPartitionsDefinition | None:
+        partitions = self.definition.get_job(job).partitions_def
+        if isinstance(partitions, dg.MultiPartitionsDefinition):
+            has_times = partitions.has_time_window_dimension
+            return partitions.time_window_partitions_def if has_times else None
+        return partitions if isinstance(partitions, dg.TimeWindowPartitionsDefinition) else None
+
     def schedule(self, name: str) -> dg.ScheduleDefinition | None:
         """Return a schedule; None if it is not defined any more."""
         has_it = self.definition.has_schedule_def(name)
@@ -113,9 +130,12 @@ class Repository:
     ) -> tuple[Sequence[dg.RunRequest], str | None]:
         """Evaluate a schedule as Dagster's daemon would have done at a time.
 
+        Its function gets the time in the time zone of the schedule.
+
         Returns:
             The runs that it requests, and the skip message if it skips.
         """
+        at = at.astimezone(ZoneInfo(schedule.execution_timezone or "UTC"))
         resources = self.definition.get_top_level_resources()
         needed = get_transitive_required_resource_keys(schedule.required_resource_keys, resources)
         with ScheduleEvaluationContext(

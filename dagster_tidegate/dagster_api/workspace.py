@@ -1,6 +1,7 @@
 """Workspaces: the code locations of a deployment, loaded for a command or for a server."""
 
 import os
+import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dagster._core.remote_origin import (
     CodeLocationOrigin,
     ManagedGrpcPythonEnvCodeLocationOrigin,
 )
+from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget, WorkspaceLoadTarget
@@ -22,8 +24,10 @@ from starlette.types import ASGIApp
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api import PAGES_READ_ONLY
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 from dagster_tidegate.dagster_api.locations import (
+    PART_TAG,
     LocationCode,
     location_code,
     resource_code,
@@ -38,6 +42,8 @@ Policies = Mapping[str, Mapping[str, ServicePolicy]]
 STATEMENT_TIMEOUT_MS = 15_000
 POOL_RECYCLE_S = 3600
 MAX_OVERFLOW = 20
+TICK_TIMEOUT_S = 30.0
+"""How long a tick in progress may take; a killed daemon leaves one that never ends."""
 
 
 class WorkspaceError(Exception):
@@ -59,6 +65,40 @@ class Workspace(WorkspaceLauncher):
             except DagsterUserCodeUnreachableError as error:
                 locations.append(LocationCode(name, error=str(error)))
         return locations
+
+    def stop_gate(self, location: str | None = None) -> list[str]:
+        """Stop the gate's sensors, of one code location or of all, and wait for their ticks.
+
+        Returns:
+            `location: sensor` of each that ran.
+        """
+        stopped, ids = [], []
+        for name, entry in self._context.get_code_location_entries().items():
+            if entry.code_location is None or location not in (None, name):
+                continue
+            for repository in entry.code_location.get_repositories().values():
+                for sensor in repository.get_sensors():
+                    if PART_TAG not in sensor.tags:
+                        continue
+                    origin, selector = sensor.get_remote_origin_id(), sensor.selector_id
+                    state = sensor.get_current_instigator_state(
+                        self._instance.get_instigator_state(origin, selector)
+                    )
+                    if state.is_running:
+                        self._instance.stop_sensor(origin, selector, sensor)
+                        stopped.append(f"{name}: {sensor.name}")
+                    ids.append((origin, selector))
+        deadline = time.monotonic() + TICK_TIMEOUT_S
+        while time.monotonic() < deadline and any(self._ticks(*each) for each in ids):
+            time.sleep(0.2)
+        return stopped
+
+    def _ticks(self, origin: str, selector: str) -> bool:
+        """Whether a sensor is being evaluated."""
+        return any(
+            tick.status is TickStatus.STARTED
+            for tick in self._instance.get_ticks(origin, selector, limit=1)
+        )
 
     def policies(self) -> tuple[Policies, Mapping[str, str]]:
         """Return the policies, and by code location why some can't be read."""
@@ -83,12 +123,24 @@ def open_instance() -> dg.DagsterInstance:
         dagster.DagsterError: If there is none, or its dagster.yaml is invalid.
     """
     home = Path(os.environ.get("DAGSTER_HOME", ""))
-    if home.name.startswith(TEMPORARY_HOME):
+    if home.name.startswith(TEMPORARY_HOME) and not (home / "dagster.yaml").exists():
         # `dg dev` reads dagster.yaml from the directory in which it was started.
         return dg.DagsterInstance.from_ref(
             InstanceRef.from_dir(str(home), config_dir=str(home.parent))
         )
     return dg.DagsterInstance.get()
+
+
+def make_storage(instance: dg.DagsterInstance) -> None:
+    """Create Dagster's SQLite databases, which it otherwise does on first use.
+
+    Processes that do so at once fail with "Version table 'alembic_version' has more than one head
+    present".
+    """
+    instance.get_runs_count()
+    dagster = Dagster(instance)
+    dagster.triggers()
+    dagster.pools()
 
 
 @contextmanager

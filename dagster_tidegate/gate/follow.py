@@ -12,11 +12,11 @@ import dagster as dg
 
 from dagster_tidegate.control.operations import ACTOR_TAG
 from dagster_tidegate.dagster_api.lineage import (
-    SUPERSEDED_TAG,
     ancestors,
     campaign_of,
     is_resume,
     partition_of,
+    was_superseded,
 )
 from dagster_tidegate.dagster_api.runs import RunChange
 from dagster_tidegate.gate.gate import Gate
@@ -63,7 +63,7 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tupl
         ours = [
             change
             for change in changes
-            if campaign_of(change.run) in gate.campaigns and SUPERSEDED_TAG not in change.run.tags
+            if campaign_of(change.run) in gate.campaigns and not was_superseded(change.run)
         ]
         if ours:
             with gate.store.read() as conn:

@@ -1,9 +1,10 @@
 """Missed ticks: which ticks a schedule missed while it was stopped, and which are run later."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 
@@ -22,28 +23,41 @@ MAX_RECORDED = 10_000
 
 
 def evaluate(
-    times: Iterable[datetime], catch_up: CatchUp, max_ticks: int
+    times: Iterable[datetime],
+    catch_up: CatchUp,
+    max_ticks: int,
+    window: Callable[[datetime], str | None] = lambda _: None,
 ) -> list[tuple[datetime, TickOutcome | None, str | None]]:
     """Decide which missed ticks are run. Pure.
 
     Args:
         times: When they were due, the oldest first.
         catch_up: The campaign's policy.
-        max_ticks: How many `CatchUp.ALL` runs at most.
+        max_ticks: How many are run at most.
+        window: Returns the time partition that contains a time, for `CatchUp.PARTITIONS`.
 
     Returns:
         Each tick with its outcome and the reason for it; None if it is to be run.
     """
     newest = deque(times, maxlen=MAX_RECORDED)
-    wanted = {CatchUp.NONE: 0, CatchUp.LATEST: 1, CatchUp.ALL: max_ticks}[catch_up]
-    skipped = len(newest) - wanted
-    reason = f"catch-up is {catch_up}"
-    if catch_up is CatchUp.ALL:
-        reason += f", at most {max_ticks}"
-    return [
-        (at, None, None) if place >= skipped else (at, TickOutcome.SKIPPED, reason)
-        for place, at in enumerate(newest)
-    ]
+    same = {
+        CatchUp.NONE: lambda _: None,
+        CatchUp.LATEST: lambda _: None,
+        CatchUp.PARTITIONS: window,
+        CatchUp.ALL: lambda at: at,
+    }[catch_up]
+    latest = {same(at): at for at in newest}  # a later one replaces an earlier one
+    limit = 0 if catch_up is CatchUp.NONE else max_ticks
+    wanted = set(list(latest.values())[-limit:]) if limit else set()
+    evaluated: list[tuple[datetime, TickOutcome | None, str | None]] = []
+    for at in newest:
+        reason = f"catch-up is {catch_up}"
+        if catch_up is CatchUp.PARTITIONS and latest[same(at)] != at:
+            reason += ", and a later tick is of the same partition"
+        elif catch_up in (CatchUp.PARTITIONS, CatchUp.ALL):
+            reason += f", at most {max_ticks}"
+        evaluated.append((at, None, None) if at in wanted else (at, TickOutcome.SKIPPED, reason))
+    return evaluated
 
 
 @dataclass(frozen=True)
@@ -70,23 +84,22 @@ class MissedTickPlanner:
             self.gate.dagster.latest_tick(takeover.label, takeover.name),
         ]
         times = tick_times(schedule, max(time for time in since if time is not None), until)
+        catch_up = CatchUp(campaign.catch_up)
+        window = partial(self.repository.window, schedule.job_name)
         ticks = [
             MissedTick(campaign.name, schedule.name, at.astimezone(UTC), outcome, reason)
-            for at, outcome, reason in evaluate(
-                times, CatchUp(campaign.catch_up), campaign.max_ticks
-            )
+            for at, outcome, reason in evaluate(times, catch_up, campaign.max_ticks, window)
         ]
         if not ticks:
             return
         with self.gate.store.begin() as conn:
             now = self.gate.store.now(conn)
-            if campaign.catch_up != CatchUp.ALL:
-                for waiting in missed_ticks.waiting(conn):
-                    is_same = (waiting.campaign, waiting.schedule) == (campaign.name, schedule.name)
-                    if is_same and waiting.tick_at < ticks[-1].tick_at:
-                        missed_ticks.resolve(
-                            conn, now, waiting, TickOutcome.SKIPPED, "a later tick was missed too"
-                        )
+            for waiting in missed_ticks.waiting(conn):
+                is_same = (waiting.campaign, waiting.schedule) == (campaign.name, schedule.name)
+                if is_same and _replaced(waiting, ticks, catch_up, window):
+                    missed_ticks.resolve(
+                        conn, now, waiting, TickOutcome.SKIPPED, "a later tick was missed too"
+                    )
             missed_ticks.record(conn, now, ticks)
 
     def requests(self, tick: MissedTick) -> Sequence[dg.RunRequest]:
@@ -128,3 +141,16 @@ class MissedTickPlanner:
         with self.gate.store.begin() as conn:
             now = self.gate.store.now(conn)
             missed_ticks.resolve(conn, now, tick, outcome, reason)
+
+
+def _replaced(
+    waiting: MissedTick,
+    missed: Sequence[MissedTick],
+    catch_up: CatchUp,
+    window: Callable[[datetime], str | None],
+) -> bool:
+    """Whether a tick missed in an earlier outage is not to be run, since later ones were missed."""
+    later = [tick.tick_at for tick in missed if tick.tick_at > waiting.tick_at]
+    if catch_up is CatchUp.PARTITIONS:
+        return window(waiting.tick_at) in map(window, later)
+    return bool(later) and catch_up is not CatchUp.ALL

@@ -224,6 +224,30 @@ def plan(observation: Observation) -> list[Action]:
     return [*_pools(observation), *_triggers(observation)]
 
 
+def giving_back(observation: Observation) -> list[Action]:
+    """Return the actions that give every takeover back at once; for a gate that is removed."""
+    actions: list[Action] = []
+    for takeover in observation.takeovers:
+        if takeover.kind is TakeoverKind.POOL:
+            value = observation.pools.get(takeover.name, UNSET)
+            is_ours, is_back = _ours(takeover, value), same_pool(value, takeover.former)
+        else:
+            state = observation.triggers.get(takeover.name)
+            value = UNSET if state is None else state.status
+            ours = (takeover.set_to, takeover.set_from if takeover.pending else STOPPED, UNSET)
+            is_ours = value in ours or _written_late(takeover, state)
+            is_back = value == takeover.former
+        if takeover.left_at is not None:
+            actions.append(End(takeover, TakeoverOutcome.LEFT_TO_OPERATOR))
+        elif is_back and (takeover.set_to == takeover.former or not is_ours):
+            actions.append(End(takeover, TakeoverOutcome.RESTORED))
+        elif not is_ours:
+            actions.append(Leave(takeover, value))
+        else:
+            actions.append(Write(takeover, value, takeover.former, None, tightens=False))
+    return actions
+
+
 def limit_of(value: str, default_limit: int | None) -> int | None:
     """Return how many runs a pool with this value lets in; None for no limit."""
     return default_limit if value in (UNSET, DEFAULT) else int(value)

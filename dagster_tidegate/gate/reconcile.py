@@ -12,6 +12,7 @@ from dagster_tidegate.gate.apply import MissedTicks, Report, apply
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.observe import observe
 from dagster_tidegate.gate.plan import Action, End, Observation, Take, Write, plan
+from dagster_tidegate.store import heartbeats
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError
 from dagster_tidegate.store.takeovers import Takeover
@@ -74,6 +75,9 @@ def tighten_now(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> lis
     Raises:
         ExceptionGroup: If a change failed.
     """
+    with store.read() as conn:
+        if heartbeats.detached(conn):  # nobody is left who would give anything back
+            return []
     gate = Gate(Dagster(instance), store, fleet.policies, enabled=fleet.enabled)
     _, report = reconcile(
         gate,

@@ -1,7 +1,7 @@
 """An attempt: one Dagster run's work on a campaign run, from its claim to its end."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from signal import SIGTERM
 from typing import NoReturn
 
@@ -11,12 +11,13 @@ from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
-    SUPERSEDED_TAG,
     campaign_of,
     does_only_marked,
+    is_automatic_retry,
     is_resume,
     is_superseded,
     partition_of,
+    superseded_tags,
     tried_by,
 )
 from dagster_tidegate.gate import tighten_now
@@ -180,8 +181,10 @@ class Attempt:
         self._dagster.end_as_canceled(self._context.run, message, tags)
         raise _ended(status, message)
 
-    def report_failed(self) -> None:
+    def report_failed(self, failed: int) -> None:
         """Tag the Dagster run with the number of failed records of the campaign run."""
+        if not failed and FAILED_TAG not in self._context.run.tags:  # Dagster copies it to retries
+            return
         try:
             with self.store.read() as conn:
                 failed = ledger.failed_records(conn, self.run.id)
@@ -260,13 +263,15 @@ def _claim(
     """Claim the campaign run, and return it with its attempts; the last is this run's."""
     partition = partition_of(context.run)
     is_over: dict[str, bool] = {}  # by id of a Dagster run
+    retried = _retried(context)
     while True:
         with store.begin() as conn:
             now = store.now(conn)
             run = runs.locked(conn, runs.ensure(conn, now, campaign_of(context.run), partition).id)
             newest = runs.latest_attempt(conn, run.id)
-            begun = runs.attempt_of(conn, context.run_id) is not None
-            stale = None if newest is None or begun else _why_stale(context.run, run, newest)
+            made = runs.attempts_of(conn, [each.run_id for each in retried])
+            begun = context.run_id in made
+            stale = None if newest is None or begun else _why_stale(retried, made, run, newest)
             owner = context.run_id if newest is None else newest.dagster_run
             lease = None if newest is None else newest.lease_until
             expired = lease is not None and lease < now
@@ -283,18 +288,49 @@ def _claim(
         is_over[owner] = owner_run is None or owner_run.is_finished
 
 
+def _retried(context: dg.OpExecutionContext) -> Sequence[dg.DagsterRun]:
+    """Return this Dagster run, and the runs that it is the automatic retry of, the latest first."""
+    chain = [context.run]
+    while is_automatic_retry(chain[-1]):
+        parent = context.instance.get_run_by_id(chain[-1].parent_run_id or "")
+        if parent is None:
+            break
+        chain.append(parent)
+    return chain
+
+
 def _why_stale(
-    dagster_run: dg.DagsterRun, run: CampaignRun, newest: AttemptRow
+    retried: Sequence[dg.DagsterRun],
+    made: Mapping[str, AttemptRow],
+    run: CampaignRun,
+    newest: AttemptRow,
 ) -> tuple[str, dict[str, str]] | None:
-    """Return why a run that the gate requested is not needed any more, and its tags; or None."""
-    if is_superseded(dagster_run, newest.dagster_run):
+    """Return why a run that the gate or Dagster launched is not needed any more, and its tags.
+
+    Two daemons may launch one run twice. Dagster then fails it although it works, or completed,
+    and retries it.
+
+    Args:
+        retried: The run, and those that it is the automatic retry of, the latest first.
+        made: The attempts of these, by the id of the run.
+
+    Returns:
+        None if it is needed.
+    """
+    dagster_run = retried[0]
+    attempt = next((made[each.run_id] for each in retried if each.run_id in made), None)
+    if attempt is not None and RunStatus.COMPLETED is run.status is newest.outcome:
+        message = f"Not needed: Dagster run {newest.dagster_run} has completed {run.name}"
+        return message, superseded_tags(dagster_run, newest.dagster_run)
+    # A run that made no attempt is retried for what it was launched for.
+    if attempt is None and is_superseded(retried[-1], newest.dagster_run):
         message = (
             f"Not needed: Dagster run {newest.dagster_run} resumed {run.name} first, as attempt "
             f"{newest.number}"
         )
-        return message, {SUPERSEDED_TAG: newest.dagster_run}
+        return message, superseded_tags(dagster_run, newest.dagster_run)
     cancelled = run.status is RunStatus.CANCELLED and newest.outcome is RunStatus.PAUSED
-    if cancelled and is_resume(dagster_run):
+    if cancelled and is_resume(retried[-1]):
         message = f"Not resumed: {run.name} was cancelled ({run.reason})"
         return message, {STATE_TAG: RunStatus.CANCELLED.value}
     return None

@@ -34,10 +34,11 @@ class Campaign:
         job: The job, one made by `dg.define_asset_job`, or the name of either; `ASSETS` for the
             assets that run outside of a job of their own.
         catch_up: Which schedule ticks that it missed while paused are run later: none, the
-            latest, or all (the newest `max_ticks`).
+            latest, the latest of each time partition, or all. None: `CatchUp.PARTITIONS` if the
+            job has time partitions, and otherwise `CatchUp.NONE`.
         triggers: Sensors that start its runs, or their names; stopped while it is paused.
         priority: Campaigns of higher priority resume first.
-        max_ticks: Maximum number of missed ticks of a schedule that `CatchUp.ALL` runs.
+        max_ticks: Maximum number of missed ticks of a schedule that are run, the newest.
         owners: Names of the API tokens that may control it, besides administrators. Empty: every
             operator may.
 
@@ -55,7 +56,7 @@ class Campaign:
     """
 
     job: dg.JobDefinition | AssetJob | str
-    catch_up: CatchUp = CatchUp.NONE
+    catch_up: CatchUp | None = None
     triggers: Sequence[dg.SensorDefinition | str] = ()
     priority: int = 0
     max_ticks: int = 100
@@ -101,11 +102,12 @@ class Campaign:
                     f"campaign {self.name}: repository {definition.name} has no sensor {name!r}"
                 )
             triggers.add(repository.trigger(definition.get_sensor_def(name)))
+        by_default = CatchUp.PARTITIONS if repository.has_windows(self.name) else CatchUp.NONE
         ops = dict(_pools(definition.get_job(self.name).graph))
         return CampaignSpec(
             name=campaign_name(self.name, repository.location),
             location=repository.location,
-            catch_up=self.catch_up,
+            catch_up=by_default if self.catch_up is None else self.catch_up,
             max_ticks=self.max_ticks,
             priority=self.priority,
             ops=ops,

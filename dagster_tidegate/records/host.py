@@ -70,8 +70,8 @@ class LoopHost(Protocol):
         """Return the live holds that cover the op. Called before each record: must be fast."""
         ...
 
-    def report_failed(self) -> None:
-        """Say in Dagster how many records have failed. Called when a loop ends."""
+    def report_failed(self, failed: int) -> None:
+        """Say in Dagster how many records have failed. Called when a loop ends, with its number."""
         ...
 
     def refused(self, service: str) -> None:

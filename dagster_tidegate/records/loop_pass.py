@@ -303,8 +303,7 @@ class LoopPass(Generic[T]):
             keys = ", ".join(self._in_flight)
             self.host.log.warning("In doubt; retried by the next attempt: %s", keys)
         self.journal.close(*self.worklist.mark(), in_flight=self._in_flight)
-        if self.journal.failed:
-            self.host.report_failed()
+        self.host.report_failed(self.journal.failed)
 
     def complete(self) -> None:
         """Check and write everything once the input is read to its end."""

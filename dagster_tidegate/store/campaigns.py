@@ -37,6 +37,7 @@ class CatchUp(StrEnum):
 
     NONE = "none"
     LATEST = "latest"
+    PARTITIONS = "partitions"  # the latest of each time partition
     ALL = "all"
 
 
@@ -46,7 +47,7 @@ class CampaignSpec:
 
     Attributes:
         catch_up: Which schedule ticks missed while it is paused are run later.
-        max_ticks: Maximum number of missed ticks of a schedule that `all` runs; not stored.
+        max_ticks: Maximum number of missed ticks of a schedule that are run; not stored.
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         adopted: The services that those pools stand for whose names don't say it.

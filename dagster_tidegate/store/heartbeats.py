@@ -15,6 +15,8 @@ PAUSE = "pause"
 RESUME = "resume"
 PARTS = (BREAKER, PAUSE, RESUME)
 """The parts of the gate of a code location."""
+DETACHED = "detached"
+"""The summary of a gate that was detached; its next tick writes another."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,18 @@ def beat(
         .values(location=location, part=part, **values)
         .on_conflict_do_update(index_elements=["location", "part"], set_=values)
     )
+
+
+def detach(conn: Connection, location: str) -> None:
+    """Record that the gate of a code location was detached. Its next tick attaches it again."""
+    beat = t.heartbeats
+    conn.execute(beat.update().where(beat.c.location == location).values(summary=DETACHED))
+
+
+def detached(conn: Connection) -> bool:
+    """Return whether there were gates, and all of them are detached."""
+    summaries = set(conn.scalars(sa.select(t.heartbeats.c.summary).distinct()))
+    return summaries == {DETACHED}
 
 
 def read(conn: Connection) -> Sequence[Heartbeat]:

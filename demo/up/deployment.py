@@ -15,7 +15,7 @@ from uuid import uuid4
 import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
-from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.workspace import make_storage
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds, schema, tokens
 from dagster_tidegate.store.database import Store, default_url
@@ -124,16 +124,9 @@ def start(
 
 
 def make_dagster_storage(home: Path) -> None:
-    """Create Dagster's SQLite databases in a DAGSTER_HOME.
-
-    Dagster creates them on first use. Processes that do so concurrently fail with "Version table
-    'alembic_version' has more than one head present".
-    """
+    """Create Dagster's SQLite databases in a DAGSTER_HOME."""
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        instance.get_runs_count()
-        dagster = Dagster(instance)
-        dagster.triggers()
-        dagster.pools()
+        make_storage(instance)
 
 
 def address(port: int) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dagster_tidegate.dagster_api.lineage import SUPERSEDED_TAG
+from dagster_tidegate.dagster_api.lineage import was_superseded
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import holds, runs
@@ -326,11 +326,11 @@ def two_daemons_at_once(stage: Stage) -> None:
     for run, partition in zip(paused, partitions, strict=True):
         outcomes = stage.outcomes("letters", partition)
         wanted = [RunStatus.PAUSED] if stage.is_resumed(run) else []
-        assert outcomes[: len(wanted)] == wanted
-        # On a busy machine each daemon may launch it, or take the other's launch for one that did
-        # not start, which Dagster retries: one attempt completes it, and the others send nothing.
-        assert outcomes.count(RunStatus.COMPLETED) == 1
-        late = [run for run in stage.runs_of("letters", partition) if SUPERSEDED_TAG in run.tags]
+        # On a busy machine both daemons may launch one run: Dagster fails it and retries it.
+        assert outcomes[-1] is RunStatus.COMPLETED
+        lasting = [outcome for outcome in outcomes if outcome is not RunStatus.FAILED]
+        assert lasting == [*wanted, RunStatus.COMPLETED]
+        late = list(filter(was_superseded, stage.runs_of("letters", partition)))
         assert {run.status.value for run in late} <= {"CANCELED"}
         stage.assert_each_arrived_once("letters", partition)
 

@@ -73,7 +73,7 @@ class Work:
     def holds(self) -> Sequence[Hold]:
         return self.fleet.holds_on(services=self.services)
 
-    def report_failed(self) -> None: ...
+    def report_failed(self, failed: int) -> None: ...
 
     def refused(self, service: str) -> None:
         pass

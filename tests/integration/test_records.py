@@ -1,6 +1,6 @@
 """The record loop inside real Dagster runs: each record once, a clean pause, and the way back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,19 @@ import dagster as dg
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate import BreakerResource, ServiceConfig, pool
-from dagster_tidegate.dagster_api.lineage import CANARY_TAG
+from dagster_tidegate.dagster_api.lineage import (
+    CANARY_TAG,
+    SUPERSEDED_TAG,
+    request_key,
+    was_superseded,
+)
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.attempt import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
 from dagster_tidegate.records.worklist import MissingKeyError
@@ -24,6 +32,7 @@ from tests.support.databases import both_databases
 from tests.support.record_statuses import record_statuses
 
 LEADS = [{"email": f"{name}@example.org"} for name in ("ada", "alan", "grace", "kurt", "emmy")]
+RETRY = {"dagster/retry_number": "1"}
 PARTITIONS = dg.StaticPartitionsDefinition(["leads-1"])
 SERVICES = [
     ServiceConfig(name="instantly", consecutive_failures=3, reset_timeout_s=600),
@@ -62,6 +71,35 @@ class Campaign:
         self.after: Callable[[], None] = lambda: None
 
     def run(self, **kwargs: Any) -> dg.ExecuteInProcessResult:
+        return self.job().execute_in_process(
+            instance=self.instance,
+            resources={"breakers": self.breakers},
+            partition_key="leads-1",
+            raise_on_error=False,
+            **kwargs,
+        )
+
+    def create(self, tags: Mapping[str, str], parent: dg.DagsterRun | None = None) -> dg.DagsterRun:
+        """Create a run as the gate does, or as Dagster retries one: with the tags of its parent."""
+        return self.instance.create_run_for_job(
+            self.job(bound=True),
+            tags={**(parent.tags if parent else {"dagster/partition": "leads-1"}), **tags},
+            parent_run_id=parent and parent.run_id,
+            root_run_id=parent and (parent.root_run_id or parent.run_id),
+        )
+
+    def execute(self, run: dg.DagsterRun) -> dg.DagsterRun:
+        execute_run(InMemoryJob(self.job(bound=True)), run, self.instance)
+        ended = self.instance.get_run_by_id(run.run_id)
+        assert ended is not None
+        return ended
+
+    def attempts(self) -> list[tuple[str, RunStatus | None]]:
+        with self.breakers.store.read() as conn:
+            made = runs.attempts(conn, self.campaign_run.id)
+        return [(attempt.dagster_run, attempt.outcome) for attempt in made]
+
+    def job(self, *, bound: bool = False) -> dg.JobDefinition:
         @dg.op(pool=pool("instantly", campaign="outreach"))
         def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[dict]:
             records = breakers.records(context, self.items, **self.options)
@@ -86,13 +124,11 @@ class Campaign:
         def outreach() -> None:
             load(send())
 
-        return outreach.execute_in_process(
-            instance=self.instance,
-            resources={"breakers": self.breakers},
-            partition_key="leads-1",
-            raise_on_error=False,
-            **kwargs,
-        )
+        if not bound:
+            return outreach
+        return dg.Definitions(
+            jobs=[outreach], resources={"breakers": self.breakers}, executor=dg.in_process_executor
+        ).resolve_job_def("outreach")
 
     @property
     def campaign_run(self) -> runs.CampaignRun:
@@ -100,6 +136,12 @@ class Campaign:
             found = runs.find(conn, "outreach", "leads-1")
         assert found is not None
         return found
+
+    def end(self, status: RunStatus) -> None:
+        """End the campaign run as the gate does once its Dagster run has ended."""
+        with self.breakers.store.begin() as conn:
+            now = self.breakers.store.now(conn)
+            runs.move(conn, now, self.campaign_run, status, actor="dagster")
 
     def ledger(self) -> dict[str, RecordStatus]:
         with self.breakers.store.read() as conn:
@@ -306,7 +348,7 @@ def test_a_run_that_completes_with_failed_records_says_so_in_dagster(campaign: C
     assert run is not None
     assert run.tags["tidegate/failed"] == "4"
     logged = [entry.user_message for entry in campaign.instance.all_logs(result.run_id)]
-    said = "4 of 5 records failed: ValueError('no such mailbox: ...') x4"
+    said = "4 of 5 records failed: ValueError('no such mailbox: ***') x4"
     assert [message for message in logged if said in message], logged
 
     campaign.fail = lambda _: None
@@ -464,6 +506,56 @@ def execute(
     return job.execute_in_process(
         instance=instance, resources={"breakers": breakers}, raise_on_error=False
     )
+
+
+def resumed_twice(campaign: Campaign) -> tuple[dg.DagsterRun, dg.DagsterRun]:
+    """Pause a run, and let two daemons request its next attempt; the first of the two completes."""
+    campaign.hold(INSTANTLY)
+    paused = campaign.run().run_id
+    campaign.release(INSTANTLY)
+    tags = {"dagster/run_key": request_key(campaign.campaign_run.id, 1), PARENT_RUN_ID_TAG: paused}
+    first, second = (campaign.create(tags) for _ in range(2))
+    assert campaign.execute(first).is_success
+    campaign.end(RunStatus.COMPLETED)
+    return first, second
+
+
+def test_the_later_of_two_runs_that_resume_is_not_needed_and_neither_is_its_retry(
+    campaign: Campaign,
+) -> None:
+    first, second = resumed_twice(campaign)
+    attempts = campaign.attempts()
+    assert campaign.execute(second).status is dg.DagsterRunStatus.CANCELED
+    # Dagster may fail a run that was launched twice, and retries it.
+    retry = campaign.create(RETRY, second)
+    assert not was_superseded(retry)
+    ended = campaign.execute(retry)
+    assert ended.status is dg.DagsterRunStatus.CANCELED
+    assert was_superseded(ended)
+    assert ended.tags[SUPERSEDED_TAG] == first.run_id
+    assert campaign.attempts() == attempts
+
+
+def test_a_run_that_dagster_fails_after_it_completed_is_not_retried(campaign: Campaign) -> None:
+    first, _ = resumed_twice(campaign)
+    attempts = campaign.attempts()
+    retry = campaign.create(RETRY, first)
+    assert campaign.execute(retry).status is dg.DagsterRunStatus.CANCELED
+    assert campaign.attempts() == attempts
+    # A person may execute it again.
+    again = campaign.create({}, first)
+    assert campaign.execute(again).is_success
+    assert campaign.attempts()[-1][0] == again.run_id
+
+
+def test_a_retry_of_a_run_that_never_started_resumes(campaign: Campaign) -> None:
+    campaign.hold(INSTANTLY)
+    paused = campaign.run().run_id
+    campaign.release(INSTANTLY)
+    tags = {"dagster/run_key": request_key(campaign.campaign_run.id, 1), PARENT_RUN_ID_TAG: paused}
+    retry = campaign.create(RETRY, campaign.create(tags))
+    assert campaign.execute(retry).is_success
+    assert campaign.sent == [lead["email"] for lead in LEADS]
 
 
 def test_each_shard_of_a_mapped_op_has_a_ledger_of_its_own(

@@ -1,5 +1,6 @@
 """What a breaker does for each verdict."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -333,6 +334,34 @@ def test_a_call_to_a_part_is_the_trial_call_of_the_whole(apollo: Fleet):
     whole.half_open()
     part.call(int)
     assert (whole.status.state, part.status.state) == (CLOSED, CLOSED)
+
+
+@pytest.mark.parametrize("as_coroutine", [False, True])
+def test_a_denial_of_a_call_that_began_before_the_repair_comes_too_late(
+    apollo: Fleet, clock: Clock, as_coroutine: bool
+):
+    whole, part = apollo.breaker("apollo"), apollo.breaker("apollo/people_match")
+    part.call(int)
+
+    def deny_late() -> None:
+        clock.advance(5)
+        attempt(whole, Denied("dead key"))
+        whole.half_open()
+        whole.call(int)
+        raise Denied("dead key")
+
+    async def deny_late_async() -> None:
+        deny_late()
+
+    with suppress(AnswerError, BreakerOpenError):
+        if as_coroutine:
+            asyncio.run(part.call_async(deny_late_async))
+        else:
+            part.call(deny_late)
+    assert (whole.status.state, part.status.state) == (CLOSED, CLOSED)
+    apollo.refresh()
+    attempt(part, Denied("dead key"))
+    assert whole.status.is_denied
 
 
 def test_failures_of_a_part_leave_the_others_alone(apollo: Fleet):

@@ -165,6 +165,23 @@ def test_a_schedule_whose_target_is_assets_has_a_campaign_named_after_it() -> No
     assert [trigger.name for trigger in specs["shop:hourly"].triggers] == ["hourly"]
 
 
+def test_missed_partitions_are_caught_up_by_default_and_other_ticks_are_not() -> None:
+    days = dg.DailyPartitionsDefinition(start_date="2026-01-01")
+    regions = dg.StaticPartitionsDefinition(["eu", "us"])
+    both = dg.MultiPartitionsDefinition({"day": days, "region": regions})
+    jobs = [
+        outer.to_job(name=name, partitions_def=partitions)
+        for name, partitions in [("daily", days), ("regional", regions), ("both", both)]
+    ]
+    specs = campaigns(dg.Definitions(jobs=[*jobs, letters]))
+    assert {name: spec.catch_up for name, spec in specs.items()} == {
+        "daily": "partitions",
+        "both": "partitions",
+        "regional": "none",
+        "letters": "none",
+    }
+
+
 def test_automation_is_not_stopped_since_it_starts_other_assets_too() -> None:
     automation = dg.AutomationConditionSensorDefinition(
         "automation", target=dg.AssetSelection.all()

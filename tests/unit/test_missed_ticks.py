@@ -71,7 +71,12 @@ def test_a_schedule_with_several_crons_has_one_sequence_of_ticks():
 
 @pytest.mark.parametrize(
     ("catch_up", "waiting"),
-    [(CatchUp.NONE, []), (CatchUp.LATEST, [4]), (CatchUp.ALL, [2, 3, 4])],
+    [
+        (CatchUp.NONE, []),
+        (CatchUp.LATEST, [4]),
+        (CatchUp.PARTITIONS, [4]),
+        (CatchUp.ALL, [2, 3, 4]),
+    ],
 )
 def test_every_tick_is_evaluated_and_the_newest_are_run(catch_up: CatchUp, waiting: list[int]):
     times = [at("2026-01-01 00:00") + timedelta(hours=hour) for hour in range(5)]
@@ -79,6 +84,15 @@ def test_every_tick_is_evaluated_and_the_newest_are_run(catch_up: CatchUp, waiti
     assert [time for time, _, _ in evaluated] == times
     assert [n for n, (_, outcome, _) in enumerate(evaluated) if outcome is None] == waiting
     assert all(reason for _, outcome, reason in evaluated if outcome is not None)
+
+
+def test_each_partition_that_was_missed_is_run_once_by_the_latest_of_its_ticks():
+    times = [at("2026-01-01 20:00") + timedelta(hours=2 * n) for n in range(6)]  # until 06:00
+    days = evaluate(times, CatchUp.PARTITIONS, 100, lambda time: f"{time:%Y-%m-%d}")
+    assert [f"{time:%d %H}" for time, outcome, _ in days if outcome is None] == ["01 22", "02 06"]
+    assert all("same partition" in (reason or "") for _, outcome, reason in days if outcome)
+    hours = evaluate(times, CatchUp.PARTITIONS, 4, lambda time: f"{time:%d %H}")
+    assert [n for n, (_, outcome, _) in enumerate(hours) if outcome is None] == [2, 3, 4, 5]
 
 
 def test_no_tick_was_missed():

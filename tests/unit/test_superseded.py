@@ -2,7 +2,12 @@
 
 import dagster as dg
 
-from dagster_tidegate.dagster_api.lineage import is_superseded, request_key
+from dagster_tidegate.dagster_api.lineage import (
+    is_superseded,
+    request_key,
+    superseded_tags,
+    was_superseded,
+)
 
 ASKED = {"dagster/run_key": request_key(7, 1), "dagster/parent_run_id": "first"}
 
@@ -29,3 +34,14 @@ def test_a_retry_follows_the_run_that_it_retries_whatever_tags_it_inherited():
     assert not is_superseded(retry, "second")
     # The run that it retries never began.
     assert not is_superseded(retry, "first")
+
+
+def test_a_retry_or_re_execution_of_a_superseded_run_is_not_superseded_by_its_inherited_tags():
+    """Or the gate would not follow it, and take its campaign run for one without a run."""
+    mine = run(**ASKED)
+    tags = {**ASKED, **superseded_tags(mine, "second")}
+    assert was_superseded(run(**tags))
+    again = dg.DagsterRun(
+        job_name="letters", run_id="again", parent_run_id="mine", root_run_id="mine", tags=tags
+    )
+    assert not was_superseded(again)

@@ -154,7 +154,7 @@ def atlas(breakers: BreakerResource) -> None:
 atlas_job = dg.define_asset_job("atlas_job", selection=[atlas])
 
 
-@dg.schedule(job=letters, cron_schedule="0 * * * *")
+@dg.schedule(job=letters, cron_schedule="0 * * * *", execution_timezone="America/Los_Angeles")
 def hourly_letters(context: dg.ScheduleEvaluationContext):
     return dg.RunRequest(
         partition_key="a", tags={"due": context.scheduled_execution_time.isoformat()}
