@@ -84,12 +84,14 @@ class Deployment:
         tags: Mapping[str, str] | None = None,
         again_after: dg.DagsterRun | None = None,
         ops: Sequence[str] | None = None,
+        assets: Sequence[str] | None = None,
     ) -> str:
         """Put a run of a job, or a re-execution, into the queue and return its id."""
+        selected = None if assets is None else {dg.AssetKey.from_user_string(a) for a in assets}
         context = self.workspace.create_request_context()
         location = context.get_code_location(LOCATION)
         remote = location.get_job(
-            JobSubsetSelector(location.name, self.repository.name, job, ops, None)
+            JobSubsetSelector(location.name, self.repository.name, job, ops, selected)
         )
         plan = location.get_execution_plan(remote, {}, None, None, instance=self.instance)
         tags = dict(tags or {})
@@ -109,7 +111,7 @@ class Deployment:
             execution_plan_snapshot=plan.execution_plan_snapshot,
             job_snapshot=remote.job_snapshot,
             parent_job_snapshot=remote.parent_job_snapshot,
-            asset_selection=None,
+            asset_selection=None if selected is None else frozenset(selected),
             asset_check_selection=None,
             resolved_op_selection=remote.resolved_op_selection,
             op_selection=ops,
