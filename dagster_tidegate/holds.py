@@ -182,6 +182,9 @@ def targets_of(
     return targets
 
 
+_RESUMES = "; resumes "
+
+
 def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") -> str:
     """Return why something is paused, given the live holds that cover it; at least one.
 
@@ -203,7 +206,19 @@ def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") ->
     ]
     reasons = "; ".join(_reason(hold, breakers.get(hold.target.name)) for hold in held)
     when = f"when {' and '.join(conditions)}" if conditions else "automatically"
-    return f"{reasons}; resumes {when}"
+    return f"{reasons}{_RESUMES}{when}"
+
+
+def without_gate(why: str, campaign: str) -> str:
+    """Return why something is paused whose campaign no gate has, so that nothing resumes it.
+
+    Example:
+        >>> without_gate("mailer is open (503 x5); resumes automatically", "letters")
+        "mailer is open (503 x5); resumes only once a gate has the campaign letters: \
+see 'tidegate doctor'"
+    """
+    cause = why.rpartition(_RESUMES)[0] or why
+    return f"{cause}{_RESUMES}only once a gate has the campaign {campaign}: see 'tidegate doctor'"
 
 
 def _reason(hold: Hold, breaker: "BreakerStatus | None") -> str:

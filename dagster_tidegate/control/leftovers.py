@@ -35,8 +35,8 @@ def undefined_campaigns(situation: Situation) -> Iterator[Leftover]:
     for name, paused in sorted(situation.undefined.items()):
         yield Leftover(
             name,
-            f"has {plural(paused, 'paused run')}, and no code location defines it any more: it "
-            "can't resume",
+            f"has {plural(paused, 'paused run')}, and no code location's gate has it: nothing "
+            "resumes it unless one gets it (build_definitions)",
             f"tidegate runs cancel {shlex.quote(name)}",
         )
 

@@ -54,7 +54,11 @@ class CampaignSituation:
     @property
     def status(self) -> CampaignStatus:
         """Its status."""
-        return campaign_status(self.runs, held=bool(self.holds))
+        # A hold on a service covers some runs of a code location's assets, and others go on.
+        kinds = {hold.target.kind for hold in self.holds}
+        if self.spec.is_of_assets:
+            kinds -= {TargetKind.SERVICE}
+        return campaign_status(self.runs, held=bool(kinds))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class ObstacleKind(StrEnum):
     LEFT_TO_OPERATOR = "left_to_operator"
     TRIGGER_STOPPED = "trigger_stopped"
     NEXT_TICK = "next_tick"
+    NO_GATE = "no_gate"
     NOT_STARTED = "not_started"
     KEPT_CLOSED = "kept_closed"
 
@@ -167,6 +168,8 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     campaign = situation.campaigns.get(name)
     services = frozenset() if campaign is None else campaign.services
     of_run = target.kind is TargetKind.CAMPAIGN_RUN
+    if campaign is not None and run is not None:
+        services = campaign.spec.part(run.assets).services(situation.services)
     if of_run and run is not None:
         services = services.union(run.refused_by)
     held = covering(
@@ -223,6 +226,7 @@ def _answer(
         *_canaries(situation, services),
         *_takeovers(situation, target, services),
         *_kept_closed(situation, target),
+        *_no_gate(situation, run),
     ]
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
         text = "its next attempt starts at one of the next ticks of the gate"
@@ -257,6 +261,16 @@ def _kill_switch(situation: Situation) -> Iterator[Obstacle]:
     if not situation.enabled:
         text = "TIDEGATE_ENABLED is false here: processes with this setting ignore holds"
         yield Obstacle(ObstacleKind.KILL_SWITCH, text)
+
+
+def _no_gate(situation: Situation, run: CampaignRun | None) -> Iterator[Obstacle]:
+    if run is None or run.status is not RunStatus.PAUSED or run.campaign in situation.campaigns:
+        return
+    yield Obstacle(
+        ObstacleKind.NO_GATE,
+        f"no gate has the campaign {run.campaign}, so nothing resumes it. If its job was renamed "
+        "or removed: 'tidegate runs cancel'. Otherwise add the gate with build_definitions",
+    )
 
 
 def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:

@@ -26,6 +26,8 @@ from dagster._core.storage.tags import (
 )
 
 PARTITION_TAG = "tidegate/partition"
+REASON_TAG = "tidegate/reason"
+MAX_TAG = 250  # characters of a tag for people
 CANARY_TAG = "tidegate/canary"
 RECORDS_TAG = "tidegate/records"
 ONLY_MARKED = "marked"

@@ -1,6 +1,6 @@
 """The repository of a code location: its jobs, schedules and sensors, seen from the inside."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -86,6 +86,17 @@ class Repository:
             has_times = partitions.has_time_window_dimension
             return partitions.time_window_partitions_def if has_times else None
         return partitions if isinstance(partitions, dg.TimeWindowPartitionsDefinition) else None
+
+    def assets_by_node(self, job: str) -> Mapping[str, frozenset[str]]:
+        """Return the names of the assets and checks that each outermost op or graph makes.
+
+        A check is named `asset:check`.
+        """
+        return {
+            data.node_handle.name: frozenset(key.to_user_string() for key in data.assets_def.keys)
+            | {f"{key.asset_key.to_user_string()}:{key.name}" for key in data.assets_def.check_keys}
+            for data in self.definition.get_job(job).asset_layer.data
+        }
 
     def schedule(self, name: str) -> dg.ScheduleDefinition | None:
         """Return a schedule; None if it is not defined any more."""

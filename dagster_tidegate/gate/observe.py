@@ -118,6 +118,7 @@ def _candidates(
         return {}
     canaries = gate.dagster.canaries()
     held = held_runs(holds)
+    campaigns = {spec.name: spec for spec in specs}
     candidates = {}
     for service in on_trial:
         if running := [run for run in canaries if service in tried_by(run)]:
@@ -128,12 +129,23 @@ def _candidates(
                 op for op, pool in spec.ops.items() if service in cover.needs(pool).services
             }
             for spec in specs
-            if not cover.campaign(spec)
+            if spec.is_of_assets or not cover.campaign(spec)
         }
+
+        def may_try(run: _Waiting, service: str = service) -> bool:
+            part = campaigns[_campaign(run)].part(assets_of(run))
+            refused_by = run.refused_by if isinstance(run, CampaignRun) else ()
+            return (
+                service in {*part.services([service]), *refused_by}
+                and not cover.campaign(part)
+                and not cover.any_of(refused_by)
+            )
+
         turn = _turns(gate, service, holds)
-        paused = _paused(gate, service, ops, cover, held, turn)
+        paused = _paused(gate, ops, held, turn, may_try)
         callers = {name for name, calling in ops.items() if calling}
-        waiting = [*paused, *(_queued(gate, callers, held) if callers else ())]
+        queued = _queued(gate, callers, held) if callers else ()
+        waiting = [*paused, *filter(may_try, queued)]
         candidates[service] = Candidates(waiting=sorted(waiting, key=turn))
     return candidates
 
@@ -161,6 +173,13 @@ def _campaign(run: _Waiting) -> str:
     return run.campaign if isinstance(run, CampaignRun) else campaign_of(run)
 
 
+def assets_of(run: _Waiting) -> Sequence[str]:
+    """Return the names of the assets that a run selects; empty: all of its job."""
+    if isinstance(run, CampaignRun):
+        return run.assets
+    return sorted(key.to_user_string() for key in run.asset_selection or ())
+
+
 def _name(run: _Waiting) -> str:
     is_stored = isinstance(run, CampaignRun)
     return run.name if is_stored else run_name(campaign_of(run), partition_of(run))
@@ -168,27 +187,23 @@ def _name(run: _Waiting) -> str:
 
 def _paused(
     gate: Gate,
-    service: str,
     campaigns: Mapping[str, Collection[str]],
-    cover: Cover,
     held: Collection[str],
     turn: Callable[[_Waiting], tuple],
+    may_try: Callable[[_Waiting], bool],
 ) -> list[CampaignRun]:
     """The paused runs that could try a service; of each turn, those first that would call it first.
 
     Args:
-        campaigns: The ops that declare the service, by campaign; of a campaign without any, the
-            runs that the service has refused.
-        cover: What nothing on trial covers.
+        campaigns: The ops that declare the service, by campaign.
         held: Names of the campaign runs that have a hold of their own.
+        may_try: Whether a run calls the service, and needs nothing else that is held.
     """
     with gate.store.read() as conn:
         paused = [
             run
             for run in runs.with_status(conn, RunStatus.PAUSED, campaigns=campaigns)
-            if run.name not in held
-            and (campaigns[run.campaign] or service in run.refused_by)
-            and not cover.any_of(run.refused_by)
+            if run.name not in held and may_try(run)
         ]
         begun = ledger.begun(conn, {op for ops in campaigns.values() for op in ops})
         # A run that has begun such an op calls the service at once; another may have an hour of

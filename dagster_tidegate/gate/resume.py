@@ -20,7 +20,7 @@ from dagster_tidegate.dagster_api.lineage import (
 from dagster_tidegate.gate.follow import never_queued
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
-from dagster_tidegate.gate.observe import held_runs
+from dagster_tidegate.gate.observe import assets_of, held_runs
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, limit_of
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -76,7 +76,7 @@ class _Requests:
                 campaign = run.campaign if isinstance(run, CampaignRun) else campaign_of(run)
                 if campaign not in campaigns:
                     continue  # the gate of its own location requests it
-                services = campaigns[campaign].services(candidates)
+                services = campaigns[campaign].part(assets_of(run)).services(candidates)
                 if isinstance(run, CampaignRun):
                     services |= candidates.keys() & set(run.refused_by)
                 if isinstance(run, dg.DagsterRun):
@@ -91,7 +91,7 @@ class _Requests:
     def add_paused(self, paused: Sequence[CampaignRun]) -> None:
         """Add the next attempts of paused campaign runs."""
         for run in paused:
-            spec = self._may_start(run.campaign)
+            spec = self._may_start(run.campaign, run.assets)
             is_held = run.name in self._held or self._cover.any_of(run.refused_by)
             if spec is not None and not is_held and self._add_next(run):
                 self._ramps.take(spec)
@@ -106,12 +106,16 @@ class _Requests:
                 self.requests += requests
                 self.notes.append(f"{tick.schedule} catches up {tick.tick_at:%Y-%m-%d %H:%M}")
 
-    def _may_start(self, campaign: str) -> CampaignSpec | None:
-        """The campaign, if it is this gate's, not held, and its ramp admits another run."""
-        spec = self._gate.campaigns.get(campaign)
-        if spec is None or len(self.requests) >= MAX_REQUESTS or self._cover.campaign(spec):
+    def _may_start(self, campaign: str, assets: Collection[str] = ()) -> CampaignSpec | None:
+        """The campaign, if it is this gate's, not held, and its ramp admits another run.
+
+        Only with what the assets of the run need, if it is one of some assets.
+        """
+        whole = self._gate.campaigns.get(campaign)
+        if whole is None or len(self.requests) >= MAX_REQUESTS:
             return None
-        return spec if self._ramps.admit(spec) else None
+        spec = whole.part(assets)
+        return None if self._cover.campaign(spec) or not self._ramps.admit(spec) else spec
 
     def _add_next(self, run: CampaignRun, tries: Collection[str] = ()) -> bool:
         try:
@@ -133,7 +137,8 @@ class _Ramps:
                 limit = limit_of(takeover.set_to, observation.default_limit)
                 self._left |= {} if limit is None else {takeover.name: limit}
         for campaign, count in observation.active.items():
-            if campaign in campaigns:
+            # Of which assets the active runs are is unknown; a pool admits only its limit anyway.
+            if campaign in campaigns and not campaigns[campaign].is_of_assets:
                 self.take(campaigns[campaign], count)
 
     def admit(self, spec: CampaignSpec) -> bool:

@@ -14,6 +14,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.leftovers import leftovers
+from dagster_tidegate.gate.abandoned import mark_abandoned
 from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
@@ -48,11 +49,15 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
         gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=planner.record
     )
     now = observation.now
+    abandoned = 0
     if new_code or observation.cursor is None:  # without a heartbeat the store is new
+        abandoned = mark_abandoned(gate)
         with gate.store.begin() as conn:
             campaigns.save(conn, now, gate.location, gate.specs)
     cursor, moved = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
     changes = [*report.changes]
+    if abandoned:
+        changes.append(f"{abandoned} paused campaign runs can't resume: their jobs are gone")
     if moved:
         changes.append(f"{moved} campaign runs updated from Dagster")
     if cancelled := audit(gate):

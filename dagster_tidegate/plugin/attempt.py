@@ -11,6 +11,8 @@ from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
+    MAX_TAG,
+    REASON_TAG,
     campaign_of,
     does_only_marked,
     is_automatic_retry,
@@ -26,17 +28,15 @@ from dagster_tidegate.pools import with_wholes
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import ledger, runs
+from dagster_tidegate.store import campaigns, ledger, runs
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, CampaignRun
 
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
-REASON_TAG = "tidegate/reason"
 FAILED_TAG = "tidegate/failed"
 RESUMED = "resumed"
-MAX_TAG = 250
 
 
 class CampaignPaused(dg.Failure, StopLoop):
@@ -167,6 +167,8 @@ class Attempt:
                 f"{self.run.name} is already {reason.ended}; this op stops at {reason.done}",
             )
         status, why = self._outcome(reason)
+        if status is RunStatus.PAUSED and not self._has_gate():
+            why = holds.without_gate(why, self.run.campaign)
         of = "" if reason.total is None else f"/{reason.total}"
         where = f": {why}" if reason.done is None else f" at {reason.done}{of}: {why}"
         status = retry_while_unreachable(lambda: self._end(status, where), self.log)
@@ -203,6 +205,11 @@ class Attempt:
         if reason.refusal is not None:
             return RunStatus.PAUSED, f"{reason.refusal}; resumes automatically"
         return RunStatus.PAUSED, reason.outdated or ""
+
+    def _has_gate(self) -> bool:
+        """Whether a gate has the campaign, so that it resumes. It may be about to tick first."""
+        with self.store.read() as conn:
+            return campaigns.find(conn, self.run.campaign) is not None
 
     def _end(self, to: RunStatus, where: str) -> RunStatus:
         """End the attempt in the store, and return its status: another op may have been first.

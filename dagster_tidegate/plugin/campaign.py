@@ -104,6 +104,7 @@ class Campaign:
             triggers.add(repository.trigger(definition.get_sensor_def(name)))
         by_default = CatchUp.PARTITIONS if repository.has_windows(self.name) else CatchUp.NONE
         ops = dict(_pools(definition.get_job(self.name).graph))
+        assets = repository.assets_by_node(self.name)
         return CampaignSpec(
             name=campaign_name(self.name, repository.location),
             location=repository.location,
@@ -111,6 +112,7 @@ class Campaign:
             max_ticks=self.max_ticks,
             priority=self.priority,
             ops=ops,
+            assets={op: names for op in ops if (names := assets.get(op.partition(".")[0]))},
             adopted={pool: adopted[pool] for pool in ops.values() if pool in adopted},
             triggers=tuple(sorted(triggers)),
             owners=frozenset(self.owners),

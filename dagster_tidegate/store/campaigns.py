@@ -1,7 +1,7 @@
 """Campaigns as last defined in code: their pools, schedules and trigger sensors."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -51,6 +51,7 @@ class CampaignSpec:
         priority: Campaigns of higher priority resume first.
         ops: The pool of each op that has one.
         adopted: The services that those pools stand for whose names don't say it.
+        assets: The assets that those ops make, by name; asset checks as `asset:check`.
         triggers: The schedules and sensors that start its runs.
         owners: Who may control it besides administrators; empty: every operator.
     """
@@ -64,6 +65,21 @@ class CampaignSpec:
     owners: frozenset[str] = frozenset()
     max_ticks: int = field(default=100, compare=False)
     adopted: Adopted = field(default_factory=dict)
+    assets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def is_of_assets(self) -> bool:
+        """Whether its runs have little in common: each is of some assets of a code location."""
+        return ":" in self.name  # no job has a colon in its name
+
+    def part(self, assets: Collection[str]) -> "CampaignSpec":
+        """Return what a run of some of its assets has to do with; of none: the whole campaign."""
+        if not assets:
+            return self
+        ops = {
+            op: p for op, p in self.ops.items() if not self.assets.get(op, set()).isdisjoint(assets)
+        }
+        return replace(self, ops=ops)
 
     @property
     def pools(self) -> frozenset[str]:
@@ -86,11 +102,14 @@ def read(conn: Connection, names: Collection[str] | None = None) -> Sequence[Cam
 
     ops: dict[str, dict[str, str]] = {}
     adopted: dict[str, dict[str, frozenset[str]]] = {}
+    assets: dict[str, dict[str, frozenset[str]]] = {}
     for row in rows_of(t.campaign_ops, t.campaign_ops.c.campaign):
         ops.setdefault(row.campaign, {})[row.op] = row.pool
         if row.services is not None:
             services = frozenset(row.services.split(","))
             adopted.setdefault(row.campaign, {})[row.pool] = services
+        if row.assets is not None:
+            assets.setdefault(row.campaign, {})[row.op] = frozenset(row.assets)
     triggers: dict[str, list[Trigger]] = {}
     for row in rows_of(t.campaign_triggers, t.campaign_triggers.c.campaign):
         triggers.setdefault(row.campaign, []).append(
@@ -109,6 +128,7 @@ def read(conn: Connection, names: Collection[str] | None = None) -> Sequence[Cam
             triggers=tuple(sorted(triggers.get(row.name, []))),
             owners=frozenset(owners.get(row.name, ())),
             adopted=adopted.get(row.name, {}),
+            assets=assets.get(row.name, {}),
         )
         for row in sorted(rows_of(t.campaigns, t.campaigns.c.name), key=lambda row: row.name)
     ]
@@ -231,6 +251,7 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
                 "op": op,
                 "pool": pool,
                 "services": ",".join(sorted(campaign.adopted.get(pool, ()))) or None,
+                "assets": sorted(campaign.assets.get(op, ())) or None,
             }
             for campaign in campaigns
             for op, pool in campaign.ops.items()

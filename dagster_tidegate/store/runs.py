@@ -316,6 +316,13 @@ def counts(
     return by_campaign
 
 
+def set_reason(conn: Connection, run: CampaignRun, reason: str) -> None:
+    """Correct the reason for the status of a campaign run, if it is still as the caller read it."""
+    c = t.campaign_runs.c
+    unchanged = (c.id == run.id) & (c.status == run.status) & (c.attempt == run.attempt)
+    conn.execute(t.campaign_runs.update().where(unchanged).values(reason=reason))
+
+
 def move(
     conn: Connection,
     now: datetime,

@@ -172,6 +172,7 @@ campaign_ops = sa.Table(
     sa.Column("pool", sa.String(512), nullable=False),
     # What a pool of another name stands for, separated by commas.
     sa.Column("services", sa.Text),
+    sa.Column("assets", sa.JSON(none_as_null=True)),  # the names of those that the op makes
 )
 
 # Who may control a campaign besides administrators; without rows, every operator may.

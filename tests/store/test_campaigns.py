@@ -31,7 +31,12 @@ def test_what_an_adopted_pool_stands_for_is_kept_and_known_to_all_locations(
     store: Store, clock: Clock
 ):
     here = CampaignSpec(
-        "letters", "here", "none", ops={"a": "api"}, adopted={"api": frozenset({"mail", "crm"})}
+        "letters",
+        "here",
+        "none",
+        ops={"a": "api"},
+        adopted={"api": frozenset({"mail", "crm"})},
+        assets={"a": frozenset({"one", "two:check"})},
     )
     there = CampaignSpec("trips", "there", "none", ops={"a": "api", "b": "maps"})
     with store.begin() as conn:

@@ -156,6 +156,9 @@ def test_the_assets_that_run_outside_of_a_job_are_a_campaign_named_after_the_loc
         "statistics": "mailer",
         "customers.look_up": "crm",
     }
+    assert spec.part(["opened"]).pools == {"mailer"}
+    assert spec.part(["customers", "archive"]).pools == {"crm"}
+    assert spec.part(["archive"]).pools == set()
     assert campaigns(dg.Definitions(assets=[archive])) == {}
 
 

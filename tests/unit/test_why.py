@@ -1,5 +1,6 @@
 """Why something is paused: one answer, from the live holds and nothing else."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from dagster_tidegate.control.starting import Refusal, verdict
 from dagster_tidegate.control.why import ObstacleKind, UnknownNameError, find, why
-from dagster_tidegate.holds import EVERYTHING, TargetKind
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
+from dagster_tidegate.statuses import CampaignStatus, RunStatus
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.unit.situations import (
     LETTERS,
@@ -184,3 +186,33 @@ def test_what_may_be_started(held, status, refusal):
 def test_a_running_campaign_without_partitions_may_be_started_again():
     seen = situation(counts={"letters": {RunStatus.PROCESSING: 1}})
     assert verdict(why(seen, LETTERS)).refusal is None
+
+
+def test_of_a_paused_run_whose_campaign_no_gate_has_the_answer_is_that_nothing_resumes_it():
+    """Such as after its job was renamed."""
+    renamed = campaign_run(RunStatus.PAUSED, "bulletins/monday")
+    answer = why(situation(), Target(TargetKind.CAMPAIGN_RUN, renamed.name), renamed)
+    assert kinds(answer) == [ObstacleKind.NO_GATE]
+
+
+ASSETS = CampaignSpec(
+    "shop:assets",
+    "here",
+    "none",
+    ops={"newsletter": "mail", "places": "maps"},
+    assets={"newsletter": frozenset({"newsletter"}), "places": frozenset({"places"})},
+)
+
+
+@pytest.mark.parametrize(("asset", "is_paused"), [("newsletter", True), ("places", False)])
+def test_a_run_of_some_assets_waits_for_what_these_assets_need(asset: str, is_paused: bool):
+    run = replace(campaign_run(RunStatus.PAUSED, "shop:assets/d1"), assets=(asset,))
+    seen = situation([breakers_hold(MAIL)], specs=[ASSETS])
+    assert why(seen, Target(TargetKind.CAMPAIGN_RUN, run.name), run).paused == is_paused
+
+
+def test_the_assets_of_a_code_location_are_not_paused_by_a_service_that_some_of_them_need():
+    seen = situation(
+        [breakers_hold(MAIL)], specs=[ASSETS], counts={ASSETS.name: {RunStatus.PROCESSING: 1}}
+    )
+    assert seen.campaigns[ASSETS.name].status is CampaignStatus.RUNNING

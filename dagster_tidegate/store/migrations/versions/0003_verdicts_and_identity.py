@@ -19,6 +19,7 @@ def upgrade() -> None:
     op.add_column("services", sa.Column("answer", sa.Text()))
     op.add_column("services", sa.Column("would_open_at", sa.DateTime(timezone=True)))
     op.add_column("campaign_ops", sa.Column("services", sa.Text()))
+    op.add_column("campaign_ops", sa.Column("assets", sa.JSON(none_as_null=True)))
     op.add_column("outcomes", sa.Column("row_records", sa.Text()))
     _widen("holds", "target_name")
     _widen("campaign_runs", "partition")
@@ -87,6 +88,7 @@ def downgrade() -> None:
         ):
             batch_op.drop_column(column)
     with op.batch_alter_table("campaign_ops") as batch_op:
+        batch_op.drop_column("assets")
         batch_op.drop_column("services")
     with op.batch_alter_table("outcomes") as batch_op:
         batch_op.drop_column("row_records")
