@@ -20,7 +20,7 @@ def read_address_book(files: Iterable[Path], warn: Callable[[str], None]) -> pd.
     for file in files:
         try:
             frames.append(read_lead_file(file).leads.loc[:, list(FIELDS)])
-        except LeadFileError as error:
+        except (LeadFileError, OSError) as error:
             warn(f"skipped: {error}")
     book = pd.concat(frames, ignore_index=True)
     return book.loc[~book["email"].str.casefold().duplicated()]

@@ -22,8 +22,7 @@ TASK = "Two friendly sentences to open a letter. No flattery, no exclamation mar
 def read_leads(context: dg.OpExecutionContext, lead_directory: LeadDirectory) -> list[dict]:
     """Read the lead file of the partition; keep invalid lines separately."""
     lead_file = read_lead_file(lead_directory.file(context.partition_key))
-    if lead_file.stray_columns:
-        context.log.info(f"ignored columns: {', '.join(lead_file.stray_columns)}")
+    context.log.info(lead_file.summary)
     rejects = lead_directory.keep_rejects(context.partition_key, lead_file.rejects)
     context.log.info(
         f"{len(lead_file.leads)} leads; {len(lead_file.rejects)} lines rejected, see {rejects}"

@@ -1,5 +1,7 @@
 """Starts an outreach run for each new lead file."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from pipelines.outreach import lead_files, outreach
@@ -8,6 +10,7 @@ from resources.lead_directory import LeadDirectory
 RUN_KEY = "lead-file/"
 RUN_KEY_TAG = "dagster/run_key"
 MAX_AT_ONCE = 50
+MAX_NAMED = 10
 
 
 @dg.sensor(
@@ -29,9 +32,10 @@ def new_lead_files(
         for key in keys
     }
     names = lead_directory.files()
+    left_out = _left_out(lead_directory.left_out())
     new = [name for name in names if f"{RUN_KEY}{name}" not in started]
     if not new:
-        return dg.SkipReason(f"no new files among {len(names)} in {lead_directory.path}")
+        return dg.SkipReason(f"no new files among {len(names)} in {lead_directory.path}{left_out}")
     partitions = set(lead_files.get_partition_keys(dynamic_partitions_store=context.instance))
     requested = new[:MAX_AT_ONCE]
     return dg.SensorResult(
@@ -42,3 +46,13 @@ def new_lead_files(
             dg.RunRequest(run_key=f"{RUN_KEY}{name}", partition_key=name) for name in requested
         ],
     )
+
+
+def _left_out(reasons: Mapping[str, str]) -> str:
+    """Return the files that are not lead files, as the end of a skip reason."""
+    if not reasons:
+        return ""
+    named = [f"{name} ({reason})" for name, reason in list(reasons.items())[:MAX_NAMED]]
+    if len(reasons) > MAX_NAMED:
+        named.append(f"and {len(reasons) - MAX_NAMED} more")
+    return f"; left out: {', '.join(named)}"

@@ -85,16 +85,17 @@ def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
     store_url: str,
     tmp_path: Path,
 ):
-    (leads / "spring.csv").write_text(
-        "Email,First Name,Company,fax\n"
+    name = "Spring & summer (3)"  # as a browser names a download
+    (leads / f"{name}.CSV").write_text(
+        "Email,First Name,Company Name,fax\n"
         "zoë@acme.example,Zoë,Acme,1\n"
         "no-address,Ann,Acme,\n"
         "bob@invalid.example,Bob,,\n"
         "cai@catchall.example,Cai,,\n"
         "dee@acme.example,Dee,a,b,c\n"
     )
-    assert run(outreach, "spring", instance, resources) is dg.DagsterRunStatus.SUCCESS
-    sent = {"spring/zoë@acme.example": 1, "spring/cai@catchall.example": 1}
+    assert run(outreach, name, instance, resources) is dg.DagsterRunStatus.SUCCESS
+    sent = {f"{name}/zoë@acme.example": 1, f"{name}/cai@catchall.example": 1}
     assert sandbox.effects("instantly") == sent
     results = rows(store_url, letters).set_index("email")
     assert results["status"].to_dict() == {
@@ -103,11 +104,14 @@ def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
         "cai@catchall.example": "sent",
     }
     assert "Acme" in results.loc["zoë@acme.example", "text"]
-    rejects = pd.read_csv(tmp_path / "rejects" / "spring.csv")
-    assert rejects[["file", "line"]].to_numpy().tolist() == [["spring.csv", 3], ["spring.csv", 6]]
+    rejects = pd.read_csv(tmp_path / "rejects" / f"{name}.csv")
+    assert rejects[["file", "line"]].to_numpy().tolist() == [
+        [f"{name}.CSV", 3],
+        [f"{name}.CSV", 6],
+    ]
 
     # Run again by hand: nobody gets a second letter, and the results stay as they are.
-    assert run(outreach, "spring", instance, resources) is dg.DagsterRunStatus.SUCCESS
+    assert run(outreach, name, instance, resources) is dg.DagsterRunStatus.SUCCESS
     assert sandbox.effects("instantly") == sent
     assert sandbox.stats()["instantly"]["calls"] == 2
     pd.testing.assert_frame_equal(rows(store_url, letters).set_index("email"), results)
@@ -171,19 +175,23 @@ def test_the_sensor_asks_for_a_run_of_each_new_file_until_there_is_one(
         directory = {"lead_directory": resources["lead_directory"]}
         return new_lead_files(dg.build_sensor_context(instance=instance, resources=directory))
 
-    assert [request.partition_key for request in tick().run_requests] == ["a", "b"]
+    names = ["a", "b", "d e"]
+    assert [request.partition_key for request in tick().run_requests] == names
     (request,) = tick().dynamic_partitions_requests
-    assert (request.partitions_def_name, request.partition_keys) == (lead_files.name, ["a", "b"])
+    assert (request.partitions_def_name, request.partition_keys) == (lead_files.name, names)
 
     # b's request got lost after its partition was made.
-    instance.add_dynamic_partitions("lead_files", ["a", "b"])
-    instance.create_run_for_job(outreach, tags={RUN_KEY_TAG: f"{RUN_KEY}a"})
+    instance.add_dynamic_partitions("lead_files", names)
+    for name in ("a", "d e"):
+        instance.create_run_for_job(outreach, tags={RUN_KEY_TAG: f"{RUN_KEY}{name}"})
     lost = tick()
     assert [request.partition_key for request in lost.run_requests] == ["b"]
     assert lost.dynamic_partitions_requests[0].partition_keys == []
 
     instance.create_run_for_job(outreach, tags={RUN_KEY_TAG: f"{RUN_KEY}b"})
-    assert tick().skip_message == f"no new files among 2 in {leads}"
+    assert tick().skip_message == (
+        f"no new files among 3 in {leads}; left out: notes.txt (its name does not end in .csv)"
+    )
 
 
 def test_the_code_location_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
