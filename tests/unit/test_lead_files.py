@@ -297,6 +297,14 @@ def test_a_bad_line_is_rejected_with_its_reason_and_stops_no_other(
     assert found.rejects["text"].tolist() == [raw.decode(errors="replace")]
 
 
+def test_an_address_in_two_spellings_is_one_lead(tmp_path: Path):
+    found = read(
+        tmp_path, "email\nann@bücher.example\nann@xn--bcher-kva.example\nANN@Bücher.EXAMPLE"
+    )
+    assert found.leads["email"].tolist() == ["ann@bücher.example"]
+    assert rejected(found) == dict.fromkeys((3, 4), "the address is that of line 2")
+
+
 def test_a_quoted_field_may_hold_a_line_break_and_lines_are_counted_on(tmp_path: Path):
     found = read(
         tmp_path, 'email,company\na@b.example,"Acme\nWorks"\n\nno address\nc@d.example,x\n'
