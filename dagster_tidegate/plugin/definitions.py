@@ -53,6 +53,27 @@ def build_definitions(
         defs = build_definitions(dg.Definitions(assets=[letters]), services=["mailer"])
         ```
     """
+    added = gate_definitions(
+        defs,
+        services,
+        campaigns=campaigns,
+        store_url=store_url,
+        keep=keep,
+        resource_key=resource_key,
+    )
+    return dg.Definitions.merge(defs, added)
+
+
+def gate_definitions(
+    defs: dg.Definitions,
+    services: Sequence[str | ServiceConfig] = (),
+    *,
+    campaigns: Sequence[Campaign] = (),
+    store_url: str | None = None,
+    keep: Keep | None = None,
+    resource_key: str = "breakers",
+) -> dg.Definitions:
+    """Return only what `build_definitions` adds; the arguments and errors are the same."""
     jobs = job_names(defs)
     check_jobs([campaign.name for campaign in campaigns], jobs)
     for sensor in defs.sensors or ():
@@ -68,7 +89,7 @@ def build_definitions(
         build_breaker_sensor(campaigns=found, resource_key=resource_key, keep=keep),
     ]
     resources = _resources(defs, services, store_url, resource_key)
-    return dg.Definitions.merge(defs, dg.Definitions(sensors=sensors, resources=resources))
+    return dg.Definitions(sensors=sensors, resources=resources)
 
 
 def _resources(
