@@ -236,10 +236,11 @@ def _encoding(data: bytes) -> tuple[str, str]:
         for match in readable
         if match.coherence >= coherence - SIMILAR
         for codec in (match.encoding, *match.could_be_from_charset)
+        if codec in CODE_PAGES
     }
     if "cp1252" in likely:
         likely = {"cp1252"}
-    if len(likely) > 1:
+    if len(likely) != 1:
         return "utf-8", "UTF-8"
     (codec,) = likely
     return codec, CODE_PAGES[codec]
