@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.plugin.attempt import CampaignCancelled, CampaignPaused
     from dagster_tidegate.plugin.campaign import ASSETS, Campaign
     from dagster_tidegate.plugin.definitions import build_definitions
+    from dagster_tidegate.plugin.each import each
     from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
     from dagster_tidegate.plugin.sensors import (
         build_breaker_sensor,
@@ -64,6 +65,7 @@ __all__ = [
     "build_definitions",
     "build_pause_sensor",
     "build_resume_sensor",
+    "each",
     "pool",
 ]
 
@@ -97,6 +99,7 @@ _MODULES = {
     "build_definitions": "plugin.definitions",
     "build_pause_sensor": "plugin.sensors",
     "build_resume_sensor": "plugin.sensors",
+    "each": "plugin.each",
     "pool": "pools",
 }
 

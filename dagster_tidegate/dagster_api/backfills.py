@@ -1,13 +1,30 @@
 """Backfills: a paused run must not make its backfill fail."""
 
+import dagster as dg
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG
 
 from dagster_tidegate.dagster_api.runs import Runs
 
+_CANCELLED = (BulkActionStatus.CANCELING, BulkActionStatus.CANCELED)
+
 
 class Backfills(Runs):
     """The backfills of a Dagster instance."""
+
+    def given_up(self, run: dg.DagsterRun | None) -> str | None:
+        """Return why a person does not want a paused run to go on, or None.
+
+        Args:
+            run: The run; None if Dagster does not have it any more.
+        """
+        if run is None:
+            return "its Dagster run was deleted"
+        backfill_id = run.tags.get(BACKFILL_ID_TAG)
+        backfill = None if backfill_id is None else self.instance.get_backfill(backfill_id)
+        if backfill is None or backfill.status not in _CANCELLED:
+            return None
+        return f"its backfill {backfill_id} was cancelled"
 
     def hand_backfill_over(self, run_id: str) -> None:
         """Let the run that follows a paused one replace it in their backfill.

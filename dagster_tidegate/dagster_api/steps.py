@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeExecutionError
+from dagster._core.execution.context.invocation import DirectOpExecutionContext
 from dagster._core.log_manager import get_log_record_event, has_log_record_event
 
 # They learn how a step ended in memory. Others, which run each step in a machine of its own, read
@@ -16,6 +17,9 @@ _IN_MEMORY = {
     "multi_or_in_process_executor",
     "multiprocess",
 }
+
+Context = dg.OpExecutionContext | dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+"""What an op, an asset or an asset check gets as its context."""
 
 
 class StepEnd(ABC, logging.Filter):
@@ -49,6 +53,18 @@ class StepEnd(ABC, logging.Filter):
     @abstractmethod
     def failed(self, error: BaseException) -> bool:
         """Return whether the error that ends the step is to be kept out of the event log."""
+
+
+def op_context(context: Context) -> dg.OpExecutionContext:
+    """Return the op's context, also of an asset: its own properties are deprecated there."""
+    if isinstance(context, dg.OpExecutionContext):
+        return context
+    return context.op_execution_context
+
+
+def is_direct(context: dg.OpExecutionContext) -> bool:
+    """Return whether a unit test called the op's function, so that there is no run."""
+    return isinstance(context, DirectOpExecutionContext)
 
 
 def current_context() -> dg.OpExecutionContext | None:

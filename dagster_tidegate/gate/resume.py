@@ -22,6 +22,8 @@ from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import assets_of, held_runs
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, limit_of
+from dagster_tidegate.holds import SystemActor
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.missed_ticks import MissedTick
@@ -175,6 +177,12 @@ def _next_attempt(
     paused = None if newest is None else gate.dagster.run(newest.dagster_run)
     if paused is not None and not paused.is_finished:
         return None  # one of its branches has paused, another still works
+    given_up = None if newest is None else gate.dagster.given_up(paused)
+    if given_up is not None:
+        with gate.store.begin() as conn:
+            now, actor = gate.store.now(conn), SystemActor.DAGSTER
+            runs.move(conn, now, current, RunStatus.CANCELLED, reason=given_up, actor=actor)
+        return None
     request = dg.RunRequest(run_key=request_key(run.id, number), job_name=job_of(run.campaign))
     if paused is None:  # it was deleted in Dagster
         tags = {PARTITION_TAG: run.partition}

@@ -15,6 +15,8 @@ from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.steps import Context, is_direct, op_context
+from dagster_tidegate.plugin.direct import DirectAttempt
 from dagster_tidegate.plugin.step import BreakerOpenFailure, Step
 from dagster_tidegate.records.journal import Group
 from dagster_tidegate.records.loop import Records
@@ -126,13 +128,13 @@ class BreakerResource(dg.ConfigurableResource):
 
     def records(
         self,
-        context: dg.OpExecutionContext,
+        context: Context,
         items: Iterable[T] | AsyncIterable[T],
         *,
         key: str | Callable[[T], object],
         name: str | None = None,
         max_tries: int = 10,
-        max_failed: float = 0.5,
+        max_failed: float | None = None,
         group: Group | None = None,
         append_only: bool = False,
     ) -> Records[T]:
@@ -142,13 +144,15 @@ class BreakerResource(dg.ConfigurableResource):
         the root run if the job has no partitions.
 
         Args:
-            context: The op's context.
+            context: The context of the op or asset; in a unit test also one of
+                `dg.build_op_context` or `dg.build_asset_context`.
             items: A sequence, a DataFrame, or any iterable of items or DataFrames; for
                 `async for` also an asynchronous one.
             key: The field that is an item's key, or a function that returns the key.
             name: Distinguishes several loops of one op; the same in every attempt.
             max_tries: How often a record is tried if the service fails; at least 1.
             max_failed: Share of the finished records that may fail before the op fails, 0 to 1.
+                None: 0 for an asset, which would be materialized without them, and 0.5 for an op.
             group: Write records together if repeating a group after a crash is safe. None: each
                 in a transaction of its own.
             append_only: Asserts that the input is append-only: every attempt gets the same items
@@ -161,14 +165,20 @@ class BreakerResource(dg.ConfigurableResource):
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
             ValueError: If the op already has a loop of this name, or an argument is out of range.
         """
-        step = Step.of(context, self)
+        op = op_context(context)
+        step = None if is_direct(op) else Step.of(op, self)
+        if max_failed is None:
+            max_failed = 0.0 if op.has_assets_def else 0.5
         options = LoopOptions(
-            op=step.loop_name(name),
+            op=name or op.op_def.name if step is None else step.loop_name(name),
             key=key,
             max_tries=max_tries,
             max_failed=max_failed,
             append_only=append_only,
         )
+        if step is None:
+            direct = DirectAttempt(op, self.store, self.fleet, self.drain_timeout_s)
+            return Records(direct, items, options, group=group)
         return Records(step.begin(), items, options, group=group)
 
     def teardown_after_execution(

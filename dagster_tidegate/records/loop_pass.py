@@ -23,6 +23,7 @@ from dagster_tidegate.text import most_frequent
 T = TypeVar("T")
 
 MIN_FINISHED = 10  # before the share of failed records counts
+HOPELESS = 0.5  # a loop that allows no failure does all records, unless more than this share fails
 POLL_INTERVAL_S = 0.2  # for holds and signals, while waiting
 MAX_WAIT_S = 60.0  # for a record that the service has no answer for yet
 
@@ -238,18 +239,20 @@ class LoopPass(Generic[T]):
                 "renew its lease in time"
             )
         if not self.host.only_marked:  # most may have failed before, until these are done
-            self._check_failed_share(MIN_FINISHED)
+            self._check_failed_share(MIN_FINISHED, self.options.max_failed or HOPELESS)
         self.journal.report(self.worklist.mark)
 
-    def _check_failed_share(self, min_finished: int) -> None:
+    def _check_failed_share(self, min_finished: int, max_failed: float) -> None:
         failed = self.journal.failed
         finished = self.journal.done + failed
-        if finished >= min_finished and failed > self.options.max_failed * finished:
+        if finished >= min_finished and failed > max_failed * finished:
             said = most_frequent(self._tries.errors)
+            run = self.host.run.name
             raise TooManyFailedError(
                 f"{failed} of {finished} records failed; max_failed allows "
-                f"{self.options.max_failed:.0%}{f': {said}' if said else ''}. For all of them: "
-                f"tidegate records {self.host.run.name} --failed"
+                f"{self.options.max_failed:.0%}{f': {said}' if said else ''}. "
+                f"'tidegate records list {run} --failed' lists them, and 'tidegate records retry "
+                f"{run}' does them again"
             )
 
     def _stop_if_needed(self) -> None:
@@ -310,7 +313,7 @@ class LoopPass(Generic[T]):
         if self.signals.received:  # during the last record, or while reading the next chunk
             self._stop_if_needed()
         self.worklist.close()
-        self._check_failed_share(1)
+        self._check_failed_share(1, self.options.max_failed)
         if self.worklist.untried and not self.journal.was_completed():
             raise UntriedRecordsError(
                 f"the records to be done again are finished, and {self.worklist.untried} of the "

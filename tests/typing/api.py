@@ -27,6 +27,7 @@ from dagster_tidegate import (
     build_definitions,
     build_pause_sensor,
     build_resume_sensor,
+    each,
     pool,
 )
 
@@ -60,6 +61,28 @@ def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[Any]
             assert_type(record.idempotency_key, str)
     assert_type((records.done, records.failed, records.total), tuple[int, int, int | None])
     return records.results()
+
+
+@dg.asset(pool=pool("crm"))
+def people(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[Any]:
+    leads: list[Lead] = [{"email": "ada@example.org"}]
+    records = breakers.records(context, leads, key="email", max_failed=0.1)
+    assert_type(records, Records[Lead])
+    return records.results()
+
+
+@each("crm", key="email", items="people")
+def greet(person: Lead) -> str:
+    return person["email"]
+
+
+@each("crm", key=lambda person: person["email"], items="people", asset=True, concurrency=4)
+async def greetings(person: Lead, record: Record[Lead]) -> str:
+    return f"{record.idempotency_key} {person['email']}"
+
+
+assert_type(greet, dg.OpDefinition)
+assert_type(greetings, dg.AssetsDefinition)
 
 
 @dg.op

@@ -127,6 +127,9 @@ class SimulatedDagster:
     def run(self, run_id: str) -> dg.DagsterRun | None:
         return self.all_runs.get(run_id)
 
+    def given_up(self, _run: dg.DagsterRun | None) -> str | None:
+        return None
+
     def runs(
         self, *, tags: Mapping[str, str], job: str | None = None, unfinished: bool = False
     ) -> Sequence[dg.DagsterRun]:
