@@ -59,7 +59,7 @@ test-dagster: with-dagster ## The integration tests of Dagster with another one:
 # Everything else is as in constraints.txt; `newest` is what pip finds.
 with-dagster:
 	@mkdir -p $(OTHER)
-	@grep -v '^dagster' constraints.txt > $(OTHER)/constraints.new
+	@grep -v dagster constraints.txt > $(OTHER)/constraints.new
 	@test $(DAGSTER) = newest || echo 'dagster==$(DAGSTER)' >> $(OTHER)/constraints.new
 	@cmp -s $(OTHER)/constraints.new $(OTHER)/constraints.txt || cp $(OTHER)/constraints.new $(OTHER)/constraints.txt
 	@$(MAKE) --no-print-directory VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt $(OTHER)/.installed-tests

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 from dagster._core.remote_representation.code_location import CodeLocation
-from dagster._core.remote_representation.external import RemoteResource, RemoteSensor
+from dagster._core.remote_representation.external import (
+    RemoteRepository,
+    RemoteResource,
+    RemoteSensor,
+)
 from dagster._core.scheduler.instigation import TickStatus
 from dagster_shared.error import SerializableErrorInfo
 from pydantic import ValidationError
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api.lineage import campaign_name
 
 PART_TAG = "tidegate/part"
 """Tag of the gate's sensors, whatever their names: which part of the gate a sensor is."""
@@ -19,11 +24,16 @@ PART_TAG = "tidegate/part"
 
 @dataclass(frozen=True)
 class OpCode:
-    """An op of a job: its name, its pool, and the resources that it requires."""
+    """An op of a job: its name, its pool, and the resources that it requires.
+
+    Attributes:
+        assets: The assets that it makes.
+    """
 
     name: str
     pool: str | None
     resources: frozenset[str]
+    assets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class LocationCode(ResourceCode):
         error: Why it can't be loaded; None if it is loaded.
         dagster_version: The version of Dagster that it runs with, if it reports one.
         sensors: The gate's sensors in it.
+        jobs: The ops of each job, by its name; jobs that Dagster generates of assets have the name
+            of their campaign.
     """
 
     name: str
@@ -87,12 +99,17 @@ def location_code(name: str, location: CodeLocation, instance: dg.DagsterInstanc
             for sensor in repository.get_sensors()
             if PART_TAG in sensor.tags
         ]
+        assets = _assets(repository)
         for job in repository.get_all_jobs():
-            if not job.name.startswith("__"):  # Dagster's implicit asset jobs
-                jobs[job.name] = [
-                    OpCode(op.name, op.pool, frozenset(op.required_resource_keys))
-                    for op in job.job_snapshot.node_defs_snapshot.op_def_snaps
-                ]
+            jobs[campaign_name(job.name, name)] = [
+                OpCode(
+                    op.name,
+                    op.pool,
+                    frozenset(op.required_resource_keys),
+                    assets.get(op.name, ()),
+                )
+                for op in job.job_snapshot.node_defs_snapshot.op_def_snaps
+            ]
     versions = location.get_dagster_library_versions() or {}
     return LocationCode(
         name=name,
@@ -152,6 +169,19 @@ def _sensor(sensor: RemoteSensor, instance: dg.DagsterInstance) -> SensorCode:
     if ticks and ticks[0].status is TickStatus.FAILURE:
         error = innermost(ticks[0].error) or "the tick has no error message"
     return SensorCode(sensor.name, sensor.tags[PART_TAG], state.is_running, error)
+
+
+def _assets(repository: RemoteRepository) -> dict[str, tuple[str, ...]]:
+    """The assets that each op makes, by the name of its definition."""
+    made: dict[str, list[str]] = {}
+    for asset in repository.get_asset_node_snaps():
+        # The ops of a graph that makes assets are part of all of them.
+        names = {asset.node_definition_name, asset.op_name, *asset.op_names} - {None}
+        for name in names:
+            made.setdefault(str(name).rpartition(".")[2], []).append(
+                asset.asset_key.to_user_string()
+            )
+    return {name: tuple(sorted(keys)) for name, keys in made.items()}
 
 
 def _is_breaker_resource(resource: RemoteResource) -> bool:

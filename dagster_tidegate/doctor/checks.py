@@ -168,11 +168,12 @@ BLIND_SPOTS = (
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Return the problems of a deployment, errors first; what is unknown is not checked."""
-    findings = [
+    # An asset is in several jobs.
+    findings = dict.fromkeys(
         Finding(code, severity, *problem)
         for code, severity, check in _CHECKS
         for problem in check(facts)
-    ]
+    )
     return sorted(findings, key=lambda finding: finding.severity is not ERROR)
 
 
@@ -248,8 +249,8 @@ def _instance_unreadable(facts: Facts) -> Problems:
         yield (
             "Dagster instance",
             facts.instance_error,
-            "set DAGSTER_HOME to the directory with the instance's dagster.yaml, and check that "
-            "its storage is reachable",
+            "start dg dev or tidegate dev in this project, or set DAGSTER_HOME to the directory "
+            "with the instance's dagster.yaml, and check that its storage is reachable",
         )
 
 
@@ -406,26 +407,40 @@ def _location_broken(facts: Facts) -> Problems:
             )
 
 
-@_check(
-    "location_gone", WARNING, "The store has campaigns of a location that is not in the workspace."
-)
+@_check("location_gone", WARNING, "The store knows a location that is not in the workspace.")
 def _location_gone(facts: Facts) -> Problems:
     situation = facts.store.situation
     if situation is None or facts.workspace_error or facts.instance_error is not None:
         return
-    loaded = {location.name for location in facts.locations}
-    gone: dict[str, list[str]] = {}
+    campaigns: dict[str, list[str]] = {}
     for campaign in situation.campaigns.values():
-        if campaign.spec.location not in loaded:
-            gone.setdefault(campaign.spec.location, []).append(campaign.spec.name)
-    for name, campaigns in gone.items():
+        campaigns.setdefault(campaign.spec.location, []).append(campaign.spec.name)
+    taken: dict[str, list[str]] = {}
+    for takeover in situation.takeovers:
+        taken.setdefault(takeover.location, []).append(str(takeover))
+    loaded = {location.name for location in facts.locations}
+    running = {beat.location for beat in situation.heartbeats if not situation.stale(beat.at)}
+    for name in sorted({*campaigns, *taken} - loaded - {""}):
+        has = ", ".join(sorted(campaigns.get(name, ()))) or "none"
+        if name in running - situation.detached:
+            yield (
+                name,
+                f"its gate is running (campaigns: {has}), and this command has loaded "
+                f"{', '.join(sorted(loaded)) or 'nothing'} instead: other code than the daemon "
+                "has, or the same under another name",
+                "name the code as the daemon does, with --workspace FILE or --module-name MODULE, "
+                f"and give it the name there too, location_name: {name}",
+            )
+            continue
+        left = f"; as its gate left them: {', '.join(taken[name])}" if name in taken else ""
+        quoted = shlex.quote(name)
+        back = f"tidegate detach --location {quoted}, then " if name in taken else ""
         yield (
             name,
-            f"the store has its campaigns {', '.join(sorted(campaigns))}, and the workspace "
-            "does not contain the location",
-            "use the workspace file that contains it, or restore it: until then, its schedules and "
-            "sensors stay as the gate has set them. If it was removed: tidegate store forget "
-            f"{shlex.quote(name)}",
+            f"the store has its campaigns ({has}), and the workspace does not contain it{left}",
+            "if it was removed: "
+            f"{back}tidegate store forget {quoted}. Otherwise name the code that contains it, or "
+            "restore it",
         )
 
 
@@ -470,7 +485,7 @@ def _sensor_missing(facts: Facts) -> Problems:
                 yield (
                     location.name,
                     f"it has no {part} sensor",
-                    f"add build_{part}_sensor(campaigns=...) to the sensors of its Definitions",
+                    "build_definitions(defs, services=[...]) adds it",
                 )
 
 
@@ -552,7 +567,7 @@ def _policies_differ(facts: Facts) -> Problems:
                 )
 
 
-@_check("pool_missing", ERROR, "An op uses the breakers, but its pool names no service.")
+@_check("pool_missing", ERROR, "An op or asset uses the breakers, but its pool names no service.")
 def _pool_missing(facts: Facts) -> Problems:
     for location, job, op in facts.ops:
         reached, clients, named = _services_of(facts, location, op)
@@ -560,10 +575,10 @@ def _pool_missing(facts: Facts) -> Problems:
             has = f"its pool is {op.pool!r}" if op.pool else "it has no pool"
             services = ", ".join(repr(name) for name in sorted(clients)) or '"<service>"'
             yield (
-                f"{location.name}: {job}.{op.name}",
+                _place(location, job, op),
                 f"it uses the breakers through {', '.join(sorted(reached))}, and {has}: its runs "
                 "are not held in the queue, and a hold on the service does not cover it",
-                f"@dg.op(pool=pool({services}))",
+                f"{_decorator(op)}(pool=pool({services}))",
             )
 
 
@@ -575,14 +590,14 @@ def _pool_unknown(facts: Facts) -> Problems:
             if not name or name in facts.services or op.pool in facts.adopted:
                 continue
             close = get_close_matches(name, facts.services, n=1, cutoff=0.7)
-            if not (reached or named or (facts.is_campaign(job) and close)):
+            if not (reached or named or (location.sensors and close)):
                 continue  # a pool unrelated to Tidegate
             names = ", ".join(sorted(facts.services)) or "none"
             hint = f"did you mean {close[0]!r}?" if close else f"known: {names}"
             yield (
-                f"{location.name}: {job}.{op.name}",
+                _place(location, job, op),
                 f"its pool {op.pool!r} names {name!r}, which has no policy; {hint}",
-                f"correct the pool, or add ServiceConfig(name={name!r}) to the BreakerResource",
+                f"correct the pool, or add {name!r} to the services",
             )
 
 
@@ -596,9 +611,9 @@ def _pool_lacks_service(facts: Facts) -> Problems:
         if missing and (named or location.policy_error is not None):
             services = ", ".join(repr(name) for name in sorted(clients | named))
             yield (
-                f"{location.name}: {job}.{op.name}",
+                _place(location, job, op),
                 f"it uses {', '.join(missing)}, and its pool {op.pool!r} does not name it",
-                f"if it calls the service: @dg.op(pool=pool({services}))",
+                f"if it calls the service: {_decorator(op)}(pool=pool({services}))",
             )
 
 
@@ -611,8 +626,8 @@ def _campaign_pool(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
             pools = {needs(op.pool, facts.services, facts.adopted).campaign for op in ops} - {None}
-            if job in pools or not facts.is_campaign(job):
-                continue
+            if job in pools or not facts.is_campaign(job) or all(op.assets for op in ops):
+                continue  # an asset has one pool, and its runs pause at their first record
             others = sorted(name for name in pools if name)
             wrong = f"; one has that of {', '.join(others)}" if others else ""
             yield (
@@ -628,12 +643,15 @@ def _not_a_campaign(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
             reaches = any(op.resources & location.reaches_breakers for op in ops)
+            if all(op.assets for op in ops):
+                continue  # without a pool of a service, it is `pool_missing`
             if reaches and facts.registered(location) and not facts.is_campaign(job):
                 yield (
                     f"{location.name}: {job}",
                     "its ops use the breakers, but it is not a campaign: a run that pauses does "
                     "not resume",
-                    f"add Campaign(job={job}) to the campaigns of the three sensors",
+                    "give one of its ops the pool of a service, or build_definitions(..., "
+                    f"campaigns=[Campaign(job={job!r})])",
                 )
 
 
@@ -648,8 +666,19 @@ def _calls_without_pool(facts: Facts) -> Problems:
             name,
             "it was called recently, but no op of a campaign names it in its pool: nothing is "
             "held while it is down",
-            f"find the caller; if it is an op: @dg.op(pool=pool({name!r}))",
+            f"find the caller; if it is an op or asset, give it pool=pool({name!r})",
         )
+
+
+def _place(location: LocationCode, job: str, op: OpCode) -> str:
+    """Name an op for people: by its assets, if it makes any."""
+    if not op.assets:
+        return f"{location.name}: {job}.{op.name}"
+    return f"{location.name}: asset{'' if len(op.assets) == 1 else 's'} {', '.join(op.assets)}"
+
+
+def _decorator(op: OpCode) -> str:
+    return "@dg.asset" if len(op.assets) == 1 else "@dg.multi_asset" if op.assets else "@dg.op"
 
 
 def _in_dagster_yaml(setting: str) -> str:

@@ -21,7 +21,16 @@ from dagster_tidegate.doctor.checks import (
 )
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec
-from tests.unit.situations import NOW, SHAPES, breakers_hold, denied, open_breaker, situation
+from dagster_tidegate.store.takeovers import TakeoverKind
+from tests.unit.situations import (
+    NOW,
+    SHAPES,
+    breakers_hold,
+    denied,
+    open_breaker,
+    situation,
+    takeover,
+)
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 SETTINGS = InstanceSettings("QueuedRunCoordinator", True, "run", 0, True, 10)
@@ -156,11 +165,51 @@ def test_a_finding_says_what_to_do():
     assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
 
 
-def test_a_pool_that_looks_like_a_service_is_taken_for_a_typo_in_a_campaign_only():
+def test_a_pool_that_looks_like_a_service_is_taken_for_a_typo_where_there_is_a_gate():
     [finding] = diagnose(with_job("tour", op("look_up", "maps@tour"), op("post", "mial")))
     assert (finding.code, "did you mean 'mail'" in finding.what) == ("pool_unknown", True)
-    assert diagnose(with_job("somebody_elses", op("post", "mial"))) == []
+    # With the typo, no pool of the job names a service, so that it is no campaign.
+    [finding] = diagnose(with_job("new", op("post", "mial")))
+    assert (finding.code, finding.about) == ("pool_unknown", "here: new.post")
     assert diagnose(with_job("tour", op("look_up", "maps@tour"), op("x", "warehouse"))) == []
+
+
+def asset(name: str, pool: str | None, *resources: str) -> OpCode:
+    return replace(op(f"op_of_{name}", pool, *resources), assets=(name,))
+
+
+def test_an_asset_outside_of_jobs_is_named_once_and_as_an_asset():
+    jobs = {**HERE.jobs, "here:assets": [asset("rows", None, "breakers")]}
+    jobs["nightly"] = jobs["here:assets"]
+    [finding] = diagnose(with_location(jobs=jobs))
+    assert (finding.code, finding.about) == ("pool_missing", "here: asset rows")
+    assert finding.do.startswith("@dg.asset(pool=")
+    jobs = {**HERE.jobs, "here:assets": [asset("rows", "mial")]}
+    [finding] = diagnose(with_location(jobs=jobs))
+    assert (finding.code, "did you mean 'mail'" in finding.what) == ("pool_unknown", True)
+    jobs = {**HERE.jobs, "here:assets": [asset("rows", "mail", "breakers")]}
+    assert diagnose(with_location(jobs=jobs)) == []
+
+
+def test_a_location_whose_gate_runs_is_not_to_be_forgotten():
+    here = replace(HERE, name="shop.definitions", jobs={})
+    [finding] = [
+        each
+        for each in diagnose(replace(WELL, locations=[here]))
+        if each.code == "location_gone" and each.about == "here"
+    ]
+    assert "its gate is running" in finding.what
+    assert "forget" not in finding.do
+    assert "location_name: here" in finding.do
+
+
+def test_what_a_gone_location_left_is_to_be_given_back_first():
+    taken = takeover(TakeoverKind.POOL, "mail", location="there")
+    facts = with_store(situation=replace(situation(), takeovers=[taken]))
+    [finding] = diagnose(facts)
+    assert (finding.code, finding.about) == ("location_gone", "there")
+    assert "pool mail" in finding.what
+    assert "tidegate detach --location there, then tidegate store forget there" in finding.do
 
 
 def test_errors_come_before_warnings():
