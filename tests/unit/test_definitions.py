@@ -1,6 +1,8 @@
 """The front door: what `build_definitions` adds, and which campaigns it finds."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -338,3 +340,50 @@ def test_definitions_can_be_merged_and_given_metadata_afterwards() -> None:
         func=lambda spec: spec.replace_attributes(group_name="mail"), selection=None
     )
     assert with_metadata.get_repository_def().has_sensor_def("tidegate_resume")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project as `create-dagster` makes it, with an asset and its schedule."""
+    package = tmp_path / "src" / "bookshop"
+    (package / "defs").mkdir(parents=True)
+    for path in (package, package / "defs"):
+        (path / "__init__.py").touch()
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "bookshop"\nversion = "1"\n\n[tool.dg]\ndirectory_type = "project"\n\n'
+        '[tool.dg.project]\nroot_module = "bookshop"\n'
+    )
+    (package / "defs" / "books.py").write_text(
+        "import dagster as dg\n\n\n"
+        '@dg.asset(pool="mailer")\ndef books() -> None: ...\n\n\n'
+        'job = dg.define_asset_job("books_job", selection=["books"])\n'
+        'nightly = dg.ScheduleDefinition(job=job, cron_schedule="0 3 * * *")\n'
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bookshop"]:
+        del sys.modules[name]
+
+
+def test_a_defs_folder_goes_through_the_front_door(project: Path) -> None:
+    definitions = build_definitions(
+        dg.load_from_defs_folder(path_within_project=project), services=MAILER
+    )
+    specs = campaigns(definitions)
+    assert specs.keys() == {"books_job", "shop:assets"}
+    assert [trigger.name for trigger in specs["books_job"].triggers] == ["books_job_schedule"]
+
+
+def test_definitions_with_the_gate_may_be_in_a_defs_folder(project: Path) -> None:
+    """Dagster then gives the sensors metadata of the file they are from."""
+    (project / "src" / "bookshop" / "defs" / "gate.py").write_text(
+        "import dagster as dg\n"
+        "from dagster_tidegate import build_definitions\n\n\n"
+        '@dg.op(pool="mailer")\ndef send() -> None: ...\n\n\n'
+        "@dg.job\ndef letters():\n    send()\n\n\n"
+        "@dg.job\ndef bills():\n    send()\n\n\n"
+        'defs = build_definitions(dg.Definitions(jobs=[letters, bills]), ["mailer"])\n'
+    )
+    definitions = dg.load_from_defs_folder(path_within_project=project)
+    resume = definitions.get_repository_def().get_sensor_def("tidegate_resume")
+    assert {target.job_name for target in resume.targets} == {"letters", "bills"}
