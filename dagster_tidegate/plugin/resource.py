@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from typing import TypeVar
 from uuid import uuid4
@@ -31,6 +32,7 @@ from dagster_tidegate.telemetry.log import LogHook
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MEMORY = "memory:"
+_clocks: dict[str, Callable[[], datetime]] = {}  # of stores in memory
 
 
 class ServiceConfig(ServicePolicy, dg.Config):
@@ -75,8 +77,15 @@ class BreakerResource(dg.ConfigurableResource):
     _home: str | None = PrivateAttr(default=None)
 
     @classmethod
-    def in_memory(cls, services: Sequence[ServiceConfig]) -> "BreakerResource":
+    def in_memory(
+        cls, services: Sequence[ServiceConfig], *, clock: Callable[[], datetime] | None = None
+    ) -> "BreakerResource":
         """Return a resource for a unit test, with a new store in memory.
+
+        Args:
+            services: The services, each with its policy.
+            clock: Tells the time (UTC) of breakers and holds; None: the real one. See
+                `dagster_tidegate.testing`.
 
         Example:
             ```python
@@ -85,7 +94,10 @@ class BreakerResource(dg.ConfigurableResource):
                 assert outreach.execute_in_process(resources={"breakers": breakers}).success
             ```
         """
-        return cls(services=list(services), store_url=f"{MEMORY}{uuid4().hex}")
+        url = f"{MEMORY}{uuid4().hex}"
+        if clock is not None:
+            _clocks[url] = clock
+        return cls(services=list(services), store_url=url)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Remember the storage directory of the instance, for an embedded store."""
@@ -193,7 +205,7 @@ class BreakerResource(dg.ConfigurableResource):
 def _connect(url: str, embedded: bool, policies: tuple[str, ...]) -> tuple[Store, Fleet]:
     # Once per process: Dagster creates a resource for every step and every sensor tick.
     if url.startswith(MEMORY):
-        store = Store("sqlite://")
+        store = Store("sqlite://", clock=_clocks.get(url))
         metadata.create_all(store.engine)
     else:
         store = Store(url, embedded=embedded)

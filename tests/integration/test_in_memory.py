@@ -10,35 +10,22 @@ from pydantic.warnings import PydanticDeprecatedSince20
 from dagster_tidegate import BreakerResource, CampaignPaused, Rejected, ServiceConfig, pool
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.testing import Service, assert_each_once, assert_paused
 
 SERVICES = [ServiceConfig(name="instantly", consecutive_failures=2, reset_timeout_s=600)]
 LEADS = [{"email": f"{name}@example.org"} for name in ("ada", "alan", "grace")]
 
 
-class Instantly:
-    """What a user would put in the place of a client."""
-
-    def __init__(self) -> None:
-        self.sent: list[str] = []
-        self.down = False
-
-    def send(self, lead: dict) -> str:
-        if self.down:
-            raise ConnectionError("reset by peer")
-        self.sent.append(lead["email"])
-        return lead["email"]
-
-
-def campaign(client: Instantly, *, at_once: bool) -> dg.JobDefinition:
+def campaign(client: Service, *, at_once: bool) -> dg.JobDefinition:
     @dg.op(pool=pool("instantly"))
     def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[str]:
         breaker = breakers.breaker("instantly")
         records = breakers.records(context, LEADS, key="email")
         if at_once:
-            return records.map(lambda record: breaker.call(client.send, record.value))
+            return records.map(lambda record: breaker.call(client, record.key))
         for record in records:
             with record:
-                record.result = breaker.call(client.send, record.value)
+                record.result = breaker.call(client, record.key)
         return records.results()
 
     @dg.job
@@ -50,26 +37,22 @@ def campaign(client: Instantly, *, at_once: bool) -> dg.JobDefinition:
 
 def test_a_campaign_runs_in_a_unit_test() -> None:
     for at_once in (False, True):
-        client = Instantly()
+        client = Service()
         breakers = BreakerResource.in_memory(SERVICES)
         result = campaign(client, at_once=at_once).execute_in_process(
             resources={"breakers": breakers}
         )
         assert result.output_for_node("send") == [lead["email"] for lead in LEADS]
-        assert sorted(client.sent) == sorted(lead["email"] for lead in LEADS)
+        assert_each_once(client, [lead["email"] for lead in LEADS])
 
 
 def test_an_outage_pauses_in_a_unit_test_and_the_next_has_a_breaker_of_its_own() -> None:
-    client = Instantly()
-    client.down = True
+    client = Service(503, 503)
     breakers = BreakerResource.in_memory(SERVICES)
     result = campaign(client, at_once=False).execute_in_process(
         resources={"breakers": breakers}, raise_on_error=False
     )
-    [failure] = [event for event in result.all_events if event.is_step_failure]
-    error = failure.step_failure_data.error
-    assert error is not None
-    assert error.cls_name == CampaignPaused.__name__
+    assert_paused(result, "instantly")
     assert breakers.fleet.snapshot().services["instantly"].state is BreakerState.OPEN
     again = BreakerResource.in_memory(SERVICES)
     assert again.fleet.snapshot().services["instantly"].state is BreakerState.CLOSED
