@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         build_pause_sensor,
         build_resume_sensor,
     )
+    from dagster_tidegate.plugin.service_assets import service_key
     from dagster_tidegate.pools import pool
     from dagster_tidegate.records.journal import Group
     from dagster_tidegate.records.loop import Records
@@ -67,6 +68,7 @@ __all__ = [
     "build_resume_sensor",
     "each",
     "pool",
+    "service_key",
 ]
 
 # Imported on first use: the breaker and the store work without Dagster, and the command line
@@ -101,6 +103,7 @@ _MODULES = {
     "build_resume_sensor": "plugin.sensors",
     "each": "plugin.each",
     "pool": "pools",
+    "service_key": "plugin.service_assets",
 }
 
 

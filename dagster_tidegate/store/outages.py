@@ -108,6 +108,21 @@ def transitions_of(conn: Connection, event: int) -> Sequence[Event]:
     return list(_events(conn, query.order_by(e.id).limit(MAX_EVENTS)))
 
 
+def transitions_after(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
+    """Return the oldest changes of breakers with an id above `after` and up to `up_to`.
+
+    Those that are not enforced are among them.
+    """
+    e = t.events.c
+    query = sa.select(t.events).where(
+        e.kind == EventKind.SERVICE,
+        e.to_status.in_([*_STATES, WOULD_OPEN]),
+        e.id > after,
+        e.id <= up_to,
+    )
+    return list(_events(conn, query.order_by(e.id).limit(limit)))
+
+
 def around(conn: Connection, first: int, last: int | None) -> Sequence[Event]:
     """Return the events from one to another, of the kinds that a report mentions; oldest first.
 
