@@ -332,7 +332,6 @@ def move(
     reason: str | None = None,
     refused_by: Collection[str] = (),
     actor: str,
-    details: Mapping[str, Any] | None = None,
 ) -> bool:
     """Move a campaign run to another status, if it is still as the caller read it.
 
@@ -341,7 +340,6 @@ def move(
     Args:
         run: The campaign run as the caller read it.
         refused_by: See `CampaignRun`.
-        details: What else its event records.
 
     Returns:
         False if somebody else changed it first.
@@ -372,7 +370,7 @@ def move(
         return False
     if to not in (RunStatus.PENDING, RunStatus.PROCESSING):
         _end_attempt(conn, now, run.id, run.attempt, to)
-    _event(conn, now, run.name, run.status, to, reason, actor=actor, details=details)
+    _event(conn, now, run.name, run.status, to, reason, actor=actor)
     return True
 
 
@@ -606,7 +604,6 @@ def _event(
     reason: str | None = None,
     *,
     actor: str,
-    details: Mapping[str, Any] | None = None,
 ) -> None:
     events.write(
         conn,
@@ -617,5 +614,4 @@ def _event(
         to_status=to_status,
         reason=reason,
         actor=actor,
-        after=details,
     )

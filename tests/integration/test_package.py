@@ -88,6 +88,7 @@ EXTRAS = {
     "dagster_webserver": "webserver",
     "opentelemetry": "otel",
     "psycopg": "postgres",
+    "pytest": "who has tests to use dagster_tidegate.testing has it",
 }
 """What is imported only where its extra is installed, or named in a message."""
 
