@@ -617,23 +617,19 @@ def _pool_lacks_service(facts: Facts) -> Problems:
             )
 
 
-@_check(
-    "campaign_pool",
-    WARNING,
-    "No op of a campaign has the campaign's pool, or one has another campaign's.",
-)
+@_check("campaign_pool", WARNING, "An op of a campaign has the pool of another campaign.")
 def _campaign_pool(facts: Facts) -> Problems:
     for location in facts.locations:
         for job, ops in location.jobs.items():
             pools = {needs(op.pool, facts.services, facts.adopted).campaign for op in ops} - {None}
-            if job in pools or not facts.is_campaign(job) or all(op.assets for op in ops):
-                continue  # an asset has one pool, and its runs pause at their first record
-            others = sorted(name for name in pools if name)
-            wrong = f"; one has that of {', '.join(others)}" if others else ""
+            # Without such a pool, runs of a held campaign start, and pause at their first record.
+            if not pools or job in pools or not facts.is_campaign(job):
+                continue
+            others = ", ".join(sorted(name for name in pools if name))
             yield (
                 f"{location.name}: {job}",
-                f"none of its ops has its pool{wrong}: with a hold on the campaign, its queued "
-                "runs start, and pause at their first record",
+                f"an op has the pool of {others}, and none has that of {job}: a hold on {others} "
+                "holds its runs, too, and a hold on it holds them only once they run",
                 f"on one of its ops: @dg.op(pool=pool(..., campaign={job!r}))",
             )
 
