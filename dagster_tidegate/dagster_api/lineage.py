@@ -26,6 +26,8 @@ from dagster._core.storage.tags import (
 )
 
 PARTITION_TAG = "tidegate/partition"
+AFRESH_TAG = "tidegate/afresh"
+"""Why a run does not go on with what the paused run did whose next attempt it is."""
 REASON_TAG = "tidegate/reason"
 MAX_TAG = 250  # characters of a tag for people
 CANARY_TAG = "tidegate/canary"
@@ -93,6 +95,11 @@ def job_of(campaign: str) -> str:
     if not colon:  # the name of a job has none
         return campaign
     return IMPLICIT_ASSET_JOB_NAME if what == IMPLICIT_CAMPAIGN else f"{_ANONYMOUS}{what}"
+
+
+def partition_key_of(run: dg.DagsterRun) -> str | None:
+    """Return the partition key of a run; None if it has none."""
+    return run.tags.get(PARTITION_NAME_TAG)
 
 
 def partition_of(run: dg.DagsterRun) -> str:

@@ -6,6 +6,7 @@ from Dagster: that a run was queued, and how it ended.
 
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -20,6 +21,7 @@ from dagster_tidegate.dagster_api.lineage import (
 )
 from dagster_tidegate.dagster_api.runs import RunChange
 from dagster_tidegate.gate.gate import Gate
+from dagster_tidegate.gate.relaunched import joined
 from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import ledger, runs
@@ -61,7 +63,7 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tupl
     while time.monotonic() < deadline:
         changes = gate.dagster.changes(since, PAGE)
         ours = [
-            change
+            replace(change, run=joined(gate, change.run))
             for change in changes
             if campaign_of(change.run) in gate.campaigns and not was_superseded(change.run)
         ]

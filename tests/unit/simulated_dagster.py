@@ -77,6 +77,7 @@ class SimulatedDagster:
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.created: dict[str, datetime] = {}
+        self.input_changed_at: datetime | None = None  # of every asset
         self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
         self.before_write: Callable[[], None] | None = None  # or before its next write
@@ -200,6 +201,9 @@ class SimulatedDagster:
 
     def create_with_ops(self, request: dg.RunRequest, like: dg.DagsterRun) -> None:
         raise AssertionError("no run here selects ops")
+
+    def inputs_changed(self, run: dg.DagsterRun, since: datetime) -> bool:
+        return self.input_changed_at is not None and self.input_changed_at > since
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.fuse.burn()

@@ -1,9 +1,11 @@
 """Runs of some assets of a code location: each waits for what its own assets need."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 import pytest
+from dagster_shared.record import copy
 
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
@@ -97,3 +99,73 @@ def test_when_a_job_was_renamed_its_paused_run_does_not_say_any_more_that_it_res
     after = world.dagster.run(dagster_run.run_id)
     assert isinstance(after, dg.DagsterRun)
     assert after.tags["tidegate/reason"].startswith("x; resumes only once a gate has the campaign")
+
+
+def pause_unpartitioned(world: World, *assets: str) -> CampaignRun:
+    dagster_run = queue(world, *assets)
+    with world.store.begin() as conn:
+        run = runs.ensure(conn, world.clock(), ASSETS.name, dagster_run.run_id, assets)
+        runs.begin_attempt(conn, world.clock(), run, dagster_run.run_id, owner_is_over=True)
+        run = runs.ensure(conn, world.clock(), ASSETS.name, dagster_run.run_id, assets)
+        runs.move(conn, world.clock(), run, RunStatus.PAUSED, actor=dagster_run.run_id)
+    world.dagster.end(dagster_run.run_id)
+    return run
+
+
+def queue(world: World, *assets: str, **tags: str) -> dg.DagsterRun:
+    """Let automation request a run of some assets, which waits in the queue."""
+    run = world.dagster.create("__ASSET_JOB", ASSETS.part(assets).pools, tags)
+    selection = frozenset(dg.AssetKey(asset) for asset in assets)
+    run = copy(run, asset_selection=selection)
+    world.dagster.put(run)
+    return run
+
+
+def tick(world: World) -> str:
+    pause_tick(world.gate, world.planner, Audit(), new_code=True)
+    return resumed(world)
+
+
+def status_of(world: World, run: CampaignRun) -> RunStatus:
+    with world.store.read() as conn:
+        current = runs.get(conn, run.id)
+    assert current is not None
+    return current.status
+
+
+def test_a_run_that_a_condition_requests_meanwhile_is_the_next_attempt(world: World):
+    """Such as of `missing() & ~in_progress()`, to which a paused run is no longer in progress."""
+    world.hold(MAIL)
+    paused = pause_unpartitioned(world, "letters")
+    relaunched = queue(world, "letters")
+    assert "resumes" not in tick(world)
+    after = world.dagster.run(relaunched.run_id)
+    assert after is not None
+    assert after.tags["tidegate/partition"] == paused.dagster_partition
+    assert "tidegate/afresh" not in after.tags
+    assert status_of(world, paused) is RunStatus.PENDING
+    world.release(MAIL)
+    assert "resumes" not in tick(world), "it has a run in the queue"
+
+
+def test_a_run_requested_since_an_input_has_changed_starts_afresh(world: World):
+    world.hold(MAIL)
+    paused = pause_unpartitioned(world, "letters")
+    world.clock.time += timedelta(seconds=60)
+    world.dagster.input_changed_at = world.clock()
+    relaunched = queue(world, "letters")
+    tick(world)
+    after = world.dagster.run(relaunched.run_id)
+    assert after is not None
+    assert after.tags["tidegate/partition"] == paused.dagster_partition
+    assert "input has changed" in after.tags["tidegate/afresh"]
+
+
+def test_a_run_of_other_assets_is_one_of_its_own(world: World):
+    paused = pause_unpartitioned(world, "letters")
+    other = queue(world, "places")
+    tick(world)
+    after = world.dagster.run(other.run_id)
+    assert after is not None
+    assert "tidegate/partition" not in after.tags
+    assert status_of(world, paused) is RunStatus.PAUSED
