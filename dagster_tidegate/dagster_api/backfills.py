@@ -9,6 +9,11 @@ from dagster_tidegate.dagster_api.runs import Runs
 _CANCELLED = (BulkActionStatus.CANCELING, BulkActionStatus.CANCELED)
 
 
+def is_in_backfill(run: dg.DagsterRun) -> bool:
+    """Return whether a run belongs to a backfill."""
+    return BACKFILL_ID_TAG in run.tags
+
+
 class Backfills(Runs):
     """The backfills of a Dagster instance."""
 

@@ -177,6 +177,9 @@ def _next_attempt(
     paused = None if newest is None else gate.dagster.run(newest.dagster_run)
     if paused is not None and not paused.is_finished:
         return None  # one of its branches has paused, another still works
+    if paused is not None and run.paused_at and gate.dagster.was_replaced(paused, run.paused_at):
+        _end_as_replaced(gate, current)
+        return None
     given_up = None if newest is None else gate.dagster.given_up(paused)
     if given_up is not None:
         with gate.store.begin() as conn:
@@ -200,3 +203,11 @@ def _next_attempt(
     if paused is not None and paused.op_selection and not is_created:
         gate.dagster.create_with_ops(request, paused)
     return request
+
+
+def _end_as_replaced(gate: Gate, run: CampaignRun) -> None:
+    """Cancel a paused run of assets that automation or a person had materialized meanwhile."""
+    reason = "Not resumed: other runs have materialized its assets since it was paused"
+    with gate.store.begin() as conn:
+        now = gate.store.now(conn)
+        runs.move(conn, now, run, RunStatus.CANCELLED, reason=reason, actor=SystemActor.GATE)

@@ -78,6 +78,7 @@ class SimulatedDagster:
         self.changed: dict[str, datetime] = {}
         self.created: dict[str, datetime] = {}
         self.input_changed_at: datetime | None = None  # of every asset
+        self.materialized_at: datetime | None = None  # every asset, by another run
         self.broken: set[str] = set()  # pools that Dagster can't write
         self.between: Callable[[], None] | None = None  # what another does before it is looked at
         self.before_write: Callable[[], None] | None = None  # or before its next write
@@ -204,6 +205,9 @@ class SimulatedDagster:
 
     def inputs_changed(self, run: dg.DagsterRun, since: datetime) -> bool:
         return self.input_changed_at is not None and self.input_changed_at > since
+
+    def was_replaced(self, run: dg.DagsterRun, since: datetime) -> bool:
+        return self.materialized_at is not None and self.materialized_at > since
 
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.fuse.burn()

@@ -169,3 +169,11 @@ def test_a_run_of_other_assets_is_one_of_its_own(world: World):
     assert after is not None
     assert "tidegate/partition" not in after.tags
     assert status_of(world, paused) is RunStatus.PAUSED
+
+
+def test_a_paused_run_whose_assets_other_runs_have_materialized_since_is_not_resumed(world: World):
+    paused = pause(world, "letters")
+    world.clock.time += timedelta(seconds=60)
+    world.dagster.materialized_at = world.clock()
+    assert "resumes" not in resumed(world)
+    assert status_of(world, paused) is RunStatus.CANCELLED
