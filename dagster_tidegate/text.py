@@ -5,11 +5,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from hashlib import sha256
 
 MAX_REASON = 1000
 MAX_ACTOR = 256
 MAX_PART = 512
 """How long each part of the name of a campaign run may be: campaign and partition."""
+MAX_OP = 256
 MAX_NAME = 2 * MAX_PART + 1
 # Control characters, format characters (invisible, or changing the writing direction), surrogates
 # and line separators.
@@ -93,6 +95,18 @@ def plural(count: int, noun: str) -> str:
 def sentence(text: str) -> str:
     """Return a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
+
+
+def bounded(name: str, longest: int) -> str:
+    """Return a name that fits a column: the end of a long one is a digest of it.
+
+    Example:
+        >>> bounded("send", 256), bounded("x" * 300, 20)
+        ('send', 'xxx~0d4e2ca9e9cbced7')
+    """
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 17]}~{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def alike(error: str) -> str:

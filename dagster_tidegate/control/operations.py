@@ -1,6 +1,6 @@
 """What operators do, shared by the CLI and the API: hold, release, start, cancel, override."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +11,7 @@ from dagster_tidegate.control import situation
 from dagster_tidegate.control.effects import Effect, effects
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import UnknownNameError
+from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, holds, runs
@@ -58,6 +59,7 @@ class Launcher(Protocol):
         job: str,
         *,
         partition: str | None = None,
+        assets: Collection[str] = (),
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
@@ -70,6 +72,7 @@ class Launcher(Protocol):
         job: str,
         partition: str,
         *,
+        assets: Collection[str] = (),
         follows: str,
         tags: Mapping[str, str],
         location: str | None = None,
@@ -78,7 +81,7 @@ class Launcher(Protocol):
         """Put a run into the queue that does only the marked records of a campaign run."""
         ...
 
-    def terminate(self, job: str, partition: str) -> Sequence[str]:
+    def terminate(self, job: str, partition: str, assets: Collection[str] = ()) -> Sequence[str]:
         """Ask Dagster to terminate the runs of a campaign run; return their ids."""
         ...
 
@@ -311,6 +314,8 @@ def start(
 ) -> str:
     """Start a campaign run: put a Dagster run of it into the queue.
 
+    One that failed or was cancelled goes on with what is done; one that completed starts afresh.
+
     If two operators start the same partition at once, one launches it. A failed launch leaves the
     campaign run as it was; a new one stays `pending`, waiting for a start.
 
@@ -328,13 +333,18 @@ def start(
         ChangedMeanwhileError: If somebody cancelled it while it was launched.
         Exception: Whatever `launcher` raises if the run can't be launched.
     """
-    launcher.check(campaign.name, partition, campaign.location)
+    with store.read() as conn:
+        known = None if partition is None else runs.find(conn, campaign.name, partition)
+    of_dagster = partition if known is None else known.dagster_partition
+    launcher.check(campaign.name, of_dagster, campaign.location)
     claimed = None if partition is None else _claim(store, campaign, partition, actor)
+    goes_on = claimed is not None and _ended_as(claimed) in (RunStatus.FAILED, RunStatus.CANCELLED)
     try:
         run_id = launcher.launch(
             campaign.name,
-            partition=partition,
-            tags={ACTOR_TAG: actor},
+            partition=of_dagster,
+            assets=() if known is None else known.assets,
+            tags={ACTOR_TAG: actor} | ({CONTINUES_TAG: "true"} if goes_on else {}),
             location=campaign.location,
             run_id=run_id,
         )
@@ -356,7 +366,7 @@ def start(
             actor=actor,
         )
     if current is not None and current.status is RunStatus.CANCELLED:
-        launcher.terminate(current.campaign, current.partition)
+        launcher.terminate(current.campaign, current.dagster_partition, current.assets)
         raise ChangedMeanwhileError(f"{current.name} was cancelled while it was launched")
     return run_id
 
@@ -393,7 +403,7 @@ def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: 
             )
     if run.status is RunStatus.PAUSED:
         run = _cancelled(store, run, actor)  # first, so that the gate starts no next attempt
-    ending = launcher.terminate(run.campaign, run.partition) if launcher is not None else ()
+    ending = _terminate(launcher, run)
     if run.status is RunStatus.CANCELLED or (run.status is RunStatus.PROCESSING and ending):
         return run
     return _cancelled(store, run, actor)
@@ -411,6 +421,16 @@ def _claim(store: Store, campaign: CampaignSpec, partition: str, actor: str) -> 
         if not created and not runs.claim_start(conn, now, run, actor=actor):
             raise UnderWayError(f"{run.name} is already {run.status}")
         return run
+
+
+def _ended_as(run: CampaignRun) -> RunStatus:
+    return run.ended_as or run.status
+
+
+def _terminate(launcher: Launcher | None, run: CampaignRun) -> Sequence[str]:
+    if launcher is None:
+        return ()
+    return launcher.terminate(run.campaign, run.dagster_partition, run.assets)
 
 
 def _cancelled(store: Store, run: CampaignRun, actor: str) -> CampaignRun:

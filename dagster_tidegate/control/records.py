@@ -91,7 +91,8 @@ def retry(
     try:
         dagster_run = launcher.launch_marked(
             campaign.name,
-            run.partition,
+            run.dagster_partition,
+            assets=run.assets,
             follows="" if newest is None else newest.dagster_run,
             tags={ACTOR_TAG: actor},
             location=campaign.location,

@@ -5,6 +5,8 @@ What callers need before they import Dagster, which takes a second, is in this f
 
 PAGES_READ_ONLY = "tidegate_pages_read_only"
 """In the state of an ASGI scope: whether the Dagster UI is read-only for this user."""
+CONTINUES_TAG = "tidegate/continues"
+"""On a run that a person started with Tidegate to go on after a failure."""
 
 
 class LaunchError(Exception):

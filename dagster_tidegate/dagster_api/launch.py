@@ -1,6 +1,6 @@
 """Launches and ends runs through a loaded workspace, as the Dagster UI does."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,13 @@ from dagster_tidegate.dagster_api.lineage import (
     RECORDS_TAG,
     campaign_of,
     job_of,
+    partition_of,
+    selection_of,
     tags_for_next,
 )
 from dagster_tidegate.dagster_api.locations import innermost
 from dagster_tidegate.dagster_api.runs import Runs
+from dagster_tidegate.holds import part_name
 from dagster_tidegate.text import did_you_mean
 
 
@@ -50,6 +53,7 @@ class WorkspaceLauncher:
         job: str,
         *,
         partition: str | None = None,
+        assets: Collection[str] = (),
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
@@ -58,6 +62,7 @@ class WorkspaceLauncher:
 
         Args:
             partition: The partition, if the job has any.
+            assets: The assets to select, by name; empty: all of the job.
             location: The code location, if several have a job of this name.
             run_id: The id for the run, so that the call can be repeated; None: a new one.
 
@@ -69,13 +74,14 @@ class WorkspaceLauncher:
         """
         with _launch_errors(job):
             self._check(job, partition, location)
-            return self._launch(job, partition, tags, location, run_id)
+            return self._launch(job, partition, tags, location, run_id, assets)
 
     def launch_marked(
         self,
         job: str,
         partition: str,
         *,
+        assets: Collection[str] = (),
         follows: str,
         tags: Mapping[str, str],
         location: str | None = None,
@@ -85,6 +91,7 @@ class WorkspaceLauncher:
 
         Args:
             partition: The partition, or the id of the first run of a job without partitions.
+            assets: The assets that the campaign run covers; empty: all of the job.
             follows: The id of its latest run, whose configuration and tags are repeated as long as
                 Dagster has it.
             run_id: As for `launch`.
@@ -100,22 +107,23 @@ class WorkspaceLauncher:
         with _launch_errors(job):
             if former is not None:
                 tags = {**tags_for_next(former), **tags}
-                return self._launch(job, None, tags, location, run_id, former.run_config)
+                return self._launch(job, None, tags, location, run_id, assets, former.run_config)
             of_job = None if self._partitions(job, location) is None else partition
             self._check(job, of_job, location)
-            return self._launch(job, of_job, tags, location, run_id)
+            return self._launch(job, of_job, tags, location, run_id, assets)
 
     def has_run(self, run_id: str) -> bool:
         """Return whether Dagster has a run and has put it into the queue."""
         run = self._instance.get_run_by_id(run_id)
         return run is not None and run.status is not dg.DagsterRunStatus.NOT_STARTED
 
-    def terminate(self, job: str, partition: str) -> Sequence[str]:
+    def terminate(self, job: str, partition: str, assets: Collection[str] = ()) -> Sequence[str]:
         """Ask Dagster to end the unfinished runs of a campaign run.
 
         Args:
             job: Name of the campaign's job.
             partition: Its partition; for a job without partitions, the id of its first run.
+            assets: The assets that it covers; empty: all of the job.
 
         Returns:
             The ids of the runs.
@@ -123,8 +131,9 @@ class WorkspaceLauncher:
         Raises:
             UnreachableError: If one can't be ended now, as while it starts.
         """
+        name = part_name(partition, assets)
         unfinished = Runs(self._instance).unfinished_of([partition])
-        runs = [run for run in unfinished if campaign_of(run) == job]
+        runs = [run for run in unfinished if (campaign_of(run), partition_of(run)) == (job, name)]
         for run in runs:
             if run.status is dg.DagsterRunStatus.STARTING:
                 raise UnreachableError(
@@ -195,6 +204,7 @@ class WorkspaceLauncher:
         tags: Mapping[str, str],
         location: str | None,
         run_id: str | None,
+        assets: Collection[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> str:
         if run_id is not None and self._instance.has_run(run_id):  # not queued before a crash
@@ -202,6 +212,10 @@ class WorkspaceLauncher:
         code_location, repository = self._find(job, location)
         job = job_of(job)
         remote = repository.get_full_job(job)
+        if assets:
+            keys, checks = selection_of(assets)
+            selector = remote.get_subset_selector(set(keys), set(checks))
+            remote = code_location.get_job(selector)
         run_config: Mapping[str, Any] = {} if config is None else config
         if partition is not None:
             selector = RepositorySelector(
@@ -231,8 +245,8 @@ class WorkspaceLauncher:
             execution_plan_snapshot=snapshot,
             job_snapshot=remote.job_snapshot,
             parent_job_snapshot=remote.parent_job_snapshot,
-            asset_selection=None,
-            asset_check_selection=None,
+            asset_selection=remote.asset_selection,
+            asset_check_selection=remote.asset_check_selection,
             resolved_op_selection=remote.resolved_op_selection,
             op_selection=None,
             remote_job_origin=remote.get_remote_origin(),

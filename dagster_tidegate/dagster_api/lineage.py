@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+from dagster._core.definitions.materialize import EPHEMERAL_JOB_NAME
 from dagster._core.definitions.target import ANONYMOUS_ASSET_JOB_PREFIX
 from dagster._core.storage.tags import (
+    ASSET_RESUME_RETRY_TAG,
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
@@ -24,6 +26,9 @@ from dagster._core.storage.tags import (
     TICK_ID_TAG,
     WILL_RETRY_TAG,
 )
+
+from dagster_tidegate.dagster_api import CONTINUES_TAG
+from dagster_tidegate.holds import part_name
 
 PARTITION_TAG = "tidegate/partition"
 AFRESH_TAG = "tidegate/afresh"
@@ -41,10 +46,12 @@ FORMER_PRIORITY_TAG = "tidegate/former_priority"
 CANARY_PRIORITY = 1_000_000
 RUN_KEY = "tidegate/"
 IMPLICIT_CAMPAIGN = "assets"
+IN_PROCESS_CAMPAIGN = "dg.materialize"
 _ANONYMOUS = f"{ANONYMOUS_ASSET_JOB_PREFIX}_"
 
 # Tags about how a run came to be, which the run that follows it must not inherit.
 _OF_ONE_RUN = {
+    ASSET_RESUME_RETRY_TAG,
     AUTO_RETRY_RUN_ID_TAG,
     PARENT_RUN_ID_TAG,
     RESUME_RETRY_TAG,
@@ -74,6 +81,8 @@ def campaign_of(run: dg.DagsterRun) -> str:
 
 def campaign_name(job: str, location: str | None) -> str:
     """Return the name of the campaign of a job in a code location; see `campaign_of`."""
+    if job == EPHEMERAL_JOB_NAME:
+        return IN_PROCESS_CAMPAIGN
     if job == IMPLICIT_ASSET_JOB_NAME:
         what = IMPLICIT_CAMPAIGN
     elif job.startswith(_ANONYMOUS):
@@ -91,6 +100,8 @@ def job_of(campaign: str) -> str:
         >>> job_of("outreach"), job_of("analytics:assets")
         ('outreach', '__ASSET_JOB')
     """
+    if campaign == IN_PROCESS_CAMPAIGN:
+        return EPHEMERAL_JOB_NAME
     _, colon, what = campaign.rpartition(":")
     if not colon:  # the name of a job has none
         return campaign
@@ -103,7 +114,35 @@ def partition_key_of(run: dg.DagsterRun) -> str | None:
 
 
 def partition_of(run: dg.DagsterRun) -> str:
-    """Return the campaign run that a run works on: its partition, or else its first ancestor.
+    """Return which campaign run of its campaign a run works on.
+
+    That is its partition, or else its first ancestor, and its assets if it selects some.
+    """
+    return part_name(dagster_partition_of(run), assets_of(run))
+
+
+def assets_of(run: dg.DagsterRun) -> tuple[str, ...]:
+    """Return the assets that a run selects, or else the asset checks; empty: all of its job."""
+    if run.asset_selection:
+        return tuple(sorted(key.to_user_string() for key in run.asset_selection))
+    checks = run.asset_check_selection or ()
+    return tuple(sorted(f"{check.asset_key.to_user_string()}:{check.name}" for check in checks))
+
+
+def selection_of(assets: Collection[str]) -> tuple[list[dg.AssetKey], list[dg.AssetCheckKey]]:
+    """Return the assets and the asset checks that names from `assets_of` stand for."""
+    keys, checks = [], []
+    for name in assets:
+        asset, colon, check = name.rpartition(":")
+        if colon:
+            checks.append(dg.AssetCheckKey(dg.AssetKey.from_user_string(asset), check))
+        else:
+            keys.append(dg.AssetKey.from_user_string(name))
+    return keys, checks
+
+
+def dagster_partition_of(run: dg.DagsterRun) -> str:
+    """Return the partition key of a run, or else the id of its first ancestor.
 
     A run that the gate requested is tagged with it, since Dagster makes it a root of its own.
     """
@@ -115,6 +154,46 @@ def partition_of(run: dg.DagsterRun) -> str:
         or run.root_run_id
         or run.run_id
     )
+
+
+def parent_of(run: dg.DagsterRun) -> str | None:
+    """Return the id of the run that a run was made from."""
+    return run.parent_run_id or run.tags.get(PARENT_RUN_ID_TAG)
+
+
+def why_it_continues(run: dg.DagsterRun) -> str | None:
+    """Return why a run goes on with what its parent did; None if it starts afresh.
+
+    "Re-execute all", or some steps, asks for all of their work again, as does every run without a
+    parent: a new materialization, a tick, a backfill, a launch by hand.
+    """
+    tags = run.tags
+    if does_only_marked(run):
+        return "it does only the records that were marked"
+    if was_started_to_continue(run):
+        return "it was started by hand after a failure"
+    if is_resume(run):
+        return "the gate resumed it"
+    if RETRY_NUMBER_TAG in tags:
+        return "Dagster retried it"
+    if RESUME_RETRY_TAG in tags or ASSET_RESUME_RETRY_TAG in tags:
+        return "it was re-executed from failure"
+    return None
+
+
+def starts_afresh(run: dg.DagsterRun) -> bool:
+    """Return whether a run starts afresh though it is the next attempt of a paused one."""
+    return AFRESH_TAG in run.tags and run.parent_run_id is None
+
+
+def was_started_to_continue(run: dg.DagsterRun) -> bool:
+    """Return whether a person started a run to go on; a re-execution of it inherits the tag."""
+    return CONTINUES_TAG in run.tags and run.parent_run_id is None
+
+
+def retries_assets_of(run: dg.DagsterRun) -> str | None:
+    """Return the run whose failed assets a run does again; it selects fewer of them itself."""
+    return parent_of(run) if ASSET_RESUME_RETRY_TAG in run.tags else None
 
 
 def ancestors(run: dg.DagsterRun) -> set[str]:
@@ -142,7 +221,7 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
     tags |= {
         PARENT_RUN_ID_TAG: run.run_id,
         ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG) or run.root_run_id or run.run_id,
-        PARTITION_TAG: partition_of(run),
+        PARTITION_TAG: dagster_partition_of(run),
     }
     if does_only_marked(run):
         tags[RECORDS_TAG] = ONLY_MARKED

@@ -26,11 +26,14 @@ from dagster._serdes import deserialize_value
 from dagster_tidegate.dagster_api.lineage import (
     CANARY_PRIORITY,
     PARTITION_TAG,
+    campaign_of,
     job_of,
+    partition_of,
     tried_by,
 )
 from dagster_tidegate.dagster_api.pools import pools_of
 from dagster_tidegate.dagster_api.repository import Repository
+from dagster_tidegate.store.runs import CampaignRun
 
 CHANGE_COLUMNS = ("run_body", "status", "update_timestamp", "create_timestamp")
 
@@ -45,7 +48,7 @@ class RunChange:
 
 
 class Runs:
-    """The runs of a Dagster instance. A partition is what `partition_of` returns.
+    """The runs of a Dagster instance. A partition is what `dagster_partition_of` returns.
 
     Args:
         repository: The repository of the caller, in which it creates runs.
@@ -68,17 +71,27 @@ class Runs:
             dg.RunsFilter(job_name=job, tags=dict(tags), statuses=statuses)
         )
 
-    def runs_of(self, campaign: str, partition: str) -> Sequence[dg.DagsterRun]:
+    def runs_of(self, campaign_run: CampaignRun) -> Sequence[dg.DagsterRun]:
         """Return the runs of a campaign run that the gate requested or that have not finished."""
-        job = job_of(campaign)
+        job, partition = job_of(campaign_run.campaign), campaign_run.dagster_partition
         runs = {run.run_id: run for run in self.runs(tags={PARTITION_TAG: partition}, job=job)}
         for tag in (PARTITION_NAME_TAG, ROOT_RUN_ID_TAG):
             for run in self.runs(tags={tag: partition}, job=job, unfinished=True):
                 runs[run.run_id] = run
-        return list(runs.values())
+        return [run for run in runs.values() if is_of(run, campaign_run)]
+
+    def latest_of(self, campaign_run: CampaignRun) -> dg.DagsterRun | None:
+        """Return the latest run of a campaign run; None if Dagster has none."""
+        job, partition = job_of(campaign_run.campaign), campaign_run.dagster_partition
+        for tag in (PARTITION_NAME_TAG, PARTITION_TAG, ROOT_RUN_ID_TAG):
+            for run in self.runs(tags={tag: partition}, job=job):
+                if is_of(run, campaign_run):
+                    return run
+        first = self.run(partition)
+        return first if first is not None and is_of(first, campaign_run) else None
 
     def unfinished_of(self, partitions: Collection[str]) -> Sequence[dg.DagsterRun]:
-        """Return the unfinished runs that work on one of the partitions, of any job."""
+        """Return the unfinished runs that work on one of Dagster's partitions, of any job."""
         if not partitions:
             return []
         ids = list(partitions)
@@ -221,9 +234,7 @@ class Runs:
 
         With `run_retries` on, Dagster retries it itself.
         """
-        reason = run.tags.get(RUN_FAILURE_REASON_TAG)
-        interrupted = reason == RunFailureReason.UNEXPECTED_TERMINATION.value
-        return interrupted and not self.instance.run_retries_enabled
+        return is_interrupted(run) and not self.instance.run_retries_enabled
 
     def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.
@@ -237,6 +248,18 @@ class Runs:
         self.add_tags(run.run_id, tags)
         if not self.is_canceling(run.run_id):  # it may have been terminated already
             self.instance.report_run_canceling(run, message)
+
+
+def is_interrupted(run: dg.DagsterRun) -> bool:
+    """Return whether a run failed since its process received a signal from outside of Dagster."""
+    reason = run.tags.get(RUN_FAILURE_REASON_TAG)
+    return reason == RunFailureReason.UNEXPECTED_TERMINATION.value
+
+
+def is_of(run: dg.DagsterRun, campaign_run: CampaignRun) -> bool:
+    """Return whether a run works on a campaign run."""
+    name = (campaign_of(run), partition_of(run))
+    return name == (campaign_run.campaign, campaign_run.partition)
 
 
 def _rounded_up(created_at: datetime) -> datetime:

@@ -4,9 +4,10 @@ The record loop itself records that a campaign run is processing or paused. Ever
 from Dagster: that a run was queued, and how it ended.
 """
 
+import logging
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -14,9 +15,12 @@ import dagster as dg
 from dagster_tidegate.control.operations import ACTOR_TAG
 from dagster_tidegate.dagster_api.lineage import (
     ancestors,
+    assets_of,
     campaign_of,
+    dagster_partition_of,
     is_resume,
     partition_of,
+    retries_assets_of,
     was_superseded,
 )
 from dagster_tidegate.dagster_api.runs import RunChange
@@ -25,7 +29,7 @@ from dagster_tidegate.gate.relaunched import joined
 from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import ledger, runs
-from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.database import DATABASE_ERRORS, UNREACHABLE, Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 from dagster_tidegate.text import plural
 
@@ -37,6 +41,9 @@ PAGE = 200
 # Interval of the deleted-run audit in seconds, and how many campaign runs it checks at a time.
 AUDIT_S = 60.0
 AUDIT_PAGE = 500
+MAX_ERROR = 200  # characters of an error in a summary
+
+log = logging.getLogger(__name__)
 
 _Status = dg.DagsterRunStatus
 _ENDS = {
@@ -48,48 +55,84 @@ _WAITS = {_Status.QUEUED, _Status.STARTING}
 _RUNS = {_Status.STARTED, _Status.CANCELING}
 
 
-def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> tuple[datetime, int]:
+@dataclass
+class Followed:
+    """What came of the changes to Dagster's runs.
+
+    Attributes:
+        cursor: Up to when changes have been read, UTC.
+        moved: How many campaign runs were updated.
+        errors: Why some runs could not be followed, by their ids. One bad run stops no other.
+    """
+
+    cursor: datetime
+    moved: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return it for people; empty: nothing happened."""
+        parts = [f"{self.moved} campaign runs updated from Dagster"] if self.moved else []
+        if self.errors:
+            run_id, why = next(iter(self.errors.items()))
+            count = plural(len(self.errors), "Dagster run")
+            parts.append(f"{count} could not be followed, such as {run_id}: {why}")
+        return "; ".join(parts)
+
+
+def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> Followed:
     """Update campaign runs from the changes to Dagster's runs since a time.
 
     Args:
         cursor: Up to when changes have been read, UTC.
         now: The database's time at the beginning of the tick, UTC.
         deadline: When to stop (`time.monotonic`).
-
-    Returns:
-        Up to when changes have been read now, and how many campaign runs were updated.
     """
-    since, moved = cursor - OVERLAP, 0
+    since, followed = cursor - OVERLAP, Followed(cursor)
     while time.monotonic() < deadline:
         changes = gate.dagster.changes(since, PAGE)
         ours = [
-            replace(change, run=joined(gate, change.run))
+            _joined(gate, change, followed)
             for change in changes
             if campaign_of(change.run) in gate.campaigns and not was_superseded(change.run)
         ]
-        if ours:
-            with gate.store.read() as conn:
-                stale = _stale(conn, ours)
-            for change in stale:
-                interrupted = gate.dagster.was_interrupted(change.run)
-                priority = gate.campaigns[campaign_of(change.run)].priority
-                with gate.store.begin() as conn:
-                    at = gate.store.now(conn)
-                    moved += _follow(conn, at, change, priority, interrupted=interrupted)
+        for change in _stale(gate, ours) if ours else ():
+            try:
+                followed.moved += _follow_in(gate, change)
+            except UNREACHABLE:
+                raise
+            except Exception as error:  # one bad run must not stop the others
+                log.exception("Dagster run %s can't be followed", change.run.run_id)
+                followed.errors[change.run.run_id] = _in_short(error)
         if changes:
-            cursor = max(cursor, changes[-1].at)
+            followed.cursor = max(followed.cursor, changes[-1].at)
         if len(changes) < PAGE:
-            cursor = max(cursor, now - MAX_SKEW)
+            followed.cursor = max(followed.cursor, now - MAX_SKEW)
             break
         since = changes[-1].at
-    return cursor, moved
+    return followed
+
+
+def _joined(gate: Gate, change: RunChange, followed: Followed) -> RunChange:
+    try:
+        return replace(change, run=joined(gate, change.run))
+    except UNREACHABLE:
+        raise
+    except Exception as error:  # one bad run must not stop the others
+        log.exception("Dagster run %s can't be joined to a paused one", change.run.run_id)
+        followed.errors[change.run.run_id] = _in_short(error)
+        return change
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:MAX_ERROR]
 
 
 class Audit:
     """Cancels campaign runs whose Dagster run was deleted, which is not a change of any run.
 
-    Each audit checks the next page of pending and processing campaign runs. One is cancelled if
-    Dagster has no run for it in two audits in a row.
+    Each audit checks the next page of pending and processing campaign runs. One for which Dagster
+    has no unfinished run in two audits in a row ends as its latest run did, or is cancelled if
+    Dagster has none.
     """
 
     def __init__(self) -> None:
@@ -98,7 +141,7 @@ class Audit:
         self._missing: dict[int, CampaignRun] = {}
 
     def __call__(self, gate: Gate) -> int:
-        """Audit if it is due; return how many campaign runs were cancelled."""
+        """Audit if it is due; return how many campaign runs were ended."""
         if time.monotonic() < self._due:
             return 0
         self._due = time.monotonic() + AUDIT_S
@@ -116,19 +159,26 @@ class Audit:
         self._missing = {id_: run for id_, run in missing.items() if run not in deleted}
         if not deleted:
             return 0
+        latest = {run.id: gate.dagster.latest_of(run) for run in deleted}
         with gate.store.begin() as conn:
             now = gate.store.now(conn)
-            return sum(
-                runs.move(
-                    conn,
-                    now,
-                    run,
-                    RunStatus.CANCELLED,
-                    reason="its Dagster run was deleted",
-                    actor=SystemActor.DAGSTER,
-                )
-                for run in deleted
-            )
+            return sum(_end(conn, now, run, latest[run.id]) for run in deleted)
+
+
+def _end(
+    conn: Connection, now: datetime, campaign_run: CampaignRun, run: dg.DagsterRun | None
+) -> bool:
+    """End a campaign run that no unfinished Dagster run works on, as its latest one ended."""
+    if run is not None and run.status in _ENDS:
+        return _move(conn, now, campaign_run, _ENDS[run.status], run)
+    return runs.move(
+        conn,
+        now,
+        campaign_run,
+        RunStatus.CANCELLED,
+        reason="its Dagster run was deleted",
+        actor=SystemActor.DAGSTER,
+    )
 
 
 def _without_dagster_run(
@@ -137,7 +187,7 @@ def _without_dagster_run(
     """Those campaign runs that no unfinished Dagster run works on, by id."""
     working = {
         (campaign_of(run), partition_of(run))
-        for run in gate.dagster.unfinished_of({run.partition for run in campaign_runs})
+        for run in gate.dagster.unfinished_of({run.dagster_partition for run in campaign_runs})
         if not never_queued(run)
     }
     return {run.id: run for run in campaign_runs if (run.campaign, run.partition) not in working}
@@ -194,10 +244,17 @@ def next_status(
     return None
 
 
-def _stale(conn: Connection, changes: Sequence[RunChange]) -> list[RunChange]:
+def _stale(gate: Gate, changes: Sequence[RunChange]) -> Sequence[RunChange]:
     """The changes whose campaign runs don't exist yet, or may have to be updated."""
-    attempts = runs.attempts_of(conn, [change.run.run_id for change in changes])
-    campaign_runs = runs.named(conn, [(campaign_of(c.run), partition_of(c.run)) for c in changes])
+    names = [(campaign_of(change.run), partition_of(change.run)) for change in changes]
+    try:
+        with gate.store.read() as conn:
+            attempts = runs.attempts_of(conn, [change.run.run_id for change in changes])
+            campaign_runs = runs.named(conn, names)
+    except UNREACHABLE:
+        raise
+    except DATABASE_ERRORS:
+        return changes  # something is wrong with one of them: `follow` finds out with which
     return [
         change
         for change in changes
@@ -213,7 +270,7 @@ def _may_be_stale(
     change: RunChange, campaign_run: CampaignRun | None, attempt: AttemptRow | None
 ) -> bool:
     run = change.run
-    if campaign_run is None or _starts(campaign_run, run):
+    if campaign_run is None or _starts(campaign_run, run) or retries_assets_of(run):
         return True
     to = next_status(
         run.status,
@@ -232,12 +289,31 @@ def _starts(campaign_run: CampaignRun, run: dg.DagsterRun) -> bool:
     return campaign_run.waits_for_start and run.status in _WAITS
 
 
+def _follow_in(gate: Gate, change: RunChange) -> bool:
+    interrupted = gate.dagster.was_interrupted(change.run)
+    priority = gate.campaigns[campaign_of(change.run)].priority
+    with gate.store.begin() as conn:
+        return _follow(conn, gate.store.now(conn), change, priority, interrupted=interrupted)
+
+
 def _follow(
     conn: Connection, now: datetime, change: RunChange, priority: int, *, interrupted: bool
 ) -> bool:
     run = change.run
     attempt = runs.attempt_of(conn, run.run_id)
-    campaign_run = runs.ensure(conn, now, campaign_of(run), partition_of(run), priority=priority)
+    if attempt is None and retries_assets_of(run):
+        return False  # it selects fewer assets than the campaign run that it continues
+    campaign_run = None if attempt is None else runs.get(conn, attempt.campaign_run)
+    if campaign_run is None:
+        campaign_run = runs.ensure(
+            conn,
+            # As old as the change: a run may have ended before it was ever looked at.
+            min(now, change.at),
+            campaign_of(run),
+            dagster_partition_of(run),
+            assets_of(run),
+            priority=priority,
+        )
     if _starts(campaign_run, run):
         return runs.claim_start(conn, now, campaign_run, actor=SystemActor.DAGSTER)
     newest = runs.latest_attempt(conn, campaign_run.id)
@@ -258,6 +334,13 @@ def _follow(
         return False
     # Not the time of this tick, or what Dagster did since the change would look older.
     now = min(now, max(change.at, campaign_run.changed_at))
+    return _move(conn, now, campaign_run, to, run)
+
+
+def _move(
+    conn: Connection, now: datetime, campaign_run: CampaignRun, to: RunStatus, run: dg.DagsterRun
+) -> bool:
+    """Move a campaign run to the status that a Dagster run gives it."""
     moved = False
     for status in _path(campaign_run.status, to):
         current = runs.get(conn, campaign_run.id)

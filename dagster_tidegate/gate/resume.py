@@ -4,6 +4,7 @@ A request is repeated in every tick until Dagster has the run. Its `run_key` is 
 runs that Dagster has: it keeps a run from being launched twice, and from being dropped forever.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import dagster as dg
@@ -15,6 +16,7 @@ from dagster_tidegate.dagster_api.lineage import (
     job_of,
     request_key,
     request_number,
+    selection_of,
     tags_for_next,
 )
 from dagster_tidegate.gate.follow import never_queued
@@ -26,12 +28,15 @@ from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
 
 # Dagster submits the requests of a tick before it evaluates the next, in about 50 ms each.
 MAX_REQUESTS = 25
+
+log = logging.getLogger(__name__)
 
 
 def request_runs(
@@ -122,8 +127,11 @@ class _Requests:
     def _add_next(self, run: CampaignRun, tries: Collection[str] = ()) -> bool:
         try:
             request = _next_attempt(self._gate, self._planner, run, tries)
-        except dg.DagsterInvalidSubsetError as error:  # must not keep the others paused
-            self.notes.append(f"{run.name} can't resume with its op selection: {error}")
+        except UNREACHABLE:
+            raise
+        except Exception as error:  # one bad run must not keep the others paused
+            log.exception("%s can't resume", run.name)
+            self.notes.append(f"{run.name} can't resume: {type(error).__name__}: {error}")
             return False
         self.requests += [] if request is None else [request]
         return request is not None
@@ -159,7 +167,7 @@ def _next_attempt(
     Raises:
         dagster.DagsterInvalidSubsetError: If the job no longer has the ops that the run selects.
     """
-    dagster_runs = gate.dagster.runs_of(run.campaign, run.partition)
+    dagster_runs = gate.dagster.runs_of(run)
     number = max((request_number(other) for other in dagster_runs), default=0) + 1
     is_created = False
     for other in dagster_runs:
@@ -187,16 +195,20 @@ def _next_attempt(
             runs.move(conn, now, current, RunStatus.CANCELLED, reason=given_up, actor=actor)
         return None
     request = dg.RunRequest(run_key=request_key(run.id, number), job_name=job_of(run.campaign))
+    # Of a run that did failed assets again, these are the assets of the run before.
+    assets, checks = selection_of(run.assets)
     if paused is None:  # it was deleted in Dagster
-        tags = {PARTITION_TAG: run.partition}
+        tags = {PARTITION_TAG: run.dagster_partition}
         if planner.repository.has_partitions(job_of(run.campaign)):
-            request = request.with_replaced_attrs(partition_key=run.partition)
+            request = request.with_replaced_attrs(partition_key=run.dagster_partition)
     else:
         tags = tags_for_next(paused)
-        request = request.with_replaced_attrs(
-            run_config=paused.run_config,
-            asset_selection=list(paused.asset_selection) if paused.asset_selection else None,
-        )
+        request = request.with_replaced_attrs(run_config=paused.run_config)
+        # None: the checks of the assets that it selects.
+        checks = paused.asset_check_selection
+    request = request.with_replaced_attrs(
+        asset_selection=assets or None, asset_check_keys=list(checks) if checks else None
+    )
     if tries:
         tags |= canary_tags(tags, tries)
     request = request.with_replaced_attrs(tags=tags)

@@ -54,16 +54,16 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
         abandoned = mark_abandoned(gate)
         with gate.store.begin() as conn:
             campaigns.save(conn, now, gate.location, gate.specs)
-    cursor, moved = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
+    followed = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
     changes = [*report.changes]
     if abandoned:
         changes.append(f"{abandoned} paused campaign runs can't resume: their jobs are gone")
-    if moved:
-        changes.append(f"{moved} campaign runs updated from Dagster")
-    if cancelled := audit(gate):
-        changes.append(f"{cancelled} campaign runs cancelled: their Dagster runs were deleted")
+    if str(followed):
+        changes.append(str(followed))
+    if ended := audit(gate):
+        changes.append(f"{ended} campaign runs ended: Dagster has no unfinished run of them")
     summary = _summary(observation, changes)
-    _beat(gate, heartbeats.PAUSE, now, summary, cursor)
+    _beat(gate, heartbeats.PAUSE, now, summary, followed.cursor)
     report.check()
     return summary
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from signal import SIGTERM
 from typing import NoReturn
 
@@ -11,25 +12,33 @@ from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
+    AFRESH_TAG,
     MAX_TAG,
     REASON_TAG,
+    assets_of,
     campaign_of,
+    dagster_partition_of,
     does_only_marked,
     is_automatic_retry,
     is_resume,
     is_superseded,
-    partition_of,
+    parent_of,
+    retries_assets_of,
+    starts_afresh,
     superseded_tags,
     tried_by,
+    was_started_to_continue,
+    why_it_continues,
 )
+from dagster_tidegate.dagster_api.runs import is_interrupted
 from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.pools import with_wholes
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, ledger, runs
-from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, CampaignRun
 
@@ -37,6 +46,8 @@ STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
 FAILED_TAG = "tidegate/failed"
 RESUMED = "resumed"
+# How many runs without an attempt may lie between two attempts.
+MAX_LINEAGE = 20
 
 
 class CampaignPaused(dg.Failure, StopLoop):
@@ -81,6 +92,7 @@ class Attempt:
         self.run = run
         self.row = attempts[-1]
         self.series = runs.began_with(attempts)
+        self.continues = _why_continued(context.run, attempts)
         self.only_marked = does_only_marked(context.run)
         self.drain_timeout_s = drain_timeout_s
         self.log: logging.Logger = context.log
@@ -267,32 +279,124 @@ def _ended(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelle
 def _claim(
     context: dg.OpExecutionContext, store: Store
 ) -> tuple[CampaignRun, Sequence[AttemptRow]]:
-    """Claim the campaign run, and return it with its attempts; the last is this run's."""
-    partition = partition_of(context.run)
-    is_over: dict[str, bool] = {}  # by id of a Dagster run
+    """Claim the campaign run; return it with the attempts that its ledger has, this run's last."""
     retried = _retried(context)
+    lineage = _Lineage(context.run, context.instance)
+    owners: dict[str, dg.DagsterRun | None] = {}  # by id; None: Dagster does not have it
     while True:
         with store.begin() as conn:
             now = store.now(conn)
-            run = runs.locked(conn, runs.ensure(conn, now, campaign_of(context.run), partition).id)
+            run = runs.locked(conn, _campaign_run(conn, now, context.run).id)
             newest = runs.latest_attempt(conn, run.id)
             made = runs.attempts_of(conn, [each.run_id for each in retried])
             begun = context.run_id in made
             stale = None if newest is None or begun else _why_stale(retried, made, run, newest)
             owner = context.run_id if newest is None else newest.dagster_run
-            lease = None if newest is None else newest.lease_until
-            expired = lease is not None and lease < now
-            if stale is None and (expired or owner == context.run_id or owner in is_over):
-                over = expired or is_over.get(owner, False)
-                runs.begin_attempt(conn, now, run, context.run_id, owner_is_over=over)
-                return run, runs.attempts(conn, run.id)
+            is_known = begun or newest is None or owner in owners
+            counted = runs.attempts(conn, run.id, since=run.first_attempt)
+            leads_on = begun or lineage.leads_to([each.dagster_run for each in counted])
+            if stale is None and is_known and leads_on is not None:
+                owner_run = owners.get(owner)
+                continues = leads_on or not (
+                    newest is not None
+                    and (starts_afresh(context.run) or _has_ended(run, newest, owner_run))
+                )
+                runs.begin_attempt(
+                    conn,
+                    now,
+                    run,
+                    context.run_id,
+                    owner_is_over=newest is None or _is_over(newest, now, owner_run),
+                    continues=continues,
+                )
+                run = runs.locked(conn, run.id)
+                if not continues:
+                    context.log.info(
+                        "%s starts afresh: %s, so what attempts up to %d did does not count",
+                        run.name,
+                        context.run.tags.get(AFRESH_TAG) or "this run follows no earlier one",
+                        run.first_attempt - 1,
+                    )
+                return run, runs.attempts(conn, run.id, since=run.first_attempt)
         if stale is not None:
             message, tags = stale
             Dagster(context.instance).end_as_canceled(context.run, message, tags)
             raise CampaignCancelled(message)
         # Outside the transaction, which keeps others from writing.
-        owner_run = context.instance.get_run_by_id(owner)
-        is_over[owner] = owner_run is None or owner_run.is_finished
+        if not is_known:
+            owners[owner] = context.instance.get_run_by_id(owner)
+        elif leads_on is None:
+            lineage.read_on()
+
+
+def _campaign_run(conn: Connection, now: datetime, run: dg.DagsterRun) -> CampaignRun:
+    """The campaign run that a run works on; of failed assets, that of the run they failed in."""
+    former = runs.attempt_of(conn, retries_assets_of(run) or "")
+    retried = None if former is None else runs.get(conn, former.campaign_run)
+    return retried or runs.ensure(
+        conn, now, campaign_of(run), dagster_partition_of(run), assets_of(run)
+    )
+
+
+def _is_over(newest: AttemptRow, now: datetime, owner: dg.DagsterRun | None) -> bool:
+    """Whether no process works for an attempt any more."""
+    if newest.lease_until is not None and newest.lease_until < now:
+        return True
+    return owner is None or owner.is_finished
+
+
+def _has_ended(run: CampaignRun, newest: AttemptRow, owner: dg.DagsterRun | None) -> bool:
+    """Whether a campaign run has completed, failed or been cancelled.
+
+    Else it is paused, or was cut off: then whoever begins next goes on.
+    """
+    if run.ended_as is not None or run.status not in UNFINISHED:
+        return True
+    if newest.ended_at is not None:
+        return newest.outcome is not RunStatus.PAUSED
+    # The gate has not followed it yet. A terminated process is no end: the gate will resume it.
+    return owner is None or (owner.is_finished and not is_interrupted(owner))
+
+
+class _Lineage:
+    """The runs that a run goes on with, which are read from Dagster as far as they are needed."""
+
+    def __init__(self, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._goes_on = does_only_marked(run) or was_started_to_continue(run)
+        self._ids: list[str] = []
+        self._unread: str | None = None
+        self._add(run)
+
+    def leads_to(self, dagster_runs: Collection[str]) -> bool | None:
+        """Return whether the run goes on with one of some others; None: `read_on` first."""
+        if self._goes_on or not set(dagster_runs).isdisjoint(self._ids):
+            return True
+        return None if self._unread is not None else False
+
+    def read_on(self) -> None:
+        """Read the next run, which perhaps had no attempt of its own."""
+        run = None if self._unread is None else self._instance.get_run_by_id(self._unread)
+        self._unread = None
+        if run is not None:
+            self._add(run)
+
+    def _add(self, run: dg.DagsterRun) -> None:
+        parent = parent_of(run)
+        if parent is None or why_it_continues(run) is None or len(self._ids) == MAX_LINEAGE:
+            return
+        self._ids.append(parent)
+        self._unread = parent
+
+
+def _why_continued(run: dg.DagsterRun, attempts: Sequence[AttemptRow]) -> str:
+    """Why records are done already when a loop of the last attempt begins."""
+    if len(attempts) == 1:
+        return "this op was begun before"
+    previous = attempts[-2]
+    ended = "was cut off" if previous.outcome is None else f"ended as {previous.outcome}"
+    why = why_it_continues(run) or "nothing of it had ended"
+    return f"attempt {previous.number} {ended}, and this run goes on with it, as {why}"
 
 
 def _retried(context: dg.OpExecutionContext) -> Sequence[dg.DagsterRun]:

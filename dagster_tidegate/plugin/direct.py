@@ -25,6 +25,7 @@ class DirectAttempt:
     """
 
     series = 1
+    continues = ""
     only_marked = False
 
     def __init__(

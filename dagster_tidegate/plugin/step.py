@@ -10,6 +10,7 @@ from dagster_tidegate.dagster_api.runs import Runs
 from dagster_tidegate.dagster_api.steps import StepEnd, current_context
 from dagster_tidegate.plugin.attempt import Attempt, CampaignCancelled
 from dagster_tidegate.records.host import StopLoop, StopReason
+from dagster_tidegate.text import MAX_OP, bounded
 
 if TYPE_CHECKING:
     from dagster_tidegate.plugin.resource import BreakerResource
@@ -100,7 +101,7 @@ class Step(StepEnd):
                 "records(..., name=...)"
             )
         self._loops.add(loop)
-        return loop
+        return bounded(loop, MAX_OP)
 
     def failed(self, error: BaseException) -> bool:
         """Pause the run if a breaker's refusal ends the step; return whether it is no failure."""

@@ -47,6 +47,7 @@ class LoopHost(Protocol):
         row: The attempt at it; its number fences the writes of older attempts.
         series: Number of the first attempt of this series, in which each one resumed the one
             before. Records that failed before it are retried.
+        continues: Why records are done already when the loop begins, for the log.
         only_marked: Whether it does only the records that were marked to be done again, and what
             follows from them.
         drain_timeout_s: How long records in flight may take to finish when the loop stops.
@@ -57,6 +58,7 @@ class LoopHost(Protocol):
     run: CampaignRun
     row: AttemptRow
     series: int
+    continues: str
     only_marked: bool
     drain_timeout_s: float
     log: logging.Logger

@@ -65,6 +65,8 @@ class Journal:
         self._reported = 0
         self._rate: float | None = None
         self.begin()
+        if self.done and host.continues:
+            host.log.info("%s: skips %d records that are done: %s", op, self.done, host.continues)
 
     def begin(self) -> None:
         """Read what earlier attempts, or another process of this one, have done."""

@@ -222,7 +222,7 @@ class LoopPass(Generic[T]):
             count = len(self._schedule)
             are = "1 record is pending" if count == 1 else f"{count} records are pending, the first"
             raise PendingRecordsError(
-                f"{are} until {at:%Y-%m-%d %H:%M:%S} UTC: execute the run again after that"
+                f"{are} until {at:%Y-%m-%d %H:%M:%S} UTC: then re-execute the run from failure"
             )
         return wait_s
 

@@ -14,6 +14,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.text import MAX_OP, bounded
 
 
 @dataclass(frozen=True, order=True)
@@ -248,7 +249,7 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
         [
             {
                 "campaign": campaign.name,
-                "op": op,
+                "op": bounded(op, MAX_OP),
                 "pool": pool,
                 "services": ",".join(sorted(campaign.adopted.get(pool, ()))) or None,
                 "assets": sorted(campaign.assets.get(op, ())) or None,

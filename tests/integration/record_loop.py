@@ -38,6 +38,7 @@ class Work:
     services: Sequence[str] = ("openai",)
     drain_timeout_s = 10.0
     only_marked = False
+    continues = "the test began again"
     log = LOG
 
     def __init__(self, url: str, partition: str = "leads-1", **policy: Any) -> None:

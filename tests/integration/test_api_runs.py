@@ -16,6 +16,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.text import MAX_PART
 from tests.integration.api import Api, api
 from tests.support.clock import Clock
 from tests.support.databases import both_databases
@@ -136,7 +137,7 @@ def test_a_partition_may_have_any_name(asked: Api, store: Store) -> None:
 
 @both_databases
 def test_names_may_be_as_long_as_the_database_can_keep_them(asked: Api) -> None:
-    longest = "x" * 256
+    longest = "x" * MAX_PART
     asked.post("/campaigns/digest/runs", {"partition": longest}, expect=201)
     asked.post(f"/campaigns/digest/runs/{longest}/pause", {"reason": "look"})
     asked.post("/campaigns/digest/runs", {"partition": longest + "x"}, expect=422)
@@ -358,7 +359,7 @@ def test_what_has_ended_can_t_be_cancelled(store: Store) -> None:
 class _no_runs:
     """A Dagster that has no run of anything."""
 
-    def terminate(self, job: str, partition: str) -> list[str]:  # noqa: ARG002
+    def terminate(self, *_: object) -> list[str]:
         return []
 
 
@@ -405,7 +406,7 @@ def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> N
         def launch_marked(self, job: str, *_: object, **__: object) -> str:
             raise AssertionError(f"nobody asked for records of {job}")
 
-        def terminate(self, job: str, partition: str) -> list[str]:
+        def terminate(self, job: str, partition: str, *_: object) -> list[str]:
             ended.append(f"{job}/{partition}")
             return ended
 

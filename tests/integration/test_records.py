@@ -180,6 +180,15 @@ def campaign(instance: dg.DagsterInstance, breakers: BreakerResource) -> Campaig
     return Campaign(instance, breakers)
 
 
+def retries(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Tags of a re-execution from failure."""
+    return {
+        "dagster/parent_run_id": result.run_id,
+        "dagster/root_run_id": result.run_id,
+        "dagster/is_resume_retry": "true",
+    }
+
+
 def error_of(result: dg.ExecuteInProcessResult) -> SerializableErrorInfo:
     """The error that the author's code raised."""
     data = result.get_step_failure_events()[0].step_failure_data
@@ -203,9 +212,9 @@ def test_an_unbroken_run_handles_each_record_once_in_order(campaign: Campaign) -
     assert set(campaign.ledger().values()) == {RecordStatus.DONE}
 
 
-def test_a_run_that_is_executed_again_sends_nothing_twice(campaign: Campaign) -> None:
+def test_a_run_that_is_retried_sends_nothing_twice(campaign: Campaign) -> None:
     first = campaign.run()
-    second = campaign.run()
+    second = campaign.run(tags=retries(first))
     assert len(campaign.sent) == len(LEADS)
     assert second.output_for_node("send") == first.output_for_node("send")
 
@@ -367,7 +376,7 @@ def test_a_run_of_which_most_records_fail_is_a_failure(campaign: Campaign) -> No
     assert run.status is dg.DagsterRunStatus.FAILURE
 
 
-def test_failed_records_are_tried_again_when_an_ended_campaign_run_is_executed_again(
+def test_failed_records_are_tried_again_when_a_failed_run_is_retried(
     campaign: Campaign,
 ) -> None:
     def fail(lead: dict) -> None:
@@ -375,12 +384,12 @@ def test_failed_records_are_tried_again_when_an_ended_campaign_run_is_executed_a
             raise ValueError("no such mailbox")
 
     campaign.fail = fail
-    campaign.run()
+    first = campaign.run()
     store = campaign.breakers.store
     with store.begin() as conn:
-        runs.move(conn, store.now(conn), campaign.campaign_run, RunStatus.COMPLETED, actor="gate")
+        runs.move(conn, store.now(conn), campaign.campaign_run, RunStatus.FAILED, actor="gate")
     campaign.fail = lambda _: None
-    campaign.run()
+    campaign.run(tags=retries(first))
     assert set(campaign.ledger().values()) == {RecordStatus.DONE}
     assert len(campaign.sent) == 5
 
@@ -406,12 +415,12 @@ def test_idempotency_keys_are_the_same_in_every_attempt_and_differ_between_recor
 ) -> None:
     first, second = Campaign(instance, breakers), Campaign(instance, breakers)
     first.items = LEADS[:2]
-    first.run()
+    result = first.run()
     store = breakers.store
     with store.begin() as conn:
         conn.execute(t.ledger.delete())
     second.items = LEADS[:2]
-    second.run()
+    second.run(tags=retries(result))
     assert first.keys == second.keys
     assert len(set(first.keys)) == 2
 

@@ -14,6 +14,7 @@ from dagster_tidegate.control.operations import UnderWayError
 from dagster_tidegate.control.situation import read
 from dagster_tidegate.control.starting import StartVerdict, verdict
 from dagster_tidegate.control.why import why
+from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.dagster_api.lineage import ONLY_MARKED, RECORDS_TAG
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
@@ -27,6 +28,7 @@ from tests.support.record_statuses import record_statuses
 
 SPEC = CampaignSpec("outreach", "here", "none", ops={"send": "mail"})
 LEADS = ["ada", "alan", "grace", "kurt", "emmy"]
+GOES_ON = {CONTINUES_TAG: "true"}
 DONE, FAILED = RecordStatus.DONE, RecordStatus.FAILED
 
 
@@ -143,8 +145,12 @@ def test_one_run_does_the_chosen_records_and_what_follows_from_them_and_nothing_
     assert outreach.sent == ["alan"]
     assert outreach.keys[-1] == first_keys["alan"]
     outreach.sent.clear()
-    outreach.run()
+    outreach.run(**GOES_ON)
     assert sorted(outreach.sent) == ["kurt", "new"]
+    outreach.sent.clear()
+    outreach.run()
+    assert outreach.sent == outreach.leads, "a new run does all of them"
+    assert outreach.keys[-5] != first_keys["alan"]
 
 
 def test_a_campaign_run_is_not_completed_while_records_were_never_tried(outreach: Outreach) -> None:
@@ -157,7 +163,9 @@ def test_a_campaign_run_is_not_completed_while_records_were_never_tried(outreach
     outreach.retry()
     assert outreach.sent == failed
     assert outreach.campaign_run.status is RunStatus.FAILED
-    outreach.run()
+    outreach.sent.clear()
+    outreach.run(**GOES_ON)
+    assert outreach.sent == [lead for lead in outreach.leads if lead not in failed]
     assert outreach.statuses() == dict.fromkeys(outreach.leads, DONE)
     assert outreach.statuses("note") == dict.fromkeys(outreach.leads, DONE)
     assert outreach.campaign_run.status is RunStatus.COMPLETED
@@ -215,7 +223,7 @@ def test_the_command_lists_what_went_wrong_and_says_what_would_be_done_again(
     assert "completed, 1 failed" in run("runs").output
     outreach.bad = set()
     outreach.sent.clear()
-    outreach.run()
+    outreach.run(**GOES_ON)
     assert outreach.sent == ["kurt"]
     with outreach.store.read() as conn:
         [event] = history.read(conn, kinds=[events.EventKind.RECORDS], limit=9)

@@ -22,6 +22,7 @@ class FakeHost:
     run: CampaignRun
     row: AttemptRow
     series: int = 1
+    continues: str = "a test says so"
     services: Sequence[str] = ()
     drain_timeout_s: float = 25.0
     only_marked: bool = False

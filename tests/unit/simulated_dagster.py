@@ -10,11 +10,17 @@ import dagster as dg
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
-from dagster_tidegate.dagster_api.lineage import PARTITION_TAG, campaign_of, partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import (
+    PARTITION_TAG,
+    campaign_of,
+    dagster_partition_of,
+    tried_by,
+)
 from dagster_tidegate.dagster_api.pools import pools_of
-from dagster_tidegate.dagster_api.runs import RunChange
+from dagster_tidegate.dagster_api.runs import RunChange, is_of
 from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import DEFAULT, RUNNING, UNSET, TakeoverKind
 
 ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
@@ -143,14 +149,16 @@ class SimulatedDagster:
             and not (unfinished and run.is_finished)
         ]
 
-    def runs_of(self, campaign: str, partition: str) -> Sequence[dg.DagsterRun]:
+    def runs_of(self, campaign_run: CampaignRun) -> Sequence[dg.DagsterRun]:
         return [
             run
             for run in self.all_runs.values()
-            if campaign_of(run) == campaign
-            and partition_of(run) == partition
-            and (PARTITION_TAG in run.tags or not run.is_finished)
+            if is_of(run, campaign_run) and (PARTITION_TAG in run.tags or not run.is_finished)
         ]
+
+    def latest_of(self, campaign_run: CampaignRun) -> dg.DagsterRun | None:
+        of_it = [run for run in self.all_runs.values() if is_of(run, campaign_run)]
+        return of_it[-1] if of_it else None
 
     def canaries(self) -> Sequence[dg.DagsterRun]:
         started = [
@@ -175,7 +183,7 @@ class SimulatedDagster:
         return [
             run
             for run in self.all_runs.values()
-            if partition_of(run) in partitions and not run.is_finished
+            if dagster_partition_of(run) in partitions and not run.is_finished
         ]
 
     def queued(self, limit: int, campaign: str | None = None) -> Sequence[dg.DagsterRun]:

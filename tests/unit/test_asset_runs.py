@@ -133,6 +133,21 @@ def status_of(world: World, run: CampaignRun) -> RunStatus:
     return current.status
 
 
+def test_a_run_that_a_condition_requests_meanwhile_is_the_next_attempt(world: World):
+    """Such as of `missing() & ~in_progress()`, to which a paused run is no longer in progress."""
+    world.hold(MAIL)
+    paused = pause_unpartitioned(world, "letters")
+    relaunched = queue(world, "letters")
+    assert "resumes" not in tick(world)
+    after = world.dagster.run(relaunched.run_id)
+    assert after is not None
+    assert after.tags["tidegate/partition"] == paused.dagster_partition
+    assert "tidegate/afresh" not in after.tags
+    assert status_of(world, paused) is RunStatus.PENDING
+    world.release(MAIL)
+    assert "resumes" not in tick(world), "it has a run in the queue"
+
+
 def test_a_run_requested_since_an_input_has_changed_starts_afresh(world: World):
     world.hold(MAIL)
     paused = pause_unpartitioned(world, "letters")

@@ -373,7 +373,7 @@ class TheGate(RuleBasedStateMachine):
         )
         assert not report.errors
         now = self.clock()
-        self.cursor, _ = follow(self.gate, self.cursor, now, time.monotonic() + 60)
+        self.cursor = follow(self.gate, self.cursor, now, time.monotonic() + 60).cursor
         self.audit(self.gate)
 
     def _resume(self) -> None:
