@@ -124,3 +124,24 @@ def test_the_error_is_a_breaker_open_error_with_all_of_its_fields_and_a_picklabl
     assert isinstance(again, dg.Failure)
     assert (again.service, again.reason, again.allow_retries) == ("mail", "503 x5", False)
     assert str(again) == again.description == "mail is open since 00:00:00 UTC (503 x5)"
+
+
+@pytest.mark.database_time
+def test_a_paused_run_that_a_person_re_executed_is_not_shown_as_paused_any_more(
+    project: Project,
+) -> None:
+    project.down()
+    paused = project.execute("plain_op")
+    assert paused.tags["tidegate/state"] == "paused"
+    (project.folder / "down").unlink()
+    plain.breakers.fleet.breaker("mail").close()
+    again = project.execute(
+        "plain_op", reexecution_options=dg.ReexecutionOptions(parent_run_id=paused.run_id)
+    )
+    assert again.status is dg.DagsterRunStatus.SUCCESS
+    former = project.instance.get_run_by_id(paused.run_id)
+    assert former is not None
+    assert former.tags["tidegate/state"] == "resumed"
+    row = project.campaign_run(paused)
+    assert row is not None
+    assert row.status is not RunStatus.PAUSED

@@ -1,12 +1,18 @@
 """What becomes of runs in an outage, with a real gate and Dagster without its daemon."""
 
+import asyncio
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from click.testing import CliRunner
 from dagster import DagsterRunStatus
+from dagster._core.execution.backfill import BulkActionStatus
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster_graphql.schema import create_schema
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -18,16 +24,23 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import UNSET
-from tests.integration.gate_deployment import Deployment, deployment
+from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 PROJECT = Path(__file__).parent / "runs_project" / "definitions.py"
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def shared(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("runs") / "home"
     monitoring = {"enabled": True, "free_slots_after_run_end_seconds": 1}
-    with deployment(home, module_store_url, project=PROJECT, run_monitoring=monitoring) as deployed:
+    with deployment(
+        home,
+        module_store_url,
+        project=PROJECT,
+        run_monitoring=monitoring,
+        concurrency={"pools": {"granularity": "run"}, "runs": {"max_concurrent_runs": 50}},
+    ) as deployed:
         yield deployed
 
 
@@ -136,3 +149,145 @@ def set_state(deployed: Deployment, service: str, state: BreakerState) -> None:
     breaker = fleet.breaker(service)
     breaker.close() if state is BreakerState.CLOSED else breaker.half_open()
     fleet.close()
+
+
+ODD = ["a/b two words, c", "Zo\u00eb \u2603 \u6f22", "x" * 500]
+KINDS = {
+    ("one_side", None): ["side left"],
+    ("picture_job", None): ["drawn"],
+    ("mapped", None): ["piece x", "piece y"],
+    ("sales_job", "eu|mon"): ["sales eu|mon"],
+    **{("odd", name): [f"odd {name}"] for name in ODD},
+    ("retried", None): ["retried"],
+    ("plain_job", None): ["plain in plain_job"],
+    ("plain_again", None): ["plain in plain_again"],
+}
+
+
+def test_every_kind_of_op_asset_and_partition_pauses_and_is_resumed_once(deployed: Deployment):
+    """One outage for all: multi-assets, graph-backed assets, mapped outputs, odd partitions."""
+    deployed.down("crm")
+    tags = {"dagster/partition/at": "eu", "dagster/partition/day": "mon"}
+    run_ids = {
+        (job, partition): deployed.launch(
+            job, partition, tags=tags if partition == "eu|mon" else None
+        )
+        for job, partition in KINDS
+    }
+    deployed.dequeue()
+    for run_id in run_ids.values():
+        deployed.wait(run_id)
+    paused = {key: campaign_run(deployed, run_id).status for key, run_id in run_ids.items()}
+    assert paused == dict.fromkeys(KINDS, RunStatus.PAUSED)
+    assert deployed.calls() == []
+    deployed.up("crm")
+    deployed.until(
+        lambda: all(is_completed(deployed, run_id) for run_id in run_ids.values()), rounds=40
+    )
+    expected = sorted(call for calls in KINDS.values() for call in calls)
+    assert sorted(deployed.calls()) == expected
+    assert len(deployed.instance.get_runs()) == 2 * len(KINDS)
+
+
+LAUNCH = """
+mutation ($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}
+"""
+CANCEL = """
+mutation ($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }
+"""
+OF_JOB = {
+    "selector": {
+        "partitionSetName": "contacts_job_partition_set",
+        "repositorySelector": {
+            "repositoryLocationName": LOCATION,
+            "repositoryName": "__repository__",
+        },
+    }
+}
+OF_ASSET = {"assetSelection": [{"path": ["contacts"]}]}
+
+
+class Backfill:
+    """A backfill of two partitions, launched as the Dagster UI does."""
+
+    def __init__(self, deployed: Deployment, target: dict) -> None:
+        self._deployed = deployed
+        answer = self._ask(LAUNCH, params={**target, "partitionNames": ["d1", "d2"]})
+        self.id = answer["backfillId"]
+        self.iterate()
+
+    def _ask(self, query: str, **variables: Any) -> dict:
+        context = self._deployed.workspace.create_request_context()
+        result = asyncio.run(
+            create_schema().execute_async(query, context_value=context, variables=variables)
+        )
+        assert not result.errors, result.errors
+        assert result.data is not None
+        [answer] = result.data.values()
+        return answer
+
+    def cancel(self) -> None:
+        self._ask(CANCEL, id=self.id)
+        self.iterate()
+
+    def iterate(self) -> None:
+        """Let the daemon look at its backfills."""
+        for error in execute_backfill_iteration(
+            self._deployed.workspace, logging.getLogger("tests")
+        ):
+            assert error is None, error.to_string()
+
+    @property
+    def status(self) -> BulkActionStatus:
+        backfill = self._deployed.instance.get_backfill(self.id)
+        assert backfill is not None
+        return backfill.status
+
+
+@pytest.mark.parametrize("target", [OF_JOB, OF_ASSET], ids=["job", "asset"])
+def test_a_backfill_that_paused_ends_completed(deployed: Deployment, target: dict):
+    deployed.down("crm")
+    backfill = Backfill(deployed, target)
+    run_round(deployed)
+    backfill.iterate()
+    assert backfill.status is not BulkActionStatus.COMPLETED_SUCCESS
+    deployed.up("crm")
+    for _ in range(12):
+        run_round(deployed)
+        backfill.iterate()
+        if backfill.status is BulkActionStatus.COMPLETED_SUCCESS:
+            break
+    assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
+    assert sorted(deployed.calls()) == ["d1", "d2"]
+
+
+def test_a_backfill_that_a_person_cancelled_is_not_resumed(deployed: Deployment):
+    deployed.down("crm")
+    backfill = Backfill(deployed, OF_JOB)
+    run_round(deployed)
+    run_ids = [run.run_id for run in deployed.instance.get_runs()]
+    assert {deployed.status(run_id) for run_id in run_ids} == {DagsterRunStatus.CANCELED}
+    backfill.cancel()
+    deployed.up("crm")
+    for _ in range(4):
+        run_round(deployed)
+    assert deployed.calls() == []
+    assert len(deployed.instance.get_runs()) == 2
+    for run_id in run_ids:
+        row = campaign_run(deployed, run_id)
+        assert row.status is RunStatus.CANCELLED
+        assert row.reason == f"its backfill {backfill.id} was cancelled"
+
+
+def run_round(deployed: Deployment) -> None:
+    """Let the gate and the daemon look once, and wait for the runs that this starts."""
+    deployed.gate()
+    deployed.dequeue()
+    for run in deployed.instance.get_runs(
+        dg.RunsFilter(statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED])
+    ):
+        deployed.wait(run.run_id)
