@@ -80,6 +80,7 @@ bench: $(TESTS) ## Run the benchmarks.
 	$(BIN)/python -m tests.benchmarks.records
 	$(BIN)/python -m tests.benchmarks.api
 	$(BIN)/python -m tests.benchmarks.guard
+	$(BIN)/python -m tests.benchmarks.page
 
 bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 	$(BIN)/python -m tests.benchmarks.scale

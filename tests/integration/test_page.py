@@ -22,6 +22,7 @@ from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.web.pages.rendering import CSP, FRAGMENTS
 from tests.integration.api import app_of, in_process
 from tests.support import page_scene, page_store
+from tests.support.databases import both_databases
 
 PAGES = (
     "",
@@ -91,11 +92,12 @@ def ids(store: Store) -> dict[str, int]:
     return page_scene.trouble(store)
 
 
+@both_databases
 def test_every_page_loads_nothing_from_elsewhere_and_runs_no_script_of_others(
     store: Store, ids: dict[str, int]
 ) -> None:
     with browsing(store) as browser:
-        for path in PAGES:
+        for path in (*PAGES, "/campaigns?q=out&status=paused", "/campaigns/outreach?q=leads"):
             answer = browser.client.get("/tidegate" + path.format(**ids))
             assert answer.status_code == 200
             assert answer.headers["content-security-policy"] == CSP
