@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api import lineage
 from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
@@ -175,9 +176,7 @@ def _campaign(run: _Waiting) -> str:
 
 def assets_of(run: _Waiting) -> Sequence[str]:
     """Return the names of the assets that a run selects; empty: all of its job."""
-    if isinstance(run, CampaignRun):
-        return run.assets
-    return sorted(key.to_user_string() for key in run.asset_selection or ())
+    return run.assets if isinstance(run, CampaignRun) else lineage.assets_of(run)
 
 
 def _name(run: _Waiting) -> str:
