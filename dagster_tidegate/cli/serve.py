@@ -95,4 +95,7 @@ def _source(code: CodeOptions, settings: ServeSettings, *, api_only: bool) -> Pr
 
 
 def _announce(address: str) -> None:
-    click.echo(f"serving {address}, API at {address}/api/v1; press Ctrl-C to stop")
+    click.echo(
+        f"serving {address}, Tidegate at {address}/tidegate, API at {address}/api/v1; press "
+        "Ctrl-C to stop"
+    )

@@ -1,6 +1,7 @@
 """Finds a Dagster project and its instance as `dg` and `dagster` do, without importing Dagster."""
 
 import os
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 WORKSPACE_FILES = ("workspace.yaml", "workspace.yml")
 TEMPORARY_HOME = ".tmp_dagster_home_"
 """Prefix of the directory that `dg dev` uses while DAGSTER_HOME is not set."""
+IN_USE_S = 60.0
 LOCAL_HOME = Path(".tidegate", "home")
 """The DAGSTER_HOME that `python -m demo up` keeps in a project."""
 
@@ -128,6 +130,10 @@ def home(directory: Path) -> Path | None:
             return each / LOCAL_HOME
         temporary = sorted(each.glob(f"{TEMPORARY_HOME}*"))
         if len(temporary) > 1:
+            # A killed `dg dev` leaves its own behind, and so do runs that outlive it.
+            in_use = [path for path in temporary if _is_in_use(path)]
+            temporary = in_use if len(in_use) == 1 else temporary
+        if len(temporary) > 1:
             names = ", ".join(path.name for path in temporary)
             raise ProjectError(
                 f"{each} has the storage of several runs of dg dev ({names}): delete those of runs "
@@ -136,6 +142,12 @@ def home(directory: Path) -> Path | None:
         if temporary:
             return temporary[0]
     return None
+
+
+def _is_in_use(home: Path) -> bool:
+    """Whether a gate has just written to the store in it, as it does every few seconds."""
+    written = [path.stat().st_mtime for path in home.glob("tidegate.db*")]
+    return bool(written) and time.time() - max(written) < IN_USE_S
 
 
 def _upwards(directory: Path) -> Iterator[Path]:

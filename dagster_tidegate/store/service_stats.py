@@ -114,12 +114,12 @@ def calls_by_bucket(conn: Connection) -> Mapping[tuple[str, datetime], Mapping[s
 
 @dataclass(frozen=True)
 class Calls:
-    """Calls to a service in a span of time that starts at `at` (UTC)."""
+    """Calls to a service, in a minute that began so many minutes ago."""
 
     ok: int = 0
     slow: int = 0
     failed: int = 0
-    at: datetime | None = None
+    minutes_ago: int = 0
 
     @property
     def all(self) -> int:
@@ -148,10 +148,10 @@ def last_hour(conn: Connection, now: datetime) -> Mapping[str, Sequence[Calls]]:
         .group_by(o.service, o.bucket)
         .order_by(o.service, o.bucket)
     )
-    by_minute: dict[str, dict[datetime, Calls]] = {}
+    by_minute: dict[str, dict[int, Calls]] = {}
     for row in rows:
         service, bucket, ok, slow, failed = tuple(row)
-        minute = bucket.replace(second=0, microsecond=0)
+        minute = int((now - bucket).total_seconds() // 60)
         minutes = by_minute.setdefault(service, {})
         former = minutes.get(minute, Calls())
         minutes[minute] = Calls(former.ok + ok, former.slow + slow, former.failed + failed, minute)

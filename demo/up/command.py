@@ -98,6 +98,7 @@ def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: in
 [bold]Tidegate is up[/] (in {where.started_in_s:.1f} s). Ctrl-C stops it.
 
   Dagster   {where.web}
+  Tidegate  {where.web}/tidegate  (what is paused, why, and what to do about it)
   API       {where.web}/api/v1
   Sandbox   {where.sandbox}  (simulated third-party services)
   Home      {where.home}

@@ -1,7 +1,7 @@
 """A store that looks like a deployment in trouble, for the tests of the pages."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
@@ -136,29 +136,32 @@ def run(
     rate: float | None = None,
     suspect: bool = False,
     op: str = "send",
+    took_min: float = 0,
 ) -> int:
     """Put a campaign run with an attempt, progress and records into the store; return its id.
 
     Args:
         failed: Key and error of each record that failed.
         in_doubt: Keys of the records that were started and have no result.
+        took_min: How long the attempt took, in minutes, if it is over.
     """
     with store.begin() as conn:
         now = store.now(conn)
+        ended_at = now + timedelta(minutes=took_min)
         made = runs.ensure(conn, now, campaign, partition)
         runs.begin_attempt(conn, now, made, f"{campaign}-{partition}-1", owner_is_over=True)
         c = t.campaign_runs.c
-        paused_at = now if status is RunStatus.PAUSED else None
+        paused_at = ended_at if status is RunStatus.PAUSED else None
         conn.execute(
             t.campaign_runs.update()
             .where(c.id == made.id)
-            .values(status=status, reason=reason, paused_at=paused_at)
+            .values(status=status, reason=reason, paused_at=paused_at, changed_at=ended_at)
         )
         if status is not RunStatus.PROCESSING:
             conn.execute(
                 t.attempts.update()
                 .where(t.attempts.c.campaign_run == made.id)
-                .values(ended_at=now, outcome=status)
+                .values(ended_at=ended_at, outcome=status)
             )
         conn.execute(
             t.progress.insert().values(
@@ -171,7 +174,7 @@ def run(
                 position=0,
                 series=1,
                 exact=not in_doubt,
-                updated_at=now,
+                updated_at=datetime.now(UTC) if rate else now,
             )
         )
         _records(conn, made.id, op, RecordStatus.FAILED, failed, suspect=suspect)

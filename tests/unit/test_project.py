@@ -1,6 +1,7 @@
 """The project that a command loads is the one that `dg` and `dagster` would load there."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_of_two_homes_none_is_guessed(tmp_path: Path) -> None:
         (root / f".tmp_dagster_home_{name}").mkdir()
     with pytest.raises(ProjectError, match=r"_x1, .*_x2.*delete those of runs that have ended"):
         read_environment(root)
+
+
+@pytest.mark.usefixtures("no_home")
+def test_what_an_earlier_dg_dev_left_does_not_count(tmp_path: Path) -> None:
+    root = dg_project(tmp_path)
+    for name, age_s in (("x1", 3600), ("x2", 5)):
+        (root / f".tmp_dagster_home_{name}").mkdir()
+        file = root / f".tmp_dagster_home_{name}" / "tidegate.db"
+        file.touch()
+        os.utime(file, (time.time() - age_s,) * 2)
+    read_environment(root)
+    assert os.environ["DAGSTER_HOME"].endswith("_x2")
 
 
 @pytest.mark.usefixtures("no_home")

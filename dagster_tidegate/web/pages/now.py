@@ -8,7 +8,7 @@ from dagster_tidegate.control.leftovers import leftovers
 from dagster_tidegate.control.models import AlertHealth
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import Reason, why
-from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, TargetKind, targets_of
+from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts, run_problems
 from dagster_tidegate.store.database import Connection
@@ -163,10 +163,10 @@ def _pauses(situation: Situation) -> list[Pause]:
         for target in {hold.target for hold in situation.holds}
         for reason in why(situation, target).reasons
     }
-    covered = {
-        name: targets_of(services=campaign.services, campaign=name)
-        for name, campaign in situation.campaigns.items()
-    }
+    covered: dict[int, list[str]] = {}
+    for name, campaign in situation.campaigns.items():
+        for hold in campaign.holds:
+            covered.setdefault(hold.id, []).append(name)
     pauses = []
     for hold in situation.holds:
         target = hold.target
@@ -174,7 +174,7 @@ def _pauses(situation: Situation) -> list[Pause]:
             campaigns = [target.name.partition("/")[0]]
             paused = 0
         else:
-            campaigns = [name for name, targets in covered.items() if target in targets]
+            campaigns = covered.get(hold.id, [])
             paused = sum(situation.campaigns[n].runs.get(RunStatus.PAUSED, 0) for n in campaigns)
         pauses.append(Pause(answer.get(hold.id, Reason(hold)), campaigns, paused))
     return sorted(

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc
 from dagster_tidegate.web.access.identity import Identity
@@ -214,6 +215,8 @@ def environment() -> Environment:
         tone=lambda status: TONES.get(str(status), "plain"),
         seconds=lambda value: length(timedelta(seconds=value)),
         target_url=target_url,
+        spark_base=_spark_base,
+        spark_failures=_spark_failures,
         differences=differences,
     )
     # Blocks that are rendered alone do not execute the imports of their template.
@@ -267,3 +270,17 @@ def _share(part: float, whole: float) -> str:
         return "none"
     percent = 100 * part / whole
     return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
+
+
+def _spark_base(calls: Sequence[Calls]) -> str:
+    """The minutes with calls, as the path of a sparkline 120 wide, the newest on the right."""
+    return "".join(f"M{118 - 2 * each.minutes_ago} 22.5h1.5" for each in calls)
+
+
+def _spark_failures(calls: Sequence[Calls]) -> str:
+    """The share of failed calls of each minute with some, as the path of a sparkline 24 high."""
+    return "".join(
+        f"M{118.75 - 2 * each.minutes_ago} 23.5V{22 - 21 * each.failure_rate:.1f}"
+        for each in calls
+        if each.failed
+    )

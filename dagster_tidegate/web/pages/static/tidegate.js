@@ -3,8 +3,9 @@
 "use strict";
 
 const FRAGMENTS = "X-Tidegate-Fragments";
-const SOON_MS = 150; // one outage writes many events at once
-const LATEST_MS = 700;
+const SOON_MS = 60; // one outage writes many events at once
+const LATEST_MS = 400;
+const RETRY_MS = 2000;
 const TICK_MS = 1000;
 const KINDS = [
   "service", "hold", "campaign_run", "takeover", "start", "cancel", "records", "location",
@@ -16,7 +17,8 @@ const away = document.getElementById("away");
 const due = new Set();
 let timer = 0;
 let firstDue = 0;
-let fetching = false;
+let fetching = null; // what ends the request in flight
+let isUrgent = false;
 let shownAt = new Date();
 
 function fragments() {
@@ -29,8 +31,13 @@ function tell(text, ok) {
   document.getElementById("live-text").textContent = text;
 }
 
-function refresh(names) {
+// An event is urgent: it does not wait for a request of the clock, which may answer without it.
+function refresh(names, urgent = false) {
   for (const name of names) due.add(name);
+  if (urgent && names.length) {
+    if (fetching && !fetching.urgent) fetching.abort();
+    isUrgent = true;
+  }
   if (!due.size || fetching) return;
   firstDue ||= Date.now();
   clearTimeout(timer);
@@ -41,28 +48,34 @@ async function fetchDue() {
   const names = [...due];
   due.clear();
   firstDue = 0;
-  fetching = true;
+  fetching = Object.assign(new AbortController(), { urgent: isUrgent });
+  isUrgent = false;
   try {
     const answer = await fetch(location.href, {
+      signal: fetching.signal,
       headers: { [FRAGMENTS]: names.join(","), Accept: "text/html" },
       redirect: "manual",
     });
     if (answer.type === "opaqueredirect") return location.reload(); // the session has ended
     if (!answer.ok) throw new Error(answer.status === 503 ? "the store is unreachable" : `status ${answer.status}`);
     const parsed = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const focused = document.activeElement;
     for (const fresh of parsed.querySelectorAll("[data-fragment]")) {
       const old = document.getElementById(fresh.id);
       if (old) morph(old, fresh);
     }
+    if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
     shownAt = new Date();
     away.hidden = true;
     tick();
   } catch (error) {
+    if (error.name === "AbortError") return refresh(names);
     const time = shownAt.toISOString().slice(11, 19);
     away.textContent = `This page is of ${time} UTC, and can't be refreshed: ${error.message}. It tries again by itself.`;
     away.hidden = false;
+    setTimeout(() => refresh(names), RETRY_MS);
   } finally {
-    fetching = false;
+    fetching = null;
     refresh([]);
   }
 }
@@ -81,6 +94,12 @@ function morph(old, fresh) {
   for (const wanted of [...fresh.childNodes]) {
     const known = wanted.id && byId.get(wanted.id);
     if (known && known.nodeName === wanted.nodeName) {
+      // White space in the way would make it move, and what moves loses the focus.
+      while (place && place !== known && place.nodeType === Node.TEXT_NODE) {
+        const next = place.nextSibling;
+        place.remove();
+        place = next;
+      }
       if (known !== place) old.insertBefore(known, place);
       else place = place.nextSibling;
       morph(known, wanted);
@@ -135,7 +154,7 @@ function listen() {
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => {
       const names = fragments().filter((each) => (each.dataset.on || "").split(" ").includes(kind));
-      refresh(names.map((each) => each.dataset.fragment));
+      refresh(names.map((each) => each.dataset.fragment), true);
       if (kind === "service") {
         const { name, to_status: status } = JSON.parse(event.data);
         document.getElementById("spoken").textContent = `${name} is now ${status.replace("_", " ")}`;
