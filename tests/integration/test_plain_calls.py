@@ -145,3 +145,15 @@ def test_a_paused_run_that_a_person_re_executed_is_not_shown_as_paused_any_more(
     row = project.campaign_run(paused)
     assert row is not None
     assert row.status is not RunStatus.PAUSED
+
+
+@pytest.mark.database_time
+def test_where_dagster_reads_the_end_of_a_step_from_its_log_the_log_has_it(
+    project: Project,
+) -> None:
+    project.down()
+    run = project.execute("plain_in_containers")
+    assert run.status is CANCELED
+    assert run.tags["tidegate/state"] == "paused"
+    assert project.calls() == 1
+    assert len(project.events(run, STEP_FAILURE)) == 1

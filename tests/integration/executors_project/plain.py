@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
 
 from dagster_tidegate import BreakerOpenError, BreakerResource, ServiceConfig, pool
 
@@ -78,6 +80,12 @@ def job_of(op: dg.OpDefinition, executor: dg.ExecutorDefinition, name: str) -> d
     return job
 
 
+@dg.executor(name="in_containers")
+def in_containers(_context: dg.InitExecutorContext) -> InProcessExecutor:
+    """Stands for those that learn from the event log how a step has ended."""
+    return InProcessExecutor(retries=RetryMode.ENABLED)
+
+
 OPS = [
     plain_op,
     async_op,
@@ -113,6 +121,7 @@ defs = dg.Definitions(
             ),
             "in_processes",
         ),
+        job_of(plain_op, in_containers, "plain_in_containers"),
         dg.define_asset_job("assets_job", selection="*", executor_def=dg.in_process_executor),
     ],
     resources={"breakers": breakers},
