@@ -206,7 +206,9 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
             if topic.live:
                 state.end(topic, withdraw=False)
                 if topic.announced:
-                    text = _recovery(snapshot, event.name, event.at, topic.raised_at)
+                    text = _recovery(
+                        snapshot, event.name, event.at, topic.raised_at, outage=event.id
+                    )
                     recovery = state.topic(AlertKind.RECOVERY, event.name)
                     state.raise_alert(recovery, text, lasts=False)
         elif not topic.live and not _is_denied(snapshot, event.name):  # an alert of its own
@@ -276,13 +278,23 @@ def _trips(snapshot: Snapshot, service: str, times: int, since: datetime | None)
     )
 
 
-def _recovery(snapshot: Snapshot, service: str, at: datetime, alerted_at: datetime | None) -> Text:
+def _recovery(
+    snapshot: Snapshot,
+    service: str,
+    at: datetime,
+    alerted_at: datetime | None,
+    *,
+    outage: int | None = None,
+) -> Text:
+    """Report a recovery; `outage` is the id of the event that ended the outage, if known."""
     lasted = "" if alerted_at is None else f", {length(at - alerted_at)} after the alert"
+    which = f"--service {shlex.quote(service)} --limit 1"
     return Text(
         f"{service} has recovered",
         f"The breaker of {service} closed at {utc(at)}{lasted}.\n"
         f"{affected(snapshot.campaigns_of(service))}\n"
-        "Their paused runs resume in a ramp, one run first.",
+        "Their paused runs resume in a ramp, one run first.\n"
+        f"Report: tidegate report {f'--outage {outage}' if outage else which}",
     )
 
 

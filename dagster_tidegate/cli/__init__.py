@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "history": "List changes: who, what, when and why.",
     "detach": "Give back everything that the gate changed in Dagster, and stop the gate.",
     "init": "Write the settings that Tidegate needs into dagster.yaml.",
+    "report": "Report outages: when, why, what was paused, who did what.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
     "dev": "Run Dagster's UI, its daemon and the API on this machine until Ctrl-C.",
     "serve": "Serve the API and the Dagster UI on one port until Ctrl-C.",

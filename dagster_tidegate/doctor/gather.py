@@ -1,6 +1,7 @@
 """Gathers the facts about a deployment. A fact that can't be read is recorded as an error."""
 
 import platform
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,12 +26,15 @@ from dagster_tidegate.store.database import (
 PACKAGE = "dagster-tidegate"
 
 
-def gather(code: CodeOptions, store_url: str | None) -> Facts:
+def gather(
+    code: CodeOptions, store_url: str | None, *, instance: dg.DagsterInstance | None = None
+) -> Facts:
     """Gather what `diagnose` needs.
 
     Args:
         code: The code to load; empty: the project of the current directory.
         store_url: The store; None: that of the environment.
+        instance: The Dagster instance; None: that of `DAGSTER_HOME`.
     """
     store = _store_facts(store_url)
     package = metadata.metadata(PACKAGE)
@@ -42,10 +46,10 @@ def gather(code: CodeOptions, store_url: str | None) -> Facts:
         "store": store,
     }
     try:
-        with workspace.open_instance() as instance:
-            facts["settings"] = deployment.settings(instance)
-            facts["daemons"] = deployment.daemons(instance)
-            facts |= _locations(instance, code, store)
+        with workspace.open_instance() if instance is None else nullcontext(instance) as opened:
+            facts["settings"] = deployment.settings(opened)
+            facts["daemons"] = deployment.daemons(opened)
+            facts |= _locations(opened, code, store)
     except Exception as error:  # noqa: BLE001 -- every problem with Dagster is a finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         facts["instance_error"] = lines[0] if lines else repr(error)

@@ -183,13 +183,12 @@ class Attempt:
             why = holds.without_gate(why, self.run.campaign)
         of = "" if reason.total is None else f"/{reason.total}"
         where = f": {why}" if reason.done is None else f" at {reason.done}{of}: {why}"
-        status = retry_while_unreachable(lambda: self._end(status, where), self.log)
+        status = retry_while_unreachable(lambda: self._end(status, where, reason), self.log)
         message = f"{status.capitalize()}{where}"
         tags = {STATE_TAG: status.value, REASON_TAG: why[:MAX_TAG]}
         if reason.holds:
             self._hold_queue()
-            services = [h.target.name for h in reason.holds if h.target.kind is TargetKind.SERVICE]
-            if services:
+            if services := _services(reason.holds):
                 tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
         self.log.info(message)
         self._dagster.end_as_canceled(self._context.run, message, tags)
@@ -223,7 +222,7 @@ class Attempt:
         with self.store.read() as conn:
             return campaigns.find(conn, self.run.campaign) is not None
 
-    def _end(self, to: RunStatus, where: str) -> RunStatus:
+    def _end(self, to: RunStatus, where: str, why: StopReason) -> RunStatus:
         """End the attempt in the store, and return its status: another op may have been first.
 
         That op asks Dagster to end the run, which then looks as if a person had terminated it.
@@ -246,6 +245,11 @@ class Attempt:
                     reason=reason,
                     refused_by=self._refused - self._needed if to is RunStatus.PAUSED else (),
                     actor=self.row.dagster_run,
+                    details={
+                        "services": sorted({*_services(why.holds), *self._refused}),
+                        "done": why.done,
+                        "total": why.total,
+                    },
                 )
             return to
 
@@ -274,6 +278,10 @@ class Attempt:
 
 def _ended(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:
     return (CampaignPaused if status is RunStatus.PAUSED else CampaignCancelled)(message)
+
+
+def _services(held: Sequence[Hold]) -> list[str]:
+    return [hold.target.name for hold in held if hold.target.kind is TargetKind.SERVICE]
 
 
 def _claim(

@@ -1,18 +1,21 @@
 """The front door: adds everything that a code location needs to its Definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.sensors import job_names
 from dagster_tidegate.plugin.campaign import AllCampaigns, Campaign, check_jobs
+from dagster_tidegate.plugin.operator_jobs import jobs_of_operators
 from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
 from dagster_tidegate.plugin.sensors import (
     build_breaker_sensor,
     build_pause_sensor,
     build_resume_sensor,
 )
+from dagster_tidegate.plugin.service_assets import reachable_check, with_lineage
+from dagster_tidegate.plugin.service_assets import service_assets as assets_of
 from dagster_tidegate.store.retention import Keep
 
 
@@ -24,6 +27,9 @@ def build_definitions(
     store_url: str | None = None,
     keep: Keep | None = None,
     resource_key: str = "breakers",
+    service_assets: bool = True,
+    lineage: bool = False,
+    operator_jobs: bool = True,
 ) -> dg.Definitions:
     """Return Definitions whose jobs and assets pause with the services that they need.
 
@@ -40,6 +46,12 @@ def build_definitions(
         keep: Retention periods; None: the defaults of `Keep`.
         resource_key: Key of the `BreakerResource`, and so the name of the parameter by which ops
             and assets get it.
+        service_assets: Whether each service becomes an external asset with the check `reachable`,
+            in the group `services`, which has its history.
+        lineage: Whether assets depend on the assets of the services that their pools name. A
+            recovery then counts as an update of an upstream for automation conditions.
+        operator_jobs: Whether to add the jobs `tidegate_hold`, `tidegate_release` and
+            `tidegate_doctor`, to be launched by people.
 
     Raises:
         ValueError: If a campaign's job does not exist, the resource or the sensors are there
@@ -60,7 +72,13 @@ def build_definitions(
         store_url=store_url,
         keep=keep,
         resource_key=resource_key,
+        service_assets=service_assets,
+        operator_jobs=operator_jobs,
     )
+    if lineage:
+        if not service_assets:
+            raise ValueError("lineage=True needs service_assets=True: assets depend on them")
+        defs = with_lineage(defs, _service_names(defs, added.resources or {}, resource_key))
     return dg.Definitions.merge(defs, added)
 
 
@@ -72,6 +90,8 @@ def gate_definitions(
     store_url: str | None = None,
     keep: Keep | None = None,
     resource_key: str = "breakers",
+    service_assets: bool = True,
+    operator_jobs: bool = True,
 ) -> dg.Definitions:
     """Return only what `build_definitions` adds; the arguments and errors are the same."""
     jobs = job_names(defs)
@@ -86,10 +106,29 @@ def gate_definitions(
     sensors = [
         build_pause_sensor(campaigns=found, resource_key=resource_key),
         build_resume_sensor(campaigns=found, resource_key=resource_key),
-        build_breaker_sensor(campaigns=found, resource_key=resource_key, keep=keep),
+        build_breaker_sensor(
+            campaigns=found,
+            resource_key=resource_key,
+            keep=keep,
+            service_assets=service_assets,
+        ),
     ]
     resources = _resources(defs, services, store_url, resource_key)
-    return dg.Definitions(sensors=sensors, resources=resources)
+    names = _service_names(defs, resources, resource_key)
+    has_assets = service_assets and names
+    return dg.Definitions(
+        sensors=sensors,
+        resources=resources,
+        assets=assets_of(names) if has_assets else None,
+        asset_checks=[reachable_check(names, resource_key)] if has_assets else None,
+        jobs=jobs_of_operators(resource_key) if operator_jobs else None,
+    )
+
+
+def _service_names(defs: dg.Definitions, added: Mapping[str, object], key: str) -> Sequence[str]:
+    resource = added.get(key) or (defs.resources or {}).get(key)
+    assert isinstance(resource, BreakerResource)  # else `_resources` has refused it
+    return [each.name for policy in resource.services for each in policy.with_parts()]
 
 
 def _resources(

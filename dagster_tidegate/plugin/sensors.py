@@ -21,6 +21,7 @@ from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.plugin.campaign import AllCampaigns, Campaign
 from dagster_tidegate.plugin.resource import BreakerResource
+from dagster_tidegate.plugin.service_reporter import ServiceReporter
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
@@ -141,6 +142,7 @@ def build_breaker_sensor(
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
     keep: Keep | None = None,
+    service_assets: bool = False,
 ) -> dg.SensorDefinition:
     """Build the sensor that checks whether a failed service has recovered.
 
@@ -156,16 +158,23 @@ def build_breaker_sensor(
         default_status: Whether it runs unless someone turns it on or off.
         keep: Retention periods; None: the defaults of `Keep`. A campaign run that is executed
             again after its ledger was deleted does all of its records again.
+        service_assets: Whether to report each change of a breaker to Dagster, as events of the
+            services' assets, which `build_definitions` adds.
     """
     retention = Retention(keep or Keep())
+    reporters: list[ServiceReporter] = []
 
     def tick(
-        _context: dg.SensorEvaluationContext,
+        context: dg.SensorEvaluationContext,
         resource: BreakerResource,
         gate: Gate,
         _repository: Repository,
     ) -> tuple[str, Sequence[dg.RunRequest]]:
         summary = breaker_tick(gate, resource.fleet)
+        if service_assets:
+            if not reporters:
+                reporters.append(ServiceReporter(list(resource.fleet.policies)))
+            summary += _report(reporters[0], context, resource)
         if deleted := retention.prune_some(resource.store, resource.fleet.now()):
             summary += f"; deleted {deleted} expired rows"
         return summary, ()
@@ -235,6 +244,18 @@ def _build(
         required_resource_keys={resource_key},
         tags={PART_TAG: part},
     )
+
+
+def _report(
+    reporter: ServiceReporter, context: dg.SensorEvaluationContext, resource: BreakerResource
+) -> str:
+    """Report changes of breakers to Dagster; the gate's own work does not depend on it."""
+    try:
+        done = reporter.report(context.instance, resource.store, resource.fleet.snapshot())
+    except Exception as error:  # noqa: BLE001 -- the next tick tries again
+        context.log.warning("The assets of services are out of date: %r", error)
+        done = f"the assets of services are out of date: {error}"
+    return f"; {done}" if done else ""
 
 
 def _specs(

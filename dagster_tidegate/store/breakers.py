@@ -141,7 +141,7 @@ def change(
         else WOULD_OPEN,
         reason=reason or after.reason or before.reason,
         actor=actor,
-        after=_opened_for(after),
+        after=_opened_for(conn, now, before, after),
     )
     if after.state == BreakerState.CLOSED:
         _end_hold(conn, now, after.name, actor=SystemActor.BREAKER)
@@ -157,15 +157,38 @@ def change(
     return True
 
 
-def _opened_for(status: BreakerStatus) -> dict[str, Any] | None:
-    """Return what an event records about why a breaker opened, besides the reason."""
-    if status.state != BreakerState.OPEN:
+def _opened_for(
+    conn: Connection, now: datetime, before: BreakerStatus, after: BreakerStatus
+) -> dict[str, Any] | None:
+    """Return what an event records about why a breaker opened, besides the reason.
+
+    The counts of calls are those of the closed breaker; they are deleted soon.
+    """
+    if after.state != BreakerState.OPEN:
         return None
-    until = status.open_until
-    return {
-        "cause": status.cause,
-        "answer": status.answer,
+    until = after.open_until
+    details = {
+        "cause": after.cause,
+        "answer": after.answer,
         "open_until": None if until is None else until.isoformat(),
+    }
+    if before.state != BreakerState.CLOSED:
+        return details
+    o = t.outcomes.c
+    counts = conn.execute(
+        sa.select(
+            sa.func.coalesce(sa.func.sum(o.ok + o.failed), 0).label("calls"),
+            sa.func.coalesce(sa.func.sum(o.failed), 0).label("failed"),
+            sa.func.coalesce(sa.func.sum(o.slow), 0).label("slow"),
+            sa.func.min(o.bucket).label("since"),
+        ).where(o.service == before.name, o.generation == before.generation)
+    ).one()
+    seconds = 0.0 if counts.since is None else max(0.0, (now - counts.since).total_seconds())
+    return details | {
+        "calls": int(counts.calls),
+        "failed": int(counts.failed),
+        "slow": int(counts.slow),
+        "counted_s": round(seconds, 1),
     }
 
 

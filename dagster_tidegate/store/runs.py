@@ -332,6 +332,7 @@ def move(
     reason: str | None = None,
     refused_by: Collection[str] = (),
     actor: str,
+    details: Mapping[str, Any] | None = None,
 ) -> bool:
     """Move a campaign run to another status, if it is still as the caller read it.
 
@@ -340,6 +341,7 @@ def move(
     Args:
         run: The campaign run as the caller read it.
         refused_by: See `CampaignRun`.
+        details: What else its event records.
 
     Returns:
         False if somebody else changed it first.
@@ -370,7 +372,7 @@ def move(
         return False
     if to not in (RunStatus.PENDING, RunStatus.PROCESSING):
         _end_attempt(conn, now, run.id, run.attempt, to)
-    _event(conn, now, run.name, run.status, to, reason, actor=actor)
+    _event(conn, now, run.name, run.status, to, reason, actor=actor, details=details)
     return True
 
 
@@ -604,6 +606,7 @@ def _event(
     reason: str | None = None,
     *,
     actor: str,
+    details: Mapping[str, Any] | None = None,
 ) -> None:
     events.write(
         conn,
@@ -614,4 +617,5 @@ def _event(
         to_status=to_status,
         reason=reason,
         actor=actor,
+        after=details,
     )

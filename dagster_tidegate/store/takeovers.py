@@ -6,7 +6,7 @@ written (`take`, `intend`; committed), Dagster is written, the store records tha
 the row and increments it, so that a plan made before another gate's change is not applied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -129,6 +129,13 @@ def names_about(conn: Connection, name: str) -> Sequence[str]:
         if name in (row.campaign, needed.campaign, *needed.services):
             names.append(_recorded_as(row.kind, row.label))
     return names
+
+
+def names_of(conn: Connection, campaigns: Collection[str]) -> Sequence[str]:
+    """Return the names under which events record the schedules and sensors of campaigns."""
+    c = t.takeovers.c
+    rows = conn.execute(sa.select(c.kind, c.label, c.campaign).distinct())
+    return [_recorded_as(row.kind, row.label) for row in rows if row.campaign in campaigns]
 
 
 def take(

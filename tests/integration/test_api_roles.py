@@ -60,7 +60,13 @@ def role_of(method: str, path: str) -> Role | None:
 
 
 def address(path: str) -> str:
-    values = {"service": "instantly", "campaign": OWNED, "partition": PARTITION, "hold": "1"}
+    values = {
+        "service": "instantly",
+        "campaign": OWNED,
+        "partition": PARTITION,
+        "hold": "1",
+        "outage": "1",
+    }
     return path.format(**values)
 
 

@@ -20,6 +20,7 @@ from dagster_tidegate.web.api.routes import (
     holds,
     queue,
     records,
+    reports,
     runs,
     services,
 )
@@ -41,6 +42,7 @@ TAGS = {
     "records": "The records of a campaign run.",
     "holds": "The reasons why something may not run.",
     "events": "The audit log: who changed what, when and why.",
+    "reports": "Outages of services, and what happened in them.",
     "alerts": "The alerts that were sent.",
     "queue": "How much is paused and how much is waiting.",
     "health": "Health checks of the server, the store, the gate and the alerts.",
@@ -80,7 +82,18 @@ def create_app(
     )
     app.state.context = AppContext(store, Feed(store), workspace, read_only)
     api = APIRouter(prefix=PREFIX, responses=responses())
-    for module in (services, campaigns, records, runs, holds, events, alerts, queue, health):
+    for module in (
+        services,
+        campaigns,
+        records,
+        runs,
+        holds,
+        events,
+        reports,
+        alerts,
+        queue,
+        health,
+    ):
         api.include_router(module.router)
     refusal = [Depends(_refuse_changes)] if read_only else []
     app.include_router(api, dependencies=refusal)

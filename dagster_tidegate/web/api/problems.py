@@ -62,6 +62,7 @@ class Code(StrEnum):
     CAMPAIGN_RUN_NOT_FOUND = "campaign_run_not_found", 404, "No such campaign run"
     NO_RECORDS = "no_records", 404, "No such records"
     HOLD_NOT_FOUND = "hold_not_found", 404, "No such hold"
+    OUTAGE_NOT_FOUND = "outage_not_found", 404, "No such outage"
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "Method not allowed"
     TOO_SLOW = "too_slow", 408, "The request did not arrive in time"
     HELD = "held", 409, "It is paused"

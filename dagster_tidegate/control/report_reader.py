@@ -1,0 +1,70 @@
+"""Reads what reports are made of from the store."""
+
+from collections.abc import Collection
+from datetime import datetime
+
+from dagster_tidegate.control import report as r
+from dagster_tidegate.control.report import Outage, Surroundings
+from dagster_tidegate.control.report_models import OutageReport, ServiceReport, Summary
+from dagster_tidegate.store import breakers, campaigns, outages, takeovers
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.events import EventKind
+
+MAX_OUTAGES = 1000
+"""How many outages of a service are listed."""
+
+
+def summary(conn: Connection, since: datetime, until: datetime) -> Summary:
+    """Return the outages of all services in a period."""
+    found = r.outages(outages.transitions(conn, since, until))
+    services = r.summaries(found, since, until, breakers.read(conn))
+    return Summary(since=since, until=until, services=services)
+
+
+def of_service(conn: Connection, service: str, since: datetime, until: datetime) -> ServiceReport:
+    """Return the outages of a service in a period."""
+    found = r.outages(outages.transitions(conn, since, until, service))
+    [numbers] = r.summaries(found, since, until, [service])
+    return ServiceReport(
+        since=since,
+        until=until,
+        summary=numbers,
+        outages=[r.listed(each, until) for each in reversed(found)][:MAX_OUTAGES],
+    )
+
+
+def of_outage(conn: Connection, now: datetime, event: int) -> OutageReport | None:
+    """Return the report of the outage that a change of a breaker belongs to.
+
+    Args:
+        event: The id of any of its events, also of the one that ended it; None if there is none.
+    """
+    [*found] = r.outages(outages.transitions_of(conn, event))
+    return _report(conn, found[0], now) if found else None
+
+
+def _report(conn: Connection, outage: Outage, now: datetime) -> OutageReport:
+    dependents = _dependents(conn, outage.service)
+    first = outage.events[0].id
+    events = outages.around(conn, first, None if outage.end is None else outage.end.id)
+    paused = r.pauses(events, outage.service, dependents)
+    runs = {event.name for event in paused}
+    concerned = dependents | {name.partition("/")[0] for name in runs}
+    names = {*takeovers.names_about(conn, outage.service), *takeovers.names_of(conn, concerned)}
+    taken = {event.name for event in events if event.kind == EventKind.TAKEOVER} & names
+    until = outage.closed_at or now
+    around = Surroundings(
+        events=events,
+        resumed=outages.resumed(conn, first, runs),
+        given_back=outages.given_back(conn, first, taken),
+        takeovers=taken,
+        campaigns=dependents,
+        missed=outages.missed(conn, concerned, outage.opened_at, until),
+        records=outages.records(conn, runs, outage.opened_at, until),
+    )
+    return r.report(outage, around, now)
+
+
+def _dependents(conn: Connection, service: str) -> set[str]:
+    known: Collection[str] = breakers.read(conn)
+    return {spec.name for spec in campaigns.read(conn) if service in spec.services(known)}

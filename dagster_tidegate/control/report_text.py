@@ -1,0 +1,254 @@
+"""Reports as Markdown that reads as plain text. Pure."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from dagster_tidegate.control.report_models import (
+    OutageOut,
+    OutageReport,
+    ServiceReport,
+    ServiceSummary,
+    Summary,
+)
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.text import length, plural, shown, utc
+
+WIDTH = 60
+"""Columns of the picture."""
+MAX_ROWS = 10
+"""How many campaigns the picture has."""
+_DRAWN = {BreakerState.CLOSED: "─", BreakerState.OPEN: "█", BreakerState.HALF_OPEN: "▒"}
+_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
+
+
+def summary_text(summary: Summary) -> str:
+    """Return the outages of a period by service."""
+    return "\n".join(
+        [
+            f"# Outages from {utc(summary.since)} to {utc(summary.until)}",
+            "",
+            *_table(
+                ("service", "outages", "minutes", "mean time to recovery", "longest", "opened by"),
+                [_summary_row(each) for each in summary.services],
+            ),
+            "",
+        ]
+    )
+
+
+def service_text(report: ServiceReport) -> str:
+    """Return the outages of a service in a period."""
+    lines = [
+        f"# Outages of {_text(report.summary.service)} from {utc(report.since)} to "
+        f"{utc(report.until)}",
+        "",
+        *_table(
+            ("outages", "minutes", "mean time to recovery", "longest", "opened by"),
+            [_summary_row(report.summary)[1:]],
+        ),
+        "",
+        *_table(
+            ("id", "opened", "lasted", "opened by", "why"),
+            [
+                (
+                    str(each.id),
+                    utc(each.opened_at),
+                    _lasted(each),
+                    each.cause or "by hand",
+                    _text(each.reason or ""),
+                )
+                for each in report.outages
+            ],
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def outage_text(report: OutageReport) -> str:
+    """Return the report of an outage."""
+    return "\n".join([*_outage(report), ""])
+
+
+def picture(report: OutageReport) -> Sequence[str]:
+    """Return the outage on a time axis, a line for the breaker and one for each campaign."""
+    end = max(filter(None, (report.closed_at or report.at, report.last_resumed_at)))
+    margin = max(timedelta(seconds=1), (end - report.opened_at) / 20)
+    start, end = report.opened_at - margin, end + margin
+    step = (end - start) / WIDTH
+    middles = [start + step * (column + 0.5) for column in range(WIDTH)]
+    rows = [(report.service, "".join(_DRAWN[_state(report, at)] for at in middles))]
+    for campaign in report.campaigns[:MAX_ROWS]:
+        spans = [
+            (run.paused_at, run.resumed_at or report.at)
+            for run in report.runs
+            if run.run.startswith(f"{campaign.campaign}/")
+        ]
+        drawn = ("░" if any(a <= at < b for a, b in spans) else " " for at in middles)
+        rows.append((campaign.campaign, "".join(drawn)))
+    width = max(len(shown(name)) for name, _ in rows)
+    first, last = f"{start:%H:%M:%S}", f"{end:%H:%M:%S}"
+    return [
+        *(f"{shown(name):{width}}  {drawn}".rstrip() for name, drawn in rows),
+        f"{'':{width}}  {first}{last:>{WIDTH - len(first)}}",
+        f"{'':{width}}  █ open  ▒ half open  ░ runs paused",
+    ]
+
+
+def _outage(report: OutageReport) -> Iterator[str]:
+    yield f"# Outage of {_text(report.service)}, {utc(report.opened_at)}"
+    yield ""
+    yield f"- Why: {_text(report.reason or 'opened by hand')}" + (
+        f" ({report.cause})" if report.cause else ""
+    )
+    if report.answer:
+        yield f"- The service said: {_text(report.answer)}"
+    yield f"- Lasted: {_lasted(report)}" + (
+        f", {plural(report.failed_probes, 'failed trial call')}" if report.failed_probes else ""
+    )
+    if report.last_resumed_at is not None:
+        whole = report.last_resumed_at - report.opened_at
+        yield f"- The last paused run resumed {length(whole)} after the trip."
+    yield f"- {_calls(report)}"
+    records = report.records
+    repeated = "not known" if records.repeated is None else str(records.repeated)
+    yield (
+        f"- Records: {records.delayed} delayed, {records.done_since} done since, {records.left} "
+        f"left, {records.failed} failed, {records.lost} lost, {repeated} repeated"
+    )
+    if records.cut_off:
+        yield f"- Runs cut off with records in flight: {records.cut_off}"
+    yield from ("", "```text", *picture(report), "```")
+    yield from _section(
+        "Timeline",
+        ("at", "breaker", "why"),
+        [(utc(t.at), t.state.replace("_", " "), _text(t.reason or "")) for t in report.timeline],
+    )
+    yield from _section(
+        "Who did what",
+        ("at", "who", "what", "why"),
+        [(utc(a.at), _text(a.actor), _text(a.what), _text(a.reason or "")) for a in report.actions],
+    )
+    yield from _section(
+        "What was paused",
+        ("campaign", "runs paused", "still paused", "queued meanwhile", "last resumed"),
+        [
+            (
+                _text(c.campaign),
+                str(c.paused),
+                str(c.still_paused),
+                str(c.queued),
+                _moment(c.last_resumed_at),
+            )
+            for c in report.campaigns
+        ],
+    )
+    yield from _section(
+        "Runs",
+        ("run", "paused", "for", "at", "now"),
+        [
+            (
+                _text(run.run),
+                utc(run.paused_at),
+                length(timedelta(seconds=run.seconds)),
+                "" if run.done is None else f"{run.done}/{'?' if run.total is None else run.total}",
+                run.status or "",
+            )
+            for run in report.runs
+        ],
+    )
+    yield from _section(
+        "Stopped in Dagster",
+        ("what", "stopped", "restored"),
+        [
+            (
+                _text(each.name),
+                utc(each.stopped_at),
+                f"{_moment(each.restored_at)} {(each.outcome or 'not yet').replace('_', ' ')}",
+            )
+            for each in report.stopped
+        ],
+    )
+    yield from _section(
+        "Missed schedule ticks",
+        ("campaign", "schedule", "missed", "launched", "skipped", "failed", "waiting"),
+        [
+            (
+                _text(each.campaign),
+                _text(each.schedule),
+                *(
+                    str(count)
+                    for count in (
+                        each.missed,
+                        each.launched,
+                        each.skipped,
+                        each.failed,
+                        each.waiting,
+                    )
+                ),
+            )
+            for each in report.ticks
+        ],
+    )
+    yield from ("", "## What the store can't know", "")
+    yield from (f"- {_text(note)}" for note in report.notes)
+
+
+def _calls(report: OutageReport) -> str:
+    calls = report.calls
+    if not calls.before:
+        return "Calls before the trip: not recorded"
+    before = f"Calls before the trip: {calls.before}, {calls.failed_before} failed"
+    return before if calls.spared is None else f"{before}; spared: about {calls.spared}"
+
+
+def _state(report: OutageReport, at: datetime) -> BreakerState:
+    state = BreakerState.CLOSED
+    for change in report.timeline:
+        if change.at <= at:
+            state = change.state
+    return BreakerState.CLOSED if report.closed_at is None and at > report.at else state
+
+
+def _summary_row(summary: ServiceSummary) -> tuple[str, ...]:
+    causes = ", ".join(f"{cause} x{count}" for cause, count in summary.causes.items())
+    return (
+        _text(summary.service) + (" (open)" if summary.open else ""),
+        str(summary.outages),
+        f"{summary.minutes:g}",
+        _seconds(summary.mttr_s),
+        _seconds(summary.longest_s),
+        causes,
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else length(timedelta(seconds=value))
+
+
+def _lasted(outage: OutageOut) -> str:
+    lasted = length(timedelta(seconds=outage.seconds))
+    return lasted if outage.closed_at is not None else f"{lasted} so far"
+
+
+def _moment(at: datetime | None) -> str:
+    return "" if at is None else utc(at)
+
+
+def _text(text: str) -> str:
+    return shown(text).translate(_SPECIAL)
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if rows:
+        yield from ("", f"## {title}", "", *_table(head, rows))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Sequence[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    return [line(head), line(["-" * width for width in widths]), *map(line, rows)]

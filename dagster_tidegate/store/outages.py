@@ -1,0 +1,274 @@
+"""What the store knows about outages of services. `control.report` makes a report of it.
+
+Nothing is kept for it: a report is derived from the audit log, and so lasts as long as that.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
+from dagster_tidegate.store import runs
+from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import WOULD_OPEN
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.history import Event
+from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
+from dagster_tidegate.store.takeovers import TakeoverOutcome
+
+MAX_TRANSITIONS = 20_000
+MAX_EVENTS = 5_000
+"""How many events of an outage are read at most."""
+MAX_RUNS = 500
+"""How many campaign runs of an outage are looked at in detail."""
+_CHUNK = 200
+_STATES = [state.value for state in BreakerState]
+_AROUND = (
+    EventKind.HOLD,
+    EventKind.CAMPAIGN_RUN,
+    EventKind.TAKEOVER,
+    EventKind.START,
+    EventKind.CANCEL,
+    EventKind.RECORDS,
+    EventKind.SERVICE,
+)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The records of a campaign run now.
+
+    Attributes:
+        done: How many are done, in all ops.
+        total: How many there are, in the ops that know it.
+        unknown: Whether an op does not know its total.
+        skipped: How many a person skipped; read only for a run that has completed without a result
+            for each record.
+        cut_off: When attempts ended without a pause or a result of their own (UTC).
+    """
+
+    status: RunStatus
+    done: int
+    failed: int
+    total: int
+    unknown: bool
+    skipped: int = 0
+    cut_off: Sequence[datetime] = ()
+
+
+def transitions(
+    conn: Connection, since: datetime, until: datetime, service: str | None = None
+) -> Sequence[Event]:
+    """Return the changes of state of breakers in a period, the oldest first.
+
+    An outage that began before the period is returned from its beginning on. The newest
+    `MAX_TRANSITIONS` of the period are returned.
+
+    Args:
+        service: Only those of this service; None: of all.
+    """
+    e = t.events.c
+    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
+    if service is not None:
+        of_state &= e.name == service
+    latest = sa.select(sa.func.max(e.id)).where(of_state, e.at < since).group_by(e.name)
+    open_before = conn.execute(
+        sa.select(e.id, e.name).where(e.id.in_(latest), e.to_status != BreakerState.CLOSED)
+    ).all()
+    earlier: list[Event] = []
+    for row in open_before:
+        earlier += (each for each in transitions_of(conn, row.id) if each.id <= row.id)
+    inside = sa.select(t.events).where(of_state, e.at >= since, e.at <= until)
+    newest = _events(conn, inside.order_by(e.id.desc()).limit(MAX_TRANSITIONS))
+    return sorted([*earlier, *newest], key=lambda event: event.id)
+
+
+def transitions_of(conn: Connection, event: int) -> Sequence[Event]:
+    """Return all changes of a breaker in the outage that one of them belongs to; oldest first.
+
+    Args:
+        event: The id of the event of any of them. Empty if it is not one.
+    """
+    e = t.events.c
+    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
+    service = conn.scalar(sa.select(e.name).where(of_state, e.id == event))
+    if service is None:
+        return []
+    of_state &= e.name == service
+    opening, closing = e.from_status == BreakerState.CLOSED, e.to_status == BreakerState.CLOSED
+    first = conn.scalar(sa.select(sa.func.max(e.id)).where(of_state, e.id <= event, opening))
+    former = conn.scalar(sa.select(sa.func.max(e.id)).where(of_state, e.id < event, closing))
+    last = conn.scalar(sa.select(sa.func.min(e.id)).where(of_state, e.id >= event, closing))
+    query = sa.select(t.events).where(of_state, e.id >= (first or 0), e.id > (former or 0))
+    if last is not None:
+        query = query.where(e.id <= last)
+    return list(_events(conn, query.order_by(e.id).limit(MAX_EVENTS)))
+
+
+def transitions_after(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
+    """Return the oldest changes of breakers with an id above `after` and up to `up_to`.
+
+    Those that are not enforced are among them.
+    """
+    e = t.events.c
+    query = sa.select(t.events).where(
+        e.kind == EventKind.SERVICE,
+        e.to_status.in_([*_STATES, WOULD_OPEN]),
+        e.id > after,
+        e.id <= up_to,
+    )
+    return list(_events(conn, query.order_by(e.id).limit(limit)))
+
+
+def around(conn: Connection, first: int, last: int | None) -> Sequence[Event]:
+    """Return the events from one to another, of the kinds that a report mentions; oldest first.
+
+    The oldest `MAX_EVENTS` of them.
+
+    Args:
+        last: None: up to the newest.
+    """
+    e = t.events.c
+    query = sa.select(t.events).where(e.id >= first, e.kind.in_(_AROUND), e.to_status != WOULD_OPEN)
+    if last is not None:
+        query = query.where(e.id <= last)
+    return list(_events(conn, query.order_by(e.id).limit(MAX_EVENTS)))
+
+
+def resumed(conn: Connection, first: int, names: Collection[str]) -> Mapping[str, Sequence[Event]]:
+    """Return when campaign runs stopped being paused after an event, by name."""
+    e = t.events.c
+    events: dict[str, list[Event]] = {}
+    for chunk in _chunks(names):
+        query = sa.select(t.events).where(
+            e.kind == EventKind.CAMPAIGN_RUN,
+            e.name.in_(chunk),
+            e.id > first,
+            e.from_status == RunStatus.PAUSED,
+        )
+        for event in _events(conn, query.order_by(e.id)):
+            events.setdefault(event.name, []).append(event)
+    return events
+
+
+def given_back(
+    conn: Connection, first: int, names: Collection[str]
+) -> Mapping[str, Sequence[Event]]:
+    """Return when takeovers ended after an event, by the name that events give them."""
+    e = t.events.c
+    events: dict[str, list[Event]] = {}
+    for chunk in _chunks(names):
+        query = sa.select(t.events).where(
+            e.kind == EventKind.TAKEOVER,
+            e.name.in_(chunk),
+            e.id > first,
+            e.to_status.in_([outcome.value for outcome in TakeoverOutcome]),
+        )
+        for event in _events(conn, query.order_by(e.id)):
+            events.setdefault(event.name, []).append(event)
+    return events
+
+
+def missed(
+    conn: Connection, campaigns: Collection[str], since: datetime, until: datetime
+) -> Sequence[MissedTick]:
+    """Return the schedule ticks that campaigns missed in a period, the oldest first."""
+    c = t.missed_ticks.c
+    ticks: list[MissedTick] = []
+    for chunk in _chunks(campaigns):
+        rows = conn.execute(
+            sa.select(c.campaign, c.schedule, c.tick_at, c.outcome, c.reason)
+            .where(c.campaign.in_(chunk), c.tick_at >= since, c.tick_at <= until)
+            .order_by(c.tick_at, c.campaign, c.schedule)
+            .limit(MAX_EVENTS)
+        ).mappings()
+        for row in rows:
+            outcome = None if row["outcome"] is None else TickOutcome(row["outcome"])
+            ticks.append(MissedTick(**{**row, "outcome": outcome}))
+    return ticks
+
+
+def records(
+    conn: Connection, names: Collection[str], since: datetime, until: datetime
+) -> Mapping[str, RunRecords]:
+    """Return the records of campaign runs now, by name of the campaign run.
+
+    Args:
+        names: The first `MAX_RUNS` of them are read.
+        since: From when on attempts that were cut off count (UTC).
+    """
+    pairs = [(campaign, part) for campaign, _, part in (n.partition("/") for n in names)]
+    found = {}
+    for chunk in _chunks(pairs[:MAX_RUNS]):
+        found |= {run.id: run for run in runs.named(conn, chunk).values() if run.name in names}
+    counts: dict[int, RunRecords] = {}
+    p, a, ledger = t.progress.c, t.attempts.c, t.ledger.c
+    for chunk in _chunks(found):
+        cut_off: dict[int, list[datetime]] = {}
+        ended = conn.execute(
+            sa.select(a.campaign_run, a.ended_at).where(
+                a.campaign_run.in_(chunk),
+                a.outcome == RunStatus.FAILED,
+                a.ended_at >= since,
+                a.ended_at <= until,
+            )
+        )
+        for row in ended:
+            cut_off.setdefault(row.campaign_run, []).append(row.ended_at)
+        sums = conn.execute(
+            sa.select(
+                p.campaign_run,
+                sa.func.sum(p.done).label("done"),
+                sa.func.sum(p.failed).label("failed"),
+                sa.func.coalesce(sa.func.sum(p.total), 0).label("total"),
+                sa.func.count().filter(p.total.is_(None)).label("unknown"),
+            )
+            .where(p.campaign_run.in_(chunk))
+            .group_by(p.campaign_run)
+        )
+        for row in sums:
+            run = found[row.campaign_run]
+            skipped = 0
+            if run.status is RunStatus.COMPLETED and row.done + row.failed < row.total:
+                skipped = conn.scalar(
+                    sa.select(sa.func.count()).where(
+                        ledger.campaign_run == run.id,
+                        ledger.attempt >= run.first_attempt,
+                        ledger.status == RecordStatus.SKIPPED,
+                    )
+                )
+            counts[run.id] = RunRecords(
+                run.status,
+                int(row.done),
+                int(row.failed),
+                int(row.total),
+                bool(row.unknown),
+                skipped or 0,
+                cut_off.get(run.id, ()),
+            )
+    return {found[id_].name: each for id_, each in counts.items()}
+
+
+def paused_runs(conn: Connection, campaigns: Collection[str]) -> int:
+    """Return how many runs of campaigns are paused now."""
+    c = t.campaign_runs.c
+    return sum(
+        conn.scalar(
+            sa.select(sa.func.count()).where(c.status == RunStatus.PAUSED, c.campaign.in_(chunk))
+        )
+        or 0
+        for chunk in _chunks(campaigns)
+    )
+
+
+def _chunks(values: Collection) -> Iterator[list]:
+    listed = list(values)
+    for first in range(0, len(listed), _CHUNK):
+        yield listed[first : first + _CHUNK]
+
+
+def _events(conn: Connection, query: sa.Select) -> Iterator[Event]:
+    return (Event(**row) for row in conn.execute(query).mappings())
