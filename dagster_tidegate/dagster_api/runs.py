@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
+from dagster._core.definitions.metadata import normalize_metadata
+from dagster._core.events import EngineEventData, RunFailureReason
 from dagster._core.storage.dagster_run import (
     ACTIVE_RUN_STATUSES,
     FINISHED_STATUSES,
@@ -236,7 +238,18 @@ class Runs:
         """
         return is_interrupted(run) and not self.instance.run_retries_enabled
 
-    def end_as_canceled(self, run: dg.DagsterRun, message: str, tags: Mapping[str, str]) -> None:
+    def explain_wait(self, run: dg.DagsterRun, tags: Mapping[str, str], message: str) -> None:
+        """Tag a run that waits, and write to its log what it waits for."""
+        self.add_tags(run.run_id, tags)
+        self.instance.report_engine_event(message, run)
+
+    def end_as_canceled(
+        self,
+        run: dg.DagsterRun,
+        message: str,
+        tags: Mapping[str, str],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Make Dagster end a run as CANCELED when its op raises: no failure, and no retry.
 
         A paused run ends like this too. Dagster has had a status SUSPENDED since 1.13.26, which
@@ -244,8 +257,12 @@ class Runs:
 
         Args:
             message: Why, for people.
+            metadata: Details, for an event of their own in the run's log.
         """
         self.add_tags(run.run_id, tags)
+        if metadata:
+            details = EngineEventData(normalize_metadata(metadata))
+            self.instance.report_engine_event("Details of the pause", run, details)
         if not self.is_canceling(run.run_id):  # it may have been terminated already
             self.instance.report_run_canceling(run, message)
 

@@ -19,6 +19,7 @@ from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.plan import Observation
+from dagster_tidegate.gate.queue import explain_queue
 from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, reconcile
 from dagster_tidegate.gate.resume import request_runs
 from dagster_tidegate.holds import HoldSource
@@ -56,6 +57,8 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
             campaigns.save(conn, now, gate.location, gate.specs)
     followed = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
     changes = [*report.changes]
+    if waiting := explain_queue(gate, observation):
+        changes.append(f"{waiting} queued runs say what they wait for")
     if abandoned:
         changes.append(f"{abandoned} paused campaign runs can't resume: their jobs are gone")
     if str(followed):

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from signal import SIGTERM
-from typing import NoReturn
+from typing import Any, NoReturn
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -36,6 +37,7 @@ from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.pools import with_wholes
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, ledger, runs
 from dagster_tidegate.store.database import Connection, Store
@@ -191,7 +193,8 @@ class Attempt:
             if services := _services(reason.holds):
                 tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
         self.log.info(message)
-        self._dagster.end_as_canceled(self._context.run, message, tags)
+        details = _details(self.run, reason, why) if status is RunStatus.PAUSED else None
+        self._dagster.end_as_canceled(self._context.run, message, tags, details)
         raise _ended(status, message)
 
     def report_failed(self, failed: int) -> None:
@@ -278,6 +281,35 @@ class Attempt:
 
 def _ended(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:
     return (CampaignPaused if status is RunStatus.PAUSED else CampaignCancelled)(message)
+
+
+def _details(run: CampaignRun, reason: StopReason, why: str) -> dict[str, Any]:
+    """What the log of a paused run says about the pause."""
+    details: dict[str, Any] = {"campaign_run": run.name, "reason": why}
+    if services := _services(reason.holds):
+        details["service"] = ", ".join(services)
+    if reason.done is not None:
+        details["records_done"] = reason.done
+    if reason.total is not None:
+        details["records_total"] = reason.total
+    if reason.holds:
+        details["holds"] = dg.MetadataValue.json(
+            [
+                {
+                    "target": str(hold.target),
+                    "source": str(hold.source),
+                    "reason": hold.reason,
+                    "actor": hold.actor,
+                    "placed_at": hold.placed_at.isoformat(),
+                    "expires_at": hold.expires_at and hold.expires_at.isoformat(),
+                }
+                for hold in reason.holds
+            ]
+        )
+    if public_url := load(GeneralSettings).public_url:
+        page = f"{public_url.rstrip('/')}/tidegate/run/{quote(run.name)}"
+        details["page"] = dg.MetadataValue.url(page)
+    return details
 
 
 def _services(held: Sequence[Hold]) -> list[str]:

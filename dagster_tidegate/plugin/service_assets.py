@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PREFIX = "tidegate"
 GROUP = "services"
 CHECK = "reachable"
+MAX_LISTED = 100
+"""How many campaigns an observation names."""
 EVENT = "event"
 """Metadata: the id of the change in the audit log, by which it is reported once."""
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -126,12 +128,14 @@ class Facts:
 
     Attributes:
         paused_runs: How many runs are paused of the campaigns that need each service.
+        needed_by: The campaigns that need each service, each with its schedules and sensors.
         reports: The report of the outage that an event ended, as Markdown, by id of the event.
         minutes: How long that outage lasted.
         page: The address of the web UI, or None.
     """
 
     paused_runs: Mapping[str, int]
+    needed_by: Mapping[str, Mapping[str, Sequence[str]]]
     reports: Mapping[int, str]
     minutes: Mapping[int, float]
     page: str | None = None
@@ -199,6 +203,9 @@ def _metadata(change: Event, facts: Facts) -> dict[str, Any]:
         CHECK: int(change.to_status in (BreakerState.CLOSED, WOULD_OPEN)),
         "paused_runs": facts.paused_runs.get(change.name, 0),
     }
+    if needing := facts.needed_by.get(change.name):
+        listed = dict(sorted(needing.items())[:MAX_LISTED])
+        metadata["needed_by"] = dg.MetadataValue.json({k: list(v) for k, v in listed.items()})
     for name in ("cause", "answer"):
         if details.get(name):
             metadata[name] = details[name]

@@ -103,9 +103,13 @@ def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
         if (report := report_reader.of_outage(conn, now, change.id)) is not None
     }
     public_url = load(GeneralSettings).public_url
+    needing = {name: [s for s in specs if name in s.services([name])] for name in names}
     return Facts(
         paused_runs={
-            name: outages.paused_runs(conn, [s.name for s in specs if name in s.services([name])])
+            name: outages.paused_runs(conn, [spec.name for spec in needing[name]]) for name in names
+        },
+        needed_by={
+            name: {spec.name: [t.name for t in spec.triggers] for spec in needing[name]}
             for name in names
         },
         reports={id_: outage_text(report) for id_, report in reports.items()},

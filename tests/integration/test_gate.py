@@ -304,6 +304,22 @@ def test_an_operators_hold_survives_the_recovery_of_the_service(deployed: Deploy
     assert deployed.dagster.pools() == {}
 
 
+def test_a_queued_run_says_once_what_it_waits_for(deployed: Deployment):
+    deployed.gate()
+    waiting = deployed.launch("letters", "a")
+    hold(deployed, MAIL)
+    ticks = [deployed.tick("tidegate_pause").skip_reason or "" for _ in range(3)]
+    run = deployed.instance.get_run_by_id(waiting)
+    assert run is not None
+    assert run.tags["tidegate/queued_for"] == "mail"
+    events = [entry.dagster_event for entry in deployed.instance.all_logs(waiting)]
+    messages = [event.message or "" for event in events if event is not None]
+    assert [m for m in messages if "Waits" in m] == [
+        "Waits in the queue, held: service mail (operator: test)"
+    ]
+    assert ["1 queued runs say" in tick for tick in ticks] == [True, False, False]
+
+
 def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deployment):
     deployed.schedules(datetime.now(UTC))
     deployed.start("hourly_letters")

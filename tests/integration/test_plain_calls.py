@@ -96,6 +96,26 @@ def test_a_refusal_that_ends_an_op_or_asset_pauses_its_run_without_a_retry(
 
 
 @pytest.mark.database_time
+def test_the_log_of_a_paused_run_has_the_details_and_a_link(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_PUBLIC_URL", "https://ops.example.org/")
+    project.down()
+    run = project.execute("plain_op")
+    [details] = [
+        event.engine_event_data.metadata
+        for entry in project.instance.all_logs(run.run_id)
+        if (event := entry.dagster_event) and event.message == "Details of the pause"
+    ]
+    assert details["service"].value == "mail"
+    assert str(details["reason"].value).startswith("mail is open (ConnectionError")
+    assert details["page"].value == f"https://ops.example.org/tidegate/run/plain_op/{run.run_id}"
+    holds = details["holds"].value
+    assert isinstance(holds, list)
+    assert [each["target"] for each in holds] == ["service mail"]
+
+
+@pytest.mark.database_time
 @pytest.mark.parametrize(
     ("job", "status"),
     [

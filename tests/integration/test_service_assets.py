@@ -13,9 +13,11 @@ from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import WindowDelta
 from dagster_tidegate.plugin import service_reporter
 from dagster_tidegate.plugin.service_reporter import ServiceReporter
-from dagster_tidegate.store import breakers
+from dagster_tidegate.store import breakers, campaigns
+from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import gate_lock
+from dagster_tidegate.store.takeovers import TakeoverKind
 from tests.support.databases import both_databases
 
 pytestmark = pytest.mark.database_time
@@ -114,9 +116,13 @@ def test_numbers_are_numbers_so_that_dagster_plots_them(stage: Stage) -> None:
     with store.begin() as conn:
         now = store.now(conn)
         breakers.add(conn, [WindowDelta("mail", 0, "worker-1", now, now, ok=15, failed=5)])
+        daily = Trigger(TakeoverKind.SCHEDULE, "daily", "id-daily", True)
+        letters = CampaignSpec("letters", "here", "none", ops={"s": "mail"}, triggers=(daily,))
+        campaigns.save(conn, now, "here", [letters])
     stage.trip()
     stage.report()
     metadata = stage.observations()[0].metadata
+    assert metadata["needed_by"].value == {"letters": ["daily"]}
     values = {name: metadata[name].value for name in ("calls", "failures", "failure_rate")}
     assert values == {"calls": 20, "failures": 5, "failure_rate": 0.25}
     assert (metadata["reachable"].value, metadata["paused_runs"].value) == (0, 0)

@@ -222,6 +222,10 @@ class SimulatedDagster:
         run = self.all_runs[run_id]
         self.put(run.with_tags({**run.tags, **tags}))
 
+    def explain_wait(self, run: dg.DagsterRun, tags: Mapping[str, str], message: str) -> None:
+        assert message
+        self.add_tags(run.run_id, tags)
+
     def _let_another_in(self) -> None:
         before_write, self.before_write = self.before_write, None
         if before_write is not None:
