@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.sensors import job_names
 from dagster_tidegate.plugin.campaign import AllCampaigns, Campaign, check_jobs
@@ -14,7 +15,11 @@ from dagster_tidegate.plugin.sensors import (
     build_pause_sensor,
     build_resume_sensor,
 )
-from dagster_tidegate.plugin.service_assets import reachable_check, with_lineage
+from dagster_tidegate.plugin.service_assets import (
+    reachable_check,
+    with_lineage,
+    with_services_of_schedules,
+)
 from dagster_tidegate.plugin.service_assets import service_assets as assets_of
 from dagster_tidegate.store.retention import Keep
 
@@ -75,10 +80,12 @@ def build_definitions(
         service_assets=service_assets,
         operator_jobs=operator_jobs,
     )
+    policies = _policies(defs, added.resources or {}, resource_key)
     if lineage:
         if not service_assets:
             raise ValueError("lineage=True needs service_assets=True: assets depend on them")
-        defs = with_lineage(defs, _service_names(defs, added.resources or {}, resource_key))
+        defs = with_lineage(defs, policies)
+    defs = with_services_of_schedules(defs, policies)
     return dg.Definitions.merge(defs, added)
 
 
@@ -114,7 +121,7 @@ def gate_definitions(
         ),
     ]
     resources = _resources(defs, services, store_url, resource_key)
-    names = _service_names(defs, resources, resource_key)
+    names = [policy.name for policy in _policies(defs, resources, resource_key)]
     has_assets = service_assets and names
     return dg.Definitions(
         sensors=sensors,
@@ -125,10 +132,12 @@ def gate_definitions(
     )
 
 
-def _service_names(defs: dg.Definitions, added: Mapping[str, object], key: str) -> Sequence[str]:
+def _policies(
+    defs: dg.Definitions, added: Mapping[str, object], key: str
+) -> Sequence[ServicePolicy]:
     resource = added.get(key) or (defs.resources or {}).get(key)
     assert isinstance(resource, BreakerResource)  # else `_resources` has refused it
-    return [each.name for policy in resource.services for each in policy.with_parts()]
+    return [each for policy in resource.services for each in policy.with_parts()]
 
 
 def _resources(

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.dagster_api.schedules import with_schedule_metadata
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.breakers import WOULD_OPEN
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PREFIX = "tidegate"
 GROUP = "services"
 CHECK = "reachable"
+SERVICES = "tidegate/services"
+"""Metadata of a schedule: the services that its job needs."""
 MAX_LISTED = 100
 """How many campaigns an observation names."""
 EVENT = "event"
@@ -92,12 +96,24 @@ def reachable_check(services: Collection[str], resource_key: str) -> dg.AssetChe
     return tidegate_reachable
 
 
-def with_lineage(defs: dg.Definitions, services: Collection[str]) -> dg.Definitions:
+def with_services_of_schedules(
+    defs: dg.Definitions, policies: Sequence[ServicePolicy]
+) -> dg.Definitions:
+    """Return Definitions whose schedules say in their metadata which services their jobs need."""
+
+    def of_job(job: dg.JobDefinition) -> dict[str, str]:
+        needed = _needed(job.graph.pools, policies)
+        return {SERVICES: ", ".join(sorted(needed))} if needed else {}
+
+    return with_schedule_metadata(defs, of_job)
+
+
+def with_lineage(defs: dg.Definitions, policies: Sequence[ServicePolicy]) -> dg.Definitions:
     """Return Definitions whose assets depend on the assets of the services in their pools."""
     deps: dict[dg.AssetKey, list[dg.AssetKey]] = {}
     for asset in defs.assets or ():
         if isinstance(asset, dg.AssetsDefinition) and asset.is_executable:
-            needed = {s for pool in asset.node_def.pools for s in needs(pool, services).services}
+            needed = _needed(asset.node_def.pools, policies)
             for key in asset.keys if needed else ():
                 deps[key] = [service_key(name) for name in sorted(needed)]
 
@@ -107,6 +123,11 @@ def with_lineage(defs: dg.Definitions, services: Collection[str]) -> dg.Definiti
     if not deps:
         return defs
     return defs.permissive_map_resolved_asset_specs(func=depending, selection=None)
+
+
+def _needed(pools: Collection[str], policies: Sequence[ServicePolicy]) -> set[str]:
+    names, adopted = [policy.name for policy in policies], adopted_pools(policies)
+    return {service for pool in pools for service in needs(pool, names, adopted).services}
 
 
 @dataclass(frozen=True)

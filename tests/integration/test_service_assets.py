@@ -375,6 +375,45 @@ def test_the_parts_of_a_service_are_assets_of_their_own() -> None:
     assert {graph.get(key).group_name for key in graph.get_all_asset_keys()} == {"services"}
 
 
+def test_a_schedule_says_which_services_its_job_needs_and_stays_as_it_is() -> None:
+    @dg.op(pool="api_pool")
+    def call() -> None: ...
+
+    @dg.op
+    def tidy() -> None: ...
+
+    @dg.job
+    def letters():
+        call()
+
+    @dg.job
+    def housekeeping():
+        tidy()
+
+    schedules = [
+        dg.ScheduleDefinition(
+            name="berlin",
+            job=letters,
+            cron_schedule="0 9 * * *",
+            execution_timezone="Europe/Berlin",
+            tags={"team": "post"},
+            metadata={"own": 1},
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        ),
+        dg.ScheduleDefinition(name="nightly", job=housekeeping, cron_schedule="0 0 * * *"),
+    ]
+    policy = ServiceConfig(name="mail", pools=["api_pool"])
+    defs = dg.Definitions(jobs=[letters, housekeeping], schedules=schedules)
+    repository = build_definitions(defs, [policy]).get_repository_def()
+    berlin = repository.get_schedule_def("berlin")
+    assert berlin.metadata["tidegate/services"].value == "mail"
+    assert berlin.metadata["own"].value == 1
+    assert (berlin.tags, berlin.execution_timezone) == ({"team": "post"}, "Europe/Berlin")
+    assert berlin.default_status is dg.DefaultScheduleStatus.RUNNING
+    assert berlin.job is letters
+    assert repository.get_schedule_def("nightly").metadata == {}
+
+
 def test_what_is_not_wanted_is_left_out() -> None:
     definitions = build_definitions(
         dg.Definitions(), [MAIL], service_assets=False, operator_jobs=False
