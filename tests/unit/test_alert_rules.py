@@ -94,6 +94,7 @@ def test_a_recovery_ends_the_trip_and_raises_an_alert() -> None:
     assert [ended.alert.id for ended in changes.ended] == [1]
     assert kinds(changes) == [AlertKind.RECOVERY]
     assert changes.raised[0].text.title == "mail has recovered"
+    assert changes.raised[0].text.body.endswith("Report: tidegate report --outage 2")
 
 
 def test_a_recovery_raises_no_alert_if_the_trip_raised_none() -> None:
