@@ -11,7 +11,7 @@ const KINDS = [
   "service", "hold", "campaign_run", "takeover", "start", "cancel", "records", "location",
 ];
 
-document.getElementById("still").remove();
+document.getElementById("still")?.remove();
 const live = document.getElementById("live");
 const away = document.getElementById("away");
 const due = new Set();
