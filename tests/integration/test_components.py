@@ -142,7 +142,6 @@ def test_it_is_found_where_no_extra_is_installed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.skipif(not DG.exists(), reason="dagster-dg-cli is not installed")
 def test_dg_lists_scaffolds_and_checks_it(project: Path) -> None:
     def run(*arguments: str) -> str:
         return _dg(project.parents[1], arguments)
