@@ -181,22 +181,29 @@ def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: 
 # --- what an answer means -----------------------------------------------------------------------
 
 
-def test_a_record_that_always_fails_stops_nobody_and_is_named(stage: Stage):
-    poisoned, healthy = new_partitions(2)
-    bad = f"essays/{poisoned}/17@acme.example"
-    stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="one-record", keys=[bad]))
-    for partition in (poisoned, healthy):
-        stage.launch("essays", partition)
-    for partition in (poisoned, healthy):
+def test_records_that_always_fail_stop_nobody_and_are_named(stage: Stage):
+    one, three, [healthy] = "190", "191", new_partitions(1)
+    bad = {one: ["17"], three: ["0", "150", "151"]}
+    keys = [f"essays/{part}/{n}@acme.example" for part, numbers in bad.items() for n in numbers]
+    stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="one-record", keys=keys))
+    launched = {part: stage.launch("essays", part) for part in (one, three, healthy)}
+    for partition in launched:
         stage.wait(
             lambda p=partition: stage.campaign_run("essays", p) == "completed", "it completes"
         )
         assert stage.outcomes("essays", partition) == [RunStatus.COMPLETED], "nobody paused"
-    assert stage.sandbox.stats()["openai"]["effects"] == 2 * RECORDS - 1
-    [run] = json.loads(stage.tidegate("records", f"essays/{poisoned}", "--failed", "--json"))
-    [record] = run["records"]
-    assert (record["key"], record["state"]) == ("17@acme.example", "suspect")
-    assert f"{RECORDS - 1} others succeeded" in record["error"]
+    assert stage.sandbox.stats()["openai"]["effects"] == 2 * 300 - 4 + RECORDS
+    for partition, numbers in bad.items():
+        name = f"essays/{partition}"
+        [run] = json.loads(stage.tidegate("records", name, "--failed", "--json"))
+        suspects = {(record["key"], record["state"]) for record in run["records"]}
+        assert suspects == {(f"{n}@acme.example", "suspect") for n in numbers}
+        assert all("others succeeded" in record["error"] for record in run["records"])
+        failed = len(numbers)
+        dagster_run = stage.instance.get_run_by_id(launched[partition])
+        assert dagster_run is not None
+        assert dagster_run.tags["tidegate/failed"] == str(failed)
+        assert f"{failed} failed" in stage.tidegate("runs", "show", name)
 
 
 def test_a_dead_key_pauses_at_its_first_call_until_a_person_repaired_it(stage: Stage):

@@ -21,6 +21,7 @@ from resources.openai import OpenAIResource
 
 SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
+MANY = 300  # records of the partitions 190 and above
 # Each tick takes a tenth of a second of a processor.
 EVERY_S = 2
 if os.environ.get("GATE_PROJECT_BROKEN"):
@@ -31,7 +32,8 @@ parts = dg.StaticPartitionsDefinition([str(number) for number in range(200)])
 
 
 def addresses(context: dg.OpExecutionContext) -> list[dict]:
-    return [{"email": f"{n}@acme.example", "part": context.partition_key} for n in range(RECORDS)]
+    count = MANY if int(context.partition_key) >= 190 else RECORDS
+    return [{"email": f"{n}@acme.example", "part": context.partition_key} for n in range(count)]
 
 
 @dg.op(pool=pool("openai"))
