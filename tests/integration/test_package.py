@@ -1,11 +1,7 @@
 """The wheel, installed where nothing of this repository is."""
 
 import ast
-import os
-import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from importlib import import_module
 from importlib.metadata import packages_distributions
@@ -18,39 +14,20 @@ from packaging.utils import canonicalize_name
 
 from dagster_tidegate.breaker.profiles import NAMES as PROFILES
 from dagster_tidegate.cli import main
+from tests.support.wheels import build, install, run
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("wheel")
-    pip_wheel = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    run(sys.executable, *pip_wheel, "--wheel-dir", built, ROOT, cwd=built)
-    (found,) = built.glob("*.whl")
-    return found
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin directory of an environment with the wheel, and the dependencies of this one."""
-    home = tmp_path_factory.mktemp("clean")
-    venv.create(home, symlinks=True)
-    site = sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)})
-    pip_install = ("-m", "pip", "--python", home / "bin" / "python", "install", "--quiet")
-    run(sys.executable, *pip_install, "--no-deps", wheel, cwd=home)
-    installed = {path.name for path in Path(site).iterdir()}
-    version = wheel.name.split("-")[1]
-    assert installed == {"dagster_tidegate", f"dagster_tidegate-{version}.dist-info"}
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return home / "bin"
+    return install(wheel, tmp_path_factory.mktemp("clean"))
 
 
 def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
