@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.breaker.verdicts import Verdict
     from dagster_tidegate.plugin.attempt import CampaignCancelled, CampaignPaused
     from dagster_tidegate.plugin.campaign import ASSETS, Campaign
+    from dagster_tidegate.plugin.components import TidegateComponent
     from dagster_tidegate.plugin.definitions import build_definitions
     from dagster_tidegate.plugin.each import each
     from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig

@@ -16,7 +16,7 @@ SUBCOMMANDS = {
     "services": "List services, their policies and recent calls, or override a breaker.",
     "history": "List changes: who, what, when and why.",
     "detach": "Give back everything that the gate changed in Dagster, and stop the gate.",
-    "init": "Write the settings that Tidegate needs into dagster.yaml.",
+    "init": "Write the settings that Tidegate needs into the instance's dagster.yaml.",
     "report": "Report outages: when, why, what was paused, who did what.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
     "dev": "Run Dagster's UI, its daemon and the API on this machine until Ctrl-C.",

@@ -47,7 +47,8 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
             return Observation(**stored)
         specs = gate.specs or campaigns.read(conn)
         # A pool is the instance's: what it stands for in one code location counts in all.
-        adopted = merged([campaigns.adopted_pools(conn), *(spec.adopted for spec in specs)])
+        adopted = merged([view.adopted, *(spec.adopted for spec in specs)])
+        stored["adopted"] = adopted
         steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
         failures = service_stats.failures_since(conn, min(steps)) if steps else {}
     held = {hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE}
@@ -76,7 +77,6 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
             for name in services
         },
         campaigns=specs,
-        adopted=adopted,
         pools=gate.dagster.pools(),
         default_limit=gate.dagster.default_limit(),
         triggers=gate.dagster.triggers() if any(spec.triggers for spec in specs) else {},

@@ -1,6 +1,6 @@
 """Campaigns as last defined in code: their pools, schedules and trigger sensors."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -135,15 +135,20 @@ def read(conn: Connection, names: Collection[str] | None = None) -> Sequence[Cam
     ]
 
 
-def adopted_pools(conn: Connection) -> Mapping[str, frozenset[str]]:
-    """Return the services that pools stand for whose names don't say it, in any campaign."""
-    c = t.campaign_ops.c
+ADOPTED = (
+    sa.select(t.campaign_ops.c.pool, t.campaign_ops.c.services)
+    .where(t.campaign_ops.c.services.is_not(None))
+    .distinct()
+)
+"""The services that pools stand for whose names don't say it, in any campaign."""
+
+
+def by_pool(rows: Iterable[Mapping[Any, Any]]) -> Mapping[str, frozenset[str]]:
+    """Return the rows of `ADOPTED` as services by pool."""
     adopted: dict[str, frozenset[str]] = {}
-    for row in conn.execute(
-        sa.select(c.pool, c.services).where(c.services.is_not(None)).distinct()
-    ):
-        services = frozenset(row.services.split(","))
-        adopted[row.pool] = adopted.get(row.pool, frozenset()) | services
+    for row in rows:
+        services = frozenset(row["services"].split(","))
+        adopted[row["pool"]] = adopted.get(row["pool"], frozenset()) | services
     return adopted
 
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import heartbeats, holds, runs, takeovers
+from dagster_tidegate.store import campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.missed_ticks import MissedTick
@@ -42,6 +42,7 @@ class GateView:
         active: How many pending and processing campaign runs of each campaign have an attempt. A
             run without one is not counted: it waits in Dagster's queue anyway.
         waiting: How many campaign runs of each campaign are paused or pending.
+        adopted: The services that pools stand for whose names don't say it, in any campaign.
         missed: The missed ticks that are yet to be launched, the oldest first.
     """
 
@@ -52,6 +53,7 @@ class GateView:
     states: Mapping[str, str] = field(default_factory=dict)
     recovered_at: Mapping[str, datetime] = field(default_factory=dict)
     throttled: Collection[str] = ()
+    adopted: Mapping[str, frozenset[str]] = field(default_factory=dict)
     cursor: datetime | None = None
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
         throttled=[
             values["name"] for values in rows["states"] if values["cause"] == VerdictKind.THROTTLED
         ],
+        adopted=campaigns.by_pool(rows["adopted"]),
         cursor=rows["heartbeat"][0]["cursor"] if rows["heartbeat"] else None,
         paused=sorted(map(runs.from_row, rows.get("paused", ())), key=runs.resume_order),
         active={values["campaign"]: values["active"] for values in rows.get("unfinished", ())},
@@ -113,6 +116,7 @@ def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
         "states": sa.select(
             t.services.c.name, t.services.c.state, t.services.c.closed_at, t.services.c.cause
         ),
+        "adopted": campaigns.ADOPTED,
         "heartbeat": sa.select(beat.cursor).where(
             beat.location == sa.bindparam("location"), beat.part == heartbeats.PAUSE
         ),

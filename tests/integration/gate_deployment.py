@@ -264,6 +264,8 @@ def deployment(
     socket = (home if beside is None else beside.home) / SOCKET
     config: dict[str, object] = {
         "concurrency": {"pools": {"granularity": "run"}},
+        # Only said: the tests run no daemon.
+        "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 1},
         "run_launcher": forked_runs.launcher(socket),
         "telemetry": {"enabled": False},
         **settings,

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of
 from dagster_tidegate.plugin.step import BreakerOpenFailure
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
@@ -41,7 +42,7 @@ class Project:
 
     def campaign_run(self, run: dg.DagsterRun) -> runs.CampaignRun | None:
         with self.store.read() as conn:
-            return runs.find(conn, run.job_name, run.run_id)
+            return runs.find(conn, campaign_of(run), partition_of(run))
 
     def events(self, run: dg.DagsterRun, *kinds: dg.DagsterEventType) -> list[str]:
         return [entry.message for entry in self.instance.all_logs(run.run_id, of_type=set(kinds))]

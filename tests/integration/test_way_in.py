@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from dagster_tidegate import TidegateComponent
+from dagster_tidegate.plugin.components import TidegateComponent
 
 HOWTO = Path(__file__).parents[2] / "docs" / "how-to" / "add-to-a-project.md"
 TEXT = HOWTO.read_text()

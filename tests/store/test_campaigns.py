@@ -43,7 +43,8 @@ def test_what_an_adopted_pool_stands_for_is_kept_and_known_to_all_locations(
         campaigns.save(conn, clock(), "here", [here])
         campaigns.save(conn, clock(), "there", [there])
         assert campaigns.read(conn) == [here, there]
-        assert campaigns.adopted_pools(conn) == {"api": {"mail", "crm"}}
+        rows = conn.execute(campaigns.ADOPTED).mappings()
+        assert campaigns.by_pool(rows) == {"api": {"mail", "crm"}}
     assert here.services(["mail", "maps"]) == {"mail"}
 
 

@@ -135,7 +135,7 @@ class SimulatedDagster:
     def run(self, run_id: str) -> dg.DagsterRun | None:
         return self.all_runs.get(run_id)
 
-    def given_up(self, _run: dg.DagsterRun | None) -> str | None:
+    def given_up(self, run: dg.DagsterRun | None) -> str | None:
         return None
 
     def runs(

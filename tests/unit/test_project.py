@@ -138,7 +138,8 @@ def test_what_an_earlier_dg_dev_left_does_not_count(tmp_path: Path) -> None:
         (root / f".tmp_dagster_home_{name}").mkdir()
         file = root / f".tmp_dagster_home_{name}" / "tidegate.db"
         file.touch()
-        os.utime(file, (time.time() - age_s,) * 2)
+        at = time.time() - age_s
+        os.utime(file, (at, at))
     read_environment(root)
     assert os.environ["DAGSTER_HOME"].endswith("_x2")
 
