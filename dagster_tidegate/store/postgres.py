@@ -157,7 +157,8 @@ def between_transactions(conn: sa.Connection, step: Callable[[], None]) -> None:
             return step()
         except exc.OperationalError as error:
             conn.rollback()
-            if not tries_left or not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            busy = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+            if not tries_left or not isinstance(error.orig, busy):
                 raise
             time.sleep(LOCK_TIMEOUT_S * (0.5 + random()))
     return None

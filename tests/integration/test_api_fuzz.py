@@ -15,7 +15,7 @@ from dagster_tidegate.store import history, tokens
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tokens import Role
-from dagster_tidegate.text import MAX_REASON, checked
+from dagster_tidegate.text import MAX_NAME, MAX_REASON, checked
 from tests.integration.api import api_on_port, app_of, in_process
 from tests.support.databases import both_databases
 from tests.support.examples import share_of_examples
@@ -47,7 +47,7 @@ REFUSED = [
     "line\u2028separator",
     "\x85next line",
     "\x7f",
-    "x" * (MAX_REASON + 1),
+    "x" * (max(MAX_NAME, MAX_REASON) + 1),
     "half \ud83d of a pair",
 ]
 HOLD = "/api/v1/holds"

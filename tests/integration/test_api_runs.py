@@ -16,7 +16,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.text import MAX_PART
+from dagster_tidegate.text import MAX_NAME, MAX_PART
 from tests.integration.api import Api, api
 from tests.support.clock import Clock
 from tests.support.databases import both_databases
@@ -142,8 +142,8 @@ def test_names_may_be_as_long_as_the_database_can_keep_them(asked: Api) -> None:
     asked.post(f"/campaigns/digest/runs/{longest}/pause", {"reason": "look"})
     asked.post("/campaigns/digest/runs", {"partition": longest + "x"}, expect=422)
     body = {"target_kind": "campaign_run", "reason": "storm"}
-    asked.post("/holds", {**body, "target_name": f"digest/{'x' * 505}"})
-    asked.post("/holds", {**body, "target_name": f"digest/{'x' * 506}"}, expect=422)
+    asked.post("/holds", {**body, "target_name": f"digest/{'x' * (MAX_NAME - 7)}"})
+    asked.post("/holds", {**body, "target_name": f"digest/{'x' * (MAX_NAME - 6)}"}, expect=422)
 
 
 def test_a_campaign_run_shows_how_far_it_is_and_what_went_wrong(

