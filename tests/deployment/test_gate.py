@@ -183,7 +183,7 @@ def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: 
 
 def test_records_that_always_fail_stop_nobody_and_are_named(stage: Stage):
     one, three, [healthy] = "190", "191", new_partitions(1)
-    bad = {one: ["17"], three: ["0", "150", "151"]}
+    bad = {one: ["17"], three: ["0", "100", "250"]}
     keys = [f"essays/{part}/{n}@acme.example" for part, numbers in bad.items() for n in numbers]
     stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="one-record", keys=keys))
     launched = {part: stage.launch("essays", part) for part in (one, three, healthy)}
