@@ -394,7 +394,7 @@ def test_a_hold_on_what_nobody_knows_is_placed_and_noted(run: Run) -> None:
         ["hold", "service", "mail", "--reason", "x" * 1001],
         ["hold", "service", "m\nail", "--reason", "x"],
         ["hold", "service", "mail", "--reason", "x", "--actor", "a\x00b"],
-        ["hold", "campaign", "x" * 513, "--reason", "x"],
+        ["hold", "campaign", "x" * 1026, "--reason", "x"],
         ["release", "service", "x\x07"],
         ["why", "x\x1b]0;title\x07"],
         ["runs", "show", "a/b\r"],
