@@ -25,7 +25,6 @@ from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, loops, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.ledger import AttemptOverError
-from dagster_tidegate.store.runs import AttemptRefusedError
 from tests.integration.record_loop import Stopped, Work, go_through
 from tests.support.databases import both_databases
 
@@ -708,15 +707,6 @@ def test_a_process_that_was_silent_for_too_long_leaves_the_records_to_the_next(
     with work.store.begin() as conn:
         loops.leave(conn, work.row, "send", "another")
     assert go_through(work.records(list("abc"))) == ["b", "c"]
-
-
-def test_a_campaign_run_whose_ledger_was_deleted_does_not_begin_again(work: Work) -> None:
-    go_through(work.records(["a"]))
-    work.end(RunStatus.COMPLETED)
-    with work.store.begin() as conn:
-        conn.execute(t.campaign_runs.update().values(pruned_at=work.store.now(conn)))
-    with pytest.raises(AttemptRefusedError, match="every record would be done again"):
-        work.begin()
 
 
 # --- in doubt -------------------------------------------------------------------------------------
