@@ -181,7 +181,7 @@ class Attempt:
                 f"{self.run.name} is already {reason.ended}; this op stops at {reason.done}",
             )
         status, why = self._outcome(reason)
-        if status is RunStatus.PAUSED and not self._has_gate():
+        if status is RunStatus.PAUSED and not retry_while_unreachable(self._has_gate, self.log):
             why = holds.without_gate(why, self.run.campaign)
         of = "" if reason.total is None else f"/{reason.total}"
         where = f": {why}" if reason.done is None else f" at {reason.done}{of}: {why}"

@@ -26,8 +26,9 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.plugin.attempt import REASON_TAG, SERVICE_TAG, STATE_TAG, CampaignPaused
 from dagster_tidegate.records.worklist import MissingKeyError
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import holds, ledger, runs
+from dagster_tidegate.store import campaigns, holds, ledger, runs
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.campaigns import CampaignSpec
 from tests.support.databases import both_databases
 from tests.support.record_statuses import record_statuses
 
@@ -177,6 +178,9 @@ class Campaign:
 
 @pytest.fixture
 def campaign(instance: dg.DagsterInstance, breakers: BreakerResource) -> Campaign:
+    with breakers.store.begin() as conn:  # as a gate does
+        spec = CampaignSpec("outreach", "here", "none")
+        campaigns.save(conn, breakers.store.now(conn), "here", [spec])
     return Campaign(instance, breakers)
 
 
@@ -714,7 +718,7 @@ def test_a_store_that_was_never_made_is_not_waited_for(
 ) -> None:
     breakers = BreakerResource(services=SERVICES, store_url=f"sqlite:///{tmp_path / 'new.db'}")
     result = Campaign(instance, breakers).run()
-    assert "no such table" in error_of(result).message
+    assert "run 'tidegate store upgrade'" in error_of(result).message
 
 
 @both_databases
