@@ -493,9 +493,7 @@ def test_what_has_no_answer_for_long_ends_the_op_and_says_when_to_execute_it_aga
         if record.key == "a":
             raise Pending("tomorrow", after=86_400)
 
-    with pytest.raises(
-        PendingRecordsError, match=r"UTC: then re-execute the run from failure"
-    ):
+    with pytest.raises(PendingRecordsError, match=r"UTC: then re-execute the run from failure"):
         go(work, list("abc"), handle)
     assert work.statuses() == {"a": WAITING, "b": DONE, "c": DONE}
     assert rows(work)["a"].retry_at - work.fleet.now() > timedelta(hours=23)
