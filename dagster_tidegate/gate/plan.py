@@ -79,7 +79,6 @@ class Observation(GateView):
         location: The code location of the gate.
         services: All known services, by name.
         campaigns: The campaigns of the code location; all, for a gate without one.
-        adopted: The services that pools stand for whose names don't say it, in any code location.
         pools: The pools that have a limit: `default` or the number, by name.
         default_limit: The limit of pools that have none of their own, or None.
         triggers: Stored states of schedules and sensors, by selector id.
@@ -92,7 +91,6 @@ class Observation(GateView):
     location: str = ""
     services: Mapping[str, ServiceView] = field(default_factory=dict)
     campaigns: Sequence[CampaignSpec] = ()
-    adopted: Adopted = field(default_factory=dict)
     pools: Mapping[str, str] = field(default_factory=dict)
     default_limit: int | None = None
     triggers: Mapping[str, TriggerState] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold
+from dagster_tidegate.pools import Adopted
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
@@ -53,7 +54,7 @@ class GateView:
     states: Mapping[str, str] = field(default_factory=dict)
     recovered_at: Mapping[str, datetime] = field(default_factory=dict)
     throttled: Collection[str] = ()
-    adopted: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    adopted: Adopted = field(default_factory=dict)
     cursor: datetime | None = None
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
