@@ -36,7 +36,9 @@ from dagster._daemon.sensor import _process_tick_generator
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.takeovers import UNSET
 from tests.support import forked_runs
 from tests.support.polling import wait_until
 
@@ -216,6 +218,28 @@ class Deployment:
 
     def trigger_states(self) -> dict[str, str]:
         return {state.name: state.status.value for state in self.instance.all_instigator_state()}
+
+    def forget(self) -> None:
+        """Wait for the runs that work, and forget all runs, pools, calls and what the store has."""
+        for run in self.instance.get_runs():
+            if not run.is_finished and run.status is not dg.DagsterRunStatus.QUEUED:
+                self.wait(run.run_id)
+            self.instance.delete_run(run.run_id)
+        for pool in self.dagster.pools():
+            self.dagster.set_pool(pool, UNSET)
+        (self.home / "calls").unlink(missing_ok=True)
+        with self.store.begin() as conn:
+            for table in reversed(t.metadata.sorted_tables):
+                if table not in (t.services, t.trials):
+                    conn.execute(table.delete())
+            conn.execute(
+                t.services.update().values(state="closed", generation=t.services.c.generation + 1)
+            )
+
+    def forget_triggers(self) -> None:
+        """Forget the states of all schedules and sensors."""
+        for state in self.instance.all_instigator_state():
+            self.instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
 
     def _state(self, remote: RemoteSensor) -> InstigatorState:
         found = self.instance.get_instigator_state(

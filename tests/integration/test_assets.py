@@ -8,8 +8,6 @@ import pytest
 from dagster import DagsterRunStatus
 
 from dagster_tidegate.store import runs
-from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.takeovers import UNSET
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 PROJECT = Path(__file__).parent / "assets_project" / "definitions.py"
@@ -32,24 +30,10 @@ def deployed(shared: Deployment) -> Iterator[Deployment]:
         shared.up(service)
     shared.gate()
     yield shared
-    for run in shared.instance.get_runs():
-        if not run.is_finished and run.status is not DagsterRunStatus.QUEUED:
-            shared.wait(run.run_id)
-        shared.instance.delete_run(run.run_id)
-    for pool in shared.dagster.pools():
-        shared.dagster.set_pool(pool, UNSET)
+    shared.forget()
     keys = shared.instance.all_asset_keys()
     shared.instance.wipe_assets(list(keys))
-    for state in shared.instance.all_instigator_state():
-        shared.instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
-    (shared.home / "calls").unlink(missing_ok=True)
-    with shared.store.begin() as conn:
-        for table in reversed(t.metadata.sorted_tables):
-            if table not in (t.services, t.trials):
-                conn.execute(table.delete())
-        conn.execute(
-            t.services.update().values(state="closed", generation=t.services.c.generation + 1)
-        )
+    shared.forget_triggers()
 
 
 def work(deployed: Deployment, rounds: int = 1) -> None:

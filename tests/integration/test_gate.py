@@ -37,7 +37,6 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.store.takeovers import UNSET
 from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 from tests.support.databases import both_deployments
@@ -63,24 +62,10 @@ def shared(
 def deployed(shared: Deployment) -> Iterator[Deployment]:
     """The deployment, as if nothing had happened yet."""
     yield shared
-    for run in shared.instance.get_runs():
-        if not run.is_finished and run.status is not DagsterRunStatus.QUEUED:
-            shared.wait(run.run_id)
-        shared.instance.delete_run(run.run_id)
-    for pool in shared.dagster.pools():
-        shared.dagster.set_pool(pool, UNSET)
-    for state in shared.instance.all_instigator_state():
-        shared.instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
+    shared.forget()
+    shared.forget_triggers()
     for service in ("mail", "maps"):
         shared.down(service)
-    (shared.home / "calls").unlink(missing_ok=True)
-    with shared.store.begin() as conn:
-        for table in reversed(t.metadata.sorted_tables):
-            if table not in (t.services, t.trials):
-                conn.execute(table.delete())
-        conn.execute(
-            t.services.update().values(state="closed", generation=t.services.c.generation + 1)
-        )
 
 
 def hold(deployed: Deployment, target: Target, source: HoldSource = HoldSource.OPERATOR) -> Hold:

@@ -20,10 +20,8 @@ from dagster_tidegate.cli import main
 from dagster_tidegate.dagster_api.lineage import partition_of
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import ledger, runs
-from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.store.takeovers import UNSET
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 PROJECT = Path(__file__).parent / "runs_project" / "definitions.py"
@@ -51,20 +49,7 @@ def deployed(shared: Deployment) -> Iterator[Deployment]:
     shared.up("maps")
     shared.gate()
     yield shared
-    for run in shared.instance.get_runs():
-        if not run.is_finished and run.status is not DagsterRunStatus.QUEUED:
-            shared.wait(run.run_id)
-        shared.instance.delete_run(run.run_id)
-    for pool in shared.dagster.pools():
-        shared.dagster.set_pool(pool, UNSET)
-    (shared.home / "calls").unlink(missing_ok=True)
-    with shared.store.begin() as conn:
-        for table in reversed(t.metadata.sorted_tables):
-            if table not in (t.services, t.trials):
-                conn.execute(table.delete())
-        conn.execute(
-            t.services.update().values(state="closed", generation=t.services.c.generation + 1)
-        )
+    shared.forget()
 
 
 def run_of(deployed: Deployment, run_id: str) -> dg.DagsterRun:
