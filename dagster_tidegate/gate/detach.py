@@ -7,14 +7,13 @@ from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Observation, giving_back
 from dagster_tidegate.gate.reconcile import BUDGET_S, MAX_ROUNDS
 from dagster_tidegate.store import gate_view
+from dagster_tidegate.store.gate_view import GateView
 from dagster_tidegate.store.takeovers import Takeover
 
 
 def takeovers_of(gate: Gate) -> list[Takeover]:
     """Return what the gate of a location has taken over; without a location, what all have."""
-    with gate.store.read() as conn:
-        view = gate_view.read(gate.store, conn, gate.location, resuming=False)
-    return [each for each in view.takeovers if gate.location in ("", each.location)]
+    return _taken(gate, _view(gate))
 
 
 def give_back(gate: Gate) -> Report:
@@ -31,11 +30,9 @@ def give_back(gate: Gate) -> Report:
     report = Report()
     deadline = time.monotonic() + BUDGET_S
     for _ in range(MAX_ROUNDS):
-        taken = takeovers_of(gate)
-        with gate.store.read() as conn:
-            view = gate_view.read(gate.store, conn, gate.location, resuming=False)
+        view = _view(gate)
         observation = Observation(
-            **{**vars(view), "holds": (), "takeovers": taken},
+            **{**vars(view), "holds": (), "takeovers": _taken(gate, view)},
             location=gate.location,
             pools=gate.dagster.pools(),
             triggers=gate.dagster.triggers(),
@@ -45,3 +42,12 @@ def give_back(gate: Gate) -> Report:
             break
         report += apply(gate, observation, actions, deadline=deadline, missed_ticks=lambda *_: None)
     return report
+
+
+def _view(gate: Gate) -> GateView:
+    with gate.store.read() as conn:
+        return gate_view.read(gate.store, conn, gate.location, resuming=False)
+
+
+def _taken(gate: Gate, view: GateView) -> list[Takeover]:
+    return [each for each in view.takeovers if gate.location in ("", each.location)]

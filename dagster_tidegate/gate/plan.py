@@ -230,10 +230,7 @@ def giving_back(observation: Observation) -> list[Action]:
             value = observation.pools.get(takeover.name, UNSET)
             is_ours, is_back = _ours(takeover, value), same_pool(value, takeover.former)
         else:
-            state = observation.triggers.get(takeover.name)
-            value = UNSET if state is None else state.status
-            ours = (takeover.set_to, takeover.set_from if takeover.pending else STOPPED, UNSET)
-            is_ours = value in ours or _written_late(takeover, state)
+            value, is_ours = _trigger(observation, takeover)
             is_back = value == takeover.former
         if takeover.left_at is not None:
             actions.append(End(takeover, TakeoverOutcome.LEFT_TO_OPERATOR))
@@ -425,14 +422,12 @@ def _triggers(observation: Observation) -> Iterator[Action]:
 def _taken_trigger(observation: Observation, takeover: Takeover, *, held: bool) -> Iterator[Action]:
     if not held and takeover.location != observation.location:
         return  # only its own gate knows whether it is held, and what it missed
-    state = observation.triggers.get(takeover.name)
-    value = UNSET if state is None else state.status
+    value, is_ours = _trigger(observation, takeover)
     if takeover.left_at is not None:
         if not held:
             yield End(takeover, TakeoverOutcome.LEFT_TO_OPERATOR)
         return
-    ours = {takeover.set_to, UNSET, *([takeover.set_from] if takeover.pending else [])}
-    if value not in ours and not _written_late(takeover, state):
+    if not is_ours:
         yield Leave(takeover, value)
         return
     target = STOPPED if held else takeover.former
@@ -442,6 +437,14 @@ def _taken_trigger(observation: Observation, takeover: Takeover, *, held: bool) 
         yield End(takeover, TakeoverOutcome.RESTORED)
     elif takeover.pending or takeover.set_to != target:
         yield Write(takeover, target, target, None, tightens=True)
+
+
+def _trigger(observation: Observation, takeover: Takeover) -> tuple[str, bool]:
+    """The value of a schedule or sensor, and whether it is one that the gate or Dagster set."""
+    state = observation.triggers.get(takeover.name)
+    value = UNSET if state is None else state.status
+    ours = {takeover.set_to, UNSET, *([takeover.set_from] if takeover.pending else [])}
+    return value, value in ours or _written_late(takeover, state)
 
 
 def _written_late(takeover: Takeover, state: TriggerState | None) -> bool:

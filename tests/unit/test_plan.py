@@ -14,6 +14,7 @@ from dagster_tidegate.gate.plan import (
     ServiceView,
     Take,
     Write,
+    giving_back,
     plan,
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
@@ -55,10 +56,10 @@ def taken(former: str = "unset", set_to: str = "0", **changes: object) -> Takeov
     return replace(pool, **changes)  # type: ignore[arg-type] -- a test's own fields
 
 
-def taken_schedule(former: str = "RUNNING", **changes: object) -> Takeover:
+def taken_schedule(former: str = "RUNNING", set_to: str = "STOPPED", **changes: object) -> Takeover:
     return taken(
         former,
-        "STOPPED",
+        set_to,
         kind=TakeoverKind.SCHEDULE,
         name="selector",
         label="nightly",
@@ -423,3 +424,9 @@ def test_schedules_run_if_no_run_could_try_a_half_open_service():
     state = observed(holds=[hold()], pools=pools, triggers=running)
     assert plan(state)
     assert plan(replace(state, candidates=starving)) == []
+
+
+def test_a_schedule_that_a_person_stopped_after_it_was_given_back_stays_stopped():
+    takeover = taken_schedule(set_to="RUNNING")
+    observation = observed(takeover, triggers={"selector": TriggerState("STOPPED")})
+    assert plan(observation) == giving_back(observation) == [Leave(takeover, "STOPPED")]
