@@ -16,6 +16,7 @@ from dagster_shared.error import SerializableErrorInfo
 from pydantic import ValidationError
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.dagster_api import DOCTOR_JOB, HOLD_JOB, REACHABLE_OP, RELEASE_JOB
 from dagster_tidegate.dagster_api.lineage import campaign_name
 
 PART_TAG = "tidegate/part"
@@ -78,8 +79,8 @@ class LocationCode(ResourceCode):
         error: Why it can't be loaded; None if it is loaded.
         dagster_version: The version of Dagster that it runs with, if it reports one.
         sensors: The gate's sensors in it.
-        jobs: The ops of each job, by its name; jobs that Dagster generates of assets have the name
-            of their campaign.
+        jobs: The ops of each job, by its name, without those that `build_definitions` adds; jobs
+            that Dagster generates of assets have the name of their campaign.
     """
 
     name: str
@@ -101,6 +102,8 @@ def location_code(name: str, location: CodeLocation, instance: dg.DagsterInstanc
         ]
         assets = _assets(repository)
         for job in repository.get_all_jobs():
+            if job.name in (HOLD_JOB, RELEASE_JOB, DOCTOR_JOB):
+                continue
             jobs[campaign_name(job.name, name)] = [
                 OpCode(
                     op.name,
@@ -109,6 +112,7 @@ def location_code(name: str, location: CodeLocation, instance: dg.DagsterInstanc
                     assets.get(op.name, ()),
                 )
                 for op in job.job_snapshot.node_defs_snapshot.op_def_snaps
+                if op.name != REACHABLE_OP
             ]
     versions = location.get_dagster_library_versions() or {}
     return LocationCode(

@@ -567,16 +567,11 @@ def _policies_differ(facts: Facts) -> Problems:
                 )
 
 
-OWN = "tidegate_"
-"""How the names of the jobs and asset checks begin that `build_definitions` adds."""
-
-
 @_check("pool_missing", ERROR, "An op or asset uses the breakers, but its pool names no service.")
 def _pool_missing(facts: Facts) -> Problems:
     for location, job, op in facts.ops:
         reached, clients, named = _services_of(facts, location, op)
-        own = job.startswith(OWN) or op.name.startswith(OWN)  # they call no service
-        if reached and not named and not own and location.policy_error is None:
+        if reached and not named and location.policy_error is None:
             has = f"its pool is {op.pool!r}" if op.pool else "it has no pool"
             services = ", ".join(repr(name) for name in sorted(clients)) or '"<service>"'
             yield (

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dagster_tidegate.control import operations, situation
 from dagster_tidegate.control.why import UnknownNameError, find
+from dagster_tidegate.dagster_api import DOCTOR_JOB, HOLD_JOB, RELEASE_JOB
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.store.database import Connection
@@ -98,11 +99,9 @@ def jobs_of_operators(resource_key: str) -> Sequence[dg.JobDefinition]:
         _diagnose(context, getattr(context.resources, resource_key), config)
 
     return [
-        _job(
-            "tidegate_hold", hold_op, "Hold a service, a campaign, one of its runs or everything."
-        ),
-        _job("tidegate_release", release_op, "Release what people hold."),
-        _job("tidegate_doctor", doctor_op, "Check Dagster, the store and the code locations."),
+        _job(HOLD_JOB, hold_op, "Hold a service, a campaign, one of its runs or everything."),
+        _job(RELEASE_JOB, release_op, "Release what people hold."),
+        _job(DOCTOR_JOB, doctor_op, "Check Dagster, the store and the code locations."),
     ]
 
 

@@ -14,6 +14,7 @@ import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.dagster_api import REACHABLE_OP
 from dagster_tidegate.dagster_api.schedules import with_schedule_metadata
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState
@@ -68,7 +69,7 @@ def reachable_check(services: Collection[str], resource_key: str) -> dg.AssetChe
     names = {service_key(name): name for name in services}
 
     @dg.multi_asset_check(
-        name="tidegate_reachable",
+        name=REACHABLE_OP,
         specs=[
             dg.AssetCheckSpec(
                 CHECK,

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
 
+from dagster_tidegate.dagster_api.locations import location_code
 from dagster_tidegate.store import runs
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
@@ -87,3 +88,11 @@ def test_assets_that_need_no_held_service_resume_while_others_wait(deployed: Dep
     deployed.up("crm")
     deployed.until(lambda: materialized(deployed, "contacts"))
     assert sorted(deployed.calls()[4:]) == [f"contacts/d1-{n}" for n in range(3)]
+
+
+def test_what_build_definitions_adds_is_none_of_the_users_jobs(deployed: Deployment) -> None:
+    context = deployed.workspace.create_request_context()
+    code = location_code(LOCATION, context.get_code_location(LOCATION), deployed.instance)
+    assert ASSETS in code.jobs
+    ops = {op.name for ops in code.jobs.values() for op in ops}
+    assert not [name for name in {*code.jobs, *ops} if name.startswith("tidegate_")]
