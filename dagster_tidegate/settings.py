@@ -28,6 +28,10 @@ _SERVICE_LINK = re.compile(
 )
 
 
+PAGES = "/tidegate"
+"""Where Tidegate's own pages are, below the URL of the UI."""
+
+
 class SettingsError(ValueError):
     """A setting has an invalid value; the message names it and says what is valid."""
 
@@ -136,6 +140,10 @@ class GeneralSettings(Settings):
         description="`true`: runs and sensors report breaker metrics to OpenTelemetry. Needs the "
         "extra `otel` and a configured SDK.",
     )
+
+    def page_url(self, path: str) -> str | None:
+        """Return the public URL of one of Tidegate's pages; None if `public_url` is not set."""
+        return None if self.public_url is None else f"{self.public_url}{PAGES}{path}"
 
 
 class ServeSettings(Settings):

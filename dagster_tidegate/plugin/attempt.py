@@ -306,8 +306,7 @@ def _details(run: CampaignRun, reason: StopReason, why: str) -> dict[str, Any]:
                 for hold in reason.holds
             ]
         )
-    if public_url := load(GeneralSettings).public_url:
-        page = f"{public_url.rstrip('/')}/tidegate/run/{quote(run.name)}"
+    if page := load(GeneralSettings).page_url(f"/run/{quote(run.name)}"):
         details["page"] = dg.MetadataValue.url(page)
     return details
 

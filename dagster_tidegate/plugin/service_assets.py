@@ -153,14 +153,14 @@ class Facts:
         needed_by: The campaigns that need each service, each with its schedules and sensors.
         reports: The report of the outage that an event ended, as Markdown, by id of the event.
         minutes: How long that outage lasted.
-        page: The address of the web UI, or None.
+        pages: The URL of Tidegate's pages, or None.
     """
 
     paused_runs: Mapping[str, int]
     needed_by: Mapping[str, Mapping[str, Sequence[str]]]
     reports: Mapping[int, str]
     minutes: Mapping[int, float]
-    page: str | None = None
+    pages: str | None = None
 
 
 def to_report(
@@ -242,8 +242,8 @@ def _metadata(change: Event, facts: Facts) -> dict[str, Any]:
             "failures": details["failed"],
             "failure_rate": details["failed"] / details["calls"],
         }
-    if facts.page:
-        metadata["page"] = dg.MetadataValue.url(f"{facts.page}/services/{change.name}")
+    if facts.pages:
+        metadata["page"] = dg.MetadataValue.url(f"{facts.pages}/services/{change.name}")
     return metadata
 
 

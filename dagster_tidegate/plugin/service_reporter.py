@@ -102,7 +102,6 @@ def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
         for change in ended
         if (report := report_reader.of_outage(conn, now, change.id)) is not None
     }
-    public_url = load(GeneralSettings).public_url
     needing = {name: [s for s in specs if name in s.services([name])] for name in names}
     return Facts(
         paused_runs={
@@ -114,7 +113,7 @@ def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
         },
         reports={id_: outage_text(report) for id_, report in reports.items()},
         minutes={id_: report.seconds / 60 for id_, report in reports.items()},
-        page=public_url and f"{public_url.rstrip('/')}/tidegate",
+        pages=load(GeneralSettings).page_url(""),
     )
 
 

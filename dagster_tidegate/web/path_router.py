@@ -2,10 +2,11 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dagster_tidegate.settings import PAGES
+
 LOGIN = "/login"
 LOGOUT = "/logout"
-PAGE = "/tidegate"
-"""Tidegate's own pages."""
+PAGE = PAGES
 PUBLIC = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})
 """Paths that need no token: they only say whether to restart the process or send it requests."""
 _OWN = ("/api", "/metrics", PAGE, LOGIN, LOGOUT)
