@@ -140,36 +140,16 @@ def around(conn: Connection, first: int, last: int | None) -> Sequence[Event]:
 
 def resumed(conn: Connection, first: int, names: Collection[str]) -> Mapping[str, Sequence[Event]]:
     """Return when campaign runs stopped being paused after an event, by name."""
-    e = t.events.c
-    events: dict[str, list[Event]] = {}
-    for chunk in _chunks(names):
-        query = sa.select(t.events).where(
-            e.kind == EventKind.CAMPAIGN_RUN,
-            e.name.in_(chunk),
-            e.id > first,
-            e.from_status == RunStatus.PAUSED,
-        )
-        for event in _events(conn, query.order_by(e.id)):
-            events.setdefault(event.name, []).append(event)
-    return events
+    stopped = t.events.c.from_status == RunStatus.PAUSED
+    return _by_name(conn, first, names, EventKind.CAMPAIGN_RUN, stopped)
 
 
 def given_back(
     conn: Connection, first: int, names: Collection[str]
 ) -> Mapping[str, Sequence[Event]]:
     """Return when takeovers ended after an event, by the name that events give them."""
-    e = t.events.c
-    events: dict[str, list[Event]] = {}
-    for chunk in _chunks(names):
-        query = sa.select(t.events).where(
-            e.kind == EventKind.TAKEOVER,
-            e.name.in_(chunk),
-            e.id > first,
-            e.to_status.in_([outcome.value for outcome in TakeoverOutcome]),
-        )
-        for event in _events(conn, query.order_by(e.id)):
-            events.setdefault(event.name, []).append(event)
-    return events
+    ended = t.events.c.to_status.in_([outcome.value for outcome in TakeoverOutcome])
+    return _by_name(conn, first, names, EventKind.TAKEOVER, ended)
 
 
 def missed(
@@ -262,6 +242,23 @@ def paused_runs(conn: Connection, campaigns: Collection[str]) -> int:
         or 0
         for chunk in _chunks(campaigns)
     )
+
+
+def _by_name(
+    conn: Connection,
+    first: int,
+    names: Collection[str],
+    kind: EventKind,
+    condition: sa.ColumnElement[bool],
+) -> Mapping[str, Sequence[Event]]:
+    """The events of a kind that came after another, the oldest first, by name."""
+    e = t.events.c
+    events: dict[str, list[Event]] = {}
+    for chunk in _chunks(names):
+        query = sa.select(t.events).where(e.kind == kind, e.name.in_(chunk), e.id > first)
+        for event in _events(conn, query.where(condition).order_by(e.id)):
+            events.setdefault(event.name, []).append(event)
+    return events
 
 
 def _chunks(values: Collection) -> Iterator[list]:
