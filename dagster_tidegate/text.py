@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from hashlib import sha256
@@ -90,6 +90,18 @@ def plural(count: int, noun: str) -> str:
         ('1 run', '3 runs')
     """
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def enumerated(names: Sequence[str], noun: str, most: int = 3) -> str:
+    """Return names as a list for people, or how many there are if that is more than `most`.
+
+    Example:
+        >>> enumerated(["a", "b", "c"], "service"), enumerated(["a", "b", "c", "d"], "service")
+        ('a, b and c', '4 services')
+    """
+    if len(names) > most:
+        return plural(len(names), noun)
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def sentence(text: str) -> str:

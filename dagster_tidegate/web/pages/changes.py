@@ -24,7 +24,7 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.records import RecordState
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.tokens import Role
-from dagster_tidegate.text import plural, sentence
+from dagster_tidegate.text import enumerated, plural, sentence
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.access.origins import local_path
 from dagster_tidegate.web.api import lookup, starting
@@ -511,10 +511,7 @@ def _short(lines: Sequence[str]) -> Sequence[str]:
 
 
 def _named(targets: Sequence[Target]) -> str:
-    names = [target.name or "everything" for target in targets]
-    if len(names) > MAX_NAMED:
-        return plural(len(names), "thing")
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    return enumerated([target.name or "everything" for target in targets], "thing", MAX_NAMED)
 
 
 def _selected(form: Form) -> dict[str, object]:

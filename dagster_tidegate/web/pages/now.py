@@ -12,7 +12,7 @@ from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts, run_problems
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.text import plural, sentence
+from dagster_tidegate.text import enumerated, plural, sentence
 from dagster_tidegate.web.pages.rendering import TONES, Banner
 from dagster_tidegate.web.pages.services import Service, services
 
@@ -140,7 +140,8 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
         (("half_open",), "being tried"),
     ):
         if names := [each.name for each in listed if each.status in statuses]:
-            parts.append(f"{_names(names)} {'is' if len(names) == 1 else 'are'} {what}")
+            verb = "is" if len(names) == 1 else "are"
+            parts.append(f"{enumerated(names, 'service')} {verb} {what}")
     if held:
         parts.append(f"{plural(held, 'campaign')} paused")
     if parts:
@@ -149,12 +150,6 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
     if not situation.services and not situation.campaigns:
         return "Nothing to watch yet", "plain"
     return "Everything runs", "good"
-
-
-def _names(names: Sequence[str]) -> str:
-    if len(names) > 3:
-        return plural(len(names), "service")
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _pauses(situation: Situation) -> list[Pause]:
