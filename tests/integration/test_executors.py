@@ -53,13 +53,22 @@ class Campaign:
         self.folder, self.instance, self.store, self.job = folder, instance, store, job
         self.started: list[BaseProcess] = []
 
-    def start(self) -> tuple[str, BaseProcess]:
-        """Start a run as the launchers for containers do: `dagster api execute_run`."""
+    def start(self, failed: str | None = None) -> tuple[str, BaseProcess]:
+        """Start a run as the launchers for containers do: `dagster api execute_run`.
+
+        Args:
+            failed: The run which it re-executes from failure.
+        """
         job = ReconstructableJob.for_file(str(PROJECT), self.job)
+        tags = {"dagster/partition": "leads-1"}
+        if failed is not None:
+            tags["dagster/is_resume_retry"] = "true"
         run = self.instance.create_run_for_job(
             job_def=job.get_definition(),
-            tags={"dagster/partition": "leads-1"},
+            tags=tags,
             job_code_origin=job.get_python_origin(),
+            root_run_id=failed,
+            parent_run_id=failed,
         )
         arguments = ExecuteRunArgs(
             job_origin=job.get_python_origin(),
@@ -178,13 +187,13 @@ def stopped_by_a_signal(campaign: Campaign, key: str, *, terminated: bool) -> st
     return stopped[0]
 
 
-def stopped_outside_a_record_loop(campaign: Campaign) -> str:
-    """Send a run SIGTERM in its last op, and return the run, which failed for Dagster.
+def stopped_outside_a_record_loop(campaign: Campaign, failed: str) -> str:
+    """Send the re-execution of a run SIGTERM in its last op, and return it: it failed for Dagster.
 
     By that the gate knows that it is to be resumed.
     """
     (campaign.folder / "stay").touch()
-    stopped = campaign.start()
+    stopped = campaign.start(failed)
     wait_until((campaign.folder / "joining").exists)
     stopped[1].terminate()
     assert campaign.end_of(stopped) is dg.DagsterRunStatus.FAILURE
@@ -202,7 +211,7 @@ def test_whatever_stops_a_run_its_ops_share_one_attempt_and_each_record_is_done_
     evicted = stopped_by_a_signal(campaign, "3", terminated=False)
     held = stopped_by_a_hold(campaign, "12")
     terminated = stopped_by_a_signal(campaign, "20", terminated=True)
-    interrupted = stopped_outside_a_record_loop(campaign)
+    interrupted = stopped_outside_a_record_loop(campaign, terminated)
     last = campaign.start()
     assert campaign.end_of(last) is dg.DagsterRunStatus.SUCCESS
     assert campaign.attempts() == [evicted, held, terminated, interrupted, last[0]]
