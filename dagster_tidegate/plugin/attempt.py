@@ -180,7 +180,7 @@ class Attempt:
                 reason.ended,
                 f"{self.run.name} is already {reason.ended}; this op stops at {reason.done}",
             )
-        status, why = self._outcome(reason)
+        status, why = retry_while_unreachable(lambda: self._outcome(reason), self.log)
         if status is RunStatus.PAUSED and not retry_while_unreachable(self._has_gate, self.log):
             why = holds.without_gate(why, self.run.campaign)
         of = "" if reason.total is None else f"/{reason.total}"
@@ -194,7 +194,11 @@ class Attempt:
                 tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
         self.log.info(message)
         details = _details(self.run, reason, why) if status is RunStatus.PAUSED else None
-        self._dagster.end_as_canceled(self._context.run, message, tags, details)
+        run = self._context.run
+        # Dagster waits no more than five seconds for a SQLite run storage that others write to.
+        retry_while_unreachable(
+            lambda: self._dagster.end_as_canceled(run, message, tags, details), self.log
+        )
         raise _ended(status, message)
 
     def report_failed(self, failed: int) -> None:

@@ -1,4 +1,4 @@
-"""Retries while the store is unreachable: no record is processed without its ledger."""
+"""Retries while a database is unreachable: no record is processed without its ledger."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import random
 from typing import TypeVar
 
-from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE, why_unreachable
 
 R = TypeVar("R")
 
@@ -21,10 +21,10 @@ def backoff_s(tries: int) -> float:
 
 
 def retry_while_unreachable(step: Callable[[], R], log: logging.Logger) -> R:
-    """Call `step`, which must be idempotent, until the store is reachable; return its result.
+    """Call `step`, which must be idempotent, until its database is reachable; return its result.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: If the store was unreachable for longer than `MAX_WAIT_S`.
+        sqlalchemy.exc.DBAPIError: If the database was unreachable for longer than `MAX_WAIT_S`.
     """
     deadline = None
     tries = 0
@@ -35,7 +35,8 @@ def retry_while_unreachable(step: Callable[[], R], log: logging.Logger) -> R:
             now = time.monotonic()
             if deadline is None:
                 deadline = now + MAX_WAIT_S
-                log.warning("Store unreachable; retrying for up to %.0f s: %s", MAX_WAIT_S, error)
+                why = why_unreachable(error)
+                log.warning("Database unreachable; retrying for up to %.0f s: %s", MAX_WAIT_S, why)
             if now >= deadline or "no such table" in str(error):
                 raise
         tries += 1

@@ -1,13 +1,18 @@
 """Calls without a record loop: a breaker's refusal that ends the op pauses its run."""
 
 import pickle
+import sqlite3
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 import yaml
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of
@@ -94,6 +99,35 @@ def test_a_refusal_that_ends_an_op_or_asset_pauses_its_run_without_a_retry(
     assert project.events(run, STEP_FAILURE, RETRY) == []
     if assets is not None:
         assert project.instance.get_latest_materialization_event(dg.AssetKey(assets)) is None
+
+
+@pytest.mark.database_time
+def test_a_pause_waits_for_a_run_storage_that_others_have_locked(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sqlite_run_storage,
+        "create_engine",
+        partial(sa.create_engine, connect_args={"timeout": 0.05}),
+    )
+    others = sqlite3.connect(
+        project.folder / "home" / "history" / "runs.db",
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    unlock = threading.Timer(0.5, others.rollback)
+
+    def locking_send() -> str:
+        others.execute("BEGIN IMMEDIATE")
+        unlock.start()
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(plain, "send", locking_send)
+    run = project.execute("plain_op")
+    unlock.join()
+    others.close()
+    assert run.status is CANCELED
+    assert run.tags["tidegate/state"] == "paused"
 
 
 @pytest.mark.database_time
