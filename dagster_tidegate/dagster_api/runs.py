@@ -22,6 +22,7 @@ from dagster._core.storage.tags import (
     RUN_FAILURE_REASON_TAG,
     RUN_KEY_TAG,
     SENSOR_NAME_TAG,
+    WILL_RETRY_TAG,
 )
 from dagster._serdes import deserialize_value
 
@@ -29,6 +30,7 @@ from dagster_tidegate.dagster_api.lineage import (
     CANARY_PRIORITY,
     PARTITION_TAG,
     campaign_of,
+    is_resume,
     job_of,
     partition_of,
     tried_by,
@@ -190,6 +192,29 @@ class Runs:
         )
         return [(r.dagster_run, r.update_timestamp, r.create_timestamp) for r in records]
 
+    def failed_launches(self, run: dg.DagsterRun, limit: int) -> Sequence[datetime]:
+        """Return when the launches of a requested run, and of those before it, failed (UTC).
+
+        Args:
+            run: A run that the gate requested to resume a campaign run.
+            limit: At most how many.
+
+        Returns:
+            The latest first, since a requested run of the same campaign run has started; empty if
+            this run has.
+        """
+        same = {PARTITION_TAG: run.tags[PARTITION_TAG]}
+        records = self.instance.get_run_records(
+            dg.RunsFilter(job_name=run.job_name, tags=same), limit=limit
+        )
+        failures = []
+        for record in records:
+            failed = record.dagster_run.status is dg.DagsterRunStatus.FAILURE
+            if not failed or record.start_time or not is_resume(record.dagster_run):
+                break
+            failures.append(record.update_timestamp.replace(tzinfo=UTC))
+        return failures
+
     def add_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Add tags to a run."""
         self.instance.add_run_tags(run_id, dict(tags))
@@ -237,6 +262,10 @@ class Runs:
         With `run_retries` on, Dagster retries it itself.
         """
         return is_interrupted(run) and not self.instance.run_retries_enabled
+
+    def is_retried(self, run: dg.DagsterRun) -> bool:
+        """Return whether Dagster retries a failed run itself."""
+        return self.instance.run_retries_enabled and run.tags.get(WILL_RETRY_TAG) != "false"
 
     def explain_wait(self, run: dg.DagsterRun, tags: Mapping[str, str], message: str) -> None:
         """Tag a run that waits, and write to its log what it waits for."""

@@ -23,7 +23,8 @@ from dagster_tidegate.dagster_api.lineage import (
     retries_assets_of,
     was_superseded,
 )
-from dagster_tidegate.dagster_api.runs import RunChange
+from dagster_tidegate.dagster_api.runs import RunChange, is_interrupted
+from dagster_tidegate.gate import failed_launches
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.relaunched import joined
 from dagster_tidegate.holds import SystemActor
@@ -217,7 +218,7 @@ def next_status(
         attempt: The attempt of the Dagster run; None if it has none.
         newer: Whether the Dagster run began after the campaign run got its status.
         interrupted: Whether it failed because its process received a signal that nobody in Dagster
-            asked for, and there is an attempt to resume from.
+            asked for, or before it started, and there is an attempt to resume from.
         resumes: Whether the gate requested the Dagster run to resume the campaign run.
     """
     if attempt is not None:
@@ -290,10 +291,18 @@ def _starts(campaign_run: CampaignRun, run: dg.DagsterRun) -> bool:
 
 
 def _follow_in(gate: Gate, change: RunChange) -> bool:
-    interrupted = gate.dagster.was_interrupted(change.run)
+    interrupted = gate.dagster.was_interrupted(change.run) or _may_launch_again(gate, change.run)
     priority = gate.campaigns[campaign_of(change.run)].priority
     with gate.store.begin() as conn:
         return _follow(conn, gate.store.now(conn), change, priority, interrupted=interrupted)
+
+
+def _may_launch_again(gate: Gate, run: dg.DagsterRun) -> bool:
+    """Whether a run that the gate requested failed before it started, and gets a successor."""
+    if run.status is not _Status.FAILURE or not is_resume(run) or gate.dagster.is_retried(run):
+        return False
+    failures = gate.dagster.failed_launches(run, failed_launches.MAX_IN_A_ROW)
+    return bool(failures) and not failed_launches.is_given_up(failures)
 
 
 def _follow(
@@ -331,6 +340,8 @@ def _follow(
         resumes=is_resume(run),
     )
     if to is None or (attempt is None and change.at < campaign_run.changed_at):
+        if interrupted and campaign_run.status is RunStatus.PAUSED and attempt is None:
+            runs.set_reason(conn, campaign_run, _why_paused(run))
         return False
     # Not the time of this tick, or what Dagster did since the change would look older.
     now = min(now, max(change.at, campaign_run.changed_at))
@@ -348,7 +359,7 @@ def _move(
             continue
         reason = f"Dagster run {run.run_id} is {run.status.value}"
         if status is RunStatus.PAUSED:
-            reason += ": its process was terminated; it resumes automatically"
+            reason = _why_paused(run)
         elif status is to and to in (RunStatus.COMPLETED, RunStatus.FAILED):
             failed = ledger.failed_records(conn, campaign_run.id)
             reason += f", {plural(failed, 'record')} failed" if failed else ""
@@ -356,6 +367,14 @@ def _move(
         if not moved:
             return False
     return moved
+
+
+def _why_paused(run: dg.DagsterRun) -> str:
+    how = "was terminated" if is_interrupted(run) else "could not be started"
+    return (
+        f"Dagster run {run.run_id} is {run.status.value}: its process {how}; "
+        "it resumes automatically"
+    )
 
 
 def _path(status: RunStatus, to: RunStatus) -> list[RunStatus]:

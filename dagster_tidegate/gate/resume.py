@@ -19,6 +19,7 @@ from dagster_tidegate.dagster_api.lineage import (
     selection_of,
     tags_for_next,
 )
+from dagster_tidegate.gate import failed_launches
 from dagster_tidegate.gate.follow import never_queued
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
@@ -177,6 +178,8 @@ def _next_attempt(
             return None  # requested before, or a person was faster
         # Dagster died before it queued the run; the same key makes it do so now.
         number, is_created = request_number(other), True
+    if _waits_to_launch(gate, dagster_runs):
+        return None
     with gate.store.read() as conn:
         current = runs.get(conn, run.id)
         newest = runs.latest_attempt(conn, run.id)
@@ -185,7 +188,8 @@ def _next_attempt(
     paused = None if newest is None else gate.dagster.run(newest.dagster_run)
     if paused is not None and not paused.is_finished:
         return None  # one of its branches has paused, another still works
-    if paused is not None and run.paused_at and gate.dagster.was_replaced(paused, run.paused_at):
+    paused_at = (newest and newest.ended_at) or run.paused_at
+    if paused is not None and paused_at and gate.dagster.was_replaced(paused, paused_at):
         _end_as_replaced(gate, current)
         return None
     given_up = None if newest is None else gate.dagster.given_up(paused)
@@ -215,6 +219,19 @@ def _next_attempt(
     if paused is not None and paused.op_selection and not is_created:
         gate.dagster.create_with_ops(request, paused)
     return request
+
+
+def _waits_to_launch(gate: Gate, dagster_runs: Sequence[dg.DagsterRun]) -> bool:
+    """Whether the last launches of a campaign run failed so lately that the next has to wait."""
+    last = max(dagster_runs, key=request_number, default=None)
+    if last is None or last.status is not dg.DagsterRunStatus.FAILURE:
+        return False
+    failures = gate.dagster.failed_launches(last, failed_launches.MAX_IN_A_ROW)
+    due = failed_launches.next_at(failures)
+    if due is None:
+        return False
+    with gate.store.read() as conn:
+        return gate.store.now(conn) < due
 
 
 def _end_as_replaced(gate: Gate, run: CampaignRun) -> None:

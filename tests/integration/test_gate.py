@@ -12,11 +12,14 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterRunStatus
 from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.storage.runs import SqlRunStorage
+from dagster._core.storage.runs.schema import RunsTable
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.lineage import CANARY_TAG, partition_of
 from dagster_tidegate.gate import follow, tighten_now
+from dagster_tidegate.gate.failed_launches import MAX_IN_A_ROW, MAX_WAIT
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
@@ -508,13 +511,36 @@ def test_cancelling_the_next_attempt_cancels_the_campaign_run(deployed: Deployme
     assert len(asked(deployed, but=first)) == 1
 
 
-def test_a_run_that_could_not_start_makes_its_campaign_run_failed(deployed: Deployment):
+def test_a_run_that_could_not_start_is_requested_again_a_few_times(deployed: Deployment):
+    """As when the code server was told to shut down, or no container could be started."""
     first = paused(deployed, "letters", "b")
     deployed.tick("tidegate_resume")
-    [run] = asked(deployed, but=first)
-    deployed.instance.report_run_failed(run)
-    deployed.tick("tidegate_pause")
-    assert campaign_run(deployed, "letters", "b").status is RunStatus.FAILED
+    for number in range(1, MAX_IN_A_ROW + 1):
+        [run] = [run for run in asked(deployed, but=first) if not run.is_finished]
+        assert run.tags["dagster/parent_run_id"] == first
+        deployed.instance.report_run_failed(run)
+        deployed.tick("tidegate_pause")
+        stopped = campaign_run(deployed, "letters", "b")
+        if number == MAX_IN_A_ROW:
+            break
+        assert stopped.status is RunStatus.PAUSED
+        assert "its process could not be started" in (stopped.reason or "")
+        deployed.tick("tidegate_resume")
+        assert len(asked(deployed, but=first)) == number, "requested again at once"
+        longer_ago(deployed, run.run_id, MAX_WAIT)
+        deployed.tick("tidegate_resume")
+    assert stopped.status is RunStatus.FAILED
+
+
+def longer_ago(deployed: Deployment, run_id: str, by: timedelta) -> None:
+    """Let the last change of a Dagster run be longer ago."""
+    storage = deployed.instance.run_storage
+    assert isinstance(storage, SqlRunStorage)
+    row = RunsTable.c.run_id == run_id
+    with storage.connect() as conn:
+        changed = conn.scalar(sa.select(RunsTable.c.update_timestamp).where(row))
+        assert changed is not None
+        conn.execute(RunsTable.update().where(row).values(update_timestamp=changed - by))
 
 
 def test_an_interrupted_run_is_requested_again(deployed: Deployment):
@@ -533,6 +559,7 @@ def test_an_interrupted_run_is_requested_again(deployed: Deployment):
         stopped = campaign_run(deployed, "letters", "b")
         assert stopped.status is RunStatus.PAUSED
         assert "its process was terminated" in (stopped.reason or "")
+        longer_ago(deployed, ended[-1], MAX_WAIT)
         deployed.tick("tidegate_resume")
         [run] = [run for run in asked(deployed, but=first) if run.run_id not in ended]
         assert run.tags["dagster/parent_run_id"] == first

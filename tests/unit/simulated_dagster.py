@@ -4,6 +4,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import takewhile
 from uuid import uuid4
 
 import dagster as dg
@@ -83,6 +84,7 @@ class SimulatedDagster:
         self.all_runs: dict[str, dg.DagsterRun] = {}
         self.changed: dict[str, datetime] = {}
         self.created: dict[str, datetime] = {}
+        self.not_started: set[str] = set()  # runs that Dagster failed to start
         self.input_changed_at: datetime | None = None  # of every asset
         self.materialized_at: datetime | None = None  # every asset, by another run
         self.broken: set[str] = set()  # pools that Dagster can't write
@@ -204,6 +206,14 @@ class SimulatedDagster:
 
     def was_interrupted(self, run: dg.DagsterRun) -> bool:
         return False
+
+    def is_retried(self, run: dg.DagsterRun) -> bool:
+        return False
+
+    def failed_launches(self, run: dg.DagsterRun, limit: int) -> Sequence[datetime]:
+        same = self.runs(tags={PARTITION_TAG: run.tags[PARTITION_TAG]}, job=run.job_name)
+        failed = takewhile(lambda each: each.run_id in self.not_started, reversed(same))
+        return [self.changed[each.run_id] for each in failed][:limit]
 
     def latest_tick(self, name: str, selector_id: str) -> datetime | None:
         return None

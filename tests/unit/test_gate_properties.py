@@ -17,11 +17,12 @@ from hypothesis.stateful import (
 )
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.dagster_api.lineage import partition_of, tried_by
+from dagster_tidegate.dagster_api.lineage import is_resume, partition_of, tried_by
 from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.gate import apply as gate_apply
 from dagster_tidegate.gate import follow as gate_follow
 from dagster_tidegate.gate.apply import apply
+from dagster_tidegate.gate.failed_launches import MAX_IN_A_ROW
 from dagster_tidegate.gate.follow import Audit, follow
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
@@ -293,6 +294,17 @@ class TheGate(RuleBasedStateMachine):
                 newest = runs.latest_attempt(conn, run.id)
                 over = newest is None or self.dagster.all_runs[newest.dagster_run].is_finished
                 runs.begin_attempt(conn, self.clock(), run, queued.run_id, owner_is_over=over)
+
+    @rule()
+    def dagster_fails_to_launch(self) -> None:
+        """The run does nothing. Only so often in a row that the gate does not give up."""
+        for queued in self.dagster.launchable():
+            if not is_resume(queued):
+                continue
+            failures = self.dagster.failed_launches(queued, MAX_IN_A_ROW)
+            if len(failures) < MAX_IN_A_ROW // 2:
+                self.dagster.not_started.add(queued.run_id)
+                self.dagster.set_status(queued.run_id, dg.DagsterRunStatus.FAILURE)
 
     @rule(finish=st.booleans())
     def runs_work(self, finish: bool) -> None:
