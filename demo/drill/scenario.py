@@ -39,8 +39,9 @@ RUNNING = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-START_TIMEOUT_S = 120.0
-PAUSE_TIMEOUT_S = 60.0
+# Generous: on a busy machine each of the many processes takes half a minute to start.
+START_TIMEOUT_S = 300.0
+PAUSE_TIMEOUT_S = 180.0
 
 
 class Listener(Protocol):
@@ -73,7 +74,7 @@ class DrillOptions:
     outage_s: float = 20.0
     leads: int = 420
     kill_daemon: bool = False
-    finish_timeout_s: float = 300.0
+    finish_timeout_s: float = 900.0
 
     def __post_init__(self) -> None:
         if self.service not in SERVICES:

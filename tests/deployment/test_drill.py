@@ -60,8 +60,11 @@ def test_a_service_of_two_campaigns_and_the_daemon_fail_with_all_on_postgresql(
 ):
     database = make_database()
     url = database.render_as_string(hide_password=False)
+    workspace = quick_code.workspace(tmp_path / "project")
     found, said = drill(
-        tmp_path, "--service", "openai", "--kill-daemon", "--leads", "140", "--url", url, "--keep"
+        tmp_path,
+        *("--service", "openai", "--kill-daemon", "--leads", "140", "--url", url, "--keep"),
+        *("--workspace", str(workspace)),
     )
     assert "killing Dagster's daemon" in said
     assert_all_is_well(found, 140)
