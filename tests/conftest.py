@@ -201,3 +201,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
         if path.parts[0] in REAL_PROCESSES and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(REAL_PROCESSES_TIMEOUT_S))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on where pytest-xdist ignores the groups: each worker would deploy everything."""
+    grouped = session.config.getoption("loadgroup", False)  # set in its workers alone
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist ignores xdist_group: is it too old for this pytest?")
