@@ -204,7 +204,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse to go on where pytest-xdist ignores the groups: each worker would deploy everything."""
+    """Refuse to go on where pytest-xdist ignores the groups: every worker would deploy all."""
     grouped = session.config.getoption("loadgroup", False)  # set in its workers alone
     if grouped and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("pytest-xdist ignores xdist_group: is it too old for this pytest?")
