@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fastapi import APIRouter
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.control import operations
@@ -33,6 +34,15 @@ _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
 _SERVICE = "/{service:path}"  # the name of a part has a slash
 
 
+class _NameAlone(PathConvertor):
+    """The name of a service, and none of the paths below it."""
+
+    regex = r"(?!.*/(?:history|hold|release|repaired|keep-closed)$).*"
+
+
+register_url_convertor("service_alone", _NameAlone())
+
+
 @router.get("")
 def list_services(context: Context, _identity: Viewer, paging: Paging) -> Page[ServiceOut]:
     """List the services: the state of each breaker, and the holds on each."""
@@ -52,7 +62,7 @@ def list_service_history(
         return page_of_events(conn, paging, name=service)
 
 
-@router.get(_SERVICE, responses=_NOT_FOUND)
+@router.get("/{service:service_alone}", responses=_NOT_FOUND)
 def get_service(context: Context, _identity: Viewer, service: ServiceName) -> ServiceDetails:
     """Show a service: its breaker, holds, recent calls and policies."""
     with context.reading() as (conn, situation):
