@@ -6,7 +6,6 @@ Each function yields the name of what is affected, and the text of the alert abo
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from hashlib import sha256
 
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.snapshot import RunProblems, Snapshot
@@ -15,23 +14,17 @@ from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.text import length, plural, sentence, utc
+from dagster_tidegate.text import bounded, length, plural, sentence, utc
 
 MAX_NAME = 512
+"""The length of the store's column."""
 
 Findings = Iterator[tuple[str, Text]]
 
 
-def bounded(name: str) -> str:
-    """Return a name that fits the store's column: the end of a long one is a digest."""
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 17]}#{sha256(name.encode()).hexdigest()[:16]}"
-
-
 def operator_hold_name(hold: Hold) -> str:
     """Return the name of the alerts about an operator's hold."""
-    return bounded(f"{hold.target.key} by {hold.actor}")
+    return bounded(f"{hold.target.key} by {hold.actor}", MAX_NAME)
 
 
 def denied_services(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
@@ -156,13 +149,13 @@ def records_in_doubt(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
     for each in _problems(snapshot).in_doubt:
         records = plural(each.records, "record")
         yield (
-            each.run,
+            each.name,
             Text(
-                f"{records} of {each.run} in doubt",
-                f"An attempt of {each.run} was cut off at {utc(each.since)}: {records} may or may "
-                "not have reached the service.\n"
+                f"{records} of {each.name} in doubt",
+                f"An attempt of {each.name} was cut off at {utc(each.ended_at)}: {records} may or "
+                "may not have reached the service.\n"
                 "The next attempt sends them again with the same idempotency keys.\n"
-                f"To list them: tidegate runs show {shlex.quote(each.run)}",
+                f"To list them: tidegate runs show {shlex.quote(each.name)}",
             ),
         )
 

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 from dagster_tidegate.alerts.conditions import (
     CONDITIONS,
+    MAX_NAME,
     NEED_PROBLEMS,
-    bounded,
     operator_hold_name,
 )
 from dagster_tidegate.alerts.kinds import AlertKind
@@ -22,7 +22,7 @@ from dagster_tidegate.holds import Hold, SystemActor
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.alerts import Alert, AlertStatus
-from dagster_tidegate.text import length, utc
+from dagster_tidegate.text import bounded, length, utc
 
 BURST = 2
 """How many messages about a topic are sent without delay, within `BURST_WITHIN`."""
@@ -78,7 +78,7 @@ def evaluate(snapshot: Snapshot, settings: AlertSettings) -> AlertChanges:
     for kind, find in CONDITIONS.items():
         if kind in NEED_PROBLEMS and snapshot.problems is None:
             continue
-        causes = {bounded(name): text for name, text in find(snapshot, settings)}
+        causes = {bounded(name, MAX_NAME): text for name, text in find(snapshot, settings)}
         # A hold that was released before its message was sent is still reported.
         is_hold = kind is AlertKind.OPERATOR_HOLD
         ended = state.update(kind, causes, withdraw=not is_hold)

@@ -15,7 +15,7 @@ from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.event_reader import EventReader, newest
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.store.run_problems import EndedAttempt, FailedRecords, PausedRuns
+from dagster_tidegate.store.run_problems import EndedAttempt, FailedRecords, InDoubt, PausedRuns
 
 BURST_WITHIN = timedelta(hours=1)
 """The period within which `rules.BURST` messages about a topic are sent without delay."""
@@ -27,24 +27,10 @@ MAX_LEDGERS = 20
 
 
 @dataclass(frozen=True)
-class InDoubt:
-    """Records of a campaign run that may or may not have reached their service.
-
-    Attributes:
-        since: When their attempt was cut off (UTC).
-    """
-
-    run: str
-    records: int
-    since: datetime
-
-
-@dataclass(frozen=True)
 class RunProblems:
     """Problems of campaign runs. Reading them is slow, so it is done once a minute.
 
     Attributes:
-        in_doubt: Records in doubt, by campaign run.
         failed_records: Campaign runs that have ended with failed records.
         failed: Reasons of the campaign runs that failed in the attempt after a pause, by name.
         paused: Runs that paused long ago and have no hold of their own, by campaign.
@@ -155,7 +141,7 @@ class SnapshotReader:
             counts[attempt] = run_problems.records_in_doubt(conn, attempt.campaign_run)
         self._in_doubt = counts
         return [
-            InDoubt(attempt.name, records, attempt.ended_at)
+            InDoubt(attempt.campaign_run, attempt.name, records, attempt.ended_at)
             for attempt, records in counts.items()
             if records
         ]

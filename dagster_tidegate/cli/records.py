@@ -1,6 +1,7 @@
 """`tidegate records`: what went wrong with the records of campaign runs, and doing them again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
 from dagster_tidegate.cli.runs import HELD, UNDER_WAY
-from dagster_tidegate.cli.why import answer_for, run_hint
+from dagster_tidegate.cli.why import answer_for, find_run
 from dagster_tidegate.control import operations
 from dagster_tidegate.control import records as control
 from dagster_tidegate.control.models import (
@@ -20,6 +21,7 @@ from dagster_tidegate.control.models import (
     RecordsSkipped,
 )
 from dagster_tidegate.control.starting import verdict
+from dagster_tidegate.dagster_api import LaunchError
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.store import records as store_records
 from dagster_tidegate.store import runs as campaign_runs
@@ -195,28 +197,35 @@ def retry(
     """
     store = open_store(url)
     with reading(store) as (conn, situation):
-        [run] = _runs(conn, name, situation.campaigns, one=True)
+        run = find_run(conn, name)
         selection = selected(situation.now, since, options)
         decision = verdict(answer_for(conn, situation, run.name, "run"))
         if run.campaign not in situation.campaigns:
             raise console.failure(f"no code location defines the campaign {run.campaign} any more")
         spec = situation.campaigns[run.campaign].spec
-    arguments: dict[str, Any] = {"reason": reason, "actor": actor}
     try:
-        with explained():
-            if dry_run or decision.refusal is not None:
-                again = control.retry(
-                    store, None, spec, run, selection, decision, dry_run=True, **arguments
-                )
-            else:
-                again = _launched(store, code, spec, run, selection, decision, arguments)
+        with explained(), ExitStack() as stack:
+            workspace = None
+            if not dry_run and decision.refusal is None:
+                _, workspace = stack.enter_context(loaded(code, known={spec.location}))
+            again = control.retry(
+                store,
+                workspace,
+                spec,
+                run,
+                selection,
+                decision,
+                reason=reason,
+                actor=actor,
+                dry_run=workspace is None,
+            )
     except control.HeldError as error:
         console.say(error, err=True)
         raise click.exceptions.Exit(HELD) from error
     except operations.UnderWayError as error:
         console.say(error, err=True)
         raise click.exceptions.Exit(UNDER_WAY) from error
-    except control.NoRecordsError as error:
+    except (control.NoRecordsError, LaunchError) as error:
         raise console.failure(error) from error
     marked, dagster_run = again.marked, again.dagster_run
     if as_json:
@@ -225,24 +234,6 @@ def retry(
         return
     done = "would be done again" if dry_run else f"will be done again by Dagster run {dagster_run}"
     console.say(f"{_counted(marked)} of {run.name} {done}")
-
-
-def _launched(
-    store: Any,
-    code: CodeOptions,
-    spec: Any,
-    run: CampaignRun,
-    selection: Selection,
-    decision: Any,
-    arguments: Any,
-) -> control.Again:
-    from dagster_tidegate.dagster_api import LaunchError
-
-    try:
-        with loaded(code, known={spec.location}) as (_, workspace):
-            return control.retry(store, workspace, spec, run, selection, decision, **arguments)
-    except LaunchError as error:
-        raise console.failure(error) from error
 
 
 @records.command()
@@ -269,7 +260,7 @@ def skip(
     """
     store = open_store(url)
     with reading(store) as (conn, situation):
-        [run] = _runs(conn, name, situation.campaigns, one=True)
+        run = find_run(conn, name)
         selection = selected(situation.now, since, options)
     try:
         with explained(), operations.writing(store, dry_run=dry_run) as conn:
@@ -294,22 +285,16 @@ def _counted(changed: Mapping[str, int]) -> str:
     return f"{total} ({', '.join(f'{op} {count}' for op, count in changed.items())})"
 
 
-def _runs(
-    conn: Connection, name: str, campaigns: Mapping[str, Any], *, one: bool = False
-) -> Sequence[CampaignRun]:
-    """The campaign runs that a name means.
+def _runs(conn: Connection, name: str, campaigns: Mapping[str, Any]) -> Sequence[CampaignRun]:
+    """Return the campaign run with a name, or the newest runs of the campaign with that name.
 
     Raises:
         click.ClickException: If there are none.
     """
-    campaign, slash, partition = name.partition("/")
-    if slash or one:
-        run = campaign_runs.find(conn, campaign, partition)
-        if run is None:
-            raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
-        return [run]
-    newest = campaign_runs.newest(conn, campaign=campaign, by_change=True, limit=MAX_RUNS)
-    if not newest and campaign not in campaigns:
-        hint = did_you_mean(campaign, campaigns, "see 'tidegate campaigns'")
-        raise console.failure(f"no campaign is named {campaign!r}; {hint}")
+    if "/" in name:
+        return [find_run(conn, name)]
+    newest = campaign_runs.newest(conn, campaign=name, by_change=True, limit=MAX_RUNS)
+    if not newest and name not in campaigns:
+        hint = did_you_mean(name, campaigns, "see 'tidegate campaigns'")
+        raise console.failure(f"no campaign is named {name!r}; {hint}")
     return newest

@@ -11,11 +11,12 @@ from rich.text import Text
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
-from dagster_tidegate.cli.why import WITH_REASON, answer_for, run_hint, show_answer
+from dagster_tidegate.cli.why import WITH_REASON, answer_for, find_run, show_answer
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
+from dagster_tidegate.dagster_api import LaunchError
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
@@ -90,11 +91,8 @@ def list_(
 @o.url_option
 def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     """Show one campaign run: attempts, progress, records in doubt, failed records."""
-    campaign, _, partition = name.partition("/")
     with reading(open_store(url)) as (conn, situation):
-        run = campaign_runs.find(conn, campaign, partition)
-        if run is None:
-            raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
+        run = find_run(conn, name)
         details = run_details.details(conn, situation.now, run, limit=limit)
         answer = answer_for(conn, situation, run.name, "run")
     if as_json:
@@ -152,9 +150,7 @@ def cancel(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None)
     campaign, _, partition = name.partition("/")
     with reading(store) as (conn, situation):
         if partition:
-            run = campaign_runs.find(conn, campaign, partition)
-            if run is None:
-                raise console.failure(f"no campaign run is named {name!r}; {run_hint(conn, name)}")
+            run = find_run(conn, name)
             if run.status is not RunStatus.PAUSED:
                 raise console.failure(
                     f"{name} is {run.status}: only a paused run is cancelled by this command. "
@@ -256,8 +252,6 @@ def start(
     refused = decision.refuses(queue=queue)
     run_id = None
     if validate or not refused:
-        from dagster_tidegate.dagster_api import LaunchError
-
         try:
             with loaded(code, known={spec.location}) as (_, workspace), explained():
                 if validate:

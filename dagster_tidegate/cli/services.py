@@ -1,8 +1,8 @@
 """`tidegate services`: policies, recent calls and manual overrides of the breakers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from rich.console import Console
@@ -21,11 +21,13 @@ from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
-from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.text import MAX_REASON, length
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Policies
+
+R = TypeVar("R")
 
 
 @click.group(cls=o.ListingGroup)
@@ -93,18 +95,13 @@ def repaired(
 
     If the service still refuses, its breaker opens again.
     """
-    store = open_store(url)
-    target = Target(TargetKind.SERVICE, name)
 
     def half_open(conn: Connection, now: datetime) -> BreakerStatus:
         return operations.repaired(conn, now, name, reason=reason, actor=actor)
 
-    try:
-        with explained():
-            change = operations.change(store, target, half_open, dry_run=dry_run)
-    except (UnknownNameError, operations.NotDeniedError) as error:
-        raise console.failure(error) from error
-    show_notes(change, store, target)
+    store = open_store(url)
+    change = _change(store, name, half_open, dry_run=dry_run)
+    show_notes(change, store, Target(TargetKind.SERVICE, name))
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
         return
@@ -135,18 +132,14 @@ def keep_closed(
     Calls continue even if they fail. The breaker's own hold is released.
     """
     o.require_one_ending(length, until)
-    store = open_store(url)
     target = Target(TargetKind.SERVICE, name)
 
     def keep(conn: Connection, now: datetime) -> BreakerStatus:
         end = o.ending(now, length, until)
         return operations.keep_closed(conn, now, name, reason=reason, actor=actor, until=end)
 
-    try:
-        with explained():
-            change = operations.change(store, target, keep, dry_run=dry_run)
-    except (UnknownNameError, ValueError) as error:
-        raise console.failure(error) from error
+    store = open_store(url)
+    change = _change(store, name, keep, dry_run=dry_run)
     show_notes(change, store, target)
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
@@ -166,23 +159,28 @@ def keep_closed(
 @o.url_option
 def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Let a breaker that an operator keeps closed trip again."""
-    store = open_store(url)
-    target = Target(TargetKind.SERVICE, name)
 
     def let(conn: Connection, now: datetime) -> bool:
         return operations.let_trip(conn, now, name, actor=actor)
 
-    try:
-        with explained():
-            change = operations.change(store, target, let, dry_run=dry_run)
-    except UnknownNameError as error:
-        raise console.failure(error) from error
+    change = _change(open_store(url), name, let, dry_run=dry_run)
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
     elif not change.made:
         console.say(f"the breaker of {name} is not kept closed")
     else:
         console.say(f"the breaker of {name} {'could' if dry_run else 'can'} trip again")
+
+
+def _change(
+    store: Store, name: str, make: Callable[[Connection, datetime], R], *, dry_run: bool
+) -> operations.Change[R]:
+    """Make a change of a service's breaker, or raise what is wrong with it for people."""
+    try:
+        with explained():
+            return operations.change(store, Target(TargetKind.SERVICE, name), make, dry_run=dry_run)
+    except (UnknownNameError, operations.NotDeniedError, ValueError) as error:
+        raise console.failure(error) from error
 
 
 def _print_changed(change: operations.Change, name: str, *, dry_run: bool) -> None:

@@ -32,6 +32,7 @@ from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import did_you_mean, length
 
 WITH_REASON = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
@@ -61,7 +62,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
         else:
             answer = answer_for(conn, situation, name, kind)
             if answer.target.kind is TargetKind.CAMPAIGN_RUN and answer.status is None:
-                missing = f"there is no {answer.target} yet; {run_hint(conn, name)}"
+                missing = f"there is no {answer.target} yet; {_run_hint(conn, name)}"
     if as_json:
         console.print_json(WhyOut.of(answer))
     else:
@@ -86,7 +87,20 @@ def answer_for(
     return explain(situation, target, run)
 
 
-def run_hint(conn: Connection, name: str) -> str:
+def find_run(conn: Connection, name: str) -> CampaignRun:
+    """Return the campaign run with a name.
+
+    Raises:
+        click.ClickException: If there is none.
+    """
+    campaign, _, partition = name.partition("/")
+    run = runs.find(conn, campaign, partition)
+    if run is None:
+        raise console.failure(f"no campaign run is named {name!r}; {_run_hint(conn, name)}")
+    return run
+
+
+def _run_hint(conn: Connection, name: str) -> str:
     """Return the campaign runs with names like this one, or the command that lists them."""
     campaign = name.partition("/")[0]
     names = [run_name(campaign, each) for each in runs.newest_partitions(conn, campaign)]

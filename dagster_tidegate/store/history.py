@@ -59,7 +59,6 @@ def read(
     kinds: Collection[str] = (),
     actor: str | None = None,
     since: datetime | None = None,
-    until: datetime | None = None,
     before: int | None = None,
     limit: int,
 ) -> Sequence[Event]:
@@ -71,7 +70,6 @@ def read(
         kinds: Only those of these kinds.
         actor: Only those of this actor.
         since: Only those from this time on (UTC).
-        until: Only those before this time (UTC).
         before: Only those with a lower id.
     """
     c = t.events.c
@@ -94,16 +92,18 @@ def read(
         query = query.where(c.actor == actor)
     if since is not None:
         query = query.where(c.at >= since)
-    if until is not None:
-        query = query.where(c.at < until)
     if before is not None:
         query = query.where(c.id < before)
-    rows = conn.execute(query.order_by(c.id.desc()).limit(limit)).mappings().all()
-    return [Event(**row) for row in reversed(rows)]
+    return rows(conn, query.order_by(c.id.desc()).limit(limit))[::-1]
 
 
 def between(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
     """Return the oldest events with an id above `after` and up to `up_to`."""
     c = t.events.c
     query = sa.select(t.events).where(c.id > after, c.id <= up_to).order_by(c.id).limit(limit)
+    return rows(conn, query)
+
+
+def rows(conn: Connection, query: sa.Select) -> list[Event]:
+    """Return the events that a query on their table selects."""
     return [Event(**row) for row in conn.execute(query).mappings()]

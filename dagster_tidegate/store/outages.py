@@ -10,7 +10,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
-from dagster_tidegate.store import runs
+from dagster_tidegate.store import history, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import WOULD_OPEN
 from dagster_tidegate.store.database import Connection
@@ -82,7 +82,7 @@ def transitions(
     for row in open_before:
         earlier += (each for each in transitions_of(conn, row.id) if each.id <= row.id)
     inside = sa.select(t.events).where(of_state, e.at >= since, e.at <= until)
-    newest = _events(conn, inside.order_by(e.id.desc()).limit(MAX_TRANSITIONS))
+    newest = history.rows(conn, inside.order_by(e.id.desc()).limit(MAX_TRANSITIONS))
     return sorted([*earlier, *newest], key=lambda event: event.id)
 
 
@@ -105,7 +105,7 @@ def transitions_of(conn: Connection, event: int) -> Sequence[Event]:
     query = sa.select(t.events).where(of_state, e.id >= (first or 0), e.id > (former or 0))
     if last is not None:
         query = query.where(e.id <= last)
-    return list(_events(conn, query.order_by(e.id).limit(MAX_EVENTS)))
+    return history.rows(conn, query.order_by(e.id).limit(MAX_EVENTS))
 
 
 def transitions_after(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
@@ -120,7 +120,7 @@ def transitions_after(conn: Connection, after: int, up_to: int, *, limit: int) -
         e.id > after,
         e.id <= up_to,
     )
-    return list(_events(conn, query.order_by(e.id).limit(limit)))
+    return history.rows(conn, query.order_by(e.id).limit(limit))
 
 
 def around(conn: Connection, first: int, last: int | None) -> Sequence[Event]:
@@ -135,7 +135,7 @@ def around(conn: Connection, first: int, last: int | None) -> Sequence[Event]:
     query = sa.select(t.events).where(e.id >= first, e.kind.in_(_AROUND), e.to_status != WOULD_OPEN)
     if last is not None:
         query = query.where(e.id <= last)
-    return list(_events(conn, query.order_by(e.id).limit(MAX_EVENTS)))
+    return history.rows(conn, query.order_by(e.id).limit(MAX_EVENTS))
 
 
 def resumed(conn: Connection, first: int, names: Collection[str]) -> Mapping[str, Sequence[Event]]:
@@ -256,7 +256,7 @@ def _by_name(
     events: dict[str, list[Event]] = {}
     for chunk in _chunks(names):
         query = sa.select(t.events).where(e.kind == kind, e.name.in_(chunk), e.id > first)
-        for event in _events(conn, query.where(condition).order_by(e.id)):
+        for event in history.rows(conn, query.where(condition).order_by(e.id)):
             events.setdefault(event.name, []).append(event)
     return events
 
@@ -265,7 +265,3 @@ def _chunks(values: Collection) -> Iterator[list]:
     listed = list(values)
     for first in range(0, len(listed), _CHUNK):
         yield listed[first : first + _CHUNK]
-
-
-def _events(conn: Connection, query: sa.Select) -> Iterator[Event]:
-    return (Event(**row) for row in conn.execute(query).mappings())

@@ -15,6 +15,8 @@ from dagster_tidegate.store.runs import CampaignRun
 
 MAX_AGE = timedelta(hours=24)
 """Campaign runs that ended earlier are ignored."""
+MAX_LEDGERS = 20
+"""How many campaign runs that were cut off are looked through for records in doubt."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def records_in_doubt(conn: Connection, campaign_run: int) -> int:
     )
 
 
-def in_doubt(conn: Connection, now: datetime, *, limit: int) -> Sequence[InDoubt]:
-    """Return campaign runs with records in doubt, of at most `limit` that were cut off.
+def in_doubt(conn: Connection, now: datetime) -> Sequence[InDoubt]:
+    """Return campaign runs with records in doubt, of the `MAX_LEDGERS` that changed last.
 
     A loop that stops by itself leaves exact counts and no record in doubt: its ledger, which may be
     long, is not read.
@@ -130,7 +132,7 @@ def in_doubt(conn: Connection, now: datetime, *, limit: int) -> Sequence[InDoubt
         .having(sa.func.min(sa.cast(p.exact, sa.Integer)) == 1)
     )
     exact = set(rows.scalars())
-    cut_off = [each for each in ended if each.campaign_run not in exact][:limit]
+    cut_off = [each for each in ended if each.campaign_run not in exact][:MAX_LEDGERS]
     return [
         InDoubt(each.campaign_run, each.name, records, each.ended_at)
         for each in cut_off

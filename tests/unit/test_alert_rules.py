@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from dagster_tidegate.alerts.conditions import MAX_NAME, bounded
+from dagster_tidegate.alerts.conditions import MAX_NAME
 from dagster_tidegate.alerts.kinds import AlertKind, severity
 from dagster_tidegate.alerts.rules import AlertChanges, evaluate
 from dagster_tidegate.alerts.sender import MAX_TRIES, messages, wait_after
-from dagster_tidegate.alerts.snapshot import InDoubt, RunProblems, Snapshot
+from dagster_tidegate.alerts.snapshot import RunProblems, Snapshot
 from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import EVERYTHING
@@ -18,7 +18,7 @@ from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.alerts import Alert
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.store.run_problems import PausedRuns
+from dagster_tidegate.store.run_problems import InDoubt, PausedRuns
 from tests.unit.situations import (
     LETTERS,
     MAIL,
@@ -262,7 +262,7 @@ def test_a_new_gate_has_time_for_its_first_tick() -> None:
 
 
 def test_records_in_doubt_raise_an_alert() -> None:
-    doubt = InDoubt("letters/monday", 3, NOW)
+    doubt = InDoubt(1, "letters/monday", 3, NOW)
     [raised] = evaluated(problems=RunProblems(in_doubt=[doubt])).raised
     assert raised.text.title == "3 records of letters/monday in doubt"
     alert = stored(AlertKind.IN_DOUBT, "letters/monday")
@@ -327,9 +327,10 @@ def test_names_and_reasons_are_escaped() -> None:
 def test_text_and_names_are_bounded() -> None:
     endless = Text("t" * 10_000, "b" * 100_000).plain()
     assert (len(endless.title), len(endless.body)) == (200, 4000)
-    one, other = (bounded("n" * 600 + end) for end in "ab")
-    assert len(one) == MAX_NAME
-    assert one != other
+    failed = {"n" * 600 + end: "KeyError" for end in "ab"}
+    one, other = evaluated(problems=RunProblems(failed=failed)).raised
+    assert len(one.name) == len(other.name) == MAX_NAME
+    assert one.name != other.name
 
 
 def test_alerts_of_a_newer_version_are_ignored() -> None:

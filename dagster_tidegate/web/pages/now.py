@@ -17,8 +17,6 @@ from dagster_tidegate.web.pages.rendering import TONES, Banner
 from dagster_tidegate.web.pages.services import Service, services
 
 ENDS_SOON = timedelta(hours=1)
-MAX_LOOKED_AT = 20
-"""How many campaign runs that were cut off are looked through for records in doubt."""
 MAX_LISTED = 50
 
 
@@ -223,7 +221,7 @@ def _ending(situation: Situation) -> list[Need]:
 def _records(conn: Connection, situation: Situation) -> list[Need]:
     now = situation.now
     needs = []
-    for run in run_problems.in_doubt(conn, now, limit=MAX_LOOKED_AT):
+    for run in run_problems.in_doubt(conn, now):
         needs.append(
             Need(
                 "warn",

@@ -15,7 +15,6 @@ from dagster_tidegate.store.runs import CampaignRun
 TROUBLE = (RecordState.SUSPECT, RecordState.FAILED, RecordState.IN_DOUBT)
 RUNS = 10
 RECORDS = 50
-MAX_LOOKED_AT = 20
 MAX_GROUPS = 8
 
 
@@ -76,7 +75,7 @@ def records_page(
     failed = run_problems.with_failed_records(conn, text=text, before=before, limit=RUNS + 1)
     listed = list(failed[:RUNS])
     if before is None:
-        cut_off = run_problems.in_doubt(conn, now, limit=MAX_LOOKED_AT)
+        cut_off = run_problems.in_doubt(conn, now)
         ids = {each.id for each in listed}
         found = [runs.get(conn, each.campaign_run) for each in cut_off]
         listed[:0] = [

@@ -144,10 +144,11 @@ def _service(
 ) -> Service:
     breaker = situation.breakers.get(name)
     target = Target(TargetKind.SERVICE, name)
+    whole = Target(TargetKind.SERVICE, whole_of(name))
     held = [
         hold
         for hold in situation.holds
-        if hold.source is not HoldSource.BREAKER and hold.target in (target, _whole(name))
+        if hold.source is not HoldSource.BREAKER and hold.target in (target, whole)
     ]
     status, since, reason, next_at, next_what = _state(situation, breaker, held)
     return Service(
@@ -162,10 +163,6 @@ def _service(
         held_by_people=any(hold.target == target for hold in held),
         breaker=breaker,
     )
-
-
-def _whole(name: str) -> Target:
-    return Target(TargetKind.SERVICE, whole_of(name))
 
 
 def _state(
