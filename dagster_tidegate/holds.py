@@ -46,7 +46,6 @@ class Target:
     """What a hold is placed on.
 
     Attributes:
-        kind: Kind of the target.
         name: Name of the service or campaign, `campaign/partition` for a campaign run, and an
             empty string for everything.
     """
@@ -159,10 +158,8 @@ def covering(
     """Return the live holds that cover something, oldest first. It is paused if there are any.
 
     Args:
-        holds: Holds to choose from.
         now: The time (UTC).
         services: The services that it needs; for a part, also the service it belongs to counts.
-        campaign: Its campaign, if any.
     """
     targets = targets_of(services=services, campaign=campaign, partition=partition)
     live = [hold for hold in holds if hold.target in targets and hold.live(now)]

@@ -69,9 +69,6 @@ UNFINISHED = frozenset({RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSE
 def campaign_status(runs: Collection[RunStatus], *, held: bool) -> CampaignStatus:
     """Derive the status of a campaign.
 
-    Args:
-        runs: The statuses of its campaign runs.
-
     Returns:
         Its status. Once all runs have ended, one failed run makes the campaign failed.
     """

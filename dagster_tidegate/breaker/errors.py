@@ -14,7 +14,6 @@ class BreakerOpenError(pybreaker.CircuitBreakerError):
     """A call was not made, or failed, while the service must not be called.
 
     Attributes:
-        service: Name of the service.
         state: State of its breaker; also `open` where an operator holds the service.
         since: Since when (UTC).
         reason: Why, for people.
@@ -66,7 +65,6 @@ class AnswerError(Exception):
 
     Attributes:
         verdict: What it means.
-        response: The response, or None.
 
     Example:
         >>> Denied("the trial has ended").verdict.kind

@@ -17,9 +17,6 @@ class StateChanged:
     """A breaker changed its state. Emitted once in the fleet, by the process that changed it.
 
     Attributes:
-        service: Name of the service.
-        before: The breaker before.
-        after: The breaker after.
         actor: The worker or operator that changed it.
         degraded: The store is unreachable; this is a breaker of this process alone.
     """
@@ -36,7 +33,6 @@ class ChangeLearned:
     """This process learned that another changed the state of a breaker.
 
     Attributes:
-        service: Name of the service.
         before: The breaker as this process knew it.
         after: The breaker now.
         delay_s: Seconds since the change, by the database's clock.
@@ -53,7 +49,6 @@ class CallFailed:
     """A guarded call failed, and the failure counts.
 
     Attributes:
-        service: Name of the service.
         error: What it raised.
         label: Short name of the failure: "503".
         retry_at: The service asked not to be called before (UTC), or None.
@@ -86,8 +81,6 @@ class CallEnded:
     breaker are not timed, which is cheaper.
 
     Attributes:
-        service: Name of the service.
-        failed: Whether it failed.
         duration_s: How long it took, in seconds.
     """
 
@@ -110,10 +103,8 @@ class CallsCounted:
     """Number of calls of this process since the last such event; at most once a second.
 
     Attributes:
-        service: Name of the service.
         ok: Calls that succeeded, including slow ones.
         slow: Calls that succeeded and took too long.
-        failed: Calls that failed.
     """
 
     service: str

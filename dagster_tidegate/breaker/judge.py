@@ -143,7 +143,6 @@ def judge(
     """Decide what an answer means.
 
     Args:
-        answer: The answer.
         profile: What is known about the service's answers.
         failure_statuses: Statuses that are a failure of this service, unless a code in the body
             says more.

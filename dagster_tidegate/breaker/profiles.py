@@ -148,7 +148,6 @@ class Profile:
     """What is known about the answers of a service.
 
     Attributes:
-        name: Its name or path.
         json_only: Successful answers are JSON: an HTML page is none.
         retry_after_first: `Retry-After` alone says when to call again, since the resets of this
             service name the time when a quota is full again, and not when it has something left.

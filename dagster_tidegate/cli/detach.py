@@ -42,8 +42,6 @@ class Detached:
         problem: Why the gate's sensors could not be stopped, or None.
         queued: Dagster runs of campaigns in the queue.
         paused: Names of the paused campaign runs.
-        holds: Live holds.
-        store: URL of the store.
     """
 
     dry_run: bool

@@ -127,7 +127,6 @@ def find(
     Args:
         name: Name of a service or campaign, `campaign/partition`, or `everything`.
         runs: The campaign run with this name, by name, if it exists.
-        kind: Its kind, if known.
 
     Raises:
         UnknownNameError: If nothing has the name, or a service and a campaign both have it.
@@ -185,7 +184,6 @@ class QueuedRun:
     """A Dagster run that has not begun an op, as Dagster knows it.
 
     Attributes:
-        partition: The partition of its campaign run.
         pools: Limit of each of its pools (None: unlimited), and the number of runs using it.
         tries: The half-open services whose canary it is.
     """

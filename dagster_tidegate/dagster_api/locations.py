@@ -25,11 +25,7 @@ PART_TAG = "tidegate/part"
 
 @dataclass(frozen=True)
 class OpCode:
-    """An op of a job: its name, its pool, and the resources that it requires.
-
-    Attributes:
-        assets: The assets that it makes.
-    """
+    """An op of a job: its name, its pool, and the resources that it requires."""
 
     name: str
     pool: str | None

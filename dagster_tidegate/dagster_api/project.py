@@ -25,8 +25,6 @@ class CodeOptions:
     """What a command line says about the code to load; nothing: the project around it.
 
     Attributes:
-        workspaces: Workspace files.
-        modules: Modules with definitions.
         files: Python files with definitions.
         directory: Where modules are imported from; None: the working directory.
     """
@@ -46,7 +44,6 @@ class LocationSource:
 
     Attributes:
         target: A module, or the path of a Python file.
-        is_file: Whether it is a file.
         directory: The working directory of its code server.
         name: Its name; None: the one that Dagster gives it.
         aliases: Other names that it has when it is started by another command.

@@ -227,7 +227,6 @@ class Runs:
 
         Args:
             request: The request, which is to be returned to Dagster too.
-            like: The run with the op selection.
 
         Raises:
             dagster.DagsterInvalidSubsetError: If the job no longer has these ops.

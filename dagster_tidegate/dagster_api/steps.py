@@ -28,9 +28,6 @@ class StepEnd(ABC, logging.Filter):
     Dagster has no hook of its own that a resource could add: this is a filter of the step's log,
     through which each of its events goes. What it keeps out of the log is no failed step with a
     stack trace in the UI, but a step that has no end, as those of a cancelled run.
-
-    Args:
-        context: The context of the step.
     """
 
     def __init__(self, context: dg.OpExecutionContext) -> None:

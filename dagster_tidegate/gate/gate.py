@@ -56,7 +56,6 @@ class Gate:
     """A gate.
 
     Attributes:
-        dagster: The Dagster instance.
         location: The gate's code location; empty outside the sensors.
         specs: The campaigns of the code location; if empty, the plan covers all in the store.
         enabled: False if Tidegate is switched off: then no hold counts.

@@ -71,7 +71,6 @@ class MissedTickPlanner:
         """Record the ticks that a schedule missed, before it is given back.
 
         Args:
-            takeover: Its takeover.
             until: When its own ticks begin again, UTC.
         """
         campaign = self.gate.campaigns.get(takeover.campaign or "")

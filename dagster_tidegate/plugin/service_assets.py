@@ -137,7 +137,6 @@ class Position:
 
     Attributes:
         observed: Of the latest observation; 0 if there is none.
-        materialized: Of the latest materialization.
     """
 
     observed: int = 0

@@ -19,7 +19,6 @@ class SignalGuard:
     signals; in other threads this does nothing.
 
     Attributes:
-        received: The signal, or None.
         cut_off: Whether the grace period is over and the previous handler was called.
         handled: Set it once the signal has been acted on; otherwise it is sent again on exit.
         left_early: Set it if nothing can be raised on exit: the loop was left by `break`.

@@ -22,7 +22,6 @@ class Trigger:
     """A schedule or sensor that starts runs of a campaign.
 
     Attributes:
-        kind: `schedule` or `sensor`.
         selector_id: Dagster's id, stable while its location and name are.
         runs_by_default: Whether it runs unless somebody switched it off.
     """

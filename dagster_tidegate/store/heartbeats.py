@@ -24,7 +24,6 @@ class Heartbeat:
     """When a part of the gate last completed a tick. Times are UTC.
 
     Attributes:
-        part: Which of `PARTS`.
         cursor: Up to when Dagster's run changes were read; only the pause part has one.
         summary: What it did, for people.
     """

@@ -339,7 +339,6 @@ def move(
     A move to anything but `processing` or `pending` ends the attempt that owns the campaign run.
 
     Args:
-        run: The campaign run as the caller read it.
         refused_by: See `CampaignRun`.
         details: What else its event records.
 

@@ -25,9 +25,6 @@ class PrometheusHook:
     For long-running processes that Prometheus can scrape. Runs are too short for that; `tidegate
     serve` has the metrics of the whole fleet at `/metrics`.
 
-    Args:
-        registry: The registry to add the metrics to.
-
     Example:
         >>> hook = PrometheusHook(CollectorRegistry())
     """

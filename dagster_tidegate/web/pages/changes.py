@@ -97,7 +97,6 @@ class Action:
 
     Attributes:
         preview: Returns what it would do, and changes nothing.
-        make: Does it.
     """
 
     preview: Callable[[Connection, Situation, Identity, Form], Preview]

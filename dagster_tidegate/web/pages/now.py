@@ -49,7 +49,6 @@ class Pause:
 
     Attributes:
         reason: The hold, and the breaker whose it is.
-        campaigns: The campaigns that it covers.
         paused: How many of their runs are paused.
     """
 

@@ -35,7 +35,6 @@ class Service:
         next_at: When the next thing happens by itself (UTC): a probe, or the end of a hold.
         next_what: What that is: "next probe".
         calls: Its calls, by minute of the last hour, the oldest first.
-        campaigns: The campaigns that need it.
         held_by_people: Whether there is a hold to release.
     """
 
