@@ -19,7 +19,7 @@ from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import events, heartbeats, runs
-from dagster_tidegate.store.database import Connection, Store, shown_url
+from dagster_tidegate.store.database import Connection, shown_url
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.text import did_you_mean, plural, shown
 
@@ -32,7 +32,7 @@ MAX_QUEUED = 10_000
 MAX_NAMES = 5
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Detached:
     """What was done, and what is left.
 
@@ -90,8 +90,17 @@ def detach(
         stopped, problem = ([], None) if dry_run else _stop(instance, code, location, locations)
         changes = _dry_changes(gate) if dry_run else _give_back(gate, locations, actor)
         with reading(store) as (conn, situation):
-            done = _left(conn, situation, gate, locations, store)
-    done.dry_run, done.stopped, done.changes, done.problem = dry_run, stopped, changes, problem
+            queued, paused = _left(conn, situation, gate, locations)
+            done = Detached(
+                dry_run=dry_run,
+                stopped=stopped,
+                changes=changes,
+                problem=problem,
+                queued=queued,
+                paused=paused,
+                holds=len(situation.holds),
+                store=shown_url(store.url),
+            )
     if as_json:
         console.print_json(done)
     else:
@@ -162,27 +171,15 @@ def _give_back(gate: "Gate", locations: Collection[str], actor: str) -> list[str
 
 
 def _left(
-    conn: Connection,
-    situation: Situation,
-    gate: "Gate",
-    locations: Collection[str],
-    store: Store,
-) -> Detached:
+    conn: Connection, situation: Situation, gate: "Gate", locations: Collection[str]
+) -> tuple[int, list[str]]:
+    """Return how many runs of campaigns are queued, and the names of the paused campaign runs."""
     from dagster_tidegate.dagster_api.lineage import campaign_of
 
     names = {name for name, each in situation.campaigns.items() if each.spec.location in locations}
     paused = runs.with_status(conn, RunStatus.PAUSED, campaigns=names) if names else []
     queued = [run for run in gate.dagster.queued(MAX_QUEUED) if campaign_of(run) in names]
-    return Detached(
-        dry_run=False,
-        stopped=[],
-        changes=[],
-        problem=None,
-        queued=len(queued),
-        paused=[run.name for run in paused],
-        holds=len(situation.holds),
-        store=shown_url(store.url),
-    )
+    return len(queued), [run.name for run in paused]
 
 
 def _show(done: Detached) -> None:
@@ -200,8 +197,8 @@ def _show(done: Detached) -> None:
             ", ..." if len(done.paused) > MAX_NAMES else ""
         )
         console.say(
-            f"- {plural(len(done.paused), 'paused campaign run')} ({names}): they don't resume any "
-            "more; re-execute them in Dagster, or attach the gate again"
+            f"- {plural(len(done.paused), 'paused campaign run')} ({names}): they will not "
+            "resume; re-execute them in Dagster, or attach the gate again"
         )
     if done.holds:
         console.say(

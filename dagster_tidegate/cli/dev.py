@@ -121,7 +121,7 @@ def _workspaces(project: Project) -> Iterator[list[str]]:
 
 
 def _run(commands: Sequence[Sequence[str]]) -> None:
-    """Run commands until one ends or this process is told to stop."""
+    """Run commands until one ends or this process receives SIGINT or SIGTERM."""
     stopping: list[int] = []
     previous = {
         number: signal.signal(number, lambda number, _: stopping.append(number))

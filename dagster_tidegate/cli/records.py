@@ -190,7 +190,7 @@ def retry(
     """Have records done again by one Dagster run that does only these.
 
     Without an option: all failed ones. They keep their idempotency keys, and their tries are
-    counted anew. Use --done with --since for records that a client wrongly took for done.
+    counted from 0. Use --done with --since for records that were recorded as done by mistake.
 
     Exit codes: 0 queued; 1 failure; 2 invalid command line; 3 held; 4 in progress, or about to
     resume.
@@ -201,7 +201,10 @@ def retry(
         selection = selected(situation.now, since, options)
         decision = verdict(answer_for(conn, situation, run.name, "run"))
         if run.campaign not in situation.campaigns:
-            raise console.failure(f"no code location defines the campaign {run.campaign} any more")
+            raise console.failure(
+                f"no code location defines the campaign {run.campaign}: add its job again, or "
+                f"skip the records with 'tidegate records skip {run.name}'"
+            )
         spec = situation.campaigns[run.campaign].spec
     try:
         with explained(), ExitStack() as stack:
@@ -278,7 +281,7 @@ def skip(
 
 
 def _counted(changed: Mapping[str, int]) -> str:
-    """How many records of which ops, for people."""
+    """Return how many records were changed, in all and by op, for people."""
     total = plural(sum(changed.values()), "record")
     if len(changed) == 1:
         return total

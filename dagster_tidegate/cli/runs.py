@@ -144,7 +144,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
 def cancel(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Cancel a paused campaign run, so that it does not resume.
 
-    Without a partition: all paused runs of a campaign that no code location defines any more.
+    Without a partition: all paused runs of a campaign that no code location defines.
     """
     store = open_store(url)
     campaign, _, partition = name.partition("/")

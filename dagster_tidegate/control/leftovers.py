@@ -11,7 +11,7 @@ from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.text import plural, utc
 
 UNTRIED_AFTER = timedelta(minutes=2)
-"""How long after a trial call was due nobody can be left who makes it."""
+"""If a trial call has been due for longer, no gate is left to make it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def undefined_campaigns(situation: Situation) -> Iterator[Leftover]:
 def abandoned_services(
     situation: Situation, policies: Collection[str] | None = None
 ) -> Iterator[Leftover]:
-    """Yield the services that a breaker holds and that nothing can try any more.
+    """Yield the services that a breaker holds and that nothing can try.
 
     Args:
         policies: Names of all services that have a policy; None if that is unknown.
@@ -60,17 +60,17 @@ def _why_abandoned(situation: Situation, name: str, policies: Collection[str] | 
     breaker = situation.breakers[name]
     state = breaker.state.replace("_", " ")
     if policies is not None and name not in policies:
-        return f"is {state}, and no code location has a policy for it any more"
+        return f"is {state}, and no code location has a policy for it"
     if breaker.changed_at > situation.now - UNTRIED_AFTER:
         return None
     if breaker.state is BreakerState.HALF_OPEN:
         if any(name in campaign.services for campaign in situation.campaigns.values()):
             return None
-        return f"is half open since {utc(breaker.changed_at)}, and no campaign needs it any more"
+        return f"has been half open since {utc(breaker.changed_at)}, and no campaign needs it"
     gate_works = situation.enabled and not situation.stale_gates()
     if policies is None and gate_works and breaker.due(situation.now - UNTRIED_AFTER):
         due = f"since {utc(breaker.open_until)}" if breaker.open_until else "long"
-        return f"is open, has been due for a trial call {due}, and no gate tries it any more"
+        return f"is open, has been due for a trial call {due}, and no gate tries it"
     return None
 
 

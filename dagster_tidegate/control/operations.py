@@ -136,8 +136,7 @@ def change(
         before = situation.read(conn, now)
         made = make(conn, now)
         after = situation.read(conn, now)
-        is_run = target.kind is TargetKind.CAMPAIGN_RUN
-        run = runs.find(conn, *target.name.split("/", 1)) if is_run else None
+        run = runs.of_target(conn, target)
         return Change(made, before, after, run, effects(before, after, target, run))
 
 
@@ -314,7 +313,7 @@ def start(
 ) -> str:
     """Start a campaign run: put a Dagster run of it into the queue.
 
-    One that failed or was cancelled goes on with what is done; one that completed starts afresh.
+    One that failed or was cancelled keeps its finished records; one that completed starts afresh.
 
     If two operators start the same partition at once, one launches it. A failed launch leaves the
     campaign run as it was; a new one stays `pending`, waiting for a start.

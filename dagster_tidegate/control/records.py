@@ -21,7 +21,7 @@ class NoRecordsError(Exception):
 
 
 class HeldError(Exception):
-    """The campaign run is held, so that nothing of it can be done again now."""
+    """The campaign run is held, so none of its records can be done again now."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def retry(
 ) -> Again:
     """Mark records to be done again, and put a Dagster run into the queue that does only these.
 
-    They keep their idempotency keys, and their tries are counted anew. If the run can't be
+    They keep their idempotency keys, and their tries are counted from 0. If the run can't be
     launched, nothing is marked.
 
     Args:

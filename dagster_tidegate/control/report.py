@@ -395,7 +395,7 @@ def _hold_action(event: Event, targets: Collection[str], campaigns: Collection[s
 
 def _notes(outage: Outage, around: Surroundings, runs: Sequence[PausedRunOut]) -> Iterator[str]:
     if not outage.is_whole:
-        yield "The audit log does not have the beginning of the outage any more."
+        yield "The audit log no longer has the beginning of the outage."
     if len(around.events) >= MAX_EVENTS:
         yield f"There were more events than the {MAX_EVENTS} that are read; later ones are missing."
     if len(runs) > MAX_RUNS:

@@ -54,7 +54,7 @@ class CampaignSituation:
     @property
     def status(self) -> CampaignStatus:
         """Its status."""
-        # A hold on a service covers some runs of a code location's assets, and others go on.
+        # A hold on a service covers some runs of a code location's assets; others continue.
         kinds = {hold.target.kind for hold in self.holds}
         if self.spec.is_of_assets:
             kinds -= {TargetKind.SERVICE}

@@ -100,7 +100,7 @@ class WorkspaceLauncher:
             The id of the run.
 
         Raises:
-            LaunchError: If the job or its partition does not exist any more.
+            LaunchError: If the job or its partition no longer exists.
         """
         tags = {PARTITION_TAG: partition, **tags, RECORDS_TAG: ONLY_MARKED}
         former = self._instance.get_run_by_id(follows)

@@ -32,7 +32,7 @@ from dagster_tidegate.holds import part_name
 
 PARTITION_TAG = "tidegate/partition"
 AFRESH_TAG = "tidegate/afresh"
-"""Why a run does not go on with what the paused run did whose next attempt it is."""
+"""Why a run does not continue the work of the paused run whose next attempt it is."""
 REASON_TAG = "tidegate/reason"
 MAX_TAG = 250  # characters of a tag for people
 CANARY_TAG = "tidegate/canary"
@@ -162,7 +162,7 @@ def parent_of(run: dg.DagsterRun) -> str | None:
 
 
 def why_it_continues(run: dg.DagsterRun) -> str | None:
-    """Return why a run goes on with what its parent did; None if it starts afresh.
+    """Return why a run continues the work of its parent; None if it starts afresh.
 
     "Re-execute all", or some steps, asks for all of their work again, as does every run without a
     parent: a new materialization, a tick, a backfill, a launch by hand.
@@ -187,7 +187,10 @@ def starts_afresh(run: dg.DagsterRun) -> bool:
 
 
 def was_started_to_continue(run: dg.DagsterRun) -> bool:
-    """Return whether a person started a run to go on; a re-execution of it inherits the tag."""
+    """Return whether a person started a run to continue a failed one.
+
+    A re-execution of it inherits the tag.
+    """
     return CONTINUES_TAG in run.tags and run.parent_run_id is None
 
 

@@ -99,7 +99,7 @@ class Repository:
         }
 
     def schedule(self, name: str) -> dg.ScheduleDefinition | None:
-        """Return a schedule; None if it is not defined any more."""
+        """Return a schedule; None if it is no longer defined."""
         has_it = self.definition.has_schedule_def(name)
         return self.definition.get_schedule_def(name) if has_it else None
 

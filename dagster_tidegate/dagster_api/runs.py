@@ -63,7 +63,7 @@ class Runs:
         self.repository = repository
 
     def run(self, run_id: str) -> dg.DagsterRun | None:
-        """Return a run; None if Dagster does not have it, or not any more."""
+        """Return a run; None if Dagster does not have it."""
         return self.instance.get_run_by_id(run_id)
 
     def runs(

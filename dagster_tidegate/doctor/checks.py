@@ -451,7 +451,7 @@ def _campaign_gone(facts: Facts) -> Problems:
             yield left.name, f"it {left.what}", f"{left.do}, or define the campaign again"
 
 
-@_check("service_gone", ERROR, "A breaker holds a service that nothing can try any more.")
+@_check("service_gone", ERROR, "A breaker holds a service that nothing can try.")
 def _service_gone(facts: Facts) -> Problems:
     if facts.store.situation is None:
         return

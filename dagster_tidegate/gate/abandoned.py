@@ -8,7 +8,7 @@ from dagster_tidegate.store import campaigns, runs
 
 
 def mark_abandoned(gate: Gate) -> int:
-    """Correct what the paused runs of campaigns say that the code location does not have any more.
+    """Correct the reasons of paused runs whose campaigns the code location no longer defines.
 
     They said that they resume automatically. Call it before the campaigns are saved.
 

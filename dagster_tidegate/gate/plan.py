@@ -390,7 +390,7 @@ def _triggers(observation: Observation) -> Iterator[Action]:
     if not cover and not taken:
         return
     held: dict[str, tuple[CampaignSpec, Trigger]] = {}
-    # What starts another campaign too, which may run, goes on: its other runs wait in the queue.
+    # A trigger that also starts a campaign that may run keeps running; held runs wait in the queue.
     needed: set[str] = set()
     for campaign in observation.campaigns:
         if not campaign.triggers:

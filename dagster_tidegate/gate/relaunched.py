@@ -25,7 +25,7 @@ from dagster_tidegate.store.runs import CampaignRun
 def joined(gate: Gate, run: dg.DagsterRun) -> dg.DagsterRun:
     """Return a run, tagged as the next attempt of a paused run of the same assets if there is one.
 
-    It goes on where that one stopped, unless an input has changed since: then it starts afresh.
+    It continues where that one stopped, unless an input has changed since: then it starts afresh.
     """
     is_new = run.status is dg.DagsterRunStatus.QUEUED and not ancestors(run)
     if not is_new or not run.asset_selection or request_number(run) or PARTITION_TAG in run.tags:

@@ -382,7 +382,7 @@ def _campaign_run(conn: Connection, now: datetime, run: dg.DagsterRun) -> Campai
 
 
 def _is_over(newest: AttemptRow, now: datetime, owner: dg.DagsterRun | None) -> bool:
-    """Whether no process works for an attempt any more."""
+    """Whether no process works for an attempt."""
     if newest.lease_until is not None and newest.lease_until < now:
         return True
     return owner is None or owner.is_finished
@@ -391,7 +391,7 @@ def _is_over(newest: AttemptRow, now: datetime, owner: dg.DagsterRun | None) -> 
 def _has_ended(run: CampaignRun, newest: AttemptRow, owner: dg.DagsterRun | None) -> bool:
     """Whether a campaign run has completed, failed or been cancelled.
 
-    Else it is paused, or was cut off: then whoever begins next goes on.
+    Otherwise it is paused or was cut off, and the next attempt continues it.
     """
     if run.ended_as is not None or run.status not in UNFINISHED:
         return True
@@ -402,7 +402,7 @@ def _has_ended(run: CampaignRun, newest: AttemptRow, owner: dg.DagsterRun | None
 
 
 class _Lineage:
-    """The runs that a run goes on with, which are read from Dagster as far as they are needed."""
+    """The runs whose work a run continues, read from Dagster as far as they are needed."""
 
     def __init__(self, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
         self._instance = instance
@@ -412,7 +412,7 @@ class _Lineage:
         self._add(run)
 
     def leads_to(self, dagster_runs: Collection[str]) -> bool | None:
-        """Return whether the run goes on with one of some others; None: `read_on` first."""
+        """Return whether the run continues one of some others; None: `read_on` first."""
         if self._goes_on or not set(dagster_runs).isdisjoint(self._ids):
             return True
         return None if self._unread is not None else False
@@ -459,7 +459,7 @@ def _why_stale(
     run: CampaignRun,
     newest: AttemptRow,
 ) -> tuple[str, dict[str, str]] | None:
-    """Return why a run that the gate or Dagster launched is not needed any more, and its tags.
+    """Return why a run that the gate or Dagster launched is no longer needed, and its tags.
 
     Two daemons may launch one run twice. Dagster then fails it although it works, or completed,
     and retries it.

@@ -124,7 +124,7 @@ class AllCampaigns:
     """The campaigns of a code location: each job that needs a service.
 
     A sensor is a trigger of the campaigns that it starts, unless it starts other jobs too, or
-    selects assets as automation does. Then it goes on, and what it requests waits in the queue.
+    selects assets as automation does. Then it keeps running, and its runs wait in the queue.
 
     Attributes:
         stated: What can't be inferred about some of them.

@@ -125,7 +125,7 @@ class BreakerResource(dg.ConfigurableResource):
         """Return the breaker of a service, a `pybreaker.CircuitBreaker`.
 
         If one of its errors, a `BreakerOpenError`, ends an op or asset whose pool names a service,
-        the run pauses; when it resumes, the op begins anew.
+        the run pauses; when it resumes, the op starts over.
 
         Raises:
             UnknownServiceError: If `services` does not name it.
@@ -173,7 +173,7 @@ class BreakerResource(dg.ConfigurableResource):
 
         Raises:
             CampaignPaused: If another op of this run has paused it.
-            CampaignCancelled: If the gate requested this run, and it is not needed any more.
+            CampaignCancelled: If the gate requested this run, and it is no longer needed.
             AttemptRefusedError: If another attempt owns the campaign run and has not ended.
             ValueError: If the op already has a loop of this name, or an argument is out of range.
         """
@@ -209,7 +209,7 @@ def _connect(url: str, embedded: bool, policies: tuple[str, ...]) -> tuple[Store
         metadata.create_all(store.engine)
     else:
         store = Store(url, embedded=embedded)
-        # While it is unreachable, calls go on under this process's own breakers.
+        # While it is unreachable, calls continue under this process's own breakers.
         with suppress(*UNREACHABLE):
             schema.make_ready(store)
     for problem in unknown(os.environ):  # only the command line refuses to start

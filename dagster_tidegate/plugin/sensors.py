@@ -95,7 +95,7 @@ def build_resume_sensor(
     minimum_interval_seconds: int = 5,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """Build the sensor that resumes what nothing holds any more.
+    """Build the sensor that resumes what is no longer held.
 
     It ramps pools up to their previous limits, restores schedules and trigger sensors, catches up
     missed ticks, and launches the next attempt of each paused campaign run. For a half-open
@@ -120,7 +120,7 @@ def build_resume_sensor(
     return _build(
         RESUME,
         tick,
-        "Resumes what nothing holds any more: pools, schedules, missed ticks and paused runs.",
+        "Resumes what is no longer held: pools, schedules, missed ticks and paused runs.",
         campaigns=campaigns,
         jobs=(
             sorted(campaigns.jobs)

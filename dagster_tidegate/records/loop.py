@@ -168,7 +168,7 @@ class Records(Generic[T]):
         try:
             yield
         except AttemptOverError:
-            raise  # nothing may be written any more
+            raise  # nothing more may be written
         except BaseException as error:
             current.signals.left_early = isinstance(error, GeneratorExit)
             current.leave()

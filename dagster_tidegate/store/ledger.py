@@ -195,7 +195,7 @@ def remember(
     fence(conn, attempt)
     values = entry._asdict() | {"attempt": attempt.number, "at": now, "steps": steps}
     statement = insert(conn, t.ledger).values(campaign_run=attempt.campaign_run, op=op, **values)
-    # An older entry, which does not count any more, is replaced as a whole.
+    # An older entry, which no longer counts, is replaced as a whole.
     kept = {
         name: sa.case((_counts(), t.ledger.c[name]), else_=statement.excluded[name])
         for name in (*Entry._fields, *_OF_ALL)

@@ -34,7 +34,7 @@ class Keep:
         takeovers: Takeovers, after the value was restored.
         missed_ticks: Ticks that a schedule missed, after they were launched, skipped or failed.
         alerts: Alerts, after their cause has ended.
-        outcomes: Outcomes of calls to services that nobody calls any more.
+        outcomes: Outcomes of calls to services that are no longer called.
         sessions: Browser sessions, after they have expired.
         idempotency_keys: Responses to requests with an `Idempotency-Key`.
     """
@@ -84,8 +84,8 @@ def prune(store: Store, now: datetime, keep: Keep, *, batches: int) -> Pruned:
     """Delete rows that are older than their retention period.
 
     A campaign run is marked before its ledger is deleted, so that it does not continue with half a
-    ledger: it starts afresh. Its attempts and progress stay until then. Records that do not count
-    any more, since their campaign run was started afresh, are deleted whatever their age.
+    ledger: it starts afresh. Its attempts and progress stay until then. Records
+    from before their campaign run was started afresh are deleted whatever their age.
 
     Args:
         batches: How many batches to delete at most; at least 1.
@@ -204,7 +204,7 @@ def _rows(kind: _Kind, before: datetime) -> _Batch:
 
 
 def _ledgers(before: datetime | None) -> _Batch:
-    """Delete what does not count any more: of ledgers that expire, and that were begun afresh."""
+    """Delete records that no longer count: of expired ledgers, and of runs that started afresh."""
     current: _OldRecords | None = None
 
     def batch(conn: Connection, now: datetime) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import SystemActor, part_name, run_name
+from dagster_tidegate.holds import SystemActor, Target, TargetKind, part_name, run_name
 from dagster_tidegate.statuses import RUN_MOVES, RunStatus
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
@@ -39,7 +39,7 @@ class CampaignRun:
         dagster_partition: Dagster's partition key, or the id of the first run if there is none.
         assets: The assets that it covers, by name; empty: all of its job.
         first_attempt: The ledger has what this attempt and later ones did. What earlier ones did
-            was another logical run, and does not count any more.
+            was another logical run, and no longer counts.
         ended_as: The status in which it ended; None while it has not since an attempt began.
         attempt: Number of the attempt that owns it; 0 before the first.
         priority: Runs of higher priority resume first.
@@ -237,6 +237,13 @@ def find(conn: Connection, campaign: str, partition: str) -> CampaignRun | None:
     """Return the campaign run with a name within its campaign, or None if there is none."""
     c = t.campaign_runs.c
     return _one(conn, c.campaign == campaign, c.partition == partition)
+
+
+def of_target(conn: Connection, target: Target) -> CampaignRun | None:
+    """Return the campaign run that a target names; None if it names none, or one without a row."""
+    if target.kind is not TargetKind.CAMPAIGN_RUN:
+        return None
+    return find(conn, *target.name.split("/", 1))
 
 
 def get(conn: Connection, campaign_run: int) -> CampaignRun | None:
@@ -492,7 +499,7 @@ def begin_attempt(
         paused = newest.outcome is RunStatus.PAUSED
         raise (AttemptPausedError if paused else AttemptRefusedError)(
             f"{run.name}: attempt {newest.number} ended as {newest.outcome}; its Dagster run "
-            f"{dagster_run} can't work on it any more"
+            f"{dagster_run} can't continue it"
         )
     if newest is not None and not owner_is_over:
         raise AttemptRefusedError(

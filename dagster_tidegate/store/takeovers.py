@@ -44,7 +44,7 @@ class TakeoverOutcome(StrEnum):
 
     RESTORED = "restored"
     LEFT_TO_OPERATOR = "left_to_operator"
-    GONE = "gone"  # no code location defines the schedule or sensor any more
+    GONE = "gone"  # no code location defines the schedule or sensor
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.stack import guarded
 
 SHUTDOWN_GRACE_S = 5
-"""How long requests in flight may take after the server is told to stop."""
+"""How long requests in flight may take during shutdown."""
 BACKLOG = 2048
 THREAD_SWITCH_INTERVAL_S = 0.001
 

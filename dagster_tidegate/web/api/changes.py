@@ -128,9 +128,7 @@ class HoldChange:
         if self._before is None:
             return None
         self._after = situation.read(self.conn, self.now)
-        run = None
-        if target.kind is TargetKind.CAMPAIGN_RUN:
-            run = runs.find(self.conn, *target.name.split("/", 1))
+        run = runs.of_target(self.conn, target)
         return [
             EffectOut.model_validate(effect)
             for effect in effects(self._before, self._after, target, run)

@@ -1,7 +1,7 @@
 """What the API answers when it refuses or fails: RFC 9457 problem details with stable codes."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -198,6 +198,12 @@ def too_many(error: TooManyError) -> Problem:
     )
 
 
+def refused(error: Exception) -> Problem:
+    """Return the problem of one of `REFUSALS`."""
+    code = next(REFUSALS[kind] for kind in type(error).__mro__ if kind in REFUSALS)
+    return Problem(code, str(error), headers=later() if code.status == 503 else None)
+
+
 def unreachable(error: Exception) -> Problem:
     """Return the problem of a store that can't be reached, and log the reason."""
     # The driver's message may contain the address of the database: it is for the log only.
@@ -215,7 +221,7 @@ def install(app: FastAPI) -> None:
     """Make an app answer every error with problem details."""
     handlers: dict[type[Exception], Any] = {
         Problem: lambda _request, error: error.response(),
-        **{error: _refused(code) for error, code in REFUSALS.items()},
+        **dict.fromkeys(REFUSALS, lambda _request, error: refused(error).response()),
         RequestValidationError: _invalid,
         HTTPException: _http,
         SchemaError: _schema,
@@ -225,11 +231,6 @@ def install(app: FastAPI) -> None:
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
-
-
-def _refused(code: Code) -> Callable[[Request, Exception], JSONResponse]:
-    headers = later() if code.status == Code.DAGSTER_UNAVAILABLE.status else None
-    return lambda _request, error: Problem(code, str(error), headers=headers).response()
 
 
 def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -39,7 +39,7 @@ from dagster_tidegate.web.api.models import (
     RetryRecords,
     SkipRecords,
 )
-from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem
+from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, refused
 from dagster_tidegate.web.api.routes import records as records_api
 from dagster_tidegate.web.api.routes import runs as runs_api
 from dagster_tidegate.web.api.routes import services as services_api
@@ -119,14 +119,13 @@ def make_change(request: Request, context: Context, identity: Operator, action: 
     except Problem as error:
         if error.code is not Code.INVALID:
             raise
-        status, text = error.code.status, error.detail
+        problem = error
     except tuple(REFUSALS) as error:
-        code = next(code for kind, code in REFUSALS.items() if isinstance(error, kind))
-        status, text = code.status, str(error)
+        problem = refused(error)
     else:
         return RedirectResponse(_back(request, form, action), 303)
-    answer = _show(request, context, identity, action, form, error=text)
-    answer.status_code = status
+    answer = _show(request, context, identity, action, form, error=problem.detail)
+    answer.status_code = problem.code.status
     return answer
 
 
@@ -184,7 +183,7 @@ def _preview_hold(
     lines: list[str] = []
     for target in targets:
         lookup.require_control(conn, identity, target)
-        run = _run_of(conn, target)
+        run = runs.of_target(conn, target)
         lines += _words(situation, target, if_held(situation, target, run))
     mine = [
         hold for hold in situation.holds if hold.target in targets and hold.actor == identity.name
@@ -208,7 +207,7 @@ def _hold(context: AppContext, identity: Identity, form: Form) -> None:
     with change.begin() as (conn, _):
         for target in targets:
             lookup.require_control(conn, identity, target)
-            run = _run_of(conn, target)
+            run = runs.of_target(conn, target)
             if run is None:
                 change.hold(target, body)
             else:
@@ -230,7 +229,7 @@ def _preview_release(
         may_force = may_force or len(people) < len(on_it)
         lines += [f"The hold of {hold.actor} ({hold.reason}) ends." for hold in people]
         if people:
-            effects = if_released(situation, target, _run_of(conn, target))
+            effects = if_released(situation, target, runs.of_target(conn, target))
             lines += _words(situation, target, effects)
         elif on_it:
             lines.append(
@@ -273,7 +272,7 @@ def _preview_repaired(
         button="Try it now",
         lines=[
             f"The breaker of {name} is half open: one trial call checks the repair.",
-            "If the call succeeds, the breaker closes and paused work resumes by itself.",
+            "If the call succeeds, the breaker closes and paused work resumes automatically.",
             "If the service refuses it again, everything stays paused, and this page says so.",
         ],
         hidden=[("service", name)],
@@ -299,7 +298,7 @@ def _preview_keep_closed(
         button="Keep it closed",
         lines=_short(
             [
-                f"Calls to {name} go on even if they fail. Use it when a breaker trips by mistake.",
+                f"Calls to {name} continue even if they fail: for a breaker that trips by mistake.",
                 *(_words(situation, target, effects) if why(situation, target).paused else ()),
             ]
         ),
@@ -424,7 +423,7 @@ def _preview_retry(
         ],
         hidden=[*_which(form), ("run_id", form.text("run_id") or str(uuid4()))],
         reason="",
-        nothing=nothing or ("" if count else "There are no such records any more."),
+        nothing=nothing or ("" if count else "There are no such records now."),
     )
 
 
@@ -457,7 +456,7 @@ def _preview_skip(
         hidden=_which(form),
         reason="",
         harmful=True,
-        nothing=nothing or ("" if count else "There are no such records any more."),
+        nothing=nothing or ("" if count else "There are no such records now."),
     )
 
 
@@ -478,12 +477,6 @@ ACTIONS: Mapping[str, Action] = {
     "skip": Action(_preview_skip, _skip),
 }
 """Everything that a person can do on the pages, by its place in the address."""
-
-
-def _run_of(conn: Connection, target: Target) -> CampaignRun | None:
-    if target.kind is not TargetKind.CAMPAIGN_RUN:
-        return None
-    return runs.find(conn, *target.name.split("/", 1))
 
 
 def _run(context: AppContext, form: Form) -> CampaignRun:

@@ -123,7 +123,7 @@ def _trouble(conn: Connection, situation: Situation, run: CampaignRun) -> Troubl
     answer = why(situation, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
     busy = ""
     if campaign is None:
-        busy = "no code location defines its campaign any more"
+        busy = "no code location defines its campaign"
     elif answer.paused:
         busy = answer.summary
     elif run.status in (RunStatus.PENDING, RunStatus.PROCESSING):

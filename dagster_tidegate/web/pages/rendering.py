@@ -23,7 +23,7 @@ from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.context import AppContext
-from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, unreachable
+from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, refused, unreachable
 from dagster_tidegate.web.pages.audit import differences
 from dagster_tidegate.web.path_router import PAGE
 
@@ -119,8 +119,7 @@ class PageRoute(APIRoute):
             except UNREACHABLE as error:
                 problem = unreachable(error)
             except tuple(REFUSALS) as error:
-                code = next(code for kind, code in REFUSALS.items() if isinstance(error, kind))
-                problem = Problem(code, str(error))
+                problem = refused(error)
             identity = getattr(request.state, "identity", None)
             return problem_page(problem, request.scope.get("root_path", ""), identity)
 
