@@ -6,10 +6,12 @@ Libraries are known by the names of their attributes, since all of them are opti
 import json
 import re
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, overload
 
 from dagster_tidegate.breaker.errors import AnswerError
@@ -17,7 +19,11 @@ from dagster_tidegate.breaker.verdicts import VerdictKind
 
 MAX_PARSED = 256_000
 """Longer bodies of successful calls are not parsed a second time."""
+MAX_READ = 1_000_000
+"""Longer bodies are not parsed at all: their first words decide, and the rest of the answer."""
 MAX_CAUSES = 8
+MAX_ITEMS, MAX_LEVELS, MAX_VALUES = 20, 6, 2000
+"""How much of a parsed body is searched."""
 _RESPONSE_ATTRIBUTES = ("headers", "json", "read")
 # In the order in which they are looked at: the first that has a value is the body.
 _BODIES = ("json_body", "body", "http_body", "data", "content", "_content", "_body")
@@ -128,6 +134,8 @@ class Answer:
     def _parsed(self) -> Any:
         if not isinstance(self.body, str | bytes):
             return self.body
+        if len(self.body) > MAX_READ:
+            return None
         try:
             return json.loads(
                 self.body.lstrip("\ufeff") if isinstance(self.body, str) else self.body
@@ -138,13 +146,23 @@ class Answer:
             return _NO_JSON
 
     @cached_property
+    def outline(self) -> Any:
+        """The outer part of the parsed body, which is searched for codes, words and times."""
+        return None if self.json is None else outline(self.json)
+
+    @cached_property
     def text(self) -> str:
         """The body as text."""
         if self.body is None:
             return ""
         if isinstance(self.body, bytes):
             return self.body.decode("utf-8", "replace")
-        return self.body if isinstance(self.body, str) else json.dumps(self.body, default=str)
+        if isinstance(self.body, str):
+            return self.body
+        try:
+            return json.dumps(self.body, default=str)
+        except (RecursionError, TypeError, ValueError):  # nested too deeply, or within itself
+            return json.dumps(outline(self.body), default=repr, skipkeys=True)
 
     @property
     def media_type(self) -> str:
@@ -163,6 +181,42 @@ class Answer:
             end = self.body[-100:].strip()[-1:]
             return end not in (b"}", b"]", b'"', "}", "]", '"')
         return self._parsed is _NO_JSON
+
+
+def outline(body: Any) -> Any:
+    """Return a copy of the outer part of a parsed body.
+
+    Of each array the first 20 items, six levels deep, 2000 values in all, the outermost first.
+
+    Example:
+        >>> outline({"error": {"code": "no_credits"}, "items": [0] * 1_000_000})["items"]
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    """
+    root: list[Any] = []
+    left = deque([(0, [body], root)])
+    count = 0
+    while left:
+        depth, value, copy = left.popleft()
+        items = enumerate(value[:MAX_ITEMS]) if isinstance(value, list) else value.items()
+        for key, inner in islice(items, MAX_VALUES - count):
+            count += 1
+            if _is_huge(key):
+                continue
+            kept = None if _is_huge(inner) else inner
+            if isinstance(inner, dict | list):
+                kept = {} if isinstance(inner, dict) else []
+                if depth < MAX_LEVELS:
+                    left.append((depth + 1, inner, kept))
+            if isinstance(copy, list):
+                copy.append(kept)
+            else:
+                copy[key] = kept
+    return root[0]
+
+
+def _is_huge(value: Any) -> bool:
+    """Return whether a value is an integer that Python may refuse to print."""
+    return isinstance(value, int) and value.bit_length() > 1000
 
 
 @lru_cache(maxsize=1024)
@@ -311,7 +365,7 @@ def _attribute(thing: object, name: str) -> Any:
         return None
 
 
-_HTML_HEADING = re.compile(r"<(title|h1)[^>]*>(.*?)</\1", re.IGNORECASE | re.DOTALL)
+_HTML_HEADING = re.compile(r"<(title|h1)[^<>]{0,200}>(.{0,300}?)</\1", re.IGNORECASE | re.DOTALL)
 
 
 def html_headings(text: str) -> str:

@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from random import random
 from threading import Lock
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -19,9 +20,10 @@ from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.answers import Answer, is_answer_type
 from dagster_tidegate.breaker.engine import Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
-from dagster_tidegate.breaker.judge import Judge, function_of, judge_for
+from dagster_tidegate.breaker.judge import Judge, function_of, judge_exception, judge_for
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.times import capped
 from dagster_tidegate.breaker.verdicts import IGNORED, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 
@@ -117,6 +119,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
             fleet = Fleet(policies=[policy])
         self.judge: Judge = judge_for(policy)
+        self._errors_of_judge: set[type[Exception]] = set()
         self._name = name or policy.name
         self._lock = Lock()  # for pybreaker's methods on exclusions and listeners
         self._excluded_exceptions = list(exclude or ())
@@ -351,7 +354,7 @@ class Breaker(pybreaker.CircuitBreaker):
         answer = Answer.of(result, self.fleet.now())
         if answer is None:
             return None
-        verdict = self.judge(answer)
+        verdict = self._judged(answer)
         if verdict.kind in (VerdictKind.SUCCESS, VerdictKind.SLOW, VerdictKind.IGNORED):
             return None
         # Clients look for a 404 or 409 themselves. A rejection in a 200 looks like a success.
@@ -398,7 +401,21 @@ class Breaker(pybreaker.CircuitBreaker):
                     return IGNORED
             elif exclusion(error):
                 return IGNORED
-        return self.judge(Answer.of(error, self.fleet.now()))
+        return self._judged(Answer.of(error, self.fleet.now()))
+
+    def _judged(self, answer: Answer) -> Verdict:
+        """Return the verdict of the judge; if it raises, that of the exception alone."""
+        try:
+            verdict = self.judge(answer)
+            if verdict.until is None:
+                return verdict
+            until = capped(verdict.until, answer.at, self.policy.retry_after_cap_s)
+            return verdict if until == verdict.until else replace(verdict, until=until)
+        except Exception as error:
+            if type(error) not in self._errors_of_judge:  # once of each kind
+                self._errors_of_judge.add(type(error))
+                log.exception("The judge of %s raised: answers are judged without it", self.name)
+            return judge_exception(answer, failure_statuses=self.policy.failure_statuses)
 
     def _notify(self, event: str, *args: Any, **kwargs: Any) -> None:
         for listener in tuple(self._listeners):

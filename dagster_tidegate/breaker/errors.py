@@ -9,6 +9,8 @@ import pybreaker
 from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
 
+MAX_AFTER_S = 30 * 86400.0
+
 
 class BreakerOpenError(pybreaker.CircuitBreakerError):
     """A call was not made, or failed, while the service must not be called.
@@ -86,7 +88,12 @@ class AnswerError(Exception):
     ) -> None:
         if verdict is None:
             if after is not None:
+                # Clients compute it from what the service says, which may be anything.
+                after = min(max(after, 0.0), MAX_AFTER_S) if after == after else None
+            if after is not None:
                 until = datetime.now(UTC) + timedelta(seconds=after)
+            if until is not None and until.tzinfo is None:
+                until = until.replace(tzinfo=UTC)
             where = self.default_scope if scope is None else Scope(scope)
             verdict = Verdict(self.kind, until, where, reason or str(self.kind))
         super().__init__(reason or verdict.reason)

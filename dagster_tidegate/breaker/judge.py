@@ -395,7 +395,7 @@ def _small_json(answer: Answer) -> Any:
 
 def _codes(answer: Answer) -> Iterator[str]:
     """Yield the machine codes of an answer, the most specific first."""
-    body = answer.json
+    body = answer.outline
     if body is not None:
         yield from _codes_in(body)
     elif "<" in answer.text[:200]:
@@ -407,7 +407,7 @@ def _codes(answer: Answer) -> Iterator[str]:
 
 def _codes_in(node: Any, depth: int = 0) -> Iterator[str]:
     if isinstance(node, list):
-        for item in node[:20]:
+        for item in node:
             yield from _codes_in(item, depth + 1)
     if not isinstance(node, dict) or depth > 5:
         return
@@ -425,7 +425,7 @@ def _codes_in(node: Any, depth: int = 0) -> Iterator[str]:
 
 def _prose(answer: Answer) -> str:
     """Return what an answer says in words, in lower case."""
-    body = answer.json
+    body = answer.outline
     words: list[str] = []
     if body is None:
         text = answer.text[:4000]
@@ -439,9 +439,9 @@ def _prose(answer: Answer) -> str:
 
 def _words_in(node: Any, words: list[str], depth: int = 0) -> None:
     if isinstance(node, str):
-        words.append(node)
+        words.append(node[:4000])
     elif isinstance(node, list):
-        for item in node[:20]:
+        for item in node:
             _words_in(item, words, depth + 1)
     elif isinstance(node, dict) and depth <= 5:
         for key, value in node.items():
@@ -450,4 +450,4 @@ def _words_in(node: Any, words: list[str], depth: int = 0) -> None:
                 if name in _CONTAINERS:
                     _words_in(value, words, depth + 1)
             elif isinstance(value, str) and name in _PROSE_KEYS:
-                words.append(value)
+                words.append(value[:4000])

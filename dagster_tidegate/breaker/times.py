@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 from dagster_tidegate.breaker.answers import Answer
@@ -15,6 +15,10 @@ from dagster_tidegate.breaker.answers import Answer
 log = logging.getLogger(__name__)
 
 ABSURD_S = 30 * 86400.0
+MAX_NUMBER = 1e19
+"""No service counts in less than nanoseconds since 1970."""
+MAX_TEXT = 200
+"""So much of a value is read."""
 CLOCKS_DIFFER_S = 60.0
 _EPOCH_FROM = 1_000_000_000  # a larger number is a point in time: seconds since 1970
 _RETRY_AFTER = ("retry-after", "x-retry-after", "x-ratelimit-retry-after")
@@ -137,7 +141,10 @@ def seconds_of(value: object, at: datetime, *, unit_s: float = 1.0) -> float | N
         >>> seconds_of("292.05", datetime.now(UTC))
         293.0
     """
-    text = str(value).strip().strip('"')
+    try:
+        text = str(value)[:MAX_TEXT].strip().strip('"')
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        text = "a huge number"
     if re.fullmatch(r"[\d.]+(\s*,\s*[\d.]+)+", text):  # sent twice: by the service and its gateway
         text = max(text.split(","), key=lambda number: len(number.strip())).strip()
     if not text:
@@ -152,11 +159,13 @@ def seconds_of(value: object, at: datetime, *, unit_s: float = 1.0) -> float | N
 def _seconds(text: str, at: datetime, unit_s: float = 1.0) -> float | None:
     if text.isascii() and re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
         number = float(text)
+        if number > MAX_NUMBER:
+            return None
         if number * unit_s > ABSURD_S and number >= _EPOCH_FROM:
             while number > 100 * _EPOCH_FROM:  # milliseconds, or microseconds
                 number /= 1000
             return max(0.0, number - at.timestamp())
-        return float(ceil(number * unit_s)) if isfinite(number) else None
+        return float(ceil(number * unit_s))
     if re.fullmatch(_CLOCK, text):
         days, _, clock = text.rpartition(".")
         hours, minutes, seconds = map(int, clock.split(":"))
@@ -191,7 +200,7 @@ def _retry_after(answer: Answer) -> Iterator[float | None]:
         yield seconds_of(answer.headers.get(name, ""), at)
     for name in _RETRY_AFTER_MS:
         yield seconds_of(answer.headers.get(name, ""), at, unit_s=0.001)
-    for key, value in _fields(answer.json):
+    for key, value in _fields(answer.outline):
         in_ms = key.endswith(("ms", "milliseconds"))
         yield seconds_of(value, at, unit_s=0.001 if in_ms else 1.0)
 
@@ -201,7 +210,7 @@ def _fields(node: Any, depth: int = 0) -> Iterator[tuple[str, object]]:
     if depth > 4:
         return
     if isinstance(node, list):
-        for item in node[:20]:
+        for item in node:
             yield from _fields(item, depth + 1)
     elif isinstance(node, dict):
         for key, value in node.items():

@@ -25,6 +25,7 @@ class Setback:
         retry_at: When it may be tried again, UTC.
         successes: How many records of this pass had succeeded when its first try that failed began;
             None if the service did not fail for it.
+        never_arrived: Whether its last try did not reach the service, or was not processed by it.
         own_fault: Whether others have succeeded since it failed, in this or an earlier attempt.
         refusals: How often a breaker refused its call in this pass.
         pendings: How often the service had no answer for it yet, in this pass.
@@ -34,6 +35,7 @@ class Setback:
     retry_at: datetime | None = None
     successes: int | None = None
     own_fault: bool = False
+    never_arrived: bool = False
     refusals: int = 0
     pendings: int = 0
 

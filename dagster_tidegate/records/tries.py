@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Generic, TypeVar
 
 from dagster_tidegate.breaker.answers import may_have_arrived
@@ -14,9 +16,10 @@ from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
 from dagster_tidegate.records.judgement import judge
 from dagster_tidegate.records.record import Record, Setback
-from dagster_tidegate.records.retry import backoff_s
+from dagster_tidegate.records.retry import backoff_s, retry_while_unreachable
 from dagster_tidegate.records.worklist import LoopOptions, Worklist, storable
 from dagster_tidegate.statuses import BreakerState, RecordStatus
+from dagster_tidegate.store import service_stats
 from dagster_tidegate.text import alike
 
 T = TypeVar("T")
@@ -48,6 +51,7 @@ class Tries(Generic[T]):
         self._worklist, self._schedule = worklist, worklist.schedule
         self._done_before = journal.done
         self._recovered_at = _recovered_at(host)
+        self._answered_at = _answered_at(host, self._recovered_at)
         self.failures = 0
         self.errors: Counter[str] = Counter()
 
@@ -57,7 +61,12 @@ class Tries(Generic[T]):
         successes = record.successes = self._journal.done - self._done_before
         if self._is_own_fault(record.setback, successes):
             record.evidence = NO_EVIDENCE
-        elif self._are_too_few and (not successes or self._others_fail_too):
+        elif self._are_too_few and each_failure_counts(
+            successes=successes,
+            others_fail_too=self._others_fail_too,
+            never_arrived=record.setback is not None and record.setback.never_arrived,
+            failing=self._failing,
+        ):
             record.evidence = None
         else:
             record.evidence = digest(record.path)
@@ -92,7 +101,8 @@ class Tries(Generic[T]):
             return False
         # It failed in an earlier attempt, and the service has recovered since.
         at = setback.retry_at
-        recovered = at is not None and self._recovered_at is not None and at < self._recovered_at
+        well_at = self._answered_at if setback.never_arrived else self._recovered_at
+        recovered = at is not None and well_at is not None and at < well_at
         if successes > setback.successes or recovered:
             setback.own_fault = True
         return setback.own_fault
@@ -110,7 +120,21 @@ class Tries(Generic[T]):
             return False
         policies = [self._host.fleet.policies[name] for name in self._host.services]
         min_records = max((policy.min_records for policy in policies), default=0)
-        return len(self._worklist.unfinished) < min_records
+        return len(list(islice(self._suspicious, min_records))) < min_records
+
+    @property
+    def _failing(self) -> int:
+        """How many of these have failed."""
+        setbacks = (record.setback for record in self._suspicious)
+        return sum(setback is not None and setback.successes is not None for setback in setbacks)
+
+    @property
+    def _suspicious(self) -> Iterator[Record[T]]:
+        """The records that are left, without those that fail while others succeed."""
+        successes = self._journal.done - self._done_before
+        for record in self._worklist.unfinished.values():
+            if not self._is_own_fault(record.setback, successes):
+                yield record
 
     def _put_back(self, record: Record[T]) -> None:
         """Try a record again whose call was refused, once the breaker may admit it."""
@@ -134,7 +158,8 @@ class Tries(Generic[T]):
         refused: bool,
     ) -> None:
         """Set a record aside for which the service failed, or fail it if it is used up."""
-        record.in_doubt = record.in_doubt or may_have_arrived(cause)
+        arrived = may_have_arrived(cause)
+        record.in_doubt = record.in_doubt or arrived
         text, others = text_of(cause or error), self._journal.done
         own_fault = self._is_own_fault(record.setback, others - self._done_before)
         is_of_service = refused and not (own_fault and others)
@@ -145,6 +170,7 @@ class Tries(Generic[T]):
         setback = record.setback = record.setback or Setback()
         if setback.successes is None:
             setback.successes = record.successes
+        setback.never_arrived = not arrived
         backoff = backoff_s(record.tries)
         if verdict.until is not None and not refused:
             asked_s = (verdict.until - self._host.fleet.now()).total_seconds()
@@ -188,6 +214,32 @@ class Tries(Generic[T]):
         del self._worklist.unfinished[record.key]
 
 
+def each_failure_counts(
+    *, successes: int, others_fail_too: bool, never_arrived: bool, failing: int
+) -> bool:
+    """Return whether each failure of one of the last records counts as one of another record.
+
+    They are fewer than must fail before the breaker opens. An outage is more likely than as many
+    bad records if two fail, or if the service did not process the request: the breaker may open
+    then, and the records wait. One record that the service fails to process is more likely bad,
+    and must stop nobody else.
+
+    Args:
+        successes: How many others of this pass have succeeded.
+        others_fail_too: Whether other processes have failures too, and nobody a success since.
+        never_arrived: Whether its last try did not reach the service, or was not processed by it.
+        failing: How many of the last records fail, and nobody has succeeded since.
+
+    Example:
+        >>> one = {"successes": 299, "others_fail_too": False, "failing": 1}
+        >>> each_failure_counts(**one, never_arrived=False)  # 500 for one record
+        False
+        >>> each_failure_counts(**one, never_arrived=True)  # connection refused
+        True
+    """
+    return not successes or others_fail_too or never_arrived or failing > 1
+
+
 def is_used_up(tries: int, max_tries: int, *, is_of_service: bool) -> bool:
     """Return whether a record for which the service failed is not tried again.
 
@@ -225,3 +277,17 @@ def _recovered_at(host: LoopHost) -> datetime | None:
     if any(breaker.state is not BreakerState.CLOSED for breaker in breakers):
         return None
     return max((each.closed_at for each in breakers if each.closed_at), default=None)
+
+
+def _answered_at(host: LoopHost, recovered_at: datetime | None) -> datetime | None:
+    """When a service of an op last did what it was asked; its health probe alone is no proof."""
+    if recovered_at is None or not any(
+        host.fleet.policies[name].probe_url for name in host.services
+    ):
+        return recovered_at
+
+    def read() -> datetime | None:
+        with host.store.read() as conn:
+            return service_stats.last_success(conn, host.services)
+
+    return retry_while_unreachable(read, host.log)

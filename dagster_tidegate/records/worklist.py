@@ -182,7 +182,11 @@ class Worklist(Generic[T]):
             return record
         has_failed = entry.tries > 0  # or the service had no answer yet
         record.setback = Setback(
-            entry.error, entry.retry_at, 0 if has_failed else None, entry.suspect
+            entry.error,
+            entry.retry_at,
+            successes=0 if has_failed else None,
+            own_fault=entry.suspect,
+            never_arrived=has_failed and not record.in_doubt,
         )
         wait_s = 0.0
         if entry.retry_at is not None:

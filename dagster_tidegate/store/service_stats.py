@@ -96,6 +96,14 @@ def failures_since(conn: Connection, since: datetime) -> Mapping[str, datetime]:
     return {row.service: row.at for row in rows}
 
 
+def last_success(conn: Connection, services: Sequence[str]) -> datetime | None:
+    """Return when a call of one of these services last succeeded (UTC), trial calls aside."""
+    o = t.outcomes.c
+    return conn.execute(
+        sa.select(sa.func.max(o.last_ok_at)).where(o.service.in_(services))
+    ).scalar_one()
+
+
 def calls_by_bucket(conn: Connection) -> Mapping[tuple[str, datetime], Mapping[str, int]]:
     """Return how many calls had each outcome (`ok`, `slow`, `failed`), by service and bucket."""
     o = t.outcomes.c

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import httpx
 import hypothesis.strategies as st
 import pytest
 import sqlalchemy as sa
@@ -90,6 +91,23 @@ class Service:
         if record.key in self.bad:
             raise self.error()
         return record.key
+
+
+def crashed() -> Exception:
+    """A service that received a request and could not process it."""
+    request = httpx.Request("POST", "http://service.test/")
+    return httpx.HTTPStatusError("500", request=request, response=httpx.Response(500))
+
+
+def timed_out() -> Exception:
+    """A service that received a request and did not answer."""
+    return httpx.ReadTimeout("timed out")
+
+
+def unavailable() -> Exception:
+    """A service that does not process any request."""
+    request = httpx.Request("POST", "http://service.test/")
+    return httpx.HTTPStatusError("503", request=request, response=httpx.Response(503))
 
 
 def rows(work: Work) -> dict[str, Any]:
@@ -170,13 +188,51 @@ def test_a_dead_service_is_noticed_within_as_many_calls_as_the_policy_says(
     ids=lambda value: value.__name__ if callable(value) else " ".join(value),
 )
 def test_bad_records_do_not_open_the_breaker(work: Work, go: Any, bad: list[str]) -> None:
-    service = Service(*bad)
+    service = Service(*bad, error=crashed)
     guarded = work.fleet.breaker("openai")
     go(work, KEYS, lambda record: guarded.call(service, record))
     statuses = work.statuses()
     assert {key for key, status in statuses.items() if status is FAILED} == set(bad)
     assert set(statuses.values()) == {DONE, FAILED}
     assert (guarded.status.state, guarded.status.generation) == (BreakerState.CLOSED, 0)
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError, unavailable, httpx.ConnectTimeout])
+def test_the_last_record_waits_for_a_service_that_processes_nothing(
+    work: Work, error: Callable[..., Exception]
+) -> None:
+    """Nobody else calls it, and what it did not receive can't be at fault."""
+    service = Service(KEYS[-1], error=partial(error, "down") if error is not unavailable else error)
+    guarded = work.fleet.breaker("openai")
+    with pytest.raises(Stopped):
+        in_a_loop(work, KEYS, lambda record: guarded.call(service, record))
+    assert guarded.status.state is BreakerState.OPEN
+    assert rows(work)[KEYS[-1]].status == WAITING
+    guarded.close()
+    work.begin()
+    service.bad.clear()
+    in_a_loop(work, KEYS, lambda record: guarded.call(service, record))
+    assert set(work.statuses().values()) == {DONE}
+
+
+@pytest.mark.parametrize("error", [crashed, timed_out])
+def test_two_last_records_that_fail_are_an_outage_and_one_is_a_bad_record(
+    work: Work, store_url: str, error: Callable[[], Exception]
+) -> None:
+    guarded = work.fleet.breaker("openai")
+    service = Service(*KEYS[-2:], error=error)
+    with pytest.raises(Stopped):
+        in_a_loop(work, KEYS, lambda record: guarded.call(service, record))
+    assert FAILED not in work.statuses().values()
+    guarded.close()
+
+    other = Work(store_url, "leads-2")
+    alone = Service(KEYS[-1], error=error)
+    of_other = other.fleet.breaker("openai")
+    in_a_loop(other, KEYS, lambda record: of_other.call(alone, record))
+    assert (rows(other)[KEYS[-1]].status, rows(other)[KEYS[-1]].suspect) == (FAILED, True)
+    assert of_other.status.state is BreakerState.CLOSED
+    other.close()
 
 
 def test_bad_records_that_time_out_while_others_succeed_do_not_open_the_breaker(

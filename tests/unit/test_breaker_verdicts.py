@@ -298,6 +298,29 @@ def test_a_recovery_that_does_not_last_keeps_the_backoff(breaker: Breaker, clock
     assert breaker.status.attempt == 0
 
 
+def test_a_judge_that_raises_breaks_no_call_and_is_logged_once(
+    breaker: Breaker, caplog: pytest.LogCaptureFixture
+):
+    def broken(_: object) -> Verdict:
+        raise KeyError("x-stage")
+
+    breaker.judge = broken
+    for _ in range(2):
+        assert breaker.call(dict, status="error") == {"status": "error"}
+    assert caplog.text.count("The judge of openai raised") == 1
+    trip(breaker)
+    assert breaker.status.state is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("profile", ["generic", None])
+def test_what_a_client_asks_to_wait_is_cut_to_the_cap_of_the_policy(
+    clock: Clock, profile: str | None
+):
+    breaker = make_fleet(clock, profile=profile, retry_after_cap_s=60).breaker("openai")
+    attempt(breaker, Throttled("month used", until=clock() + timedelta(days=3650)))
+    assert breaker.status.open_until == clock() + timedelta(seconds=60)
+
+
 # --- parts of a service --------------------------------------------------------------------------
 
 

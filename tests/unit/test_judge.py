@@ -6,6 +6,7 @@ import logging
 import pickle
 import socket
 import ssl
+import time
 import urllib.error
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -246,6 +247,69 @@ def test_whatever_a_service_sends_is_none_or_within_the_cap(value: str):
         assert seconds is None or 0 < seconds <= 7 * 86400
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["1" * 309, "9" * 5000, "1" * 1_000_000, "1d" * 100_000, "Mon, " * 50_000],
+    ids=lambda value: f"{value[:3]} {len(value)}",
+)
+def test_a_header_of_any_length_is_read_at_once(value: str):
+    for name in ("retry-after", "x-ratelimit-reset", "ratelimit"):
+        assert throttled({name: value}) is None
+    if value.isdigit():
+        assert throttled({"ratelimit": f"limit=9, remaining=0, reset={value}"}) is None
+
+
+def nested(levels: int) -> dict[str, Any]:
+    body: dict[str, Any] = {"code": "insufficient_quota"}
+    for _ in range(levels):
+        body = {"error": body}
+    return body
+
+
+CYCLE: dict[str, Any] = {"code": "insufficient_quota"}
+CYCLE["error"] = [CYCLE] * 20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nested(5_000),
+        CYCLE,
+        {"error": {"code": "bad", "retry_after": 10**5000}, 10**5000: 10**5000},
+        {"error": {1, 2}, "message": object()},
+        '{"error":' * 100_000,
+        "[" * 500_000,
+        '{"retry_after": ' + "9" * 4000 + "}",
+        bytes(range(256)) * 100,
+        "\ud800\0" * 1000,
+        "<html>" + "<title>" * 20_000,
+        [{"retry_after": 5}] * 100_000,
+        {f"key{n}": {"retry_after": n} for n in range(100_000)},
+    ],
+    ids=[
+        *("nested dictionary", "within itself", "huge integers", "no JSON", "nested JSON"),
+        *("nested arrays", "long number", "binary", "no text", "titles", "long array", "many keys"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 429, 500])
+def test_no_body_breaks_or_delays_the_judge(status: int, body: Any):
+    for media_type in ("application/json", "text/html"):
+        began = time.process_time()
+        verdict = judge(Answer(status, {"content-type": media_type}, body, at=NOW), GENERIC)
+        assert time.process_time() - began < 5
+        assert len(verdict.answer or "") <= 300
+        assert status == 200 or verdict.kind is not VerdictKind.SUCCESS
+
+
+def test_a_code_is_read_in_any_body_of_up_to_a_megabyte():
+    body = {"error": {"code": "insufficient_quota"}, "echo": "x" * 900_000}
+    for sent in (body, json.dumps(body), json.dumps(body).encode()):
+        assert judge(Answer(429, {}, sent, at=NOW), GENERIC).kind is VerdictKind.DENIED
+    longer = json.dumps({**body, "echo": "x" * 10_000_000})
+    assert judge(Answer(429, {}, longer, at=NOW), GENERIC).kind is VerdictKind.THROTTLED
+    assert judge(Answer(500, {}, longer, at=NOW), GENERIC).kind is VerdictKind.FAILURE
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
@@ -436,6 +500,22 @@ def test_a_client_says_directly_what_an_answer_means():
     own = RuntimeError("my client's own")
     own.__cause__ = Denied("no credits")
     assert verdict_on(own).reason == "no credits"
+
+
+@pytest.mark.parametrize(
+    ("after", "waits_s"),
+    [(float("inf"), 30 * 86400), (1e300, 30 * 86400), (-5, 0), (float("nan"), None)],
+)
+def test_whatever_a_client_computes_as_a_wait_is_within_thirty_days(
+    after: float, waits_s: int | None
+):
+    until = Throttled("wait", after=after).verdict_at(NOW).until
+    assert until == (None if waits_s is None else NOW + timedelta(seconds=waits_s))
+
+
+def test_a_time_without_a_zone_is_utc():
+    naive = NOW.replace(tzinfo=None)
+    assert Throttled("wait", until=naive).verdict.until == NOW
 
 
 def test_the_error_of_a_verdict_is_of_the_class_that_says_the_same():
