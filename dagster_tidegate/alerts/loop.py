@@ -48,7 +48,8 @@ def run(
     if not targets.names:
         log.info("No alert targets are configured; set TIDEGATE_ALERT_URLS to send alerts.")
         return
-    monitor = Monitor(store, settings, public_url=load(GeneralSettings).public_url)
+    general = load(GeneralSettings)
+    monitor = Monitor(store, settings, public_url=general.public_url, pages=general.page_url(""))
     sender = Sender(store, targets, settings.per_minute)
     outage = StoreOutage(targets, timedelta(seconds=settings.repeat_after_s))
     errors = _ErrorLog()
@@ -76,12 +77,19 @@ class Monitor:
 
     Args:
         public_url: The URL of the web UI, for the messages.
+        pages: The URL of Tidegate's pages there.
     """
 
     def __init__(
-        self, store: Store, settings: AlertSettings, *, public_url: str | None = None
+        self,
+        store: Store,
+        settings: AlertSettings,
+        *,
+        public_url: str | None = None,
+        pages: str | None = None,
     ) -> None:
-        self._store, self._settings, self._public_url = store, settings, public_url
+        self._store, self._settings = store, settings
+        self._public_url, self._pages = public_url, pages
         self._reader = SnapshotReader(settings)
 
     def check(self) -> bool:
@@ -95,7 +103,7 @@ class Monitor:
             cursor = alerts.read_cursor(conn)
             # Events from before the first check ever raise no alerts.
             snapshot = self._reader.read(conn, now, after=None if cursor is None else cursor.event)
-        changes = evaluate(snapshot, self._settings)
+        changes = evaluate(snapshot, self._settings, pages=self._pages)
         is_current = (
             cursor is not None
             and cursor.event == snapshot.last_event

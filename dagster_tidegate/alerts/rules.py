@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 from dagster_tidegate.alerts.conditions import (
     CONDITIONS,
@@ -71,10 +72,16 @@ class AlertChanges:
     withheld: tuple[tuple[Alert, int], ...] = ()
 
 
-def evaluate(snapshot: Snapshot, settings: AlertSettings) -> AlertChanges:
-    """Return the changes to the alerts that a snapshot calls for."""
+def evaluate(
+    snapshot: Snapshot, settings: AlertSettings, *, pages: str | None = None
+) -> AlertChanges:
+    """Return the changes to the alerts that a snapshot calls for.
+
+    Args:
+        pages: The public URL of Tidegate's pages, for links to reports.
+    """
     state = AlertState(snapshot, timedelta(seconds=settings.repeat_after_s))
-    _update_breakers(state, snapshot)
+    _update_breakers(state, snapshot, pages)
     for kind, find in CONDITIONS.items():
         if kind in NEED_PROBLEMS and snapshot.problems is None:
             continue
@@ -83,7 +90,7 @@ def evaluate(snapshot: Snapshot, settings: AlertSettings) -> AlertChanges:
         is_hold = kind is AlertKind.OPERATOR_HOLD
         ended = state.update(kind, causes, withdraw=not is_hold)
         if kind is AlertKind.DENIED:
-            _report_repaired(state, snapshot, ended)
+            _report_repaired(state, snapshot, ended, pages)
         if is_hold:
             holds = {operator_hold_name(hold): hold for hold in snapshot.ended_holds}
             for name in ended:
@@ -197,7 +204,7 @@ class AlertState:
         return AlertChanges(tuple(self._raised), tuple(self._ended.values()), tuple(withheld))
 
 
-def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
+def _update_breakers(state: AlertState, snapshot: Snapshot, pages: str | None) -> None:
     for event in snapshot.events:
         if not (event.opened or event.closed):
             continue
@@ -207,7 +214,7 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
                 state.end(topic, withdraw=False)
                 if topic.announced:
                     text = _recovery(
-                        snapshot, event.name, event.at, topic.raised_at, outage=event.id
+                        snapshot, event.name, event.at, topic.raised_at, pages, outage=event.id
                     )
                     recovery = state.topic(AlertKind.RECOVERY, event.name)
                     state.raise_alert(recovery, text, lasts=False)
@@ -225,13 +232,15 @@ def _update_breakers(state: AlertState, snapshot: Snapshot) -> None:
             state.raise_alert(topic, text, lasts=_is_open(snapshot, topic.name))
 
 
-def _report_repaired(state: AlertState, snapshot: Snapshot, services: Sequence[str]) -> None:
+def _report_repaired(
+    state: AlertState, snapshot: Snapshot, services: Sequence[str], pages: str | None
+) -> None:
     for service in services:
         recovery = state.topic(AlertKind.RECOVERY, service)
         if not recovery.raised and not _is_open(snapshot, service):
             denied = state.topic(AlertKind.DENIED, service)
             breaker = snapshot.situation.breakers[service]
-            text = _recovery(snapshot, service, breaker.changed_at, denied.raised_at)
+            text = _recovery(snapshot, service, breaker.changed_at, denied.raised_at, pages)
             state.raise_alert(recovery, text, lasts=False)
 
 
@@ -283,18 +292,22 @@ def _recovery(
     service: str,
     at: datetime,
     alerted_at: datetime | None,
+    pages: str | None,
     *,
     outage: int | None = None,
 ) -> Text:
     """Report a recovery; `outage` is the id of the event that ended the outage, if known."""
     lasted = "" if alerted_at is None else f", {length(at - alerted_at)} after the alert"
-    which = f"--service {shlex.quote(service)} --limit 1"
+    options = f"--outage {outage}" if outage else f"--service {shlex.quote(service)} --limit 1"
+    report = f"tidegate report {options}"
+    if pages is not None:
+        report = f"{pages}/outages{f'/{outage}' if outage else f'?service={quote(service)}'}"
     return Text(
         f"{service} has recovered",
         f"The breaker of {service} closed at {utc(at)}{lasted}.\n"
         f"{affected(snapshot.campaigns_of(service))}\n"
         "Their paused runs resume in a ramp, one run first.\n"
-        f"Report: tidegate report {f'--outage {outage}' if outage else which}",
+        f"Report: {report}",
     )
 
 

@@ -4,14 +4,16 @@ A report is derived from the audit log whenever it is asked for, and not kept: i
 happened after the recovery too, and outages from before the first report have one.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.report_models import (
     ActionOut,
     CallsOut,
+    MonthSummary,
     OutageOut,
     OutageReport,
     PausedCampaignOut,
@@ -121,7 +123,7 @@ class Surroundings:
 
 def listed(outage: Outage, now: datetime) -> OutageOut:
     """Return an outage for a list."""
-    return OutageOut(**_facts(outage, now))
+    return OutageOut(**_facts(outage, max(now, outage.closed_at or now)))
 
 
 def summaries(
@@ -133,6 +135,46 @@ def summaries(
         if outage.opened_at <= until:
             by_service.setdefault(outage.service, []).append(outage)
     return [_summary(name, by_service[name], since, until) for name in sorted(by_service)]
+
+
+def by_month(
+    listed: Sequence[Outage], service: str, since: datetime, until: datetime
+) -> Sequence[MonthSummary]:
+    """Return the outages of a service in a period by calendar month (UTC), the newest first."""
+    months = []
+    end = until
+    while end > since:
+        month = _start_of_month(end - timedelta(microseconds=1))
+        start = max(since, month)
+        [numbers] = summaries(_within(listed, start, end), start, end, [service])
+        months.append(MonthSummary(**dict(numbers), month=f"{month:%Y-%m}"))
+        end = month
+    return months
+
+
+def month_of(text: str) -> tuple[datetime, datetime]:
+    """Return the beginning and the end of a calendar month (UTC) such as `2026-03`.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not re.fullmatch(r"(19[7-9]\d|[2-8]\d{3})-(0[1-9]|1[0-2])", text, re.ASCII):
+        raise ValueError(f"{text[:40]!r} is not a month such as 2026-03")
+    start = datetime(int(text[:4]), int(text[5:]), 1, tzinfo=UTC)
+    return start, _start_of_month(start + timedelta(days=31))
+
+
+def _start_of_month(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _within(listed: Sequence[Outage], since: datetime, until: datetime) -> list[Outage]:
+    """The outages that lasted at some time in a period."""
+    return [
+        outage
+        for outage in listed
+        if outage.opened_at <= until and (outage.closed_at is None or outage.closed_at > since)
+    ]
 
 
 def pauses(events: Iterable[Event], service: str, campaigns: Collection[str]) -> Sequence[Event]:

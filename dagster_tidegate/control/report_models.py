@@ -48,12 +48,21 @@ class Summary(Out):
     services: Sequence[ServiceSummary]
 
 
+class MonthSummary(ServiceSummary):
+    """The outages of a service in a calendar month (UTC), as far as the period has it."""
+
+    month: str = Field(description="`2026-03`.")
+
+
 class ServiceReport(Out):
     """The outages of one service in a period."""
 
     since: datetime
     until: datetime
     summary: ServiceSummary
+    months: Sequence[MonthSummary] = Field(
+        description="The period by calendar month (UTC), newest first."
+    )
     outages: Sequence[OutageOut] = Field(description="Newest first.")
 
 

@@ -1,6 +1,6 @@
 """Reads what reports are made of from the store."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from dagster_tidegate.control import report as r
@@ -16,21 +16,40 @@ MAX_OUTAGES = 1000
 
 def summary(conn: Connection, since: datetime, until: datetime) -> Summary:
     """Return the outages of all services in a period."""
-    found = r.outages(outages.transitions(conn, since, until))
-    services = r.summaries(found, since, until, breakers.read(conn))
+    services = r.summaries(of_period(conn, since, until), since, until, breakers.read(conn))
     return Summary(since=since, until=until, services=services)
 
 
 def of_service(conn: Connection, service: str, since: datetime, until: datetime) -> ServiceReport:
     """Return the outages of a service in a period."""
-    found = r.outages(outages.transitions(conn, since, until, service))
-    [numbers] = r.summaries(found, since, until, [service])
+    own = of_period(conn, since, until, service)
+    [numbers] = r.summaries(own, since, until, [service])
     return ServiceReport(
         since=since,
         until=until,
         summary=numbers,
-        outages=[r.listed(each, until) for each in reversed(found)][:MAX_OUTAGES],
+        months=r.by_month(own, service, since, until),
+        outages=[r.listed(each, until) for each in reversed(own)][:MAX_OUTAGES],
     )
+
+
+def of_period(
+    conn: Connection, since: datetime, until: datetime, service: str | None = None
+) -> Sequence[Outage]:
+    """Return the outages that lasted at some time in a period, each as a whole; oldest first.
+
+    Args:
+        service: Only those of this service; None: of all.
+    """
+    own = r.outages(outages.transitions(conn, since, until, service))
+    return [each for outage in own for each in _whole(conn, outage)]
+
+
+def _whole(conn: Connection, outage: Outage) -> Sequence[Outage]:
+    """An outage with what came after the period; the newest one of a service may go on."""
+    if outage.end is not None:
+        return [outage]
+    return r.outages(outages.transitions_of(conn, outage.events[0].id)) or [outage]
 
 
 def of_outage(conn: Connection, now: datetime, event: int) -> OutageReport | None:

@@ -10,14 +10,13 @@ from dagster_tidegate.control.report_models import (
     ServiceSummary,
     Summary,
 )
+from dagster_tidegate.control.report_picture import Lane, drawing
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.text import length, plural, shown, utc
 
 WIDTH = 60
 """Columns of the picture."""
-MAX_ROWS = 10
-"""How many campaigns the picture has."""
-_DRAWN = {BreakerState.CLOSED: "─", BreakerState.OPEN: "█", BreakerState.HALF_OPEN: "▒"}
+_DRAWN = {BreakerState.OPEN: "█", BreakerState.HALF_OPEN: "▒", None: "░"}
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
 
 
@@ -46,6 +45,11 @@ def service_text(report: ServiceReport) -> str:
             ("outages", "minutes", "mean time to recovery", "longest", "opened by"),
             [_summary_row(report.summary)[1:]],
         ),
+        *_section(
+            "By month",
+            ("month", "outages", "minutes", "mean time to recovery", "longest", "opened by"),
+            [(each.month, *_summary_row(each)[1:]) for each in report.months],
+        ),
         "",
         *_table(
             ("id", "opened", "lasted", "opened by", "why"),
@@ -72,27 +76,25 @@ def outage_text(report: OutageReport) -> str:
 
 def picture(report: OutageReport) -> Sequence[str]:
     """Return the outage on a time axis, a line for the breaker and one for each campaign."""
-    end = max(filter(None, (report.closed_at or report.at, report.last_resumed_at)))
-    margin = max(timedelta(seconds=1), (end - report.opened_at) / 20)
-    start, end = report.opened_at - margin, end + margin
-    step = (end - start) / WIDTH
-    middles = [start + step * (column + 0.5) for column in range(WIDTH)]
-    rows = [(report.service, "".join(_DRAWN[_state(report, at)] for at in middles))]
-    for campaign in report.campaigns[:MAX_ROWS]:
-        spans = [
-            (run.paused_at, run.resumed_at or report.at)
-            for run in report.runs
-            if run.run.startswith(f"{campaign.campaign}/")
-        ]
-        drawn = ("░" if any(a <= at < b for a, b in spans) else " " for at in middles)
-        rows.append((campaign.campaign, "".join(drawn)))
+    drawn = drawing(report)
+    step = (drawn.end - drawn.start) / WIDTH
+    middles = [drawn.start + step * (column + 0.5) for column in range(WIDTH)]
+    rows = [
+        (lane.name, "".join(_character(lane, at, otherwise) for at in middles))
+        for lane, otherwise in ((drawn.service, "─"), *((each, " ") for each in drawn.campaigns))
+    ]
     width = max(len(shown(name)) for name, _ in rows)
-    first, last = f"{start:%H:%M:%S}", f"{end:%H:%M:%S}"
+    first, last = f"{drawn.start:%H:%M:%S}", f"{drawn.end:%H:%M:%S}"
     return [
-        *(f"{shown(name):{width}}  {drawn}".rstrip() for name, drawn in rows),
+        *(f"{shown(name):{width}}  {line}".rstrip() for name, line in rows),
         f"{'':{width}}  {first}{last:>{WIDTH - len(first)}}",
         f"{'':{width}}  █ open  ▒ half open  ░ runs paused",
     ]
+
+
+def _character(lane: Lane, at: datetime, otherwise: str) -> str:
+    states = (span.state for span in lane.spans if span.begin <= at < span.end)
+    return _DRAWN.get(next(states, BreakerState.CLOSED), otherwise)
 
 
 def _outage(report: OutageReport) -> Iterator[str]:
@@ -200,14 +202,6 @@ def _calls(report: OutageReport) -> str:
         return "Calls before the trip: not recorded"
     before = f"Calls before the trip: {calls.before}, {calls.failed_before} failed"
     return before if calls.spared is None else f"{before}; spared: about {calls.spared}"
-
-
-def _state(report: OutageReport, at: datetime) -> BreakerState:
-    state = BreakerState.CLOSED
-    for change in report.timeline:
-        if change.at <= at:
-            state = change.state
-    return BreakerState.CLOSED if report.closed_at is None and at > report.at else state
 
 
 def _summary_row(summary: ServiceSummary) -> tuple[str, ...]:

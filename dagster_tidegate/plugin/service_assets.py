@@ -185,6 +185,9 @@ def to_report(
                 blocking=True,
             )
         if change.closed and change.id > position.materialized:
+            newer: Any = f"tidegate report --outage {change.id}"
+            if facts.pages:
+                newer = dg.MetadataValue.url(f"{facts.pages}/outages/{change.id}")
             yield dg.AssetMaterialization(
                 key,
                 description=f"{change.name} has recovered",
@@ -192,7 +195,7 @@ def to_report(
                     **metadata,
                     "outage_minutes": facts.minutes.get(change.id, 0.0),
                     "report": dg.MetadataValue.md(facts.reports.get(change.id, "")),
-                    "newer_report": f"tidegate report --outage {change.id}",
+                    "newer_report": newer,
                 },
             )
         state = change.to_status.replace("_", " ")

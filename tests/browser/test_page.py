@@ -32,6 +32,8 @@ PAGES = {
     "records": "/records",
     "run-records": "/runs/{failed}/records?state=failed",
     "timeline": "/timeline?span=day",
+    "outages": "/outages?service=openai",
+    "outage": "/outages/{outage}",
     "history": "/history",
     "hold": "/change/hold?target=service+openai",
     "repaired": "/change/repaired?service=perplexity",

@@ -33,6 +33,9 @@ PAGES = (
     "/runs/{failed}/records",
     "/records",
     "/timeline",
+    "/outages",
+    "/outages?service=openai",
+    "/outages/{outage}",
     "/history",
 )
 INSTANTLY = Target(TargetKind.SERVICE, "instantly")
@@ -141,6 +144,7 @@ def test_pages_of_an_empty_store_teach(store: Store) -> None:
         assert "No campaign is known yet" in browser.get("/campaigns")
         assert "No record has failed" in browser.get("/records")
         assert "Nothing was open" in browser.get("/timeline")
+        assert "No service was down in the last 30 days" in browser.get("/outages")
         assert "Nothing has changed yet" in browser.get("/history")
 
 
@@ -339,6 +343,8 @@ def test_what_people_and_services_say_is_text(store: Store) -> None:
     spec = CampaignSpec(name, "pipelines", "none", ops={"send": "instantly"})
     page_store.deploy(store, [spec])
     page_store.open_breaker(store, "instantly", SCRIPT, answer=SCRIPT)
+    with store.read() as conn:
+        [outage] = [e.id for e in history.read(conn, name="instantly", kinds=["service"], limit=1)]
     failed = page_store.run(
         store, name, SCRIPT, RunStatus.FAILED, failed=[(SCRIPT, SCRIPT)], reason=SCRIPT
     )
@@ -349,7 +355,7 @@ def test_what_people_and_services_say_is_text(store: Store) -> None:
         for path in (*PAGES, "/change/retry?run={failed}", "/change/hold?target=everything"):
             if "outreach" in path:
                 path = "/campaigns/%3Cb%3Ebold"
-            page = browser.get(path.format(failed=failed))
+            page = browser.get(path.format(failed=failed, outage=outage))
             assert "<script>alert" not in page, path
             assert "<b>bold" not in page, path
         searched = browser.get("/campaigns?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
@@ -465,6 +471,110 @@ def test_the_timeline_shows_outages_holds_and_runs(store: Store) -> None:
         assert "Nothing was open" in before
         browser.get("/timeline?span=year", expect=422)
         browser.get("/timeline?end=yesterday", expect=422)
+
+
+def test_the_report_of_an_outage_says_what_happened_from_the_trip_to_the_last_run(
+    store: Store, ids: dict[str, int]
+) -> None:
+    with browsing(store, Role.VIEWER) as browser:
+        page = browser.get(f"/outages/{ids['outage']}")
+        words = text(page)
+    assert "lasted 12 min. The last paused run resumed 13 min after the trip" in words
+    assert "HTTP 503: the model is overloaded" in words
+    assert "Failed trial calls 1" in words
+    assert re.search(r"Calls before the trip 40, 5 failed Calls spared about 1,4\d\d", words)
+    assert "Records delayed 60 Done since 60 Records failed 0 Records lost 0" in words
+    assert "Records repeated 0" in words
+    assert re.search(r"Hold on service openai: placed wait for their status page ana", words)
+    assert re.search(r"account_digest/2026-11-27 \d\d \w{3} [\d:]+ 12 min 40 of 100", words)
+    assert re.search(r"pool openai [^|]* restored", words)
+    assert re.search(r"account_digest_schedule account_digest 1 1 0 0 0", words)
+    assert re.search(r'aria-label="openai open from [\d:]+, 5 min \(503 x5\)"', page)
+    assert re.search(r'aria-label="account_digest paused from [\d:]+, 12 min"', page)
+    assert "data-every" not in page.split('data-fragment="report"')[1]  # nothing changes any more
+
+
+def test_an_outage_that_lasts_has_a_report_that_goes_on(store: Store) -> None:
+    page_store.deploy(store)
+    page_store.open_breaker(store, "instantly")
+    with browsing(store) as browser:
+        [link] = set(re.findall(r'href="/tidegate(/outages/\d+)"', browser.get("/outages")))
+        page = browser.get(link)
+    assert "so far" in text(page)
+    assert "Nobody" in text(page)
+    assert re.search(r'data-fragment="report" data-on="service[^"]*" data-every', page)
+
+
+def test_a_report_is_linked_from_where_its_outage_is_seen_and_leads_to_its_markdown(
+    store: Store, ids: dict[str, int]
+) -> None:
+    def reports(page: str) -> list[str]:
+        return re.findall(r'href="/tidegate(/outages/\d+)"', page)
+
+    with browsing(store) as browser:
+        [of_service] = reports(browser.get("/services/openai"))
+        [of_list] = reports(browser.get("/outages?service=openai"))
+        on_timeline = reports(browser.get("/timeline?span=day"))
+        assert of_service == of_list
+        assert on_timeline.count(of_service) == 1
+        assert len(set(on_timeline)) == len(on_timeline) == 5
+        for link in on_timeline:
+            browser.get(link)
+        page = browser.get(of_service)
+        markdown = browser.client.get(f"/tidegate{of_service}.md")
+        assert f'href="/tidegate{of_service}.md"' in page
+        assert markdown.headers["content-type"].startswith("text/markdown")
+        assert markdown.text.startswith("# Outage of openai")
+        # The event that ended it, which the alert has, leads to the same report.
+        by_its_end = browser.get(f"/outages/{ids['outage']}.md")
+        assert by_its_end.splitlines()[:7] == markdown.text.splitlines()[:7]
+        for path in ("/outages/999999", "/outages/999999.md"):
+            assert "there is no outage" in browser.get(path, expect=404).lower()
+
+
+def test_outages_are_counted_by_service_and_month(store: Store) -> None:
+    page_store.deploy(store)
+    for days_ago in (2, 40):
+        with page_scene.earlier(store, days_ago * 24 * 60):
+            page_store.open_breaker(store, "openai", f"503, {days_ago} days ago")
+        with page_scene.earlier(store, days_ago * 24 * 60 - 6):
+            page_store.close_breaker(store, "openai")
+    with store.read() as conn:
+        month = f"{store.now(conn) - timedelta(days=40):%Y-%m}"
+    with browsing(store) as browser:
+        recent = text(browser.get("/outages"))
+        assert "openai 1 6 6 min 6 min 1 failure" in recent
+        assert "5 other services had no outage" in recent
+        assert "503, 2 days ago" in recent
+        assert "503, 40 days ago" not in recent
+        then = browser.get(f"/outages?service=openai&month={month}")
+        assert "503, 40 days ago" in text(then)
+        assert f"<option selected>{month}</option>" in then
+        by_month = then.split('data-fragment="months"')[1]
+        assert f"{month} 1 6 6 min 6 min 1 failure" in text(f"<main{by_month}")
+        nothing = browser.get("/outages?service=instantly")
+        assert "No outage of instantly in the last 30 days" in nothing
+        assert "is not a month" in browser.get("/outages?month=2026-13", expect=422)
+        browser.get("/outages?month=2999-01", expect=422)
+
+
+def test_many_outages_are_paged_by_the_server(store: Store) -> None:
+    page_store.deploy(store)
+    for minutes in range(60, 0, -2):
+        with page_scene.earlier(store, minutes):
+            page_store.open_breaker(store, "openai")
+        with page_scene.earlier(store, minutes - 1):
+            page_store.close_breaker(store, "openai")
+    listed: list[int] = []
+    with browsing(store) as browser:
+        path = "/outages?service=openai"
+        while path:
+            page = browser.get(path)
+            listed += map(int, re.findall(r'<tr id="outage-(\d+)"', page))
+            more = re.search(r'href="/tidegate([^"]+)" rel="next"', page)
+            path = unescape(more[1]) if more else ""
+    assert len(listed) == 30
+    assert listed == sorted(set(listed), reverse=True)
 
 
 @pytest.mark.usefixtures("ids")

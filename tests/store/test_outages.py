@@ -200,6 +200,19 @@ def test_an_outage_from_before_the_period_is_counted_from_its_beginning(
     assert report.outages[0].seconds == 7260
 
 
+def test_an_outage_that_ends_after_the_period_has_ended_all_the_same(
+    store: Store, clock: Clock
+) -> None:
+    trip(store, clock)
+    until = clock.advance(60)
+    clock.advance(60)
+    probe(store, clock, WELL)
+    with store.read() as conn:
+        report = report_reader.of_service(conn, "mail", until - timedelta(days=1), until)
+    assert (report.summary.minutes, report.summary.open) == (1, True)
+    assert (report.outages[0].closed_at, report.outages[0].seconds) == (clock(), 120)
+
+
 def test_the_summary_has_every_service_of_the_store(store: Store, clock: Clock) -> None:
     trip(store, clock)
     clock.advance(30)

@@ -7,8 +7,12 @@ from datetime import UTC, datetime, timedelta
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control import operations
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.store import history, ledger, missed_ticks, runs, takeovers
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.ledger import Progress
+from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
+from dagster_tidegate.store.takeovers import TakeoverKind, TakeoverOutcome
 from tests.support.page_store import calls, close_breaker, deploy, open_breaker, run
 
 
@@ -27,6 +31,7 @@ def trouble(store: Store) -> dict[str, int]:
         open_breaker(store, "millionverifier", "timeout x5")
     with earlier(store, 41):
         close_breaker(store, "millionverifier")
+    outage = over(store)
     with earlier(store, 22):
         denied = "401: the API key has been revoked"
         open_breaker(
@@ -88,7 +93,62 @@ def trouble(store: Store) -> dict[str, int]:
         "failed": failed,
         "doubt": doubt,
         "done": done,
+        "outage": outage,
     }
+
+
+def over(store: Store) -> int:
+    """Let an outage of openai happen three hours ago; returns the id of the event that ended it."""
+    name, digest = "2026-11-27", "account_digest"
+    with earlier(store, 190), store.begin() as conn:
+        now = store.now(conn)
+        made = runs.ensure(conn, now, digest, name)
+        runs.begin_attempt(conn, now, made, "digest-1", owner_is_over=True)
+    with earlier(store, 180):
+        answer = "HTTP 503: the model is overloaded"
+        open_breaker(store, "openai", "503 x5", answer=answer, for_s=60)
+    with earlier(store, 179), store.begin() as conn:
+        now = store.now(conn)
+        made = runs.find(conn, digest, name)
+        assert made is not None
+        details = {"services": ["openai"], "done": 40, "total": 100}
+        reason = "openai is open (503 x5)"
+        runs.move(
+            conn, now, made, RunStatus.PAUSED, reason=reason, actor="digest-1", details=details
+        )
+        operations.hold(
+            conn, now, Target(TargetKind.SERVICE, "openai"), reason="wait for their status page",
+            actor="ana", expires_at=None,
+        )  # fmt: skip
+        pool = takeovers.take(
+            conn, now, kind=TakeoverKind.POOL, name="openai", label="openai", campaign=None,
+            location="pipelines", former="5", set_to="0", newest=0,
+        )  # fmt: skip
+        assert pool is not None
+        tick = MissedTick(digest, "account_digest_schedule", now, TickOutcome.LAUNCHED)
+        missed_ticks.record(conn, now, [tick])
+    with earlier(store, 175):
+        open_breaker(store, "openai", "503 x5", state=BreakerState.HALF_OPEN)
+    with earlier(store, 174):
+        open_breaker(store, "openai", "timeout")
+    with earlier(store, 168):
+        with store.begin() as conn:
+            openai = Target(TargetKind.SERVICE, "openai")
+            operations.release(conn, store.now(conn), openai, actor="ana")
+        close_breaker(store, "openai")
+    with earlier(store, 167), store.begin() as conn:
+        now = store.now(conn)
+        made = runs.find(conn, digest, name)
+        assert made is not None
+        attempt = runs.begin_attempt(conn, now, made, "digest-2", owner_is_over=True)
+        ledger.write_progress(conn, now, attempt, "digest", Progress(done=100, total=100))
+        takeovers.end(conn, now, pool, TakeoverOutcome.RESTORED)
+    with earlier(store, 160), store.begin() as conn:
+        made = runs.find(conn, digest, name)
+        assert made is not None
+        runs.move(conn, store.now(conn), made, RunStatus.COMPLETED, actor="dagster")
+    with store.read() as conn:
+        return history.read(conn, name="openai", kinds=["service"], limit=1)[-1].id
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def open_breaker(
             to_status=state,
             reason=reason,
             actor="breaker",
+            after={"cause": cause, "answer": answer, "calls": 40, "failed": 5, "counted_s": 20.0},
         )
         target = Target(TargetKind.SERVICE, name)
         holds.place(conn, now, target, source=HoldSource.BREAKER, reason=reason, actor="breaker")

@@ -97,6 +97,12 @@ def test_a_recovery_ends_the_trip_and_raises_an_alert() -> None:
     assert changes.raised[0].text.body.endswith("Report: tidegate report --outage 2")
 
 
+def test_a_recovery_links_to_the_page_of_the_report_where_there_is_one() -> None:
+    snapshot = Snapshot(situation(), [recovery()], alerts=[stored(AlertKind.TRIP)])
+    [raised] = evaluate(snapshot, SETTINGS, pages="https://dagster.example.org/tidegate").raised
+    assert raised.text.body.endswith("Report: https://dagster.example.org/tidegate/outages/2")
+
+
 def test_a_recovery_raises_no_alert_if_the_trip_raised_none() -> None:
     assert evaluated(recovery()) == AlertChanges()
     given_up = evaluated(recovery(), alerts=[stored(AlertKind.TRIP, given_up=True)])

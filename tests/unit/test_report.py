@@ -104,6 +104,32 @@ def test_the_summary_counts_the_time_within_the_period_only() -> None:
     assert (maps.outages, maps.minutes, maps.mttr_s, maps.open) == (0, 0, None, False)
 
 
+def test_an_outage_over_the_end_of_a_month_counts_in_both() -> None:
+    found = r.outages(outage_events(1, -5))
+    [march, february] = r.by_month(found, "mail", at(-9 * 60 - 60), at(-9 * 60 + 600))
+    assert [each.month for each in (march, february)] == ["2026-03", "2026-02"]
+    assert (march.outages, february.outages) == (1, 0)
+    [outage] = r.outages(outage_events(1, -9 * 60 - 4))
+    [march, february] = r.by_month([outage], "mail", at(-9 * 60 - 60), at(60))
+    assert (march.outages, march.minutes, march.mttr_s) == (1, 6, 600)
+    assert (february.outages, february.minutes, february.open) == (1, 4, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-13", "2026-1", "26-01", "2026-01 ", "2026-0\u0661", "9999-12"]
+)
+def test_what_is_no_month_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a month"):
+        r.month_of(text)
+
+
+def test_a_month_ends_where_the_next_begins() -> None:
+    assert r.month_of("2026-12") == (
+        datetime(2026, 12, 1, tzinfo=UTC),
+        datetime(2027, 1, 1, tzinfo=UTC),
+    )
+
+
 def test_the_report_says_when_and_why_and_how_often_the_probe_failed() -> None:
     report = made()
     assert (report.opened_at, report.closed_at, report.seconds) == (at(0), at(10), 600)

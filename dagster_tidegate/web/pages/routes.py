@@ -9,6 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from dagster_tidegate.control import report_reader
+from dagster_tidegate.control.report import month_of, period
+from dagster_tidegate.control.report_models import OutageReport
+from dagster_tidegate.control.report_text import outage_text
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.store.database import Connection
@@ -20,7 +24,16 @@ from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import CampaignName, ServiceName
 from dagster_tidegate.web.api.problems import Code, Problem
 from dagster_tidegate.web.api.routes.services import policies
-from dagster_tidegate.web.pages import audit, campaigns, changes, now, records, services, timeline
+from dagster_tidegate.web.pages import (
+    audit,
+    campaigns,
+    changes,
+    now,
+    outages,
+    records,
+    services,
+    timeline,
+)
 from dagster_tidegate.web.pages.rendering import (
     MEDIA_TYPES,
     STATIC,
@@ -37,7 +50,7 @@ router = APIRouter(prefix=PAGE, include_in_schema=False, route_class=PageRoute)
 
 Text = Annotated[str, Query(max_length=512)]
 Before = Annotated[int | None, Query(ge=0, lt=2**63)]
-RunId = Annotated[int, Path(ge=1, lt=2**63)]
+Id = Annotated[int, Path(ge=1, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,7 @@ def find_run(request: Request, context: Context, _identity: Viewer, name: str) -
 
 
 @router.get("/runs/{run}")
-def show_run(reader: Reading, run: RunId) -> Response:
+def show_run(reader: Reading, run: Id) -> Response:
     """A campaign run."""
     with reader.reading(lambda conn: [lookup.run_by_id(conn, run).campaign]) as (conn, situation):
         view = campaigns.run_page(conn, situation, lookup.run_by_id(conn, run))
@@ -158,7 +171,7 @@ def show_run(reader: Reading, run: RunId) -> Response:
 @router.get("/runs/{run}/records")
 def list_records_of_run(
     reader: Reading,
-    run: RunId,
+    run: Id,
     state: Text = "",
     q: Text = "",
     said: Annotated[str, Query(max_length=2048)] = "",
@@ -206,6 +219,59 @@ def show_timeline(reader: Reading, span: Text = "hour", end: Text = "") -> Respo
         view = timeline.timeline(conn, situation, span=span, end=_moment(end))
         values = {"spans": tuple(timeline.SPANS), "said": timeline.described(view)}
         return reader.page(conn, situation, "timeline.html", view, **values)
+
+
+@router.get("/outages")
+def list_outages(
+    reader: Reading, service: Text = "", month: Text = "", before: Before = None
+) -> Response:
+    """The outages of a month, by service."""
+    with reader.reading(lambda _: ()) as (conn, situation):
+        try:
+            chosen = month_of(month) if month else (None, None)
+            since, until = period(situation.now, *chosen)
+        except ValueError as error:
+            raise Problem(Code.INVALID, f"month: {error}") from error
+        view = outages.outages_page(
+            conn, situation, since=since, until=until, service=service, before=before
+        )
+        return reader.page(
+            conn,
+            situation,
+            "outages.html",
+            view,
+            query={"service": service, "month": month, "before": before},
+            services=sorted({*situation.services, *([service] if service else [])}),
+            months=sorted(
+                {*outages.latest_months(situation.now), *([month] if month else [])}, reverse=True
+            ),
+        )
+
+
+@router.get("/outages/{outage}.md")
+def get_outage_as_markdown(context: Context, _identity: Viewer, outage: Id) -> Response:
+    """The report of an outage as Markdown, as `tidegate report --outage` prints it."""
+    with context.store.read() as conn:
+        text = outage_text(_report(conn, context.store.now(conn), outage))
+    return Response(text, media_type="text/markdown")
+
+
+@router.get("/outages/{outage}")
+def show_outage(reader: Reading, outage: Id) -> Response:
+    """The report of an outage; its id is that of any change of the breaker in it."""
+    with reader.reading(lambda _: ()) as (conn, situation):
+        view = outages.outage_page(_report(conn, situation.now, outage))
+        return reader.page(conn, situation, "outage.html", view)
+
+
+def _report(conn: Connection, at: datetime, outage: int) -> OutageReport:
+    report = report_reader.of_outage(conn, at, outage)
+    if report is None:
+        raise Problem(
+            Code.OUTAGE_NOT_FOUND,
+            f"there is no outage {outage}: the event is no change of a breaker, or has expired",
+        )
+    return report
 
 
 @router.get("/history")

@@ -7,7 +7,10 @@ from typing import Any
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.control import report_reader
 from dagster_tidegate.control.effects import if_held, in_words
+from dagster_tidegate.control.report import period
+from dagster_tidegate.control.report_models import ServiceReport
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import Answer, why
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
@@ -67,6 +70,7 @@ class ServicePage:
         parts: The parts of the service, or the service that it is a part of.
         policies: Its policy in each code location; None if the server loads no code.
         if_held: What a hold would do, in words.
+        outages: Its outages of the last 30 days.
         events: Its latest events, the newest first.
     """
 
@@ -78,6 +82,7 @@ class ServicePage:
     parts: Sequence[str]
     policies: Mapping[str, Sequence[tuple[str, Any, str]]] | None
     if_held: Sequence[str]
+    outages: ServiceReport
     events: Sequence[Event] = field(default_factory=tuple)
 
 
@@ -115,6 +120,7 @@ def service_page(
         if policies is None
         else {location: described(policy) for location, policy in policies.items()},
         if_held=[in_words(each, target, situation.breakers) for each in if_held(situation, target)],
+        outages=report_reader.of_service(conn, name, *period(now, None, None)),
         events=history.read(conn, name=name, limit=EVENTS)[::-1],
     )
 

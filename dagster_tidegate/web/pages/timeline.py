@@ -1,7 +1,7 @@
 """The timeline: breakers, holds, campaigns and runs on one time axis. Drawn as SVG."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dagster_tidegate.control.situation import Situation
@@ -34,6 +34,7 @@ class Bar:
         x: Where it starts, in percent of the axis.
         text: What it is, for a tooltip and a screen reader.
         path: The page that it leads to, and its query.
+        outage: The id of a change in the outage that it is a part of, for its report.
     """
 
     x: float
@@ -43,6 +44,7 @@ class Bar:
     path: str
     query: Mapping[str, str]
     lane: int = 0
+    outage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ def timeline(
         span=span,
         start=axis.start,
         end=end,
-        ticks=_ticks(axis, step, form),
+        ticks=ticks(axis, step, form),
         services=(troubled or services)[:MAX_ROWS] if len(services) > MAX_ROWS else services,
         campaigns=campaigns[:MAX_ROWS],
         quiet=len(situation.campaigns) - len(campaigns),
-        story=sorted(story, key=lambda bar: -bar.x)[:MAX_ROWS],
+        story=_with_one_report_each(sorted(story, key=lambda bar: -bar.x)[:MAX_ROWS]),
         previous=end - size,
         next=None if end >= now else min(now, end + size),
         cut=len(changes) == MAX_EVENTS or len(attempts) == MAX_ATTEMPTS,
@@ -197,6 +199,7 @@ def _states(
     moves = [e for e in changes if e.to_status in set(BreakerState)]
     first = moves[0].from_status if moves else state
     begin, current, reason = axis.start, first, ""
+    outage = moves[0].id if moves else None
     bars = []
     for event in [*moves, None]:
         finish = now if event is None else event.at
@@ -206,12 +209,24 @@ def _states(
             why = f" ({reason})" if reason else ""
             text = f"{name} {words} since {since}, {length(finish - begin)}{why}"
             tone = "bad" if current == BreakerState.OPEN else "warn"
-            bars.append(
-                axis.bar(begin, finish, tone, text, "/history", {"name": name, "kind": "service"})
-            )
+            query = {"name": name, "kind": "service"}
+            bar = axis.bar(begin, finish, tone, text, "/history", query)
+            bars.append(replace(bar, outage=outage))
         if event is not None:
+            outage = event.id if event.opened else outage
             begin, current = event.at, event.to_status
             reason = event.reason or reason
+    return bars
+
+
+def _with_one_report_each(story: Iterable[Bar]) -> Sequence[Bar]:
+    """Only the latest bar of an outage leads to its report."""
+    linked: set[int] = set()
+    bars = []
+    for bar in story:
+        is_first = bar.outage is not None and bar.outage not in linked
+        bars.append(bar if is_first else replace(bar, outage=None))
+        linked |= {bar.outage} if bar.outage is not None else set()
     return bars
 
 
@@ -245,15 +260,16 @@ def _merged(
     return merged
 
 
-def _ticks(axis: Axis, step: timedelta, form: str) -> list[tuple[float, str]]:
+def ticks(axis: Axis, step: timedelta, form: str) -> list[tuple[float, str]]:
+    """Return the labels of an axis: where each is, in percent, and its text."""
     first = datetime.fromtimestamp(
         -(-axis.start.timestamp() // step.total_seconds()) * step.total_seconds(), axis.start.tzinfo
     )
-    ticks = []
+    labels = []
     while first <= axis.end:
-        ticks.append((axis.at(first), f"{first:{form}}"))
+        labels.append((axis.at(first), f"{first:{form}}"))
         first += step
-    return ticks
+    return labels
 
 
 def _tone(outcome: str) -> str:
