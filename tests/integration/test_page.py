@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any, cast
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -534,13 +535,13 @@ def test_a_report_is_linked_from_where_its_outage_is_seen_and_leads_to_its_markd
 
 def test_outages_are_counted_by_service_and_month(store: Store) -> None:
     page_store.deploy(store)
+    present = datetime.now(UTC)
     for days_ago in (2, 40):
-        with page_scene.earlier(store, days_ago * 24 * 60):
+        with page_scene.earlier(store, days_ago * 24 * 60, present):
             page_store.open_breaker(store, "openai", f"503, {days_ago} days ago")
-        with page_scene.earlier(store, days_ago * 24 * 60 - 6):
+        with page_scene.earlier(store, days_ago * 24 * 60 - 6, present):
             page_store.close_breaker(store, "openai")
-    with store.read() as conn:
-        month = f"{store.now(conn) - timedelta(days=40):%Y-%m}"
+    month = f"{present - timedelta(days=40):%Y-%m}"
     with browsing(store) as browser:
         recent = text(browser.get("/outages"))
         assert "openai 1 6 6 min 6 min 1 failure" in recent
@@ -560,10 +561,11 @@ def test_outages_are_counted_by_service_and_month(store: Store) -> None:
 
 def test_many_outages_are_paged_by_the_server(store: Store) -> None:
     page_store.deploy(store)
+    present = datetime.now(UTC)
     for minutes in range(60, 0, -2):
-        with page_scene.earlier(store, minutes):
+        with page_scene.earlier(store, minutes, present):
             page_store.open_breaker(store, "openai")
-        with page_scene.earlier(store, minutes - 1):
+        with page_scene.earlier(store, minutes - 1, present):
             page_store.close_breaker(store, "openai")
     listed: list[int] = []
     with browsing(store) as browser:
@@ -601,6 +603,79 @@ def test_a_service_page_says_what_a_hold_would_do(store: Store) -> None:
         assert "apollo/people_match" in text(browser.get("/services/apollo"))
         assert "apollo" in text(browser.get("/services/apollo/people_match"))
         browser.get("/services/nowhere", expect=404)
+
+
+ODD = (
+    "9" * 30,
+    "00000000000000000001" + "9" * 20,
+    "x" * 3000,
+    "漢字 🌊 \u202e",
+    "a\x00b",
+    "../%ff" + SCRIPT,
+)
+ODD_PATHS = (
+    "/services/{}",
+    "/campaigns/{}",
+    "/run/{}",
+    "/run/outreach/{}",
+    "/runs/{}",
+    "/runs/{}/records",
+    "/outages/{}",
+    "/outages/{}.md",
+    "/static/{}",
+    "/change/{}",
+    "/{}",
+    "/campaigns?q={}",
+    "/campaigns?status={}",
+    "/campaigns?service={}",
+    "/campaigns?after={}",
+    "/campaigns/outreach?q={}",
+    "/campaigns/outreach?status={}",
+    "/campaigns/outreach?before={}",
+    "/runs/1/records?state={}",
+    "/runs/1/records?q={}",
+    "/runs/1/records?said={}",
+    "/runs/1/records?key={}",
+    "/runs/1/records?after={}&op={}",
+    "/records?q={}",
+    "/records?before={}",
+    "/timeline?span={}",
+    "/timeline?end={}",
+    "/outages?service={}",
+    "/outages?month={}",
+    "/outages?before={}",
+    "/history?name={}",
+    "/history?kind={}",
+    "/history?actor={}",
+    "/history?since={}",
+    "/history?before={}",
+    "/change/hold?target=service+{}",
+    "/change/hold?target=service+openai&next={}",
+    "/change/hold?target=service+openai&for_seconds={}",
+    "/change/repaired?service={}",
+    "/change/start?campaign={}",
+    "/change/start?campaign=outreach&partition={}",
+    "/change/cancel?run={}",
+    "/change/skip?run=1&said={}",
+    "/change/skip?run=1&key={}",
+    "/change/skip?run=1&state={}",
+    "?did={}",
+)
+
+
+def test_an_odd_address_is_answered_with_a_page(store: Store) -> None:
+    page_store.deploy(store)
+    page_store.run(store, "outreach", "leads", RunStatus.FAILED, failed=[("lead", "400")])
+    wrong = []
+    with browsing(store) as browser:
+        for path in ODD_PATHS:
+            for value in ODD:
+                odd = quote(value, safe="")
+                answer = browser.client.get("/tidegate" + path.format(odd, odd))
+                is_page = answer.headers["content-type"].startswith("text/html")
+                if answer.status_code not in (200, 404, 422) or not is_page:
+                    wrong.append((path, value[:30], answer.status_code))
+    assert wrong == []
 
 
 def test_static_files_are_cached_by_their_content(store: Store) -> None:

@@ -1,19 +1,11 @@
 """Services in Dagster's own pages: their assets, what is reported about them, and automation."""
 
-import sys
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceLoadTarget
 
 from dagster_tidegate import BreakerResource, ServiceConfig, build_definitions, service_key
 from dagster_tidegate.breaker import state_machine as machine
@@ -258,56 +250,6 @@ def test_the_gates_of_two_code_locations_report_a_common_service_once(
     assert [each.passed for each in here.checks()] == [True, False, True]
     for name in ("maps", "geo"):  # each is known to one location alone
         assert len(instance.fetch_materializations(service_key(name), limit=9).records) == 1
-
-
-LOCATION = """
-import dagster as dg
-from dagster_tidegate import build_definitions
-
-@dg.asset(pool="mail")
-def {name}(): ...
-
-defs = build_definitions(dg.Definitions(assets=[{name}]), {services}, lineage={lineage})
-"""
-
-
-@dataclass(frozen=True)
-class Locations(WorkspaceLoadTarget):
-    """Code locations in this process, from the source of each by name."""
-
-    folder: Path
-    sources: dict[str, str]
-
-    def create_origins(self) -> list[CodeLocationOrigin]:
-        origins: list[CodeLocationOrigin] = []
-        for name, source in self.sources.items():
-            file = self.folder / f"{name}.py"
-            file.write_text(source)
-            target = LoadableTargetOrigin(executable_path=sys.executable, python_file=str(file))
-            origins.append(InProcessCodeLocationOrigin(target, location_name=name))
-        return origins
-
-
-def test_a_service_of_two_code_locations_is_one_asset_of_which_dagster_has_no_complaint(
-    instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
-    sources = {
-        "here": LOCATION.format(name="letters", services=["mail", "maps"], lineage=True),
-        "there": LOCATION.format(name="guide", services=["geo", "mail"], lineage=False),
-    }
-    with (
-        WorkspaceProcessContext(instance, Locations(tmp_path, sources)) as workspace,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("error")  # as Dagster's, of an asset that two locations make
-        graph = workspace.create_request_context().asset_graph
-    services = {service_key(name) for name in ("mail", "maps", "geo")}
-    assert graph.get_all_asset_keys() == {*services, dg.AssetKey("letters"), dg.AssetKey("guide")}
-    mail = graph.get(KEY)
-    assert not mail.is_materializable
-    assert mail.check_keys == {dg.AssetCheckKey(KEY, "reachable")}
-    assert mail.child_keys == {dg.AssetKey("letters")}  # the lineage that `here` asked for
-    assert graph.get(dg.AssetKey("guide")).parent_keys == set()
 
 
 # --- definitions --------------------------------------------------------------------------------

@@ -99,15 +99,15 @@ def trouble(store: Store) -> dict[str, int]:
 
 def over(store: Store) -> int:
     """Let an outage of openai happen three hours ago; returns the id of the event that ended it."""
-    name, digest = "2026-11-27", "account_digest"
-    with earlier(store, 190), store.begin() as conn:
+    name, digest, present = "2026-11-27", "account_digest", datetime.now(UTC)
+    with earlier(store, 190, present), store.begin() as conn:
         now = store.now(conn)
         made = runs.ensure(conn, now, digest, name)
         runs.begin_attempt(conn, now, made, "digest-1", owner_is_over=True)
-    with earlier(store, 180):
+    with earlier(store, 180, present):
         answer = "HTTP 503: the model is overloaded"
         open_breaker(store, "openai", "503 x5", answer=answer, for_s=60)
-    with earlier(store, 179), store.begin() as conn:
+    with earlier(store, 179, present), store.begin() as conn:
         now = store.now(conn)
         made = runs.find(conn, digest, name)
         assert made is not None
@@ -127,23 +127,23 @@ def over(store: Store) -> int:
         assert pool is not None
         tick = MissedTick(digest, "account_digest_schedule", now, TickOutcome.LAUNCHED)
         missed_ticks.record(conn, now, [tick])
-    with earlier(store, 175):
+    with earlier(store, 175, present):
         open_breaker(store, "openai", "503 x5", state=BreakerState.HALF_OPEN)
-    with earlier(store, 174):
+    with earlier(store, 174, present):
         open_breaker(store, "openai", "timeout")
-    with earlier(store, 168):
+    with earlier(store, 168, present):
         with store.begin() as conn:
             openai = Target(TargetKind.SERVICE, "openai")
             operations.release(conn, store.now(conn), openai, actor="ana")
         close_breaker(store, "openai")
-    with earlier(store, 167), store.begin() as conn:
+    with earlier(store, 167, present), store.begin() as conn:
         now = store.now(conn)
         made = runs.find(conn, digest, name)
         assert made is not None
         attempt = runs.begin_attempt(conn, now, made, "digest-2", owner_is_over=True)
         ledger.write_progress(conn, now, attempt, "digest", Progress(done=100, total=100))
         takeovers.end(conn, now, pool, TakeoverOutcome.RESTORED)
-    with earlier(store, 160), store.begin() as conn:
+    with earlier(store, 160, present), store.begin() as conn:
         made = runs.find(conn, digest, name)
         assert made is not None
         runs.move(conn, store.now(conn), made, RunStatus.COMPLETED, actor="dagster")
@@ -152,10 +152,10 @@ def over(store: Store) -> int:
 
 
 @contextmanager
-def earlier(store: Store, minutes: float) -> Iterator[None]:
-    """Let the clock of a store be behind."""
+def earlier(store: Store, minutes: float, than: datetime | None = None) -> Iterator[None]:
+    """Let the clock of a store be behind, or stand still some time before another time."""
     clock = store.clock
-    store.clock = lambda: datetime.now(UTC) - timedelta(minutes=minutes)
+    store.clock = lambda: (than or datetime.now(UTC)) - timedelta(minutes=minutes)
     try:
         yield
     finally:

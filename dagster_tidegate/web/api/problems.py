@@ -225,7 +225,7 @@ def install(app: FastAPI) -> None:
         RequestValidationError: _invalid,
         HTTPException: _http,
         SchemaError: _schema,
-        DataError: _data,
+        DataError: lambda _request, error: unstorable(error).response(),
         **dict.fromkeys(UNREACHABLE, lambda _request, error: unreachable(error).response()),
         Exception: _unexpected,
     }
@@ -245,9 +245,10 @@ def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
     return Problem(Code.INVALID, detail, errors=errors).response()
 
 
-def _data(_request: Request, error: DataError) -> JSONResponse:
+def unstorable(error: DataError) -> Problem:
+    """Return the problem of a value that the database refuses, and log the reason."""
     log.warning("the database refused a value: %s", error.orig)
-    return Problem(Code.INVALID, "the database can't store a value of this request").response()
+    return Problem(Code.INVALID, "the database can't store a value of this request")
 
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:

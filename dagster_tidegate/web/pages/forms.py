@@ -63,7 +63,8 @@ class Form:
             Problem: `invalid`.
         """
         value = self.text(name)
-        if not (value.isascii() and value.isdecimal() and 0 < int(value[:20]) < 2**63):
+        is_short = value.isascii() and value.isdecimal() and len(value) < 20
+        if not (is_short and 0 < int(value) < 2**63):
             raise Problem(Code.INVALID, f"{name}: this is not a number: {value[:20]!r}")
         return int(value)
 

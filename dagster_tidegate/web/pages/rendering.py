@@ -17,13 +17,20 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE, DataError
 from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.context import AppContext
-from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, refused, unreachable
+from dagster_tidegate.web.api.problems import (
+    REFUSALS,
+    Code,
+    Problem,
+    refused,
+    unreachable,
+    unstorable,
+)
 from dagster_tidegate.web.pages.audit import differences
 from dagster_tidegate.web.path_router import PAGE
 
@@ -118,6 +125,8 @@ class PageRoute(APIRoute):
                 problem = error
             except UNREACHABLE as error:
                 problem = unreachable(error)
+            except DataError as error:
+                problem = unstorable(error)
             except tuple(REFUSALS) as error:
                 problem = refused(error)
             identity = getattr(request.state, "identity", None)
