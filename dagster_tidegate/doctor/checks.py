@@ -1,5 +1,6 @@
 """Checks of a deployment. Pure: facts go in, findings come out. Each check finds one problem."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from dagster_tidegate.text import utc
 
 SILENT_AFTER = timedelta(minutes=2)
 """A daemon sends a heartbeat twice a minute."""
+_AN_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
+"""The line of a stack trace with the error itself, such as `module.SomeError: message`."""
 
 
 class Severity(StrEnum):
@@ -708,5 +711,7 @@ def _same_store(one: str, other: str) -> bool:
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    """The last line that names an error, or else the last: a stack trace may follow."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
+    errors = [line for line in lines if _AN_ERROR.match(line)]
+    return [*lines, *errors][-1] if lines else "no message"

@@ -165,6 +165,13 @@ def test_a_finding_says_what_to_do():
     assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
 
 
+def test_of_an_error_with_a_stack_trace_behind_it_the_error_is_named():
+    trace = '  File "a.py", line 3, in load\n    return load()\n           ^^^^^^\n'
+    error = f"Traceback:\n{trace}shop.OrderError: no orders\n\nStack Trace:\n{trace}"
+    [finding] = diagnose(replace(WELL, locations=[LocationCode("here", error=error)]))
+    assert finding.what == "it can't be loaded: shop.OrderError: no orders"
+
+
 def test_a_pool_that_looks_like_a_service_is_taken_for_a_typo_where_there_is_a_gate():
     [finding] = diagnose(with_job("tour", op("look_up", "maps@tour"), op("post", "mial")))
     assert (finding.code, "did you mean 'mail'" in finding.what) == ("pool_unknown", True)
