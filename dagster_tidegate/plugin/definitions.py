@@ -147,15 +147,23 @@ def _resources(
     key: str,
 ) -> dict[str, BreakerResource]:
     """The resource to add, unless the Definitions have it."""
-    existing = (defs.resources or {}).get(key)
+    resources = defs.resources or {}
+    existing = resources.get(key)
     if existing is None:
+        others = [name for name, each in resources.items() if isinstance(each, BreakerResource)]
+        if others and not services:
+            raise ValueError(
+                f"the Definitions have a BreakerResource {others[0]!r}: pass "
+                f"resource_key={others[0]!r} to build_definitions, and to each where you use it"
+            )
         if isinstance(services, str) or not services:
             raise ValueError(f"services is {services!r}: use a list with at least one service")
         policies = [ServiceConfig(name=s) if isinstance(s, str) else s for s in services]
         return {key: BreakerResource(services=policies, store_url=store_url)}
     if not isinstance(existing, BreakerResource):
         raise ValueError(
-            f"the Definitions have another resource {key!r}: choose a different resource_key"
+            f"the Definitions have another resource {key!r}: pass a different resource_key to "
+            "build_definitions, and to each where you use it"
         )
     if services or store_url:
         raise ValueError(

@@ -24,6 +24,7 @@ def each(
     max_failed: float | None = ...,
     max_tries: int = ...,
     campaign: str | None = ...,
+    resource_key: str = ...,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], dg.OpDefinition]: ...
 
@@ -38,6 +39,7 @@ def each(
     max_failed: float | None = ...,
     max_tries: int = ...,
     campaign: str | None = ...,
+    resource_key: str = ...,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]: ...
 
@@ -51,6 +53,7 @@ def each(
     max_failed: float | None = None,
     max_tries: int = 10,
     campaign: str | None = None,
+    resource_key: str = "breakers",
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Make an op or an asset of a function of one record.
@@ -72,6 +75,7 @@ def each(
         max_failed: As for `BreakerResource.records`.
         max_tries: As for `BreakerResource.records`.
         campaign: Name of the op's job; see `pool`.
+        resource_key: Key of the `BreakerResource`, if it is not `breakers`.
         options: More for `dg.op` or `dg.asset`.
 
     Raises:
@@ -98,7 +102,8 @@ def each(
                 "'breakers', and call each through its breaker, breakers.breaker(NAME).call(...)"
             )
 
-        def compute(context: Any, breakers: BreakerResource, **inputs: Any) -> list[Any]:
+        def compute(context: Any, **inputs: Any) -> list[Any]:
+            breakers: BreakerResource = inputs[resource_key]
             records = breakers.records(
                 context, inputs[items], key=key, max_failed=max_failed, max_tries=max_tries
             )
@@ -127,7 +132,7 @@ def each(
                     record.result = handle(record)
             return records.results()
 
-        _describe(compute, function, items, asset=asset)
+        _describe(compute, function, items, resource_key, asset=asset)
         decorate = dg.asset if asset else dg.op
         settings = {"name": function.__name__, "description": function.__doc__, **options}
         return decorate(pool=pool(*services, campaign=campaign), **settings)(compute)
@@ -152,11 +157,13 @@ def _extras(function: Callable[..., Any]) -> list[str]:
     return names[1:]
 
 
-def _describe(compute: Any, function: Callable[..., Any], items: str, *, asset: bool) -> None:
-    """Give an op's function the name and the parameters by which Dagster knows its input."""
+def _describe(
+    compute: Any, function: Callable[..., Any], items: str, resource_key: str, *, asset: bool
+) -> None:
+    """Give an op's function the name and parameters by which Dagster knows input and resource."""
     context = dg.AssetExecutionContext if asset else dg.OpExecutionContext
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    types = {"context": context, "breakers": BreakerResource, items: Any}
+    types = {"context": context, resource_key: BreakerResource, items: Any}
     compute.__signature__ = inspect.Signature(
         [inspect.Parameter(name, kind, annotation=type_) for name, type_ in types.items()],
         return_annotation=list,

@@ -74,6 +74,21 @@ def test_an_asset_of_a_function_takes_its_records_from_the_asset_upstream() -> N
     assert again == [KEYS[0].upper()]
 
 
+def test_where_breakers_is_another_resource_each_takes_it_by_its_key() -> None:
+    @each("mailer", key="email", items="people", asset=True, resource_key="tidegate")
+    def letters(person: dict, breakers: BreakerResource) -> str:
+        return breakers.breaker("mailer").call(str.upper, person["email"])
+
+    @dg.asset
+    def people(breakers: dg.ResourceParam[str]) -> list[dict]:
+        assert breakers == "of the light"
+        return LEADS
+
+    resources = {"breakers": "of the light", "tidegate": BreakerResource.in_memory(SERVICES)}
+    result = dg.materialize([people, letters], resources=resources)
+    assert result.output_for_node("letters") == [key.upper() for key in KEYS]
+
+
 def test_a_function_of_several_services_calls_each_through_its_breaker() -> None:
     @each("crm", "mailer", key="email")
     def reach(lead: dict, breakers: BreakerResource) -> str:

@@ -314,8 +314,14 @@ REFUSALS: list[tuple[str, Callable[[], object]]] = [
         ),
     ),
     (
-        "choose a different resource_key",
+        "pass a different resource_key",
         lambda: build_definitions(dg.Definitions(resources={"breakers": 1}), MAILER),
+    ),
+    (
+        "pass resource_key='tidegate' to build_definitions",
+        lambda: build_definitions(
+            dg.Definitions(resources={"tidegate": BreakerResource(services=[])})
+        ),
     ),
     (
         "tidegate_pause of the gate already",
