@@ -59,6 +59,11 @@ def settings(instance: dg.DagsterInstance) -> InstanceSettings:
     )
 
 
+def holds_runs_back(settings: InstanceSettings) -> bool:
+    """Return whether a run whose pool is at 0 waits in the queue."""
+    return settings.queues and settings.pool_granularity == "run" and not settings.run_buffer
+
+
 def lacking(settings: InstanceSettings) -> list[str]:
     """Return the settings, by their path in dagster.yaml, that the gate needs and does not have."""
     needed = {

@@ -12,6 +12,7 @@ from dagster._core.definitions.target import ANONYMOUS_ASSET_JOB_PREFIX
 from dagster._core.storage.tags import (
     ASSET_RESUME_RETRY_TAG,
     AUTO_RETRY_RUN_ID_TAG,
+    BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
@@ -47,6 +48,8 @@ CANARY_PRIORITY = 1_000_000
 RUN_KEY = "tidegate/"
 IMPLICIT_CAMPAIGN = "assets"
 IN_PROCESS_CAMPAIGN = "dg.materialize"
+# Behind the id of the backfill that a paused run has left to its next attempt.
+_LEFT = " (paused)"
 _ANONYMOUS = f"{ANONYMOUS_ASSET_JOB_PREFIX}_"
 
 # Tags about how a run came to be, which the run that follows it must not inherit.
@@ -199,6 +202,17 @@ def retries_assets_of(run: dg.DagsterRun) -> str | None:
     return parent_of(run) if ASSET_RESUME_RETRY_TAG in run.tags else None
 
 
+def backfill_of(run: dg.DagsterRun) -> str | None:
+    """Return the id of a run's backfill, also of one that the run left to its next attempt."""
+    backfill_id = run.tags.get(BACKFILL_ID_TAG)
+    return None if backfill_id is None else backfill_id.removesuffix(_LEFT)
+
+
+def left_backfill(backfill_id: str) -> str:
+    """Return what the tag of a run says that has left its backfill to its next attempt."""
+    return f"{backfill_id}{_LEFT}"
+
+
 def ancestors(run: dg.DagsterRun) -> set[str]:
     """Return the ids of the run's parent and root run."""
     ids = {
@@ -226,6 +240,8 @@ def tags_for_next(run: dg.DagsterRun) -> dict[str, str]:
         ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG) or run.root_run_id or run.run_id,
         PARTITION_TAG: dagster_partition_of(run),
     }
+    if (backfill_id := backfill_of(run)) is not None:
+        tags[BACKFILL_ID_TAG] = backfill_id
     if does_only_marked(run):
         tags[RECORDS_TAG] = ONLY_MARKED
     if scheduled := run.tags.get(SCHEDULED_EXECUTION_TIME_TAG):

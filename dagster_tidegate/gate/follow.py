@@ -13,12 +13,14 @@ from datetime import datetime, timedelta
 import dagster as dg
 
 from dagster_tidegate.control.operations import ACTOR_TAG
+from dagster_tidegate.dagster_api.backfills import is_in_backfill
 from dagster_tidegate.dagster_api.lineage import (
     ancestors,
     assets_of,
     campaign_of,
     dagster_partition_of,
     is_resume,
+    parent_of,
     partition_of,
     retries_assets_of,
     was_superseded,
@@ -96,6 +98,8 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> Foll
             for change in changes
             if campaign_of(change.run) in gate.campaigns and not was_superseded(change.run)
         ]
+        for change in ours:
+            _hand_backfill_over(gate, change.run)
         for change in _stale(gate, ours) if ours else ():
             try:
                 followed.moved += _follow_in(gate, change)
@@ -122,6 +126,20 @@ def _joined(gate: Gate, change: RunChange, followed: Followed) -> RunChange:
         log.exception("Dagster run %s can't be joined to a paused one", change.run.run_id)
         followed.errors[change.run.run_id] = _in_short(error)
         return change
+
+
+def _hand_backfill_over(gate: Gate, run: dg.DagsterRun) -> None:
+    """Let a next attempt that waits in the queue replace the paused run in their backfill."""
+    paused = parent_of(run)
+    waits = run.status is _Status.QUEUED and is_resume(run) and is_in_backfill(run)
+    if not waits or paused is None:
+        return
+    try:
+        gate.dagster.hand_backfill_over(paused)
+    except UNREACHABLE:
+        raise
+    except Exception:  # the next attempt itself does it when it begins
+        log.exception("Dagster run %s does not replace %s in their backfill", run.run_id, paused)
 
 
 def _in_short(error: Exception) -> str:

@@ -14,11 +14,13 @@ from dagster_tidegate.dagster_api.lineage import (
     campaign_of,
     canary_tags,
     job_of,
+    partition_of,
     request_key,
     request_number,
     selection_of,
     tags_for_next,
 )
+from dagster_tidegate.dagster_api.pools import pools_of
 from dagster_tidegate.gate import failed_launches
 from dagster_tidegate.gate.follow import never_queued
 from dagster_tidegate.gate.gate import Gate
@@ -46,11 +48,13 @@ def request_runs(
     """Return the runs that Dagster should launch now, in order, and notes for people.
 
     Canaries come first, then paused campaign runs by priority and by when they were paused, then
-    missed ticks; the ramps and `MAX_REQUESTS` limit how many.
+    those of backfills that will wait in Dagster's queue, then missed ticks; the ramps and
+    `MAX_REQUESTS` limit how many.
     """
     requests = _Requests(gate, observation, planner)
     requests.add_canaries(observation.candidates)
     requests.add_paused(observation.paused)
+    requests.add_backfills(observation.paused, observation.pools)
     requests.add_missed(observation.missed)
     return requests.requests, requests.notes
 
@@ -66,6 +70,7 @@ class _Requests:
         self._cover = Cover(observation.holds, observation.services, observation.adopted)
         self._held = held_runs(observation.holds)
         self._ramps = _Ramps(observation, gate.campaigns)
+        self._requested: set[int] = set()
 
     def add_canaries(self, candidates: Mapping[str, Candidates]) -> None:
         """Add a run that tries each half-open service, unless one does already."""
@@ -105,6 +110,38 @@ class _Requests:
                 self._ramps.take(spec)
                 self.notes.append(f"{run.name} resumes")
 
+    def add_backfills(self, paused: Sequence[CampaignRun], pools: Mapping[str, str]) -> None:
+        """Add the next attempts of paused runs of backfills, if a pool at 0 keeps them queued.
+
+        Without an unfinished run, Dagster would say that the backfill has failed.
+
+        Args:
+            pools: The pools that have a limit, by name.
+        """
+        stopped = {name for name, limit in pools.items() if limit == "0"}
+        waiting = {
+            (run.campaign, run.partition): run
+            for run in paused
+            if run.campaign in self._gate.campaigns
+            and run.id not in self._requested
+            and run.name not in self._held
+            and not self._cover.any_of(run.refused_by)
+        }
+        if not stopped or not waiting:
+            return
+        for dagster_run in self._gate.dagster.paused_in_backfills():
+            run = waiting.pop((campaign_of(dagster_run), partition_of(dagster_run)), None)
+            if run is None or not self._is_kept_queued(run, stopped & pools_of(dagster_run)):
+                continue
+            if len(self.requests) < MAX_REQUESTS and self._add_next(run):
+                self.notes.append(f"{run.name} waits in the queue, so that its backfill goes on")
+
+    def _is_kept_queued(self, run: CampaignRun, stopped: Collection[str]) -> bool:
+        """Whether pools at 0 keep the next attempt of a run queued as long as it is held."""
+        if run.campaign not in self._cover.campaigns:
+            return bool(stopped)
+        return any(self._cover.needs(pool).campaign == run.campaign for pool in stopped)
+
     def add_missed(self, missed: Sequence[MissedTick]) -> None:
         """Add the runs of missed ticks."""
         for tick in missed:
@@ -134,8 +171,11 @@ class _Requests:
             log.exception("%s can't resume", run.name)
             self.notes.append(f"{run.name} can't resume: {type(error).__name__}: {error}")
             return False
-        self.requests += [] if request is None else [request]
-        return request is not None
+        if request is None:
+            return False
+        self.requests.append(request)
+        self._requested.add(run.id)
+        return True
 
 
 class _Ramps:

@@ -11,6 +11,7 @@ import dagster as dg
 
 from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.dagster_api.backfills import IN_BACKFILL_TAG, PAUSED, is_in_backfill
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
     AFRESH_TAG,
@@ -192,6 +193,8 @@ class Attempt:
             self._hold_queue()
             if services := _services(reason.holds):
                 tags[SERVICE_TAG] = ",".join(services)[:MAX_TAG]
+        if status is RunStatus.PAUSED and is_in_backfill(self._context.run):
+            tags[IN_BACKFILL_TAG] = PAUSED
         self.log.info(message)
         details = _details(self.run, reason, why) if status is RunStatus.PAUSED else None
         run = self._context.run

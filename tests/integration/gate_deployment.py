@@ -36,6 +36,8 @@ from dagster._daemon.sensor import _process_tick_generator
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.holds import HoldSource, Target
+from dagster_tidegate.store import holds
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.takeovers import UNSET
@@ -67,6 +69,18 @@ class Deployment:
 
     def down(self, service: str) -> None:
         (self.home / "up" / service).unlink(missing_ok=True)
+
+    def hold(self, target: Target) -> None:
+        """Hold something, as an operator does."""
+        with self.store.begin() as conn:
+            now, operator = self.store.now(conn), HoldSource.OPERATOR
+            holds.place(conn, now, target, source=operator, reason="test", actor="ann")
+
+    def release(self, target: Target) -> None:
+        """Release the operator's hold."""
+        with self.store.begin() as conn:
+            now = self.store.now(conn)
+            holds.release(conn, now, target, source=HoldSource.OPERATOR, actor="ann")
 
     def calls(self) -> list[str]:
         path = self.home / "calls"

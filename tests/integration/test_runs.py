@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.dagster_api.lineage import partition_of
+from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.breakers import SqlBackend
@@ -234,13 +236,19 @@ class Backfill:
 
 
 @pytest.mark.parametrize("target", [OF_JOB, OF_ASSET], ids=["job", "asset"])
-def test_a_backfill_that_paused_ends_completed(deployed: Deployment, target: dict):
-    deployed.down("crm")
-    backfill = Backfill(deployed, target)
-    run_round(deployed)
-    backfill.iterate()
+def test_a_backfill_of_which_all_runs_are_paused_is_in_progress_and_ends_completed(
+    deployed: Deployment, target: dict
+):
+    backfill = paused_backfill(deployed, target)
+    # Dagster may have ended it before the gate has looked.
     assert backfill.status is not BulkActionStatus.COMPLETED_SUCCESS
-    deployed.up("crm")
+    for _ in range(3):
+        run_round(deployed)
+    backfill.iterate()
+    assert backfill.status is BulkActionStatus.REQUESTED
+    # Nothing is launched in vain: the next attempts wait in the queue.
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 2, DagsterRunStatus.QUEUED: 2}
+    release(deployed)
     for _ in range(12):
         run_round(deployed)
         backfill.iterate()
@@ -248,6 +256,38 @@ def test_a_backfill_that_paused_ends_completed(deployed: Deployment, target: dic
             break
     assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
     assert sorted(deployed.calls()) == ["d1", "d2"]
+    in_it = deployed.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.id}))
+    assert {run.status for run in in_it} == {DagsterRunStatus.SUCCESS}
+
+
+def test_a_backfill_that_a_person_cancels_while_it_is_paused_does_not_resume(deployed: Deployment):
+    backfill = paused_backfill(deployed, OF_JOB)
+    for _ in range(2):
+        run_round(deployed)
+    assert DagsterRunStatus.QUEUED in statuses(deployed)
+    backfill.cancel()
+    backfill.iterate()
+    assert backfill.status is BulkActionStatus.CANCELED
+    release(deployed)
+    for _ in range(3):
+        run_round(deployed)
+    assert deployed.calls() == []
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 4}
+
+
+def test_a_backfill_of_runs_that_wait_for_no_pool_is_not_requested_in_vain(deployed: Deployment):
+    """A hold on a campaign without a pool of its own stops running work, and not the queue."""
+    backfill = paused_backfill(deployed, OF_JOB, Target(TargetKind.CAMPAIGN, "contacts_job"))
+    deployed.up("crm")
+    for _ in range(6):
+        run_round(deployed)
+    assert deployed.calls() == []
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 2}
+    release(deployed, Target(TargetKind.CAMPAIGN, "contacts_job"))
+    for _ in range(12):
+        run_round(deployed)
+        backfill.iterate()
+    assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
 
 
 def test_a_backfill_that_a_person_cancelled_is_not_resumed(deployed: Deployment):
@@ -266,6 +306,32 @@ def test_a_backfill_that_a_person_cancelled_is_not_resumed(deployed: Deployment)
         row = campaign_run(deployed, run_id)
         assert row.status is RunStatus.CANCELLED
         assert row.reason == f"its backfill {backfill.id} was cancelled"
+
+
+CRM = Target(TargetKind.SERVICE, "crm")
+
+
+def paused_backfill(deployed: Deployment, target: dict, held: Target = CRM) -> Backfill:
+    """A backfill whose runs have paused, and that is held."""
+    deployed.down("crm")
+    backfill = Backfill(deployed, target)
+    deployed.dequeue()
+    for run in deployed.instance.get_runs():
+        deployed.wait(run.run_id)
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 2}
+    deployed.hold(held)
+    backfill.iterate()
+    return backfill
+
+
+def release(deployed: Deployment, held: Target = CRM) -> None:
+    """Release the hold, and let the service be up."""
+    deployed.up("crm")
+    deployed.release(held)
+
+
+def statuses(deployed: Deployment) -> dict[DagsterRunStatus, int]:
+    return dict(Counter(run.status for run in deployed.instance.get_runs()))
 
 
 def run_round(deployed: Deployment) -> None:

@@ -140,6 +140,11 @@ class SimulatedDagster:
     def given_up(self, run: dg.DagsterRun | None) -> str | None:
         return None
 
+    def paused_in_backfills(self) -> Sequence[dg.DagsterRun]:
+        return []
+
+    def hand_backfill_over(self, run_id: str) -> None: ...
+
     def runs(
         self, *, tags: Mapping[str, str], job: str | None = None, unfinished: bool = False
     ) -> Sequence[dg.DagsterRun]:
