@@ -6,7 +6,10 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
+from uuid import uuid4
 
 import prometheus_client
 import pybreaker
@@ -370,8 +373,10 @@ def test_a_trip_made_without_the_store_does_not_undo_that_a_person_keeps_it_clos
     assert breaker.status.state == BreakerState.CLOSED
 
 
-def test_a_server_that_stops_and_comes_back(tmp_path_factory: pytest.TempPathFactory):
-    server = PostgresServer(tmp_path_factory.mktemp("stopped") / "pg", cleanup_mode="stop")
+def test_a_server_that_stops_and_comes_back():
+    # As in conftest.py: another session of pytest would close its directories to the server.
+    folder = Path(gettempdir()) / f"tidegate-stopped-{uuid4().hex}"
+    server = PostgresServer(folder, cleanup_mode="delete")
     server.pgdata.mkdir()
     server.start()
     lost, back = threading.Event(), threading.Event()

@@ -24,7 +24,9 @@ def workspace(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     executable = folder / "python"
-    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {__name__} "$@"\n')
+    executable.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m {__name__} "$@"\n'
+    )
     executable.chmod(0o755)
     (folder / "dagster.yaml").symlink_to(ROOT / "dagster.yaml")
     [location] = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
