@@ -193,7 +193,7 @@ def outline(body: Any) -> Any:
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     """
     root: list[Any] = []
-    left = deque([(0, [body], root)])
+    left: deque[tuple[int, Any, Any]] = deque([(0, [body], root)])
     count = 0
     while left:
         depth, value, copy = left.popleft()
