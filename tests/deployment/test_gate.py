@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from dagster_tidegate.dagster_api.lineage import was_superseded
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import holds, runs
+from dagster_tidegate.store import breakers, holds, runs
 from demo.sandbox.faults import Fault, Mode
 from tests.conftest import NewUrl
 from tests.deployment.gate_stage import (
@@ -236,6 +236,33 @@ def test_a_quota_that_is_used_up_pauses_until_its_reset_and_nothing_is_tried_bef
     assert stage.sandbox.stats()["openai"]["by_status"]["429"] == 1
     assert stage.outcomes("essays", partition) == PAUSED_ONCE
     assert stage.sandbox.stats()["openai"]["effects"] == RECORDS
+
+
+def test_a_used_up_quota_of_one_endpoint_pauses_the_campaign_that_needs_it_and_no_other(
+    stage: Stage,
+):
+    part, [partition] = "apollo/people_match", new_partitions(1)
+    run = stage.launch("matches", partition)
+    stage.wait(lambda: stage.sandbox.stats()["apollo"]["effects"] > 4, "it is at work")
+    quota = Fault(mode=Mode.ANSWER, case="day-used", retry_after_s=15, keys=["matches-"])
+    stage.sandbox.place("apollo", quota)
+    stage.wait(lambda: stage.is_paused(run), "the run is paused")
+    with stage.store.read() as conn:
+        until = breakers.read_one(conn, part).throttled_until
+    assert until is not None
+    assert stage.held() == {f"service {part} by breaker"}
+    assert stage.breaker("apollo") is BreakerState.CLOSED
+    shown = json.loads(stage.tidegate("why", f"matches/{partition}", "--json"))
+    assert f"{until:%FT%T}" in json.dumps(shown)
+
+    other = stage.launch("enrichments", partition)
+    stage.settle()
+    assert stage.status(other) == "SUCCESS"
+    assert stage.outcomes("enrichments", partition) == [RunStatus.COMPLETED], "it never paused"
+    assert stage.outcomes("matches", partition) == PAUSED_ONCE
+    apollo = stage.sandbox.stats()["apollo"]
+    assert apollo["by_status"]["429"] == 1, "nothing was tried before the reset"
+    assert apollo["effects"] == 2 * RECORDS
 
 
 # --- backfills --------------------------------------------------------------------------------

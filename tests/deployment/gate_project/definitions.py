@@ -4,6 +4,7 @@ Its services are those of the sandbox, called over HTTP by the clients of the re
 """
 
 import os
+from collections.abc import Sequence
 
 import dagster as dg
 
@@ -16,6 +17,7 @@ from dagster_tidegate import (
     build_resume_sensor,
     pool,
 )
+from resources.apollo import ApolloResource
 from resources.instantly import InstantlyResource
 from resources.openai import OpenAIResource
 
@@ -81,6 +83,52 @@ def notify(
     hand_over(context, breakers, instantly, addresses(context))
 
 
+class PeopleMatch(ApolloResource):
+    """One endpoint of apollo."""
+
+    service = "apollo/people_match"
+
+
+class Enrichment(ApolloResource):
+    """Another one."""
+
+    service = "apollo/enrich"
+
+
+def find(context: dg.OpExecutionContext, breakers: BreakerResource, apollo: ApolloResource) -> None:
+    for record in breakers.records(context, addresses(context), key="email"):
+        with record:
+            email = f"{context.job_name}-{context.partition_key}-{record.key}"
+            lead = {"email": email, "first_name": "", "last_name": "", "company": ""}
+            record.result = apollo.match(lead, idempotency_key=record.idempotency_key) is not None
+
+
+@dg.op(pool=pool("apollo/people_match"))
+def match(
+    context: dg.OpExecutionContext, breakers: BreakerResource, people_match: PeopleMatch
+) -> None:
+    find(context, breakers, people_match)
+
+
+@dg.op(pool=pool("apollo/enrich"))
+def enrich(
+    context: dg.OpExecutionContext, breakers: BreakerResource, enrichment: Enrichment
+) -> None:
+    find(context, breakers, enrichment)
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def matches():
+    """Needs one endpoint of apollo."""
+    match()
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def enrichments():
+    """Needs another endpoint of apollo."""
+    enrich()
+
+
 @dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
 def letters():
     """Needs openai and then instantly."""
@@ -113,12 +161,16 @@ CAMPAIGNS = [
     Campaign(job=letters, triggers=[new_letters]),
     Campaign(job=essays),
     Campaign(job=notices, triggers=[new_notices]),
+    Campaign(job=matches),
+    Campaign(job=enrichments),
 ]
 
 
-def policy(name: str, probe_url: str | None = None) -> ServiceConfig:
+def policy(name: str, probe_url: str | None = None, parts: Sequence[str] = ()) -> ServiceConfig:
     return ServiceConfig(
         name=name,
+        profile=name if parts else "generic",
+        parts=list(parts),
         consecutive_failures=2,
         reset_timeout_s=1,
         reset_timeout_cap_s=4,
@@ -133,6 +185,7 @@ breakers = BreakerResource(
     services=[
         policy("openai", probe_url=f"{SANDBOX}/openai/health"),
         policy("instantly"),  # tried by a canary
+        policy("apollo", parts=["people_match", "enrich"]),
     ]
 )
 
@@ -148,7 +201,7 @@ def schedule(job: dg.JobDefinition, *, runs: bool) -> dg.ScheduleDefinition:
 
 
 defs = dg.Definitions(
-    jobs=[letters, essays, notices],
+    jobs=[letters, essays, notices, matches, enrichments],
     schedules=[
         schedule(letters, runs=True),
         schedule(essays, runs=False),
@@ -163,6 +216,8 @@ defs = dg.Definitions(
     ],
     resources={
         "breakers": breakers,
+        "people_match": PeopleMatch(breakers=breakers, base_url=f"{SANDBOX}/apollo"),
+        "enrichment": Enrichment(breakers=breakers, base_url=f"{SANDBOX}/apollo"),
         "openai": OpenAIResource(breakers=breakers, base_url=f"{SANDBOX}/openai"),
         "instantly": InstantlyResource(breakers=breakers, base_url=f"{SANDBOX}/instantly"),
     },
