@@ -18,6 +18,7 @@ from unittest import mock
 import dagster as dg
 import yaml
 from dagster._core.definitions.selector import JobSubsetSelector
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
 from dagster._core.remote_representation.external import RemoteSensor
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -137,6 +138,26 @@ class Deployment:
         )
         self.instance.submit_run(run.run_id, context)
         return run.run_id
+
+    def re_execute(self, run_id: str, strategy: ReexecutionStrategy) -> str:
+        """Re-execute a run as the buttons of the Dagster UI do, and return the new one's id."""
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        context = self.workspace.create_request_context()
+        location = context.get_code_location(LOCATION)
+        selector = JobSubsetSelector(
+            location.name, self.repository.name, run.job_name, None, run.asset_selection
+        )
+        again = self.instance.create_reexecuted_run(
+            request_context=context,
+            parent_run=run,
+            code_location=location,
+            remote_job=location.get_job(selector),
+            strategy=strategy,
+            use_parent_run_tags=True,
+        )
+        self.instance.submit_run(again.run_id, context)
+        return again.run_id
 
     def tick(self, sensor: str) -> InstigatorTick:
         """Evaluate a sensor once, as the daemon does, and return its tick."""

@@ -1,19 +1,24 @@
 """Assets that run outside of jobs, in an outage: by "Materialize" and by automation."""
 
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
 
 from dagster_tidegate.dagster_api.locations import location_code
+from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 
 PROJECT = Path(__file__).parent / "assets_project" / "definitions.py"
 ASSETS = f"{LOCATION}:assets"
-AUTOMATION = ("eager_and_eager_and_free", "custom", "once", "minutely")
+CRM = Target(TargetKind.SERVICE, "crm")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,116 @@ def test_assets_that_need_no_held_service_resume_while_others_wait(deployed: Dep
     deployed.up("crm")
     deployed.until(lambda: materialized(deployed, "contacts"))
     assert sorted(deployed.calls()[4:]) == [f"contacts/d1-{n}" for n in range(3)]
+
+
+def paused_by_an_outage(deployed: Deployment) -> None:
+    """Let the queue's run pause, and hold its service, so that nothing tries it."""
+    work(deployed)
+    [run] = deployed.instance.get_runs()
+    assert run.status is DagsterRunStatus.CANCELED
+    deployed.hold(CRM)
+
+
+def recovered(deployed: Deployment, asset: str) -> None:
+    deployed.up("crm")
+    deployed.release(CRM)
+    deployed.until(lambda: materialized(deployed, asset))
+
+
+def test_what_on_missing_requested_is_resumed_and_neither_launched_in_vain_nor_twice(
+    deployed: Deployment,
+) -> None:
+    deployed.down("crm")
+    deployed.tick("once")
+    assert not deployed.instance.get_runs()  # its input is missing
+    deployed.instance.report_runless_asset_event(dg.AssetMaterialization("source"))
+    deployed.tick("once")
+    paused_by_an_outage(deployed)
+    for _ in range(2):
+        deployed.tick("once")
+        deployed.gate()
+        work(deployed)
+    assert len(deployed.instance.get_runs()) == 1
+    recovered(deployed, "once")
+    deployed.tick("once")
+    assert len(deployed.instance.get_runs()) == 2
+    assert sorted(deployed.calls()) == [f"once-{n}" for n in range(3)]
+
+
+class Cron:
+    """What Dagster's automation says about `minutely`, minute by minute."""
+
+    def __init__(self, deployed: Deployment) -> None:
+        # It reads the environment of the deployment.
+        from tests.integration.assets_project.definitions import defs
+
+        self._deployed, self._defs, self._cursor = deployed, defs, None
+
+    def requests(self, minute: float) -> bool:
+        """Return whether a run is requested at a time, and put it into the queue."""
+        result = dg.evaluate_automation_conditions(
+            self._defs,
+            self._deployed.instance,
+            asset_selection=dg.AssetSelection.assets("minutely"),
+            cursor=self._cursor,
+            evaluation_time=datetime(2030, 1, 1, tzinfo=UTC) + timedelta(minutes=minute),
+        )
+        self._cursor = result.cursor
+        is_requested = result.get_num_requested(dg.AssetKey("minutely")) > 0
+        if is_requested:
+            self._deployed.launch("__ASSET_JOB", assets=["minutely"])
+        return is_requested
+
+
+def test_what_on_cron_requests_in_an_outage_waits_and_is_the_next_attempt(
+    deployed: Deployment,
+) -> None:
+    deployed.down("crm")
+    cron = Cron(deployed)
+    assert not cron.requests(0.5)
+    assert cron.requests(1)
+    paused_by_an_outage(deployed)
+    deployed.gate()
+    assert not cron.requests(1.5)
+    assert cron.requests(2)
+    for _ in range(2):
+        deployed.gate()
+        work(deployed)
+    assert not cron.requests(2.5)
+    statuses = Counter(run.status for run in deployed.instance.get_runs())
+    assert statuses == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.QUEUED: 1}
+    recovered(deployed, "minutely")
+    for _ in range(2):
+        deployed.gate()
+        work(deployed)
+    assert len(deployed.instance.get_runs()) == 2
+    assert sorted(deployed.calls()) == [f"minutely-{n}" for n in range(3)]
+    assert cron.requests(3)
+
+
+def test_re_executed_from_asset_failure_only_the_failed_assets_run_and_go_on(
+    deployed: Deployment,
+) -> None:
+    """As the button in Dagster's UI does: the new run selects fewer assets than the failed one."""
+    failed = deployed.launch("__ASSET_JOB", assets=["receipts", "invoices"])
+    work(deployed)
+    assert deployed.status(failed) is DagsterRunStatus.FAILURE
+    deployed.gate()
+    calls = [f"{asset}-{n}" for asset in ("invoices", "receipts") for n in range(3)]
+    assert sorted(deployed.calls()) == calls
+    deployed.up("printer")
+    again = deployed.re_execute(failed, ReexecutionStrategy.FROM_ASSET_FAILURE)
+    work(deployed)
+    deployed.gate()
+    run = deployed.instance.get_run_by_id(again)
+    assert run is not None
+    assert run.status is DagsterRunStatus.SUCCESS
+    assert run.asset_selection == {dg.AssetKey("invoices")}
+    assert sorted(deployed.calls()) == calls  # its records were done
+    assert materialized(deployed, "invoices")
+    assert materialized(deployed, "receipts")
+    with deployed.store.read() as conn:
+        assert runs.counts(conn)[ASSETS] == {RunStatus.COMPLETED: 1}
 
 
 def test_what_build_definitions_adds_is_none_of_the_users_jobs(deployed: Deployment) -> None:

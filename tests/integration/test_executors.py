@@ -1,5 +1,6 @@
 """Campaigns under both executors, each run a process as a run launcher starts it."""
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -75,16 +76,29 @@ class Campaign:
             run_id=run.run_id,
             instance_ref=self.instance.get_ref(),
         )
+        log = self.folder / f"{run.run_id}.log"
+        return run.run_id, self._process(arguments.get_command_args(), log)
+
+    def execute(self) -> dg.DagsterRunStatus:
+        """Execute the job with `dagster job execute`, and return how its run ended."""
+        runs_before = {run.run_id for run in self.instance.get_runs()}
+        tags = json.dumps({"dagster/partition": "leads-1"})
+        command = ["dagster", "job", "execute", "-f", str(PROJECT), "-j", self.job, "--tags", tags]
+        process = self._process(command, self.folder / "execute.log")
+        process.join(SOON_S)
+        [run] = [run for run in self.instance.get_runs() if run.run_id not in runs_before]
+        return run.status
+
+    def _process(self, command: Sequence[str], log: Path) -> BaseProcess:
         environment = {
             "DAGSTER_HOME": str(self.folder / "home"),
             "EXECUTORS_PROJECT_FOLDER": str(self.folder),
             "TIDEGATE_STORE_URL": self.store.url.render_as_string(hide_password=False),
         }
-        command, log = arguments.get_command_args(), self.folder / f"{run.run_id}.log"
         process = processes.Process(target=execute, args=(command, environment, log))
         process.start()
         self.started.append(process)
-        return run.run_id, process
+        return process
 
     def end_of(self, started: tuple[str, BaseProcess]) -> dg.DagsterRunStatus:
         """Wait for the end of a run's process, and return what Dagster has of the run."""
@@ -145,22 +159,32 @@ def campaign(tmp_path: Path, job: str, store_url: str) -> Iterator[Campaign]:
     store.dispose()
 
 
+MAIL = Target(TargetKind.SERVICE, "mail")
+
+
+def hold(campaign: Campaign) -> None:
+    with campaign.store.begin() as conn:
+        now = campaign.store.now(conn)
+        holds.place(conn, now, MAIL, source=HoldSource.OPERATOR, reason="maintenance", actor="ana")
+
+
+def release(campaign: Campaign) -> None:
+    with campaign.store.begin() as conn:
+        now = campaign.store.now(conn)
+        holds.release(conn, now, MAIL, source=HoldSource.OPERATOR, actor="ana")
+
+
 def stopped_by_a_hold(campaign: Campaign, key: str) -> str:
     """Hold the service while a record is under way, and return the run that this has paused."""
     paused = campaign.start()
     campaign.wait_for_records(key)
-    mail = Target(TargetKind.SERVICE, "mail")
-    with campaign.store.begin() as conn:
-        now = campaign.store.now(conn)
-        holds.place(conn, now, mail, source=HoldSource.OPERATOR, reason="maintenance", actor="ana")
+    hold(campaign)
     campaign.go_on(key)
     assert campaign.end_of(paused) is dg.DagsterRunStatus.CANCELED
     assert campaign.run.status is RunStatus.PAUSED
     assert 0 < campaign.calls().total() < 2 * jobs.COUNT
     assert campaign.in_doubt() == []
-    with campaign.store.begin() as conn:
-        now = campaign.store.now(conn)
-        holds.release(conn, now, mail, source=HoldSource.OPERATOR, actor="ana")
+    release(campaign)
     return paused[0]
 
 
@@ -216,6 +240,23 @@ def test_whatever_stops_a_run_its_ops_share_one_attempt_and_each_record_is_done_
     assert campaign.end_of(last) is dg.DagsterRunStatus.SUCCESS
     assert campaign.attempts() == [evicted, held, terminated, interrupted, last[0]]
     campaign.assert_all_done_once()
+
+
+@pytest.mark.parametrize("job", ["in_one_process"])
+def test_a_job_that_is_executed_by_the_command_pauses_goes_on_and_then_starts_afresh(
+    campaign: Campaign,
+):
+    campaign.go_on(*jobs.WAITS)
+    hold(campaign)
+    assert campaign.execute() is dg.DagsterRunStatus.CANCELED
+    assert campaign.run.status is RunStatus.PAUSED
+    assert campaign.calls() == Counter()
+    release(campaign)
+    assert campaign.execute() is dg.DagsterRunStatus.SUCCESS
+    campaign.assert_all_done_once()
+    assert len(campaign.attempts()) == 2
+    assert campaign.execute() is dg.DagsterRunStatus.SUCCESS
+    assert set(campaign.calls().values()) == {2}
 
 
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)

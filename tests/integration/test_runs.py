@@ -146,6 +146,8 @@ KINDS = {
     ("sales_job", "eu|mon"): ["sales eu|mon"],
     **{("odd", name): [f"odd {name}"] for name in ODD},
     ("retried", None): ["retried"],
+    ("in_processes", None): ["in a process of its own"],
+    ("deep", None): ["deep"],
     ("plain_job", None): ["plain in plain_job"],
     ("plain_again", None): ["plain in plain_again"],
 }

@@ -48,6 +48,16 @@ def test_what_an_adopted_pool_stands_for_is_kept_and_known_to_all_locations(
     assert here.services(["mail", "maps"]) == {"mail"}
 
 
+def test_ops_whose_paths_are_long_and_begin_alike_are_kept(store: Store, clock: Clock) -> None:
+    level = "level_" + "x" * 100
+    paths = {f"{'.'.join([level] * 6)}.{op}": "mail" for op in ("send", "load")}
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "here", [CampaignSpec("letters", "here", "none", ops=paths)])
+        [spec] = campaigns.read(conn)
+    assert len(spec.ops) == 2
+    assert set(spec.ops.values()) == {"mail"}
+
+
 def test_a_campaign_has_owners_and_a_location_can_be_forgotten(store: Store, clock: Clock) -> None:
     spec = CampaignSpec("letters", "here", "none", owners=frozenset({"ana", "bo"}))
     with store.begin() as conn:

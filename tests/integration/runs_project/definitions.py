@@ -161,6 +161,40 @@ def retried():
     retry()
 
 
+@dg.op(pool=pool("crm"))
+def apart(context: dg.OpExecutionContext, breakers: BreakerResource) -> list:
+    return loop(context, breakers, "in a process of its own")
+
+
+@dg.job(
+    executor_def=dg.multiprocess_executor.configured(
+        {"start_method": {"forkserver": {"preload_modules": ["dagster_tidegate"]}}}
+    )
+)
+def in_processes():
+    apart()
+
+
+@dg.op(pool=pool("crm"))
+def dig(context: dg.OpExecutionContext, breakers: BreakerResource) -> list:
+    return loop(context, breakers, "deep")
+
+
+def nested(depth: int) -> dg.GraphDefinition:
+    """Graphs in each other, each with a long name."""
+
+    @dg.graph(name=f"level_{depth}_" + "x" * 100)
+    def level():
+        (nested(depth - 1) if depth else dig)()
+
+    return level
+
+
+@dg.job
+def deep():
+    nested(5)()
+
+
 @dg.asset(pool=pool("crm"))
 def plain(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list:
     return loop(context, breakers, f"plain in {context.op_execution_context.job_name}")
@@ -170,6 +204,8 @@ KINDS = [
     mapped,
     odd,
     retried,
+    in_processes,
+    deep,
     dg.define_asset_job("one_side", selection=dg.AssetSelection.assets("left")),
     dg.define_asset_job("picture_job", selection=[picture]),
     dg.define_asset_job("sales_job", selection=[sales]),
