@@ -768,7 +768,7 @@ def test_an_unexpected_error_is_logged_and_the_sender_continues(
 ) -> None:
     checks: list[int] = []
 
-    def evaluate(*_args: object) -> AlertChanges:
+    def evaluate(*_args: object, **_options: object) -> AlertChanges:
         checks.append(1)
         raise ZeroDivisionError("a bug")
 
