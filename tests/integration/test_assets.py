@@ -109,26 +109,6 @@ def recovered(deployed: Deployment, asset: str) -> None:
     deployed.until(lambda: materialized(deployed, asset))
 
 
-def test_what_on_missing_requested_is_resumed_and_neither_launched_in_vain_nor_twice(
-    deployed: Deployment,
-) -> None:
-    deployed.down("crm")
-    deployed.tick("once")
-    assert not deployed.instance.get_runs()  # its input is missing
-    deployed.instance.report_runless_asset_event(dg.AssetMaterialization("source"))
-    deployed.tick("once")
-    paused_by_an_outage(deployed)
-    for _ in range(2):
-        deployed.tick("once")
-        deployed.gate()
-        work(deployed)
-    assert len(deployed.instance.get_runs()) == 1
-    recovered(deployed, "once")
-    deployed.tick("once")
-    assert len(deployed.instance.get_runs()) == 2
-    assert sorted(deployed.calls()) == [f"once-{n}" for n in range(3)]
-
-
 class Cron:
     """What Dagster's automation says about `minutely`, minute by minute."""
 
@@ -177,6 +157,7 @@ def test_what_on_cron_requests_in_an_outage_waits_and_is_the_next_attempt(
         work(deployed)
     assert len(deployed.instance.get_runs()) == 2
     assert sorted(deployed.calls()) == [f"minutely-{n}" for n in range(3)]
+    assert not cron.requests(2.9)  # Dagster sees the materialization, and requests none beside it
     assert cron.requests(3)
 
 

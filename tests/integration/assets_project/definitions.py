@@ -73,11 +73,6 @@ def custom(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list
     return send(context, breakers, "crm")
 
 
-@dg.asset(pool="crm", deps=[source], automation_condition=dg.AutomationCondition.on_missing())
-def once(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
-    return send(context, breakers, "crm")
-
-
 @dg.asset(pool="crm", automation_condition=dg.AutomationCondition.on_cron("* * * * *"))
 def minutely(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
     return send(context, breakers, "crm")
@@ -115,7 +110,7 @@ def service(name: str, *pools: str) -> ServiceConfig:
     )
 
 
-AUTOMATED = [eager, eager_and_free, custom, once, minutely]
+AUTOMATED = [eager, eager_and_free, custom, minutely]
 
 defs = build_definitions(
     dg.Definitions(
@@ -123,7 +118,6 @@ defs = build_definitions(
         sensors=[
             automation(eager, eager_and_free),
             automation(custom),
-            automation(once),
             automation(minutely),
         ],
         executor=dg.in_process_executor,
