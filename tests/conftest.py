@@ -194,8 +194,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(tests)
         if path.parts[0] not in REAL_PROCESSES:
             group = str(path)
-        elif path.parts[0] == "chaos" or path.name == "test_gate.py":
-            group = "the gate and chaos"  # about as long as all others
+        elif path.parts[0] in ("chaos", "browser") or path.name == "test_gate.py":
+            group = "the gate, chaos and browsers"  # about as long as all others
         else:
             group = "real processes"
         item.add_marker(pytest.mark.xdist_group(group))
