@@ -114,13 +114,8 @@ defs = dg.Definitions(
     assets=[plain_asset, async_asset],
     jobs=[
         *(job_of(op, dg.in_process_executor, op.name) for op in OPS),
-        job_of(
-            plain_op,
-            dg.multiprocess_executor.configured(
-                {"start_method": {"forkserver": {"preload_modules": ["dagster_tidegate"]}}}
-            ),
-            "in_processes",
-        ),
+        # Not from a fork server: one that an earlier test started has the environment of then.
+        job_of(plain_op, dg.multiprocess_executor, "in_processes"),
         job_of(plain_op, in_containers, "plain_in_containers"),
         dg.define_asset_job("assets_job", selection="*", executor_def=dg.in_process_executor),
     ],
