@@ -569,52 +569,6 @@ def test_a_retry_of_a_run_that_never_started_resumes(campaign: Campaign) -> None
     assert campaign.sent == [lead["email"] for lead in LEADS]
 
 
-@both_databases
-def test_an_op_whose_path_has_more_than_500_characters_pauses_and_goes_on(
-    campaign: Campaign, instance: dg.DagsterInstance, breakers: BreakerResource
-) -> None:
-    sent: list[str] = []
-
-    @dg.op(pool=pool("instantly"))
-    def send(context: dg.OpExecutionContext, breakers: BreakerResource) -> list[str]:
-        records = breakers.records(context, LEADS, key="email")
-        for record in records:
-            with record:
-                record.result = record.key
-                sent.append(record.key)
-            if len(sent) == 1:
-                campaign.hold(INSTANTLY)
-        return records.results()
-
-    def nested(depth: int) -> dg.GraphDefinition:
-        @dg.graph(name=f"level_{depth}_" + "x" * 100)
-        def level() -> None:
-            (nested(depth - 1) if depth else send)()
-
-        return level
-
-    @dg.job(partitions_def=PARTITIONS)
-    def deep() -> None:
-        nested(5)()
-
-    def execute() -> dg.DagsterRun:
-        result = deep.execute_in_process(
-            instance=instance,
-            resources={"breakers": breakers},
-            partition_key="leads-1",
-            raise_on_error=False,
-        )
-        run = instance.get_run_by_id(result.run_id)
-        assert run is not None
-        return run
-
-    assert execute().status is dg.DagsterRunStatus.CANCELED
-    assert len(sent) == 1
-    campaign.release(INSTANTLY)
-    assert execute().status is dg.DagsterRunStatus.SUCCESS
-    assert sent == [lead["email"] for lead in LEADS]
-
-
 def test_each_shard_of_a_mapped_op_has_a_ledger_of_its_own(
     instance: dg.DagsterInstance, breakers: BreakerResource
 ) -> None:
