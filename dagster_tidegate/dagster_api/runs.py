@@ -203,14 +203,16 @@ class Runs:
             The latest first, since a requested run of the same campaign run has started; empty if
             this run has.
         """
-        same = {PARTITION_TAG: run.tags[PARTITION_TAG]}
-        records = self.instance.get_run_records(
-            dg.RunsFilter(job_name=run.job_name, tags=same), limit=limit
-        )
-        failures = []
-        for record in records:
-            failed = record.dagster_run.status is dg.DagsterRunStatus.FAILURE
-            if not failed or record.start_time or not is_resume(record.dagster_run):
+        tags = {PARTITION_TAG: run.tags[PARTITION_TAG]}
+        failures: list[datetime] = []
+        for record in self.instance.get_run_records(
+            dg.RunsFilter(job_name=run.job_name, tags=tags)
+        ):
+            other = record.dagster_run
+            if (campaign_of(other), partition_of(other)) != (campaign_of(run), partition_of(run)):
+                continue  # of other assets of the same partition
+            failed = other.status is dg.DagsterRunStatus.FAILURE
+            if not failed or record.start_time or not is_resume(other) or len(failures) == limit:
                 break
             failures.append(record.update_timestamp.replace(tzinfo=UTC))
         return failures
