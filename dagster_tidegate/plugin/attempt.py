@@ -11,7 +11,12 @@ import dagster as dg
 
 from dagster_tidegate import holds
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.dagster_api.backfills import IN_BACKFILL_TAG, PAUSED, is_in_backfill
+from dagster_tidegate.dagster_api.backfills import (
+    IN_BACKFILL_TAG,
+    PAUSED,
+    RESUMED,
+    is_in_backfill,
+)
 from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
     AFRESH_TAG,
@@ -48,7 +53,6 @@ from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, Campaign
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
 FAILED_TAG = "tidegate/failed"
-RESUMED = "resumed"
 # How many runs without an attempt may lie between two attempts.
 MAX_LINEAGE = 20
 

@@ -90,8 +90,9 @@ def outages_page(
     ]
     months: Sequence[MonthSummary] = ()
     if service:
-        year = report_reader.of_service(conn, service, now - _YEAR, now)
-        months = [each for each in year.months[:MONTHS] if each.outages]
+        of_year = report_reader.of_period(conn, now - _YEAR, now, service)
+        by_month = report.by_month(of_year, service, now - _YEAR, now)
+        months = [each for each in by_month[:MONTHS] if each.outages]
     return Outages(
         since=since,
         until=until,
