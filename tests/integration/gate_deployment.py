@@ -267,8 +267,16 @@ class Deployment:
             for table in reversed(t.metadata.sorted_tables):
                 if table not in (t.services, t.trials):
                     conn.execute(table.delete())
+            # Without an earlier outage in the row, a breaker waits no longer than at its first.
             conn.execute(
-                t.services.update().values(state="closed", generation=t.services.c.generation + 1)
+                t.services.update().values(
+                    state="closed",
+                    generation=t.services.c.generation + 1,
+                    attempt=0,
+                    opened_at=None,
+                    open_until=None,
+                    closed_at=None,
+                )
             )
 
     def forget_triggers(self) -> None:

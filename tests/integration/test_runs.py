@@ -300,12 +300,15 @@ def test_a_backfill_that_a_person_cancelled_is_not_resumed(deployed: Deployment)
     assert {deployed.status(run_id) for run_id in run_ids} == {DagsterRunStatus.CANCELED}
     backfill.cancel()
     deployed.up("crm")
-    for _ in range(4):
-        run_round(deployed)
+
+    def rows() -> list[CampaignRun]:
+        return [campaign_run(deployed, run_id) for run_id in run_ids]
+
+    deployed.until(lambda: all(row.status is not RunStatus.PAUSED for row in rows()))
+    run_round(deployed)
     assert deployed.calls() == []
     assert len(deployed.instance.get_runs()) == 2
-    for run_id in run_ids:
-        row = campaign_run(deployed, run_id)
+    for row in rows():
         assert row.status is RunStatus.CANCELLED
         assert row.reason == f"its backfill {backfill.id} was cancelled"
 
