@@ -44,6 +44,8 @@ NOT_SENT_NAMES = frozenset(
 # Statuses from 500 that say that the request was not processed, or never reached the service:
 # not implemented, unavailable, and Cloudflare's (origin down, unreachable, TLS, DNS).
 NOT_DONE = frozenset({501, 503, 521, 523, 525, 526, 530})
+MAY_BE_DONE = frozenset({424, 499})
+"""Statuses from 400 to 499 of an answer whose second half failed: behind it, or on the way back."""
 
 
 class Headers(Mapping[str, str]):
@@ -251,7 +253,8 @@ def may_have_arrived(error: BaseException | None) -> bool:
             return cause.response_status in (502, 504, 520, 522, 524)  # a gateway gave up waiting
         status = status_of(cause)
         if status is not None:
-            return status < 400 or (status >= 500 and status not in NOT_DONE)
+            done = status < 400 or status >= 500 or status in MAY_BE_DONE
+            return done and status not in NOT_DONE
         if isinstance(cause, NOT_SENT) or class_names(cause) & NOT_SENT_NAMES:
             return False
     return True

@@ -1,22 +1,22 @@
 """The verdict on an answer: machine codes first, then headers, then the status, prose last."""
 
 import json
-import re
 import ssl
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
 from dagster_tidegate.breaker.answers import (
-    MAX_PARSED,
     Answer,
     class_names,
     html_headings,
 )
+from dagster_tidegate.breaker.codes_and_words import known_code, phrase_in, prose_of
 from dagster_tidegate.breaker.errors import AnswerError
 from dagster_tidegate.breaker.excerpts import excerpt
+from dagster_tidegate.breaker.hidden_errors import error_within
 from dagster_tidegate.breaker.profiles import USED_UP, Profile, code_of, load
 from dagster_tidegate.breaker.times import capped, time_in_prose, times_of
 from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
@@ -74,62 +74,6 @@ _OLD_FAILURES = (408, 425, 429)
 _RECORDS = frozenset({VerdictKind.PENDING, VerdictKind.REJECTED, VerdictKind.IGNORED})
 # Services use these for many things: what a message says is more than what the status says.
 _VAGUE = frozenset({400, 403, 409, 422, 429})
-_ABOUT_RECORDS = frozenset({400, 409, 422})
-_CODE_KEYS = [
-    "code",
-    "error_code",
-    "errcode",
-    "errorcode",
-    "err_code",
-    "error_key",
-    "reason",
-    "error_name",
-    "name",
-    "status",
-    "error_status",
-    "type",
-    "error_type",
-    "category",
-    "error_category",
-    "policy_name",
-    "error",
-    "id",
-]
-_PROSE_KEYS = [
-    "message",
-    "error",
-    "msg",
-    "detail",
-    "error_message",
-    "error_description",
-    "description",
-    "title",
-    "info",
-    "information",
-    "faultstring",
-    "reason",
-    "note",
-    "errors",
-]
-_CONTAINERS = frozenset(
-    [
-        "error",
-        "errors",
-        "detail",
-        "details",
-        "fault",
-        "extensions",
-        "innererror",
-        "inner_error",
-        "meta",
-        "response",
-        "exception",
-        "response_status",
-    ]
-)
-_NO_ERROR = frozenset({"", "none", "null", "ok", "false", "0", "no_error", "success"})
-_FAILED_STATUSES = frozenset({"error", "fail", "failed", "failure"})
-_MESSAGES = ("message", "msg", "detail", "title")
 _UNFINISHED = frozenset({"pending", "processing", "in_progress", "running", "result_pending"})
 
 
@@ -252,7 +196,7 @@ def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[in
     if succeeded:
         if answer.is_cut_off:
             return Verdict(VerdictKind.FAILURE, reason=f"{status}, not JSON")
-        inner = _error_within(answer, profile)
+        inner = error_within(answer, profile)
         if inner is None:
             return _of_success(answer, profile, status)
         status = inner or status
@@ -267,34 +211,23 @@ def _of_answer(answer: Answer, profile: Profile, failure_statuses: Collection[in
     if used_up or (asks_to_wait and (status in (403, 429) or status >= 500)):
         return _verdict(answer, profile, VerdictKind.THROTTLED, str(status))
     if succeeded or status in _VAGUE:
-        phrase = _phrase_in(_prose(answer), profile, status)
+        phrase = phrase_in(prose_of(answer), profile, status)
         if phrase is not None:
-            return _verdict(answer, profile, profile.phrases[phrase], phrase)
+            words, kind = phrase
+            return _verdict(answer, profile, kind, words)
     if 200 <= status < 300:  # an error that is unknown, in an answer that pretends to be none
         return _verdict(answer, profile, VerdictKind.REJECTED, f"error in a {status}")
     return _verdict(answer, profile, profile.of_status(status), str(status))
 
 
 def _by_code(answer: Answer, profile: Profile, status: int | None) -> Verdict | None:
-    for code in _codes(answer):
-        kind = profile.codes.get(code_of(code))
-        if kind is not None:
-            if kind == VerdictKind.THROTTLED and status in (401, 402) and "quota" in code.lower():
-                kind = USED_UP
-            return _verdict(answer, profile, kind, code)
-    return None
-
-
-def _phrase_in(prose: str, profile: Profile, status: int) -> str | None:
-    """Return the first phrase of a profile that a message contains."""
-    for phrase, kind in profile.phrases.items():
-        if kind == USED_UP and status in _ABOUT_RECORDS:
-            continue
-        if kind == VerdictKind.FAILURE and not 200 <= status < 300:
-            continue
-        if phrase in prose:
-            return phrase
-    return None
+    known = known_code(answer, profile)
+    if known is None:
+        return None
+    code, kind = known
+    if kind == VerdictKind.THROTTLED and status in (401, 402) and "quota" in code.lower():
+        kind = USED_UP
+    return _verdict(answer, profile, kind, code)
 
 
 def _verdict(
@@ -309,7 +242,7 @@ def _verdict(
         times = times_of(answer)
         until = times.until(retry_after_first=profile.retry_after_first)
         if kind in (VerdictKind.THROTTLED, USED_UP) and until is None:
-            until = time_in_prose(_prose(answer), answer.at)
+            until = time_in_prose(prose_of(answer), answer.at)
     if kind == USED_UP:
         waits = until is not None and until > answer.at
         kind = VerdictKind.THROTTLED if waits else VerdictKind.DENIED
@@ -343,111 +276,3 @@ def _of_success(answer: Answer, profile: Profile, status: int) -> Verdict:
     if profile.json_only and is_empty and answer.media_type.endswith("json"):
         return Verdict(VerdictKind.FAILURE, reason=f"{status}, empty")
     return SUCCESS
-
-
-def _error_within(answer: Answer, profile: Profile) -> int | None:
-    """Return the status of an error that the body of a 2xx names, 0 without one, None if none."""
-    body = answer.body if isinstance(answer.body, dict) else _small_json(answer)
-    if not isinstance(body, dict):
-        return None
-    error, errors = body.get("error"), body.get("errors")
-    if isinstance(error, str) and code_of(error) in _NO_ERROR:
-        error = None
-    says = any(isinstance(body.get(key), str) and body[key] for key in _MESSAGES)
-    inner = _status_in(error) if isinstance(error, dict) else None
-    if inner is None and (error or says):
-        inner = _status_in(body)
-    status = body.get("status")
-    if isinstance(status, str) and (says or status.isupper()) and code_of(status) in profile.codes:
-        return 0  # as Google's maps have it
-    named = {code_of(v) for k in ("status", "result") if isinstance(v := body.get(k), str)}
-    failed = body.get("success") is False or body.get("ok") is False or named & _FAILED_STATUSES
-    if error or failed or inner:
-        return inner or 0
-    if any(body.get(key) for key in ("error_code", "errorCode", "error_message", "errorMessage")):
-        return 0
-    if isinstance(errors, list | dict) and errors and not body.get("data"):
-        # Beside other data, some items of a batch failed; alone, the whole call did.
-        known = any(code_of(code) in profile.codes for code in _codes(answer))
-        others = body.keys() - {"errors", "data", "message", "extensions", "status", "success"}
-        return 0 if known or not others else None
-    if isinstance(errors, list) and errors:
-        return 0 if any(code_of(code) in profile.codes for code in _codes(answer)) else None
-    return None
-
-
-def _status_in(node: dict[Any, Any]) -> int | None:
-    """Return the HTTP status of an error that an object names, or None."""
-    for key in ("code", "status", "statusCode", "status_code", "error_code"):
-        value = node.get(key)
-        if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value):
-            return int(value)
-        if type(value) is int and 400 <= value <= 599:
-            return value
-    return None
-
-
-def _small_json(answer: Answer) -> Any:
-    if not isinstance(answer.body, str | bytes) or len(answer.body) > MAX_PARSED:
-        return None
-    return answer.json
-
-
-def _codes(answer: Answer) -> Iterator[str]:
-    """Yield the machine codes of an answer, the most specific first."""
-    body = answer.outline
-    if body is not None:
-        yield from _codes_in(body)
-    elif "<" in answer.text[:200]:
-        yield from re.findall(r"<(?:Code|code|errorCode)>([\w.:-]+)</", answer.text[:4000])
-    for name in ("x-amzn-errortype", "x-ms-error-code", "x-error-code", "grpc-message"):
-        if name in answer.headers:
-            yield answer.headers[name].partition(":")[0]
-
-
-def _codes_in(node: Any, depth: int = 0) -> Iterator[str]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _codes_in(item, depth + 1)
-    if not isinstance(node, dict) or depth > 5:
-        return
-    fields = {code_of(str(key)): value for key, value in node.items()}
-    for name, value in fields.items():
-        if name in _CONTAINERS and isinstance(value, dict | list):
-            yield from _codes_in(value, depth + 1)
-    for key in _CODE_KEYS:
-        value = fields.get(key)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            text = str(value)
-            if text and len(text) <= 80:
-                yield text
-
-
-def _prose(answer: Answer) -> str:
-    """Return what an answer says in words, in lower case."""
-    body = answer.outline
-    words: list[str] = []
-    if body is None:
-        text = answer.text[:4000]
-        words.append(html_headings(text) if "<html" in text[:500].lower() else text)
-        if "<html" in text[:500].lower():
-            words.append(re.sub(r"<[^>]+>", " ", text))
-    else:
-        _words_in(body, words)
-    return " ".join(" ".join(words).lower().split())[:4000]
-
-
-def _words_in(node: Any, words: list[str], depth: int = 0) -> None:
-    if isinstance(node, str):
-        words.append(node[:4000])
-    elif isinstance(node, list):
-        for item in node:
-            _words_in(item, words, depth + 1)
-    elif isinstance(node, dict) and depth <= 5:
-        for key, value in node.items():
-            name = code_of(str(key))
-            if isinstance(value, dict | list):
-                if name in _CONTAINERS:
-                    _words_in(value, words, depth + 1)
-            elif isinstance(value, str) and name in _PROSE_KEYS:
-                words.append(value[:4000])

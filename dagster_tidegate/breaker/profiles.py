@@ -47,11 +47,31 @@ def code_of(text: str) -> str:
     return re.sub(r"(?<=_)(\w+?)_error$", r"\1", text)  # "server_error" is more than "server"
 
 
+def _code_or_pattern(text: str) -> str:
+    """Return an entry of a list of codes: a code, or a pattern of codes with `*` in it.
+
+    Raises:
+        ValueError: If it is a pattern that would match almost every code.
+    """
+    if "*" not in text:
+        return code_of(text)
+    pattern = text.lower()
+    if not re.fullmatch(r"[a-z0-9_*]+", pattern) or len(pattern.replace("*", "")) < 4:
+        raise ValueError("a pattern has letters, digits, _ and *, and at least four that are not *")
+    return pattern
+
+
+@lru_cache(maxsize=4096)
+def _expression(entry: str, gap: str, start: str = "") -> re.Pattern[str]:
+    return re.compile(start + gap.join(map(re.escape, entry.split("*"))))
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 _Code = Annotated[str, Field(min_length=1), AfterValidator(code_of)]
+_CodeOrPattern = Annotated[str, Field(min_length=1), AfterValidator(_code_or_pattern)]
 _Phrase = Annotated[
     str, Field(min_length=4), AfterValidator(lambda phrase: " ".join(phrase.lower().split()))
 ]
@@ -59,13 +79,13 @@ _Status = Annotated[int, Field(ge=100, le=599)]
 
 
 class _Codes(_Table):
-    denied: list[_Code] = []
-    used_up: list[_Code] = []
-    throttled: list[_Code] = []
-    pending: list[_Code] = []
-    rejected: list[_Code] = []
-    failure: list[_Code] = []
-    success: list[_Code] = []
+    denied: list[_CodeOrPattern] = []
+    used_up: list[_CodeOrPattern] = []
+    throttled: list[_CodeOrPattern] = []
+    pending: list[_CodeOrPattern] = []
+    rejected: list[_CodeOrPattern] = []
+    failure: list[_CodeOrPattern] = []
+    success: list[_CodeOrPattern] = []
 
 
 class _Phrases(_Table):
@@ -96,6 +116,7 @@ class Rule(_Table):
         reason: A short name, for people. Default: the status.
         status: The status is one of these.
         field: Fields of the JSON body have these values; "error.code" is a field within a field.
+            "" is empty, null or missing.
         says: The body contains one of these texts.
         header: Headers contain these texts.
     """
@@ -127,7 +148,7 @@ class Rule(_Table):
             for name, text in self.header.items()
         ):
             return False
-        return not self.says or any(text in answer.text.lower() for text in self.says)
+        return not self.says or any(find(phrase, answer.text.lower()) for phrase in self.says)
 
 
 class _File(_Table):
@@ -155,6 +176,7 @@ class Profile:
         endpoint_codes: Codes that are about the endpoint that was called, and no other.
         unwell_titles: Texts in the title of an HTML page of a service that is unwell.
         codes: What a machine code means.
+        patterns: What the codes mean that match one of these, where no code is in `codes`.
         phrases: What a text in a message means; the first that is contained decides.
         statuses: What a status means, where it is not what RFC 9110 says of its class.
         rules: Verdicts on answers that meet several conditions.
@@ -167,9 +189,26 @@ class Profile:
     endpoint_codes: frozenset[str]
     unwell_titles: tuple[str, ...]
     codes: dict[str, str]
+    patterns: dict[str, str]
     phrases: dict[str, str]
     statuses: dict[int, str]
     rules: tuple[Rule, ...]
+
+    def of_code(self, code: str) -> str | None:
+        """Return what a machine code means by the list that it is in."""
+        return self.codes.get(code_of(code))
+
+    def of_pattern(self, code: str) -> str | None:
+        """Return what a machine code means by the first pattern that it matches.
+
+        A text with spaces is no machine code: it may be about the record.
+        """
+        if " " in code:
+            return None
+        for pattern, kind in self.patterns.items():
+            if _expression(pattern, ".*").fullmatch(code_of(code)):
+                return kind
+        return None
 
     def of_status(self, status: int) -> str:
         """Return what a status means by itself."""
@@ -214,6 +253,7 @@ def load(name: str) -> Profile:
         return next((value for value in values if value is not None), default)
 
     # The lists of a profile come before those that it extends.
+    codes = _meanings([file.codes for file in files])
     return Profile(
         name=name,
         json_only=own("json_only", False),
@@ -221,7 +261,8 @@ def load(name: str) -> Profile:
         throttled_scope=own("throttled_scope", Scope.SERVICE),
         endpoint_codes=frozenset(code for file in files for code in file.endpoint_codes),
         unwell_titles=tuple(title for file in files for title in file.unwell_titles),
-        codes=_meanings([file.codes for file in files]),
+        codes={code: kind for code, kind in codes.items() if "*" not in code},
+        patterns={code: kind for code, kind in codes.items() if "*" in code},
         phrases=_meanings([file.phrases for file in files]),
         statuses=_meanings([file.statuses for file in files]),
         rules=tuple(rule for file in files for rule in file.rules),
@@ -289,10 +330,24 @@ def _meanings(tables: list[Any]) -> dict[Any, str]:
     return meanings
 
 
-def _field(node: Any, path: str) -> str | None:
+def find(phrase: str, text: str) -> str | None:
+    """Return where a text has a phrase, in which `*` stands for up to three words.
+
+    Example:
+        >>> find("insufficient * credit", "you have insufficient lead credits")
+        'insufficient lead credit'
+    """
+    if "*" not in phrase:
+        return phrase if phrase in text else None
+    match = _expression(phrase.replace(" *", "*"), r"(?: \S+){0,3}", r"\b").search(text)
+    return None if match is None else match[0]
+
+
+def _field(node: Any, path: str) -> str:
+    """Return the value of a field as text; "" if it is null or missing."""
     for name in path.split("."):
         node = node.get(name) if isinstance(node, dict) else None
-    return None if node is None else _plain(node)
+    return "" if node is None else _plain(node)
 
 
 def _plain(value: object) -> str:

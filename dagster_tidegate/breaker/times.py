@@ -49,6 +49,16 @@ _BODY_KEYS = frozenset(
         "nextavailableat",
         "availableat",
         "cooldownseconds",
+        "tryagainin",
+        "tryagainafter",
+        "tryagainat",
+        "wait",
+        "waittime",
+        "waitfor",
+        "secondsuntilreset",
+        "resetafter",
+        "resetafterseconds",
+        "estimatedtime",
     ]
 )
 _QUOTA = re.compile(r"rate-?limit|quota|requests-left|calls-(left|remaining)")
@@ -170,6 +180,9 @@ def _seconds(text: str, at: datetime, unit_s: float = 1.0) -> float | None:
         days, _, clock = text.rpartition(".")
         hours, minutes, seconds = map(int, clock.split(":"))
         return int(days or 0) * 86400.0 + hours * 3600 + minutes * 60 + seconds
+    iso = re.fullmatch(r"P(?:(\d+)D)?(?:T(?=\d)((?:\d+H)?(?:\d+M)?(?:\d+(?:\.\d+)?S)?))?", text)
+    if iso is not None and (iso[1] or iso[2]):  # ISO 8601: "PT1M30S"
+        text = f"{iso[1] or 0}d {iso[2] or ''}".strip()
     if re.fullmatch(_DURATION, text, re.IGNORECASE):
         parts = _PART.findall(text)
         units = [
@@ -234,7 +247,8 @@ def _quotas(answer: Answer) -> Iterator[tuple[float | None, float | None]]:
             twins = [name.replace("reset", word) for word in ("remaining", "left")]
             twins += [twin.removesuffix("-after").removesuffix("son") for twin in twins]
             left = next((answer.headers[twin] for twin in twins if twin in answer.headers), "")
-            yield _number(left), seconds_of(value, at)
+            in_ms = name.endswith(("-ms", "-milliseconds"))
+            yield _number(left), seconds_of(value, at, unit_s=0.001 if in_ms else 1.0)
         elif "remaining" in name or name.endswith("-left"):
             yield _number(value), None
 

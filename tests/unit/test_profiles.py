@@ -9,7 +9,7 @@ from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.errors import Pending
 from dagster_tidegate.breaker.judge import judge
 from dagster_tidegate.breaker.profiles import NAMES, Profile, load
-from dagster_tidegate.breaker.verdicts import Scope, VerdictKind
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 
 DOCS = (Path(__file__).parents[2] / "docs" / "answers.md").read_text()
 
@@ -45,6 +45,34 @@ def test_ones_own_lists_come_before_those_of_the_profile_that_is_extended(tmp_pa
     assert judge(Answer(404), profile).kind is VerdictKind.FAILURE
     words = Answer(400, body={"message": "Insufficient credits for this"})
     assert judge(words, profile).kind is VerdictKind.PENDING
+
+
+def test_a_code_with_a_star_is_a_pattern_that_comes_after_all_lists(tmp_path: Path):
+    profile = written(
+        tmp_path, 'extends = "generic"\n[codes]\ndenied = ["seat_*_used", "*rate_limit*"]\n'
+    )
+
+    def kind(**error: str) -> VerdictKind:
+        return judge(Answer(429, body={"error": error}), profile).kind
+
+    assert kind(code="Seat.Month.Used") is VerdictKind.DENIED
+    assert kind(code="my_seat_month_used") is VerdictKind.THROTTLED  # it begins otherwise
+    assert kind(code="seat_month_used", type="rate_limit") is VerdictKind.THROTTLED
+    assert kind(code="our_rate_limit_2") is VerdictKind.DENIED
+    assert kind(code="seat month used") is VerdictKind.THROTTLED  # words are no code
+
+
+def test_a_star_in_a_phrase_is_up_to_three_words(tmp_path: Path):
+    profile = written(tmp_path, 'extends = "generic"\n[phrases]\ndenied = ["ip * shut"]\n')
+
+    def verdict(words: str) -> Verdict:
+        return judge(Answer(400, body={"message": words}), profile)
+
+    for words in ("IP shut", "your IP address was shut", "the ip is now all shut."):
+        assert verdict(words).kind is VerdictKind.DENIED
+    assert verdict("your IP address was shut").reason == "ip address was shut"
+    for words in ("the clip is shut", "the ip that you called is now shut"):
+        assert verdict(words).kind is VerdictKind.REJECTED
 
 
 def test_a_rule_needs_all_of_its_conditions(tmp_path: Path):
@@ -92,6 +120,8 @@ def test_a_profile_extends_one_beside_it(tmp_path: Path):
         ('[codes]\ndenied = "x"\n', "kimi.toml is invalid: codes.denied: .*valid list"),
         ("[statuses]\ndenied = [40]\n", "statuses.denied.0: .*greater than or equal to 100"),
         ('[phrases]\ndenied = ["no"]\n', "phrases.denied.0: .*at least 4 characters"),
+        ('[codes]\ndenied = ["*no*"]\n', "codes.denied.0: .*at least four that are not"),
+        ('[codes]\ndenied = ["no more*"]\n', "codes.denied.0: .*a pattern has letters"),
         ('[[rules]]\nverdict = "bad"\n', "rules.0.verdict: "),
         ('[[rules]]\nverdict = "denied"\n', "rules.0: .*would match every answer"),
         ('throttled_scope = "key"\n', "throttled_scope: "),
