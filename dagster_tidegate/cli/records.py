@@ -122,18 +122,18 @@ def list_(
         answer = []
         for run in _runs(conn, name, situation.campaigns):
             groups = store_records.summary(conn, situation.now, run, summed_up)
-            found = store_records.read(conn, situation.now, run, selection, limit=limit)
-            limit = max(0, limit - len(found))
-            answer.append((run, groups, found))
+            rows = store_records.read(conn, situation.now, run, selection, limit=limit)
+            limit = max(0, limit - len(rows))
+            answer.append((run, groups, rows))
     if as_json:
         console.print_json(
             [
                 {
                     "run": run.name,
                     "groups": [ErrorGroupOut.model_validate(group) for group in groups],
-                    "records": [RecordOut.model_validate(record) for record in found],
+                    "records": [RecordOut.model_validate(record) for record in rows],
                 }
-                for run, groups, found in answer
+                for run, groups, rows in answer
             ]
         )
         return
@@ -142,7 +142,7 @@ def list_(
     table = console.table(
         "Records", "run", "op", "record", "status", "tries", "at", "error", less=("run", "op", "at")
     )
-    for run, groups, found in answer:
+    for run, groups, rows in answer:
         for group in groups:
             said = None if group.error is None else alike(group.error)
             summary.add_row(
@@ -152,7 +152,7 @@ def list_(
                 console.text(said),
                 console.text(group.key),
             )
-        for record in found:
+        for record in rows:
             table.add_row(
                 console.text(run.name),
                 console.text(record.op),
@@ -163,7 +163,7 @@ def list_(
                 console.text(record.error),
             )
     out.print(summary if any(groups for _, groups, _ in answer) else "no such records")
-    if any(found for *_, found in answer):
+    if any(rows for *_, rows in answer):
         out.print(table)
 
 

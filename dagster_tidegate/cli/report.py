@@ -48,12 +48,12 @@ def report(
     with reading(open_store(url)) as (conn, situation):
         now = situation.now
         if outage is not None:
-            found = report_reader.of_outage(conn, now, outage)
-            if found is None:
+            report = report_reader.of_outage(conn, now, outage)
+            if report is None:
                 raise console.failure(
                     f"there is no outage {outage}: see 'tidegate report --service ...'"
                 )
-            _show(found, as_json)
+            _show(report, as_json)
             return
         try:
             start, end = period(now, o.since(now, since), until)
@@ -82,8 +82,8 @@ def report(
         click.echo("\n".join([service_text(listed), *map(outage_text, reports)]), nl=False)
 
 
-def _show(found: OutageReport, as_json: bool) -> None:
+def _show(report: OutageReport, as_json: bool) -> None:
     if as_json:
-        console.print_json(found)
+        console.print_json(report)
     else:
-        click.echo(outage_text(found), nl=False)
+        click.echo(outage_text(report), nl=False)

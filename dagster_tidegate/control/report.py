@@ -127,11 +127,11 @@ def listed(outage: Outage, now: datetime) -> OutageOut:
 
 
 def summaries(
-    found: Sequence[Outage], since: datetime, until: datetime, services: Collection[str]
+    outages: Sequence[Outage], since: datetime, until: datetime, services: Collection[str]
 ) -> Sequence[ServiceSummary]:
     """Return the outages of a period by service, also of services that had none."""
     by_service: dict[str, list[Outage]] = {name: [] for name in services}
-    for outage in found:
+    for outage in outages:
         if outage.opened_at <= until:
             by_service.setdefault(outage.service, []).append(outage)
     return [_summary(name, by_service[name], since, until) for name in sorted(by_service)]
@@ -240,21 +240,21 @@ def _facts(outage: Outage, now: datetime) -> dict:
 
 
 def _summary(
-    service: str, found: Sequence[Outage], since: datetime, until: datetime
+    service: str, outages: Sequence[Outage], since: datetime, until: datetime
 ) -> ServiceSummary:
-    whole = [outage.seconds(until) for outage in found if _has_ended(outage, until)]
+    whole = [outage.seconds(until) for outage in outages if _has_ended(outage, until)]
     causes: dict[str, int] = {}
-    for outage in found:
+    for outage in outages:
         cause = (outage.events[0].after or {}).get("cause") or BY_HAND
         causes[cause] = causes.get(cause, 0) + 1
     return ServiceSummary(
         service=service,
-        outages=len(found),
-        minutes=round(sum(outage.seconds(until, since) for outage in found) / 60, 1),
+        outages=len(outages),
+        minutes=round(sum(outage.seconds(until, since) for outage in outages) / 60, 1),
         mttr_s=sum(whole) / len(whole) if whole else None,
-        longest_s=max((outage.seconds(until) for outage in found), default=None),
+        longest_s=max((outage.seconds(until) for outage in outages), default=None),
         causes=dict(sorted(causes.items())),
-        open=any(not _has_ended(outage, until) for outage in found),
+        open=any(not _has_ended(outage, until) for outage in outages),
     )
 
 

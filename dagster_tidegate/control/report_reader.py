@@ -58,8 +58,8 @@ def of_outage(conn: Connection, now: datetime, event: int) -> OutageReport | Non
     Args:
         event: The id of any of its events, also of the one that ended it; None if there is none.
     """
-    [*found] = r.outages(outages.transitions_of(conn, event))
-    return _report(conn, found[0], now) if found else None
+    outage = next(iter(r.outages(outages.transitions_of(conn, event))), None)
+    return None if outage is None else _report(conn, outage, now)
 
 
 def _report(conn: Connection, outage: Outage, now: datetime) -> OutageReport:

@@ -273,5 +273,5 @@ def read_environment(directory: Path) -> None:
         if path.is_file():
             os.environ |= {k: v for k, v in dotenv_values(path).items() if v is not None}
             break
-    if not os.environ.get("DAGSTER_HOME") and (found := home(directory)) is not None:
-        os.environ["DAGSTER_HOME"] = str(found.resolve())
+    if not os.environ.get("DAGSTER_HOME") and (instance_home := home(directory)) is not None:
+        os.environ["DAGSTER_HOME"] = str(instance_home.resolve())

@@ -52,13 +52,13 @@ def holding(
     pools: Collection[str], cover: Cover, holds: Sequence[Hold], now: datetime
 ) -> Sequence[Hold]:
     """Return the holds that keep a run with some pools in the queue. Pure."""
-    found: dict[int, Hold] = {}
+    by_id: dict[int, Hold] = {}
     for pool in pools:
         if cover.pool(pool):
             need = cover.needs(pool)
             held = covering(holds, now, services=need.services, campaign=need.campaign)
-            found |= {hold.id: hold for hold in held}
-    return sorted(found.values(), key=lambda hold: hold.id)
+            by_id |= {hold.id: hold for hold in held}
+    return sorted(by_id.values(), key=lambda hold: hold.id)
 
 
 def _name(hold: Hold) -> str:

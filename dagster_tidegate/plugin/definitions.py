@@ -109,12 +109,12 @@ def gate_definitions(
                 f"the Definitions have sensor {sensor.name} of the gate already: build_definitions "
                 "adds it, so remove it and call build_definitions once"
             )
-    found = AllCampaigns(campaigns, jobs)
+    all_campaigns = AllCampaigns(campaigns, jobs)
     sensors = [
-        build_pause_sensor(campaigns=found, resource_key=resource_key),
-        build_resume_sensor(campaigns=found, resource_key=resource_key),
+        build_pause_sensor(campaigns=all_campaigns, resource_key=resource_key),
+        build_resume_sensor(campaigns=all_campaigns, resource_key=resource_key),
         build_breaker_sensor(
-            campaigns=found,
+            campaigns=all_campaigns,
             resource_key=resource_key,
             keep=keep,
             service_assets=service_assets,

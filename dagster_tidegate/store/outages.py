@@ -181,12 +181,12 @@ def records(
         since: From when on attempts that were cut off count (UTC).
     """
     pairs = [(campaign, part) for campaign, _, part in (n.partition("/") for n in names)]
-    found = {}
+    runs_by_id = {}
     for chunk in _chunks(pairs[:MAX_RUNS]):
-        found |= {run.id: run for run in runs.named(conn, chunk).values() if run.name in names}
+        runs_by_id |= {run.id: run for run in runs.named(conn, chunk).values() if run.name in names}
     counts: dict[int, RunRecords] = {}
     p, a, ledger = t.progress.c, t.attempts.c, t.ledger.c
-    for chunk in _chunks(found):
+    for chunk in _chunks(runs_by_id):
         cut_off: dict[int, list[datetime]] = {}
         ended = conn.execute(
             sa.select(a.campaign_run, a.ended_at).where(
@@ -210,7 +210,7 @@ def records(
             .group_by(p.campaign_run)
         )
         for row in sums:
-            run = found[row.campaign_run]
+            run = runs_by_id[row.campaign_run]
             skipped = 0
             if run.status is RunStatus.COMPLETED and row.done + row.failed < row.total:
                 skipped = conn.scalar(
@@ -229,7 +229,7 @@ def records(
                 skipped or 0,
                 cut_off.get(run.id, ()),
             )
-    return {found[id_].name: each for id_, each in counts.items()}
+    return {runs_by_id[id_].name: each for id_, each in counts.items()}
 
 
 def paused_runs(conn: Connection, campaigns: Collection[str]) -> int:

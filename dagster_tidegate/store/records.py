@@ -110,13 +110,13 @@ def read(
     if after is not None:
         query = query.where(sa.tuple_(c.op, c.key) > sa.tuple_(*map(sa.literal, after)))
     rows = conn.execute(query.order_by(c.op, c.key).limit(limit)).mappings()
-    found = []
+    selected = []
     for row in rows:
         values = dict(row)
         status, suspect = values.pop("status"), values.pop("suspect")
         state = _state(status, suspect, values["attempt"] in working)
-        found.append(FoundRecord(state=state, **values))
-    return found
+        selected.append(FoundRecord(state=state, **values))
+    return selected
 
 
 def summary(

@@ -69,8 +69,8 @@ def list_records(
         now = context.store.now(conn)
         run = lookup.run(conn, now, campaign, partition)
         place = None if after is None else _place(after)
-        found = records.read(conn, now, run, selection, after=place, limit=paging.limit + 1)
-    return paging.page(found, _name, RecordOut.model_validate)
+        rows = records.read(conn, now, run, selection, after=place, limit=paging.limit + 1)
+    return paging.page(rows, _name, RecordOut.model_validate)
 
 
 @router.get("/summary", responses=responses(*_NOT_FOUND))
