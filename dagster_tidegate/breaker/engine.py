@@ -25,6 +25,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdict_counts import VerdictCounts
 from dagster_tidegate.breaker.verdicts import IGNORED, Scope, Verdict, VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta
 from dagster_tidegate.holds import Hold, HoldSource, covering
@@ -143,6 +144,7 @@ class Engine:
         self._report_lock = Lock()
         self._ask_at = float("-inf")
         self._retired: list[LocalWindow] = []
+        self._others = VerdictCounts()
         # Window, its successes and the fleet's failures in a row at the last report.
         self._reported: tuple[LocalWindow | None, int, int] = (None, 0, 0)
         self._failures_of_trip = 0  # those in a row that tripped it, and of trial calls since
@@ -174,7 +176,7 @@ class Engine:
             return self._admit_trial(admission, whole)
         except BaseException:
             if whole is not None and self.parent is not None:
-                self.parent.ignore(whole)
+                self.parent.end_trials(whole, IGNORED)
             raise
 
     def _admit_trial(self, admission: Admission, whole: Ticket | None) -> Ticket:
@@ -296,14 +298,20 @@ class Engine:
 
     def ignore(self, ticket: Ticket, verdict: Verdict = IGNORED) -> None:
         """End a call that says nothing about the health of the service."""
+        self._others.add(verdict.kind)
         if verdict.kind != VerdictKind.IGNORED:
             self._hooks.emit(CallJudged(self.policy.name, verdict))
         self.end_trials(ticket, IGNORED)
 
-    def close_down(
+    def close_down(self, ticket: Ticket, verdict: Verdict) -> None:
+        """End a call of a service that throttles or denies: open the breaker at once."""
+        self._others.add(verdict.kind)
+        self.open_at_once(ticket, verdict)
+
+    def open_at_once(
         self, ticket: Ticket, verdict: Verdict, began_at: datetime | None = None
     ) -> None:
-        """End a call of a service that throttles or denies: open the breaker at once.
+        """Open the breaker, or that of the whole service.
 
         Args:
             began_at: When the call began (UTC), if the generation of its ticket does not say so.
@@ -311,11 +319,11 @@ class Engine:
         self._hooks.emit(CallJudged(self.policy.name, verdict))
         if self.parent is not None and verdict.scope is Scope.SERVICE:
             if ticket.parent is not None:
-                self.parent.close_down(ticket.parent, verdict)
+                self.parent.open_at_once(ticket.parent, verdict)
             else:
                 took_s = ticket.window.monotonic() - ticket.started
                 began_at = self._state.now() - timedelta(seconds=took_s)
-                self.parent.close_down(Ticket(self.parent.admission.window), verdict, began_at)
+                self.parent.open_at_once(Ticket(self.parent.admission.window), verdict, began_at)
             self.end_trials(Ticket(ticket.window, ticket.trial), IGNORED)
         elif not self.end_trials(ticket, verdict, whole=IGNORED) and self._enabled:
             self.change(
@@ -392,11 +400,12 @@ class Engine:
         with self._report_lock:
             now = self._state.now()
             current = window is self.admission.window
-            delta = window.pending(self.policy, now) if current else None
+            delta = window.pending(self.policy, now, self._others.pending()) if current else None
             if delta is None or not (delta.failed or delta.slow):
                 return  # an older generation, or another thread has reported it already
             before, stats = self._state.record(self.policy, delta)
             window.flushed(delta)
+            self._others.flushed(delta)
             stats = replace(stats, slow_in_row=window.slow_in_row)
             if stats.last_ok_at is not None:
                 window.succeeded_until(stats.last_ok_at)
@@ -427,11 +436,12 @@ class Engine:
         try:
             retired = self._count_retired()
             window = self.admission.window
-            delta = window.pending(self.policy, self._state.now())
+            delta = window.pending(self.policy, self._state.now(), self._others.pending())
             yield delta
             events += retired
             if delta is not None:
                 window.flushed(delta)
+                self._others.flushed(delta)
                 events.append(_counted(delta))
         finally:
             self._report_lock.release()

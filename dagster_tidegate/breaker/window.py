@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -16,6 +16,8 @@ BUCKETS = 10
 """Number of buckets in a window."""
 CLOCK_TOLERANCE_S = 5.0
 """Buckets further in the future were written before a clock was set back; they are ignored."""
+COUNTS = ("ok", "slow", "failed", "throttled", "denied", "pending", "rejected", "ignored")
+"""What is counted of calls: `ok` includes `slow`, the others are named like their verdicts."""
 MAX_RECORDS = 8
 """How many of the records that failed in a row are known by their digest."""
 
@@ -41,7 +43,7 @@ def reach(policy: ServicePolicy, now: datetime) -> tuple[datetime, datetime]:
 class WindowDelta:
     """What a worker counted in one bucket since its last report; times are UTC.
 
-    `ok`, `slow` and `failed` are added to what the worker reported before; `failed_in_row`,
+    The counts of `COUNTS` are added to what the worker reported before; `failed_in_row`,
     `row_since` and `row_records` replace it, and count since the worker's last success, whatever
     the bucket; of the other times the later one is kept. The table `outcomes` has the same columns.
     """
@@ -60,14 +62,18 @@ class WindowDelta:
     last_ok_at: datetime | None = None
     last_failed_at: datetime | None = None
     retry_at: datetime | None = None
+    throttled: int = 0
+    denied: int = 0
+    pending: int = 0
+    rejected: int = 0
+    ignored: int = 0
 
     def added_to(self, former: "WindowDelta") -> "WindowDelta":
         """Return the sum of an earlier report of the same worker and bucket, and this one."""
+        sums = {name: getattr(former, name) + getattr(self, name) for name in COUNTS}
         return replace(
             self,
-            ok=former.ok + self.ok,
-            slow=former.slow + self.slow,
-            failed=former.failed + self.failed,
+            **sums,
             last_ok_at=_later(former.last_ok_at, self.last_ok_at),
             last_failed_at=_later(former.last_failed_at, self.last_failed_at),
             retry_at=_later(former.retry_at, self.retry_at),
@@ -109,6 +115,7 @@ class WindowStats:
         row_workers: Number of workers that had these failures.
         unflushed_ok_per_s: Recent successes per second of the workers that have not reported since
             `row_since`: they may have had successes that are not flushed yet.
+        workers: Number of workers whose calls said something about the service.
         failing_workers: Number of workers that had failures or slow calls.
         slow_in_row: Slow calls of the worker that asks without another in between.
         last_ok_at: The last known success.
@@ -203,7 +210,7 @@ def window_stats(
         row_records=len(records),
         row_workers=len(failing),
         unflushed_ok_per_s=unflushed / (2 * width),
-        workers=len({row.worker for row in rows}),
+        workers=len({row.worker for row in rows if row.ok or row.slow or row.failed}),
         failing_workers=len({row.worker for row in rows if row.failed or row.slow}),
         last_ok_at=last_ok_at,
         retry_at=max((row.retry_at for row in rows if row.retry_at is not None), default=None),
@@ -301,12 +308,18 @@ class LocalWindow:
         with self._lock:
             return self._ok_total(), self.slow, self.failed
 
-    def pending(self, policy: ServicePolicy, now: datetime) -> WindowDelta | None:
-        """Return what is to be reported, or None. Call `flushed` once it is written."""
+    def pending(
+        self, policy: ServicePolicy, now: datetime, others: Mapping[str, int] | None = None
+    ) -> WindowDelta | None:
+        """Return what is to be reported, or None. Call `flushed` once it is written.
+
+        Args:
+            others: Counts of other verdicts to report with it.
+        """
         with self._lock:
             self._end_row_after_success()
             ok, slow, failed = self._ok_total(), self.slow, self.failed
-            if (ok, slow, failed) == self._flushed:
+            if (ok, slow, failed) == self._flushed and not others:
                 return None
             bucket = bucket_of(policy, now)
             records = dict.fromkeys(record for _, record in self._row)
@@ -329,6 +342,7 @@ class LocalWindow:
                 last_ok_at=last_ok_at,
                 last_failed_at=self._last_failed_at,
                 retry_at=self._retry_at,
+                **(others or {}),
             )
 
     def flushed(self, delta: WindowDelta) -> None:

@@ -70,6 +70,7 @@ def list_(
     out = console.console()
     _show_stats(out, listed, situation)
     if name is not None:
+        _show_verdicts(out, listed[0])
         _show_policy(out, name, policies.get(name, {}))
     elif not no_policies:
         _show_rules(out, policies)
@@ -220,6 +221,15 @@ def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situa
             str(stats.trips or ""),
         )
     out.print(table if listed else "no services: none is in the store or in a policy")
+
+
+def _show_verdicts(out: Console, service: ServiceDetails) -> None:
+    verdicts = service.numbers.verdicts
+    all_ = sum(verdicts.values())
+    table = console.table("Verdicts, last hour", "verdict", "calls", "share")
+    for kind, count in verdicts.items():
+        table.add_row(kind, str(count), f"{count / all_:.1%}" if count else "")
+    out.print(table if all_ else f"no calls of {service.name} in the last hour")
 
 
 def _show_rules(out: Console, policies: "Policies") -> None:

@@ -20,6 +20,7 @@ from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.waker import Waker
 from dagster_tidegate.breaker.window import (
     CLOCK_TOLERANCE_S,
+    COUNTS,
     Counts,
     WindowDelta,
     WindowStats,
@@ -333,7 +334,10 @@ class SqlBackend:
             add(conn, [delta for _, delta in deltas])
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
-        """See `BreakerBackend.prune`. A service keeps two windows of its counts."""
+        """See `BreakerBackend.prune`. A service keeps two windows of its counts.
+
+        Those that are deleted are added to its verdicts by minute.
+        """
         with self.store.begin() as conn:
             now = self.store.now(conn)
             o = t.outcomes.c
@@ -358,12 +362,16 @@ class SqlBackend:
             # Several processes prune at the same time: each skips rows that another has locked.
             key = (o.service, o.bucket, o.worker, o.generation)
             some = (
-                sa.select(*key).where(old).limit(PRUNED_AT_ONCE).with_for_update(skip_locked=True)
+                sa.select(*key, *(o[name] for name in COUNTS))
+                .where(old)
+                .limit(PRUNED_AT_ONCE)
+                .with_for_update(skip_locked=True)
             )
             rows = conn.execute(some).all()
             if not rows:
                 return 0
-            wanted = sa.tuple_(*key).in_([tuple(row) for row in rows])
+            conn.execute(_add_verdicts(conn.dialect.name), _by_minute(rows))
+            wanted = sa.tuple_(*key).in_([tuple(row)[: len(key)] for row in rows])
             return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
     def change(self, before: BreakerStatus, after: BreakerStatus, actor: str) -> bool:
@@ -488,7 +496,7 @@ def _keep(
 def _add(dialect: str) -> Any:
     new = insert_on(dialect, t.outcomes)
     delta, kept = new.excluded, t.outcomes.c
-    added = {name: kept[name] + delta[name] for name in ("ok", "slow", "failed")}
+    added = {name: kept[name] + delta[name] for name in COUNTS}
     replaced = {name: delta[name] for name in ("failed_in_row", "row_since", "row_records")}
     later = {
         name: sa.case(
@@ -500,6 +508,26 @@ def _add(dialect: str) -> Any:
         index_elements=["service", "bucket", "worker", "generation"],
         set_=added | replaced | later,
     )
+
+
+@cache
+def _add_verdicts(dialect: str) -> Any:
+    new = insert_on(dialect, t.verdicts)
+    return new.on_conflict_do_update(
+        index_elements=["service", "minute"],
+        set_={name: t.verdicts.c[name] + new.excluded[name] for name in COUNTS},
+    )
+
+
+def _by_minute(rows: Iterable[sa.Row]) -> list[dict[str, Any]]:
+    """Add up outcomes by service and minute; in the order in which everybody locks them."""
+    sums: dict[tuple[str, datetime], dict[str, Any]] = {}
+    for row in rows:
+        minute = row.bucket.replace(second=0, microsecond=0)
+        into = sums.setdefault((row.service, minute), {"service": row.service, "minute": minute})
+        for name in COUNTS:
+            into[name] = into.get(name, 0) + getattr(row, name)
+    return [sums[key] for key in sorted(sums)]
 
 
 def _outlives_window(until: Any) -> sa.ColumnElement[bool]:
@@ -517,7 +545,10 @@ def _outlives_window(until: Any) -> sa.ColumnElement[bool]:
         .scalar_subquery()
     )
     later = last_ok_at.is_(None) | (o.last_failed_at > last_ok_at)
-    return ((o.failed_in_row > 0) & later) | (o.last_ok_at == last_ok_at)
+    # Never NULL, or a worker without a success would keep its rows for good.
+    return ((o.failed_in_row > 0) & later) | sa.func.coalesce(
+        o.last_ok_at == last_ok_at, sa.false()
+    )
 
 
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(

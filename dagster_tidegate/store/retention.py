@@ -35,6 +35,7 @@ class Keep:
         missed_ticks: Ticks that a schedule missed, after they were launched, skipped or failed.
         alerts: Alerts, after their cause has ended.
         outcomes: Outcomes of calls to services that are no longer called.
+        verdicts: How many calls to each service there were in a minute, by verdict.
         sessions: Browser sessions, after they have expired.
         idempotency_keys: Responses to requests with an `Idempotency-Key`.
     """
@@ -46,6 +47,7 @@ class Keep:
     missed_ticks: timedelta | None = timedelta(days=90)
     alerts: timedelta | None = timedelta(days=90)
     outcomes: timedelta | None = timedelta(days=1)
+    verdicts: timedelta | None = timedelta(days=1)
     sessions: timedelta | None = timedelta(days=1)
     idempotency_keys: timedelta | None = timedelta(days=1)
 
@@ -181,6 +183,7 @@ _KINDS = {
     "missed_ticks": _Kind(t.missed_ticks, t.missed_ticks.c.settled_at),
     "alerts": _Kind(t.alerts, t.alerts.c.ended_at),
     "outcomes": _Kind(t.outcomes, t.outcomes.c.bucket),
+    "verdicts": _Kind(t.verdicts, t.verdicts.c.minute),
     "sessions": _Kind(t.sessions, t.sessions.c.expires_at),
     "idempotency_keys": _Kind(t.idempotency_keys, t.idempotency_keys.c.at),
 }

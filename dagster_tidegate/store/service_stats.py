@@ -1,11 +1,13 @@
 """Recent calls of the fleet to its services, for people."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.window import COUNTS
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import WOULD_OPEN
@@ -18,7 +20,10 @@ HOUR = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class ServiceStats:
-    """Recent calls to a service. Outcomes are kept for about two windows of its policy.
+    """Recent calls to a service.
+
+    Verdicts are those of the last hour. The other numbers are of the outcomes, which are kept for
+    about two windows of its policy.
 
     Attributes:
         ok: Calls that succeeded, the slow ones included.
@@ -28,6 +33,7 @@ class ServiceStats:
         last_ok_at: The last success (UTC).
         last_failed_at: The last failure (UTC).
         trips: How often its breaker tripped within `TRIPS_WITHIN`; failed probes do not count.
+        verdicts: How many of the calls of the last hour had each verdict; trial calls aside.
     """
 
     ok: int = 0
@@ -38,6 +44,7 @@ class ServiceStats:
     last_ok_at: datetime | None = None
     last_failed_at: datetime | None = None
     trips: int = 0
+    verdicts: Mapping[VerdictKind, int] = field(default_factory=lambda: Calls().verdicts)
 
 
 def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
@@ -71,6 +78,9 @@ def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
         values = row._asdict()
         name = values.pop("service")
         stats[name] = ServiceStats(**values, trips=trips.get(name, 0))
+    for name, calls in last_hour(conn, now).items():
+        former = stats.get(name, ServiceStats())
+        stats[name] = replace(former, verdicts=total(calls).verdicts)
     return stats
 
 
@@ -127,40 +137,66 @@ class Calls:
     ok: int = 0
     slow: int = 0
     failed: int = 0
+    throttled: int = 0
+    denied: int = 0
+    pending: int = 0
+    rejected: int = 0
+    ignored: int = 0
     minutes_ago: int = 0
 
     @property
-    def all(self) -> int:
-        """How many calls there were; the slow ones are among the successful ones."""
+    def healthy_or_not(self) -> int:
+        """How many calls said whether the service is well; the slow ones are among the ok ones."""
         return self.ok + self.failed
 
     @property
     def failure_rate(self) -> float:
-        """The share that failed, from 0 to 1."""
-        return self.failed / self.all if self.all else 0.0
+        """The share of these that failed, from 0 to 1."""
+        return self.failed / self.healthy_or_not if self.healthy_or_not else 0.0
+
+    @property
+    def verdicts(self) -> Mapping[VerdictKind, int]:
+        """How many calls there were of each verdict."""
+        return {
+            VerdictKind.SUCCESS: self.ok - self.slow,
+            VerdictKind.SLOW: self.slow,
+            VerdictKind.FAILURE: self.failed,
+            VerdictKind.THROTTLED: self.throttled,
+            VerdictKind.DENIED: self.denied,
+            VerdictKind.PENDING: self.pending,
+            VerdictKind.REJECTED: self.rejected,
+            VerdictKind.IGNORED: self.ignored,
+        }
+
+    def __add__(self, other: "Calls") -> "Calls":
+        """The calls of both; of no minute."""
+        return Calls(*(getattr(self, name) + getattr(other, name) for name in COUNTS))
 
 
 def last_hour(conn: Connection, now: datetime) -> Mapping[str, Sequence[Calls]]:
-    """Return the calls to each service, by minute, the oldest first.
-
-    Outcomes are kept for about two windows of the policy of a service.
-    """
-    o = t.outcomes.c
+    """Return the calls to each service, by minute, the oldest first."""
+    o, v = t.outcomes.c, t.verdicts.c
+    # One statement: outcomes become verdicts meanwhile.
+    union = sa.union_all(
+        sa.select(o.service, o.bucket, *(o[name] for name in COUNTS)).where(o.bucket > now - HOUR),
+        sa.select(v.service, v.minute, *(v[name] for name in COUNTS)).where(v.minute > now - HOUR),
+    ).subquery()
+    u = union.c
     rows = conn.execute(
-        sa.select(
-            o.service,
-            o.bucket,
-            *(sa.func.sum(column).label(column.name) for column in (o.ok, o.slow, o.failed)),
-        )
-        .where(o.bucket > now - HOUR)
-        .group_by(o.service, o.bucket)
-        .order_by(o.service, o.bucket)
+        sa.select(u.service, u.bucket, *(sa.func.sum(u[name]) for name in COUNTS))
+        .group_by(u.service, u.bucket)
+        .order_by(u.service, u.bucket)
     )
     by_minute: dict[str, dict[int, Calls]] = {}
     for row in rows:
-        service, bucket, ok, slow, failed = tuple(row)
-        minute = int((now - bucket).total_seconds() // 60)
+        service, bucket, *counts = tuple(row)
+        minute = max(0, int((now - bucket).total_seconds() // 60))
         minutes = by_minute.setdefault(service, {})
-        former = minutes.get(minute, Calls())
-        minutes[minute] = Calls(former.ok + ok, former.slow + slow, former.failed + failed, minute)
+        calls = minutes.get(minute, Calls()) + Calls(*map(int, counts))
+        minutes[minute] = replace(calls, minutes_ago=minute)
     return {name: list(minutes.values()) for name, minutes in by_minute.items()}
+
+
+def total(calls: Iterable[Calls]) -> Calls:
+    """Return the sum of calls."""
+    return sum(calls, Calls())

@@ -69,6 +69,12 @@ def _status(column: str, values: type[StrEnum], **kwargs: Any) -> tuple[sa.Colum
     )
 
 
+def _other_verdicts() -> list[sa.Column]:
+    """Counts of calls that say nothing about whether the service is well."""
+    names = ("throttled", "denied", "pending", "rejected", "ignored")
+    return [sa.Column(name, sa.Integer, nullable=False, server_default="0") for name in names]
+
+
 # A service and its breaker. Every change of the state is an UPDATE ... WHERE generation = :g that
 # increments the generation, so that exactly one worker makes it and late results are recognised.
 services = sa.Table(
@@ -110,6 +116,19 @@ outcomes = sa.Table(
     sa.Column("last_ok_at", UTCDateTime),
     sa.Column("last_failed_at", UTCDateTime),
     sa.Column("retry_at", UTCDateTime),  # the latest Retry-After that the service sent
+    *_other_verdicts(),
+)
+
+# Calls by minute, the sum of the outcomes that no window needs any more.
+verdicts = sa.Table(
+    "verdicts",
+    metadata,
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("minute", UTCDateTime, primary_key=True),
+    sa.Column("ok", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("slow", sa.Integer, nullable=False, server_default="0"),  # of the ok ones
+    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
+    *_other_verdicts(),
 )
 
 # Leases on trial calls of a half open breaker. An expired lease is free.

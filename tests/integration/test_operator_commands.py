@@ -253,6 +253,9 @@ def test_services_are_listed_with_what_the_fleet_saw(run: Run, store: Store) -> 
     assert (numbers["ok"], numbers["trips"]) == (1, 1)
     assert numbers["failed"] >= 2
     assert listed["maps"]["numbers"]["failed"] == 0
+    assert numbers["verdicts"]["success"] == 1
+    assert numbers["verdicts"]["failure"] == numbers["failed"]
+    assert "Verdicts, last hour" in run("services", "mail", "--no-policies").output
     assert "ConnectionError x" in run("services", "--no-policies").output
     unknown = run("services", "male", "--no-policies")
     assert unknown.exit_code == 1

@@ -594,15 +594,41 @@ def test_the_history_has_filters(store: Store) -> None:
 
 def test_a_service_page_says_what_a_hold_would_do(store: Store) -> None:
     page_store.deploy(store)
-    page_store.calls(store, "instantly", minutes_ago=1, ok=95, slow=3, failed=5)
     with browsing(store) as browser:
         words = text(browser.get("/services/instantly"))
         assert "Campaign outreach pauses" in words
         assert "stopped: new_lead_files" in words
-        assert "100 calls, 5.0 % failed , 3.0 % slow" in words
         assert "apollo/people_match" in text(browser.get("/services/apollo"))
         assert "apollo" in text(browser.get("/services/apollo/people_match"))
         browser.get("/services/nowhere", expect=404)
+
+
+@both_databases
+def test_the_verdicts_of_the_last_hour_are_the_same_everywhere(store: Store) -> None:
+    page_store.deploy(store)
+    page_store.calls(store, "instantly", minutes_ago=1, ok=75, slow=3, failed=5, rejected=18)
+    page_store.calls(store, "instantly", minutes_ago=50, ok=100, throttled=1, denied=1)
+    page_store.calls(store, "instantly", minutes_ago=61, ok=1000, failed=1000)
+    verdicts = {
+        "success": 172,
+        "slow": 3,
+        "failure": 5,
+        "throttled": 1,
+        "denied": 1,
+        "pending": 0,
+        "rejected": 18,
+        "ignored": 0,
+    }
+    with browsing(store) as browser:
+        start = text(browser.get(""))
+        assert (
+            "200 calls, 2.5 % failed , 0.5 % denied , 0.5 % throttled , 1.5 % slow , 9.0 % rejected"
+        ) in start
+        page = text(browser.get("/services/instantly"))
+        for kind, count in verdicts.items():
+            assert re.search(rf"{kind} [^0-9]*{count} ", page), kind
+        answer = browser.client.get("/api/v1/services/instantly").json()
+    assert answer["numbers"]["verdicts"] == verdicts
 
 
 ODD = (

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import LocalWindow, WindowDelta, bucket_of, window_stats
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import breakers, holds
+from dagster_tidegate.store import breakers, holds, service_stats
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
@@ -178,6 +179,48 @@ def test_old_counts_are_pruned(store: Store, clock: Clock):
         clock.advance(rules.window_s)
     assert backend.prune([rules]) == 3
     assert backend.prune([rules]) == 0
+
+
+def test_pruned_counts_stay_in_the_verdicts_of_their_minute(store: Store, clock: Clock):
+    backend, rules = SqlBackend(store), policy()
+    backend.read([rules.name])
+
+    def count(worker: str, **counts: Any) -> None:
+        bucket = bucket_of(rules, clock())
+        backend.flush([(rules, WindowDelta(rules.name, 0, worker, bucket, clock(), **counts))])
+
+    def minutes() -> list[tuple[int, int, int, int]]:
+        with store.read() as conn:
+            by_minute = service_stats.last_hour(conn, clock()).get(rules.name, ())
+        return [(c.minutes_ago, c.ok, c.failed, c.throttled) for c in by_minute]
+
+    clock.advance(-clock().timestamp() % 60 + 1)
+    count("a", ok=3, throttled=1)
+    count("b", ok=2, failed=1)
+    clock.advance(10)
+    count("a", ok=1, throttled=2)
+    clock.advance(40 * 60)
+    count("a", ok=7)
+    assert minutes() == [(40, 6, 1, 3), (0, 7, 0, 0)]
+    assert backend.prune([rules]) == 3
+    assert minutes() == [(40, 6, 1, 3), (0, 7, 0, 0)]
+    clock.advance(19 * 60)
+    assert backend.prune([rules]) == 1
+    assert [row[1:] for row in minutes()] == [(6, 1, 3), (7, 0, 0)]
+    clock.advance(2 * 60)
+    assert minutes() == [(21, 7, 0, 0)]
+
+
+def test_a_worker_whose_calls_say_nothing_of_the_service_is_no_worker_of_its_window(
+    backend: BreakerBackend, clock: Clock
+):
+    rules = policy()
+    backend.read([rules.name])
+    bucket = bucket_of(rules, clock())
+    backend.flush([(rules, WindowDelta(rules.name, 0, "b", bucket, clock(), rejected=9))])
+    delta = WindowDelta(rules.name, 0, "a", bucket, clock(), failed=1, last_failed_at=clock())
+    _, stats = backend.record(rules, delta)
+    assert (stats.workers, stats.failed) == (1, 1)
 
 
 def test_each_change_is_in_the_record(store: Store, clock: Clock):

@@ -22,11 +22,17 @@ def trouble(store: Store) -> dict[str, int]:
     for name, per_minute in (("apollo/people_match", 90), ("openai", 40), ("millionverifier", 160)):
         for minute in range(58):
             failed = 3 if name == "openai" and minute in (40, 41, 42) else 0
-            calls(store, name, minutes_ago=minute, ok=per_minute, slow=minute % 3, failed=failed)
+            odd = minute % 7 == 0 if name == "millionverifier" else 0
+            calls(
+                store, name, minutes_ago=minute, ok=per_minute, slow=minute % 3, failed=failed,
+                rejected=9 * odd, pending=4 * odd,
+            )  # fmt: skip
     for minute in range(4, 50):
         calls(store, "instantly", minutes_ago=minute, ok=70, slow=2, failed=minute % 17 == 0)
     calls(store, "instantly", minutes_ago=3, ok=20, slow=5, failed=30)
     calls(store, "instantly", minutes_ago=2, ok=0, slow=0, failed=5)
+    calls(store, "apollo/people_match", minutes_ago=12, throttled=1)
+    calls(store, "perplexity", minutes_ago=22, ok=31, denied=2, ignored=1)
     with earlier(store, 49):
         open_breaker(store, "millionverifier", "timeout x5")
     with earlier(store, 41):

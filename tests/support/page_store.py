@@ -106,8 +106,8 @@ def close_breaker(store: Store, name: str) -> None:
         breakers.close(conn, store.now(conn), name, actor="breaker")
 
 
-def calls(store: Store, name: str, *, minutes_ago: int, ok: int, slow: int, failed: int) -> None:
-    """Record calls to a service."""
+def calls(store: Store, name: str, *, minutes_ago: int, **counts: int) -> None:
+    """Record calls to a service: how many were `ok`, `slow`, `failed`, ..."""
     with store.begin() as conn:
         now = store.now(conn)
         conn.execute(
@@ -116,9 +116,7 @@ def calls(store: Store, name: str, *, minutes_ago: int, ok: int, slow: int, fail
                 bucket=now - timedelta(minutes=minutes_ago),
                 worker="worker",
                 generation=0,
-                ok=ok,
-                slow=slow,
-                failed=failed,
+                **counts,
             )
         )
 

@@ -53,6 +53,17 @@ TONES = {
 """The colour of each status; every other one is neutral."""
 
 
+MEANINGS = (
+    ("success", ""),
+    ("slow", "succeeded, but took too long"),
+    ("failure", "the service is unwell"),
+    ("throttled", "not to be called before a time"),
+    ("denied", "refuses this client until a person repairs the cause"),
+    ("pending", "no answer yet for the record"),
+    ("rejected", "the record's own fault"),
+    ("ignored", "the caller's own error"),
+)
+"""What each verdict on a call says, for people."""
 DID = {
     "hold": "Held.",
     "release": "Released.",
@@ -227,6 +238,7 @@ def environment() -> Environment:
         spark_failures=_spark_failures,
         differences=differences,
     )
+    made.globals["meanings"] = MEANINGS
     # Blocks that are rendered alone do not execute the imports of their template.
     made.globals["ui"] = made.get_template("macros.html").module
     return made

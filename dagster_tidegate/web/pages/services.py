@@ -7,6 +7,7 @@ from typing import Any
 
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control import report_reader
 from dagster_tidegate.control.effects import if_held, in_words
 from dagster_tidegate.control.report import period
@@ -53,13 +54,9 @@ class Service:
     breaker: BreakerStatus | None = None
 
     @property
-    def total(self) -> Calls:
-        """Its calls in the last hour."""
-        return Calls(
-            sum(each.ok for each in self.calls),
-            sum(each.slow for each in self.calls),
-            sum(each.failed for each in self.calls),
-        )
+    def verdicts(self) -> Mapping[VerdictKind, int]:
+        """How many of its calls of the last hour had each verdict."""
+        return service_stats.total(self.calls).verdicts
 
 
 @dataclass(frozen=True)

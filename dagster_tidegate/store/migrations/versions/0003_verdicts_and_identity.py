@@ -12,6 +12,8 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+OTHER_VERDICTS = ("throttled", "denied", "pending", "rejected", "ignored")
+
 
 def upgrade() -> None:
     """Apply this revision."""
@@ -21,6 +23,18 @@ def upgrade() -> None:
     op.add_column("campaign_ops", sa.Column("services", sa.Text()))
     op.add_column("campaign_ops", sa.Column("assets", sa.JSON(none_as_null=True)))
     op.add_column("outcomes", sa.Column("row_records", sa.Text()))
+    for column in _other_verdicts():
+        op.add_column("outcomes", column)
+    op.create_table(
+        "verdicts",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("minute", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ok", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("slow", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("failed", sa.Integer(), server_default="0", nullable=False),
+        *_other_verdicts(),
+        sa.PrimaryKeyConstraint("service", "minute", name=op.f("pk_verdicts")),
+    )
     # Before the campaign runs: a worker that writes its records refers to them.
     tries = sa.Column("tries", sa.Integer(), server_default="0", nullable=False)
     suspect = sa.Column("suspect", sa.Boolean(), server_default=sa.false(), nullable=False)
@@ -49,6 +63,12 @@ def upgrade() -> None:
         sa.Column("has_old_records", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
     _widen("events", "name")  # last, as in each worker's transaction
+
+
+def _other_verdicts() -> list[sa.Column]:
+    return [
+        sa.Column(name, sa.Integer(), server_default="0", nullable=False) for name in OTHER_VERDICTS
+    ]
 
 
 def _widen(table: str, column: str) -> None:
@@ -92,7 +112,9 @@ def downgrade() -> None:
         batch_op.drop_column("assets")
         batch_op.drop_column("services")
     with op.batch_alter_table("outcomes") as batch_op:
-        batch_op.drop_column("row_records")
+        for name in ("row_records", *OTHER_VERDICTS):
+            batch_op.drop_column(name)
+    op.drop_table("verdicts")
     with op.batch_alter_table("services") as batch_op:
         for column in ("would_open_at", "answer", "cause"):
             batch_op.drop_column(column)
