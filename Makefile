@@ -27,7 +27,7 @@ TESTS := $(VENV)/.installed-tests
 OTHER := .venv-dagster-$(DAGSTER)
 # Those that use Dagster's API, each part of it once; the store is the same with any Dagster.
 OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
-  facts_about_dagster gate schedule_rows start api_start executors serve records)
+  facts_about_dagster gate runs assets start api_start executors serve records)
 PROPERTIES := $(shell grep -lE '^(from|import) hypothesis' -r tests --include='test_*.py')
 
 .PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format bench bench-scale chaos properties clean help
@@ -53,7 +53,9 @@ test: style ## Lint, types and all tests.
 run-tests: $(TESTS)
 	$(BIN)/pytest -n $(WORKERS) $(DIST) --durations 20
 
+# pytest-xdist says nothing of a file that is not there.
 test-dagster: with-dagster ## The integration tests of Dagster with another one: make test-dagster [DAGSTER=1.13.26].
+	@ls $(OF_DAGSTER) >/dev/null
 	$(OTHER)/bin/pytest -n $(WORKERS) $(DIST) -k 'not postgres' $(OF_DAGSTER)
 
 # Everything else is as in constraints.txt; `newest` is what pip finds.
