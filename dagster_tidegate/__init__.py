@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.plugin.components import TidegateComponent
     from dagster_tidegate.plugin.definitions import build_definitions
     from dagster_tidegate.plugin.each import each
-    from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig
+    from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig, Window
     from dagster_tidegate.plugin.sensors import (
         build_breaker_sensor,
         build_pause_sensor,
@@ -62,6 +62,7 @@ __all__ = [
     "Throttled",
     "TidegateComponent",
     "Verdict",
+    "Window",
     "__version__",
     "build_breaker_sensor",
     "build_definitions",
@@ -98,6 +99,7 @@ _MODULES = {
     "Throttled": "breaker.errors",
     "TidegateComponent": "plugin.components",
     "Verdict": "breaker.verdicts",
+    "Window": "plugin.resource",
     "build_breaker_sensor": "plugin.sensors",
     "build_definitions": "plugin.definitions",
     "build_pause_sensor": "plugin.sensors",

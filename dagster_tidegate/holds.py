@@ -39,6 +39,7 @@ class SystemActor(StrEnum):
     DAGSTER = "dagster"
     EXPIRY = "expiry"
     GATE = "gate"
+    WINDOW = "window"  # a maintenance window of a service
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class Hold:
     def target_name(self) -> str:
         """Name of the target."""
         return self.target.name
+
+    @property
+    def is_of_window(self) -> bool:
+        """Whether it is that of a maintenance window; to workers, it is like an operator's."""
+        return self.source is HoldSource.OPERATOR and self.actor == SystemActor.WINDOW
 
     def live(self, now: datetime) -> bool:
         """Return whether the hold is in effect at `now`."""
@@ -219,6 +225,9 @@ see 'tidegate doctor'"
 
 
 def _reason(hold: Hold, breaker: "BreakerStatus | None") -> str:
+    if hold.is_of_window:
+        until = "" if hold.expires_at is None else f" until {utc(hold.expires_at)}"
+        return f"{hold.target.name} is in a maintenance window{until} ({hold.reason})"
     if hold.source is not HoldSource.BREAKER:
         return f"{hold.target} is held by {hold.actor} ({hold.reason})"
     name = hold.target.name

@@ -50,9 +50,9 @@ def denied_services(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
 
 
 def operator_holds(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
-    """Yield the holds of operators."""
+    """Yield the holds of operators, without those of maintenance windows."""
     for hold in snapshot.situation.holds:
-        if hold.source is not HoldSource.OPERATOR:
+        if hold.source is not HoldSource.OPERATOR or hold.is_of_window:
             continue
         end = "it is released" if hold.expires_at is None else utc(hold.expires_at)
         yield (
@@ -72,7 +72,7 @@ def expiring_holds(snapshot: Snapshot, settings: AlertSettings) -> Findings:
     """Yield the holds that expire soon, short ones only in the last quarter of their time."""
     now = snapshot.situation.now
     for hold in snapshot.situation.holds:
-        if hold.expires_at is None:
+        if hold.expires_at is None or hold.is_of_window:
             continue
         notice = timedelta(seconds=settings.hold_expires_within_s)
         if now < hold.expires_at - min(notice, (hold.expires_at - hold.placed_at) / 4):

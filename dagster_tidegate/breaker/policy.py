@@ -1,9 +1,10 @@
 """The policy of a service: when its breaker trips, how it is probed, how it recovers."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,6 +12,45 @@ from dagster_tidegate.breaker.profiles import check_name
 from dagster_tidegate.pools import check_service_name, merged
 
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class MaintenanceWindow(BaseModel):
+    """A time at which a service must not be called, and that returns: `dagster_tidegate.Window`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cron: str = Field(
+        min_length=1,
+        max_length=128,
+        description="When it begins, as a cron expression of five fields, such as `0 2 * * SUN`.",
+    )
+    duration_s: int = Field(
+        ge=1, le=7 * 86400, description="How long it lasts, in seconds: at most 7 days."
+    )
+    timezone: str = Field(
+        default="UTC",
+        max_length=64,
+        description="Time zone of the cron expression, such as `Europe/Berlin`.",
+    )
+    reason: str = Field(
+        default="maintenance", min_length=1, max_length=500, description="Why, for people."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{timezone!r} is no time zone: use a name like UTC") from error
+        return timezone
+
+    @field_validator("reason")
+    @classmethod
+    def _reason_says_something(cls, reason: str) -> str:
+        if not reason.strip():
+            raise ValueError("the reason of a maintenance window can't be empty")
+        return reason
 
 
 class ServicePolicy(BaseModel):
@@ -173,6 +213,11 @@ class ServicePolicy(BaseModel):
     probe_timeout_s: float = Field(
         default=5.0, gt=0, description="Timeout of the health probe, in seconds."
     )
+    windows: Sequence[MaintenanceWindow] = Field(
+        default=[],
+        description="Maintenance windows: times at which the gate holds the service, each time "
+        "anew, and releases it by itself.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -232,7 +277,7 @@ class ServicePolicy(BaseModel):
     def with_parts(self) -> "list[ServicePolicy]":
         """Return this policy and those of the parts."""
         names = [f"{self.name}/{part}" for part in self.parts]
-        only_of_whole = {"parts": [], "pools": []}
+        only_of_whole = {"parts": [], "pools": [], "windows": []}
         return [self, *(self.model_copy(update={"name": n, **only_of_whole}) for n in names)]
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -22,6 +22,7 @@ from dagster_tidegate.control.models import (
     GateHealth,
     HoldOut,
     ServiceOut,
+    WindowOut,
 )
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import ObstacleKind, why
@@ -31,6 +32,9 @@ from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import length, plural, sentence, utc
+
+ANNOUNCED = timedelta(hours=24)
+"""How long before it begins a maintenance window is shown."""
 
 
 @click.command()
@@ -77,6 +81,7 @@ def as_dict(situation: Situation, counts: AlertCounts) -> dict[str, Any]:
             CampaignDetails.all_of(situation, campaign) for campaign in situation.campaigns.values()
         ],
         "holds": [HoldOut.model_validate(hold) for hold in situation.holds],
+        "windows": [WindowOut.model_validate(window) for window in situation.windows],
         "gate": gate.parts,
         "gate_stale": gate.stale,
         "leftovers": [vars(leftover) for leftover in leftovers(situation)],
@@ -108,6 +113,12 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
         parts.append(_services(views, situation.now, short=short))
     if situation.holds:
         parts.append(_holds(situation, short=short))
+    soon = situation.now + ANNOUNCED
+    parts += [
+        console.text(window.announcement(situation.now), "yellow")
+        for window in situation.windows
+        if window.starts_at <= soon
+    ]
     if paused or not short:
         listed = paused if short else [*paused, *running]
         parts.append(_campaigns({name: whys[name] for name in listed}, situation, short=short))

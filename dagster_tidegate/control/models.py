@@ -157,6 +157,19 @@ class ReleasedCampaigns(Out):
     released: Sequence[HoldOut]
 
 
+class WindowOut(Out):
+    """A maintenance window of a service, at the time at which it begins next."""
+
+    location: str = Field(description="The code location that declares it.")
+    service: str
+    cron: str
+    timezone: str
+    duration_s: int
+    reason: str
+    starts_at: datetime
+    ends_at: datetime
+
+
 class ServiceOut(Out):
     """A service and its breaker."""
 
@@ -178,6 +191,9 @@ class ServiceOut(Out):
     )
     would_pause: Sequence[str] = Field(description="Campaigns that this would have paused.")
     holds: Sequence[HoldOut]
+    windows: Sequence[WindowOut] = Field(
+        description="Its coming maintenance windows, the next one first."
+    )
 
     @classmethod
     def of(cls, situation: Situation, name: str) -> "ServiceOut":
@@ -198,6 +214,7 @@ class ServiceOut(Out):
             would_open_at=breaker and breaker.would_open_at,
             would_pause=situation.would_pause(name),
             holds=[HoldOut.model_validate(h) for h in situation.holds if h.target == target],
+            windows=[WindowOut.model_validate(w) for w in situation.windows_of(name)],
         )
 
 

@@ -12,7 +12,7 @@ from dagster_tidegate.holds import (
     covering,
     targets_of,
 )
-from dagster_tidegate.pools import Adopted, merged
+from dagster_tidegate.pools import Adopted, merged, whole_of
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import (
@@ -24,11 +24,13 @@ from dagster_tidegate.store import (
     runs,
     service_stats,
     takeovers,
+    windows,
 )
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
+from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import utc
 
 STALE_AFTER = timedelta(seconds=60)
@@ -92,6 +94,7 @@ class Situation:
         heartbeats: The last completed tick of each sensor of a gate.
         undefined: Number of paused runs of each campaign that no code location defines.
         locations: The code locations with campaigns, where only some campaigns were read.
+        windows: The maintenance windows that have not begun, the next one first.
     """
 
     now: datetime
@@ -104,6 +107,7 @@ class Situation:
     heartbeats: Sequence[Heartbeat]
     undefined: Mapping[str, int] = field(default_factory=dict)
     locations: Collection[str] | None = None
+    windows: Sequence[PlannedWindow] = ()
 
     @property
     def detached(self) -> frozenset[str]:
@@ -120,6 +124,11 @@ class Situation:
         """Names of the services that have a breaker or a hold."""
         held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
         return frozenset(self.breakers) | held
+
+    def windows_of(self, service: str) -> list[PlannedWindow]:
+        """Return the coming maintenance windows of a service, and of that which it is a part of."""
+        names = (service, whole_of(service))
+        return [window for window in self.windows if window.service in names]
 
     def would_pause(self, service: str) -> list[str]:
         """Return the campaigns that an open breaker would have paused, were it enforced."""
@@ -190,4 +199,5 @@ def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -
             if name not in by_name and (paused := by_status.get(RunStatus.PAUSED))
         },
         locations=None if only is None else campaigns.defined_at(conn).keys(),
+        windows=[window for window in windows.read(conn) if window.starts_at > now],
     )

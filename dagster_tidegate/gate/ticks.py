@@ -22,6 +22,7 @@ from dagster_tidegate.gate.plan import Observation
 from dagster_tidegate.gate.queue import explain_queue
 from dagster_tidegate.gate.reconcile import BUDGET_S, Direction, reconcile
 from dagster_tidegate.gate.resume import request_runs
+from dagster_tidegate.gate.windows import hold_in_windows
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, heartbeats, holds
@@ -46,6 +47,7 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
         ExceptionGroup: If a change failed.
     """
     deadline = time.monotonic() + BUDGET_S
+    begun = hold_in_windows(gate, new_code=new_code)
     observation, report = reconcile(
         gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=planner.record
     )
@@ -56,7 +58,7 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
         with gate.store.begin() as conn:
             campaigns.save(conn, now, gate.location, gate.specs)
     followed = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
-    changes = [*report.changes]
+    changes = [*begun, *report.changes]
     if waiting := explain_queue(gate, observation):
         changes.append(f"{waiting} queued runs say what they wait for")
     if abandoned:

@@ -10,12 +10,13 @@ from typing import TypeVar
 from uuid import uuid4
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.policy import MaintenanceWindow, ServicePolicy
+from dagster_tidegate.dagster_api.cron import check_cron
 from dagster_tidegate.dagster_api.steps import Context, is_direct, op_context
 from dagster_tidegate.plugin.direct import DirectAttempt
 from dagster_tidegate.plugin.step import BreakerOpenFailure, Step
@@ -35,8 +36,28 @@ MEMORY = "memory:"
 _clocks: dict[str, Callable[[], datetime]] = {}  # of stores in memory
 
 
+class Window(MaintenanceWindow, dg.Config):
+    """A maintenance window of a service, which the gate holds from its start to its end.
+
+    Example:
+        ```python
+        nightly = Window(cron="0 2 * * SUN", duration_s=7200, timezone="Europe/Berlin")
+        ServiceConfig(name="mailer", windows=[nightly])
+        ```
+    """
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_is_valid(cls, cron: str) -> str:
+        return check_cron(cron)
+
+
 class ServiceConfig(ServicePolicy, dg.Config):
     """A `ServicePolicy` that Dagster's config system reads."""
+
+    windows: list[Window] = Field(  # type: ignore[assignment] -- Dagster reads lists only
+        default=[], description=ServicePolicy.model_fields["windows"].description
+    )
 
 
 class BreakerResource(dg.ConfigurableResource):

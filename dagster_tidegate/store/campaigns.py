@@ -203,7 +203,8 @@ def forget(conn: Connection, now: datetime, location: str, *, actor: str) -> Seq
     names = conn.scalars(sa.select(c.name).where(c.location == location).order_by(c.name)).all()
     save(conn, now, location, [])
     takeovers.disown(conn, now, location)
-    conn.execute(t.heartbeats.delete().where(t.heartbeats.c.location == location))
+    for table in (t.heartbeats, t.windows):
+        conn.execute(table.delete().where(table.c.location == location))
     events.write(
         conn,
         now,

@@ -171,6 +171,20 @@ sa.Index(
     postgresql_where=holds.c.released_at.is_(None),
 )
 
+# The maintenance windows of each code location, with the time of each at which a hold comes next.
+windows = sa.Table(
+    "windows",
+    metadata,
+    sa.Column("location", sa.String(256), primary_key=True),
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("cron", sa.String(128), primary_key=True),
+    sa.Column("timezone", sa.String(64), primary_key=True),
+    sa.Column("duration_s", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("starts_at", UTCDateTime, nullable=False),
+    sa.Column("ends_at", UTCDateTime, nullable=False),
+)
+
 # A campaign as last defined in code, so that whoever trips a breaker knows what to stop.
 campaigns = sa.Table(
     "campaigns",

@@ -35,7 +35,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main, status
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.models import AlertHealth
-from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.holds import HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, SettingsError
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, holds
@@ -310,6 +310,23 @@ def test_an_expired_hold_is_sent_before_the_gate_has_recorded_it(
         "The hold of ana on campaign run account_digest/next_week expired",
     ]
     assert f"expired at {utc(ends)}" in receiver.bodies[-1]
+
+
+def test_a_maintenance_window_alerts_nobody(bench: Bench, receiver: Receiver) -> None:
+    with bench.store.begin() as conn:
+        holds.place(
+            conn,
+            bench.clock(),
+            Target(TargetKind.SERVICE, "mail"),
+            source=HoldSource.OPERATOR,
+            reason="their database",
+            actor=SystemActor.WINDOW,
+            expires_at=bench.clock() + timedelta(hours=1),
+        )
+    bench.step()
+    bench.step(59 * 60)
+    bench.step(120)
+    assert receiver.titles == []
 
 
 def test_a_stale_gate_is_sent_without_dagster(bench: Bench, receiver: Receiver) -> None:

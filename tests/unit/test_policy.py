@@ -3,10 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-
-
-class ServiceConfig(ServicePolicy, dg.Config):
-    """As the resource has it."""
+from dagster_tidegate.plugin.resource import ServiceConfig
 
 
 class Client(dg.ConfigurableResource):
@@ -65,7 +62,14 @@ def test_a_policy_can_be_the_config_of_a_dagster_resource():
     def job() -> None:
         look()
 
-    config = {"name": "openai", "failure_rate": 0.5, "failure_statuses": [429], "probe_url": None}
+    window = {"cron": "0 2 * * SUN", "duration_s": 7200, "timezone": "Europe/Berlin"}
+    config = {
+        "name": "openai",
+        "failure_rate": 0.5,
+        "failure_statuses": [429],
+        "probe_url": None,
+        "windows": [window],
+    }
     result = job.execute_in_process(
         resources={"client": Client.configure_at_launch()},
         run_config={"resources": {"client": {"config": {"services": [config]}}}},

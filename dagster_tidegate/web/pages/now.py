@@ -213,7 +213,7 @@ def _ending(situation: Situation) -> list[Need]:
             query={"target": hold.target.key, "reason": hold.reason},
         )
         for hold in situation.holds
-        if hold.expires_at is not None and hold.expires_at <= soon
+        if hold.expires_at is not None and hold.expires_at <= soon and not hold.is_of_window
     ]
 
 

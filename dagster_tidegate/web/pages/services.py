@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -26,6 +26,8 @@ from dagster_tidegate.text import plural, utc
 ORDER = ("denied", "open", "throttled", "half_open", "held", "kept_closed", "closed")
 """The services that need a look come first."""
 EVENTS = 10
+WINDOW_SOON = timedelta(hours=24)
+"""How long before it begins a maintenance window is shown."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Service:
         status: The state of its breaker, or what makes more difference to people than that: why it
             is open, a hold, or that it is kept closed.
         reason: Why, for people.
-        next_at: When the next thing happens by itself (UTC): a probe, or the end of a hold.
+        next_at: When the next thing happens by itself (UTC): a probe, the end of a hold, or the
+            beginning of a maintenance window.
         next_what: What that is: "next probe".
         calls: Its calls, by minute of the last hour, the oldest first.
         held_by_people: Whether there is a hold to release.
@@ -68,6 +71,7 @@ class ServicePage:
         policies: Its policy in each code location; None if the server loads no code.
         if_held: What a hold would do, in words.
         outages: Its outages of the last 30 days.
+        windows: Its coming maintenance windows, in words.
         events: Its latest events, the newest first.
     """
 
@@ -80,6 +84,7 @@ class ServicePage:
     policies: Mapping[str, Sequence[tuple[str, Any, str]]] | None
     if_held: Sequence[str]
     outages: ServiceReport
+    windows: Sequence[str]
     events: Sequence[Event] = field(default_factory=tuple)
 
 
@@ -118,6 +123,7 @@ def service_page(
         else {location: described(policy) for location, policy in policies.items()},
         if_held=[in_words(each, target, situation.breakers) for each in if_held(situation, target)],
         outages=report_reader.of_service(conn, name, *period(now, None, None)),
+        windows=[window.announcement(now) for window in situation.windows_of(name)],
         events=history.read(conn, name=name, limit=EVENTS)[::-1],
     )
 
@@ -129,7 +135,7 @@ def described(policy: ServicePolicy) -> list[tuple[str, Any, str]]:
     return [
         (name, value, fields[name].description or "")
         for name, value in shown.items()
-        if name != "name" and value not in ([], {}, "")
+        if name not in ("name", "windows") and value not in ([], {}, "")
     ]
 
 
@@ -152,7 +158,11 @@ def _service(
         for hold in situation.holds
         if hold.source is not HoldSource.BREAKER and hold.target in (target, whole)
     ]
-    status, since, reason, next_at, next_what = _state(situation, breaker, held)
+    window = next(iter(situation.windows_of(name)), None)
+    begins_at = None if window is None else window.starts_at
+    if begins_at is not None and begins_at > situation.now + WINDOW_SOON:
+        begins_at = None
+    status, since, reason, next_at, next_what = _state(situation, breaker, held, begins_at)
     return Service(
         name=name,
         status=status,
@@ -168,7 +178,10 @@ def _service(
 
 
 def _state(
-    situation: Situation, breaker: BreakerStatus | None, held: Sequence[Hold]
+    situation: Situation,
+    breaker: BreakerStatus | None,
+    held: Sequence[Hold],
+    begins_at: datetime | None,
 ) -> tuple[str, datetime | None, str, datetime | None, str]:
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         since, reason = breaker.opened_at or breaker.changed_at, breaker.reason or ""
@@ -192,4 +205,5 @@ def _state(
     if breaker is not None and breaker.would_open_at is not None:
         reason = f"not enforced: would have opened at {utc(breaker.would_open_at)}"
         reason += f" ({breaker.reason})" if breaker.reason else ""
-    return "closed", breaker.changed_at if breaker else None, reason, None, ""
+    since = breaker.changed_at if breaker else None
+    return "closed", since, reason, begins_at, "pauses" if begins_at else ""
