@@ -28,10 +28,13 @@ LOCATION = "shop"
 MAX_S = 600.0
 RECORDS = 30
 BACKFILL = [f"2026-11-{day:02}" for day in range(2, 7)]
+MOVED = "moved.txt"
 MATERIALIZED, SCHEDULED, SENSED = "2026-11-01", "2026-11-08", "2026-11-09"
 
 # What such a project has besides, each with its Dagster default but for being switched on.
 TRIGGERS = """
+from pathlib import Path
+
 import dagster as dg
 import httpx
 from dagster_tidegate import BreakerResource
@@ -47,7 +50,8 @@ def look_up(order: dict, key: str) -> dict:
 
 @dg.asset(partitions_def=days)
 def orders(context: dg.AssetExecutionContext) -> list[dict]:
-    return [{"id": n, "customer": f"{context.partition_key}-{n}"} for n in range(RECORDS)]
+    moved = Path("MOVED").read_text() if Path("MOVED").exists() else ""
+    return [{"id": n, "customer": f"{context.partition_key}-{n}{moved}"} for n in range(RECORDS)]
 
 
 @dg.asset(partitions_def=days, pool="mailer")
@@ -196,6 +200,8 @@ class Project:
     def __init__(self, port: int, folder: Path, bin: Path, env: Mapping[str, str]) -> None:
         self._url = f"http://{LOOPBACK}:{port}/graphql"
         self.folder, self.bin, self.env = folder, bin, env
+        self.moved = folder / MOVED
+        """Its text is added to what the orders say about each customer."""
 
     def tidegate(self, *arguments: str) -> str:
         return run(self.bin / "tidegate", *arguments, cwd=self.folder, **self.env)
@@ -265,13 +271,14 @@ class Project:
     def statuses(self) -> Counter[str]:
         return Counter(each["status"] for each in self.runs())
 
-    def materializations(self, asset: str) -> list[dict[str, Any]]:
-        """The materializations of an asset, the newest first."""
+    def materializations(self, asset: str, partition: str | None = None) -> list[dict[str, Any]]:
+        """The materializations of an asset, or of a partition of it, the newest first."""
         query = (
             "query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset "
             "{ assetMaterializations(limit: 100) { partition timestamp runId } } } }"
         )
-        return self.ask(query, key={"path": [asset]})["assetMaterializations"]
+        events = self.ask(query, key={"path": [asset]})["assetMaterializations"]
+        return [each for each in events if partition in (None, each["partition"])]
 
     def checks_passed(self) -> list[bool]:
         query = (
@@ -280,6 +287,16 @@ class Project:
         )
         executions = self.ask(query, key={"path": ["customers"]})
         return [each["evaluation"]["success"] for each in executions if each["evaluation"]]
+
+    def is_idle(self) -> bool:
+        """Whether every campaign run has ended, as far as Tidegate knows."""
+        runs = json.loads(self.tidegate("runs", "--json"))
+        return {each["status"] for each in runs} <= {"completed", "cancelled"}
+
+    def prune_ledgers(self) -> int:
+        """Delete the ledgers of what has ended, as if 90 days had passed; return how many rows."""
+        said = self.tidegate("store", "prune", "--keep", "ledgers=0", "--json")
+        return json.loads(said)["deleted"]["ledgers"]
 
     def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = MAX_S) -> None:
         until = time.monotonic() + timeout_s
@@ -328,6 +345,7 @@ def project(mailer: tuple[Mailer, str], tmp_path: Path) -> Iterator[Project]:
         (folder / package / "__init__.py").touch()
     triggers = TRIGGERS.replace("SCHEDULED", SCHEDULED).replace("SENSED", SENSED)
     triggers = triggers.replace("RECORDS", str(RECORDS)).replace("MAILER", mailer[1])
+    triggers = triggers.replace("MOVED", str(folder / MOVED))
     for path, text in {**files(), "src/shop/defs/triggers.py": triggers}.items():
         (folder / path).write_text(text.replace("http://127.0.0.1:8999", mailer[1]))
     # Each run is a process that imports everything: more at once would starve Dagster's daemon.
@@ -431,11 +449,22 @@ def test_whatever_starts_an_asset_it_pauses_and_resumes_and_does_each_row_once(
     assert all(project.checks_passed())
     assert "FAILURE" not in project.statuses()
 
-    # A new materialization is new work, also when the ledger was pruned.
-    for times in (2, 3):
+    # A new materialization is new work on the input of now, also when the ledger was pruned.
+    project.moved.write_text("-moved")
+    moved = [f"/people/{MATERIALIZED}-{n}-moved" for n in range(RECORDS)]
+    for times in (1, 2):
         project.materialize("orders", "customers", partition=MATERIALIZED)
         project.wait(
-            lambda times=times: set(service.of(MATERIALIZED).values()) == {times},
-            "the partition is done again",
+            lambda times=times: (
+                len(project.materializations("customers", MATERIALIZED)) == times + 1
+            ),
+            "the partition is materialized again",
         )
-    assert all(len(keys) == 3 for path, keys in service.keys.items() if MATERIALIZED in path)
+        assert [service.answered[path] for path in moved] == [times] * RECORDS
+        if times == 1:
+            project.wait(project.is_idle, "the gate knows that it has completed")
+            assert project.prune_ledgers() >= RECORDS * len(partitions)
+    assert all(len(service.keys[path]) == 2 for path in moved)
+    assert all(service.answered[path] == 1 for path in once if MATERIALIZED in path)
+    assert "FAILURE" not in project.statuses()
+    assert all(project.checks_passed())
