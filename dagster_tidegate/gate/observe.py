@@ -83,6 +83,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
         canaries=canaries,
         in_progress=gate.dagster.in_progress(tried_pools) if tried_pools else {},
         candidates=candidates,
+        enabled=gate.enabled,
     )
 
 

@@ -86,6 +86,7 @@ class Observation(GateView):
         in_progress: How many launched and unfinished runs use a pool, for the pools that a canary
             waits for.
         candidates: The runs that could try each half-open service that has no health probe.
+        enabled: False if Tidegate is switched off: then pools are restored without a ramp.
     """
 
     location: str = ""
@@ -97,6 +98,7 @@ class Observation(GateView):
     canaries: Collection[str] = ()
     in_progress: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
+    enabled: bool = True
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,7 @@ def _ramp(
     # A pool taken outside a sensor belongs to no location, even if some gate knows the policies.
     default = UNKNOWN_INTERVAL_S if unknown and not takeover.location else 0
     interval = timedelta(seconds=max((i for i in intervals if i is not None), default=default))
-    if not interval or _was_only_throttled(services, takeover):
+    if not interval or not observation.enabled or _was_only_throttled(services, takeover):
         return takeover.former, None
     step_at = takeover.ramp_step_at
     current = limit_of(value, observation.default_limit)

@@ -1,8 +1,11 @@
 """The way out: what the gate took over goes back, and stays back."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -138,6 +141,36 @@ def test_after_the_code_was_removed_it_works_too(
     result = detach("--yes")
     assert result.exit_code == 1
     assert "Stop them on the page Automation" in result.stderr
+
+
+@contextmanager
+def restarted(deployed: Deployment, **settings: str) -> Iterator[None]:
+    """Restart the code location with settings in its environment, and at the end without."""
+    with mock.patch.dict(os.environ, settings):
+        deployed.workspace.reload_code_location(LOCATION)
+        yield
+    deployed.workspace.reload_code_location(LOCATION)
+
+
+def test_switched_off_everything_goes_back_in_one_tick_and_switched_on_the_hold_counts_again(
+    deployed: Deployment, held: tuple[dict, dict]
+) -> None:
+    run = deployed.launch("letters", "b")
+    deployed.dequeue()
+    assert deployed.status(run) is DagsterRunStatus.QUEUED
+    with restarted(deployed, TIDEGATE_ENABLED="false"):
+        deployed.gate()
+        assert (dict(deployed.dagster.pools()), triggers(deployed)) == held
+        assert "STOPPED" not in {deployed.trigger_states()[name] for name in OURS}
+        for _ in range(2):  # it takes nothing again, although the hold is still there
+            deployed.gate()
+            assert (dict(deployed.dagster.pools()), triggers(deployed)) == held
+        deployed.dequeue()
+        assert deployed.status(run) is not DagsterRunStatus.QUEUED
+        deployed.wait(run)
+    deployed.gate()
+    assert deployed.dagster.pools()["mail"] == "0"
+    assert triggers(deployed)["hourly_letters"] == "STOPPED"
 
 
 def test_an_unknown_location_is_named(detach: Detach) -> None:
