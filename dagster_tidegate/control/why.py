@@ -347,6 +347,9 @@ def _unknown(situation: Situation, name: str, kind: TargetKind | None) -> str:
         *(situation.services if kind in (None, TargetKind.SERVICE) else ()),
         *(situation.campaigns if kind is not TargetKind.SERVICE else ()),
     }
+    of_asset = _instead_of_asset(situation, name)
+    if of_asset:
+        return of_asset
     thing = "service, campaign or campaign run" if kind is None else kind.replace("_", " ")
     otherwise = (
         f"known: {', '.join(sorted(names)[:20])}"
@@ -354,3 +357,19 @@ def _unknown(situation: Situation, name: str, kind: TargetKind | None) -> str:
         else "none is known yet: a gate registers them at its first tick"
     )
     return f"no {thing} is named {name!r}; {did_you_mean(name.partition('/')[0], names, otherwise)}"
+
+
+def _instead_of_asset(situation: Situation, name: str) -> str:
+    """What to ask for if somebody names an asset; nothing if it is none."""
+    campaigns = {
+        each.spec.name: each.spec.part([name])
+        for each in situation.campaigns.values()
+        if any(name in assets for assets in each.spec.assets.values())
+    }
+    if not campaigns:
+        return ""
+    needed = {each for spec in campaigns.values() for each in spec.services(situation.services)}
+    return (
+        f"{name!r} is an asset: ask for what it needs ({', '.join(sorted(needed))}), or for a run "
+        f"of it, which 'tidegate runs' lists ({', '.join(f'{each}/...' for each in campaigns)})"
+    )

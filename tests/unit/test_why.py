@@ -152,6 +152,22 @@ def test_a_misspelt_name_gets_the_right_one_suggested():
         find(situation(), "zzz", {})
 
 
+def test_the_name_of_an_asset_gets_what_to_ask_for_instead():
+    spec = CampaignSpec(
+        "shop:assets",
+        "here",
+        "none",
+        ops={"welcome": "mail", "places": "maps"},
+        assets={"welcome": frozenset({"mail/welcome"}), "places": frozenset({"places"})},
+    )
+    with pytest.raises(UnknownNameError) as error:
+        find(situation(specs=[spec]), "mail/welcome", {})
+    assert str(error.value) == (
+        "'mail/welcome' is an asset: ask for what it needs (mail), or for a run of it, which "
+        "'tidegate runs' lists (shop:assets/...)"
+    )
+
+
 def test_a_name_of_two_things_is_not_guessed():
     seen = situation([hold(LETTERS), hold(MAIL.__class__(TargetKind.SERVICE, "letters"), id=2)])
     with pytest.raises(UnknownNameError, match="a service and a campaign: name the kind"):
