@@ -2,12 +2,20 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import dagster as dg
 import pytest
 from pydantic.warnings import PydanticDeprecatedSince20
 
-from dagster_tidegate import BreakerResource, CampaignPaused, Rejected, ServiceConfig, pool
+from dagster_tidegate import (
+    BreakerOpenError,
+    BreakerResource,
+    CampaignPaused,
+    Rejected,
+    ServiceConfig,
+    pool,
+)
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.testing import Service, assert_each_once, assert_paused
@@ -89,6 +97,40 @@ def test_ops_and_assets_can_be_called_directly_or_materialized_without_a_setup()
             assert sent(dg.build_asset_context(), breakers=breakers) == SENT
         result = dg.materialize([sent], resources={"breakers": breakers})
     assert result.output_for_node("sent") == SENT
+
+
+@pytest.mark.parametrize(
+    ("loops", "error"), [(True, CampaignPaused), (False, BreakerOpenError)], ids=["loop", "plain"]
+)
+def test_materialize_raises_what_ended_the_paused_step_or_returns_a_result_without_success(
+    loops: bool, error: type[Exception]
+) -> None:
+    @dg.asset(pool=pool("instantly"))
+    def letters(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
+        breaker = breakers.breaker("instantly")
+        if not loops:
+            return [breaker.call(str.upper, LEADS[0]["email"])]
+        records = breakers.records(context, LEADS, key="email")
+        return records.map(lambda record: breaker.call(str.upper, record.key))
+
+    @dg.asset
+    def report(letters: list[str]) -> None: ...
+
+    breakers = BreakerResource.in_memory(SERVICES)
+    breakers.breaker("instantly").open()
+    options: Any = {"resources": {"breakers": breakers}}
+    with pytest.raises(error, match="instantly is open"):
+        dg.materialize([letters, report], **options)
+    instance = dg.DagsterInstance.ephemeral()
+    result = dg.materialize([letters, report], instance=instance, raise_on_error=False, **options)
+    assert not result.success
+    assert_paused(result, "instantly")
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    assert instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE) == []
+    assert instance.get_latest_materialization_event(dg.AssetKey("letters")) is None
+    assert instance.get_latest_materialization_event(dg.AssetKey("report")) is None
 
 
 def test_a_direct_call_raises_where_a_run_would_pause() -> None:
