@@ -109,56 +109,132 @@ def recovered(deployed: Deployment, asset: str) -> None:
     deployed.until(lambda: materialized(deployed, asset))
 
 
-class Cron:
-    """What Dagster's automation says about `minutely`, minute by minute."""
+class Automation:
+    """What Dagster's automation requests of an asset, minute by minute."""
 
-    def __init__(self, deployed: Deployment) -> None:
+    def __init__(self, deployed: Deployment, asset: str) -> None:
         # It reads the environment of the deployment.
         from tests.integration.assets_project.definitions import defs
 
-        self._deployed, self._defs, self._cursor = deployed, defs, None
+        self._deployed, self._asset = deployed, asset
+        self._defs, self._cursor = defs, None
 
-    def requests(self, minute: float) -> bool:
-        """Return whether a run is requested at a time, and put it into the queue."""
+    def requests(self, minute: float) -> list[str | None]:
+        """Return the partitions for which a run is requested at a time, which is then queued.
+
+        An asset without partitions has the one partition None.
+        """
         result = dg.evaluate_automation_conditions(
             self._defs,
             self._deployed.instance,
-            asset_selection=dg.AssetSelection.assets("minutely"),
+            asset_selection=dg.AssetSelection.assets(self._asset),
             cursor=self._cursor,
             evaluation_time=datetime(2030, 1, 1, tzinfo=UTC) + timedelta(minutes=minute),
         )
         self._cursor = result.cursor
-        is_requested = result.get_num_requested(dg.AssetKey("minutely")) > 0
-        if is_requested:
-            self._deployed.launch("__ASSET_JOB", assets=["minutely"])
-        return is_requested
+        key = dg.AssetKey(self._asset)
+        partitions: list[str | None]
+        if self._defs.resolve_assets_def(key).partitions_def is None:
+            partitions = [None] * result.get_num_requested(key)
+        else:
+            requested = result.get_requested_partitions(key)
+            partitions = sorted(requested, key=str)
+        for partition in partitions:
+            self._deployed.launch("__ASSET_JOB", partition, assets=[self._asset])
+        return partitions
+
+
+def nothing_more_happens(deployed: Deployment) -> None:
+    """Let the gate and the queue go round, and expect no other run."""
+    before = len(deployed.instance.get_runs())
+    for _ in range(2):
+        deployed.gate()
+        work(deployed)
+    assert len(deployed.instance.get_runs()) == before
+
+
+def statuses(deployed: Deployment) -> Counter[DagsterRunStatus]:
+    return Counter(run.status for run in deployed.instance.get_runs())
 
 
 def test_what_on_cron_requests_in_an_outage_waits_and_is_the_next_attempt(
     deployed: Deployment,
 ) -> None:
     deployed.down("crm")
-    cron = Cron(deployed)
-    assert not cron.requests(0.5)
-    assert cron.requests(1)
+    cron = Automation(deployed, "minutely")
+    assert cron.requests(0.5) == []
+    assert cron.requests(1) == [None]
     paused_by_an_outage(deployed)
     deployed.gate()
-    assert not cron.requests(1.5)
-    assert cron.requests(2)
-    for _ in range(2):
-        deployed.gate()
-        work(deployed)
-    assert not cron.requests(2.5)
-    statuses = Counter(run.status for run in deployed.instance.get_runs())
-    assert statuses == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.QUEUED: 1}
+    assert cron.requests(1.5) == []
+    assert cron.requests(2) == [None]
+    nothing_more_happens(deployed)
+    assert cron.requests(2.5) == []
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.QUEUED: 1}
     recovered(deployed, "minutely")
-    for _ in range(2):
-        deployed.gate()
-        work(deployed)
+    nothing_more_happens(deployed)
     assert len(deployed.instance.get_runs()) == 2
     assert sorted(deployed.calls()) == [f"minutely-{n}" for n in range(3)]
-    assert not cron.requests(2.9)  # Dagster sees the materialization, and requests none beside it
-    assert cron.requests(3)
+    assert cron.requests(2.9) == []  # Dagster sees the materialization
+    assert cron.requests(3) == [None]
+
+
+def test_what_is_missing_and_not_in_progress_is_requested_once_while_its_service_is_held(
+    deployed: Deployment,
+) -> None:
+    """To Dagster, a paused run is over, and its asset is still missing."""
+    deployed.down("crm")
+    custom = Automation(deployed, "custom")
+    assert custom.requests(1) == [None]
+    paused_by_an_outage(deployed)
+    deployed.gate()
+    assert custom.requests(2) == [None]
+    for minute in (3, 4):
+        nothing_more_happens(deployed)
+        assert custom.requests(minute) == []
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.QUEUED: 1}
+    recovered(deployed, "custom")
+    nothing_more_happens(deployed)
+    assert custom.requests(5) == []
+    assert len(deployed.instance.get_runs()) == 2
+    assert sorted(deployed.calls()) == [f"custom-{n}" for n in range(3)]
+
+
+def test_what_on_missing_requests_in_an_outage_waits_and_is_launched_once(
+    deployed: Deployment,
+) -> None:
+    def arrived(name: str) -> None:
+        deployed.instance.add_dynamic_partitions("arrivals", [name])
+
+    def is_welcome(name: str) -> bool:
+        return name in deployed.instance.get_materialized_partitions(dg.AssetKey("welcomes"))
+
+    on_missing = Automation(deployed, "welcomes")
+    arrived("ada")
+    assert on_missing.requests(0) == []  # it was missing before anybody looked
+    arrived("alan")
+    deployed.down("crm")
+    assert on_missing.requests(1) == ["alan"]
+    paused_by_an_outage(deployed)
+    deployed.gate()
+    arrived("grace")
+    assert on_missing.requests(2) == ["grace"]
+    for minute in (3, 4):
+        nothing_more_happens(deployed)
+        assert on_missing.requests(minute) == []
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.QUEUED: 1}
+    arrived("kurt")
+    deployed.up("crm")
+    deployed.release(CRM)
+    assert on_missing.requests(5) == ["kurt"]
+    deployed.until(lambda: all(map(is_welcome, ("alan", "grace", "kurt"))))
+    nothing_more_happens(deployed)
+    assert on_missing.requests(6) == []
+    names = ("alan", "grace", "kurt")
+    assert sorted(deployed.calls()) == [f"welcomes/{name}-{n}" for name in names for n in range(3)]
+    assert statuses(deployed) == {DagsterRunStatus.CANCELED: 1, DagsterRunStatus.SUCCESS: 3}
+    for name in ("ada", *names):
+        deployed.instance.delete_dynamic_partition("arrivals", name)
 
 
 def test_re_executed_from_asset_failure_only_the_failed_assets_run_and_go_on(

@@ -10,6 +10,7 @@ from dagster_tidegate import BreakerResource, ServiceConfig, build_definitions
 UP = Path(os.environ["GATE_PROJECT_UP"])
 CALLS = Path(os.environ["GATE_PROJECT_CALLS"])
 days = dg.StaticPartitionsDefinition(["d1", "d2", "d3"])
+arrivals = dg.DynamicPartitionsDefinition(name="arrivals")
 unhandled = dg.AutomationCondition.missing() & ~dg.AutomationCondition.in_progress()
 
 
@@ -78,6 +79,15 @@ def minutely(context: dg.AssetExecutionContext, breakers: BreakerResource) -> li
     return send(context, breakers, "crm")
 
 
+@dg.asset(
+    pool="crm",
+    partitions_def=arrivals,
+    automation_condition=dg.AutomationCondition.on_missing(),
+)
+def welcomes(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
+    return send(context, breakers, "crm")
+
+
 @dg.asset(pool="crm")
 def receipts(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
     return send(context, breakers, "crm")
@@ -110,7 +120,7 @@ def service(name: str, *pools: str) -> ServiceConfig:
     )
 
 
-AUTOMATED = [eager, eager_and_free, custom, minutely]
+AUTOMATED = [eager, eager_and_free, custom, minutely, welcomes]
 
 defs = build_definitions(
     dg.Definitions(
@@ -119,6 +129,7 @@ defs = build_definitions(
             automation(eager, eager_and_free),
             automation(custom),
             automation(minutely),
+            automation(welcomes),
         ],
         executor=dg.in_process_executor,
     ),
