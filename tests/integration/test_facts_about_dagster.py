@@ -391,6 +391,26 @@ def test_a_run_that_was_cancelled_by_force_can_come_back_as_a_success(dagster: D
     assert dagster.wait(run_id, DagsterRunStatus.SUCCESS) == "SUCCESS"
 
 
+def test_a_run_that_was_launched_twice_fails_if_it_is_canceled_between_two_steps_of_its_end():
+    """Dagster asks whether it is being cancelled; that it was canceled by then does not count."""
+
+    @dg.op
+    def end(context: dg.OpExecutionContext) -> None:
+        context.instance.report_run_canceling(context.run)
+        context.instance.report_run_canceled(context.run)  # as the other worker does
+        raise dg.Failure(allow_retries=False)
+
+    @dg.job
+    def launched_twice() -> None:
+        end()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = launched_twice.execute_in_process(instance=instance, raise_on_error=False)
+        run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is DagsterRunStatus.FAILURE
+
+
 @both_deployments
 def test_a_run_that_is_cancelled_keeps_its_slot_unless_monitoring_frees_it(dagster: Deployment):
     slots = dagster.instance.event_log_storage
