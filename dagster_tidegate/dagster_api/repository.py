@@ -58,7 +58,10 @@ class Repository:
         """
         location, name = context.code_location_origin, context.repository_name
         if location is None or name is None or context.repository_def is None:
-            raise ValueError(f"sensor {context.sensor_name} is not evaluated in a repository")
+            raise ValueError(
+                "this tick has no code location: Tidegate's sensors are evaluated by "
+                "Dagster's daemon only"
+            )
         origin = RemoteRepositoryOrigin(location, name)
         return cls(origin, context.repository_def, context.sensor_name, context.instance)
 

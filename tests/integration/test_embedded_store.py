@@ -4,8 +4,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 
-from dagster_tidegate import BreakerResource, ServiceConfig, pool
+from dagster_tidegate import BreakerResource, ServiceConfig, build_definitions, pool
 
 NAMES = ("ada", "alan", "grace")
 
@@ -66,6 +67,30 @@ def test_a_sensor_creates_it_too(tmp_path: Path) -> None:
     assert isinstance(skipped, dg.SkipReason)
     assert skipped.skip_message == "0 holds"
     assert (tmp_path / "tidegate.db").is_file()
+
+
+def test_a_gate_on_an_instance_without_its_settings_says_so_in_each_tick_and_warns_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    defs = build_definitions(dg.Definitions(jobs=[newsletter]), services=["mailer"])
+    pause = defs.resolve_sensor_def("tidegate_pause")
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        for _ in range(2):
+            with dg.SensorEvaluationContext(
+                instance_ref=None,
+                repository_name="__repository__",
+                repository_def=defs.get_repository_def(),
+                instance=instance,
+                sensor_name=pause.name,
+                resources=dict(defs.resources or {}),
+                code_location_origin=GrpcServerCodeLocationOrigin(host="localhost", port=4000),
+            ) as context:
+                said = str(pause.evaluate_tick(context).skip_message)
+            assert "nothing is held" in said
+            assert "concurrency.pools.granularity: run" in said
+            assert "run 'tidegate init'" in said
+    [warning] = [each for each in caplog.records if "tidegate init" in each.getMessage()]
+    assert warning.levelname == "WARNING"
 
 
 def test_a_named_store_without_tables_fails_the_run_with_the_command_to_run(tmp_path: Path) -> None:
