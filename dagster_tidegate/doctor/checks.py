@@ -576,12 +576,16 @@ def _pool_missing(facts: Facts) -> Problems:
         reached, clients, named = _services_of(facts, location, op)
         if reached and not named and location.policy_error is None:
             has = f"its pool is {op.pool!r}" if op.pool else "it has no pool"
-            services = ", ".join(repr(name) for name in sorted(clients)) or '"<service>"'
+            services = [repr(name) for name in sorted(clients)] or [_SOME_SERVICE]
+            fix = f"{_decorator(op)}(pool=pool({', '.join(services)}))"
+            if op.pool:
+                adopted = ", ".join(_adopting(each, op.pool) for each in services)
+                fix += f", or keep the pool and let it stand for the service: {adopted}"
             yield (
                 _place(location, job, op),
                 f"it uses the breakers through {', '.join(sorted(reached))}, and {has}: its runs "
                 "are not held in the queue, and a hold on the service does not cover it",
-                f"{_decorator(op)}(pool=pool({services}))",
+                fix,
             )
 
 
@@ -600,7 +604,8 @@ def _pool_unknown(facts: Facts) -> Problems:
             yield (
                 _place(location, job, op),
                 f"its pool {op.pool!r} names {name!r}, which has no policy; {hint}",
-                f"correct the pool, or add {name!r} to the services",
+                f"correct the pool, add {name!r} to the services, or let the pool stand for a "
+                f"service: {_adopting(_SOME_SERVICE, str(op.pool))}",
             )
 
 
@@ -678,6 +683,13 @@ def _place(location: LocationCode, job: str, op: OpCode) -> str:
 
 def _decorator(op: OpCode) -> str:
     return "@dg.asset" if len(op.assets) == 1 else "@dg.multi_asset" if op.assets else "@dg.op"
+
+
+_SOME_SERVICE = '"<service>"'
+
+
+def _adopting(service: str, pool: str) -> str:
+    return f"ServiceConfig(name={service}, pools=[{pool!r}])"
 
 
 def _in_dagster_yaml(setting: str) -> str:

@@ -58,9 +58,10 @@ def embedded_url(home: str | None = None) -> str:
     directory = Path(named or home or "").expanduser()
     if not directory.is_absolute():
         problem = f"it is {named!r}, not an absolute path" if named else "it is not set"
+        start = "" if named else "start dg dev or tidegate dev in the project, "
         raise ValueError(
-            "there is nowhere to put the state database: set DAGSTER_HOME to the directory of "
-            f"the Dagster instance ({problem}), or {URL_VARIABLE} to a database URL"
+            f"there is nowhere to put the state database: {start}set DAGSTER_HOME to the directory "
+            f"of the Dagster instance ({problem}), or set {URL_VARIABLE} to a database URL"
         )
     return f"sqlite:///{directory / FILE}"
 

@@ -198,6 +198,14 @@ def test_an_asset_outside_of_jobs_is_named_once_and_as_an_asset():
     assert diagnose(with_location(jobs=jobs)) == []
 
 
+def test_a_pool_of_the_users_own_may_stand_for_the_service():
+    jobs = {**HERE.jobs, "here:assets": [asset("rows", "api_pool", "breakers")]}
+    found = diagnose(with_location(jobs=jobs))
+    assert [finding.code for finding in found] == ["pool_missing", "pool_unknown"]
+    for finding in found:
+        assert """ServiceConfig(name="<service>", pools=['api_pool'])""" in finding.do
+
+
 def test_a_location_whose_gate_runs_is_not_to_be_forgotten():
     here = replace(HERE, name="shop.definitions", jobs={})
     [finding] = [
