@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from difflib import unified_diff
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +17,19 @@ from dagster_tidegate.plugin.components import TidegateComponent
 HOWTO = Path(__file__).parents[2] / "docs" / "how-to" / "add-to-a-project.md"
 TEXT = HOWTO.read_text()
 FILES = ("src/shop/defs/letters.py", "src/shop/definitions.py", "src/shop/defs/newsletter.py")
+
+
+# What `create-dagster project shop` writes (1.13).
+SCAFFOLD = """\
+from pathlib import Path
+
+from dagster import definitions, load_from_defs_folder
+
+
+@definitions
+def defs():
+    return load_from_defs_folder(path_within_project=Path(__file__).parent)
+"""
 
 
 def block(after: str, kind: str = "python") -> str:
@@ -68,6 +82,15 @@ def test_the_files_of_the_how_to_make_a_project_whose_assets_and_jobs_run(
         sent = job.execute_in_process(instance=instance, partition_key="2026-01-02")
         assert sent.output_for_node("send")[0] == "2026-01-02: sent to ada@example.org"
     assert (shop / "tidegate.db").is_file()
+
+
+def test_beside_pools_and_loops_it_takes_five_lines_of_code() -> None:
+    difference = unified_diff(
+        SCAFFOLD.splitlines(), block("`src/shop/definitions.py`").splitlines(), n=0, lineterm=""
+    )
+    added = [line for line in difference if re.match(r"\+[^+]", line)]
+    assert len(added) <= 5
+    assert any("build_definitions(" in line for line in added)
 
 
 def test_the_component_of_the_how_to_is_valid() -> None:
