@@ -269,6 +269,11 @@ class Stage:
         found = self.instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))
         return [run.run_id for run in found]
 
+    def launches(self, run_id: str) -> int:
+        """Return how many times a daemon has launched a run."""
+        starting = dg.DagsterEventType.PIPELINE_STARTING
+        return len(self.instance.all_logs(run_id, of_type=starting))
+
     def runs_of(self, job: str, partition: str) -> Sequence[dg.DagsterRun]:
         """Return the Dagster runs of a campaign run, the oldest first."""
         found = self.instance.get_runs(dg.RunsFilter(job_name=job))

@@ -374,7 +374,10 @@ def two_daemons_at_once(stage: Stage) -> None:
         late = list(filter(was_superseded, stage.runs_of("letters", partition)))
         # FAILURE if it was launched twice, see above: both workers are told to end, and the earlier
         # one's RUN_CANCELED falls between the later one's look for CANCELING and Dagster's own.
-        assert {run.status.value for run in late} <= {"CANCELED", "FAILURE"}
+        for run in late:
+            assert run.status.value == "CANCELED" or (
+                run.status.value == "FAILURE" and stage.launches(run.run_id) > 1
+            )
         stage.assert_each_arrived_once("letters", partition)
 
 
