@@ -30,6 +30,7 @@ from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegain
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds, service_stats
@@ -201,7 +202,7 @@ def test_a_verdict_on_the_whole_service_is_counted_where_it_was_called(store: St
     assert fleet.refresh().services["openai"].is_denied
     with store.read() as conn:
         stats = service_stats.read(conn, store.now(conn))
-    assert stats["openai/people_match"].verdicts["denied"] == 1
+    assert stats["openai/people_match"].verdicts[VerdictKind.DENIED] == 1
     assert sum(stats["openai"].verdicts.values()) == 0
 
 
