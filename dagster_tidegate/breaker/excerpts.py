@@ -1,8 +1,10 @@
 """What a service said, short enough to keep, without secrets."""
 
 import re
+from datetime import UTC, datetime
 
 from dagster_tidegate.breaker.answers import Answer
+from dagster_tidegate.breaker.errors import AnswerError
 
 MAX_EXCERPT = 300
 _MAX_READ = 2000
@@ -81,6 +83,28 @@ def error_excerpt(error: BaseException) -> str:
     text = _without_half_a_secret(text)
     rest = text.removeprefix(name)
     return (name if rest != text else "") + mask(rest)
+
+
+def said_with(error: BaseException) -> str:
+    """Return an error as `error_excerpt` does, after what the service said, where that is known.
+
+    Example:
+        >>> said_with(ValueError("no such lead"))
+        "ValueError('no such lead')"
+    """
+    text = error_excerpt(error)
+    if not isinstance(error, Exception):
+        return text
+    answer = Answer.of(error, datetime.now(UTC))
+    # Errors that no service sent may have a code too.
+    is_sent = answer.status is not None or isinstance(answer.exception, AnswerError)
+    said = excerpt(answer) if is_sent and answer.body is not None else ""
+    is_new = _letters(said) not in _letters(text)
+    return f"{said} ({text})" if is_new else text
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text)
 
 
 def _without_half_a_secret(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
-from dagster_tidegate.breaker.excerpts import error_excerpt
+from dagster_tidegate.breaker.excerpts import said_with
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
@@ -266,8 +266,8 @@ def suspicion(reason: str, others: int, error: str) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error as the ledger keeps it: for people, without secrets."""
-    return storable(error_excerpt(error))
+    """Return an error as the ledger keeps it: for people, with the service's words, no secrets."""
+    return storable(said_with(error))
 
 
 def _recovered_at(host: LoopHost) -> datetime | None:

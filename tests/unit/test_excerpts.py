@@ -5,12 +5,15 @@ import re
 import string
 import time
 
+import httpx
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from sqlalchemy import exc
 
 from dagster_tidegate.breaker.answers import Answer
-from dagster_tidegate.breaker.excerpts import MAX_EXCERPT, error_excerpt, excerpt
+from dagster_tidegate.breaker.errors import Rejected
+from dagster_tidegate.breaker.excerpts import MAX_EXCERPT, error_excerpt, excerpt, said_with
 
 ALPHANUMERIC = string.ascii_letters + string.digits
 words = st.text(string.ascii_lowercase + " .,!", max_size=400)
@@ -163,3 +166,36 @@ def test_a_large_error_takes_no_time(said: str):
     started = time.process_time()
     error_excerpt(RuntimeError(said))
     assert time.process_time() - started < 0.5
+
+
+def test_the_error_of_a_record_begins_with_what_the_service_said():
+    request = httpx.Request("POST", "https://crm.example/leads")
+    response = httpx.Response(422, json={"error": "no such time zone"}, request=request)
+    error = httpx.HTTPStatusError("422 for https://crm.example", request=request, response=response)
+    text = "HTTPStatusError('422 for https://crm.example')"
+    assert said_with(error) == f'{{"error":"no such time zone"}} ({text})'
+    rejected = Rejected(response=response)
+    assert said_with(rejected) == """{"error":"no such time zone"} (Rejected('rejected'))"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such lead"),
+        KeyboardInterrupt(),
+        exc.OperationalError("SELECT", {}, Exception("no route to host")),  # has a code
+        httpx.HTTPStatusError(
+            "500: {'error': {'message': 'overloaded'}}",
+            request=httpx.Request("GET", "https://crm.example"),
+            response=httpx.Response(500, json={"error": {"message": "overloaded"}}),
+        ),
+        httpx.HTTPStatusError(
+            "500",
+            request=httpx.Request("GET", "https://crm.example"),
+            response=httpx.Response(500),
+        ),
+    ],
+    ids=repr,
+)
+def test_an_error_that_says_it_already_or_has_no_answer_is_kept_as_it_is(error: BaseException):
+    assert said_with(error) == error_excerpt(error)
