@@ -24,6 +24,7 @@ from dagster_tidegate.control.why import (
     QueuedRun,
     Reason,
     UnknownNameError,
+    campaigns_of_asset,
     find,
     in_queue,
 )
@@ -37,6 +38,9 @@ from dagster_tidegate.text import did_you_mean, length
 
 WITH_REASON = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 """The statuses of campaign runs whose recorded reason explains the status."""
+UNFINISHED = (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
+MAX_UNFINISHED = 1_000
+"""Among how many unfinished campaign runs one of an asset is looked for."""
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -52,7 +56,8 @@ RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
     """Explain why a service, campaign, run or Dagster run is paused.
 
-    NAME is a service, a campaign, campaign/partition, the id of a Dagster run, or everything.
+    NAME is a service, a campaign, campaign/partition, the id of a Dagster run, or everything. Of
+    an asset, it is the latest of its unfinished runs.
     """
     store = open_store(url)
     missing = None
@@ -60,6 +65,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
         if RUN_ID.fullmatch(name):
             answer = _of_dagster_run(conn, situation, name)
         else:
+            name = _run_of_asset(conn, situation, name) or name
             answer = answer_for(conn, situation, name, kind)
             if answer.target.kind is TargetKind.CAMPAIGN_RUN and answer.status is None:
                 missing = f"there is no {answer.target} yet; {_run_hint(conn, name)}"
@@ -85,6 +91,20 @@ def answer_for(
     except UnknownNameError as error:
         raise console.failure(str(error).replace("name the kind", "use --kind")) from error
     return explain(situation, target, run)
+
+
+def _run_of_asset(conn: Connection, situation: Situation, name: str) -> str | None:
+    """Return the unfinished campaign run of an asset that changed last; None if it has none."""
+    campaigns = campaigns_of_asset(situation, name)
+    if not campaigns or name in situation.services or name in situation.campaigns:
+        return None
+    unfinished = runs.newest(conn, statuses=UNFINISHED, by_change=True, limit=MAX_UNFINISHED)
+    of_asset = (
+        run.name
+        for run in unfinished
+        if run.campaign in campaigns and (name in run.assets or not run.assets)
+    )
+    return next(of_asset, None)
 
 
 def find_run(conn: Connection, name: str) -> CampaignRun:

@@ -149,6 +149,15 @@ def find(
     raise UnknownNameError(_unknown(situation, name, kind))
 
 
+def campaigns_of_asset(situation: Situation, asset: str) -> list[str]:
+    """Return the campaigns whose ops make an asset and have a pool."""
+    return [
+        name
+        for name, campaign in situation.campaigns.items()
+        if any(asset in assets for assets in campaign.spec.assets.values())
+    ]
+
+
 def why(situation: Situation, target: Target, run: CampaignRun | None = None) -> Answer:
     """Return whether and why something is paused.
 
@@ -360,16 +369,13 @@ def _unknown(situation: Situation, name: str, kind: TargetKind | None) -> str:
 
 
 def _instead_of_asset(situation: Situation, name: str) -> str:
-    """What to ask for if somebody names an asset; nothing if it is none."""
-    campaigns = {
-        each.spec.name: each.spec.part([name])
-        for each in situation.campaigns.values()
-        if any(name in assets for assets in each.spec.assets.values())
-    }
+    """What to name instead of an asset; nothing if it is none."""
+    campaigns = campaigns_of_asset(situation, name)
     if not campaigns:
         return ""
-    needed = {each for spec in campaigns.values() for each in spec.services(situation.services)}
+    parts = [situation.campaigns[each].spec.part([name]) for each in campaigns]
+    needed = {each for spec in parts for each in spec.services(situation.services)}
     return (
-        f"{name!r} is an asset: ask for what it needs ({', '.join(sorted(needed))}), or for a run "
-        f"of it, which 'tidegate runs' lists ({', '.join(f'{each}/...' for each in campaigns)})"
+        f"{name!r} is an asset: name what it needs ({', '.join(sorted(needed))}), or a run of it, "
+        f"which 'tidegate runs' lists ({', '.join(f'{each}/...' for each in campaigns)})"
     )

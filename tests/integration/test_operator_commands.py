@@ -119,6 +119,30 @@ def test_why_finds_a_campaign_run_by_its_dagster_run(run: Run, store: Store) -> 
     assert (answer["target_name"], answer["status"]) == ("guide/north", "processing")
 
 
+def test_why_of_an_asset_is_that_of_its_unfinished_run(run: Run, store: Store) -> None:
+    spec = CampaignSpec(
+        "shop:assets",
+        "shop",
+        "none",
+        ops={"welcome": "mail", "places": "maps"},
+        assets={"welcome": frozenset({"crm/welcome"}), "places": frozenset({"places"})},
+    )
+    with store.begin() as conn:
+        now = store.now(conn)
+        campaigns.save(conn, now, "shop", [spec])
+        runs.ensure(conn, now, "shop:assets", "monday", ["places"])
+        found = runs.ensure(conn, now, "shop:assets", "monday", ["crm/welcome"])
+    trip(store, "mail")
+    answer = as_json(run("why", "crm/welcome", "--json"))
+    assert (answer["target_name"], answer["status"]) == (found.name, "pending")
+    assert answer["paused"]
+    assert not as_json(run("why", "places", "--json"))["paused"]
+    with store.begin() as conn:
+        runs.move(conn, now, found, RunStatus.CANCELLED, actor="test")
+    said = run("why", "crm/welcome").output
+    assert "'crm/welcome' is an asset: name what it needs (mail)" in said.replace("\n", " ")
+
+
 def test_why_of_a_misspelt_name_says_what_would_be_right(run: Run) -> None:
     result = run("why", "leters")
     assert (result.exit_code, "did you mean letters?" in result.output) == (1, True)

@@ -163,8 +163,8 @@ def test_the_name_of_an_asset_gets_what_to_ask_for_instead():
     with pytest.raises(UnknownNameError) as error:
         find(situation(specs=[spec]), "mail/welcome", {})
     assert str(error.value) == (
-        "'mail/welcome' is an asset: ask for what it needs (mail), or for a run of it, which "
-        "'tidegate runs' lists (shop:assets/...)"
+        "'mail/welcome' is an asset: name what it needs (mail), or a run of it, which 'tidegate "
+        "runs' lists (shop:assets/...)"
     )
 
 
