@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from random import random
 from threading import Lock
@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.answers import Answer, is_answer_type
+from dagster_tidegate.breaker.answers import Answer, causes, is_answer_type
 from dagster_tidegate.breaker.engine import Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
-from dagster_tidegate.breaker.judge import Judge, function_of, judge_exception, judge_for
+from dagster_tidegate.breaker.excerpts import fit_to_keep
+from dagster_tidegate.breaker.judge import (
+    SUCCESS,
+    Judge,
+    function_of,
+    judge_exception,
+    judge_for,
+)
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.times import capped
@@ -47,6 +54,8 @@ _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 # Types of results that are neither deferred nor an answer, which need no further look.
 _PLAIN: set[type] = {type(None), bool, int, float, str, bytes, list, tuple}
 _MAX_PLAIN = 1000
+_JUDGED = "_tidegate_judged"
+"""Marks an exception that a breaker has counted."""
 
 
 class Breaker(pybreaker.CircuitBreaker):
@@ -372,6 +381,8 @@ class Breaker(pybreaker.CircuitBreaker):
             self.engine.ignore(ticket)
             return
         verdict = self.verdict(error)
+        with suppress(AttributeError, TypeError):  # an exception without room for it
+            vars(error)[_JUDGED] = True
         match verdict.kind:
             case VerdictKind.FAILURE:
                 self._notify("failure", error)
@@ -384,6 +395,26 @@ class Breaker(pybreaker.CircuitBreaker):
         admission = self.engine.admission
         if self._throw_new_error_on_trip and not admission.passes:
             raise admission.refusal() from error
+
+    def refusal_after(self, error: Exception) -> BreakerOpenError | None:
+        """Return what refuses further calls after an error that says `throttled` or `denied`.
+
+        A client may raise it after the call that the breaker guards, or without one: then the
+        breaker opens now.
+
+        Args:
+            error: The error as it reached the caller: itself, or raised from the client's.
+        """
+        if not any(getattr(each, _JUDGED, False) for each in causes(error)):
+            verdict = self.verdict(error)
+            if verdict.kind in (VerdictKind.THROTTLED, VerdictKind.DENIED):
+                self.engine.close_down(Ticket(self.engine.admission.window), verdict)
+        admission = self.engine.current()
+        if admission.passes:
+            return None
+        refusal = admission.refusal()
+        refusal.__cause__ = error
+        return refusal
 
     def is_system_error(self, exception: BaseException) -> bool:
         """Return whether an exception counts as a failure of the service."""
@@ -407,6 +438,9 @@ class Breaker(pybreaker.CircuitBreaker):
         """Return the verdict of the judge; if it raises, that of the exception alone."""
         try:
             verdict = self.judge(answer)
+            if verdict is SUCCESS:
+                return verdict
+            verdict = fit_to_keep(verdict)
             if verdict.until is None:
                 return verdict
             until = capped(verdict.until, answer.at, self.policy.retry_after_cap_s)

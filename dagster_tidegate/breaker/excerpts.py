@@ -1,12 +1,16 @@
 """What a service said, short enough to keep, without secrets."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.errors import AnswerError
+from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
+from dagster_tidegate.text import shown
 
 MAX_EXCERPT = 300
+MAX_REASON = 200
 _MAX_READ = 2000
 MASK = "***"
 _NAME = (
@@ -64,6 +68,31 @@ def mask(text: str) -> str:
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     return _TOKEN.sub(_masked, text)
+
+
+def fit_to_keep(verdict: Verdict) -> Verdict:
+    """Return a verdict of a client or of anybody's judge as it can be kept and shown.
+
+    Its texts are short, on one line, without secrets and without what a database can't store.
+
+    Raises:
+        ValueError: If it is no verdict.
+
+    Example:
+        >>> fit_to_keep(Verdict(VerdictKind.DENIED, reason="no seat\\nfor ann@acme.example")).reason
+        'no seat for ***'
+    """
+    if not isinstance(verdict, Verdict):
+        raise ValueError(f"a judge returned {verdict!r:.80}: it must be a Verdict")
+    kind, scope = VerdictKind(verdict.kind), Scope(verdict.scope)
+    reason = _line(str(verdict.reason or ""), MAX_REASON)
+    answer = None if verdict.answer is None else _line(str(verdict.answer), MAX_EXCERPT)
+    return replace(verdict, kind=kind, scope=scope, reason=reason, answer=answer)
+
+
+def _line(text: str, longest: int) -> str:
+    short = " ".join(_without_half_a_secret(text).split())
+    return shown(mask(short)[:longest])[:longest]
 
 
 def error_excerpt(error: BaseException) -> str:

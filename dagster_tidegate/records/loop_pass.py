@@ -109,6 +109,7 @@ class LoopPass(Generic[T]):
             raise RuntimeError("map finishes its records: remove 'with record:' from its handler")
         if record.key not in self._in_flight:
             raise RuntimeError(f"record {record.key} is finished: enter it once per iteration")
+        error = self._tries.as_refusal(error)
         if error is not None and self._ends_loop(record, error):
             self.journal.flush()
             if self.signals.cut_off and not isinstance(error, Exception):
@@ -177,6 +178,7 @@ class LoopPass(Generic[T]):
         fatal: BaseException | None = None
         for record, error in finished:
             try:
+                error = self._tries.as_refusal(error)
                 if error is not None and self._ends_loop(record, error):
                     raise error
                 self._end_try(record, error)

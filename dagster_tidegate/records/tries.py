@@ -12,6 +12,7 @@ from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
 from dagster_tidegate.breaker.excerpts import said_with
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
+from dagster_tidegate.pools import whole_of
 from dagster_tidegate.records.host import LoopHost
 from dagster_tidegate.records.journal import Journal
 from dagster_tidegate.records.judgement import judge
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 MAX_REFUSALS = 60
 MAX_PENDINGS = 100
+PATIENT_PENDINGS = 10  # so often it waits as short as the service asks for
 PENDING_BACKOFF_S = 1.0
 MAX_PENDING_BACKOFF_S = 60.0
 MAX_ASKED_WAIT_S = 60.0  # as the service asks, where its breaker does not open
@@ -33,7 +35,7 @@ MAX_LOGGED = 10  # failed records that are logged one by one
 MAX_ERROR = 2000
 MAX_ERRORS = 1000  # different ones that are counted
 PATIENCE = 10  # so many times `max_tries`, while it is the service that fails
-TRIED_AGAIN = frozenset({VerdictKind.FAILURE, VerdictKind.THROTTLED, VerdictKind.DENIED})
+TRIED_AGAIN = frozenset({VerdictKind.FAILURE, VerdictKind.THROTTLED})
 
 
 class Tries(Generic[T]):
@@ -82,6 +84,8 @@ class Tries(Generic[T]):
         verdict = judge(cause, self._host.fleet, self._host.services)
         if refused and verdict.kind is not VerdictKind.FAILURE:
             self._put_back(record)
+        elif verdict.kind is VerdictKind.DENIED:  # and the breaker passes: no waiting heals it
+            self._fail(record, text_of(error))
         elif verdict.kind in TRIED_AGAIN:
             self._try_again(record, error, cause, verdict, refused=refused)
         elif verdict.kind is VerdictKind.PENDING:
@@ -90,6 +94,24 @@ class Tries(Generic[T]):
             self._fail(record, storable(f"{verdict.reason}: {verdict.answer}"[:MAX_ERROR]))
         else:
             self._fail(record, text_of(error))
+
+    def as_refusal(self, error: BaseException | None) -> BaseException | None:
+        """Return the error of a block as if a breaker had guarded what raised it.
+
+        A client may say `Throttled` or `Denied` outside of the call that the breaker guards. If
+        the op has one service, it is meant: its breaker opens, and the record is not done.
+        """
+        if not isinstance(error, Exception) or isinstance(error, BreakerOpenError):
+            return error
+        services = self._host.services
+        verdict = judge(error, self._host.fleet, services)
+        if verdict.kind not in (VerdictKind.THROTTLED, VerdictKind.DENIED):
+            return error
+        wholes = {whole_of(name) for name in services if "/" in name}
+        meant = [name for name in services if name not in wholes]
+        if len(meant) != 1:
+            return error
+        return self._host.fleet.breaker(meant[0]).refusal_after(error) or error
 
     def was_refused_too_often(self, record: Record[T]) -> bool:
         """Return whether one more refusal of a record ends the loop."""
@@ -186,9 +208,10 @@ class Tries(Generic[T]):
         if setback.pendings >= MAX_PENDINGS:
             self._fail(record, f"still pending after {MAX_PENDINGS} answers: {text_of(error)}")
             return
-        backoff = min(PENDING_BACKOFF_S * 2 ** (setback.pendings - 1), MAX_PENDING_BACKOFF_S)
+        asked_s = None
         if verdict.until is not None:
-            backoff = max(0.0, (verdict.until - self._host.fleet.now()).total_seconds())
+            asked_s = (verdict.until - self._host.fleet.now()).total_seconds()
+        backoff = pending_backoff_s(setback.pendings, asked_s)
         self._set_aside(record, text_of(error), backoff, failed=False)
         self._schedule.note(succeeded=True)
 
@@ -212,6 +235,27 @@ class Tries(Generic[T]):
     def _forget(self, record: Record[T], *, succeeded: bool) -> None:
         self._schedule.note(succeeded=succeeded)
         del self._worklist.unfinished[record.key]
+
+
+def pending_backoff_s(pendings: int, asked_s: float | None) -> float:
+    """Return how long a record waits that the service has had no answer for.
+
+    Args:
+        pendings: How often, from 1.
+        asked_s: What the service asks for. Where that is short, the wait grows after a while, so
+            that a slow answer is not given up within minutes.
+
+    Example:
+        >>> [pending_backoff_s(count, 2.0) for count in (1, 10, 13, 99)]
+        [2.0, 2.0, 4.0, 60.0]
+    """
+    grown = pendings if asked_s is None else pendings - PATIENT_PENDINGS
+    own_s = (
+        0.0
+        if grown < 1
+        else min(PENDING_BACKOFF_S * 2 ** min(grown, 10) / 2, MAX_PENDING_BACKOFF_S)
+    )
+    return max(own_s, asked_s or 0.0)
 
 
 def each_failure_counts(

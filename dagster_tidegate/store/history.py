@@ -43,8 +43,9 @@ class Event:
 
     @property
     def opened(self) -> bool:
-        """Whether a breaker tripped."""
-        return self.kind == EventKind.SERVICE and self.from_status == BreakerState.CLOSED
+        """Whether a breaker tripped; one that is not enforced does not."""
+        was_closed = self.kind == EventKind.SERVICE and self.from_status == BreakerState.CLOSED
+        return was_closed and self.to_status in (BreakerState.OPEN, BreakerState.HALF_OPEN)
 
     @property
     def closed(self) -> bool:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy import event
 
 from dagster_tidegate import BreakerResource, ServiceConfig
-from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.errors import BreakerOpenError, Denied, Throttled
 from dagster_tidegate.breaker.events import CallEnded, ChangeLearned, Event
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -130,6 +130,66 @@ def test_metrics_of_breakers_and_calls(
     assert scrape("breaker_trips_total", service="mail") == 3
     with store.read() as conn:
         assert service_stats.read(conn, clock())["mail"].trips == 3
+
+
+def test_a_part_of_a_service_has_metrics_of_its_own(store: Store, clock: Clock) -> None:
+    policy = ServicePolicy(name="apollo", parts=["people_match", "enrich"])
+    fleet = Fleet(SqlBackend(store), [policy])
+    scrape = Scrape(store)
+    match = fleet.breaker("apollo/people_match")
+    match.call(int)
+    fleet.flush()
+    scrape("store_up")
+    day = Throttled("600 a day", until=clock() + timedelta(hours=4), scope="endpoint")
+    with pytest.raises(BreakerOpenError):
+        match.call(_throw, day)
+    clock.advance(20)
+    for service, is_open in (("apollo", 0), ("apollo/people_match", 1), ("apollo/enrich", 0)):
+        assert scrape("breaker_state", service=service, state="open") == is_open
+        assert scrape("breaker_trips_total", service=service) == is_open
+        assert scrape("breaker_open_seconds_total", service=service) == 20 * is_open
+        assert scrape("breaker_outage_seconds", service=service) == 20 * is_open
+    assert scrape("holds", source="breaker", target_kind="service") == 1
+
+    fleet.breaker("apollo/enrich").call(int)
+    fleet.breaker("apollo").call(int)
+    fleet.breaker("apollo").call(int)
+    with pytest.raises(ConnectionError):
+        fleet.breaker("apollo/enrich").call(fail)
+    fleet.flush()
+    for service, ok, failed in (
+        ("apollo", 2, 0),
+        ("apollo/people_match", 0, 0),
+        ("apollo/enrich", 1, 1),
+    ):
+        assert scrape("calls_total", service=service, outcome="ok") == ok
+        assert scrape("calls_total", service=service, outcome="failed") == failed
+    fleet.close()
+
+
+def test_a_service_that_is_not_enforced_is_closed_in_the_metrics_and_its_calls_are_counted(
+    store: Store, clock: Clock
+) -> None:
+    fleet = Fleet(SqlBackend(store), [MAIL.model_copy(update={"enforce": False})])
+    fleet.breaker("mail").call(int)
+    fleet.flush()
+    scrape = Scrape(store)
+    scrape("store_up")
+    for error in (*[ConnectionError()] * 4, Denied("dead key")):
+        with pytest.raises(type(error)):
+            fleet.breaker("mail").call(_throw, error)
+    clock.advance(20)
+    assert scrape("calls_total", service="mail", outcome="failed") == 4
+    assert scrape("breaker_state", service="mail", state="closed") == 1
+    assert scrape("breaker_trips_total", service="mail") == 0
+    assert scrape("breaker_open_seconds_total", service="mail") == 0
+    assert scrape("breaker_outage_seconds", service="mail") == 0
+    assert scrape("holds", source="breaker", target_kind="service") == 0
+    fleet.close()
+
+
+def _throw(error: Exception) -> None:
+    raise error
 
 
 def test_calls_of_the_fleet_are_counted_once_and_never_decrease(

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from dagster_tidegate.breaker.errors import BreakerOpenError, Denied, Throttled
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
@@ -218,6 +219,55 @@ def test_a_service_that_is_not_enforced_says_what_it_would_have_done(run: Run, s
     assert service["would_pause"] == ["account_digest", "outreach"]
     assert not json.loads(run("why", "openai", "--json").output)["paused"]
     assert "would_open" in run("history", "openai").output
+
+
+@both_databases
+def test_a_part_that_is_throttled_is_shown_beside_its_service_and_pauses_those_that_need_it(
+    run: Run, store: Store
+):
+    spec = CampaignSpec("matching", "there", "none", ops={"match": "apollo/people_match"})
+    with store.begin() as conn:
+        campaigns.save(conn, store.now(conn), "there", [spec])
+    policy = ServicePolicy(name="apollo", parts=["people_match", "enrich"])
+    fleet = Fleet(SqlBackend(store), [policy])
+    until = fleet.now() + timedelta(hours=4)
+    with pytest.raises(BreakerOpenError):
+        fleet.breaker("apollo/people_match").call(
+            _throw, Throttled("600 a day", until=until, scope="endpoint")
+        )
+    said = run("status").output
+    assert row(said, "apollo/people_match")[1] == "throttled"
+    assert "600 a day" in row(said, "apollo/people_match")[3]
+    assert row(said, "apollo")[1] == "closed"
+    assert row(said, "apollo/enrich")[1] == "closed"
+    assert row(said, "matching")[1] == "paused"
+    assert row(said, "outreach")[1] != "paused"
+    paused = json.loads(run("why", "matching", "--json").output)
+    assert paused["paused"]
+    assert not json.loads(run("why", "outreach", "--json").output)["paused"]
+    listed = json.loads(run("services", "--no-policies", "--json").output)
+    causes = {service["name"]: (service["state"], service["cause"]) for service in listed}
+    assert causes["apollo/people_match"] == ("open", "throttled")
+    assert causes["apollo"] == ("closed", None)
+    fleet.close()
+
+
+def test_a_part_of_a_service_that_is_denied_is_covered_by_its_hold(run: Run, store: Store):
+    spec = CampaignSpec("matching", "there", "none", ops={"match": "apollo/people_match"})
+    with store.begin() as conn:
+        campaigns.save(conn, store.now(conn), "there", [spec])
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="apollo", parts=["people_match"])])
+    with pytest.raises(BreakerOpenError):
+        fleet.breaker("apollo/people_match").call(_throw, Denied("dead key"))
+    said = run("status").output
+    assert row(said, "apollo")[1] == "denied"
+    assert row(said, "matching")[1] == "paused"
+    assert "dead key" in run("why", "matching").output
+    fleet.close()
+
+
+def _throw(error: Exception) -> None:
+    raise error
 
 
 def _fail() -> None:

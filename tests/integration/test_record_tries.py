@@ -23,7 +23,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 
 from dagster_tidegate.breaker.errors import Denied, Pending, Rejected, Throttled
+from dagster_tidegate.breaker.events import CallJudged
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.records import tries
 from dagster_tidegate.records.loop_pass import PendingRecordsError, TooManyFailedError
@@ -31,6 +34,7 @@ from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import BreakerState, RecordStatus, RunStatus
 from dagster_tidegate.store import records
 from dagster_tidegate.store import tables as t
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.records import Selection
 from tests.integration.record_loop import Stopped, Work, go_through
@@ -478,6 +482,45 @@ def test_the_last_records_of_two_campaign_runs_tell_an_outage_from_bad_records(
     other.close()
 
 
+def fail_for_all(work: Work, service: Service) -> None:
+    """Try five records until the breaker opens."""
+    guarded = work.fleet.breaker("openai")
+    service.evidence.clear()
+    with pytest.raises(Stopped):
+        go_through(work.records(KEYS[:5]), lambda record: guarded.call(service, record))
+    time.sleep(0.05)  # longer than they are set aside
+
+
+def test_a_green_probe_alone_is_no_proof_that_records_failed_by_their_own_fault(
+    store_url: str,
+) -> None:
+    """All calls fail while the probe is green: the breaker opens again, and the records wait."""
+    work = Work(store_url, probe_url="http://127.0.0.1:1/")
+    service, guarded = Service(*KEYS), work.fleet.breaker("openai")
+    for _ in range(4):
+        fail_for_all(work, service)
+        assert len(service.evidence) <= 6
+        assert NO_EVIDENCE not in [evidence for _, evidence in service.evidence]
+        assert FAILED not in work.statuses().values()
+        guarded.half_open()
+        guarded.close()  # as a green probe does
+        work.begin()
+    work.close()
+
+
+def test_a_call_that_succeeded_is_proof_that_records_fail_by_their_own_fault(work: Work) -> None:
+    service, guarded = Service(*KEYS), work.fleet.breaker("openai")
+    fail_for_all(work, service)
+    guarded.half_open()
+    guarded.call(int)  # of another op
+    work.fleet.flush()
+    work.begin()
+    service.evidence.clear()
+    go_through(work.records(KEYS[:5], max_failed=1.0), lambda record: guarded.call(service, record))
+    assert {evidence for _, evidence in service.evidence} == {NO_EVIDENCE}
+    assert set(work.statuses().values()) == {FAILED}
+
+
 def test_a_record_that_failed_begins_anew_when_the_run_is_executed_again(work: Work) -> None:
     service = Service("b")
     go_through(work.records(list("abc"), max_tries=3), service)
@@ -619,6 +662,80 @@ def test_a_record_waits_as_the_service_asks_where_the_policy_is_not_enforced(
     go(work, KEYS[:4], lambda record: guarded.call(call, record))
     assert work.statuses() == dict.fromkeys(KEYS[:4], DONE)
     assert calls.count(KEYS[1]) == 2
+    work.close()
+
+
+def without_a_breaker(error: Exception) -> tuple[Handle, list[str]]:
+    """A client that says so outside of the call that the breaker guards."""
+    calls: list[str] = []
+
+    def call(record: Record) -> str:
+        calls.append(record.key)
+        if record.key >= KEYS[15]:
+            raise error
+        return record.key
+
+    return call, calls
+
+
+@both_databases
+@every_way
+def test_a_client_that_is_denied_outside_of_a_guarded_call_closes_its_service_too(
+    work: Work, go: Any
+) -> None:
+    error = denied = Denied("no seat\0for ann@acme.example, sk-1234567890abcdef")
+    if go in (in_an_async_loop, in_threads):
+        error = RuntimeError("the client's own")
+        error.__cause__ = denied
+    call, calls = without_a_breaker(error)
+    with pytest.raises(Stopped) as stopped:
+        go(work, KEYS, call)
+    assert len(calls) <= 15 + 4
+    assert work.statuses() == dict.fromkeys(KEYS[:15], DONE)
+    status = work.fleet.breaker("openai").status
+    assert (status.state, status.cause, status.open_until) == (BreakerState.OPEN, "denied", None)
+    assert status.reason == r"no seat\x00for ***, ***"
+    assert stopped.value.reason.holds
+
+
+def test_a_client_that_is_throttled_outside_of_a_guarded_call_closes_it_until_then(
+    work: Work,
+) -> None:
+    call, calls = without_a_breaker(Throttled("month used", after=2 * 86_400))
+    with pytest.raises(Stopped):
+        in_a_loop(work, KEYS, call)
+    assert len(calls) == 16
+    until = work.fleet.breaker("openai").status.open_until
+    assert until is not None
+    assert until - work.fleet.now() > timedelta(days=1, hours=23)
+
+
+def test_of_an_op_with_two_services_what_is_denied_outside_of_a_guarded_call_is_tried_once(
+    work: Work,
+) -> None:
+    """Nobody knows which of them it is."""
+    work.services = ("openai", "apollo")
+    work.fleet.close()
+    policies = [ServicePolicy(name=name) for name in work.services]
+    work.fleet = Fleet(SqlBackend(work.store), policies)
+    call, calls = without_a_breaker(Denied("no seat"))
+    in_a_loop(work, KEYS, call)
+    assert Counter(calls) == dict.fromkeys(KEYS, 1)
+    assert Counter(work.statuses().values()) == {DONE: 15, FAILED: 15}
+
+
+def test_a_policy_that_is_not_enforced_counts_a_denied_call_once(store_url: str) -> None:
+    work = Work(store_url, enforce=False)
+    judged: list[Any] = []
+    work.fleet.close()
+    policy = ServicePolicy(name="openai", enforce=False)
+    work.fleet = Fleet(SqlBackend(work.store), [policy], hooks=[judged.append])
+    call, calls = without_a_breaker(Denied("no seat"))
+    guarded = work.fleet.breaker("openai")
+    with pytest.raises(TooManyFailedError):
+        in_a_loop(work, KEYS[10:], lambda record: guarded.call(call, record), max_failed=0.2)
+    denied = [event for event in judged if isinstance(event, CallJudged)]
+    assert len(denied) == len([key for key in calls if key >= KEYS[15]])
     work.close()
 
 

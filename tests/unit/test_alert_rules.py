@@ -89,6 +89,11 @@ def test_a_trip_alert_names_the_affected_campaigns_and_what_to_do() -> None:
         assert part in raised.text.body
 
 
+def test_a_service_that_is_not_enforced_raises_no_alert_where_it_would_have_opened():
+    assert kinds(evaluated(trip())) == [AlertKind.TRIP]
+    assert evaluated(event("would_open", "closed")) == AlertChanges()
+
+
 def test_a_recovery_ends_the_trip_and_raises_an_alert() -> None:
     changes = evaluated(recovery(), alerts=[stored(AlertKind.TRIP)])
     assert [ended.alert.id for ended in changes.ended] == [1]

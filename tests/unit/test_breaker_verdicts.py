@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from dagster_tidegate.breaker.backend import MemoryBackend
@@ -298,6 +299,34 @@ def test_a_recovery_that_does_not_last_keeps_the_backoff(breaker: Breaker, clock
     assert breaker.status.attempt == 0
 
 
+@pytest.mark.parametrize("in_a_row", [False, True], ids=["after a denial", "after failures"])
+def test_a_half_open_service_that_answers_401_is_denied_at_the_first_call(
+    breaker: Breaker, clock: Clock, *, in_a_row: bool
+):
+    if in_a_row:
+        trip(breaker)
+    else:
+        attempt(breaker, Denied("dead key"))
+    breaker.half_open()
+    calls = 0
+
+    def ask() -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        return httpx.Response(401, json={"error": {"code": "invalid_api_key"}})
+
+    for _ in range(30):
+        with pytest.raises(BreakerOpenError):
+            breaker.call(ask)
+    assert calls == 1
+    assert breaker.status.is_denied
+    assert breaker.status.reason == "invalid_api_key"
+    clock.advance(365 * 86_400)
+    with pytest.raises(BreakerOpenError):
+        breaker.call(ask)
+    assert calls == 1
+
+
 def test_a_judge_that_raises_breaks_no_call_and_is_logged_once(
     breaker: Breaker, caplog: pytest.LogCaptureFixture
 ):
@@ -310,6 +339,34 @@ def test_a_judge_that_raises_breaks_no_call_and_is_logged_once(
     assert caplog.text.count("The judge of openai raised") == 1
     trip(breaker)
     assert breaker.status.state is BreakerState.OPEN
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [None, "denied", {}, VerdictKind.DENIED, Verdict("nonsense"), Verdict("throttled", until=5)],  # type: ignore[arg-type]
+    ids=repr,
+)
+def test_a_judge_that_returns_no_verdict_breaks_no_call_and_is_logged(
+    breaker: Breaker, caplog: pytest.LogCaptureFixture, garbage: object
+):
+    breaker.judge = lambda _: garbage  # type: ignore[assignment, return-value]
+    assert breaker.call(dict, status="error") == {"status": "error"}
+    assert caplog.text.count("The judge of openai raised") == 1
+    trip(breaker)
+    assert breaker.status.state is BreakerState.OPEN
+
+
+def test_what_a_client_or_a_judge_says_is_short_on_one_line_and_without_secrets(breaker: Breaker):
+    page = "no seat\0\ud800\n for ann@acme.example, sk-1234567890abcdef " + "<p>" * 100_000
+    attempt(breaker, Denied(page))
+    assert breaker.status.reason is not None
+    assert breaker.status.reason.startswith(r"no seat\x00\ud800 for ***, *** <p>")
+    assert len(breaker.status.reason) <= 200
+    breaker.close()
+    breaker.judge = lambda _: Verdict(VerdictKind.DENIED, reason="no seat", answer=page)
+    attempt(breaker, ConnectionError())
+    assert breaker.status.reason == "no seat"
+    assert len(breaker.status.answer or "") <= 300
 
 
 @pytest.mark.parametrize("profile", ["generic", None])
