@@ -381,8 +381,9 @@ class Breaker(pybreaker.CircuitBreaker):
             self.engine.ignore(ticket)
             return
         verdict = self.verdict(error)
-        with suppress(AttributeError, TypeError):  # an exception without room for it
-            vars(error)[_JUDGED] = True
+        for each in causes(error):
+            with suppress(TypeError):  # an exception without room for it
+                vars(each)[_JUDGED] = True
         match verdict.kind:
             case VerdictKind.FAILURE:
                 self._notify("failure", error)
@@ -405,7 +406,10 @@ class Breaker(pybreaker.CircuitBreaker):
         Args:
             error: The error as it reached the caller: itself, or raised from the client's.
         """
-        if not any(getattr(each, _JUDGED, False) for each in causes(error)):
+        chain = list(causes(error))
+        # What a client says counts, also if it follows from an answer that was judged otherwise.
+        said = [each for each in chain if isinstance(each, AnswerError)][:1] or chain
+        if not any(getattr(each, _JUDGED, False) for each in said):
             verdict = self.verdict(error)
             if verdict.kind in (VerdictKind.THROTTLED, VerdictKind.DENIED):
                 self.engine.close_down(Ticket(self.engine.admission.window), verdict)

@@ -327,6 +327,32 @@ def test_a_half_open_service_that_answers_401_is_denied_at_the_first_call(
     assert calls == 1
 
 
+def test_what_a_client_makes_of_a_judged_answer_counts_and_what_was_counted_does_not_again(
+    clock: Clock,
+):
+    events: list[Any] = []
+    fleet = Fleet(MemoryBackend(clock=clock), [policy(enforce=False)], hooks=[events.append])
+    breaker = fleet.breaker("openai")
+
+    def judged() -> int:
+        return sum(isinstance(event, CallJudged) for event in events)
+
+    counted = RuntimeError("the client's own")
+    counted.__cause__ = Denied("no seat")
+    with pytest.raises(RuntimeError):
+        breaker.call(raises(counted))
+    assert judged() == 1
+    assert breaker.refusal_after(counted) is None
+    assert judged() == 1
+
+    rejected, seat = Rejected("422"), Denied("no seat")
+    seat.__cause__ = rejected
+    attempt(breaker, rejected)
+    assert judged() == 2
+    assert breaker.refusal_after(seat) is None
+    assert judged() == 3
+
+
 def test_a_judge_that_raises_breaks_no_call_and_is_logged_once(
     breaker: Breaker, caplog: pytest.LogCaptureFixture
 ):
