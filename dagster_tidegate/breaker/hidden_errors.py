@@ -47,12 +47,13 @@ def error_within(answer: Answer, profile: Profile) -> int | None:
         return _error_in(body, answer, profile)
     if isinstance(body, list):
         # Of a batch, some items may fail. The call did if all did, and of a cause that is known.
-        first = body[:MAX_ITEMS]
-        errors = [
-            _error_in(item, answer, profile) if isinstance(item, dict) else None for item in first
-        ]
-        failed = bool(errors) and None not in errors
-        return errors[0] if failed and says_why(answer, profile) else None
+        errors: list[int] = []
+        for item in body[:MAX_ITEMS]:
+            error = _error_in(item, answer, profile) if isinstance(item, dict) else None
+            if error is None:
+                return None
+            errors.append(error)
+        return errors[0] if errors and says_why(answer, profile) else None
     if isinstance(answer.body, str | bytes):
         start = answer.text[:MAX_LINE].lstrip().lower()
         if _XML_ERROR.match(start):

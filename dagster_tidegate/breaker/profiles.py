@@ -66,6 +66,14 @@ def _expression(entry: str, gap: str, start: str = "") -> re.Pattern[str]:
     return re.compile(start + gap.join(map(re.escape, entry.split("*"))))
 
 
+@lru_cache(maxsize=4096)
+def _by_pattern(patterns: tuple[tuple[str, str], ...], code: str) -> str | None:
+    for pattern, kind in patterns:
+        if _expression(pattern, ".*").fullmatch(code):
+            return kind
+    return None
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -189,7 +197,7 @@ class Profile:
     endpoint_codes: frozenset[str]
     unwell_titles: tuple[str, ...]
     codes: dict[str, str]
-    patterns: dict[str, str]
+    patterns: tuple[tuple[str, str], ...]
     phrases: dict[str, str]
     statuses: dict[int, str]
     rules: tuple[Rule, ...]
@@ -203,12 +211,7 @@ class Profile:
 
         A text with spaces is no machine code: it may be about the record.
         """
-        if " " in code:
-            return None
-        for pattern, kind in self.patterns.items():
-            if _expression(pattern, ".*").fullmatch(code_of(code)):
-                return kind
-        return None
+        return None if " " in code else _by_pattern(self.patterns, code_of(code))
 
     def of_status(self, status: int) -> str:
         """Return what a status means by itself."""
@@ -262,7 +265,7 @@ def load(name: str) -> Profile:
         endpoint_codes=frozenset(code for file in files for code in file.endpoint_codes),
         unwell_titles=tuple(title for file in files for title in file.unwell_titles),
         codes={code: kind for code, kind in codes.items() if "*" not in code},
-        patterns={code: kind for code, kind in codes.items() if "*" in code},
+        patterns=tuple((code, kind) for code, kind in codes.items() if "*" in code),
         phrases=_meanings([file.phrases for file in files]),
         statuses=_meanings([file.statuses for file in files]),
         rules=tuple(rule for file in files for rule in file.rules),
