@@ -82,6 +82,16 @@ def length(time: timedelta) -> str:
     return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
 
 
+def words(status: object) -> str:
+    """Return a status for people.
+
+    Example:
+        >>> words("half_open")
+        'half open'
+    """
+    return str(status).replace("_", " ")
+
+
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun.
 

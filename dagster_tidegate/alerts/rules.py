@@ -23,7 +23,7 @@ from dagster_tidegate.holds import Hold, SystemActor
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.alerts import Alert, AlertStatus
-from dagster_tidegate.text import bounded, length, utc
+from dagster_tidegate.text import bounded, length, utc, words
 
 BURST = 2
 """How many messages about a topic are sent without delay, within `BURST_WITHIN`."""
@@ -333,5 +333,5 @@ def _breaker_status(snapshot: Snapshot, service: str) -> str:
         return ""
     if breaker.state is BreakerState.OPEN and breaker.open_until is not None:
         return f"The service is probed at {utc(breaker.open_until)} at the earliest.\n"
-    state = breaker.state.replace("_", " ")
+    state = words(breaker.state)
     return f"The breaker has been {state} since {utc(breaker.changed_at)}.\n"

@@ -8,6 +8,7 @@ import pybreaker
 
 from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.text import words
 
 MAX_AFTER_S = 30 * 86400.0
 
@@ -40,7 +41,7 @@ class BreakerOpenError(pybreaker.CircuitBreakerError):
 
     def __str__(self) -> str:
         until = "" if self.retry_at is None else f"; retry at {self.retry_at:%Y-%m-%d %H:%M:%S} UTC"
-        state = str(self.state).replace("_", " ")
+        state = words(self.state)
         return f"{self.service} is {state} since {self.since:%H:%M:%S} UTC ({self.reason}){until}"
 
 

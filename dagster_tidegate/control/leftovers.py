@@ -8,7 +8,7 @@ from datetime import timedelta
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.text import plural, utc
+from dagster_tidegate.text import plural, utc, words
 
 UNTRIED_AFTER = timedelta(minutes=2)
 """If a trial call has been due for longer, no gate is left to make it."""
@@ -58,7 +58,7 @@ def abandoned_services(
 
 def _why_abandoned(situation: Situation, name: str, policies: Collection[str] | None) -> str | None:
     breaker = situation.breakers[name]
-    state = breaker.state.replace("_", " ")
+    state = words(breaker.state)
     if policies is not None and name not in policies:
         return f"is {state}, and no code location has a policy for it"
     if breaker.changed_at > situation.now - UNTRIED_AFTER:

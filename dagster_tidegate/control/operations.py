@@ -19,7 +19,7 @@ from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
-from dagster_tidegate.text import MAX_REASON, did_you_mean, shown
+from dagster_tidegate.text import MAX_REASON, did_you_mean, shown, words
 
 R = TypeVar("R")
 
@@ -259,7 +259,7 @@ def repaired(
     """
     breaker = _require_breaker(conn, service)
     if not breaker.is_denied:
-        state = breaker.state.replace("_", " ")
+        state = words(breaker.state)
         raise NotDeniedError(
             f"{service} does not refuse this client: its breaker is {state}, which needs no repair "
             "by hand"

@@ -3,11 +3,12 @@
 Markdown draws it with characters, the page as SVG.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dagster_tidegate.control.report_models import OutageReport
+from dagster_tidegate.control.spans import joined
 from dagster_tidegate.statuses import BreakerState
 
 MAX_CAMPAIGNS = 10
@@ -59,11 +60,12 @@ def drawing(report: OutageReport) -> Drawing:
     lanes = []
     for campaign in report.campaigns[:MAX_CAMPAIGNS]:
         pauses = [
-            (run.paused_at, run.resumed_at or report.at)
+            (run.paused_at, run.resumed_at or report.at, run.run)
             for run in report.runs
             if run.run.startswith(f"{campaign.campaign}/")
         ]
-        lanes.append(Lane(campaign.campaign, [Span(*each) for each in _union(pauses)]))
+        spans = [Span(begin, end) for begin, end, _ in joined(pauses)]
+        lanes.append(Lane(campaign.campaign, spans))
     return Drawing(
         start=report.opened_at - margin,
         end=end + margin,
@@ -77,13 +79,3 @@ def _states(report: OutageReport) -> Iterator[Span]:
     for change, end in zip(report.timeline, ends, strict=True):
         if change.state is not BreakerState.CLOSED:
             yield Span(change.at, end, change.state, change.reason)
-
-
-def _union(pairs: Iterable[tuple[datetime, datetime]]) -> Sequence[tuple[datetime, datetime]]:
-    merged: list[tuple[datetime, datetime]] = []
-    for begin, end in sorted(pairs):
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((begin, end))
-    return merged

@@ -12,7 +12,7 @@ from dagster_tidegate.control.report_models import (
 )
 from dagster_tidegate.control.report_picture import Lane, drawing
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.text import length, plural, shown, utc
+from dagster_tidegate.text import length, plural, shown, utc, words
 
 WIDTH = 60
 """Columns of the picture."""
@@ -124,7 +124,7 @@ def _outage(report: OutageReport) -> Iterator[str]:
     yield from _section(
         "Timeline",
         ("at", "breaker", "why"),
-        [(utc(t.at), t.state.replace("_", " "), _text(t.reason or "")) for t in report.timeline],
+        [(utc(t.at), words(t.state), _text(t.reason or "")) for t in report.timeline],
     )
     yield from _section(
         "Who did what",

@@ -21,7 +21,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
-from dagster_tidegate.text import did_you_mean, plural, utc
+from dagster_tidegate.text import did_you_mean, plural, utc, words
 
 
 class UnknownNameError(LookupError):
@@ -359,7 +359,7 @@ def _unknown(situation: Situation, name: str, kind: TargetKind | None) -> str:
     of_asset = _instead_of_asset(situation, name)
     if of_asset:
         return of_asset
-    thing = "service, campaign or campaign run" if kind is None else kind.replace("_", " ")
+    thing = "service, campaign or campaign run" if kind is None else words(kind)
     otherwise = (
         f"known: {', '.join(sorted(names)[:20])}"
         if names

@@ -20,6 +20,7 @@ from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store.breakers import WOULD_OPEN
 from dagster_tidegate.store.history import Event
+from dagster_tidegate.text import words
 
 if TYPE_CHECKING:
     from dagster_tidegate.plugin.resource import BreakerResource
@@ -198,7 +199,7 @@ def to_report(
                     "newer_report": newer,
                 },
             )
-        state = change.to_status.replace("_", " ")
+        state = words(change.to_status)
         yield dg.AssetObservation(
             key,
             description=f"{change.name} is {state}{f': {change.reason}' if change.reason else ''}",

@@ -74,16 +74,27 @@ def transitions(
     of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
     if service is not None:
         of_state &= e.name == service
-    latest = sa.select(sa.func.max(e.id)).where(of_state, e.at < since).group_by(e.name)
-    open_before = conn.execute(
-        sa.select(e.id, e.name).where(e.id.in_(latest), e.to_status != BreakerState.CLOSED)
-    ).all()
     earlier: list[Event] = []
-    for row in open_before:
-        earlier += (each for each in transitions_of(conn, row.id) if each.id <= row.id)
+    for latest in open_at(conn, since, service).values():
+        earlier += (each for each in transitions_of(conn, latest.id) if each.id <= latest.id)
     inside = sa.select(t.events).where(of_state, e.at >= since, e.at <= until)
     newest = history.rows(conn, inside.order_by(e.id.desc()).limit(MAX_TRANSITIONS))
     return sorted([*earlier, *newest], key=lambda event: event.id)
+
+
+def open_at(conn: Connection, at: datetime, service: str | None = None) -> Mapping[str, Event]:
+    """Return the latest change of each breaker that was not closed at a time, by service.
+
+    Args:
+        service: Only that of this service; None: of all.
+    """
+    e = t.events.c
+    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
+    if service is not None:
+        of_state &= e.name == service
+    latest = sa.select(sa.func.max(e.id)).where(of_state, e.at < at).group_by(e.name)
+    query = sa.select(t.events).where(e.id.in_(latest), e.to_status != BreakerState.CLOSED)
+    return {event.name: event for event in history.rows(conn, query.order_by(e.id))}
 
 
 def transitions_of(conn: Connection, event: int) -> Sequence[Event]:

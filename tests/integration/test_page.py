@@ -533,6 +533,20 @@ def test_a_report_is_linked_from_where_its_outage_is_seen_and_leads_to_its_markd
             assert "there is no outage" in browser.get(path, expect=404).lower()
 
 
+def test_an_outage_that_is_open_throughout_the_span_leads_to_its_report(store: Store) -> None:
+    page_store.deploy(store)
+    with page_scene.earlier(store, 180):
+        page_store.open_breaker(store, "instantly", "503 x5")
+    with page_scene.earlier(store, 170):
+        page_store.open_breaker(store, "openai", "timeout x5")
+        page_store.close_breaker(store, "openai")
+    with browsing(store) as browser:
+        page = browser.get("/timeline?span=hour")
+        [link] = re.findall(r'href="/tidegate(/outages/\d+)"', page)
+        assert "Outage of instantly" in text(browser.get(link))
+        assert re.search(r'aria-label="instantly open since before, [^"]*503 x5', page)
+
+
 def test_outages_are_counted_by_service_and_month(store: Store) -> None:
     page_store.deploy(store)
     present = datetime.now(UTC)

@@ -14,7 +14,7 @@ from dagster_tidegate.control.report_models import (
 from dagster_tidegate.control.report_picture import Lane, drawing
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.text import length
+from dagster_tidegate.text import length, words
 from dagster_tidegate.web.pages.rendering import TONES
 from dagster_tidegate.web.pages.timeline import Axis, Bar, Row, ticks
 
@@ -150,7 +150,7 @@ def _bars(axis: Axis, lane: Lane, path: str, query: dict[str, str]) -> list[Bar]
         lasted = length(span.end - span.begin)
         why = f" ({span.reason})" if span.reason else ""
         tone = "held" if span.state is None else TONES[span.state]
-        words = "paused" if span.state is None else str(span.state).replace("_", " ")
-        text = f"{lane.name} {words} from {span.begin:%H:%M:%S}, {lasted}{why}"
+        state = "paused" if span.state is None else words(span.state)
+        text = f"{lane.name} {state} from {span.begin:%H:%M:%S}, {lasted}{why}"
         bars.append(axis.bar(span.begin, span.end, tone, text, path, query))
     return bars

@@ -20,7 +20,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.database import UNREACHABLE, DataError
 from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
-from dagster_tidegate.text import length, plural, sentence, utc
+from dagster_tidegate.text import length, plural, sentence, utc, words
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.context import AppContext
 from dagster_tidegate.web.api.problems import (
@@ -227,7 +227,7 @@ def environment() -> Environment:
         until=_until,
         number=lambda value: f"{value:,}",
         share=_share,
-        words=lambda value: str(value).replace("_", " "),
+        words=words,
         sentence=sentence,
         plural=plural,
         utc=utc,

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.control.spans import joined
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import history, holds, runs
+from dagster_tidegate.store import history, holds, outages, runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.text import length, plural
+from dagster_tidegate.text import length, plural, words
 
 SPANS: Mapping[str, tuple[timedelta, timedelta, str]] = {
     "hour": (timedelta(hours=1), timedelta(minutes=10), "%H:%M"),
@@ -95,6 +96,7 @@ def timeline(
         *(hold for hold in situation.holds if hold.placed_at < end),
     ]
     attempts = runs.attempts_between(conn, axis.start, end, limit=MAX_ATTEMPTS)
+    before = outages.open_at(conn, axis.start)
     by_name: dict[str, list[Event]] = {}
     for event in changes:
         by_name.setdefault(event.name, []).append(event)
@@ -104,7 +106,7 @@ def timeline(
         breaker = situation.breakers.get(name)
         state = None if breaker is None else breaker.state
         bars = [
-            *_states(axis, name, by_name.get(name, []), state, now),
+            *_states(axis, name, by_name.get(name, []), state, now, before.get(name)),
             *(_hold(axis, hold, now) for hold in placed if _of_people(hold, name)),
         ]
         services.append(Row(name, f"/services/{name}", _inside(bars)))
@@ -120,8 +122,8 @@ def timeline(
         worked.setdefault(run.campaign, []).append(bar)
     for name, campaign in situation.campaigns.items():
         targets = targets_of(services=campaign.services, campaign=name)
-        paused = _merged(
-            (h.placed_at, h.released_at or now, h) for h in placed if h.target in targets
+        paused = joined(
+            (h.placed_at, h.released_at or now, _why(h)) for h in placed if h.target in targets
         )
         bars = [
             axis.bar(
@@ -193,21 +195,31 @@ def _lower(bar: Bar) -> Bar:
 
 
 def _states(
-    axis: Axis, name: str, changes: Sequence[Event], state: BreakerState | None, now: datetime
+    axis: Axis,
+    name: str,
+    changes: Sequence[Event],
+    state: BreakerState | None,
+    now: datetime,
+    before: Event | None,
 ) -> list[Bar]:
-    """The times at which a breaker was not closed, from its events or its state."""
+    """The times at which a breaker was not closed, from its events or its state.
+
+    Args:
+        before: Its latest change before the axis, if it was not closed then.
+    """
     moves = [e for e in changes if e.to_status in set(BreakerState)]
     first = moves[0].from_status if moves else state
     begin, current, reason = axis.start, first, ""
     outage = moves[0].id if moves else None
+    if before is not None:
+        outage, reason = before.id, before.reason or ""
     bars = []
     for event in [*moves, None]:
         finish = now if event is None else event.at
         if current in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-            words = str(current).replace("_", " ")
             since = f"{begin:%H:%M:%S}" if begin > axis.start else "before"
             why = f" ({reason})" if reason else ""
-            text = f"{name} {words} since {since}, {length(finish - begin)}{why}"
+            text = f"{name} {words(current)} since {since}, {length(finish - begin)}{why}"
             tone = "bad" if current == BreakerState.OPEN else "warn"
             query = {"name": name, "kind": "service"}
             bar = axis.bar(begin, finish, tone, text, "/history", query)
@@ -245,19 +257,8 @@ def _hold(axis: Axis, hold: Hold, now: datetime) -> Bar:
     return axis.bar(hold.placed_at, finish, "held", text, "/history", query)
 
 
-def _merged(
-    spans: Iterable[tuple[datetime, datetime, Hold]],
-) -> list[tuple[datetime, datetime, list[str]]]:
-    """Join spans that overlap, with the reasons of all of them."""
-    merged: list[tuple[datetime, datetime, list[str]]] = []
-    for begin, finish, hold in sorted(spans, key=lambda span: span[:2]):
-        reason = f"{hold.target.name or 'everything'} ({hold.reason})"
-        if merged and begin <= merged[-1][1]:
-            former, end, reasons = merged[-1]
-            merged[-1] = former, max(end, finish), list(dict.fromkeys([*reasons, reason]))
-        else:
-            merged.append((begin, finish, [reason]))
-    return merged
+def _why(hold: Hold) -> str:
+    return f"{hold.target.name or 'everything'} ({hold.reason})"
 
 
 def ticks(axis: Axis, step: timedelta, form: str) -> list[tuple[float, str]]:

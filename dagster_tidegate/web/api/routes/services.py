@@ -1,8 +1,10 @@
 """Services and their breakers."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -34,15 +36,6 @@ _NOT_FOUND = responses(Code.SERVICE_NOT_FOUND)
 _SERVICE = "/{service:path}"  # the name of a part has a slash
 
 
-class _NameAlone(PathConvertor):
-    """The name of a service, and none of the paths below it."""
-
-    regex = r"(?!.*/(?:history|hold|release|repaired|keep-closed)$).*"
-
-
-register_url_convertor("service_alone", _NameAlone())
-
-
 @router.get("")
 def list_services(context: Context, _identity: Viewer, paging: Paging) -> Page[ServiceOut]:
     """List the services: the state of each breaker, and the holds on each."""
@@ -60,15 +53,6 @@ def list_service_history(
     with context.store.read() as conn:
         lookup.service(conn, context.store.now(conn), service)
         return page_of_events(conn, paging, name=service)
-
-
-@router.get("/{service:service_alone}", responses=_NOT_FOUND)
-def get_service(context: Context, _identity: Viewer, service: ServiceName) -> ServiceDetails:
-    """Show a service: its breaker, holds, recent calls and policies."""
-    with context.reading() as (conn, situation):
-        lookup.service_in(situation, service)
-        numbers = service_stats.read(conn, situation.now).get(service)
-    return ServiceDetails.all_of(situation, service, numbers, policies(context, service))
 
 
 @router.post(_SERVICE + "/campaigns/hold", responses=_NOT_FOUND)
@@ -161,6 +145,29 @@ def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
         with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
             operations.let_trip(conn, now, service, actor=change.identity.name)
         return change.service(service)
+
+
+class _NameAlone(PathConvertor):
+    """The name of a service, and none of the paths below it, which are all defined above."""
+
+    below = "|".join(
+        path.removeprefix(router.prefix + _SERVICE)
+        for path in sorted({cast(APIRoute, route).path for route in router.routes})
+        if path != router.prefix
+    )
+    regex = rf"(?!.*(?:{below})$).*"
+
+
+register_url_convertor("service_alone", _NameAlone())
+
+
+@router.get("/{service:service_alone}", responses=_NOT_FOUND)
+def get_service(context: Context, _identity: Viewer, service: ServiceName) -> ServiceDetails:
+    """Show a service: its breaker, holds, recent calls and policies."""
+    with context.reading() as (conn, situation):
+        lookup.service_in(situation, service)
+        numbers = service_stats.read(conn, situation.now).get(service)
+    return ServiceDetails.all_of(situation, service, numbers, policies(context, service))
 
 
 def policies(context: AppContext, service: str) -> Mapping[str, ServicePolicy] | None:
