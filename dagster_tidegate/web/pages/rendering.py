@@ -289,6 +289,8 @@ def _share(part: float, whole: float) -> str:
     if not whole:
         return "none"
     percent = 100 * part / whole
+    if 0 < percent < 0.05:
+        return "<0.1 %"
     return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
 
 
