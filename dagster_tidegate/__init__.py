@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dagster_tidegate.plugin.components import TidegateComponent
     from dagster_tidegate.plugin.definitions import build_definitions
     from dagster_tidegate.plugin.each import each
-    from dagster_tidegate.plugin.resource import BreakerResource, ServiceConfig, Window
+    from dagster_tidegate.plugin.resource import BreakerResource, Rate, ServiceConfig, Window
     from dagster_tidegate.plugin.sensors import (
         build_breaker_sensor,
         build_pause_sensor,
@@ -54,6 +54,7 @@ __all__ = [
     "Group",
     "Keep",
     "Pending",
+    "Rate",
     "Record",
     "Records",
     "Rejected",
@@ -91,6 +92,7 @@ _MODULES = {
     "Group": "records.journal",
     "Keep": "store.retention",
     "Pending": "breaker.errors",
+    "Rate": "plugin.resource",
     "Record": "records.record",
     "Records": "records.loop",
     "Rejected": "breaker.errors",

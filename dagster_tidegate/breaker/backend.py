@@ -9,7 +9,9 @@ from threading import Lock
 from typing import Protocol
 from uuid import uuid4
 
+from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.limits import Grant, LimitState, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -115,6 +117,10 @@ class BreakerBackend(Protocol):
         """Return a lease with the result of its call; return the breaker before and after."""
         ...
 
+    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+        """Settle a worker's last block of calls within the limits, and lease it the next one."""
+        ...
+
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
         """Delete counts that are outside of every window; return how many."""
         ...
@@ -161,6 +167,7 @@ class MemoryBackend:
         self.initial_generations = {s.name: s.generation for s in self.statuses.values()}
         self._rows: dict[tuple[str, datetime, str, int], WindowDelta] = {}
         self._trials: list[Trial] = []
+        self._limits: dict[str, LimitState] = {}
         self._lock = Lock()
 
     def now(self) -> datetime:
@@ -264,6 +271,12 @@ class MemoryBackend:
             after = machine.after_trial(before, policy, verdict, now, random())
             self.statuses[policy.name] = after
             return before, after
+
+    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+        """See `BreakerBackend.lease`."""
+        with self._lock:
+            state = self._limits.setdefault(policy.name, LimitState())
+            return limits.lease(state, policy.limits, self.now(), worker, request)
 
     def counts(self, status: BreakerStatus) -> list[WindowDelta]:
         """Return the counts in the generation of a breaker."""

@@ -161,7 +161,7 @@ class Breaker(pybreaker.CircuitBreaker):
                 the breaker open.
         """
         admission = self.engine.admission
-        if admission.fast:
+        if admission.fast or (admission.limited and admission.take()):
             window = admission.window
             started = window.monotonic()
             try:
@@ -199,7 +199,7 @@ class Breaker(pybreaker.CircuitBreaker):
             BreakerOpenError: As `call` does.
         """
         admission = self.engine.admission
-        if admission.fast:
+        if admission.fast or (admission.limited and admission.take()):
             window = admission.window
             started = window.monotonic()
             try:
@@ -220,7 +220,7 @@ class Breaker(pybreaker.CircuitBreaker):
         admission = self.engine.check()
         ticket = (
             Ticket(admission.window)
-            if admission.passes
+            if admission.passes and admission.take()
             else await asyncio.to_thread(self.engine.admit)
         )
         self._notify("before_call", func, *args, **kwargs)
@@ -511,7 +511,7 @@ class Breaker(pybreaker.CircuitBreaker):
         if self.engine.current().passes:
             return self.status
         try:
-            ticket = self.engine.admit()
+            ticket = self.engine.admit_unlimited()
         except BreakerOpenError:
             return self.status
         verdict = IGNORED

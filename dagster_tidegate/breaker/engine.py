@@ -21,6 +21,8 @@ from dagster_tidegate.breaker.events import (
     Hooks,
 )
 from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
+from dagster_tidegate.breaker.limiter import Limiter
+from dagster_tidegate.breaker.limits import Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
@@ -44,11 +46,23 @@ class Admission:
         durations: How long calls usually take.
         hold: The operator's hold that forces it open, or None.
         error: What a call that it refuses raises.
-        passes: Calls pass without asking anybody.
+        passes: Calls pass without asking anybody, but for the limits.
         fast: They pass, and nobody observes them: only counting is left to do.
+        limited: The same, once a call was taken within the limits.
+        limiters: The limits of the service, and for a part those of the whole.
     """
 
-    __slots__ = ("durations", "error", "fast", "hold", "passes", "status", "window")
+    __slots__ = (
+        "durations",
+        "error",
+        "fast",
+        "hold",
+        "limited",
+        "limiters",
+        "passes",
+        "status",
+        "window",
+    )
 
     def __init__(
         self,
@@ -60,6 +74,7 @@ class Admission:
         hold: Hold | None,
         passes: bool,
         fast: bool,
+        limiters: tuple[Limiter, ...] = (),
     ) -> None:
         self.status = status
         self.window = window
@@ -67,7 +82,20 @@ class Admission:
         self.error = error
         self.hold = hold
         self.passes = passes
-        self.fast = fast
+        self.fast = fast and not limiters
+        self.limited = fast and bool(limiters)
+        self.limiters = limiters
+
+    def take(self) -> bool:
+        """Take a call within the limits, if that needs no I/O."""
+        taken: list[Limiter] = []
+        for limiter in self.limiters:
+            if not limiter.take():
+                for each in taken:
+                    each.put_back()
+                return False
+            taken.append(limiter)
+        return True
 
     def refusal(self) -> BreakerOpenError:
         """Return the error that refuses a call."""
@@ -142,6 +170,8 @@ class Engine:
     def reset(self) -> None:
         """Create what a forked child must not share with its parent."""
         self._report_lock = Lock()
+        is_limited = self.policy.limits and self.policy.enforce and self._enabled
+        self.limiter = Limiter(self.policy, self._state) if is_limited else None
         self._ask_at = float("-inf")
         self._retired: list[LocalWindow] = []
         self._others = VerdictCounts()
@@ -159,7 +189,47 @@ class Engine:
     # --- admission ------------------------------------------------------------------------------
 
     def admit(self) -> Ticket:
-        """Admit a call, as a trial call where the breaker needs one.
+        """Admit a call within the limits, as a trial call where the breaker needs one.
+
+        Raises:
+            BreakerOpenError: If the service must not be called now.
+        """
+        limited = self._limited()
+        if not limited:
+            return self.admit_unlimited()
+        self.check()
+        taken: list[Limiter] = []
+        try:
+            for engine, limiter in limited:
+                if (refusal := limiter.acquire(self.check)) is not None:
+                    raise engine.used_up(refusal)
+                taken.append(limiter)
+            return self.admit_unlimited()
+        except BaseException:
+            for limiter in taken:
+                limiter.put_back()
+            raise
+
+    def _limited(self) -> "list[tuple[Engine, Limiter]]":
+        """The limits of a part, and of the service that it belongs to."""
+        return [
+            (engine, engine.limiter)
+            for engine in (self, self.parent)
+            if engine is not None and engine.limiter is not None
+        ]
+
+    def used_up(self, refusal: Grant) -> BreakerOpenError:
+        """Let the service be throttled until a limit has calls again; return the refusal."""
+        reason = f"its limit of {refusal.limit} is used up"
+        verdict = Verdict(VerdictKind.THROTTLED, refusal.retry_at, reason=reason)
+        self.change(
+            lambda status, now: machine.after_answer(status, self.policy, verdict, now, random())
+        )
+        name, now = self.policy.name, self._state.now()
+        return self._refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
+
+    def admit_unlimited(self) -> Ticket:
+        """Admit a call, whatever the limits say.
 
         Raises:
             BreakerOpenError: If the service must not be called now.
@@ -169,7 +239,7 @@ class Engine:
             return Ticket(admission.window)
         whole = None
         if self.parent is not None and not self.parent.current().passes:
-            whole = self.parent.admit()
+            whole = self.parent.admit_unlimited()
             if self._status_passes(admission.status):
                 return Ticket(admission.window, parent=whole)
         try:
@@ -248,8 +318,16 @@ class Engine:
             and (whole is None or self._status_passes(whole))
         )
         fast = passes and not (self.observed or self._hooks.times_calls)
+        limiters = tuple(limiter for _, limiter in self._limited())
         self.admission = Admission(
-            status, window, self.durations, self._error, hold=hold, passes=passes, fast=fast
+            status,
+            window,
+            self.durations,
+            self._error,
+            hold=hold,
+            passes=passes,
+            fast=fast,
+            limiters=limiters,
         )
 
     def _status_passes(self, status: BreakerStatus) -> bool:

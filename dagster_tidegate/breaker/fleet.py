@@ -219,8 +219,12 @@ class Fleet:
                 due.append(name)
         return due
 
-    def flush(self) -> None:
-        """Report the successes since the last report."""
+    def flush(self, *, final: bool = False) -> None:
+        """Report the successes since the last report.
+
+        Args:
+            final: Whether this process makes no more calls, and gives back all that it may make.
+        """
         events: list[Event] = []
         with ExitStack() as locks:
             batch = []
@@ -231,6 +235,9 @@ class Fleet:
                     batch.append((engine.policy, delta))
             if batch:
                 self.state.flush(batch)
+        for breaker in list(self._breakers.values()):
+            if (limiter := breaker.engine.limiter) is not None:
+                limiter.settle(final=final)
         for event in events:
             self.hooks.emit(event)
 
@@ -244,7 +251,7 @@ class Fleet:
         if watcher is not None:
             watcher.stop()
         if self.state.started:
-            self.flush()
+            self.flush(final=True)
 
     def _start_watcher(self) -> None:
         with self._closing:

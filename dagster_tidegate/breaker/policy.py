@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.profiles import check_name
+from dagster_tidegate.breaker.timezone import check_timezone
 from dagster_tidegate.pools import check_service_name, merged
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -39,11 +40,7 @@ class MaintenanceWindow(BaseModel):
     @field_validator("timezone")
     @classmethod
     def _timezone_exists(cls, timezone: str) -> str:
-        try:
-            ZoneInfo(timezone)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"{timezone!r} is no time zone: use a name like UTC") from error
-        return timezone
+        return check_timezone(timezone)
 
     @field_validator("reason")
     @classmethod
@@ -213,6 +210,11 @@ class ServicePolicy(BaseModel):
     probe_timeout_s: float = Field(
         default=5.0, gt=0, description="Timeout of the health probe, in seconds."
     )
+    limits: Sequence[RateLimit] = Field(
+        default=[],
+        description="How many calls the whole fleet may make, of the service with its parts. All "
+        "limits hold at once.",
+    )
     windows: Sequence[MaintenanceWindow] = Field(
         default=[],
         description="Maintenance windows: times at which the gate holds the service, each time "
@@ -277,7 +279,7 @@ class ServicePolicy(BaseModel):
     def with_parts(self) -> "list[ServicePolicy]":
         """Return this policy and those of the parts."""
         names = [f"{self.name}/{part}" for part in self.parts]
-        only_of_whole = {"parts": [], "pools": [], "windows": []}
+        only_of_whole = {"parts": [], "pools": [], "limits": [], "windows": []}
         return [self, *(self.model_copy(update={"name": n, **only_of_whole}) for n in names)]
 
     @model_validator(mode="after")

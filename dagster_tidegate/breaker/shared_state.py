@@ -25,6 +25,7 @@ from dagster_tidegate.breaker.events import (
     StoreLost,
     StoreRegained,
 )
+from dagster_tidegate.breaker.limits import Grant, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -195,6 +196,16 @@ class SharedState:
         if before.generation != trial.generation:
             self.refresh()
         return before, after
+
+    def lease(self, policy: ServicePolicy, request: Request) -> Grant:
+        """Settle this process's last block of calls within the limits, and lease the next one."""
+        return self._do(lambda backend: backend.lease(policy, self.worker, request))[0]
+
+    def seconds_until(self, grant: Grant) -> float:
+        """Return how long it takes until there are calls again."""
+        if grant.retry_at is None:
+            return 0.0
+        return (grant.retry_at - self.now()).total_seconds()
 
     def _publish(
         self, before: BreakerStatus, after: BreakerStatus, local: MemoryBackend | None

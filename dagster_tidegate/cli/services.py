@@ -71,6 +71,8 @@ def list_(
     _show_stats(out, listed, situation)
     if name is not None:
         _show_verdicts(out, listed[0])
+        for used in listed[0].numbers.limits:
+            out.print(console.text(f"{used.used} of {used.limit} used"))
         _show_policy(out, name, policies.get(name, {}))
     elif not no_policies:
         _show_rules(out, policies)

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.policy import MaintenanceWindow, ServicePolicy
 from dagster_tidegate.dagster_api.cron import check_cron
 from dagster_tidegate.dagster_api.steps import Context, is_direct, op_context
@@ -52,9 +53,23 @@ class Window(MaintenanceWindow, dg.Config):
         return check_cron(cron)
 
 
+class Rate(RateLimit, dg.Config):
+    """How many calls a service permits in a time, which the whole fleet keeps to.
+
+    Example:
+        ```python
+        rates = [Rate(calls=100, per_s=1), Rate(calls=600, per="day", timezone="UTC")]
+        ServiceConfig(name="mailer", limits=rates)
+        ```
+    """
+
+
 class ServiceConfig(ServicePolicy, dg.Config):
     """A `ServicePolicy` that Dagster's config system reads."""
 
+    limits: list[Rate] = Field(  # type: ignore[assignment] -- Dagster reads lists only
+        default=[], description=ServicePolicy.model_fields["limits"].description
+    )
     windows: list[Window] = Field(  # type: ignore[assignment] -- Dagster reads lists only
         default=[], description=ServicePolicy.model_fields["windows"].description
     )

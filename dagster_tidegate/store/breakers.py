@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker.limits import Grant, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -30,7 +31,7 @@ from dagster_tidegate.breaker.window import (
 )
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import compatibility, events, holds, push
+from dagster_tidegate.store import compatibility, events, holds, limits, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import UNREACHABLE, Connection, Store
 from dagster_tidegate.store.events import EventKind
@@ -436,6 +437,11 @@ class SqlBackend:
             else:
                 change(conn, now, before, after, actor=trial.worker)
             return before, after
+
+    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+        """See `BreakerBackend.lease`."""
+        with self.store.begin() as conn:
+            return limits.lease(conn, self.store, policy, worker, request)
 
     def listen(self, waker: Waker) -> Listener:
         """See `BreakerBackend.listen`."""

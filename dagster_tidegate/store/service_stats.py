@@ -6,9 +6,11 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from dagster_tidegate.breaker.limits import Usage
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.breaker.window import COUNTS
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import limits
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import WOULD_OPEN
 from dagster_tidegate.store.database import Connection
@@ -34,6 +36,7 @@ class ServiceStats:
         last_failed_at: The last failure (UTC).
         trips: How often its breaker tripped within `TRIPS_WITHIN`; failed probes do not count.
         verdicts: How many of the calls of the last hour had each verdict; trial calls aside.
+        limits: How much of each of its limits is used up.
     """
 
     ok: int = 0
@@ -45,6 +48,7 @@ class ServiceStats:
     last_failed_at: datetime | None = None
     trips: int = 0
     verdicts: Mapping[VerdictKind, int] = field(default_factory=lambda: Calls().verdicts)
+    limits: Sequence[Usage] = ()
 
 
 def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
@@ -81,6 +85,8 @@ def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
     for name, calls in last_hour(conn, now).items():
         former = stats.get(name, ServiceStats())
         stats[name] = replace(former, verdicts=total(calls).verdicts)
+    for name, used in limits.usage(conn, now).items():
+        stats[name] = replace(stats.get(name, ServiceStats()), limits=used)
     return stats
 
 

@@ -185,6 +185,14 @@ windows = sa.Table(
     sa.Column("ends_at", UTCDateTime, nullable=False),
 )
 
+# The calls to each service that has limits, as `breaker.limits.LimitState` writes them.
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+)
+
 # A campaign as last defined in code, so that whoever trips a breaker knows what to stop.
 campaigns = sa.Table(
     "campaigns",

@@ -1,0 +1,378 @@
+"""Rate limits of a service: who may make how many calls, decided from the fleet's state. Pure.
+
+A process leases calls in blocks and says later when it made them. A block that is out counts as
+calls that may be made at any moment until it expires; a call that was made counts from its own
+time on. Where no call is free, a block may begin later, so that nobody has to ask again and again.
+
+At every grant, the calls that may be in a window together with the block's first call, and the
+block itself, are within the limit. Of all the blocks with calls in some window, consider the one
+that was granted last: all others were counted then. So no window has more calls than its limit,
+whatever processes do with their blocks.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from math import ceil, floor
+from typing import Self
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dagster_tidegate.breaker.timezone import check_timezone
+
+PERIODS = ("hour", "day", "month")
+MAX_WINDOW_S = 31 * 86400.0
+SHOWN_S = 7 * 86400.0
+"""For how long a limit is shown that no process has asked for."""
+MAX_BLOCK = 4096
+MIN_LEASE_S = 0.5
+MAX_LEASE_S = 5.0
+MAX_AHEAD_S = 10.0
+"""How long before it begins a block may be leased."""
+GRACE_S = 30.0
+"""How long after the end of a block its process can still say that it did not use all of it."""
+MARGIN = 0.01
+"""How much longer than its length a window counts, as a share of it: calls take different times to
+reach the service."""
+MAX_MARGIN_S = 1.0
+CLOCKS_DIFFER_S = 1.0
+"""How far the clocks of the store and of a service may differ where a calendar period ends."""
+RESOLUTION = 200
+"""Into how many steps a window is divided; a call counts until the end of its step."""
+
+
+class RateLimit(BaseModel):
+    """How many calls a service permits in a time: `dagster_tidegate.Rate`.
+
+    Either in any time of `per_s` seconds, or in each hour, day or month of the calendar.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls: int = Field(ge=1, description="How many calls.")
+    per_s: float | None = Field(
+        default=None,
+        gt=0.01,
+        le=MAX_WINDOW_S,
+        description="In any time of so many seconds.",
+    )
+    per: str | None = Field(
+        default=None, description="In each `hour`, `day` or `month` of the calendar."
+    )
+    timezone: str = Field(
+        default="UTC",
+        max_length=64,
+        description="Time zone of the calendar, for `per`.",
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, timezone: str) -> str:
+        return check_timezone(timezone)
+
+    @model_validator(mode="after")
+    def _one_period(self) -> Self:
+        if (self.per_s is None) == (self.per is None):
+            raise ValueError("a rate needs either per_s or per")
+        if self.per is not None and self.per not in PERIODS:
+            raise ValueError(f"per={self.per!r}: use {', '.join(PERIODS)}, or per_s")
+        return self
+
+    @property
+    def key(self) -> str:
+        """What its calls are counted under; not `calls`, so that a change of it forgets nothing."""
+        return f"{self.per_s:g}" if self.per is None else f"{self.per} {self.timezone}"
+
+    def __str__(self) -> str:
+        return f"{self.calls} calls per {self.per or f'{self.per_s:g} s'}"
+
+    @property
+    def window_s(self) -> float:
+        """How long a call counts in a sliding window."""
+        length = self.per_s or 0.0
+        return length + min(MARGIN * length, MAX_MARGIN_S)
+
+    def period(self, now: float) -> tuple[float, float]:
+        """Return the beginning and the end of the calendar's period that a time is in."""
+        zone = ZoneInfo(self.timezone)
+        at = datetime.fromtimestamp(now, UTC)
+        local = at.astimezone(zone)
+        if self.per == "hour":
+            # In time zones whose offset is no whole hour, too; none changes it by part of one
+            # and in the middle of an hour.
+            start = at - timedelta(
+                minutes=local.minute, seconds=local.second, microseconds=local.microsecond
+            )
+            return start.timestamp(), (start + timedelta(hours=1)).timestamp()
+        first = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
+        if self.per == "month":
+            first = first.replace(day=1)
+            after = (first + timedelta(days=32)).replace(day=1)
+        else:
+            after = first + timedelta(days=1)
+        begins, ends = (each.replace(tzinfo=zone).timestamp() for each in (first, after))
+        return min(begins, now), max(ends, now + 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Calls that a process may make until they expire."""
+
+    size: int
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process asks for, and what became of its last block.
+
+    Attributes:
+        wanted: How many calls it would like to make; 0: it only gives back what is left.
+        ages: For each call that it made from its last block, how many seconds ago.
+        patience_s: How many seconds it waits for a block that is free later.
+    """
+
+    wanted: int
+    ages: Sequence[float] = ()
+    patience_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The answer to a request. Times are UTC.
+
+    Attributes:
+        calls: How many calls the process may make; 0: none so soon.
+        lease_s: When they expire, in seconds from now.
+        starts_s: When it may begin, in seconds from now.
+        retry_at: When there are calls again, if there are none.
+        limit: The limit that is used up, for people.
+    """
+
+    calls: int
+    lease_s: float = 0.0
+    starts_s: float = 0.0
+    retry_at: datetime | None = None
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of a limit is used up in its present window.
+
+    Attributes:
+        limit: The limit, for people.
+        used: Calls that were made, and those that processes have leased.
+    """
+
+    limit: str
+    calls: int
+    used: int
+
+
+@dataclass
+class LimitState:
+    """What the fleet knows of the calls to a service. Times are seconds since 1970.
+
+    Attributes:
+        blocks: The last block of each process, until it has said what became of it.
+        made: For each limit, how many calls count until the end of each step.
+        rates: All limits that processes have had, by key, and when one last asked. Each call counts
+            in all: another code location, or a version that is being replaced, may have others.
+    """
+
+    blocks: dict[str, Block] = field(default_factory=dict)
+    made: dict[str, dict[float, int]] = field(default_factory=dict)
+    rates: dict[str, tuple[RateLimit, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str | None) -> "LimitState":
+        """Read it from the store."""
+        if text is None:
+            return cls()
+        stored = json.loads(text)
+        return cls(
+            {worker: Block(*block) for worker, block in stored["blocks"].items()},
+            {key: dict(made) for key, made in stored["made"].items()},
+            {key: (RateLimit(**rate), at) for key, (rate, at) in stored["rates"].items()},
+        )
+
+    def to_json(self) -> str:
+        """Write it for the store."""
+        return json.dumps(
+            {
+                "blocks": {worker: [b.size, b.expires_at] for worker, b in self.blocks.items()},
+                "made": {key: sorted(made.items()) for key, made in self.made.items()},
+                "rates": {key: [rate.model_dump(), at] for key, (rate, at) in self.rates.items()},
+            },
+            separators=(",", ":"),
+        )
+
+
+def lease(
+    state: LimitState,
+    rates: Sequence[RateLimit],
+    now: datetime,
+    worker: str,
+    request: Request,
+) -> Grant:
+    """Settle the last block of a process, and lease it the next one. Changes the state."""
+    at = now.timestamp()
+    lease_s = lease_time(rates)
+    state.rates |= {rate.key: (rate, at) for rate in rates}
+    known = [rate for rate, asked_at in state.rates.values() if asked_at >= at - MAX_WINDOW_S]
+    _correct(state, known, at, MAX_LEASE_S)
+    _settle(state, known, at, worker, request.ages)
+    _forget(state, known, at)
+    if not request.wanted:
+        return Grant(0)
+    starts_at, rate = _earliest(state, rates, at, needed=1)
+    if starts_at > at:  # by then, for a little more than one call: fewer requests
+        starts_at, rate = _earliest(state, rates, at, needed=None)
+    free = min(each.calls - _counted(state, each, starts_at) for each in rates)
+    if free < 1 or starts_at - at > min(request.patience_s, MAX_AHEAD_S):
+        return Grant(0, retry_at=datetime.fromtimestamp(starts_at, UTC), limit=str(rate))
+    if starts_at == at:
+        others = sum(at < block.expires_at for block in state.blocks.values())
+        free = ceil(free / (others + 1))
+    size = min(request.wanted, MAX_BLOCK, free)
+    ends = (each.period(starts_at)[1] - CLOCKS_DIFFER_S for each in rates if each.per)
+    expires_at = min([starts_at + lease_s, *ends])
+    state.blocks[worker] = Block(size, expires_at)
+    return Grant(size, expires_at - at, starts_at - at)
+
+
+def usage(state: LimitState, now: datetime) -> list[Usage]:
+    """Return how much of each limit is used up, with what processes have leased."""
+    at = now.timestamp()
+    return [
+        Usage(str(rate), rate.calls, _counted(state, rate, at))
+        for rate, asked_at in state.rates.values()
+        if asked_at >= at - SHOWN_S
+    ]
+
+
+def lease_time(rates: Iterable[RateLimit]) -> float:
+    """Return for how long a block is leased, in seconds.
+
+    Longer than the store takes to answer. A block that is used up or given back earlier counts no
+    longer than its calls.
+    """
+    shortest = min((rate.per_s for rate in rates if rate.per_s), default=float("inf"))
+    return min(max(shortest / 4, MIN_LEASE_S), MAX_LEASE_S)
+
+
+def _earliest(
+    state: LimitState, rates: Sequence[RateLimit], now: float, *, needed: int | None
+) -> tuple[float, RateLimit]:
+    """Return when all limits have calls, if no block comes back earlier, and which one is last.
+
+    Args:
+        needed: How many calls; None: a hundredth of each limit.
+    """
+    at, last = now, rates[0]
+    for _ in range(4 * len(rates)):  # each may move it past the period of another
+        before = at
+        for rate in rates:
+            wanted = max(1, rate.calls // 100) if needed is None else needed
+            if (free_at := _free_at(state, rate, at, wanted)) > at:
+                at, last = free_at, rate
+        if at == before:
+            break
+    return at, last
+
+
+def _correct(state: LimitState, rates: Sequence[RateLimit], now: float, lease_s: float) -> None:
+    """After the clock was set back: what seems to be later than now was made now at the latest."""
+    for worker, block in state.blocks.items():
+        latest = now + MAX_AHEAD_S + lease_s
+        if block.expires_at > latest:
+            state.blocks[worker] = Block(block.size, latest)
+    for rate in rates:
+        latest = rate.period(now)[0] if rate.per else _step_end(rate, now)
+        made = state.made.get(rate.key, {})
+        for step in [step for step in made if step > latest]:
+            made[latest] = made.get(latest, 0) + made.pop(step)
+
+
+def _settle(
+    state: LimitState,
+    rates: Sequence[RateLimit],
+    now: float,
+    worker: str,
+    ages: Sequence[float],
+) -> None:
+    block = state.blocks.pop(worker, None)
+    for other, each in list(state.blocks.items()):
+        if each.expires_at + GRACE_S <= now:
+            # Its process is dead: any of its calls may have been made at the last moment.
+            del state.blocks[other]
+            for rate in rates:
+                _count(state, rate, each.expires_at, each.size)
+    if block is None:
+        return
+    for rate in rates:
+        if rate.per and ages:  # no block reaches beyond the end of a period
+            _count(state, rate, now - max(ages), len(ages))
+        elif ages:
+            steps = Counter(_step_end(rate, now - max(age, 0.0)) for age in ages)
+            for step, calls in steps.items():
+                _add(state, rate, step, calls)
+
+
+def _count(state: LimitState, rate: RateLimit, at: float, calls: int) -> None:
+    _add(state, rate, rate.period(at)[0] if rate.per else _step_end(rate, at), calls)
+
+
+def _add(state: LimitState, rate: RateLimit, step: float, calls: int) -> None:
+    made = state.made.setdefault(rate.key, {})
+    made[step] = made.get(step, 0) + calls
+
+
+def _step_end(rate: RateLimit, at: float) -> float:
+    step_s = (rate.per_s or 1.0) / RESOLUTION
+    return (floor(at / step_s) + 1) * step_s
+
+
+def _forget(state: LimitState, rates: Sequence[RateLimit], now: float) -> None:
+    kept = {}
+    for rate in rates:
+        since = rate.period(now)[0] if rate.per else now - rate.window_s
+        made = state.made.get(rate.key, {})
+        kept[rate.key] = {step: calls for step, calls in made.items() if step >= since}
+    state.made = kept
+    state.rates = {rate.key: state.rates[rate.key] for rate in rates}
+
+
+def _counted(state: LimitState, rate: RateLimit, now: float) -> int:
+    """Return the calls of the limit's window that may reach beyond now, with the blocks out."""
+    since = rate.period(now)[0] if rate.per else now - rate.window_s
+    made = sum(calls for step, calls in state.made.get(rate.key, {}).items() if step >= since)
+    return made + sum(b.size for b in state.blocks.values() if b.expires_at > since)
+
+
+def _free_at(state: LimitState, rate: RateLimit, at: float, needed: int) -> float:
+    """Return when a limit has so many calls, at `at` or later, if no block comes back earlier."""
+    if rate.per:
+        begins, ends = rate.period(at)
+        if _counted(state, rate, at) + needed > rate.calls or at >= ends - CLOCKS_DIFFER_S:
+            return ends + CLOCKS_DIFFER_S
+        return max(at, begins + CLOCKS_DIFFER_S)
+    left = rate.calls - _counted(state, rate, at)
+    if left >= needed:
+        return at
+    counted = [
+        *state.made.get(rate.key, {}).items(),
+        *((block.expires_at, block.size) for block in state.blocks.values()),
+    ]
+    step = at
+    for step, calls in sorted(counted):
+        if step >= at - rate.window_s:
+            left += calls
+            if left >= needed:
+                break
+    # A moment later: what ends just then is not counted any more.
+    return max(at, step + rate.window_s) + 1e-4

@@ -1,0 +1,180 @@
+"""Rate limits in the store: processes that share it never get more calls than the limit."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from dagster_tidegate.breaker.backend import BreakerBackend
+from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
+from dagster_tidegate.breaker.limits import RateLimit, Request
+from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import service_stats
+from dagster_tidegate.store.breakers import SqlBackend
+from dagster_tidegate.store.database import Store
+from dagster_tidegate.testing import Service
+from tests.support.clock import Clock
+
+DAILY = ServicePolicy(
+    name="mail",
+    limits=[RateLimit(calls=6, per="day", timezone="Europe/Berlin")],
+    jitter=0,
+)
+MIDNIGHT = datetime(2026, 3, 1, 23, 0, 1, tzinfo=UTC)  # in Berlin, with a second for the clocks
+
+
+@pytest.fixture
+def make_fleet(store: Store) -> Iterator[Callable[..., Fleet]]:
+    fleets: list[Fleet] = []
+
+    def make(*policies: ServicePolicy) -> Fleet:
+        fleets.append(Fleet(SqlBackend(store), policies))
+        return fleets[-1]
+
+    yield make
+    for fleet in fleets:
+        fleet.close()
+
+
+def calls(fleet: Fleet, service: str = "mail", at_most: int = 100) -> int:
+    """Call the service until it is refused; return how many calls were made."""
+    for made in range(at_most):
+        try:
+            fleet.breaker(service).call(str.upper, "x")
+        except BreakerOpenError:
+            return made
+    return at_most
+
+
+@pytest.mark.parametrize("rounds", [3])
+def test_processes_that_ask_at_once_get_no_more_than_the_limit(store: Store, rounds: int) -> None:
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=50, per_s=3600)])
+    backends: list[BreakerBackend] = [SqlBackend(store) for _ in range(8)]
+
+    def ask(number: int) -> int:
+        worker = f"w{number % 8}-{number}"
+        return backends[number % 8].lease(policy, worker, Request(4)).calls
+
+    with ThreadPoolExecutor(8) as pool:
+        leased = sum(pool.map(ask, range(rounds * 40)))
+    assert leased == 50
+
+
+def test_a_used_up_day_throttles_the_service_until_the_next(
+    store: Store, clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    first, second = make_fleet(DAILY), make_fleet(DAILY)
+    assert calls(first, at_most=2) == 2
+    first.flush(final=True)
+    made = calls(second) + 2
+    assert made == 6
+    first.refresh()
+    status = first.breaker("mail").status
+    assert status.state is BreakerState.OPEN
+    assert status.throttled_until == MIDNIGHT
+    assert status.reason == "its limit of 6 calls per day is used up"
+    with pytest.raises(BreakerOpenError) as refused:
+        first.breaker("mail").call(str.upper, "x")
+    assert refused.value.retry_at == MIDNIGHT
+    with store.read() as conn:
+        [hold] = conn.execute(sa.text("SELECT target_name, source FROM holds")).all()
+    assert tuple(hold) == ("mail", "breaker")
+    clock.time = MIDNIGHT + timedelta(seconds=1)
+    assert calls(second, at_most=3) == 3, "its trial call closes the breaker"
+    assert second.breaker("mail").status.state is BreakerState.CLOSED
+
+
+def test_a_permitted_call_needs_no_query_while_a_block_lasts(
+    store: Store, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=10_000, per_s=60)])
+    fleet = make_fleet(policy, ServicePolicy(name="maps"))
+    assert calls(fleet, at_most=300) == 300
+    statements: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    assert calls(fleet, at_most=200) == 200
+    of_limits = [statement for statement in statements if "limits" in statement]
+    assert len(of_limits) <= 4, "one or two blocks"
+    assert calls(fleet, "maps", at_most=200) == 200
+    assert len([statement for statement in statements if "limits" in statement]) == len(of_limits)
+
+
+def test_the_block_of_a_process_that_died_comes_back(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=6, per_s=60)], jitter=0)
+    dead = make_fleet(policy)
+    dead.breaker("mail").call(str.upper, "x")  # and it never reports
+    assert calls(make_fleet(policy)) < 6
+    clock.advance(60 + 5 + 30 + 1)
+    other = make_fleet(policy)
+    assert calls(other) == 6
+
+
+def test_parts_share_the_limit_of_the_whole(make_fleet: Callable[..., Fleet]) -> None:
+    whole = DAILY.model_copy(update={"parts": ["bulk", "single"]})
+    fleet = make_fleet(whole)
+    assert calls(fleet, "mail/bulk", at_most=4) == 4
+    assert calls(fleet, "mail/single") == 2
+    assert fleet.breaker("mail").status.throttled_until == MIDNIGHT
+
+
+def test_a_call_that_is_refused_otherwise_uses_nothing_up(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(DAILY.model_copy(update={"consecutive_failures": 1, "min_records": 1}))
+    fleet.breaker("mail").open()
+    assert calls(fleet) == 0
+    fleet.breaker("mail").close()
+    assert calls(fleet) == 6
+
+
+@pytest.mark.database_time
+def test_a_short_wait_is_waited_for_in_place(make_fleet: Callable[..., Fleet]) -> None:
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=3, per_s=1)])
+    fleet, service = make_fleet(policy), Service()
+    began = fleet.now()
+    for n in range(7):
+        fleet.breaker("mail").call(service, str(n))
+    took_s = (fleet.now() - began).total_seconds()
+    assert took_s >= 2
+    assert fleet.breaker("mail").status.state is BreakerState.CLOSED
+
+
+def test_coroutines_keep_to_the_limits_too() -> None:
+    fleet = Fleet(policies=[ServicePolicy(name="mail", limits=[RateLimit(calls=6, per="month")])])
+    made: list[int] = []
+
+    async def send(number: int) -> None:
+        made.append(number)
+
+    async def send_all() -> None:
+        for number in range(9):
+            await fleet.breaker("mail").call_async(send, number)
+
+    with pytest.raises(BreakerOpenError, match="its limit of 6 calls per month is used up"):
+        asyncio.run(send_all())
+    assert made == list(range(6))
+
+
+def test_people_see_how_much_is_used_up(
+    store: Store, clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    fleet = make_fleet(DAILY)
+    assert calls(fleet, at_most=2) == 2
+    fleet.flush(final=True)
+    with store.read() as conn:
+        [used] = service_stats.read(conn, clock())["mail"].limits
+        assert (used.limit, used.calls, used.used) == ("6 calls per day", 6, 2)
+        [used] = service_stats.read(conn, clock() + timedelta(days=1))["mail"].limits
+    assert used.used == 0
+
+
+def test_without_enforcement_nothing_is_limited(make_fleet: Callable[..., Fleet]) -> None:
+    assert calls(make_fleet(DAILY.model_copy(update={"enforce": False})), at_most=20) == 20
