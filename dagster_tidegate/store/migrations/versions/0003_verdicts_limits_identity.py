@@ -1,4 +1,6 @@
-"""Verdicts, and identity: what a campaign run covers, and which attempts its ledger belongs to.
+"""Verdicts, limits, windows, and identity.
+
+Identity is what a campaign run covers, and which attempts its ledger belongs to.
 
 Workers of revision 0002 go on: the identity of a campaign run stays in `campaign` and `partition`,
 with their unique constraint, and all new columns have a default.
@@ -34,6 +36,26 @@ def upgrade() -> None:
         sa.Column("failed", sa.Integer(), server_default="0", nullable=False),
         *_other_verdicts(),
         sa.PrimaryKeyConstraint("service", "minute", name=op.f("pk_verdicts")),
+    )
+    op.create_table(
+        "windows",
+        sa.Column("location", sa.String(length=256), nullable=False),
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("cron", sa.String(length=128), nullable=False),
+        sa.Column("timezone", sa.String(length=64), nullable=False),
+        sa.Column("duration_s", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ends_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "location", "service", "cron", "timezone", "duration_s", name=op.f("pk_windows")
+        ),
+    )
+    op.create_table(
+        "limits",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("service", name=op.f("pk_limits")),
     )
     # Before the campaign runs: a worker that writes its records refers to them.
     tries = sa.Column("tries", sa.Integer(), server_default="0", nullable=False)
@@ -114,7 +136,8 @@ def downgrade() -> None:
     with op.batch_alter_table("outcomes") as batch_op:
         for name in ("row_records", *OTHER_VERDICTS):
             batch_op.drop_column(name)
-    op.drop_table("verdicts")
+    for table in ("limits", "windows", "verdicts"):
+        op.drop_table(table)
     with op.batch_alter_table("services") as batch_op:
         for column in ("would_open_at", "answer", "cause"):
             batch_op.drop_column(column)
