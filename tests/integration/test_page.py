@@ -468,6 +468,8 @@ def test_the_timeline_shows_outages_holds_and_runs(store: Store) -> None:
             assert re.search(r'aria-label="instantly open since [^"]*503 x5', page)
             assert re.search(r'aria-label="outreach paused for [^"]*instantly', page)
             assert "outreach/leads-1.csv, attempt 1: failed" in page
+            assert re.search(r'"apollo throttled since [^"]*"><rect class="warn"', page)
+            assert re.search(r'"perplexity denied since [^"]*"><rect class="bad"', page)
         before = browser.get("/timeline?span=hour&end=2020-01-01T00:00:00%2B00:00")
         assert "Nothing was open" in before
         browser.get("/timeline?span=year", expect=422)

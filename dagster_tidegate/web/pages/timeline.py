@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.spans import joined
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
@@ -209,26 +210,33 @@ def _states(
     """
     moves = [e for e in changes if e.to_status in set(BreakerState)]
     first = moves[0].from_status if moves else state
-    begin, current, reason = axis.start, first, ""
+    begin, current, reason, cause = axis.start, first, "", None
     outage = moves[0].id if moves else None
     if before is not None:
-        outage, reason = before.id, before.reason or ""
+        outage, reason, cause = before.id, before.reason or "", _cause(before)
     bars = []
     for event in [*moves, None]:
         finish = now if event is None else event.at
         if current in (BreakerState.OPEN, BreakerState.HALF_OPEN):
             since = f"{begin:%H:%M:%S}" if begin > axis.start else "before"
             why = f" ({reason})" if reason else ""
-            text = f"{name} {words(current)} since {since}, {length(finish - begin)}{why}"
-            tone = "bad" if current == BreakerState.OPEN else "warn"
+            status = cause or current if current == BreakerState.OPEN else current
+            text = f"{name} {words(status)} since {since}, {length(finish - begin)}{why}"
+            tone = "bad" if status in (BreakerState.OPEN, VerdictKind.DENIED) else "warn"
             query = {"name": name, "kind": "service"}
             bar = axis.bar(begin, finish, tone, text, "/history", query)
             bars.append(replace(bar, outage=outage))
         if event is not None:
             outage = event.id if event.opened else outage
-            begin, current = event.at, event.to_status
+            begin, current, cause = event.at, event.to_status, _cause(event)
             reason = event.reason or reason
     return bars
+
+
+def _cause(event: Event) -> str | None:
+    """Why a breaker is open, where the service is not unwell: it throttles, or it denies."""
+    cause = (event.after or {}).get("cause")
+    return cause if cause in (VerdictKind.THROTTLED, VerdictKind.DENIED) else None
 
 
 def _with_one_report_each(story: Iterable[Bar]) -> Sequence[Bar]:
