@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +68,9 @@ class ForkLauncher(RunLauncher, ConfigurableClass):
         if run is None or run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        os.kill(int(_pid_file(self._path, run_id).read_text()), signal.SIGTERM)
+        for process in self._processes(run_id):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
         return True
 
     @property
@@ -75,13 +78,21 @@ class ForkLauncher(RunLauncher, ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        try:
-            status = psutil.Process(int(_pid_file(self._path, run.run_id).read_text())).status()
-        except psutil.NoSuchProcess:
+        processes = self._processes(run.run_id)
+        if not processes:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its process is gone")
-        if status == psutil.STATUS_STOPPED:
-            return CheckRunHealthResult(WorkerStatus.FAILED, "its process does not answer")
+        with suppress(psutil.NoSuchProcess):
+            if all(process.status() == psutil.STATUS_STOPPED for process in processes):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its process does not answer")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def _processes(self, run_id: str) -> list[psutil.Process]:
+        """Those of a run that are alive: two daemons may launch it twice, and one may end early."""
+        processes = []
+        for pid in _pid_file(self._path, run_id).read_text().split():
+            with suppress(psutil.NoSuchProcess):
+                processes.append(psutil.Process(int(pid)))
+        return processes
 
 
 def _pid_file(path: str, run_id: str) -> Path:
@@ -114,7 +125,8 @@ def serve(path: str, *modules: str) -> None:
                 pid = os.fork()
                 if pid:
                     # Here, and not by who asked: that one may be killed before it has the answer.
-                    _pid_file(path, run_id).write_text(str(pid))
+                    with _pid_file(path, run_id).open("a") as pids:
+                        pids.write(f"{pid}\n")
                     asked.sendall(b".")
                     continue
             listening.close()
