@@ -62,7 +62,7 @@ class Deployment:
     def runs(self) -> list[tuple[str, str, Mapping[str, str]]]:
         """The runs, the newest first: id, status and tags."""
         answer: dict[str, Any] = httpx.post(
-            f"{self.url}/graphql", json={"query": RUNS}, trust_env=False
+            f"{self.url}/graphql", json={"query": RUNS}, trust_env=False, timeout=60
         ).json()
         return [
             (run["runId"], run["status"], {tag["key"]: tag["value"] for tag in run["tags"]})
