@@ -30,7 +30,7 @@ class SandboxClient:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         # Never through a proxy: both processes are on this machine.
-        self._http = httpx.Client(base_url=self.url, timeout=5.0, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=15.0, trust_env=False)
 
     def __enter__(self) -> "SandboxClient":
         return self
