@@ -188,9 +188,9 @@ class Breaker(pybreaker.CircuitBreaker):
             raise
         return self._end(ticket, result)
 
-    async def call_async(  # pyright: ignore[reportIncompatibleMethodOverride] - see below
+    def call_async(  # pyright: ignore[reportIncompatibleMethodOverride] - see below
         self, func: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call and await the coroutine function `func`, without blocking the event loop.
 
         Unlike pybreaker's, which is for Tornado, this is for asyncio.
@@ -198,6 +198,11 @@ class Breaker(pybreaker.CircuitBreaker):
         Raises:
             BreakerOpenError: As `call` does.
         """
+        return self._call_async(func, args, kwargs)
+
+    async def _call_async(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         admission = self.engine.admission
         if admission.fast or (admission.limited and admission.take()):
             window = admission.window
@@ -224,11 +229,7 @@ class Breaker(pybreaker.CircuitBreaker):
             else await asyncio.to_thread(self.engine.admit)
         )
         self._notify("before_call", func, *args, **kwargs)
-
-        async def begin() -> Any:
-            return await func(*args, **kwargs)  # it may raise before there is a coroutine
-
-        return await self._guard_coroutine(ticket, begin())
+        return await self._guard_coroutine(ticket, _begun(func, args, kwargs))
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -254,9 +255,10 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _decorate(self, func: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.iscoroutinefunction(func):
+            guarded = self._call_async
 
             async def call(*args: Any, **kwargs: Any) -> Any:
-                return await self.call_async(func, *args, **kwargs)
+                return await guarded(func, args, kwargs)
 
             return functools.wraps(func)(call)
         if inspect.isasyncgenfunction(func):
@@ -612,3 +614,7 @@ class Breaker(pybreaker.CircuitBreaker):
         values = self.policy.model_dump() | policy
         changed = type(self.policy)(**values)
         self.engine.configure(changed, observed=bool(self._listeners))
+
+
+async def _begun(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return await func(*args, **kwargs)  # it may raise before there is a coroutine
