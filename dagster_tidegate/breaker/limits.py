@@ -292,7 +292,7 @@ def _correct(state: LimitState, rates: Sequence[RateLimit], now: float, lease_s:
         if block.expires_at > latest:
             state.blocks[worker] = Block(block.size, latest)
     for rate in rates:
-        latest = rate.period(now)[0] if rate.per else _step_end(rate, now)
+        latest = _step(rate, now)
         made = state.made.get(rate.key, {})
         for step in [step for step in made if step > latest]:
             made[latest] = made.get(latest, 0) + made.pop(step)
@@ -324,12 +324,22 @@ def _settle(
 
 
 def _count(state: LimitState, rate: RateLimit, at: float, calls: int) -> None:
-    _add(state, rate, rate.period(at)[0] if rate.per else _step_end(rate, at), calls)
+    _add(state, rate, _step(rate, at), calls)
 
 
 def _add(state: LimitState, rate: RateLimit, step: float, calls: int) -> None:
     made = state.made.setdefault(rate.key, {})
     made[step] = made.get(step, 0) + calls
+
+
+def _step(rate: RateLimit, at: float) -> float:
+    """What a call at a time is counted under: the start of its period, or the end of its step."""
+    return rate.period(at)[0] if rate.per else _step_end(rate, at)
+
+
+def _since(rate: RateLimit, now: float) -> float:
+    """Return when the window of a limit that ends now begins."""
+    return rate.period(now)[0] if rate.per else now - rate.window_s
 
 
 def _step_end(rate: RateLimit, at: float) -> float:
@@ -340,7 +350,7 @@ def _step_end(rate: RateLimit, at: float) -> float:
 def _forget(state: LimitState, rates: Sequence[RateLimit], now: float) -> None:
     kept = {}
     for rate in rates:
-        since = rate.period(now)[0] if rate.per else now - rate.window_s
+        since = _since(rate, now)
         made = state.made.get(rate.key, {})
         kept[rate.key] = {step: calls for step, calls in made.items() if step >= since}
     state.made = kept
@@ -349,7 +359,7 @@ def _forget(state: LimitState, rates: Sequence[RateLimit], now: float) -> None:
 
 def _counted(state: LimitState, rate: RateLimit, now: float) -> int:
     """Return the calls of the limit's window that may reach beyond now, with the blocks out."""
-    since = rate.period(now)[0] if rate.per else now - rate.window_s
+    since = _since(rate, now)
     made = sum(calls for step, calls in state.made.get(rate.key, {}).items() if step >= since)
     return made + sum(b.size for b in state.blocks.values() if b.expires_at > since)
 

@@ -156,7 +156,10 @@ class Rule(_Table):
             for name, text in self.header.items()
         ):
             return False
-        return not self.says or any(find(phrase, answer.text.lower()) for phrase in self.says)
+        if not self.says:
+            return True
+        text = answer.text.lower()
+        return any(find(phrase, text) for phrase in self.says)
 
 
 class _File(_Table):

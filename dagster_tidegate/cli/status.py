@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -32,9 +32,6 @@ from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import length, plural, sentence, utc
-
-ANNOUNCED = timedelta(hours=24)
-"""How long before it begins a maintenance window is shown."""
 
 
 @click.command()
@@ -113,11 +110,10 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
         parts.append(_services(views, situation.now, short=short))
     if situation.holds:
         parts.append(_holds(situation, short=short))
-    soon = situation.now + ANNOUNCED
     parts += [
         console.text(window.announcement(situation.now), "yellow")
         for window in situation.windows
-        if window.starts_at <= soon
+        if window.is_soon(situation.now)
     ]
     if paused or not short:
         listed = paused if short else [*paused, *running]

@@ -30,7 +30,7 @@ from dagster_tidegate.control.why import (
 )
 from dagster_tidegate.control.why import why as explain
 from dagster_tidegate.holds import Target, TargetKind, run_name
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import CampaignRun
@@ -38,7 +38,6 @@ from dagster_tidegate.text import did_you_mean, length
 
 WITH_REASON = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 """The statuses of campaign runs whose recorded reason explains the status."""
-UNFINISHED = (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
 MAX_UNFINISHED = 1_000
 """Among how many unfinished campaign runs one of an asset is looked for."""
 RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -12,6 +12,9 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.text import length, utc
+
+ANNOUNCED = timedelta(hours=24)
+"""How long before it begins a maintenance window is announced."""
 
 _KEY = ("location", "service", "cron", "timezone", "duration_s")
 
@@ -39,6 +42,10 @@ class PlannedWindow:
         """Return what comes, for people: "mailer pauses in 20 min, until ..."."""
         begins = f"in {length(self.starts_at - now)}"
         return f"{self.service} pauses {begins}, until {utc(self.ends_at)} ({self.reason})"
+
+    def is_soon(self, now: datetime) -> bool:
+        """Return whether it begins so soon that lists announce it."""
+        return self.starts_at <= now + ANNOUNCED
 
     @property
     def key(self) -> tuple[str | int, ...]:

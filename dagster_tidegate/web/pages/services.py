@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -26,8 +26,6 @@ from dagster_tidegate.text import plural, utc
 ORDER = ("denied", "open", "throttled", "half_open", "held", "kept_closed", "closed")
 """The services that need a look come first."""
 EVENTS = 10
-WINDOW_SOON = timedelta(hours=24)
-"""How long before it begins a maintenance window is shown."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,7 @@ def _service(
         if hold.source is not HoldSource.BREAKER and hold.target in (target, whole)
     ]
     window = next(iter(situation.windows_of(name)), None)
-    begins_at = None if window is None else window.starts_at
-    if begins_at is not None and begins_at > situation.now + WINDOW_SOON:
-        begins_at = None
+    begins_at = window.starts_at if window is not None and window.is_soon(situation.now) else None
     status, since, reason, next_at, next_what = _state(situation, breaker, held, begins_at)
     return Service(
         name=name,
