@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 
-REVISION = "0003"
+REVISION = "0004"
 """The schema revision of this version. Revisions are consecutive numbers."""
 OLDEST = sa.select(t.compatibility.c.oldest_revision).scalar_subquery()
 """The oldest revision that the store supports; NULL if it was never set."""
@@ -26,7 +26,7 @@ def refusal(oldest: str | None) -> str | None:
         >>> refusal("0001") is None
         True
         >>> refusal("9999")
-        'the store needs revision 9999 or newer, and this version of dagster-tidegate has 0003: \
+        'the store needs revision 9999 or newer, and this version of dagster-tidegate has 0004: \
 deploy the version that the store was upgraded with'
     """
     if oldest is None or oldest <= REVISION:
