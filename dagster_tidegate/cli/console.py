@@ -25,7 +25,7 @@ COLOURS = {
     "half_open": "yellow",
     "paused": "yellow",
     "held": "magenta",
-    "kept closed": "magenta",
+    "kept_closed": "magenta",
     "pending": "cyan",
     "warning": "yellow",
     "throttled": "yellow",
@@ -66,7 +66,7 @@ def text(value: object, style: str = "") -> Text:
 
 def status(value: str | None) -> Text:
     """Return a status in its colour."""
-    return text(value, COLOURS.get(str(value), ""))
+    return text(str(value or "").replace("_", " "), COLOURS.get(str(value), ""))
 
 
 def moment(time: datetime | None) -> str:

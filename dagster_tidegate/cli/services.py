@@ -13,9 +13,10 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
 from dagster_tidegate.cli.holds import effects_of, show_effects, show_notes
-from dagster_tidegate.cli.status import ServiceSummary
+from dagster_tidegate.cli.status import why_service
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import ServiceChanged, ServiceDetails, ServiceOut
+from dagster_tidegate.control.service_state import service_state
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api.project import CodeOptions
@@ -208,12 +209,12 @@ def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situa
         less=("slow", "processes", "window", "calls", "last failure", "failed", "trips in 24 h"),
     )  # fmt: skip
     for each in listed:
-        view, stats = ServiceSummary(situation, each.name), each.numbers
+        state, stats = service_state(situation, each.name), each.numbers
         table.add_row(
             console.text(each.name),
-            console.status(view.state),
-            length(now - view.since) if view.since else "",
-            view.why(),
+            console.status(state.status),
+            length(now - state.since) if state.since else "",
+            why_service(situation, each.name),
             str(stats.ok + stats.failed),
             console.text(stats.failed or "", "red"),
             str(stats.slow or ""),

@@ -24,10 +24,11 @@ from dagster_tidegate.control.models import (
     ServiceOut,
     WindowOut,
 )
+from dagster_tidegate.control.service_state import ServiceState, service_state
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import AlertCounts
 from dagster_tidegate.store.database import Store
@@ -98,16 +99,16 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     if alerting.stale:
         line = f"{sentence(alerting.text)}. See 'tidegate alerts list'."
         parts.append(console.text(line, "red"))
-    services = {name: ServiceSummary(situation, name) for name in sorted(situation.services)}
-    closed = [name for name, view in services.items() if view.healthy]
+    services = {name: service_state(situation, name) for name in sorted(situation.services)}
+    closed = [name for name, state in services.items() if state.status == "closed"]
     others = [name for name in services if name not in closed]
     whys = {name: why_of(situation, name) for name in situation.campaigns}
     running = [name for name in whys if not (situation.campaigns[name].holds or whys[name])]
     paused = [name for name in whys if name not in running]
     if others or not short:
         listed = others if short else [*others, *closed]
-        views = {name: services[name] for name in listed}
-        parts.append(_services(views, situation.now, short=short))
+        states = {name: services[name] for name in listed}
+        parts.append(_services(states, situation, short=short))
     if situation.holds:
         parts.append(_holds(situation, short=short))
     parts += [
@@ -127,87 +128,16 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     return Group(*parts)
 
 
-class ServiceSummary:
-    """The state of a service as tables show it: its breaker and what operators did to it.
-
-    Args:
-        name: Name of the service. It may have a hold and no breaker yet.
-    """
-
-    def __init__(self, situation: Situation, name: str) -> None:
-        self._breaker = situation.breakers.get(name)
-        self._would_pause = situation.would_pause(name)
-        target = Target(TargetKind.SERVICE, name)
-        self._holds = [
-            hold
-            for hold in situation.holds
-            if hold.target == target and hold.source is HoldSource.OPERATOR
-        ]
-        self._kept_closed = [
-            obstacle.text
-            for obstacle in why(situation, target).obstacles
-            if obstacle.kind is ObstacleKind.KEPT_CLOSED
-        ]
-
-    @property
-    def state(self) -> str:
-        """Its state; `held` where the breaker is closed and its campaigns are paused anyway.
-
-        `denied` and `throttled` where that is why the breaker is open.
-        """
-        state = None if self._breaker is None else self._breaker.state
-        if self._breaker is not None and self._breaker.is_denied:
-            return "denied"
-        if self._breaker is not None and self._breaker.throttled_until is not None:
-            return "throttled"
-        if state in (None, BreakerState.CLOSED):
-            if self._holds:
-                return "held"
-            if self._kept_closed:
-                return "kept closed"
-        return "" if state is None else state
-
-    @property
-    def since(self) -> datetime | None:
-        """Start of that state; None without a breaker."""
-        if self.state == "held":
-            return self._holds[0].placed_at
-        return None if self._breaker is None else self._breaker.changed_at
-
-    @property
-    def next_probe(self) -> datetime | None:
-        """Time of the next probe; None unless its breaker is open and not denied."""
-        if self._breaker is None or self._breaker.is_denied:
-            return None
-        return self._breaker.open_until if self._breaker.state is BreakerState.OPEN else None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether its breaker is closed, and no operator holds it or keeps it closed."""
-        return self.state == BreakerState.CLOSED
-
-    def why(self) -> Text:
-        """Return the reasons of its state."""
-        held = "" if self.state == "held" else "held "
-        breaker, parts = self._breaker, []
-        if breaker is not None and breaker.would_open_at is not None:
-            campaigns = plural(len(self._would_pause), "campaign")
-            parts.append(
-                f"not enforced: would have opened at {utc(breaker.would_open_at)} "
-                f"({breaker.reason}) and paused {campaigns}"
-            )
-        elif breaker is not None and breaker.reason:
-            until = breaker.throttled_until
-            parts.append(
-                breaker.reason if until is None else f"until {utc(until)}: {breaker.reason}"
-            )
-        if breaker is not None and breaker.remedy:
-            parts.append(f"once repaired: {breaker.remedy}")
-        parts += [
-            *(f"{held}by {hold.actor}: {hold.reason}" for hold in self._holds),
-            *self._kept_closed,
-        ]
-        return console.text("; ".join(parts))
+def why_service(situation: Situation, name: str) -> Text:
+    """Return the reasons of the state of a service, and what repairs it."""
+    state, breaker = service_state(situation, name), situation.breakers.get(name)
+    until = f"until {utc(state.next_at)}: " if state.status == "throttled" and state.next_at else ""
+    parts = [f"{until}{state.reason}"] if state.reason else []
+    if breaker is not None and breaker.remedy:
+        parts.append(f"once repaired: {breaker.remedy}")
+    if state.status != "held":
+        parts += [f"held by {hold.actor}: {hold.reason}" for hold in state.held_by]
+    return console.text("; ".join(parts))
 
 
 def ends(hold: Hold, breaker: BreakerStatus | None) -> str:
@@ -226,15 +156,18 @@ def probe_in(due: datetime, now: datetime) -> str:
     return f"in {length(due - now)}" if due > now else f"overdue by {length(now - due)}"
 
 
-def _services(views: Mapping[str, ServiceSummary], now: datetime, *, short: bool) -> RenderableType:
+def _services(
+    states: Mapping[str, ServiceState], situation: Situation, *, short: bool
+) -> RenderableType:
     table = console.table("Services", "service", "state", "for", "why", "next probe", short=short)
-    for name, view in views.items():
+    for name, state in states.items():
+        probe = state.next_at if state.status in ("open", "throttled") else None
         table.add_row(
             console.text(name),
-            console.status(view.state),
-            length(now - view.since) if view.since else "",
-            view.why(),
-            probe_in(view.next_probe, now) if view.next_probe else "",
+            console.status(state.status),
+            length(situation.now - state.since) if state.since else "",
+            why_service(situation, name),
+            probe_in(probe, situation.now) if probe else "",
         )
     return table
 

@@ -178,8 +178,8 @@ def test_a_service_that_a_person_holds_is_not_shown_as_well(run: Run, store: Sto
     trip(store, "instantly")
     for command in (["status"], ["services", "--no-policies"]):
         said = run(*command).output
-        assert row(said, "openai")[1::2][:2] == ["held", "by ana: invoice"]
-        assert row(said, "hubspot")[1::2][:2] == ["held", "by ana: migration"]
+        assert row(said, "openai")[1::2][:2] == ["held", "invoice (ana)"]
+        assert row(said, "hubspot")[1::2][:2] == ["held", "migration (ana)"]
         why = "opened by hand; held by ana: invoice"
         assert row(said, "instantly")[1::2][:2] == ["open", why]
     listed = {each["name"]: each for each in json.loads(run("status", "--json").output)["services"]}

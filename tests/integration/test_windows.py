@@ -192,7 +192,11 @@ def test_every_surface_says_it_before_it_begins(store: Store, store_url: str, cl
         breakers.ensure(conn, clock(), ["mail"])
     with store.read() as conn:
         [row] = services(conn, gates.situation())
-    assert (row.status, row.next_what, row.next_at) == ("closed", "pauses", BEGINS)
+    assert (row.state.status, row.state.next_what, row.state.next_at) == (
+        "closed",
+        "pauses",
+        BEGINS,
+    )
     [window] = ServiceOut.of(gates.situation(), "mail").windows
     assert (window.starts_at, window.ends_at, window.cron) == (BEGINS, ENDS, "0 10 * * SUN")
     # The command has the time of this machine.

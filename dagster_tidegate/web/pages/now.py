@@ -136,13 +136,13 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
         (("throttled",), "throttled"),
         (("half_open",), "being tried"),
     ):
-        if names := [each.name for each in listed if each.status in statuses]:
+        if names := [each.name for each in listed if each.state.status in statuses]:
             verb = "is" if len(names) == 1 else "are"
             parts.append(f"{enumerated(names, 'service')} {verb} {what}")
     if held:
         parts.append(f"{plural(held, 'campaign')} paused")
     if parts:
-        first = listed[0].status if listed else "held"
+        first = listed[0].state.status if listed else "held"
         return "; ".join(parts), TONES.get(first, "held") if first != "closed" else "held"
     if not situation.services and not situation.campaigns:
         return "Nothing to watch yet", "plain"
@@ -180,20 +180,20 @@ def _denied(listed: Sequence[Service]) -> list[Need]:
             "bad",
             f"{each.name} refuses this client",
             _what_to_repair(each),
-            at=each.since,
+            at=each.state.since,
             label="Repaired…",
             path="/change/repaired",
             query={"service": each.name},
         )
         for each in listed
-        if each.status == "denied"
+        if each.state.status == "denied"
     ]
 
 
 def _what_to_repair(service: Service) -> str:
     breaker = service.breaker
     answer = breaker.answer if breaker is not None else None
-    said = f"It said: {answer}" if answer else sentence(service.reason)
+    said = f"It said: {answer}" if answer else sentence(service.state.reason)
     return (
         f"{said}. Waiting does not help, so it is not called again. "
         "Repair the cause (key, credits, plan or address), then say so: a trial call checks it."

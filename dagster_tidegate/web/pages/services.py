@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -12,19 +11,16 @@ from dagster_tidegate.control import report_reader
 from dagster_tidegate.control.effects import if_held, in_words
 from dagster_tidegate.control.report import period
 from dagster_tidegate.control.report_models import ServiceReport
+from dagster_tidegate.control.service_state import STATUSES, ServiceState, service_state
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import Answer, why
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import whole_of
-from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import history, service_stats
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.service_stats import Calls, ServiceStats
-from dagster_tidegate.text import plural, utc
 
-ORDER = ("denied", "open", "throttled", "half_open", "held", "kept_closed", "closed")
-"""The services that need a look come first."""
 EVENTS = 10
 
 
@@ -33,26 +29,19 @@ class Service:
     """A service on a page.
 
     Attributes:
-        status: The state of its breaker, or what makes more difference to people than that: why it
-            is open, a hold, or that it is kept closed.
-        reason: Why, for people.
-        next_at: When the next thing happens by itself (UTC): a probe, the end of a hold, or the
-            beginning of a maintenance window.
-        next_what: What that is: "next probe".
         calls: Its calls, by minute of the last hour, the oldest first.
-        held_by_people: Whether there is a hold to release.
     """
 
     name: str
-    status: str
-    since: datetime | None
-    reason: str
-    next_at: datetime | None
-    next_what: str
+    state: ServiceState
     calls: Sequence[Calls]
     campaigns: Sequence[str]
-    held_by_people: bool
     breaker: BreakerStatus | None = None
+
+    @property
+    def held_by_people(self) -> bool:
+        """Whether there is a hold to release."""
+        return any(hold.target.name == self.name for hold in self.state.held_by)
 
     @property
     def verdicts(self) -> Mapping[VerdictKind, int]:
@@ -94,7 +83,7 @@ def services(conn: Connection, situation: Situation) -> Sequence[Service]:
         _service(situation, name, calls.get(name, ()), needed_by.get(name, ()))
         for name in situation.services
     ]
-    return sorted(listed, key=lambda each: (ORDER.index(each.status), each.name))
+    return sorted(listed, key=lambda each: (STATUSES.index(each.state.status), each.name))
 
 
 def service_page(
@@ -148,58 +137,10 @@ def _needed_by(situation: Situation) -> dict[str, list[str]]:
 def _service(
     situation: Situation, name: str, calls: Sequence[Calls], campaigns: Sequence[str]
 ) -> Service:
-    breaker = situation.breakers.get(name)
-    target = Target(TargetKind.SERVICE, name)
-    whole = Target(TargetKind.SERVICE, whole_of(name))
-    held = [
-        hold
-        for hold in situation.holds
-        if hold.source is not HoldSource.BREAKER and hold.target in (target, whole)
-    ]
-    window = next(iter(situation.windows_of(name)), None)
-    begins_at = window.starts_at if window is not None and window.is_soon(situation.now) else None
-    status, since, reason, next_at, next_what = _state(situation, breaker, held, begins_at)
     return Service(
         name=name,
-        status=status,
-        since=since,
-        reason=reason,
-        next_at=next_at,
-        next_what=next_what,
+        state=service_state(situation, name),
         calls=calls,
         campaigns=campaigns,
-        held_by_people=any(hold.target == target for hold in held),
-        breaker=breaker,
+        breaker=situation.breakers.get(name),
     )
-
-
-def _state(
-    situation: Situation,
-    breaker: BreakerStatus | None,
-    held: Sequence[Hold],
-    begins_at: datetime | None,
-) -> tuple[str, datetime | None, str, datetime | None, str]:
-    if breaker is not None and breaker.state is not BreakerState.CLOSED:
-        since, reason = breaker.opened_at or breaker.changed_at, breaker.reason or ""
-        if breaker.is_denied:
-            return "denied", since, reason, None, ""
-        if breaker.state is BreakerState.HALF_OPEN:
-            trials = plural(situation.trials.get(breaker.name, 0), "trial call")
-            return "half_open", since, f"{reason}; {trials} in flight", None, ""
-        if breaker.throttled_until is not None:
-            return "throttled", since, reason, breaker.open_until, "called again"
-        return "open", since, reason, breaker.open_until, "next probe"
-    if held:
-        first = held[0]
-        ends = [hold.expires_at for hold in held]
-        end = None if None in ends else max(each for each in ends if each)
-        return "held", first.placed_at, f"{first.reason} ({first.actor})", end, "hold ends"
-    if breaker is not None and breaker.kept_closed(situation.now):
-        reason = f"kept closed by {breaker.kept_closed_by}"
-        return "kept_closed", breaker.changed_at, reason, breaker.kept_closed_until, "may trip"
-    reason = ""
-    if breaker is not None and breaker.would_open_at is not None:
-        reason = f"not enforced: would have opened at {utc(breaker.would_open_at)}"
-        reason += f" ({breaker.reason})" if breaker.reason else ""
-    since = breaker.changed_at if breaker else None
-    return "closed", since, reason, begins_at, "pauses" if begins_at else ""
