@@ -30,7 +30,7 @@ OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
   facts_about_dagster gate runs assets start api_start executors serve records)
 PROPERTIES := $(shell grep -lE '^(from|import) hypothesis' -r tests --include='test_*.py')
 
-.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format bench bench-scale chaos properties clean help
+.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format docs reference bench bench-scale chaos properties clean help
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,13 @@ format: $(TESTS) ## Format the code and apply safe fixes.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(TESTS) ## Build the documentation's site in build/docs/site.
+	$(BIN)/python -m docs.generate.site build/docs
+	cd build/docs && $(abspath $(BIN))/zensical build --strict --config-file mkdocs.yml
+
+reference: $(TESTS) ## Write the generated pages of the reference: Python, tables.
+	$(BIN)/python -m docs.generate
+
 clean: ## Remove environments, builds and caches.
 	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -116,5 +123,5 @@ $(DEPLOYMENT): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 
 $(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,otel,postgres,webserver]' --group deployment --group test
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,otel,postgres,webserver]' --group deployment --group docs --group test
 	@touch $@ $(DEPLOYMENT)

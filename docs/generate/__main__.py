@@ -1,0 +1,13 @@
+"""Writes the generated pages of the reference: `make reference`."""
+
+from docs.generate import python_reference, site, tables
+
+PAGES = {
+    site.DOCS / "reference" / "python.md": python_reference.page,
+    site.DOCS / "reference" / "tables.md": tables.page,
+}
+
+if __name__ == "__main__":
+    for path, page in PAGES.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(page())
