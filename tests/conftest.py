@@ -1,5 +1,6 @@
 """Real databases and a settable clock for every test."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from tests.support.clock import Clock
 from tests.support.postgres import emptying
+from tests.support.quick_children import sitecustomize
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
 
@@ -28,6 +30,11 @@ from tests.support.sqlite_stores import new_sqlite_url
 settings.register_profile("suite", max_examples=30)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("suite")
+
+# Dagster is imported after this, here and in all processes that tests start.
+QUICK = Path(sitecustomize.__file__).parent
+PATH = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(QUICK), *filter(None, PATH)]))
 
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
@@ -222,3 +229,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     grouped = session.config.getoption("loadgroup", False)  # set in its workers alone
     if grouped and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("pytest-xdist ignores xdist_group: is it too old for this pytest?")
+    # What all tests import is no garbage: nobody looks through it again.
+    gc.collect()
+    gc.freeze()

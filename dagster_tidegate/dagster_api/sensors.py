@@ -1,6 +1,6 @@
 """Sensors whose jobs are known by name only, and the names of the jobs of some Definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,15 +15,26 @@ class NamedJobsSensor(dg.SensorDefinition):
     A sensor may request runs only of the jobs that it targets. Dagster takes several only as
     definitions, of which the job that it generates of all assets has none.
 
+    Its resources are built only if it asks for them: Dagster builds those of any other sensor at
+    each tick, which can take longer than the tick.
+
     Args:
         job_names: The jobs; each must be in the repository.
+        evaluation_fn: Evaluates a tick.
         options: As for `dg.SensorDefinition`.
     """
 
-    def __init__(self, *, job_names: Sequence[str], **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        job_names: Sequence[str],
+        evaluation_fn: Callable[[dg.SensorEvaluationContext], dg.SensorResult],
+        **options: Any,
+    ) -> None:
+        super().__init__(evaluation_fn=evaluation_fn, **options)
+        self._evaluation_fn = lambda context: [evaluation_fn(context)]
         self._targets = [AutomationTarget(name) for name in job_names]
-        self._options = {"job_names": job_names, **options}
+        self._options = {"job_names": job_names, "evaluation_fn": evaluation_fn, **options}
 
     def with_attributes(
         self,

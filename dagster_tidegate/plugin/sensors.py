@@ -20,6 +20,7 @@ from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import breaker_tick, pause_tick, resume_tick
 from dagster_tidegate.plugin.campaign import AllCampaigns, Campaign
+from dagster_tidegate.plugin.kept_resource import KeptResource
 from dagster_tidegate.plugin.resource import BreakerResource
 from dagster_tidegate.plugin.service_reporter import ServiceReporter
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -204,11 +205,15 @@ def _build(
     default_status: dg.DefaultSensorStatus,
 ) -> dg.SensorDefinition:
     warned: list[str] = []
+    kept = KeptResource(resource_key)
     # Of the last repository; Dagster evaluates all ticks of a process with the same one.
     cached: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        resource: BreakerResource = getattr(context.resources, resource_key)
+        with kept.of(context) as resource:
+            return evaluate(context, resource)
+
+    def evaluate(context: dg.SensorEvaluationContext, resource: BreakerResource) -> dg.SensorResult:
         # First of all: an outdated version must not write.
         resource.fleet.require_current()
         repository = Repository.of(context)

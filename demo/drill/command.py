@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from demo.sandbox.command import SERVICES
-from demo.up.command import EXPLAINED, workspace_option
+from demo.up.command import explained, workspace_option
 
 if TYPE_CHECKING:
     from demo.drill.report import Evidence, Report
@@ -136,7 +136,7 @@ def drill(
                     Scenario(plan, running, screen).play(),
                     running.dagster_schema,
                 )
-    except (*EXPLAINED, DrillError) as error:
+    except (*explained(), DrillError) as error:
         raise click.ClickException(f"{error}\nDatabases and logs are kept in {folder}") from error
     figures, problems = report.summarize(evidence), report.violations(evidence)
     if json_file is not None:

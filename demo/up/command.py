@@ -1,19 +1,17 @@
 """`python -m demo up`: run the whole deployment on this machine."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate.cli.options import Port
 from demo.sandbox.command import DEFAULT_PORT, URL_VARIABLE
-from demo.up import deployment
-from demo.up.children import ChildDiedError, NotReadyError
-from demo.up.dagster_web import LocationError
-from demo.up.home import HomeError
-from demo.up.ports import PortTakenError
+
+if TYPE_CHECKING:
+    from demo.up.deployment import Addresses
 
 workspace_option = click.option(
     "--workspace",
@@ -23,15 +21,26 @@ workspace_option = click.option(
     show_default=True,
     help="The project's workspace file; dagster.yaml is beside it.",
 )
-EXPLAINED = (
-    ChildDiedError,
-    HomeError,
-    LocationError,
-    NotReadyError,
-    PortTakenError,
-    ValueError,
-    OperationalError,
-)
+
+
+def explained() -> tuple[type[Exception], ...]:
+    """Return the errors whose message says what to do."""
+    from sqlalchemy.exc import OperationalError
+
+    from demo.up.children import ChildDiedError, NotReadyError
+    from demo.up.dagster_web import LocationError
+    from demo.up.home import HomeError
+    from demo.up.ports import PortTakenError
+
+    return (
+        ChildDiedError,
+        HomeError,
+        LocationError,
+        NotReadyError,
+        PortTakenError,
+        ValueError,
+        OperationalError,
+    )
 
 
 @click.command()
@@ -69,12 +78,15 @@ def up(workspace: Path, port: int, sandbox_port: int, latency: float, with_paren
     Starts the sandbox (simulated third-party services), Dagster's webserver and its daemon, with
     the store and all data in DAGSTER_HOME (default: .tidegate/home beside the workspace file).
     """
+    # Imports Dagster, which takes seconds, and which the sandbox does without.
+    from demo.up import deployment
+
     console = Console(highlight=False, soft_wrap=True)
 
     def tell(message: str) -> None:
         console.print(f"[dim]tidegate:[/] {escape(message)}")
 
-    def ready(where: deployment.Addresses) -> None:
+    def ready(where: "Addresses") -> None:
         _print_ready(console, where, sandbox_port)
 
     tell("starting the sandbox, Dagster's webserver and its daemon")
@@ -88,11 +100,11 @@ def up(workspace: Path, port: int, sandbox_port: int, latency: float, with_paren
             tell=tell,
             with_parent=with_parent,
         )
-    except EXPLAINED as error:
+    except explained() as error:
         raise click.ClickException(str(error)) from error
 
 
-def _print_ready(console: Console, where: deployment.Addresses, sandbox_port: int) -> None:
+def _print_ready(console: Console, where: "Addresses", sandbox_port: int) -> None:
     environment = "" if sandbox_port == DEFAULT_PORT else f"{URL_VARIABLE}={where.sandbox} "
     console.print(f"""
 [bold]Tidegate is up[/] (in {where.started_in_s:.1f} s). Ctrl-C stops it.

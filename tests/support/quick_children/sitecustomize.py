@@ -1,0 +1,104 @@
+"""Processes that start in less time, and Dagster on SQLite with less work around each query.
+
+A process that imports Dagster spends a fifth of that on looking for garbage, and finds none: here
+it looks less often. Dagster reads all its migration scripts whenever it opens an instance, as at
+each tick of a sensor, or the events of one more run; and it makes an engine for each query, which
+so compiles it anew. Here both happen once per process. Nothing else is changed.
+
+Python imports this module when a process starts: `tests/conftest.py` puts its folder into the
+PYTHONPATH of all children.
+"""
+
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+ENGINES = 256
+ALLOCATIONS = 50_000
+"""How many more objects there are before Python looks for garbage; its default is 700."""
+
+
+def keep_migrations(module: Any) -> None:
+    """Let `alembic.script.base` read the scripts of Dagster once."""
+    directory = module.ScriptDirectory
+    read: Callable[..., Any] = directory.from_config.__func__
+    kept: dict[str, Any] = {}
+
+    def from_config(cls: type, config: Any) -> Any:
+        place = config.get_alembic_option("script_location")
+        if not str(place).startswith("dagster"):
+            return read(cls, config)
+        if place not in kept:
+            scripts = read(cls, config)
+            scripts.as_revision_number("head")  # reads them
+            kept[place] = scripts
+        return kept[place]
+
+    directory.from_config = classmethod(from_config)
+
+
+def keep_engines(module: Any) -> None:
+    """Let `dagster._core.storage.sql` make one engine for each file of SQLite."""
+    make = module.create_engine
+
+    @lru_cache(ENGINES)
+    def one_for(url: str, pool: type, timeout_s: float | None) -> Any:
+        arguments = {} if timeout_s is None else {"timeout": timeout_s}
+        return make(url, poolclass=pool, connect_args=arguments)
+
+    def create_engine(url: Any, **options: Any) -> Any:
+        # An engine without a pool has no state but what it has compiled.
+        pool, arguments = options.get("poolclass"), options.get("connect_args", {})
+        known = options.keys() <= {"poolclass", "connect_args"} and arguments.keys() <= {"timeout"}
+        if (
+            known
+            and getattr(pool, "__name__", "") == "NullPool"
+            and str(url).startswith("sqlite:///")
+        ):
+            return one_for(url, pool, arguments.get("timeout"))
+        return make(url, **options)
+
+    module.create_engine = create_engine
+
+
+PATCHES = {"alembic.script.base": keep_migrations, "dagster._core.storage.sql": keep_engines}
+
+
+class Patching(MetaPathFinder, Loader):
+    """Patches a module when it is imported."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, Loader] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in PATCHES or fullname in self._loaders:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not (spec := finder.find_spec(fullname, path, target)):
+                continue
+            if spec.loader is None:
+                return spec
+            self._loaders[fullname] = spec.loader
+            spec.loader = self
+            return spec
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loaders[spec.name].create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loaders[module.__name__].exec_module(module)
+        PATCHES[module.__name__](module)
+
+
+gc.set_threshold(ALLOCATIONS)
+# The workers of pytest-xdist import it twice: as children, and for `tests/conftest.py`.
+if not any(type(finder).__name__ == Patching.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, Patching())
