@@ -4,7 +4,7 @@ from collections import Counter, OrderedDict, deque
 from datetime import datetime
 from typing import Any
 
-from demo.sandbox.faults import Episode, Fault
+from demo.sandbox.faults import Episode, Fault, Mode
 
 MAX_KEYS = 100_000
 MAX_CALLS = 50_000
@@ -41,7 +41,7 @@ class CallLog:
         """Reset the counters; an active fault stays."""
         self.calls = self.health_calls = self.calls_during_fault = self.failures_served = 0
         self.effects = self.keys_repeated = self.subjects_repeated = 0
-        self.without_key = self.forgotten = 0
+        self.without_key = self.forgotten = self.over_limit = 0
         self.by_status: Counter[int] = Counter()
         self.first_call_at: datetime | None = None
         self.last_call_at: datetime | None = None
@@ -88,8 +88,9 @@ class CallLog:
         self.calls_during_fault += 1
         if not live.fault.concerns(said):
             return None
-        live.calls += 1
-        return live if live.fault.affects(live.calls) else None
+        affected = live.affects_next(now)
+        self.over_limit += affected and live.fault.mode is Mode.LIMIT
+        return live if affected else None
 
     def take_effect(self, key: str | None, subject: str) -> None:
         """Count the effect of a call, or a repeat if its key has taken effect before."""
@@ -113,6 +114,7 @@ class CallLog:
             "calls": self.calls,
             "by_status": {str(status): n for status, n in sorted(self.by_status.items())},
             "failures_served": self.failures_served,
+            "over_limit": self.over_limit,
             "calls_during_fault": self.calls_during_fault,
             "health_calls": self.health_calls,
             "first_call_at": _iso(self.first_call_at),

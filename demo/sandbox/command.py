@@ -154,6 +154,17 @@ def slow(url: str | None, service: str, **fields: float | None) -> None:
 
 
 @sandbox.command()
+@_service
+@click.option("--calls", type=int, required=True, help="Calls that are permitted in that time.")
+@click.option("--per", "per_s", type=float, required=True, metavar="SECONDS", help="The time.")
+@_for
+@_url
+def limit(url: str | None, service: str, **fields: float | None) -> None:
+    """Let SERVICE permit only so many calls in a time, and answer 429 to others."""
+    _place(url, service, {"mode": "limit", **fields})
+
+
+@sandbox.command()
 @click.argument("services", nargs=-1, type=click.Choice(SERVICES))
 @_url
 def heal(url: str | None, services: tuple[str, ...]) -> None:

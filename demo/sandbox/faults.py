@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from math import floor
+from math import ceil, floor
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,8 @@ class Mode(StrEnum):
     """Calls take effect; the response is 200 with an invalid body."""
     SHARE = "share"
     """An outage for a share of the calls."""
+    LIMIT = "limit"
+    """Calls beyond a limit fail with 429 and take no effect; all answers say what is left."""
     ANSWER = "answer"
     """Every call gets a given answer, or that of a case such as "no-credits"."""
 
@@ -64,6 +66,17 @@ class Fault(BaseModel):
     latency_s: float | None = Field(
         default=None, gt=0, le=600, description="Latency in seconds (slow). Default: 5."
     )
+    calls: int | None = Field(
+        default=None,
+        ge=1,
+        description="Calls that are permitted in each `per_s` (limit). Required.",
+    )
+    per_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="Seconds after which as many calls are permitted again (limit). Required.",
+    )
     case: str | None = Field(
         default=None, description=f"What the service answers (answer): {', '.join(CASES)}."
     )
@@ -94,6 +107,7 @@ class Fault(BaseModel):
             Mode.RATE_LIMIT: {"retry_after_s"},
             Mode.WRONG: set(),
             Mode.SHARE: {"status", "retry_after_s", "share"},
+            Mode.LIMIT: {"calls", "per_s"},
             Mode.ANSWER: {"case", "answer", "takes_effect", "retry_after_s"},
         }[self.mode]
         given = {
@@ -114,6 +128,8 @@ class Fault(BaseModel):
             raise ValueError("case one-record requires keys: the texts that name the record")
         if self.mode is Mode.SHARE and self.share is None:
             raise ValueError("mode share requires a share above 0 and up to 1")
+        if self.mode is Mode.LIMIT and (self.calls is None or self.per_s is None):
+            raise ValueError("mode limit requires calls and per_s")
         return self
 
     def concerns(self, said: str) -> bool:
@@ -132,7 +148,7 @@ class Fault(BaseModel):
         """Whether the health check fails too: not if it is about records, keys or quotas."""
         if self.mode is Mode.ANSWER:
             return self.keys is None and self.case in ("maintenance", "internal-error")
-        return self.mode is not Mode.WRONG and self.keys is None
+        return self.mode not in (Mode.WRONG, Mode.LIMIT) and self.keys is None
 
     def answered(self, service: str) -> PlayedAnswer | None:
         """Return the answer that calls get; None if the mode has none."""
@@ -150,7 +166,7 @@ class Fault(BaseModel):
     @property
     def refusal_status(self) -> int | None:
         """Status of failed calls, or None if calls take effect."""
-        if self.mode is Mode.RATE_LIMIT:
+        if self.mode in (Mode.RATE_LIMIT, Mode.LIMIT):
             return 429
         if self.mode in (Mode.OUTAGE, Mode.SHARE):
             return self.status or DEFAULT_STATUS
@@ -188,6 +204,7 @@ class Episode:
         lasts_s = fault.lasts_s
         self.healed_at = None if lasts_s is None else placed_at + timedelta(seconds=lasts_s)
         self.calls = 0
+        self._window, self._used = 0, 0  # of its limit
 
     def is_active(self, now: datetime) -> bool:
         """Return whether the fault is active at `now`."""
@@ -198,7 +215,33 @@ class Episode:
         if self.fault.case in ENDING and self.healed_at is not None:
             named = self.fault.retry_after_s is not None or self.fault.case != "rate-limited"
             return (self.healed_at - now).total_seconds() if named else None
+        if self.fault.per_s is not None:
+            return self.fault.per_s * (1 + self._window) - (now - self.placed_at).total_seconds()
         return self.fault.sent_retry_after_s
+
+    def affects_next(self, now: datetime) -> bool:
+        """Count a call, and return whether the fault affects it."""
+        self.calls += 1
+        if self.fault.calls is None or self.fault.per_s is None:
+            return self.fault.affects(self.calls)
+        window = floor((now - self.placed_at).total_seconds() / self.fault.per_s)
+        if window != self._window:
+            self._window, self._used = window, 0
+        if self._used == self.fault.calls:
+            return True
+        self._used += 1
+        return False
+
+    def limit_headers(self, now: datetime) -> dict[str, str]:
+        """Return what all answers say of its limit."""
+        left_s = self.retry_after_s(now)
+        if self.fault.calls is None or left_s is None:
+            return {}
+        return {
+            "X-RateLimit-Limit": str(self.fault.calls),
+            "X-RateLimit-Remaining": str(self.fault.calls - self._used),
+            "X-RateLimit-Reset": str(ceil(left_s)),
+        }
 
     def heal(self, now: datetime) -> None:
         """End the fault at `now`, unless it has ended already."""

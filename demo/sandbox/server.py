@@ -100,6 +100,8 @@ def create_app(
                 response = JSONResponse(answered.body, answered.status)
         else:
             response = refusal
+        live = log.active_episode(now)
+        response.headers.update({} if live is None else live.limit_headers(now))
         log.by_status[response.status_code] += 1
         calls.append(
             {

@@ -63,6 +63,19 @@ def test_a_rate_limit_is_429_with_retry_after(sandbox: SandboxClient, client: ht
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
 
 
+def test_calls_beyond_a_limit_are_refused_and_take_no_effect(
+    sandbox: SandboxClient, client: httpx.Client
+):
+    sandbox.place("instantly", Fault(mode=Mode.LIMIT, calls=1, per_s=600))
+    permitted, refused = add(client, "ann@acme.example"), add(client, "bob@acme.example")
+    assert (permitted.status_code, permitted.headers["X-RateLimit-Remaining"]) == (200, "0")
+    assert refused.status_code == 429
+    assert 590 < int(refused.headers["Retry-After"]) <= 600
+    assert client.get("/instantly/health").status_code == 200
+    assert sandbox.stats()["instantly"]["over_limit"] == 1
+    assert sandbox.effects("instantly") == {"dach/ann@acme.example": 1}
+
+
 def test_a_slow_call_takes_effect_though_nobody_waits_for_the_answer(
     sandbox: SandboxClient, client: httpx.Client
 ):
@@ -232,6 +245,7 @@ def test_the_command_steers_a_running_sandbox(sandbox: SandboxClient, client: ht
     )
     refused = client.get("/openai/health")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "9")
+    assert tidegate("limit", "openai", "--calls", "9", "--per", "60").startswith("openai: limit")
     assert tidegate("slow", "openai", "--latency", "0.01").startswith(
         "openai: slow until 'python -m demo"
     )

@@ -52,3 +52,20 @@ def test_what_is_remembered_by_key_is_bounded(monkeypatch: pytest.MonkeyPatch):
         log.arrive(NOW, str(n))
     assert list(log.keys) == ["2", "3", "4"]
     assert log.forgotten == 2
+
+
+def test_calls_beyond_a_limit_are_refused_and_counted_and_each_window_permits_as_many_again():
+    log = CallLog()
+    placed = log.place(NOW, Fault(mode=Mode.LIMIT, calls=2, per_s=60))
+    refused = [
+        log.arrive(NOW + timedelta(seconds=second), None) is not None for second in (0, 1, 2, 59)
+    ]
+    assert refused == [False, False, True, True]
+    assert placed.limit_headers(NOW + timedelta(seconds=59)) == {
+        "X-RateLimit-Limit": "2",
+        "X-RateLimit-Remaining": "0",
+        "X-RateLimit-Reset": "1",
+    }
+    assert log.arrive(NOW + timedelta(seconds=130), None) is None
+    assert placed.retry_after_s(NOW + timedelta(seconds=130)) == 50
+    assert log.as_json(NOW)["over_limit"] == 2

@@ -19,6 +19,7 @@ def test_a_share_is_spread_exactly(share: float, calls: int):
         ({"mode": "outage", "share": 0.5}, "mode outage does not use share"),
         ({"mode": "slow", "status": 500}, "it uses for_s, keys, latency_s"),
         ({"mode": "share"}, "mode share requires a share"),
+        ({"mode": "limit", "calls": 5}, "mode limit requires calls and per_s"),
         ({"mode": "share", "share": 1.5}, "share: Input should be less than or equal to 1"),
         ({"mode": "outage", "status": 200}, "status: "),
         ({"mode": "outage", "for_s": float("inf")}, "for_s: "),
