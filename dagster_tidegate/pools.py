@@ -2,7 +2,8 @@
 
 A Dagster op has one pool. `instantly` is an op that needs that service, `openai+perplexity` one
 that needs both, `@outreach` one that needs no service but waits while the campaign is held, and
-`openai@digest` combines the two.
+`openai@digest` combines the two. `apollo|clearbit` is an op that needs one of two services, and
+`apollo|clearbit+instantly` one that needs one of them and a third.
 
 A pool that a project has already keeps its name: `ServicePolicy.pools` says what it stands for.
 
@@ -11,7 +12,8 @@ a hold on the whole covers its parts.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 
 
@@ -19,7 +21,8 @@ def pool(*services: str, campaign: str | None = None) -> str:
     """Return the name of the pool for an op that needs `services`.
 
     Args:
-        services: Names of the services that the op calls, in any order.
+        services: Names of the services that the op calls, in any order. `apollo|clearbit` is a
+            chain, of which one service is enough.
         campaign: Name of the op's job, so that a hold on the campaign also holds its queued runs.
             One op of a job is enough.
 
@@ -35,19 +38,23 @@ def pool(*services: str, campaign: str | None = None) -> str:
         'openai+perplexity'
         >>> pool("instantly", campaign="outreach")
         'instantly@outreach'
+        >>> pool("instantly", "clearbit|apollo")
+        'apollo|clearbit+instantly'
     """
     if not services and campaign is None:
         raise ValueError("pool() needs at least one service or a campaign")
-    for name in (*services, *([] if campaign is None else [campaign])):
+    chains = [sorted(set(service.split("|"))) for service in services]
+    for name in (*chain.from_iterable(chains), *([] if campaign is None else [campaign])):
         if not name or any(c in "+@," or c.isspace() for c in name):
             raise ValueError(
                 f"{name!r} can't be part of a pool name: use no '+', '@', ',' or space"
             )
-    return "+".join(sorted(set(services))) + ("" if campaign is None else f"@{campaign}")
+    named = "+".join(sorted({"|".join(alternatives) for alternatives in chains}))
+    return named + ("" if campaign is None else f"@{campaign}")
 
 
 # In the API, /services/apollo/history is the history of apollo.
-_TAKEN = ("campaigns", "history")
+_TAKEN = ("campaigns", "history", "windows")
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,32 @@ class PoolNeeds:
     """What the ops in a pool depend on.
 
     Attributes:
+        services: All services that it names, alternatives of a chain too.
         campaign: The campaign whose pool it is, or None.
+        chains: The services of which one is enough, each time; of a service that has no
+            alternative, it alone.
     """
 
     services: frozenset[str]
     campaign: str | None
+    chains: frozenset[frozenset[str]] = field(default=frozenset(), compare=False)
+
+    def blocked_by(self, held: Collection[str]) -> frozenset[str]:
+        """Return which of the held services keep the ops from running.
+
+        The services of a chain do once all of them are held, or the wholes that they are parts of.
+
+        Example:
+            >>> need = needs("apollo|clearbit+instantly", {"apollo", "clearbit", "instantly"})
+            >>> sorted(need.blocked_by(["apollo"])), sorted(need.blocked_by(["apollo", "clearbit"]))
+            ([], ['apollo', 'clearbit'])
+        """
+        blocking: set[str] = set()
+        for alternatives in self.chains:
+            held_of_each = [with_wholes([name]).intersection(held) for name in alternatives]
+            if all(held_of_each):
+                blocking.update(*held_of_each)
+        return frozenset(blocking)
 
 
 def whole_of(service: str) -> str:
@@ -124,9 +152,15 @@ def needs(
     if pool_name is None:
         return PoolNeeds(frozenset(), None)
     services, _, campaign = pool_name.partition("@")
-    named = [*services.split("+"), *adopted.get(pool_name, ())]
-    needed = with_wholes(named)
-    return PoolNeeds(frozenset(needed & {*known_services}), campaign or None)
+    terms = [*services.split("+"), *adopted.get(pool_name, ())]
+    chains = [frozenset(term.split("|")) for term in terms]
+    known = {*known_services}
+    needed = with_wholes([*chain.from_iterable(chains)])
+    return PoolNeeds(
+        frozenset(needed & known),
+        campaign or None,
+        frozenset(each for each in chains if not known.isdisjoint(with_wholes(each))),
+    )
 
 
 def merged(parts: Iterable[Adopted]) -> dict[str, frozenset[str]]:

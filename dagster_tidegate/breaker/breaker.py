@@ -140,6 +140,15 @@ class Breaker(pybreaker.CircuitBreaker):
             self._configure()
 
     @property
+    def name(self) -> str:
+        """Name of the service."""
+        return self._name or self.policy.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+
+    @property
     def policy(self) -> ServicePolicy:
         """Policy of the service."""
         return self.engine.policy

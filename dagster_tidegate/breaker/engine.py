@@ -173,6 +173,7 @@ class Engine:
         is_limited = self.policy.limits and self.policy.enforce and self._enabled
         self.limiter = Limiter(self.policy, self._state) if is_limited else None
         self._ask_at = float("-inf")
+        self._reserved: list[Ticket] = []
         self._retired: list[LocalWindow] = []
         self._others = VerdictCounts()
         # Window, its successes and the fleet's failures in a row at the last report.
@@ -226,7 +227,7 @@ class Engine:
             lambda status, now: machine.after_answer(status, self.policy, verdict, now, random())
         )
         name, now = self.policy.name, self._state.now()
-        return self._refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
+        return self.refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
 
     def admit_unlimited(self) -> Ticket:
         """Admit a call, whatever the limits say.
@@ -237,6 +238,8 @@ class Engine:
         admission = self.check()
         if admission.passes:
             return Ticket(admission.window)
+        if (reserved := self._take_reserved()) is not None:
+            return reserved
         whole = None
         if self.parent is not None and not self.parent.current().passes:
             whole = self.parent.admit_unlimited()
@@ -259,7 +262,7 @@ class Engine:
         self._ask_at = admission.window.monotonic() + TRIAL_RETRY_S
         if answer.after.state == BreakerState.CLOSED:
             return Ticket(self.check().window, parent=whole)
-        raise self._refuse(_refusal(self._error, answer.after, answer.retry_at))
+        raise self.refuse(_refusal(self._error, answer.after, answer.retry_at))
 
     def check(self) -> Admission:
         """Return what decides on calls, without I/O.
@@ -268,21 +271,71 @@ class Engine:
             BreakerOpenError: If what this process knows is enough to refuse a call.
         """
         admission = self.current()
+        if (refusal := self.refusal()) is not None:
+            raise self.refuse(refusal)
+        return admission
+
+    def refusal(self) -> BreakerOpenError | None:
+        """Return why a call is refused, if what this process knows is enough; no I/O."""
+        admission = self.current()
         if admission.passes:
-            return admission
+            return None
         if admission.hold is not None:
-            raise self._refuse(admission.refusal())
+            return admission.refusal()
         if self.parent is not None:
-            self.parent.check()
+            if (refusal := self.parent.refusal()) is not None:
+                return refusal
             if self._status_passes(admission.status):
-                return admission
+                return None
         now, status = self._state.now(), admission.status
         if status.state == BreakerState.OPEN and not status.due(now):
-            raise self._refuse(admission.refusal())
-        if admission.window.monotonic() < self._ask_at:
+            return admission.refusal()
+        if admission.window.monotonic() < self._ask_at and not self._reserved:
             retry_at = now + timedelta(seconds=TRIAL_RETRY_S)
-            raise self._refuse(_refusal(self._error, status, retry_at))
-        return admission
+            return _refusal(self._error, status, retry_at)
+        return None
+
+    def reserve(self) -> bool:
+        """Return whether the next call is admitted; where it must be a trial call, lease it now."""
+        if self.current().passes:
+            return True
+        if (reserved := self._take_reserved()) is not None:
+            self._reserved.append(reserved)  # another thread is about to use it
+            return False
+        if self.refusal() is not None:
+            return False
+        try:
+            self._reserved.append(self.admit_unlimited())
+        except BreakerOpenError:  # other processes have the trial calls
+            return False
+        return True
+
+    def _take_reserved(self) -> Ticket | None:
+        try:
+            ticket = self._reserved.pop()
+        except IndexError:
+            return None
+        ticket.started = ticket.window.monotonic()
+        leases = (ticket.trial, ticket.parent and ticket.parent.trial)
+        is_live = all(each is None or self._state.now() < each.expires_at for each in leases)
+        return ticket if is_live and ticket.window is self.admission.window else None
+
+    @property
+    def throttle(self) -> BreakerStatus | None:
+        """The breaker that is not closed because the service is throttled: own or the whole's."""
+        if self.current().hold is not None:
+            return None
+        statuses = [self.current().status]
+        if self.parent is not None:
+            statuses.append(self.parent.current().status)
+        return next(
+            (
+                status
+                for status in statuses
+                if status.cause == VerdictKind.THROTTLED and not self._status_passes(status)
+            ),
+            None,
+        )
 
     def current(self) -> Admission:
         """Return what decides on calls, up to date after a fork and after a hold expired."""
@@ -339,7 +392,8 @@ class Engine:
         self.durations = _durations(policy)
         self._state.inform(self.update)
 
-    def _refuse(self, error: BreakerOpenError) -> BreakerOpenError:
+    def refuse(self, error: BreakerOpenError) -> BreakerOpenError:
+        """Count a refusal; return its error."""
         self._hooks.emit(CallRefused(error.service, error.reason, error.retry_at))
         return error
 

@@ -1,6 +1,6 @@
 """Which record a guarded call is made for, so that one record alone can't trip a breaker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2s
@@ -31,11 +31,22 @@ def digest(record: str) -> str:
     return blake2s(record.encode(errors="backslashreplace"), digest_size=DIGEST_BYTES).hexdigest()
 
 
+served_by: ContextVar[list[str] | None] = ContextVar("tidegate_served_by", default=None)
+"""The services that were chosen for the record of this context, one of each chain."""
+
+
+def note_service(chain: Sequence[str], chosen: str) -> None:
+    """Note which service of a chain serves the record of this context, if there is one."""
+    if (services := served_by.get()) is not None:
+        services[:] = [*(name for name in services if name not in chain), chosen]
+
+
 @contextmanager
-def of_record(record: str | None) -> Iterator[None]:
-    """Make calls in this context count as those of a record; see `evidence`."""
-    token = evidence.set(record)
+def of_record(record: str | None, services: list[str] | None = None) -> Iterator[None]:
+    """Make calls in this context count as those of a record; see `evidence`, `served_by`."""
+    token, token_of_services = evidence.set(record), served_by.set(services)
     try:
         yield
     finally:
         evidence.reset(token)
+        served_by.reset(token_of_services)

@@ -1,10 +1,12 @@
 """A fleet: the breakers of all services in one process, shared through a backend."""
 
+import asyncio
 import atexit
 import os
+import time
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 from multiprocessing.util import Finalize, register_after_fork
 from threading import Lock, RLock
@@ -19,6 +21,8 @@ from dagster_tidegate.breaker.errors import (
     UnknownServiceError,
 )
 from dagster_tidegate.breaker.events import Event, Hook, Hooks
+from dagster_tidegate.breaker.evidence import note_service
+from dagster_tidegate.breaker.limiter import MIN_PAUSE_S, MIN_WAIT_S
 from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
@@ -27,6 +31,9 @@ from dagster_tidegate.holds import Hold, covering
 from dagster_tidegate.pools import PoolNeeds, needs, whole_of
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import BreakerState
+
+FOREVER = datetime.max.replace(tzinfo=UTC)
+TRIAL_WAIT_S = 0.2
 
 
 class Fleet:
@@ -112,6 +119,65 @@ class Fleet:
         with self._registering:
             breaker = self._breakers.get(name)
             return breaker or Breaker(policy=self.policies[name], fleet=self)
+
+    def first_available(self, *services: str) -> Breaker:
+        """Return the breaker of the first of several services that may be called now.
+
+        Where a record can be done by any of several services: call the returned one, and ask
+        again for each record and each try. It may be called if its breaker is closed, or half open
+        with a trial call to give, which is then the caller's; and if nobody holds it. A service
+        that is throttled for a few seconds is waited for, up to `linger_s` of its policy, but at
+        least 5 seconds: a burst does not use up the next service too. On an event loop, nothing is
+        waited for; use `asyncio.to_thread`.
+
+        Args:
+            services: Their names, the preferred one first.
+
+        Raises:
+            UnknownServiceError: If there is no policy of a name.
+            BreakerOpenError: If none may be called: that of the service to be tried first.
+
+        Example:
+            >>> policies = [ServicePolicy(name=name) for name in ("apollo", "clearbit")]
+            >>> fleet = Fleet(policies=policies)
+            >>> fleet.breaker("apollo").open()
+            True
+            >>> fleet.first_available("apollo", "clearbit").name
+            'clearbit'
+        """
+        if not services:
+            raise ValueError("first_available() needs the names of services")
+        breakers = [self.breaker(name) for name in services]
+        for breaker in breakers:
+            if self._lets_in(breaker):
+                note_service(services, breaker.policy.name)
+                return breaker
+        refused: list[tuple[datetime, BreakerOpenError]] = []
+        for breaker in breakers:
+            refusal = breaker.engine.refusal()
+            if refusal is None:  # it has recovered just now
+                note_service(services, breaker.policy.name)
+                return breaker
+            refused.append((refusal.retry_at or FOREVER, refusal))
+        _, first = min(refused, key=lambda each: each[0])
+        raise breakers[0].engine.refuse(first)
+
+    def _lets_in(self, breaker: Breaker) -> bool:
+        engine = breaker.engine
+        if engine.reserve():
+            return True
+        patience_s = 0.0 if _on_event_loop() else max(breaker.policy.linger_s, MIN_WAIT_S)
+        deadline = time.monotonic() + patience_s
+        while (throttle := engine.throttle) is not None:
+            wait_s = TRIAL_WAIT_S  # for the trial call of another process
+            if throttle.throttled_until is not None:
+                wait_s = (throttle.throttled_until - self.now()).total_seconds()
+            if wait_s > deadline - time.monotonic():
+                return False
+            self.wait_for_change(max(wait_s, MIN_PAUSE_S))
+            if engine.reserve():
+                return True
+        return False
 
     def register(self, breaker: Breaker, policy: ServicePolicy) -> None:
         """Add a breaker, and give it its engine.
@@ -275,6 +341,14 @@ class Fleet:
 _fleets: WeakSet[Fleet] = WeakSet()
 # A child must not close these: that would end the parent's connections.
 _inherited: list[Watcher | None] = []
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _close_all() -> None:

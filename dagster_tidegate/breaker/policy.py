@@ -15,6 +15,9 @@ from dagster_tidegate.pools import check_service_name, merged
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+MAX_DURATION_S = 7 * 86400
+
+
 class MaintenanceWindow(BaseModel):
     """A time at which a service must not be called, and that returns: `dagster_tidegate.Window`."""
 
@@ -26,7 +29,7 @@ class MaintenanceWindow(BaseModel):
         description="When it begins, as a cron expression of five fields, such as `0 2 * * SUN`.",
     )
     duration_s: int = Field(
-        ge=1, le=7 * 86400, description="How long it lasts, in seconds: at most 7 days."
+        ge=1, le=MAX_DURATION_S, description="How long it lasts, in seconds: at most 7 days."
     )
     timezone: str = Field(
         default="UTC",
@@ -224,8 +227,10 @@ class ServicePolicy(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_fits_a_pool(cls, name: str) -> str:
-        if any(c in "+@," or c.isspace() or not c.isprintable() for c in name):
-            raise ValueError(f"{name!r} can't be a service's name: remove '+', '@', ',' and spaces")
+        if any(c in "+@,|" or c.isspace() or not c.isprintable() for c in name):
+            raise ValueError(
+                f"{name!r} can't be a service's name: remove '+', '@', ',', '|' and spaces"
+            )
         check_service_name(name)
         return name
 

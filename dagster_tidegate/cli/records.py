@@ -140,8 +140,9 @@ def list_(
     out = console.console()
     summary = console.table("", "run", "records", "status", "said", "such as")
     table = console.table(
-        "Records", "run", "op", "record", "status", "tries", "at", "error", less=("run", "op", "at")
-    )
+        "Records", "run", "op", "record", "status", "tries", "served by", "at", "error",
+        less=("served by", "run", "op", "at"),
+    )  # fmt: skip
     for run, groups, rows in answer:
         for group in groups:
             said = None if group.error is None else alike(group.error)
@@ -159,6 +160,7 @@ def list_(
                 console.text(record.key),
                 console.status(record.state),
                 str(record.tries),
+                console.text(record.service),
                 console.moment(record.at),
                 console.text(record.error),
             )

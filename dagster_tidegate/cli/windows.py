@@ -1,21 +1,35 @@
 """`tidegate windows`: the maintenance windows of services."""
 
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 import click
 
 from dagster_tidegate.cli import console
-from dagster_tidegate.cli.connections import open_store, reading
-from dagster_tidegate.cli.options import json_option, url_option
+from dagster_tidegate.cli import options as o
+from dagster_tidegate.cli.connections import explained, open_store, reading
 from dagster_tidegate.cli.status import warnings
-from dagster_tidegate.control.models import WindowOut
-from dagster_tidegate.text import length
+from dagster_tidegate.control import operations
+from dagster_tidegate.control.models import WindowOut, WindowsChanged
+from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.windows import BY_HAND, PlannedWindow
+from dagster_tidegate.text import did_you_mean, length, utc
+
+SERVICE = click.argument("service", type=o.NAME, shell_complete=o.completing(o.SERVICE))
 
 
-@click.command()
-@json_option
-@url_option
-def windows(as_json: bool, url: str | None) -> None:
+@click.group(cls=o.ListingGroup)
+def windows() -> None:
+    """List the maintenance windows of services, add or remove one.
+
+    'tidegate windows' is 'tidegate windows list'.
+    """
+
+
+@windows.command("list")
+@o.json_option
+@o.url_option
+def list_(as_json: bool, url: str | None) -> None:
     """List the maintenance windows of services, the next one first."""
     with reading(open_store(url)) as (_, situation):
         pass
@@ -44,3 +58,115 @@ def windows(as_json: bool, url: str | None) -> None:
             out.print(console.text(f"now: {hold.target} until {until} ({hold.reason})", "yellow"))
     for warning in warnings(situation):
         out.print(warning)
+
+
+@windows.command()
+@SERVICE
+@click.option(
+    "--cron",
+    required=True,
+    type=o.Words("cron expression", 128),
+    help="When it begins: five fields, as for Dagster's schedules.",
+)
+@click.option("--for", "duration", required=True, type=o.Duration(), help="How long it lasts: 2h.")
+@click.option(
+    "--timezone",
+    default="UTC",
+    show_default=True,
+    type=o.Words("time zone", 64),
+    help="Time zone of the cron expression.",
+)
+@o.reason_option
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def add(
+    service: str,
+    cron: str,
+    duration: timedelta,
+    timezone: str,
+    reason: str,
+    dry_run: bool,
+    actor: str,
+    as_json: bool,
+    url: str | None,
+) -> None:
+    """Hold SERVICE at recurring times, until they are removed.
+
+    Adding the same times again replaces the reason.
+    """
+    from dagster_tidegate.gate.windows import planned  # Dagster is slow to import
+
+    def make(conn: Connection, now: datetime) -> Sequence[PlannedWindow]:
+        seconds = round(duration.total_seconds())
+        window = planned(now, BY_HAND, service, cron, timezone, seconds, reason)
+        operations.add_window(conn, now, window, actor=actor)
+        return [window]
+
+    [window] = _change(service, make, url, dry_run=dry_run, as_json=as_json)
+    if not as_json:
+        pauses = "would pause" if dry_run else "pauses"
+        console.say(
+            f"{service} {pauses} at {utc(window.starts_at)} for {length(duration)}, then at "
+            f"{cron!r} ({timezone}): {reason}"
+        )
+
+
+@windows.command()
+@SERVICE
+@click.option(
+    "--cron",
+    type=o.Words("cron expression", 128),
+    help="Only the windows with this cron expression.  [default: all of the service]",
+)
+@o.dry_run_option
+@o.actor_option
+@o.json_option
+@o.url_option
+def remove(
+    service: str, cron: str | None, dry_run: bool, actor: str, as_json: bool, url: str | None
+) -> None:
+    """Remove the windows of SERVICE that were added by hand.
+
+    If it is in one, it stays held until the end, unless you release it.
+    """
+
+    def make(conn: Connection, now: datetime) -> Sequence[PlannedWindow]:
+        return operations.remove_windows(conn, now, service, cron, actor=actor)
+
+    removed_windows = _change(service, make, url, dry_run=dry_run, as_json=as_json)
+    if not removed_windows:
+        raise console.failure(
+            f"{service} has no such window that was added by hand; one that 'tidegate windows' "
+            "lists and that is declared in the code is removed there"
+        )
+    for window in removed_windows:
+        if not as_json:
+            removed = "would be removed" if dry_run else "is removed"
+            console.say(f"the window of {service} at {window.cron!r} {removed}: {window.reason}")
+
+
+def _change(
+    service: str,
+    make: Callable[[Connection, datetime], Sequence[PlannedWindow]],
+    url: str | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> Sequence[PlannedWindow]:
+    store = open_store(url)
+    with reading(store) as (_, situation):
+        known = situation.services
+    if service not in known:
+        hint = did_you_mean(service, known, f"known: {', '.join(sorted(known)) or 'none'}")
+        raise console.failure(f"no service is named {service!r}; {hint}")
+    try:
+        with explained(), operations.writing(store, dry_run=dry_run) as conn:
+            changed = make(conn, store.now(conn))
+    except ValueError as error:
+        raise console.failure(error) from error
+    if as_json:
+        windows = [WindowOut.model_validate(window) for window in changed]
+        console.print_json(WindowsChanged(dry_run=dry_run, windows=windows))
+    return changed

@@ -137,14 +137,20 @@ def if_released(
 
 
 def _with_holds(situation: Situation, holds: Sequence[Hold]) -> Situation:
+    changed = replace(situation, holds=holds)
     campaigns = {
         name: replace(
             campaign,
-            holds=covering(holds, situation.now, services=campaign.services, campaign=name),
+            holds=covering(
+                holds,
+                situation.now,
+                services=campaign.spec.blocked_by(changed.held_services),
+                campaign=name,
+            ),
         )
         for name, campaign in situation.campaigns.items()
     }
-    return replace(situation, holds=holds, campaigns=campaigns)
+    return replace(changed, campaigns=campaigns)
 
 
 def _concerns(target: Target, campaign: CampaignSituation) -> bool:

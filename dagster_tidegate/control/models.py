@@ -160,7 +160,9 @@ class ReleasedCampaigns(Out):
 class WindowOut(Out):
     """A maintenance window of a service, at the time at which it begins next."""
 
-    location: str = Field(description="The code location that declares it.")
+    location: str = Field(
+        description="The code location that declares it; empty if it was added by hand."
+    )
     service: str
     cron: str
     timezone: str
@@ -168,6 +170,13 @@ class WindowOut(Out):
     reason: str
     starts_at: datetime
     ends_at: datetime
+
+
+class WindowsChanged(Out):
+    """Maintenance windows that were, or would be, added or removed."""
+
+    dry_run: bool
+    windows: Sequence[WindowOut]
 
 
 class ServiceOut(Out):
@@ -415,6 +424,9 @@ class RecordOut(Out):
     tries: int = Field(description="How often it was tried, in all attempts.")
     attempt: int = Field(description="The attempt that wrote this.")
     retry_at: datetime | None = Field(description="When a waiting record may be tried again.")
+    service: str | None = Field(
+        description="Which services `first_available` chose for it, joined by `+`."
+    )
     at: datetime = Field(description="When this was written.")
 
 

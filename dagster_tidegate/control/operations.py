@@ -14,11 +14,12 @@ from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import breakers, events, holds, runs
+from dagster_tidegate.store import breakers, events, holds, runs, windows
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
+from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import MAX_REASON, did_you_mean, shown, words
 
 R = TypeVar("R")
@@ -274,6 +275,51 @@ def _require_breaker(conn: Connection, service: str) -> BreakerStatus:
         hint = did_you_mean(service, statuses, f"known: {names}")
         raise UnknownNameError(f"no service with a breaker is named {service!r}; {hint}")
     return statuses[service]
+
+
+def add_window(conn: Connection, now: datetime, window: PlannedWindow, *, actor: str) -> None:
+    """Add a recurring maintenance window to a service, or replace the reason of the one it has."""
+    windows.add(conn, window)
+    _write_window_event(conn, now, window, "added", actor)
+
+
+def remove_windows(
+    conn: Connection, now: datetime, service: str, cron: str | None = None, *, actor: str
+) -> Sequence[PlannedWindow]:
+    """Remove the maintenance windows of a service that were added by hand.
+
+    If the service is in one, the hold stays until its end, unless it is released.
+
+    Args:
+        cron: Only those with this cron expression.
+
+    Returns:
+        The removed windows.
+    """
+    chosen = [
+        window
+        for window in windows.read(conn, [windows.BY_HAND])
+        if window.service == service and cron in (None, window.cron)
+    ]
+    for window in chosen:
+        windows.remove(conn, window)
+        _write_window_event(conn, now, window, "removed", actor)
+    return chosen
+
+
+def _write_window_event(
+    conn: Connection, now: datetime, window: PlannedWindow, change: str, actor: str
+) -> None:
+    events.write(
+        conn,
+        now,
+        kind=EventKind.WINDOW,
+        name=window.service,
+        to_status=change,
+        reason=window.reason,
+        actor=actor,
+        after={"cron": window.cron, "timezone": window.timezone, "duration_s": window.duration_s},
+    )
 
 
 def release_one(

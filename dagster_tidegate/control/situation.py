@@ -122,8 +122,12 @@ class Situation:
     @property
     def services(self) -> frozenset[str]:
         """Names of the services that have a breaker or a hold."""
-        held = {h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE}
-        return frozenset(self.breakers) | held
+        return frozenset(self.breakers) | self.held_services
+
+    @property
+    def held_services(self) -> frozenset[str]:
+        """Names of the services that have a hold."""
+        return frozenset(h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE)
 
     def windows_of(self, service: str) -> list[PlannedWindow]:
         """Return the coming maintenance windows of a service, and of that which it is a part of."""
@@ -166,7 +170,8 @@ def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -
     """
     statuses = breakers.read(conn)
     live = holds.live(conn, now)
-    services = {*statuses, *(h.target.name for h in live if h.target.kind is TargetKind.SERVICE)}
+    held = {hold.target.name for hold in live if hold.target.kind is TargetKind.SERVICE}
+    services = {*statuses, *held}
     counts = runs.counts(conn, only)
     failed = campaign_stats.failed_records(conn, only)
     by_target: dict[Target, list[Hold]] = {}
@@ -181,7 +186,7 @@ def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -
             spec,
             needed,
             counts.get(spec.name, {}),
-            covering(mine, now, services=needed, campaign=spec.name),
+            covering(mine, now, services=spec.blocked_by(held), campaign=spec.name),
             failed.get(spec.name, 0),
         )
     return Situation(

@@ -17,7 +17,7 @@ from dagster_tidegate.holds import (
     describe,
     targets_of,
 )
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import needs, with_wholes
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
@@ -39,6 +39,7 @@ class ObstacleKind(StrEnum):
     LEFT_TO_OPERATOR = "left_to_operator"
     TRIGGER_STOPPED = "trigger_stopped"
     NEXT_TICK = "next_tick"
+    WINDOW = "window"
     NO_GATE = "no_gate"
     NOT_STARTED = "not_started"
     KEPT_CLOSED = "kept_closed"
@@ -174,14 +175,16 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
         return _answer(situation, target, None, covering(holds, now), set(), None)
     name, _, partition = target.name.partition("/")
     campaign = situation.campaigns.get(name)
-    services = frozenset() if campaign is None else campaign.services
+    services = blocking = frozenset[str]()
     of_run = target.kind is TargetKind.CAMPAIGN_RUN
-    if campaign is not None and run is not None:
-        services = campaign.spec.part(run.assets).services(situation.services)
+    if campaign is not None:
+        spec = campaign.spec if run is None else campaign.spec.part(run.assets)
+        services = spec.services(situation.services)
+        blocking = spec.blocked_by(situation.held_services)
     if of_run and run is not None:
-        services = services.union(run.refused_by)
+        services, blocking = services.union(run.refused_by), blocking.union(run.refused_by)
     held = covering(
-        holds, now, services=services, campaign=name, partition=partition if of_run else None
+        holds, now, services=blocking, campaign=name, partition=partition if of_run else None
     )
     subject = run if of_run else campaign
     status = None if subject is None else str(subject.status)
@@ -230,6 +233,7 @@ def _answer(
     obstacles = [
         *_kill_switch(situation),
         *_stale_gates(situation, target),
+        *_coming_windows(situation, services),
         *_canaries(situation, services),
         *_takeovers(situation, target, services),
         *_kept_closed(situation, target),
@@ -291,6 +295,15 @@ def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:
             yield Obstacle(ObstacleKind.GATE_STALE, text)
 
 
+def _coming_windows(
+    situation: Situation, services: frozenset[str] | set[str]
+) -> Iterator[Obstacle]:
+    for window in situation.windows:
+        if window.service in with_wholes(services) and window.keeps_from_starting(situation.now):
+            text = f"no run starts any more: {window.announcement(situation.now)}"
+            yield Obstacle(ObstacleKind.WINDOW, text)
+
+
 def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iterator[Obstacle]:
     for name in sorted(services):
         breaker = situation.breakers.get(name)
@@ -319,7 +332,7 @@ def _takeovers(
 ) -> Iterator[Obstacle]:
     name = target.name.partition("/")[0]
     campaign = None if target.kind is TargetKind.SERVICE else situation.campaigns.get(name)
-    held = {hold.target for hold in situation.holds}
+    held, held_services = {hold.target for hold in situation.holds}, situation.held_services
     for takeover in situation.takeovers:
         if takeover.kind is not TakeoverKind.POOL:
             if campaign is None or takeover.campaign != campaign.spec.name:
@@ -342,7 +355,9 @@ def _takeovers(
                 f"the limit of pool {takeover.name} was changed by hand at "
                 f"{utc(takeover.left_at)}: the gate leaves it as it is",
             )
-        elif held.isdisjoint(targets_of(services=need.services, campaign=need.campaign)):
+        elif held.isdisjoint(
+            targets_of(services=need.blocked_by(held_services), campaign=need.campaign)
+        ):
             limit = "no limit" if takeover.former == "unset" else takeover.former
             yield Obstacle(
                 ObstacleKind.RAMP,

@@ -6,6 +6,7 @@ The order matters: if another gate takes something over in between, its takeover
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 
 import dagster as dg
 
@@ -14,12 +15,14 @@ from dagster_tidegate.dagster_api import lineage
 from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
-from dagster_tidegate.holds import Hold, HoldSource, TargetKind, run_name
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind, run_name
 from dagster_tidegate.pools import merged, needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.windows import PlannedWindow
+from dagster_tidegate.text import utc
 
 # How many queued runs are searched for a canary before campaigns without one among them are
 # searched for their own.
@@ -42,6 +45,8 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
     with gate.store.read() as conn:
         view = gate_view.read(gate.store, conn, gate.location, resuming=resuming)
         holds = view.holds if gate.enabled else []
+        if gate.enabled:
+            holds = [*holds, *before_windows(view.windows, view.now)]
         stored = {**vars(view), "holds": holds, "location": gate.location}
         if not holds and not view.takeovers:
             return Observation(**stored)
@@ -85,6 +90,24 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
         candidates=candidates,
         enabled=gate.enabled,
     )
+
+
+def before_windows(windows: Sequence[PlannedWindow], now: datetime) -> list[Hold]:
+    """Return holds that keep runs from starting shortly before a window; those at work go on."""
+    return [
+        Hold(
+            id=-number,
+            target=Target(TargetKind.SERVICE, window.service),
+            source=HoldSource.OPERATOR,
+            reason=f"no run starts before the maintenance at {utc(window.starts_at)}: "
+            f"{window.reason}",
+            actor=SystemActor.WINDOW,
+            placed_at=now,
+            expires_at=window.ends_at,
+        )
+        for number, window in enumerate(windows, start=1)
+        if now < window.starts_at and window.keeps_from_starting(now)
+    ]
 
 
 def held_runs(holds: Sequence[Hold]) -> set[str]:

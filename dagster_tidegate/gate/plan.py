@@ -4,14 +4,14 @@ The gate is level-triggered: it compares the present state of Dagster with the d
 does not ask what happened in between. After a crash or an outage, the next plan continues.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import dagster as dg
 
 from dagster_tidegate.dagster_api.triggers import TriggerState
-from dagster_tidegate.holds import Hold, HoldSource, TargetKind, targets_of
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.pools import Adopted, PoolNeeds, needs, with_wholes
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.gate_view import GateView
@@ -95,7 +95,7 @@ class Observation(GateView):
     pools: Mapping[str, str] = field(default_factory=dict)
     default_limit: int | None = None
     triggers: Mapping[str, TriggerState] = field(default_factory=dict)
-    canaries: Collection[str] = ()
+    canaries: Set[str] = frozenset()
     in_progress: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
     enabled: bool = True
@@ -203,7 +203,7 @@ class Cover:
             return False  # not one of ours
         return (
             self.everything
-            or not self.services.isdisjoint(need.services)
+            or bool(need.blocked_by(self.services))
             or need.campaign in self.campaigns
         )
 
@@ -212,7 +212,7 @@ class Cover:
         return (
             self.everything
             or campaign.name in self.campaigns
-            or bool(campaign.services(self.services))
+            or bool(campaign.blocked_by(self.services))
         )
 
 
@@ -319,15 +319,11 @@ def _taken_pool(
 
 def _canary_limit(observation: Observation, cover: Cover, takeover: Takeover) -> int:
     """How many runs a held pool lets in: none, except a waiting canary."""
-    if not observation.canaries:
+    canaries = observation.canaries
+    if canaries.isdisjoint(cover.needs(takeover.name).services):
         return 0
-    need = cover.needs(takeover.name)
-    covering = targets_of(services=need.services, campaign=need.campaign)
-    if any(
-        hold.source is not HoldSource.BREAKER or hold.target.name not in observation.canaries
-        for hold in observation.holds
-        if hold.target in covering
-    ):
+    others = Cover(observation.holds, observation.services, observation.adopted, without=canaries)
+    if others.pool(takeover.name):
         return 0
     # Each launched run occupies a slot, even if it no longer needs the service.
     limit = observation.in_progress.get(takeover.name, 0) + 1

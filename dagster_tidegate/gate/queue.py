@@ -56,7 +56,8 @@ def holding(
     for pool in pools:
         if cover.pool(pool):
             need = cover.needs(pool)
-            held = covering(holds, now, services=need.services, campaign=need.campaign)
+            blocking = need.blocked_by(cover.services)
+            held = covering(holds, now, services=blocking, campaign=need.campaign)
             by_id |= {hold.id: hold for hold in held}
     return sorted(by_id.values(), key=lambda hold: hold.id)
 

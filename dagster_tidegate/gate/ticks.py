@@ -47,10 +47,14 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
         ExceptionGroup: If a change failed.
     """
     deadline = time.monotonic() + BUDGET_S
-    begun = hold_in_windows(gate, new_code=new_code)
     observation, report = reconcile(
         gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=planner.record
     )
+    if begun := hold_in_windows(gate, observation.windows, observation.now):
+        observation, more = reconcile(
+            gate, Direction.TIGHTEN, deadline=deadline, missed_ticks=planner.record
+        )
+        report += more
     now = observation.now
     abandoned = 0
     if new_code or observation.cursor is None:  # without a heartbeat the store is new

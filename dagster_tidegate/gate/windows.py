@@ -1,8 +1,11 @@
 """Holds services in their maintenance windows."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from dagster_tidegate.breaker.policy import MAX_DURATION_S
+from dagster_tidegate.breaker.timezone import check_timezone
 from dagster_tidegate.dagster_api import cron
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.store import windows
@@ -38,32 +41,30 @@ def spans(
     raise ValueError(f"{expression!r} has no time after {now}")
 
 
-def hold_in_windows(gate: Gate, *, new_code: bool) -> list[str]:
+def hold_in_windows(gate: Gate, stored: Sequence[PlannedWindow], now: datetime) -> list[str]:
     """Place the holds of the windows that have begun, and store when the others begin.
 
     Args:
-        new_code: Whether the windows may have gone from the code.
+        stored: The windows of all code locations, as the store has them.
 
     Returns:
         What was done, for people.
     """
+    if not gate.enabled:
+        return []
     declared = [
         (gate.location, service, window.cron, window.timezone, window.duration_s, window.reason)
         for service, policy in gate.policies.items()
         for window in policy.windows
     ]
-    if not gate.enabled or not (declared or new_code):
-        return []
-    with gate.store.read() as conn:
-        now = gate.store.now(conn)
-        stored = windows.read(conn, gate.location)
-    if {(*window.key, window.reason) for window in stored} != set(declared):
+    locations = (gate.location, windows.BY_HAND)
+    if {(*w.key, w.reason) for w in stored if w.location == gate.location} != set(declared):
         with gate.store.begin() as conn:
-            windows.save(conn, gate.location, [_planned(now, *each) for each in declared])
-            stored = windows.read(conn, gate.location)
+            windows.save(conn, gate.location, [planned(now, *each) for each in declared])
+            stored = windows.read(conn, locations)
     done = []
     for window in stored:
-        if window.starts_at > now:
+        if window.starts_at > now or window.location not in locations:
             continue
         length = timedelta(seconds=window.duration_s)
         current, following = spans(window.cron, window.timezone, length, now)
@@ -76,7 +77,7 @@ def hold_in_windows(gate: Gate, *, new_code: bool) -> list[str]:
     return done
 
 
-def _planned(
+def planned(
     now: datetime,
     location: str,
     service: str,
@@ -85,6 +86,18 @@ def _planned(
     duration_s: int,
     reason: str,
 ) -> PlannedWindow:
+    """Return a window at the time that it is in, or at its next time. Pure.
+
+    Args:
+        expression: When it begins, as a cron expression.
+
+    Raises:
+        ValueError: If it has no time or lasts too long, or the time zone does not exist.
+    """
+    if duration_s > MAX_DURATION_S:
+        raise ValueError(f"a window lasts at most {MAX_DURATION_S // 86400} days")
+    cron.check_cron(expression)
+    check_timezone(timezone)
     current, following = spans(expression, timezone, timedelta(seconds=duration_s), now)
     span = current or following
     return PlannedWindow(location, service, expression, timezone, duration_s, reason, *span)

@@ -1,7 +1,7 @@
 """An attempt: one Dagster run's work on a campaign run, from its claim to its end."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import datetime
 from signal import SIGTERM
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ from dagster_tidegate.dagster_api.lineage import (
 from dagster_tidegate.dagster_api.runs import is_interrupted
 from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind
-from dagster_tidegate.pools import with_wholes
+from dagster_tidegate.pools import PoolNeeds, with_wholes
 from dagster_tidegate.records.host import StopLoop, StopReason
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.settings import GeneralSettings, load
@@ -106,7 +106,8 @@ class Attempt:
         self._context = context
         self._dagster = Dagster(context.instance)
         self._declared = fleet.needs(context.op_def.pool).services
-        self._needed = _needed_downstream(context, fleet)
+        self._needs = _needs_downstream(context, fleet)
+        self._needed = {service for need in self._needs for service in need.services}
         self._called, self._refused = called, set[str]()
 
     @classmethod
@@ -145,14 +146,21 @@ class Attempt:
     @property
     def services(self) -> Sequence[str]:
         """The services that the op's pool names, and those that it has called."""
-        return sorted(self._declared | with_wholes(self._called))
+        return sorted(self._declared | self._calls.services)
+
+    @property
+    def _calls(self) -> PoolNeeds:
+        return self.fleet.needs("+".join(self._called))
 
     def refused(self, service: str) -> None:
         """Wait for a service as well, if no pool names it."""
         self._refused |= with_wholes([service])
 
     def holds(self) -> Sequence[Hold]:
-        """Return the holds that cover the op, except that of a breaker whose canary this is."""
+        """Return the holds that cover the op, except that of a breaker whose canary this is.
+
+        A hold on a service does not cover it while another service of its chain is free.
+        """
         services = self.fleet.snapshot().services
         if not self.fleet.snapshot().holds:  # the usual case, before each record
             return ()
@@ -166,7 +174,21 @@ class Attempt:
             for name in tried_by(self._context.run)
             if name in services and services[name].state is not BreakerState.OPEN
         }
-        return [h for h in covering if h.target not in tried or h.source is not HoldSource.BREAKER]
+        held = [h for h in covering if h.target not in tried or h.source is not HoldSource.BREAKER]
+        blocking = self._blocked_by(_services(held))
+        return [
+            hold
+            for hold in held
+            if hold.target.kind is not TargetKind.SERVICE or hold.target.name in blocking
+        ]
+
+    def _blocked_by(self, held: Collection[str]) -> Set[str]:
+        calls, refused = self._calls, self._refused.intersection(held)
+        by_calls = refused & calls.blocked_by(held) | refused - calls.services
+        return self._needs_blocked_by(held) | by_calls
+
+    def _needs_blocked_by(self, held: Collection[str]) -> Set[str]:
+        return frozenset().union(*(need.blocked_by(held) for need in self._needs))
 
     def stop(self, reason: StopReason) -> NoReturn:
         """Pause or cancel the campaign run, and end its Dagster run as CANCELED.
@@ -251,13 +273,14 @@ class Attempt:
                 return current.status
             if current.status is RunStatus.PROCESSING:
                 now, reason = self.store.now(conn), f"{to.capitalize()}{where}"
+                declared = self._needs_blocked_by(self._refused.union(_services(why.holds)))
                 runs.move(
                     conn,
                     now,
                     current,
                     to,
                     reason=reason,
-                    refused_by=self._refused - self._needed if to is RunStatus.PAUSED else (),
+                    refused_by=self._refused - declared if to is RunStatus.PAUSED else (),
                     actor=self.row.dagster_run,
                     details={
                         "services": sorted({*_services(why.holds), *self._refused}),
@@ -497,8 +520,8 @@ def _why_stale(
     return None
 
 
-def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> set[str]:
-    """Return which services this op or an op downstream of it needs."""
+def _needs_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> Sequence[PoolNeeds]:
+    """Return what this op and the ops downstream of it need."""
     graph = context.job_def.graph
     downstream: dict[str, set[str]] = {node.name: set() for node in graph.nodes}
     for node in graph.nodes:
@@ -514,7 +537,5 @@ def _needed_downstream(context: dg.OpExecutionContext, fleet: Fleet) -> set[str]
         if name not in reached:
             reached.add(name)
             pending.extend(downstream[name])
-    pools: Iterable[str] = (
-        pool for node in graph.nodes if node.name in reached for pool in node.definition.pools
-    )
-    return {service for pool in pools for service in fleet.needs(pool).services}
+    nodes = (node for node in graph.nodes if node.name in reached)
+    return [fleet.needs(pool) for node in nodes for pool in node.definition.pools]

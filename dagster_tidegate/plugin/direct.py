@@ -33,9 +33,10 @@ class DirectAttempt:
     ) -> None:
         self.store, self.fleet, self.drain_timeout_s = store, fleet, drain_timeout_s
         self.log: logging.Logger = context.log
-        self.services: Sequence[str] = sorted(
-            fleet.needs(context.op_def.pool).services or fleet.policies
-        )
+        self._needs = fleet.needs(context.op_def.pool)
+        if not self._needs.services:
+            self._needs = fleet.needs("+".join(fleet.policies))
+        self.services: Sequence[str] = sorted(self._needs.services)
         with store.begin() as conn:
             now, name = store.now(conn), uuid4().hex
             run = runs.ensure(conn, now, context.op_def.name, name)
@@ -50,7 +51,9 @@ class DirectAttempt:
 
     def holds(self) -> Sequence[Hold]:
         """Return the holds on the services of the op."""
-        return self.fleet.holds_on(services=self.services)
+        held = self.fleet.holds_on(services=self.services)
+        blocking = self._needs.blocked_by([hold.target.name for hold in held])
+        return self.fleet.holds_on(services=blocking)
 
     def stop(self, reason: StopReason) -> NoReturn:
         """End the call where a run would pause.

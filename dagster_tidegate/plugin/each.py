@@ -96,10 +96,11 @@ def each(
     def make(function: Callable[..., Any]) -> Any:
         extras = _extras(function)
         guards = "breakers" not in extras
-        if guards and len(services) != 1:
+        if guards and (len(services) != 1 or "|" in services[0]):
+            count = len("|".join(services).split("|")) if services else 0
             raise TypeError(
-                f"{function.__name__} calls {len(services)} services: give it a parameter "
-                "'breakers', and call each through its breaker, breakers.breaker(NAME).call(...)"
+                f"{function.__name__} calls {count} services: give it a parameter 'breakers', and "
+                "call each through its breaker, breakers.breaker(NAME).call(...)"
             )
 
         def compute(context: Any, **inputs: Any) -> list[Any]:

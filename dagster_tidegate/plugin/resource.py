@@ -174,6 +174,33 @@ class BreakerResource(dg.ConfigurableResource):
             step.calls(service)
         return breaker
 
+    def first_available(self, *services: str) -> Breaker:
+        """Return the breaker of the first of several services that may be called now.
+
+        See `Fleet.first_available`. Name the services in the pool of the op,
+        `pool("apollo|clearbit")`: then it waits only while all of them are down. The ledger has
+        which one served a record.
+
+        Raises:
+            UnknownServiceError: If `services` of the resource lacks a name.
+            BreakerOpenError: If none may be called; in a record loop, the run pauses until one is.
+            CampaignPaused, CampaignCancelled, AttemptRefusedError: As `breaker` does.
+
+        Example:
+            ```python
+            for record in records:
+                with record:
+                    service = breakers.first_available("apollo", "clearbit")
+                    find = {"apollo": apollo.find, "clearbit": clearbit.find}[service.name]
+                    record.result = service.call(find, record.value)
+            ```
+        """
+        step = Step.current(self)
+        if step is not None:
+            step.enter()
+            step.calls("|".join(services))
+        return self.fleet.first_available(*services)
+
     def records(
         self,
         context: Context,

@@ -72,7 +72,7 @@ class Step(StepEnd):
             raise CampaignCancelled("Cancelled: the run was terminated in Dagster")
 
     def calls(self, service: str) -> None:
-        """Take note of a service that the op is about to call."""
+        """Take note of a service that the op is about to call, or of a chain: `a|b`."""
         self._called.add(service)
 
     def begin(self) -> Attempt:

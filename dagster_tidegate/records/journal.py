@@ -20,6 +20,7 @@ R = TypeVar("R")
 PROGRESS_INTERVAL_S = 1.0
 LOG_INTERVAL_S = 10.0
 SMOOTHING = 0.3  # weight of the latest second in the rate
+MAX_SERVICE = 256
 MIN_RATE = 0.001
 """A lower rate is shown as zero."""
 
@@ -128,6 +129,7 @@ class Journal:
                 error,
                 record.tries,
                 suspect=suspect,
+                service=_service(record),
             )
         )
         self._started.pop(record.key, None)
@@ -147,7 +149,8 @@ class Journal:
         Raises:
             AttemptOverError: If a newer attempt owns the campaign run.
         """
-        entry = Entry(record.key, record.position, RecordStatus.WAITING)
+        waiting = RecordStatus.WAITING
+        entry = Entry(record.key, record.position, waiting, service=_service(record))
         row, op, steps = self._host.row, self._op, dict(record.steps)
         self._write(lambda conn, now: ledger.remember(conn, now, row, op, entry, steps))
 
@@ -352,6 +355,7 @@ def _start(record: Record) -> Entry:
         error=error,
         tries=tries,
         suspect=record.setback is not None and record.setback.own_fault,
+        service=_service(record),
     )
 
 
@@ -366,7 +370,12 @@ def _left(record: Record) -> Entry:
         tries=record.tries,
         retry_at=setback.retry_at,
         suspect=setback.own_fault,
+        service=_service(record),
     )
+
+
+def _service(record: Record) -> str | None:
+    return "+".join(record.served_by)[:MAX_SERVICE] or None
 
 
 def _serialized(record: Record) -> JsonText | None:

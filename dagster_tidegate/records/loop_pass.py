@@ -3,10 +3,13 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.limiter import MIN_WAIT_S
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.records.chunks import Chunk
 from dagster_tidegate.records.host import LoopHost, StopLoop, StopReason
@@ -271,20 +274,30 @@ class LoopPass(Generic[T]):
         self.host.stop(reason)
 
     def _linger(self) -> Sequence[Hold]:
-        """Wait for breakers that may close soon; an operator's hold is not waited for."""
-        fleet = self.host.fleet
+        """Wait for breakers that may close soon; an operator's hold is not waited for.
+
+        Returns:
+            The holds to stop for. None if a service that was throttled may be tried again.
+        """
+        fleet, started = self.host.fleet, time.monotonic()
         while (holds := self.host.holds()) and all(
             hold.source is HoldSource.BREAKER and hold.target.kind is TargetKind.SERVICE
             for hold in holds
         ):
-            now = fleet.now()
-            left_s = min(
-                fleet.policies[hold.target.name].linger_s - (now - hold.placed_at).total_seconds()
+            now, breakers = fleet.now(), fleet.snapshot().services
+            lefts = [
+                left_to_wait_s(hold, breakers[name], fleet.policies[name].linger_s, now)
                 for hold in holds
-            )
-            if left_s <= 0 or self.signals.received:
+                for name in (hold.target.name,)
+            ]
+            waits = [left_s for left_s in lefts if left_s is not None]
+            if not waits:
+                return ()
+            longest_s = max(fleet.policies[hold.target.name].linger_s for hold in holds)
+            is_over = time.monotonic() - started > longest_s + MIN_WAIT_S  # a clock may stand still
+            if min(waits) <= 0 or is_over or self.signals.received:
                 break
-            self._wait(left_s)
+            self._wait(min(waits))
         return holds
 
     def _wait(self, seconds: float) -> bool:
@@ -333,3 +346,28 @@ class LoopPass(Generic[T]):
                 self.host.run.name,
             )
         self.leave()
+
+
+def left_to_wait_s(
+    hold: Hold, breaker: BreakerStatus, linger_s: float, now: datetime
+) -> float | None:
+    """Return how many seconds more to wait for a breaker; at most 0: pause the run. Pure.
+
+    Not to wait for a throttle of a few seconds, but to pause, would take longer.
+
+    Args:
+        hold: That of the breaker.
+
+    Returns:
+        None if the next call may try the service, whose time has come.
+    """
+    patience = timedelta(seconds=max(linger_s, MIN_WAIT_S))
+    left_s = (hold.placed_at + timedelta(seconds=linger_s) - now).total_seconds()
+    if breaker.cause is not VerdictKind.THROTTLED:
+        return left_s
+    until = breaker.throttled_until or hold.placed_at
+    if until > hold.placed_at + patience or now > until + patience:
+        return left_s
+    if breaker.throttled_until is None:  # another run tries it
+        return (until + patience - now).total_seconds()
+    return None if now >= until else (until - now).total_seconds()

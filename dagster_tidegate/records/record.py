@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from dagster_tidegate.breaker.evidence import evidence
+from dagster_tidegate.breaker.evidence import evidence, served_by
 
 T = TypeVar("T")
 
@@ -53,11 +53,12 @@ class Record(Generic[T]):
             service. It is retried with the same idempotency key.
         result: Set it inside the block, to a value that JSON can represent.
         steps: The results of `once`, by name.
+        served_by: The services that `first_available` chose for it.
     """
 
     __slots__ = (
         "_finish",
-        "_outer_evidence",
+        "_outer",
         "_remember",
         "_scope",
         "evidence",
@@ -66,6 +67,7 @@ class Record(Generic[T]):
         "key",
         "position",
         "result",
+        "served_by",
         "setback",
         "steps",
         "successes",
@@ -99,6 +101,7 @@ class Record(Generic[T]):
         self._finish = finish
         self._remember = remember
         self.steps: dict[str, Any] = {}
+        self.served_by: list[str] = []
 
     @property
     def path(self) -> str:
@@ -162,10 +165,12 @@ class Record(Generic[T]):
     def __enter__(self) -> "Record[T]":
         self.is_entered = True
         self.tries += 1
-        self._outer_evidence = evidence.get()
+        self._outer = evidence.get(), served_by.get()
         evidence.set(self.evidence)
+        served_by.set(self.served_by)
         return self
 
     def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
-        evidence.set(self._outer_evidence)
+        evidence.set(self._outer[0])
+        served_by.set(self._outer[1])
         return self._finish(self, error)

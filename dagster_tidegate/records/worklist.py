@@ -173,6 +173,7 @@ class Worklist(Generic[T]):
         record = self._record(item, key, row)
         record.in_doubt = entry.status is RecordStatus.STARTED
         record.steps.update(entry.steps or {})
+        record.served_by = entry.service.split("+") if entry.service else []
         if entry.status is RecordStatus.FAILED:  # in an earlier series: it starts over
             self.schedule.add(record)
             return record

@@ -92,6 +92,11 @@ class CampaignSpec:
             name for pool in self.pools for name in needs(pool, known, self.adopted).services
         )
 
+    def blocked_by(self, held: Collection[str]) -> frozenset[str]:
+        """Return which of the held services keep one of its ops from running."""
+        needed = (needs(pool, held, self.adopted) for pool in self.pools)
+        return frozenset().union(*(need.blocked_by(held) for need in needed))
+
 
 def read(conn: Connection, names: Collection[str] | None = None) -> Sequence[CampaignSpec]:
     """Return the campaigns, by name; with `names`, only those."""

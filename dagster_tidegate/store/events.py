@@ -25,6 +25,7 @@ class EventKind(StrEnum):
     DAGSTER_UI = "dagster_ui"
     PRUNE = "prune"
     LOCATION = "location"
+    WINDOW = "window"
 
 
 address: ContextVar[str | None] = ContextVar("address", default=None)

@@ -1,7 +1,7 @@
 """What a tick of the gate reads from the store, all in one statement.
 
 A tick in which nothing changed may cost five queries, most of which go to Dagster, and this is one
-statement for eight tables. It is also a single moment, so that no hold is missing beside the run
+statement for nine tables. It is also a single moment, so that no hold is missing beside the run
 that it paused.
 """
 
@@ -23,6 +23,7 @@ from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import Takeover
+from dagster_tidegate.store.windows import PlannedWindow
 
 _WAITING = (RunStatus.PAUSED, RunStatus.PENDING)
 
@@ -45,6 +46,7 @@ class GateView:
         waiting: How many campaign runs of each campaign are paused or pending.
         adopted: The services that pools stand for whose names don't say it, in any campaign.
         missed: The missed ticks that are yet to be launched, the oldest first.
+        windows: The maintenance windows of all services, in any order.
     """
 
     now: datetime
@@ -56,6 +58,7 @@ class GateView:
     throttled: Collection[str] = ()
     adopted: Adopted = field(default_factory=dict)
     cursor: datetime | None = None
+    windows: Sequence[PlannedWindow] = ()
     paused: Sequence[CampaignRun] = ()
     active: Mapping[str, int] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
@@ -96,6 +99,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
             values["name"] for values in rows["states"] if values["cause"] == VerdictKind.THROTTLED
         ],
         adopted=campaigns.by_pool(rows["adopted"]),
+        windows=[PlannedWindow(**values) for values in rows["windows"]],
         cursor=rows["heartbeat"][0]["cursor"] if rows["heartbeat"] else None,
         paused=sorted(map(runs.from_row, rows.get("paused", ())), key=runs.resume_order),
         active={values["campaign"]: values["active"] for values in rows.get("unfinished", ())},
@@ -118,6 +122,7 @@ def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
             t.services.c.name, t.services.c.state, t.services.c.closed_at, t.services.c.cause
         ),
         "adopted": campaigns.ADOPTED,
+        "windows": sa.select(t.windows),
         "heartbeat": sa.select(beat.cursor).where(
             beat.location == sa.bindparam("location"), beat.part == heartbeats.PAUSE
         ),

@@ -33,6 +33,7 @@ class Entry(NamedTuple):
         tries: How often it was tried, in all attempts; of a started one, including this try.
         retry_at: When it may be tried again, UTC.
         suspect: Whether others succeeded since it failed.
+        service: The services that `first_available` chose, joined by `+`.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Entry(NamedTuple):
     tries: int = 0
     retry_at: datetime | None = None
     suspect: bool = False
+    service: str | None = None
 
 
 class Recorded(NamedTuple):
@@ -61,6 +63,7 @@ class Recorded(NamedTuple):
     retry_at: datetime | None = None
     steps: Mapping[str, Any] | None = None
     suspect: bool = False
+    service: str | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ def remember(
         for name in (*Entry._fields, *_OF_ALL)
         if name not in _KEY
     }
-    conn.execute(statement.on_conflict_do_update(index_elements=_KEY, set_=kept | {"steps": steps}))
+    kept |= {"steps": steps, "service": entry.service}
+    conn.execute(statement.on_conflict_do_update(index_elements=_KEY, set_=kept))
 
 
 def abandon(conn: Connection, attempt: AttemptRow, op: str, keys: Collection[str]) -> None:
@@ -286,6 +290,7 @@ def look_up(
             c.retry_at,
             c.steps,
             c.suspect,
+            c.service,
         ).where(*_that_count(run, op), c.key.in_(keys))
     )
     return {key: Recorded(RecordStatus(status), *values) for key, status, *values in rows}

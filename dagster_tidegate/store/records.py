@@ -59,6 +59,7 @@ class FoundRecord:
         error: How its latest try ended; None if it is done, or was cut off.
         tries: How often it was tried, in all attempts.
         retry_at: When it may be tried again, UTC; of a waiting one.
+        service: The services of a chain that were chosen for it, joined by `+`.
         at: When this was written, UTC.
     """
 
@@ -69,6 +70,7 @@ class FoundRecord:
     tries: int
     attempt: int
     retry_at: datetime | None
+    service: str | None
     at: datetime
 
 
@@ -104,7 +106,8 @@ def read(
     c = t.ledger.c
     working = _working(conn, now, run)
     query = sa.select(
-        c.op, c.key, c.status, c.suspect, c.error, c.tries, c.attempt, c.retry_at, c.at
+        *(c.op, c.key, c.status, c.suspect, c.error, c.tries, c.attempt, c.retry_at, c.service),
+        c.at,
     )
     query = query.where(*_where(conn, run, selection, working))
     if after is not None:

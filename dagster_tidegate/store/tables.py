@@ -328,6 +328,7 @@ ledger = sa.Table(
     sa.Column("steps", sa.JSON(none_as_null=True)),  # the results of `Record.once`, by name
     # Whether it failed while other records of the loop succeeded.
     sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("service", sa.String(256)),  # what `first_available` chose, joined by "+"
     sa.Column("at", UTCDateTime, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -16,6 +16,12 @@ from dagster_tidegate.text import length, utc
 ANNOUNCED = timedelta(hours=24)
 """How long before it begins a maintenance window is announced."""
 
+NO_START = timedelta(seconds=60)
+"""How long before a window no run starts: it might not finish a record."""
+
+BY_HAND = ""
+"""The code location of windows that a person has added."""
+
 _KEY = ("location", "service", "cron", "timezone", "duration_s")
 
 
@@ -24,7 +30,7 @@ class PlannedWindow:
     """A maintenance window of a service.
 
     Attributes:
-        location: The code location that declares it.
+        location: The code location that declares it, or `BY_HAND`.
         starts_at: When it begins next (UTC). In the past until the gate has placed its hold.
         ends_at: When it ends then (UTC).
     """
@@ -47,24 +53,30 @@ class PlannedWindow:
         """Return whether it begins so soon that lists announce it."""
         return self.starts_at <= now + ANNOUNCED
 
+    def keeps_from_starting(self, now: datetime) -> bool:
+        """Return whether it begins so soon that no run starts; a short one keeps them no longer."""
+        early = min(NO_START, timedelta(seconds=self.duration_s))
+        return self.starts_at - early <= now < self.ends_at
+
     @property
     def key(self) -> tuple[str | int, ...]:
         """What tells it from all others."""
         return tuple(getattr(self, name) for name in _KEY)
 
 
-def read(conn: Connection, location: str | None = None) -> Sequence[PlannedWindow]:
-    """Return the windows, of one or of all code locations; those that begin first come first."""
+def read(conn: Connection, locations: Collection[str] | None = None) -> Sequence[PlannedWindow]:
+    """Return the windows, of some or of all code locations; those that begin first come first."""
     w = t.windows.c
-    of_it = () if location is None else (w.location == location,)
-    query = sa.select(t.windows).where(*of_it)
+    query = sa.select(t.windows)
+    if locations is not None:
+        query = query.where(w.location.in_(locations))
     rows = conn.execute(query.order_by(w.starts_at, w.service, w.location, w.cron)).mappings()
     return [PlannedWindow(**row) for row in rows]
 
 
 def save(conn: Connection, location: str, planned: Collection[PlannedWindow]) -> None:
     """Make these the windows of a code location. One that it has already keeps its next time."""
-    stored = {window.key: window for window in read(conn, location)}
+    stored = {window.key: window for window in read(conn, [location])}
     wanted = {window.key: window for window in planned}
     for key in stored.keys() - wanted.keys():
         conn.execute(t.windows.delete().where(_is(stored[key])))
@@ -73,6 +85,21 @@ def save(conn: Connection, location: str, planned: Collection[PlannedWindow]) ->
             conn.execute(insert(conn, t.windows).values(asdict(window)).on_conflict_do_nothing())
         elif stored[key].reason != window.reason:
             conn.execute(t.windows.update().where(_is(window)).values(reason=window.reason))
+
+
+def add(conn: Connection, window: PlannedWindow) -> None:
+    """Add a window; of one that is there already, the reason and the next time are replaced."""
+    values = asdict(window)
+    conn.execute(
+        insert(conn, t.windows)
+        .values(values)
+        .on_conflict_do_update(index_elements=_KEY, set_=values)
+    )
+
+
+def remove(conn: Connection, window: PlannedWindow) -> None:
+    """Remove a window; its hold stays until it expires or is released."""
+    conn.execute(t.windows.delete().where(_is(window)))
 
 
 def begin(conn: Connection, now: datetime, window: PlannedWindow, following: PlannedWindow) -> bool:

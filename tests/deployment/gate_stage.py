@@ -243,6 +243,12 @@ class Stage:
         assert run is not None
         return run.status.value == "CANCELED" and run.tags.get("tidegate/state") == "paused"
 
+    def reason(self, run_id: str) -> str:
+        """Return why a Dagster run was paused, as its tag says it."""
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.tags["tidegate/reason"]
+
     def is_resumed(self, run_id: str) -> bool:
         """Return whether a Dagster run had ended as paused and has a next attempt."""
         run = self.instance.get_run_by_id(run_id)

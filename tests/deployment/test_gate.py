@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import sqlalchemy as sa
 from dagster_tidegate.dagster_api.lineage import was_superseded
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, holds, runs
+from dagster_tidegate.store import breakers, holds, runs, windows
+from dagster_tidegate.store.windows import PlannedWindow
 from demo.sandbox.faults import Fault, Mode
 from tests.conftest import NewUrl
 from tests.deployment.gate_stage import (
@@ -176,6 +177,68 @@ def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: 
     for job in runs:
         assert stage.outcomes(job, partition) == PAUSED_ONCE
     stage.assert_each_arrived_once("letters", partition)
+
+
+# --- quotas and windows ------------------------------------------------------------------------
+
+
+def test_a_quota_that_runs_out_at_half_pauses_all_until_its_reset_and_none_asks_before(
+    stage: Stage,
+):
+    jobs, [partition] = ("letters", "essays", "digests"), new_partitions(1)
+    runs = [stage.launch(job, partition) for job in jobs]
+    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 2, "they are at work")
+    # Of 75 calls. The rest fits into the next day, which begins in 45 seconds.
+    placed = stage.sandbox.place("openai", Fault(mode=Mode.LIMIT, calls=40, per_s=45))
+    for run in runs:
+        stage.wait(lambda run=run: stage.is_paused(run), f"run {run} is paused")
+    assert "openai is throttled until" in stage.tidegate("status")
+    refusals = stage.sandbox.stats()["openai"]["over_limit"]
+    assert 1 <= refusals <= len(jobs), "no call but those that were on their way"
+    stage.settle()
+    for job in jobs:
+        assert stage.outcomes(job, partition) == PAUSED_ONCE
+    openai = stage.sandbox.stats()["openai"]
+    assert (openai["effects"], openai["over_limit"]) == (3 * RECORDS, refusals)
+    assert stage.sent_twice() == {}
+    stage.assert_each_arrived_once("letters", partition)
+    resets_at = datetime.fromisoformat(placed["placed_at"]) + timedelta(seconds=45)
+    calls = stage.sandbox.calls(service="openai")
+    first_refusal = next(number for number, call in enumerate(calls) if call["status"] == 429)
+    before = [at for call in calls if (at := datetime.fromisoformat(call["at"])) < resets_at]
+    assert len(before) <= first_refusal + len(jobs)
+
+
+def test_a_window_that_begins_in_the_middle_of_runs_pauses_them_at_a_record(stage: Stage):
+    [partition, later] = new_partitions(2)
+    stage.sandbox.place("openai", Fault(mode=Mode.SLOW, latency_s=0.5))
+    runs = {job: stage.launch(job, partition) for job in ("letters", "essays")}
+    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 2, "they are at work")
+    begins = stage.now() + timedelta(seconds=1)
+    ends = begins + timedelta(seconds=30)
+    upgrade = PlannedWindow(
+        windows.BY_HAND, "openai", "0 0 29 2 *", "UTC", 30, "their upgrade", begins, ends
+    )
+    with stage.store.begin() as conn:
+        windows.add(conn, upgrade)
+    for job, run in runs.items():
+        stage.wait(lambda run=run: stage.is_paused(run), f"{job} is paused")
+        assert "their upgrade" in stage.reason(run)
+    assert stage.held() == {"service openai by operator"}
+    done = stage.sandbox.stats()["openai"]["effects"]
+    assert 2 < done < 2 * RECORDS
+    waiting = stage.launch("essays", later)
+    stage.wait(lambda: stage.now() > ends, "it ends")
+    assert stage.sandbox.stats()["openai"]["effects"] == done
+    assert stage.launches(waiting) == 0
+    stage.heal("openai")
+    stage.settle()
+    assert stage.outcomes("letters", partition) == PAUSED_ONCE
+    assert stage.outcomes("essays", partition) == PAUSED_ONCE
+    assert stage.outcomes("essays", later) == [RunStatus.COMPLETED]
+    assert stage.sandbox.stats()["openai"]["calls"] == 3 * RECORDS, "nothing was done again"
+    stage.assert_each_arrived_once("letters", partition)
+    assert "is removed: their upgrade" in stage.tidegate("windows", "remove", "openai")
 
 
 # --- what an answer means -----------------------------------------------------------------------

@@ -377,3 +377,22 @@ def test_a_repaired_service_is_tried_and_any_other_is_refused(asked: Api, store:
     assert (again["code"], "is half open" in again["detail"]) == ("not_denied", True)
     assert asked.post("/services/openai/repaired", expect=409)["code"] == "not_denied"
     assert asked.post("/services/opnai/repaired", expect=404)["code"] == "service_not_found"
+
+
+def test_a_maintenance_window_is_added_and_removed(asked: Api, store: Store) -> None:
+    body = {"cron": "0 2 * * SUN", "duration_s": 7200, "reason": "their upgrade"}
+    for dry_run in ("true", "false"):
+        answer = asked.post("/services/openai/windows", body, dry_run=dry_run)
+        [added] = answer["windows"]
+        assert (added["service"], added["location"], added["timezone"]) == ("openai", "", "UTC")
+        coming = asked.get("/services/openai")["windows"]
+        assert [window["cron"] for window in coming] == ["0 2 * * SUN"] * (dry_run == "false")
+    event = last_event(store)
+    assert (event.kind, event.name, event.to_status) == ("window", "openai", "added")
+    wrong = {**body, "cron": "0 25 * * *"}
+    problem = asked.post("/services/openai/windows", wrong, expect=422)
+    assert "no cron expression" in problem["detail"]
+    [removed] = asked.send("DELETE", "/services/openai/windows")["windows"]
+    assert removed["reason"] == "their upgrade"
+    assert asked.send("DELETE", "/services/openai/windows")["windows"] == []
+    assert asked.get("/services/openai")["windows"] == []

@@ -1,6 +1,6 @@
 """Maintenance windows: the gate pauses a service in time, says so before, and resumes it."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -10,14 +10,14 @@ from dagster_tidegate.cli import main
 from dagster_tidegate.control import operations, situation
 from dagster_tidegate.control.models import ServiceOut
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.why import why
+from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.records.record import Record
-from dagster_tidegate.store import breakers
+from dagster_tidegate.store import breakers, history
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.pages import now as now_page
@@ -211,6 +211,82 @@ def test_every_surface_says_it_before_it_begins(store: Store, store_url: str, cl
     assert "their database" in listed.output
     status = CliRunner().invoke(main, ["status"], env=env)
     assert "mail pauses in " in status.output
+
+
+def test_no_run_starts_in_the_minute_before_a_window_and_those_at_work_go_on(
+    store: Store, clock: Clock
+) -> None:
+    gates = Gates(store, clock, SUNDAY)
+    with store.begin() as conn:
+        breakers.ensure(conn, clock(), ["mail"])
+    clock.time = BEGINS - timedelta(seconds=61)
+    gates.tick()
+    assert gates.limit == "4"
+    clock.advance(2)
+    said = gates.tick()
+    assert gates.limit == "0"
+    assert "no run starts before the maintenance at 2026-03-01 09:00:00 UTC: their database" in said
+    assert gates.situation().holds == [], "nothing stops a run at work"
+    answer = why(gates.situation(), Target(TargetKind.CAMPAIGN, "letters"))
+    assert [each.text for each in answer.obstacles if each.kind is ObstacleKind.WINDOW] == [
+        "no run starts any more: mail pauses in 59 s, until 2026-03-01 11:00:00 UTC "
+        "(their database)"
+    ]
+    clock.time = BEGINS
+    gates.tick()
+    assert [hold.reason for hold in gates.situation().holds] == ["their database"]
+
+
+def test_before_a_short_window_runs_wait_no_longer_than_in_it(store: Store, clock: Clock) -> None:
+    gates = Gates(store, clock, SUNDAY.model_copy(update={"duration_s": 5}))
+    clock.time = BEGINS - timedelta(seconds=6)
+    gates.tick()
+    assert gates.limit == "4"
+    clock.advance(1)
+    gates.tick()
+    assert gates.limit == "0"
+
+
+def test_a_window_by_hand_outlasts_new_code_until_it_is_removed(
+    store: Store, store_url: str, clock: Clock
+) -> None:
+    clock.time = datetime.now(UTC)  # that of the commands
+    gates = Gates(store, clock, SUNDAY)
+    with store.begin() as conn:
+        breakers.ensure(conn, clock(), ["mail"])
+
+    def tidegate(*words: str, exit_code: int = 0) -> str:
+        env = {"TIDEGATE_STORE_URL": store_url, "COLUMNS": "200"}
+        done = CliRunner().invoke(main, ["windows", *words], env=env)
+        assert done.exit_code == exit_code, done.output
+        return done.output
+
+    always = ("add", "mail", "--cron", "* * * * *", "--for", "1h", "--reason", "their database")
+    gates.tick()
+    assert "would pause" in tidegate(*always, "--dry-run")
+    gates.tick()
+    assert gates.limit == "4"
+    assert "mail pauses at" in tidegate(*always, "--actor", "ann")
+    gates.tick()
+    assert gates.limit == "0"
+    gates.declare()
+    gates.tick()
+    assert "* * * * *" in tidegate()
+    assert "would be removed" in tidegate("remove", "mail", "--dry-run")
+    assert "no such window" in tidegate("remove", "mail", "--cron", "1 1 * * *", exit_code=1)
+    assert "is removed: their database" in tidegate("remove", "mail", "--actor", "bob")
+    assert gates.situation().windows == []
+    assert gates.limit == "0", "its hold ends in its time, or when somebody releases it"
+    with store.read() as conn:
+        events = [event for event in history.read(conn, limit=20) if event.kind == "window"]
+    assert {(event.name, event.to_status, event.actor) for event in events} == {
+        ("mail", "added", "ann"),
+        ("mail", "removed", "bob"),
+    }
+    assert "declared in the code" in tidegate("remove", "mail", exit_code=1)
+    assert "no cron expression" in tidegate(*always[:3], "x", *always[4:], exit_code=1)
+    assert "no time zone" in tidegate(*always, "--timezone", "Mars", exit_code=1)
+    assert "did you mean" in tidegate("remove", "mial", exit_code=1)
 
 
 def test_nobody_is_called_for_a_window(store: Store, clock: Clock) -> None:

@@ -37,7 +37,7 @@ def begin(store: Store, begun: PlannedWindow) -> bool:
 
 def stored(store: Store, location: str | None = None) -> Sequence[PlannedWindow]:
     with store.read() as conn:
-        return windows.read(conn, location)
+        return windows.read(conn, None if location is None else [location])
 
 
 def live(store: Store) -> list[Hold]:

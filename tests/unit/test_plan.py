@@ -102,6 +102,29 @@ def test_a_hold_on_a_service_takes_the_pools_of_its_parts_and_one_on_a_part_no_o
     assert taken == {"mail": pools.keys(), "mail/batch": {"mail/batch"}}
 
 
+EITHER = CampaignSpec("letters", "here", "none", ops={"send": "mail|maps"}, triggers=(SCHEDULE,))
+MAPS = Target(TargetKind.SERVICE, "maps")
+
+
+def test_an_op_that_needs_one_of_two_services_is_held_once_both_are():
+    triggers = {"selector": TriggerState("RUNNING")}
+    one = observed(holds=[hold()], campaigns=[EITHER], triggers=triggers)
+    assert [action.name for action in plan(one) if isinstance(action, Take)] == ["mail"]
+    both = replace(one, holds=[hold(), replace(hold(MAPS), id=2)])
+    taken = [action.name for action in plan(both) if isinstance(action, Take)]
+    assert taken == ["mail", "mail|maps", "maps", "selector"]
+
+
+def test_a_held_chain_is_given_back_when_the_first_of_its_services_is_free_and_tried_by_a_canary():
+    pool = taken(name="mail|maps", label="mail|maps")
+    both, pools = [hold(), replace(hold(MAPS), id=2)], {"mail|maps": "0"}
+    held = observed(pool, holds=both, campaigns=[EITHER], pools=pools)
+    tried = replace(held, canaries={"maps"})
+    assert [action.set_to for action in plan(tried) if isinstance(action, Write)] == ["1"]
+    free = replace(held, holds=[hold()])
+    assert [action.set_to for action in plan(free) if isinstance(action, Write)] == ["1"]
+
+
 ADOPTED = {"api_pool": frozenset({"mail"})}
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from dagster_tidegate.breaker.policy import MAX_DURATION_S
 from dagster_tidegate.control.operations import REPAIRED
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.store.records import RecordState, Selection
@@ -83,6 +84,10 @@ Partition = Annotated[
     ),
 ]
 DryRun = Annotated[bool, Query(description="Only show the effect; nothing is changed.")]
+Cron = Annotated[
+    str | None,
+    Query(max_length=128, description="Only windows with this cron expression. Default: all."),
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -136,6 +141,21 @@ class NewHold(Ending):
 
 class KeepClosed(Ending):
     """Why, and for how long, a breaker is kept closed."""
+
+
+class NewWindow(Body):
+    """A recurring maintenance window of a service."""
+
+    cron: Annotated[StrictStr, Field(min_length=1, max_length=128)] = Field(
+        description="When it begins, as a cron expression of five fields, such as `0 2 * * SUN`."
+    )
+    duration_s: Annotated[StrictInt, Field(ge=1, le=MAX_DURATION_S)] = Field(
+        description="How long it lasts, in seconds: at most 7 days."
+    )
+    timezone: Annotated[StrictStr, Field(min_length=1, max_length=64)] = Field(
+        default="UTC", description="Time zone of the cron expression, such as `Europe/Berlin`."
+    )
+    reason: Reason
 
 
 class Repaired(Body):

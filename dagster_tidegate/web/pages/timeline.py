@@ -122,7 +122,9 @@ def timeline(
         bar = axis.bar(attempt.started_at, ended or now, _tone(outcome), text, f"/runs/{run.id}")
         worked.setdefault(run.campaign, []).append(bar)
     for name, campaign in situation.campaigns.items():
-        targets = targets_of(services=campaign.services, campaign=name)
+        # A service that has an alternative pauses nothing alone.
+        pausing = [each for each in campaign.services if campaign.spec.blocked_by([each])]
+        targets = targets_of(services=pausing, campaign=name)
         paused = joined(
             (h.placed_at, h.released_at or now, _why(h)) for h in placed if h.target in targets
         )

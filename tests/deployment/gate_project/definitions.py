@@ -142,6 +142,12 @@ def essays():
 
 
 @dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def digests():
+    """Needs openai alone, too."""
+    compose()
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
 def notices():
     """Needs instantly alone."""
     notify()
@@ -160,6 +166,7 @@ def new_notices():
 CAMPAIGNS = [
     Campaign(job=letters, triggers=[new_letters]),
     Campaign(job=essays),
+    Campaign(job=digests),
     Campaign(job=notices, triggers=[new_notices]),
     Campaign(job=matches),
     Campaign(job=enrichments),
@@ -201,7 +208,7 @@ def schedule(job: dg.JobDefinition, *, runs: bool) -> dg.ScheduleDefinition:
 
 
 defs = dg.Definitions(
-    jobs=[letters, essays, notices, matches, enrichments],
+    jobs=[letters, essays, digests, notices, matches, enrichments],
     schedules=[
         schedule(letters, runs=True),
         schedule(essays, runs=False),

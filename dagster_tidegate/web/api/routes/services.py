@@ -18,17 +18,29 @@ from dagster_tidegate.control.models import (
     ServiceChanged,
     ServiceDetails,
     ServiceOut,
+    WindowOut,
+    WindowsChanged,
 )
+from dagster_tidegate.gate.windows import planned
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
 from dagster_tidegate.store.history import Event
+from dagster_tidegate.store.windows import BY_HAND
 from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import Viewer, require_force
 from dagster_tidegate.web.api.changes import Change
 from dagster_tidegate.web.api.context import AppContext, Context
-from dagster_tidegate.web.api.models import KeepClosed, NewHold, Release, Repaired, ServiceName
+from dagster_tidegate.web.api.models import (
+    Cron,
+    KeepClosed,
+    NewHold,
+    NewWindow,
+    Release,
+    Repaired,
+    ServiceName,
+)
 from dagster_tidegate.web.api.paging import Paging
-from dagster_tidegate.web.api.problems import Code, responses
+from dagster_tidegate.web.api.problems import Code, Problem, responses
 from dagster_tidegate.web.api.routes.events import page_of_events
 
 router = APIRouter(prefix="/services", tags=["services"])
@@ -145,6 +157,39 @@ def let_breaker_trip(change: Change, service: ServiceName) -> ServiceChanged:
         with lookup.unknown_is(Code.SERVICE_NOT_FOUND, service):
             operations.let_trip(conn, now, service, actor=change.identity.name)
         return change.service(service)
+
+
+@router.post(_SERVICE + "/windows", responses=_NOT_FOUND)
+def add_window_to_service(change: Change, service: ServiceName, body: NewWindow) -> WindowsChanged:
+    """Hold a service at recurring times, until they are removed.
+
+    Adding the same times again replaces the reason.
+    """
+    with change.begin() as (conn, now):
+        lookup.service(conn, now, service)
+        values = (service, body.cron, body.timezone, body.duration_s, body.reason)
+        try:
+            window = planned(now, BY_HAND, *values)
+        except ValueError as error:
+            raise Problem(Code.INVALID, str(error)) from error
+        operations.add_window(conn, now, window, actor=change.identity.name)
+    return WindowsChanged(dry_run=change.dry_run, windows=[WindowOut.model_validate(window)])
+
+
+@router.delete(_SERVICE + "/windows", responses=_NOT_FOUND)
+def remove_windows_of_service(
+    change: Change, service: ServiceName, cron: Cron = None
+) -> WindowsChanged:
+    """Remove the windows of a service that were added by hand; harmless if there are none.
+
+    If the service is in one, it stays held until the end, unless the hold is released.
+    """
+    with change.begin() as (conn, now):
+        lookup.service(conn, now, service)
+        removed = operations.remove_windows(conn, now, service, cron, actor=change.identity.name)
+    return WindowsChanged(
+        dry_run=change.dry_run, windows=[WindowOut.model_validate(each) for each in removed]
+    )
 
 
 class _NameAlone(PathConvertor):
