@@ -61,10 +61,7 @@ def read_one(conn: Connection, name: str, *, lock: bool = False) -> BreakerStatu
     Raises:
         LookupError: If the store has no such service.
     """
-    query = sa.select(t.services).where(t.services.c.name == name)
-    if lock:
-        query = query.with_for_update(key_share=True)
-    row = conn.execute(query).one_or_none()
+    row = conn.execute(_LOCKED if lock else _ONE, {"service": name}).one_or_none()
     if row is None:
         raise LookupError(f"the store knows no service {name!r}")
     return _status(row)
@@ -295,26 +292,20 @@ class SqlBackend:
         before = time.monotonic()
         # A snapshot: nobody reads an open breaker without its hold.
         with self.store.snapshot() as conn:
-            # One statement for both: every worker and every tick of the gate reads this.
+            # One statement for the clock and all breakers: every worker reads this at each change.
             is_server = self.store.clock is None and not self.store.is_sqlite
-            clock = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
-            row = conn.execute(
-                sa.select(
-                    (clock if is_server else sa.null()).label("now"),
-                    compatibility.OLDEST.label("oldest"),
-                )
-            ).one()
-            now = row.now.astimezone(UTC) if is_server else self.store.now(conn)
+            rows = conn.execute(_FLEET_AND_CLOCK if is_server else _FLEET).all()
+            now = rows[0].now.astimezone(UTC) if is_server else self.store.now(conn)
             # A server reads its clock between question and answer; a local clock was just read.
             monotonic = time.monotonic()
             if is_server:
                 monotonic = (before + monotonic) / 2
             return FleetSnapshot(
-                services=read(conn),
+                services={row.name: _status(row) for row in rows if row.name is not None},
                 holds=tuple(holds.live(conn, now)),
                 read_at=now,
                 read_monotonic=monotonic,
-                outdated=compatibility.refusal(row.oldest),
+                outdated=compatibility.refusal(rows[0].oldest),
             )
 
     def record(
@@ -510,10 +501,14 @@ def _add(dialect: str) -> Any:
         )
         for name in ("last_ok_at", "last_failed_at", "retry_at")
     }
-    return new.on_conflict_do_update(
+    add = new.on_conflict_do_update(
         index_elements=["service", "bucket", "worker", "generation"],
         set_=added | replaced | later,
     )
+    if dialect == "postgresql":
+        # Its transaction does not wait for the disk, see `Store.evidence`.
+        return add.returning(sa.func.set_config("synchronous_commit", "off", True))
+    return add
 
 
 @cache
@@ -557,6 +552,17 @@ def _outlives_window(until: Any) -> sa.ColumnElement[bool]:
     )
 
 
+_ONE = sa.select(t.services).where(t.services.c.name == sa.bindparam("service"))
+_LOCKED = _ONE.with_for_update(key_share=True)
+# At least one row, without a name where there is no service.
+_FLEET = (
+    sa.select(compatibility.OLDEST.label("oldest"), t.services)
+    .select_from(sa.select(sa.literal(1)).subquery().outerjoin(t.services, sa.true()))
+    .order_by(t.services.c.name)
+)
+_FLEET_AND_CLOCK = _FLEET.add_columns(
+    sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("now")
+)
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     t.outcomes.c.service == sa.bindparam("service"),
     t.outcomes.c.generation == sa.bindparam("generation"),

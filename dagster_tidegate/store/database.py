@@ -180,7 +180,8 @@ class Store:
         with self._one_writer(), self.engine.begin() as conn:
             push.pending(conn)  # left by a transaction that was rolled back
             yield conn
-            changed = push.pending(conn)
+            if changed := push.pending(conn):
+                push.announce(conn)
         if changed:
             push.touch(self.engine)
 
@@ -217,7 +218,9 @@ class Store:
     def evidence(self) -> sa.Engine:
         """Return an engine for small, frequent writes that a power failure may lose.
 
-        Each statement is a transaction of its own, and on SQLite it does not wait for the disk.
+        Each statement is a transaction of its own, and on SQLite it does not wait for the disk. On
+        PostgreSQL the statement itself says so: a setting of the connection would be one more
+        statement, or one more connection.
         """
         if self.is_sqlite:
             return self.engine.execution_options(tidegate_evidence=True)

@@ -16,6 +16,11 @@ from dagster_tidegate.store.upsert import insert
 
 MAX_TRIES = 10
 MAX_ENDED = 1000
+_UNRELEASED = (
+    sa.select(t.holds)
+    .where(t.holds.c.released_at.is_(None))
+    .order_by(t.holds.c.placed_at, t.holds.c.id)
+)
 
 
 class NotYourHoldError(Exception):
@@ -186,10 +191,7 @@ def get(conn: Connection, hold: int) -> Hold | None:
 
 def live(conn: Connection, now: datetime, target: Target | None = None) -> Sequence[Hold]:
     """Return the live holds, or those on a target itself, the oldest first."""
-    h = t.holds.c
-    on_target = () if target is None else _on(target)
-    unreleased = sa.select(t.holds).where(h.released_at.is_(None), *on_target)
-    rows = conn.execute(unreleased.order_by(h.placed_at, h.id))
+    rows = conn.execute(_UNRELEASED if target is None else _UNRELEASED.where(*_on(target)))
     return [hold for row in rows if (hold := _hold(row)).live(now)]
 
 

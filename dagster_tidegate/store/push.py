@@ -30,16 +30,22 @@ _NOTIFY = sa.select(sa.func.pg_notify(CHANNEL, sa.func.current_schema()))
 
 
 def notify(conn: sa.Connection) -> None:
-    """Notify all processes, when this transaction commits, that breakers or holds changed."""
-    if conn.dialect.name == "postgresql":
-        conn.execute(_NOTIFY)
-    else:
-        conn.info["tidegate_notify"] = True
+    """Notify all processes, when this transaction commits, that breakers or holds changed.
+
+    `Store.begin` does so, once for all changes of a transaction.
+    """
+    conn.info["tidegate_notify"] = True
 
 
 def pending(conn: sa.Connection) -> bool:
-    """Return whether `touch` is due after the commit, and reset that."""
+    """Return whether the transaction has something to notify of, and reset that."""
     return conn.info.pop("tidegate_notify", False)
+
+
+def announce(conn: sa.Connection) -> None:
+    """On PostgreSQL, notify the processes at the commit; on SQLite, `touch` does it after it."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(_NOTIFY)
 
 
 def _sidecar(engine: sa.Engine) -> Path | None:

@@ -21,6 +21,7 @@ import pybreaker
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.breaker import Breaker
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import ChangeLearned, StateChanged, StoreLost
@@ -379,12 +380,14 @@ def _learn(
     barrier.wait()
     if number == 0:
         for _ in range(rounds):
-            began = time.monotonic()
-            if breaker.status.state == BreakerState.CLOSED:
-                breaker.open()
+            before, now = fleet.refresh().services["bench"], fleet.now()
+            if before.state == BreakerState.CLOSED:
+                after = machine.opened_by_hand(before, breaker.policy, now, 0.0)
             else:
-                breaker.close()
-            made.append((breaker.status.generation, began))
+                after = machine.closed(before, now)
+            began = time.monotonic()
+            fleet.state.change(before, after)
+            made.append((after.generation, began))
             time.sleep(0.25)
         dead.set()
     dead.wait(120)

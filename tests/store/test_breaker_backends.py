@@ -223,6 +223,19 @@ def test_a_worker_whose_calls_say_nothing_of_the_service_is_no_worker_of_its_win
     assert (stats.workers, stats.failed) == (1, 1)
 
 
+def test_a_count_does_not_wait_for_the_disk_and_what_is_written_later_does(postgres_url: str):
+    store = Store(postgres_url)
+    delta = WindowDelta("openai", 0, "worker-1", START, START, failed=1)
+    setting = sa.text("SHOW synchronous_commit")
+    with store.begin() as conn:
+        breakers.add(conn, [delta])
+        assert conn.scalar(setting) == "off"
+    SqlBackend(store).record(policy(), delta)
+    with store.begin() as conn:
+        assert conn.scalar(setting) == "on"
+    store.dispose()
+
+
 def test_each_change_is_in_the_record(store: Store, clock: Clock):
     backend, rules = SqlBackend(store), policy()
     opened(backend, rules)
