@@ -83,6 +83,7 @@ bench: $(TESTS) ## Run the benchmarks.
 	$(BIN)/python -m tests.benchmarks.api
 	$(BIN)/python -m tests.benchmarks.guard
 	$(BIN)/python -m tests.benchmarks.page
+	$(BIN)/python -m tests.benchmarks.startup
 
 bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 	$(BIN)/python -m tests.benchmarks.scale

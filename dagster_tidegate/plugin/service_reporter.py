@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
-from dagster_tidegate.control import report_reader
-from dagster_tidegate.control.report_text import outage_text
 from dagster_tidegate.plugin.service_assets import (
     EVENT,
     Facts,
@@ -93,6 +91,10 @@ class ServiceReporter:
 
 
 def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
+    # Slow to import; every process that loads the definitions would wait for it.
+    from dagster_tidegate.control import report_reader
+    from dagster_tidegate.control.report_text import outage_text
+
     names = {change.name for change in changes}
     specs = campaigns.read(conn) if names else ()
     ended = [change for change in changes if change.closed]

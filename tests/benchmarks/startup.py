@@ -1,0 +1,160 @@
+"""What Tidegate adds to starting a process, a run and a step of Dagster.
+
+    python -m tests.benchmarks.startup [--json FILE]
+
+Processes and runs are measured in seconds of CPU, so that other work on the machine counts little.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from dagster_tidegate import BreakerResource, ServiceConfig, pool
+from dagster_tidegate.store import schema
+from dagster_tidegate.store.database import Store
+
+REPEATS = 5
+SERVICE = "bench"
+STEPS = 20
+# What every run process of Dagster imports, without any code of a project.
+DAGSTER = "import dagster, dagster._core.instance, dagster._core.storage.sqlite_storage"
+COMMANDS = {
+    "dagster": ["-c", DAGSTER],
+    "all": ["-c", f"{DAGSTER}; from dagster_tidegate import *"],
+    "package": ["-c", "import dagster_tidegate"],
+    "breaker": ["-c", "from dagster_tidegate import Breaker, Fleet, ServicePolicy"],
+    "help": ["-m", "dagster_tidegate.cli", "--help"],
+    "dagster_help": ["-m", "dagster", "--help"],
+}
+
+
+def process_seconds(arguments: list[str]) -> float:
+    """CPU seconds of a fresh interpreter, and of all that it starts."""
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
+
+
+def start_up() -> dict[str, float]:
+    """Median seconds of each command, by turns; the first round only fills the disk's cache."""
+    rounds = [
+        {name: process_seconds(arguments) for name, arguments in COMMANDS.items()}
+        for _ in range(REPEATS + 1)
+    ]
+    return {name: statistics.median(each[name] for each in rounds[1:]) for name in COMMANDS}
+
+
+class Plain(dg.ConfigurableResource):
+    """A resource that does nothing, for the job without Tidegate."""
+
+
+def answer() -> int:
+    return 1
+
+
+def job(steps: int, *, guarded: bool) -> dg.JobDefinition:
+    """A job of steps one after the other; `guarded` ones call a service through its breaker."""
+
+    @dg.op(ins={"before": dg.In(dg.Nothing)}, pool=pool(SERVICE))
+    def call_guarded(breakers: BreakerResource) -> None:
+        breakers.breaker(SERVICE).call(answer)
+
+    @dg.op(ins={"before": dg.In(dg.Nothing)}, pool=pool(SERVICE))
+    def call_bare(breakers: Plain) -> None:  # noqa: ARG001 -- both jobs have a resource
+        answer()
+
+    @dg.op(out=dg.Out(dg.Nothing))
+    def begin() -> None:
+        pass
+
+    @dg.job(name=f"bench_{steps}_{'guarded' if guarded else 'bare'}")
+    def bench() -> None:
+        last: Any = begin()
+        for number in range(steps):
+            last = (call_guarded if guarded else call_bare).alias(f"call_{number}")(last)
+
+    return bench
+
+
+def run_seconds(steps: int, *, guarded: bool, url: str) -> Callable[[], float]:
+    """Return a function that executes such a job and returns its seconds of CPU."""
+    defined = job(steps, guarded=guarded)
+    breakers: dg.ConfigurableResource = (
+        BreakerResource(services=[ServiceConfig(name=SERVICE)], store_url=url)
+        if guarded
+        else Plain()
+    )
+
+    def run() -> float:
+        began = time.process_time()
+        defined.execute_in_process(resources={"breakers": breakers})
+        return time.process_time() - began
+
+    return run
+
+
+def added(url: str) -> tuple[float, float]:
+    """Share that Tidegate adds to a run with one step, and to each further step."""
+    schema.upgrade(Store(url))
+    runs = {
+        (steps, guarded): run_seconds(steps, guarded=guarded, url=url)
+        for steps in (1, STEPS)
+        for guarded in (False, True)
+    }
+    rounds = [{key: run() for key, run in runs.items()} for _ in range(2 * REPEATS + 1)]
+    median = {key: statistics.median(each[key] for each in rounds[1:]) for key in runs}
+
+    def step(guarded: bool) -> float:
+        return (median[STEPS, guarded] - median[1, guarded]) / (STEPS - 1)
+
+    return median[1, True] / median[1, False] - 1, step(True) / step(False) - 1
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Measure everything, and print each figure as soon as it is known."""
+    figures: dict[str, float] = {}
+
+    def note(name: str, value: float, bar: str = "") -> None:
+        figures[name] = round(value, 3)
+        print(f"{name:28} {value:8.3f}   {bar}", flush=True)
+
+    seconds = start_up()
+    for name, value in seconds.items():
+        note(f"{name}_cpu_s", value)
+    note("import_ratio", seconds["package"] / seconds["dagster"], "at most 0.5 of Dagster's")
+    note("import_breaker_ratio", seconds["breaker"] / seconds["dagster"], "at most 0.5")
+    everything = seconds["all"] / seconds["dagster"] - 1
+    note("import_all_added", everything, "at most 0.5; all names, in a process that has Dagster")
+    note("help_ratio", seconds["help"] / seconds["dagster_help"], "at most 0.5 of dagster --help")
+    run, step = added(f"sqlite:///{folder / 'tidegate.db'}")
+    note("run_added", run, "at most 0.05")
+    note("step_added", step, "at most 0.05")
+    return figures
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
+        figures = measure(Path(folder))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
