@@ -5,6 +5,7 @@ run launcher that asks it to. A fork does what `dagster api execute_run` does, i
 time.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import dagster as dg
@@ -109,10 +111,28 @@ def command(path: Path, *modules: str) -> list[str]:
     return [sys.executable, "-m", __name__, str(path), *modules]
 
 
+@dg.op
+def _nothing() -> None: ...
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def _first() -> None:
+    _nothing()
+
+
+def warm_up() -> None:
+    """Import and read what a first run does, for all that follow."""
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    with TemporaryDirectory() as home, dg.DagsterInstance.local_temp(home) as instance:
+        _first.execute_in_process(instance=instance, run_config=quiet)
+    gc.freeze()  # a fork that looks for garbage would copy all of this
+
+
 def serve(path: str, *modules: str) -> None:
     """Fork for each run that is asked for, until SIGTERM."""
     for module in modules:
         import_module(module)
+    warm_up()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{path}.new")

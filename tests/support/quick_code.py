@@ -25,7 +25,7 @@ def workspace(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     executable = folder / "python"
     executable.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m {__name__} "$@"\n'
+        f'#!/bin/sh\nPYTHONPATH="{ROOT}:$PYTHONPATH" exec "{sys.executable}" -m {__name__} "$@"\n'
     )
     executable.chmod(0o755)
     (folder / "dagster.yaml").symlink_to(ROOT / "dagster.yaml")
