@@ -54,6 +54,7 @@ _DEFERRED = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
 # Types of results that are neither deferred nor an answer, which need no further look.
 _PLAIN: set[type] = {type(None), bool, int, float, str, bytes, list, tuple}
 _MAX_PLAIN = 1000
+_NO_ERRORS = frozenset({VerdictKind.SUCCESS, VerdictKind.SLOW, VerdictKind.IGNORED})
 _JUDGED = "_tidegate_judged"
 """Marks an exception that a breaker has counted."""
 
@@ -342,15 +343,17 @@ class Breaker(pybreaker.CircuitBreaker):
         """
         if type(result) in _DEFERRED:
             return self._guard(ticket, result)
-        error = self._error_in(result)
+        error = self._error_in(result, ticket)
         if error is None:
             self._succeeded(ticket)
+            if self.engine.is_spent:
+                self.engine.throttle_spent()
             return result
         self._raised(ticket, error)
         raise error
 
     async def _end_async(self, ticket: Ticket, result: Any) -> Any:
-        error = self._error_in(result)
+        error = self._error_in(result, ticket)
         if error is not None:
             await asyncio.to_thread(self._raised, ticket, error)
             raise error
@@ -358,10 +361,15 @@ class Breaker(pybreaker.CircuitBreaker):
             self._succeeded(ticket)
         else:
             await asyncio.to_thread(self._succeeded, ticket)
+        if self.engine.is_spent:
+            await asyncio.to_thread(self.engine.throttle_spent)
         return result
 
-    def _error_in(self, result: Any) -> Exception | None:
-        """Return the error that a result stands for, if it is an answer and no success."""
+    def _error_in(self, result: Any, ticket: Ticket) -> Exception | None:
+        """Return the error that a result stands for, if it is an answer and no success.
+
+        What an answer says of the calls that are left is heeded.
+        """
         if self.policy.profile is None and self.policy.judge is None:
             return None
         kind = type(result)
@@ -375,10 +383,12 @@ class Breaker(pybreaker.CircuitBreaker):
         if answer is None:
             return None
         verdict = self._judged(answer)
-        if verdict.kind in (VerdictKind.SUCCESS, VerdictKind.SLOW, VerdictKind.IGNORED):
+        if verdict.kind in _NO_ERRORS:
+            self.engine.heed(answer, ticket)
             return None
         # Clients look for a 404 or 409 themselves. A rejection in a 200 looks like a success.
         if verdict.kind is VerdictKind.REJECTED and (answer.status or 0) >= 400:
+            self.engine.heed(answer, ticket)
             return None
         return AnswerError.of(verdict, result)
 
@@ -403,6 +413,9 @@ class Breaker(pybreaker.CircuitBreaker):
                 self.engine.close_down(ticket, verdict)
             case _:
                 self.engine.ignore(ticket, verdict)
+                self.engine.heed(Answer.of(error, self.fleet.now()), ticket)
+                if self.engine.is_spent:
+                    self.engine.throttle_spent()
                 return
         admission = self.engine.admission
         if self._throw_new_error_on_trip and not admission.passes:

@@ -8,6 +8,7 @@ from random import random
 from threading import Lock
 
 from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import Trial
 from dagster_tidegate.breaker.durations import Durations
 from dagster_tidegate.breaker.errors import BreakerOpenError
@@ -24,6 +25,8 @@ from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
 from dagster_tidegate.breaker.limiter import Limiter
 from dagster_tidegate.breaker.limits import Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.profiles import load
+from dagster_tidegate.breaker.quotas import names_quota, quotas_of
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -170,8 +173,13 @@ class Engine:
     def reset(self) -> None:
         """Create what a forked child must not share with its parent."""
         self._report_lock = Lock()
-        is_limited = self.policy.limits and self.policy.enforce and self._enabled
-        self.limiter = Limiter(self.policy, self._state) if is_limited else None
+        profile = None if self.policy.profile is None else load(self.policy.profile)
+        self._quotas_are_of_whole = profile is None or profile.throttled_scope is Scope.SERVICE
+        refills = profile is not None and profile.retry_after_first
+        is_limited = self.policy.enforce and self._enabled
+        self._limiter = Limiter(self.policy, self._state, refills=refills) if is_limited else None
+        self._few_left = False
+        self._spent: Grant | None = None
         self._ask_at = float("-inf")
         self._reserved: list[Ticket] = []
         self._retired: list[LocalWindow] = []
@@ -211,6 +219,16 @@ class Engine:
                 limiter.put_back()
             raise
 
+    @property
+    def limiter(self) -> Limiter | None:
+        """The limiter, if there are limits, or the service says that few calls are left."""
+        return self._limiter if self.policy.limits or self._few_left else None
+
+    def settle(self, *, final: bool) -> None:
+        """Give back what this process does not use of the limits; with `final`, all of it."""
+        if self._limiter is not None:
+            self._limiter.settle(final=final or self.limiter is None)
+
     def _limited(self) -> "list[tuple[Engine, Limiter]]":
         """The limits of a part, and of the service that it belongs to."""
         return [
@@ -221,13 +239,49 @@ class Engine:
 
     def used_up(self, refusal: Grant) -> BreakerOpenError:
         """Let the service be throttled until a limit has calls again; return the refusal."""
+        reason = self._throttle(refusal)
+        name, now = self.policy.name, self._state.now()
+        return self.refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
+
+    def _throttle(self, refusal: Grant) -> str:
         reason = f"its limit of {refusal.limit} is used up"
         verdict = Verdict(VerdictKind.THROTTLED, refusal.retry_at, reason=reason)
         self.change(
             lambda status, now: machine.after_answer(status, self.policy, verdict, now, random())
         )
-        name, now = self.policy.name, self._state.now()
-        return self.refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
+        return reason
+
+    # --- what the service says of its limits ----------------------------------------------------
+
+    def heed(self, answer: Answer, ticket: Ticket) -> None:
+        """Take note of what an answer says of the calls that are left; no I/O."""
+        if not names_quota(answer.headers):
+            return
+        engine = self.parent if self.parent is not None and self._quotas_are_of_whole else self
+        engine.hear(answer, ticket.started)
+
+    def hear(self, answer: Answer, counted_at: float) -> None:
+        """Take note of an answer in which all calls are counted that began before a time."""
+        if self._limiter is None or not self.policy.heed_quotas:
+            return
+        self._spent = self._limiter.heed(quotas_of(answer), counted_at, answer.at)
+        if self._few_left != self._limiter.few_left:
+            self._few_left = self._limiter.few_left
+            if not self.policy.limits:
+                self._state.inform_all()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the last answer said that no calls are left for now."""
+        return self._spent is not None or (self.parent is not None and self.parent.is_spent)
+
+    def throttle_spent(self) -> None:
+        """Let the service be throttled if it said that no calls are left."""
+        spent, self._spent = self._spent, None
+        if spent is not None and self.current().passes:
+            self._throttle(spent)
+        if self.parent is not None:
+            self.parent.throttle_spent()
 
     def admit_unlimited(self) -> Ticket:
         """Admit a call, whatever the limits say.

@@ -302,8 +302,7 @@ class Fleet:
             if batch:
                 self.state.flush(batch)
         for breaker in list(self._breakers.values()):
-            if (limiter := breaker.engine.limiter) is not None:
-                limiter.settle(final=final)
+            breaker.engine.settle(final=final)
         for event in events:
             self.hooks.emit(event)
 

@@ -18,7 +18,8 @@ from dagster_tidegate.breaker.errors import AnswerError
 from dagster_tidegate.breaker.excerpts import excerpt
 from dagster_tidegate.breaker.hidden_errors import error_within
 from dagster_tidegate.breaker.profiles import USED_UP, Profile, code_of, load
-from dagster_tidegate.breaker.times import capped, time_in_prose, times_of
+from dagster_tidegate.breaker.time_texts import time_in_prose
+from dagster_tidegate.breaker.times import capped, times_of
 from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
 
 if TYPE_CHECKING:

@@ -1,12 +1,15 @@
 """The limiter of a process: takes calls from its block, and leases the next one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import Protocol
 
-from dagster_tidegate.breaker.limits import MAX_BLOCK, Grant, Request, lease_time
+from dagster_tidegate.breaker.limits import MAX_BLOCK, Grant, Request, is_about, lease_time
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.quotas import Quota
+from dagster_tidegate.breaker.readings import Reading, few_left, readings_of, said_by
 
 MIN_PAUSE_S = 0.01
 """A process asks for calls no more often than this while there are none."""
@@ -42,13 +45,21 @@ class Limiter:
     A call that is permitted costs no query while a block lasts.
 
     Args:
-        policy: The policy of the service, with at least one limit.
+        policy: The policy of the service.
         lender: Leases the blocks.
+        refills: Whether the quotas that the service names come back bit by bit.
+
+    Attributes:
+        few_left: Whether the service says that few calls are left.
     """
 
-    def __init__(self, policy: ServicePolicy, lender: _Lender) -> None:
+    def __init__(self, policy: ServicePolicy, lender: _Lender, *, refills: bool = False) -> None:
         self._policy = policy
         self._lender = lender
+        self._refills = refills
+        self.few_left = False
+        # What the last answer said, up to when it counts calls, and when it came.
+        self._heard: tuple[Sequence[Quota], float, float] | None = None
         self._monotonic = lender.monotonic
         self._asking = Lock()
         self._block = _Block(0, 0.0, float("-inf"))
@@ -87,7 +98,7 @@ class Limiter:
         Returns:
             None, or why there is none.
         """
-        patience = max(self._policy.linger_s, MIN_WAIT_S)
+        patience = self.patience_s
         while not self.take():
             with self._asking:
                 if self.take():
@@ -103,6 +114,43 @@ class Limiter:
             patience -= pause
             still()
         return None
+
+    @property
+    def patience_s(self) -> float:
+        """How long a call waits for its turn, in seconds."""
+        return max(self._policy.linger_s, MIN_WAIT_S)
+
+    def heed(self, quotas: Sequence[Quota], counted_at: float, now: datetime) -> Grant | None:
+        """Take note of what an answer says of the calls that are left; no I/O.
+
+        Args:
+            counted_at: Calls that began later are not counted in it, by the monotonic clock.
+
+        Returns:
+            Until when there are none, if that is longer than a call waits.
+        """
+        heard_at = self._monotonic()
+        self._heard = (quotas, counted_at, heard_at)
+        self.few_left = few_left(quotas, times=2 if self.few_left else 1)
+        block = self._block
+        if self.few_left and min(_left(quotas), default=float("inf")) < len(block.free):
+            block.deadline = min(block.deadline, heard_at)  # others used up what it counted on
+        for reading in self._readings():
+            said = said_by(reading, now.timestamp())
+            if reading.left > 0 or reading.until_s <= self.patience_s or self._refills:
+                continue
+            if not any(is_about(said, rate) for rate in self._policy.limits):
+                until = now + timedelta(seconds=reading.until_s)
+                return Grant(0, retry_at=until, limit=str(said))
+        return None
+
+    def _readings(self) -> list[Reading]:
+        if self._heard is None:
+            return []
+        (quotas, counted_at, heard_at), now = self._heard, self._monotonic()
+        return readings_of(
+            quotas, counted_s=now - counted_at, heard_s=now - heard_at, refills=self._refills
+        )
 
     def settle(self, *, final: bool = False) -> None:
         """Give back what is left of a block that has expired; with `final`, of any."""
@@ -141,7 +189,9 @@ class Limiter:
                 self._wanted = max(1, len(ages))
             elif soon:
                 self._wanted = min(2 * self._wanted, MAX_BLOCK)
-        grant = self._lender.lease(self._policy, Request(self._wanted, ages, patience_s))
+        readings, self._heard = self._readings(), None
+        request = Request(self._wanted, ages, patience_s, readings)
+        grant = self._lender.lease(self._policy, request)
         if not grant.calls:
             self._refusal = grant
             self._ask_at = self._monotonic() + MIN_PAUSE_S
@@ -168,3 +218,7 @@ class Limiter:
         # A thread that has taken a call and not noted it yet makes it now.
         used += [now] * (block.size - unused - len(used))
         return [now - at for at in used[: block.size - unused]]
+
+
+def _left(quotas: Sequence[Quota]) -> list[float]:
+    return [quota.left for quota in quotas if quota.of_calls and quota.left is not None]

@@ -21,9 +21,12 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.readings import Reading, Said, said_by, with_made
 from dagster_tidegate.breaker.timezone import check_timezone
 
 PERIODS = ("hour", "day", "month")
+LENGTHS = {"hour": 3600.0, "day": 86400.0}
+"""How long these are, as services say it."""
 MAX_WINDOW_S = 31 * 86400.0
 SHOWN_S = 7 * 86400.0
 """For how long a limit is shown that no process has asked for."""
@@ -32,6 +35,9 @@ MIN_LEASE_S = 0.5
 MAX_LEASE_S = 5.0
 MAX_AHEAD_S = 10.0
 """How long before it begins a block may be leased."""
+RECHECK_S = 0.25
+"""After this time a process asks again, while others have calls that they may give back: none is
+refused, and no service throttled, before all calls of the window are made."""
 GRACE_S = 30.0
 """How long after the end of a block its process can still say that it did not use all of it."""
 MARGIN = 0.01
@@ -133,11 +139,13 @@ class Request:
         wanted: How many calls it would like to make; 0: it only gives back what is left.
         ages: For each call that it made from its last block, how many seconds ago.
         patience_s: How many seconds it waits for a block that is free later.
+        readings: What the service has said since of the calls that are left.
     """
 
     wanted: int
     ages: Sequence[float] = ()
     patience_s: float = 0.0
+    readings: Sequence[Reading] = ()
 
 
 @dataclass(frozen=True)
@@ -182,11 +190,15 @@ class LimitState:
         made: For each limit, how many calls count until the end of each step.
         rates: All limits that processes have had, by key, and when one last asked. Each call counts
             in all: another code location, or a version that is being replaced, may have others.
+        said: What the service last said of each of its quotas, by name.
+        recent: When calls were made since then, and how many, the oldest first.
     """
 
     blocks: dict[str, Block] = field(default_factory=dict)
     made: dict[str, dict[float, int]] = field(default_factory=dict)
     rates: dict[str, tuple[RateLimit, float]] = field(default_factory=dict)
+    said: dict[str, Said] = field(default_factory=dict)
+    recent: list[tuple[float, int]] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, text: str | None) -> "LimitState":
@@ -198,6 +210,8 @@ class LimitState:
             {worker: Block(*block) for worker, block in stored["blocks"].items()},
             {key: dict(made) for key, made in stored["made"].items()},
             {key: (RateLimit(**rate), at) for key, (rate, at) in stored["rates"].items()},
+            {name: Said(**said) for name, said in stored.get("said", {}).items()},
+            [(at, calls) for at, calls in stored.get("recent", ())],
         )
 
     def to_json(self) -> str:
@@ -207,6 +221,8 @@ class LimitState:
                 "blocks": {worker: [b.size, b.expires_at] for worker, b in self.blocks.items()},
                 "made": {key: sorted(made.items()) for key, made in self.made.items()},
                 "rates": {key: [rate.model_dump(), at] for key, (rate, at) in self.rates.items()},
+                "said": {name: vars(said) for name, said in self.said.items()},
+                "recent": self.recent,
             },
             separators=(",", ":"),
         )
@@ -225,21 +241,26 @@ def lease(
     state.rates |= {rate.key: (rate, at) for rate in rates}
     known = [rate for rate, asked_at in state.rates.values() if asked_at >= at - MAX_WINDOW_S]
     _correct(state, known, at, MAX_LEASE_S)
-    _settle(state, known, at, worker, request.ages)
+    _settle(state, known, at, worker, request.ages, request.readings)
     _forget(state, known, at)
     if not request.wanted:
         return Grant(0)
-    starts_at, rate = _earliest(state, rates, at, needed=1)
+    said = undeclared(state, rates, at)
+    limits = [*rates, *said]
+    starts_at, last = _earliest(state, limits, at, needed=1)
     if starts_at > at:  # by then, for a little more than one call: fewer requests
-        starts_at, rate = _earliest(state, rates, at, needed=None)
-    free = min(each.calls - _counted(state, each, starts_at) for each in rates)
+        starts_at, last = _earliest(state, limits, at, needed=None)
+    free = min((_free(state, each, starts_at) for each in limits), default=MAX_BLOCK)
     if free < 1 or starts_at - at > min(request.patience_s, MAX_AHEAD_S):
-        return Grant(0, retry_at=datetime.fromtimestamp(starts_at, UTC), limit=str(rate))
+        if request.patience_s > RECHECK_S and _some_may_come_back(state, at):
+            starts_at = min(starts_at, at + RECHECK_S)
+        return Grant(0, retry_at=datetime.fromtimestamp(starts_at, UTC), limit=str(last))
     if starts_at == at:
         others = sum(at < block.expires_at for block in state.blocks.values())
         free = ceil(free / (others + 1))
     size = min(request.wanted, MAX_BLOCK, free)
-    ends = (each.period(starts_at)[1] - CLOCKS_DIFFER_S for each in rates if each.per)
+    ends = [each.period(starts_at)[1] - CLOCKS_DIFFER_S for each in rates if each.per]
+    ends += [each.until for each in said if each.until > starts_at]
     expires_at = min([starts_at + lease_s, *ends])
     state.blocks[worker] = Block(size, expires_at)
     return Grant(size, expires_at - at, starts_at - at)
@@ -265,24 +286,87 @@ def lease_time(rates: Iterable[RateLimit]) -> float:
     return min(max(shortest / 4, MIN_LEASE_S), MAX_LEASE_S)
 
 
+def _some_may_come_back(state: LimitState, now: float) -> bool:
+    """Return whether another process may still use up, or give back, what it has leased."""
+    return any(now < block.expires_at for block in state.blocks.values())
+
+
+def undeclared(state: LimitState, rates: Sequence[RateLimit], now: float) -> list[Said]:
+    """Return what the service says of quotas that are none of the limits that are declared."""
+    return [
+        said
+        for said in state.said.values()
+        if now < said.until and not any(is_about(said, rate) for rate in rates)
+    ]
+
+
+def is_about(said: Said, rate: RateLimit) -> bool:
+    """Return whether a quota of the service is a limit that is declared."""
+    length = rate.per_s or LENGTHS.get(rate.per or "")
+    if length is None or not said.of_calls:
+        return False
+    if said.left < 1 and rate.per_s and said.until - said.at > 1.1 * length + CLOCKS_DIFFER_S:
+        return False  # nothing for longer than the limit says
+    if said.window_s is None:
+        return said.calls == rate.calls
+    return abs(said.window_s - length) <= 0.01 * length
+
+
 def _earliest(
-    state: LimitState, rates: Sequence[RateLimit], now: float, *, needed: int | None
-) -> tuple[float, RateLimit]:
+    state: LimitState, limits: Sequence[RateLimit | Said], now: float, *, needed: int | None
+) -> tuple[float, RateLimit | Said | None]:
     """Return when all limits have calls, if no block comes back earlier, and which one is last.
 
     Args:
         needed: How many calls; None: a hundredth of each limit.
     """
-    at, last = now, rates[0]
-    for _ in range(4 * len(rates)):  # each may move it past the period of another
+    at, last = now, limits[0] if limits else None
+    for _ in range(4 * len(limits)):  # each may move it past the period of another
         before = at
-        for rate in rates:
-            wanted = max(1, rate.calls // 100) if needed is None else needed
-            if (free_at := _free_at(state, rate, at, wanted)) > at:
-                at, last = free_at, rate
+        for limit in limits:
+            if isinstance(limit, Said):
+                free_at = limit.free_at(at, *_since_said(state, limit))
+            else:
+                wanted = max(1, limit.calls // 100) if needed is None else needed
+                free_at = _free_at(state, limit, at, wanted)
+            if free_at > at:
+                at, last = free_at, limit
         if at == before:
             break
     return at, last
+
+
+def _free(state: LimitState, limit: RateLimit | Said, at: float) -> int:
+    """Return how many calls of a limit are free at a time."""
+    if isinstance(limit, Said):
+        return limit.free(at, sum(_since_said(state, limit)))
+    return limit.calls - _counted(state, limit, at)
+
+
+def _since_said(state: LimitState, said: Said) -> tuple[int, int]:
+    """Return how many calls were made since the service said something, and may still be made."""
+    made = sum(calls for at, calls in state.recent if at > said.at)
+    return made, sum(block.size for block in state.blocks.values())
+
+
+def _note(
+    state: LimitState, rates: Sequence[RateLimit], readings: Sequence[Reading], now: float
+) -> None:
+    """Take note of what the service says of its quotas: the latest word counts."""
+    for reading in readings:
+        said, former = said_by(reading, now), state.said.get(reading.name)
+        if former is None or former.at <= said.at or former.until <= now:
+            state.said[reading.name] = said
+    state.said = {
+        name: said
+        for name, said in state.said.items()
+        if now < said.until
+        or any(is_about(said, rate) and now < _counts_until(rate, said.at) for rate in rates)
+    }
+
+
+def _counts_until(rate: RateLimit, at: float) -> float:
+    return rate.period(at)[1] if rate.per else at + rate.window_s
 
 
 def _correct(state: LimitState, rates: Sequence[RateLimit], now: float, lease_s: float) -> None:
@@ -296,6 +380,10 @@ def _correct(state: LimitState, rates: Sequence[RateLimit], now: float, lease_s:
         made = state.made.get(rate.key, {})
         for step in [step for step in made if step > latest]:
             made[latest] = made.get(latest, 0) + made.pop(step)
+    state.recent = [(min(at, now), calls) for at, calls in state.recent]
+    for name, said in state.said.items():
+        if said.at > now:
+            state.said[name] = said.moved(now - said.at)
 
 
 def _settle(
@@ -304,14 +392,21 @@ def _settle(
     now: float,
     worker: str,
     ages: Sequence[float],
+    readings: Sequence[Reading],
 ) -> None:
     block = state.blocks.pop(worker, None)
+    lost: list[tuple[float, int]] = []
     for other, each in list(state.blocks.items()):
         if each.expires_at + GRACE_S <= now:
             # Its process is dead: any of its calls may have been made at the last moment.
             del state.blocks[other]
             for rate in rates:
                 _count(state, rate, each.expires_at, each.size)
+            lost.append((each.expires_at, each.size))
+    _note(state, rates, readings, now)
+    since = min((said.at for said in state.said.values()), default=float("inf"))
+    made = [(now - max(age, 0.0), 1) for age in ages] if block is not None else []
+    state.recent = with_made(state.recent, [*lost, *made], since)
     if block is None:
         return
     for rate in rates:
@@ -361,7 +456,24 @@ def _counted(state: LimitState, rate: RateLimit, now: float) -> int:
     """Return the calls of the limit's window that may reach beyond now, with the blocks out."""
     since = _since(rate, now)
     made = sum(calls for step, calls in state.made.get(rate.key, {}).items() if step >= since)
+    made += _of_others(state, rate, now)
     return made + sum(b.size for b in state.blocks.values() if b.expires_at > since)
+
+
+def _of_others(state: LimitState, rate: RateLimit, now: float) -> int:
+    """Return the calls of a limit's window that other programs made, as the service says."""
+    most = 0
+    for said in state.said.values():
+        since = _since(rate, said.at)
+        if not is_about(said, rate) or now >= _counts_until(rate, said.at):
+            continue
+        calls = rate.calls if said.calls is None else min(said.calls, rate.calls)
+        made = state.made.get(rate.key, {}).items()
+        own = sum(count for step, count in made if step >= since)
+        own -= sum(count for at, count in state.recent if at > said.at)
+        # Of a limit that the service says is lower, the rest counts as used up.
+        most = max(most, int(calls - said.left) - own + (rate.calls - int(calls)))
+    return most
 
 
 def _free_at(state: LimitState, rate: RateLimit, at: float, needed: int) -> float:
@@ -377,6 +489,7 @@ def _free_at(state: LimitState, rate: RateLimit, at: float, needed: int) -> floa
     counted = [
         *state.made.get(rate.key, {}).items(),
         *((block.expires_at, block.size) for block in state.blocks.values()),
+        *((said.at, _of_others(state, rate, at)) for said in state.said.values()),
     ]
     step = at
     for step, calls in sorted(counted):

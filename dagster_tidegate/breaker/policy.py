@@ -218,6 +218,11 @@ class ServicePolicy(BaseModel):
         description="How many calls the whole fleet may make, of the service with its parts. All "
         "limits hold at once.",
     )
+    heed_quotas: bool = Field(
+        default=True,
+        description="Keep to what the service says in its headers of the calls that are left. "
+        "False: where these headers are wrong.",
+    )
     windows: Sequence[MaintenanceWindow] = Field(
         default=[],
         description="Maintenance windows: times at which the gate holds the service, each time "

@@ -152,6 +152,13 @@ class SharedState:
         with self._lock:
             subscriber(self.snapshot())
 
+    def inform_all(self) -> None:
+        """Call all subscribers with the present snapshot."""
+        self.snapshot()
+        with self._lock:
+            for subscriber in self._subscribers:
+                subscriber(self.snapshot())
+
     def listen(self, waker: Waker) -> Listener:
         """Return a listener for the changes that other processes make."""
         return self.backend.listen(waker)

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import BreakerBackend
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
@@ -178,3 +179,101 @@ def test_people_see_how_much_is_used_up(
 
 def test_without_enforcement_nothing_is_limited(make_fleet: Callable[..., Fleet]) -> None:
     assert calls(make_fleet(DAILY.model_copy(update={"enforce": False})), at_most=20) == 20
+
+
+class HonestService:
+    """Has a limit that nobody declared, and says in each answer what is left of it."""
+
+    def __init__(self, clock: Clock, calls: int, window_s: int) -> None:
+        self.clock, self.calls, self.window_s = clock, calls, window_s
+        self.used: dict[float, int] = {}
+        self.refused = 0
+
+    def __call__(self) -> Answer:
+        now = self.clock().timestamp()
+        window = now // self.window_s
+        used = self.used[window] = self.used.get(window, 0) + 1
+        headers = {
+            "X-RateLimit-Limit": str(self.calls),
+            "X-RateLimit-Remaining": str(max(0, self.calls - used)),
+            "X-RateLimit-Reset": str(int((window + 1) * self.window_s)),
+        }
+        self.refused += used > self.calls
+        return Answer(200 if used <= self.calls else 429, headers, at=self.clock())
+
+
+def test_a_service_that_says_nothing_is_left_is_throttled_before_it_refuses(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", jitter=0)
+    fleets, service = [make_fleet(policy) for _ in range(3)], HonestService(clock, 40, 600)
+    for n in range(40):
+        clock.advance(0.05)
+        fleets[n % 3 if n < 20 else 0].breaker("mail").call(service)
+    for fleet in fleets:
+        fleet.refresh()
+        with pytest.raises(BreakerOpenError, match=r"40 calls \(by its headers\) is used up"):
+            fleet.breaker("mail").call(service)
+    status = fleets[0].breaker("mail").status
+    assert service.refused == 0
+    assert status.throttled_until is not None
+    reset_at = datetime.fromtimestamp((clock().timestamp() // 600 + 1) * 600, UTC)
+    assert reset_at <= status.throttled_until <= reset_at + timedelta(seconds=2)
+    clock.time = status.throttled_until + timedelta(seconds=1)
+    for _ in range(20):
+        fleets[1].breaker("mail").call(service)
+    assert service.refused == 0
+
+
+def test_the_last_calls_of_a_window_are_leased(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", jitter=0)
+    fleets, service = [make_fleet(policy) for _ in range(4)], HonestService(clock, 200, 600)
+    for _ in range(45):
+        for fleet in fleets:
+            clock.advance(0.01)
+            fleet.breaker("mail").call(service)
+
+    def rest(fleet: Fleet) -> int:
+        for made in range(100):
+            try:
+                fleet.breaker("mail").call(service)
+            except BreakerOpenError:
+                return made
+        return 100
+
+    with ThreadPoolExecutor(4) as pool:  # 20 are left
+        made = sum(pool.map(rest, fleets))
+    assert service.refused == 0
+    assert made == 20
+
+
+def test_what_other_programs_use_up_of_a_declared_limit_is_noticed(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=40, per_s=600)], jitter=0)
+    fleets, service = [make_fleet(policy) for _ in range(2)], HonestService(clock, 40, 600)
+    clock.time = datetime.fromtimestamp((clock().timestamp() // 600 + 1) * 600 + 1, UTC)
+    made = 0
+    for n in range(100):
+        clock.advance(0.05)
+        if n == 5:  # another program with the same key
+            for _ in range(20):
+                service()
+        try:
+            fleets[n % 2 if n < 8 else 0].breaker("mail").call(service)
+        except BreakerOpenError:
+            break
+        made += 1
+    assert service.refused == 0
+    assert 15 <= made <= 20
+
+
+def test_wrong_headers_can_be_left_out_of_account(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    fleet = make_fleet(ServicePolicy(name="mail", heed_quotas=False))
+    wrong = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "3000"}
+    for _ in range(50):
+        fleet.breaker("mail").call(lambda: Answer(200, wrong, at=clock()))

@@ -1,0 +1,168 @@
+"""What services say in their headers of the calls that are left, and what follows from it."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from dagster_tidegate.breaker import limits
+from dagster_tidegate.breaker.answers import Answer
+from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
+from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
+from dagster_tidegate.breaker.readings import Reading
+
+AT = datetime(2026, 11, 28, 4, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("headers", "quotas"),
+    [
+        (
+            {"RateLimit": '"default";r=50;t=30', "RateLimit-Policy": '"default";q=100;w=60'},
+            [Quota("default", 50, 30, 100, 60)],
+        ),
+        (
+            {
+                "RateLimit": '"a";r=50;t=30, "b";r=3;t=9',
+                "RateLimit-Policy": '"a";q=100;w=60, "b";q=7;w=10;qu="content-bytes"',
+            },
+            [Quota("a", 50, 30, 100, 60), Quota("b", 3, 9, 7, 10, of_calls=False)],
+        ),
+        (
+            {"RateLimit": "limit=100, remaining=50, reset=5", "RateLimit-Policy": "100;w=60"},
+            [Quota("", 50, 5, 100, 60)],
+        ),
+        (
+            {
+                "RateLimit-Limit": "100, 100;w=60",
+                "RateLimit-Remaining": "50",
+                "RateLimit-Reset": "5",
+            },
+            [Quota("", 50, 5, 100, 60)],
+        ),
+        (
+            {
+                "X-RateLimit-Limit": "100",
+                "X-RateLimit-Remaining": "50",
+                "X-RateLimit-Reset": str(int(AT.timestamp()) + 40),
+            },
+            [Quota("", 50, 40, 100)],
+        ),
+        (
+            {
+                "x-ratelimit-limit-requests": "60",
+                "x-ratelimit-remaining-requests": "59",
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-tokens": "149984",
+                "x-ratelimit-reset-tokens": "6m0s",
+            },
+            [Quota("", 59, 1, 60), Quota("tokens", 149984, 360, of_calls=False)],
+        ),
+        (
+            {
+                "x-rate-limit-minute": "200",
+                "x-minute-requests-left": "197",
+                "x-rate-limit-hourly": "",
+                "x-hourly-requests-left": "",
+                "x-rate-limit-24-hour": "600",
+                "x-24-hour-requests-left": "0",
+            },
+            [
+                Quota("minute", 197, None, 200, 60),
+                Quota("24-hour", 0, None, 600, 86400),
+            ],
+        ),
+        ({"Date": "Sat, 28 Nov 2026 04:00:00 GMT", "ETag": "x", "Retry-After": "3"}, []),
+    ],
+)
+def test_quotas_are_read_in_the_forms_that_services_use(
+    headers: dict[str, str], quotas: list[Quota]
+) -> None:
+    answer = Answer(200, headers, at=AT)
+    assert quotas_of(answer) == quotas
+    assert names_quota(answer.headers) is bool(quotas)
+
+
+def leased(
+    state: LimitState, rates: list[RateLimit], seconds: float, worker: str, request: Request
+) -> Grant:
+    now = datetime.fromtimestamp(AT.timestamp() + seconds, UTC)
+    return limits.lease(state, rates, now, worker, request)
+
+
+def test_what_a_service_says_is_left_is_shared_by_all() -> None:
+    state = LimitState()
+    says = Request(50, readings=[Reading("", left=10, age_s=0.1, until_s=30.0)])
+    first = leased(state, [], 0, "a", says)
+    second = leased(state, [], 0, "b", Request(50))
+    third = leased(state, [], 0, "c", Request(50))
+    assert first.calls == 10
+    assert (second.calls, third.calls) == (0, 0)
+    assert third.retry_at == datetime.fromtimestamp(AT.timestamp() + 30, UTC)
+    assert leased(state, [], 31, "c", Request(50)).calls == 50, "its time is over"
+
+
+def test_calls_that_were_made_since_the_service_said_it_are_taken_off() -> None:
+    state = LimitState()
+    says = Request(4, readings=[Reading("", left=10, age_s=0.1, until_s=30.0)])
+    assert leased(state, [], 0, "a", says).calls == 4
+    again = leased(state, [], 2, "a", Request(9, ages=[1.0, 1.5, 1.9]))
+    assert again.calls == 7, "one of the four came back"
+
+
+def test_the_latest_word_counts() -> None:
+    state = LimitState()
+    for left, age_s in ((10, 0.1), (50, 3.0)):  # the second is of an earlier call
+        reading = Reading("", left=left, age_s=age_s, until_s=30.0)
+        leased(state, [], 0, "a", Request(0, readings=[reading]))
+    assert leased(state, [], 0, "a", Request(90)).calls == 10
+    leased(state, [], 1, "a", Request(0))
+    later = Request(90, readings=[Reading("", left=3, age_s=0.0, until_s=29.0)])
+    assert leased(state, [], 1, "a", later).calls == 3
+
+
+@pytest.mark.parametrize(
+    "rate", [RateLimit(calls=100, per="day"), RateLimit(calls=100, per_s=86400)]
+)
+def test_what_others_use_up_of_a_declared_limit_is_noticed(rate: RateLimit) -> None:
+    state = LimitState()
+    assert leased(state, [rate], 0, "a", Request(5)).calls == 5
+    reading = Reading("", left=20, age_s=0.0, until_s=3600.0, calls=100)
+    says = Request(90, ages=[3000.0] * 5, readings=[reading])
+    assert leased(state, [rate], 3600, "a", says).calls == 20, "75 are those of others"
+
+
+def test_what_a_service_says_never_permits_more_than_what_is_declared() -> None:
+    state, rate = LimitState(), RateLimit(calls=10, per="day")
+    reading = Reading("", left=900, age_s=0.0, until_s=3600.0, calls=1000, window_s=86400)
+    assert leased(state, [rate], 0, "a", Request(50, readings=[reading])).calls == 10
+
+
+def test_a_limit_of_a_service_that_is_lower_than_what_is_declared_counts() -> None:
+    state, rate = LimitState(), RateLimit(calls=100, per_s=60)
+    reading = Reading("", left=29, age_s=0.0, until_s=50.0, calls=30, window_s=60)
+    assert leased(state, [rate], 0, "a", Request(90, readings=[reading])).calls == 29
+
+
+def test_a_quota_that_comes_back_bit_by_bit_is_not_waited_for_as_a_whole() -> None:
+    state = LimitState()
+    reading = Reading("", left=0, age_s=0.0, until_s=60.0, calls=600, refills=True)
+    refusal = leased(state, [], 0, "a", Request(5, readings=[reading]))
+    assert refusal.retry_at is not None
+    assert (refusal.retry_at - AT).total_seconds() < 1
+    assert leased(state, [], 1, "a", Request(50)).calls == 10
+
+
+def test_a_quota_of_tokens_counts_once_it_is_empty() -> None:
+    state = LimitState()
+    some = Reading("tokens", left=5, age_s=0.1, until_s=30.0, of_calls=False)
+    assert leased(state, [], 0, "a", Request(50, readings=[some])).calls == 50
+    none = Reading("tokens", left=0, age_s=0.0, until_s=30.0, of_calls=False)
+    assert leased(state, [], 0, "b", Request(50, readings=[none])).calls == 0
+
+
+def test_the_state_survives_the_store() -> None:
+    state = LimitState()
+    reading = Reading("", left=10, age_s=0.1, until_s=30.0, calls=100)
+    leased(state, [], 0, "a", Request(4, readings=[reading]))
+    leased(state, [], 0, "a", Request(0, ages=[0.01]))
+    assert LimitState.from_json(state.to_json()) == state
