@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest, lease_slots
 from dagster_tidegate.breaker.limits import Grant, LimitState, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
@@ -119,6 +120,10 @@ class BreakerBackend(Protocol):
 
     def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
         """Settle a worker's last block of calls within the limits, and lease it the next one."""
+        ...
+
+    def lease_slots(self, policy: ServicePolicy, worker: str, request: SlotRequest) -> SlotGrant:
+        """Renew a worker's slots for calls in flight, and lease it more."""
         ...
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
@@ -277,6 +282,13 @@ class MemoryBackend:
         with self._lock:
             state = self._limits.setdefault(policy.name, LimitState())
             return limits.lease(state, policy.limits, self.now(), worker, request)
+
+    def lease_slots(self, policy: ServicePolicy, worker: str, request: SlotRequest) -> SlotGrant:
+        """See `BreakerBackend.lease_slots`."""
+        with self._lock:
+            state = self._limits.setdefault(policy.name, LimitState()).slots
+            limit = policy.max_concurrency or request.in_use + request.wanted
+            return lease_slots(state, limit, self.now().timestamp(), worker, request)
 
     def counts(self, status: BreakerStatus) -> list[WindowDelta]:
         """Return the counts in the generation of a breaker."""

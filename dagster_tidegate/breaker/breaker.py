@@ -233,11 +233,7 @@ class Breaker(pybreaker.CircuitBreaker):
                 durations.add(ended - started)
             return result
         admission = self.engine.check()
-        ticket = (
-            Ticket(admission.window)
-            if admission.passes and admission.take()
-            else await asyncio.to_thread(self.engine.admit)
-        )
+        ticket = admission.enter() or await asyncio.to_thread(self.engine.admit)
         self._notify("before_call", func, *args, **kwargs)
         return await self._guard_coroutine(ticket, _begun(func, args, kwargs))
 
@@ -308,6 +304,7 @@ class Breaker(pybreaker.CircuitBreaker):
         try:
             result = await coroutine
         except Exception as error:
+            ticket.release()  # not in a thread: all of them may wait for a slot
             await asyncio.to_thread(self._raised, ticket, error)
             raise
         except BaseException as error:
@@ -323,6 +320,7 @@ class Breaker(pybreaker.CircuitBreaker):
             async for item in generator:
                 yield item
         except Exception as error:
+            ticket.release()
             await asyncio.to_thread(self._raised, ticket, error)
             raise
         except BaseException as error:
@@ -354,6 +352,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     async def _end_async(self, ticket: Ticket, result: Any) -> Any:
         error = self._error_in(result, ticket)
+        ticket.release()
         if error is not None:
             await asyncio.to_thread(self._raised, ticket, error)
             raise error
@@ -393,11 +392,13 @@ class Breaker(pybreaker.CircuitBreaker):
         return AnswerError.of(verdict, result)
 
     def _succeeded(self, ticket: Ticket, *, streamed: bool = False) -> None:
+        ticket.release()
         self.engine.succeed(ticket, streamed=streamed)
         self._notify("success")
 
     def _raised(self, ticket: Ticket, error: BaseException) -> None:
         """End a call that raised; may raise `BreakerOpenError` in place of its error."""
+        ticket.release()
         if not isinstance(error, Exception):
             self.engine.ignore(ticket)
             return

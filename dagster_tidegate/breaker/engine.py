@@ -28,6 +28,7 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.profiles import load
 from dagster_tidegate.breaker.quotas import names_quota, quotas_of
 from dagster_tidegate.breaker.shared_state import SharedState
+from dagster_tidegate.breaker.slots import HeldSlots, Slots
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdict_counts import VerdictCounts
@@ -53,6 +54,7 @@ class Admission:
         fast: They pass, and nobody observes them: only counting is left to do.
         limited: The same, once a call was taken within the limits.
         limiters: The limits of the service, and for a part those of the whole.
+        slots: The same for the calls in flight.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Admission:
         "limited",
         "limiters",
         "passes",
+        "slots",
         "status",
         "window",
     )
@@ -78,6 +81,7 @@ class Admission:
         passes: bool,
         fast: bool,
         limiters: tuple[Limiter, ...] = (),
+        slots: tuple[Slots, ...] = (),
     ) -> None:
         self.status = status
         self.window = window
@@ -85,9 +89,25 @@ class Admission:
         self.error = error
         self.hold = hold
         self.passes = passes
-        self.fast = fast and not limiters
-        self.limited = fast and bool(limiters)
+        self.fast = fast and not limiters and not slots
+        self.limited = fast and bool(limiters) and not slots
         self.limiters = limiters
+        self.slots = slots
+
+    def enter(self) -> "Ticket | None":
+        """Admit a call if that needs no I/O and no waiting."""
+        if not self.passes:
+            return None
+        held = HeldSlots()
+        for slots in self.slots:
+            if not slots.take():
+                held.release()
+                return None
+            held.add(slots)
+        if not self.take():
+            held.release()
+            return None
+        return Ticket(self.window, held=held)
 
     def take(self) -> bool:
         """Take a call within the limits, if that needs no I/O."""
@@ -117,9 +137,10 @@ class Ticket:
         trial: Its lease as a trial call, or None.
         parent: The ticket of the same call for the whole service, if a part of it was called and
             the whole is on trial.
+        held: Its slots among the calls in flight, or None.
     """
 
-    __slots__ = ("parent", "started", "trial", "window")
+    __slots__ = ("held", "parent", "started", "trial", "window")
 
     def __init__(
         self,
@@ -128,11 +149,18 @@ class Ticket:
         parent: "Ticket | None" = None,
         *,
         started: float | None = None,
+        held: HeldSlots | None = None,
     ) -> None:
         self.window = window
         self.started = window.monotonic() if started is None else started
         self.trial = trial
         self.parent = parent
+        self.held = held
+
+    def release(self) -> None:
+        """Return its slots: it is no longer in flight."""
+        if self.held is not None:
+            self.held.release()
 
 
 class Engine:
@@ -178,6 +206,8 @@ class Engine:
         refills = profile is not None and profile.retry_after_first
         is_limited = self.policy.enforce and self._enabled
         self._limiter = Limiter(self.policy, self._state, refills=refills) if is_limited else None
+        has_slots = is_limited and self.policy.max_concurrency is not None
+        self.slots = Slots(self.policy, self._state) if has_slots else None
         self._few_left = False
         self._spent: Grant | None = None
         self._ask_at = float("-inf")
@@ -203,29 +233,43 @@ class Engine:
         Raises:
             BreakerOpenError: If the service must not be called now.
         """
-        limited = self._limited()
-        if not limited:
+        limited, slots = self._limited(), self._slots()
+        if not limited and not slots:
             return self.admit_unlimited()
         self.check()
         taken: list[Limiter] = []
+        held = HeldSlots()
         try:
+            for each in slots:  # first: a call within the limits must be made soon
+                each.acquire(self.check)
+                held.add(each)
             for engine, limiter in limited:
                 if (refusal := limiter.acquire(self.check)) is not None:
                     raise engine.used_up(refusal)
                 taken.append(limiter)
-            return self.admit_unlimited()
+            ticket = self.admit_unlimited()
         except BaseException:
+            held.release()
             for limiter in taken:
                 limiter.put_back()
             raise
+        ticket.held = held
+        return ticket
 
     @property
     def limiter(self) -> Limiter | None:
         """The limiter, if there are limits, or the service says that few calls are left."""
         return self._limiter if self.policy.limits or self._few_left else None
 
+    def _slots(self) -> list[Slots]:
+        """The slots of a part, and of the service that it belongs to."""
+        engines = (self, self.parent)
+        return [engine.slots for engine in engines if engine is not None and engine.slots]
+
     def settle(self, *, final: bool) -> None:
         """Give back what this process does not use of the limits; with `final`, all of it."""
+        if self.slots is not None:
+            self.slots.settle(final=final)
         if self._limiter is not None:
             self._limiter.settle(final=final or self.limiter is None)
 
@@ -435,6 +479,7 @@ class Engine:
             passes=passes,
             fast=fast,
             limiters=limiters,
+            slots=tuple(self._slots()),
         )
 
     def _status_passes(self, status: BreakerStatus) -> bool:

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import ceil, floor
-from typing import Self
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.concurrency import SlotState
 from dagster_tidegate.breaker.readings import Reading, Said, said_by, with_made
 from dagster_tidegate.breaker.timezone import check_timezone
 
@@ -192,6 +193,7 @@ class LimitState:
             in all: another code location, or a version that is being replaced, may have others.
         said: What the service last said of each of its quotas, by name.
         recent: When calls were made since then, and how many, the oldest first.
+        slots: Who may have how many calls in flight.
     """
 
     blocks: dict[str, Block] = field(default_factory=dict)
@@ -199,6 +201,7 @@ class LimitState:
     rates: dict[str, tuple[RateLimit, float]] = field(default_factory=dict)
     said: dict[str, Said] = field(default_factory=dict)
     recent: list[tuple[float, int]] = field(default_factory=list)
+    slots: SlotState = field(default_factory=SlotState)
 
     @classmethod
     def from_json(cls, text: str | None) -> "LimitState":
@@ -212,6 +215,7 @@ class LimitState:
             {key: (RateLimit(**rate), at) for key, (rate, at) in stored["rates"].items()},
             {name: Said(**said) for name, said in stored.get("said", {}).items()},
             [(at, calls) for at, calls in stored.get("recent", ())],
+            _slots(stored.get("slots", {})),
         )
 
     def to_json(self) -> str:
@@ -223,9 +227,17 @@ class LimitState:
                 "rates": {key: [rate.model_dump(), at] for key, (rate, at) in self.rates.items()},
                 "said": {name: vars(said) for name, said in self.said.items()},
                 "recent": self.recent,
+                "slots": vars(self.slots),
             },
             separators=(",", ":"),
         )
+
+
+def _slots(stored: dict[str, Any]) -> SlotState:
+    state = SlotState(**stored)
+    state.held = {worker: (slots, at) for worker, (slots, at) in state.held.items()}
+    state.waiting = {worker: (since, at) for worker, (since, at) in state.waiting.items()}
+    return state
 
 
 def lease(
@@ -269,11 +281,16 @@ def lease(
 def usage(state: LimitState, now: datetime) -> list[Usage]:
     """Return how much of each limit is used up, with what processes have leased."""
     at = now.timestamp()
-    return [
-        Usage(str(rate), rate.calls, _counted(state, rate, at))
-        for rate, asked_at in state.rates.values()
-        if asked_at >= at - SHOWN_S
-    ]
+    rates = [rate for rate, asked_at in state.rates.values() if asked_at >= at - SHOWN_S]
+    used = [Usage(str(rate), rate.calls, _counted(state, rate, at)) for rate in rates]
+    for said in undeclared(state, rates, at):
+        calls = int(said.left if said.calls is None else said.calls)
+        left = min(calls, max(0, _free(state, said, at))) if said.of_calls else int(said.left)
+        used.append(Usage(str(said), calls, calls - left))
+    slots = state.slots
+    if slots.limit is not None and slots.asked_at >= at - SHOWN_S:
+        used.append(Usage(f"{slots.limit} calls at a time", slots.limit, slots.taken(at)))
+    return used
 
 
 def lease_time(rates: Iterable[RateLimit]) -> float:

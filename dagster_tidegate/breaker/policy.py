@@ -218,6 +218,13 @@ class ServicePolicy(BaseModel):
         description="How many calls the whole fleet may make, of the service with its parts. All "
         "limits hold at once.",
     )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="How many calls of the whole fleet may be in flight at once, to the service "
+        "with its parts. None: no limit.",
+    )
     heed_quotas: bool = Field(
         default=True,
         description="Keep to what the service says in its headers of the calls that are left. "
@@ -289,7 +296,13 @@ class ServicePolicy(BaseModel):
     def with_parts(self) -> "list[ServicePolicy]":
         """Return this policy and those of the parts."""
         names = [f"{self.name}/{part}" for part in self.parts]
-        only_of_whole = {"parts": [], "pools": [], "limits": [], "windows": []}
+        only_of_whole = {
+            "parts": [],
+            "pools": [],
+            "limits": [],
+            "windows": [],
+            "max_concurrency": None,
+        }
         return [self, *(self.model_copy(update={"name": n, **only_of_whole}) for n in names)]
 
     @model_validator(mode="after")

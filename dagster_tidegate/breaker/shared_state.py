@@ -18,6 +18,7 @@ from dagster_tidegate.breaker.backend import (
     Trial,
     TrialAnswer,
 )
+from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.events import (
     ChangeLearned,
     Event,
@@ -207,6 +208,10 @@ class SharedState:
     def lease(self, policy: ServicePolicy, request: Request) -> Grant:
         """Settle this process's last block of calls within the limits, and lease the next one."""
         return self._do(lambda backend: backend.lease(policy, self.worker, request))[0]
+
+    def lease_slots(self, policy: ServicePolicy, request: SlotRequest) -> SlotGrant:
+        """Renew this process's slots for calls in flight, and lease more."""
+        return self._do(lambda backend: backend.lease_slots(policy, self.worker, request))[0]
 
     def seconds_until(self, grant: Grant) -> float:
         """Return how long it takes until there are calls again."""

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.limits import Grant, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
@@ -433,6 +434,11 @@ class SqlBackend:
         """See `BreakerBackend.lease`."""
         with self.store.begin() as conn:
             return limits.lease(conn, self.store, policy, worker, request)
+
+    def lease_slots(self, policy: ServicePolicy, worker: str, request: SlotRequest) -> SlotGrant:
+        """See `BreakerBackend.lease_slots`."""
+        with self.store.begin() as conn:
+            return limits.lease_slots(conn, self.store, policy, worker, request)
 
     def listen(self, waker: Waker) -> Listener:
         """See `BreakerBackend.listen`."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -277,3 +278,46 @@ def test_wrong_headers_can_be_left_out_of_account(
     wrong = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "3000"}
     for _ in range(50):
         fleet.breaker("mail").call(lambda: Answer(200, wrong, at=clock()))
+
+
+def test_processes_share_the_calls_in_flight(
+    clock: Clock, store: Store, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", max_concurrency=3)
+    first, second = make_fleet(policy), make_fleet(policy)
+    with ExitStack() as calls:
+        for _ in range(2):
+            calls.enter_context(first.breaker("mail").calling())
+        calls.enter_context(second.breaker("mail").calling())
+        assert first.breaker("mail").engine.admission.enter() is None
+        clock.advance(6)  # the turn of the first is over
+        assert first.breaker("mail").engine.admission.enter() is None
+        with store.read() as conn:
+            [used] = service_stats.read(conn, clock())["mail"].limits
+        assert (used.limit, used.calls, used.used) == ("3 calls at a time", 3, 3)
+    first.flush(final=True)
+    second.flush(final=True)
+    with store.read() as conn:
+        [used] = service_stats.read(conn, clock())["mail"].limits
+    assert used.used == 0
+
+
+def test_a_call_with_a_free_slot_needs_no_query(
+    store: Store, make_fleet: Callable[..., Fleet]
+) -> None:
+    fleet = make_fleet(ServicePolicy(name="mail", max_concurrency=4))
+    assert calls(fleet, at_most=5) == 5
+    statements: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    assert calls(fleet, at_most=200) == 200
+    assert not [statement for statement in statements if "limits" in statement]
+
+
+def test_the_slots_of_a_process_that_died_come_back(
+    clock: Clock, make_fleet: Callable[..., Fleet]
+) -> None:
+    policy = ServicePolicy(name="mail", max_concurrency=1)
+    dead, other = make_fleet(policy), make_fleet(policy)
+    with dead.breaker("mail").calling():
+        clock.advance(31)
+        assert calls(other, at_most=2) == 2
