@@ -106,9 +106,11 @@ class Slots:
             if not wanted:
                 return
             self._turn_ends = asked_at + grant.turn_s
-            longer_s = min(1.5 * self._pause_s, MAX_PAUSE_S)
-            self._pause_s = MIN_PAUSE_S if grant.slots > in_use else longer_s
-            self._ask_at = asked_at + self._pause_s
+            if grant.slots > in_use:
+                self._pause_s, self._ask_at = MIN_PAUSE_S, float("-inf")
+            else:
+                self._pause_s = min(1.5 * self._pause_s, MAX_PAUSE_S)
+                self._ask_at = asked_at + self._pause_s
             self._lock.notify_all()
 
 

@@ -14,7 +14,9 @@ from dagster_tidegate.holds import Hold, HoldSource, TargetKind
 from dagster_tidegate.records.chunks import Chunk
 from dagster_tidegate.records.host import LoopHost, StopLoop, StopReason
 from dagster_tidegate.records.journal import Journal
+from dagster_tidegate.records.judgement import judge
 from dagster_tidegate.records.lease import Lease
+from dagster_tidegate.records.pace import Pace
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.records.signals import SignalGuard
 from dagster_tidegate.records.tries import Tries
@@ -65,6 +67,8 @@ class LoopPass(Generic[T]):
         self._next: Record[T] | None = None  # of a loop: written as started already
         self._over: AttemptOverError | None = None
         self._is_map = False
+        self._pace = Pace(1)
+        self._began: dict[str, float] = {}  # of map's records in flight
         self._left = False
 
     # --- for, async for --------------------------------------------------------------------------
@@ -132,8 +136,9 @@ class LoopPass(Generic[T]):
     def at_once(self, chunks: Iterator[Chunk], workers: Workers, concurrency: int) -> None:
         """Keep up to `concurrency` records in flight until all are finished."""
         self._is_map = True
+        self._pace = Pace(concurrency)
         try:
-            self._work(chunks, workers, concurrency)
+            self._work(chunks, workers)
         except BaseException:
             if not self._left:
                 try:
@@ -142,13 +147,13 @@ class LoopPass(Generic[T]):
                     self.host.log.warning("Another error while stopping: %r", error)
             raise
 
-    def _work(self, chunks: Iterator[Chunk], workers: Workers, concurrency: int) -> None:
+    def _work(self, chunks: Iterator[Chunk], workers: Workers) -> None:
         schedule = self._schedule
         while True:
             if self.signals.received or self.host.holds() or self.host.fleet.outdated:
                 self._drain(workers)
                 self._stop_if_needed()
-            free = concurrency - len(self._in_flight)
+            free = max(0, self._pace.limit - len(self._in_flight))
             # One chunk at a time: a slow input does not delay the records already read.
             if free and schedule.wants_input:
                 if (chunk := next(chunks, None)) is not None:
@@ -170,7 +175,9 @@ class LoopPass(Generic[T]):
             self._tries.begin(record)
             ready.append(record)
         self.journal.start(ready)
+        began = time.monotonic()
         for record in ready:
+            self._began[record.key] = began
             record.tries += 1
             self._in_flight[record.key] = record
             workers.submit(record)
@@ -179,7 +186,9 @@ class LoopPass(Generic[T]):
     def _collect(self, finished: Sequence[Finished]) -> None:
         """Write the ends of tries in one transaction."""
         fatal: BaseException | None = None
+        now = time.monotonic()
         for record, error in finished:
+            self._adapt(self._began.pop(record.key, now), now, error)
             try:
                 error = self._tries.as_refusal(error)
                 if error is not None and self._ends_loop(record, error):
@@ -190,6 +199,20 @@ class LoopPass(Generic[T]):
         self.journal.commit()
         if fatal is not None:
             raise fatal
+
+    def _adapt(self, began: float, now: float, error: BaseException | None) -> None:
+        """Let more or fewer records be in flight from now on."""
+        if isinstance(error, BreakerOpenError):
+            error = error.__cause__
+            if error is None:
+                return  # refused without a call, which says nothing
+        kind = None if error is None else judge(error, self.host.fleet, self.host.services).kind
+        self._pace.ended(
+            began=began,
+            now=now,
+            failed=kind is VerdictKind.FAILURE,
+            throttled=kind is VerdictKind.THROTTLED,
+        )
 
     def _drain(self, workers: Workers) -> None:
         """Let the records in flight finish, for up to `drain_timeout_s`."""

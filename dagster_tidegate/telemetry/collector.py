@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from threading import Lock
@@ -11,11 +11,12 @@ from threading import Lock
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dagster_tidegate.breaker.limits import Usage
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import alerts, campaign_stats
+from dagster_tidegate.store import alerts, campaign_stats, limits
 from dagster_tidegate.store.database import DATABASE_ERRORS, Connection, Store
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.telemetry.counters import Counters
@@ -67,6 +68,7 @@ class FleetCollector(Collector):
                 metrics = [
                     _one("enabled", "0 if TIDEGATE_ENABLED is false here, else 1", fleet.enabled),
                     *_services(fleet, self._counters),
+                    *_limits(limits.usage(conn, now)),
                     *_holds(fleet),
                     *_campaigns(fleet, conn),
                     *_gates(fleet),
@@ -138,6 +140,24 @@ def _services(fleet: Situation, counters: Counters) -> Iterable[Metric]:
         },
         "service",
         "outcome",
+    )
+
+
+def _limits(usage: Mapping[str, Sequence[Usage]]) -> Iterable[Metric]:
+    used = [(service, each) for service, limits in usage.items() for each in limits]
+    yield _gauge(
+        "limit_calls",
+        "How many calls a limit permits",
+        {(service, each.limit): each.calls for service, each in used},
+        "service",
+        "limit",
+    )
+    yield _gauge(
+        "limit_used",
+        "How many of these are used up, with what processes have leased",
+        {(service, each.limit): each.used for service, each in used},
+        "service",
+        "limit",
     )
 
 

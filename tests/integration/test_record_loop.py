@@ -192,6 +192,27 @@ def test_map_never_works_on_more(work: Work) -> None:
     assert most <= 3
 
 
+def test_map_works_on_fewer_while_the_service_is_slow(work: Work) -> None:
+    lock, now = threading.Lock(), 0
+    at_once: dict[int, int] = {}
+
+    def handle(record: Record) -> None:
+        nonlocal now
+        number = int(record.key)
+        with lock:
+            now += 1
+            at_once[number] = now
+        time.sleep(0.01 if number < 40 else 0.7)
+        with lock:
+            now -= 1
+
+    records = work.records([str(n) for n in range(60)])
+    records.map(handle, concurrency=8)
+    assert max(at_once[number] for number in range(20, 40)) == 8
+    assert max(at_once[number] for number in range(56, 60)) <= 4
+    assert records.done == 60, "it goes on"
+
+
 def test_map_of_an_async_handler_runs_on_one_event_loop(work: Work) -> None:
     here = 0
     all_here = asyncio.Event()

@@ -1,6 +1,7 @@
 """Slots for calls in flight: never more than there are, and everybody gets a turn."""
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections import Counter
@@ -114,10 +115,8 @@ def test_threads_and_failures_keep_to_it_and_lose_no_slot() -> None:
     breaker, busy = fleet.breaker("mail"), Busy()
 
     def call(number: int) -> None:
-        try:
+        with contextlib.suppress(ValueError):
             breaker.call(busy.call, fails=number % 3 == 0)
-        except ValueError:
-            pass
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(call, range(60)))
@@ -135,7 +134,7 @@ def test_coroutines_keep_to_it_and_an_abandoned_one_returns_its_slot() -> None:
         if number % 3 == 0:
             raise ValueError("the record's own fault")
 
-    async def all_of_them() -> list[None | BaseException]:
+    async def all_of_them() -> list[BaseException | None]:
         calls = (breaker.call_async(work, number) for number in range(40))
         return await asyncio.gather(*calls, return_exceptions=True)
 
