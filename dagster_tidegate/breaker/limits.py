@@ -371,8 +371,8 @@ def _note(
 ) -> None:
     """Take note of what the service says of its quotas: the latest word counts."""
     for reading in readings:
-        said, former = said_by(reading, now), state.said.get(reading.name)
-        if former is None or former.at <= said.at or former.until <= now:
+        said = said_by(reading, now)
+        if said.replaces(state.said.get(reading.name), now):
             state.said[reading.name] = said
     state.said = {
         name: said

@@ -37,6 +37,7 @@ class Reading:
         window_s: In which time; None if unknown.
         of_calls: Whether it counts calls.
         refills: Whether it comes back bit by bit until then, and not all at once.
+        has_reset: Whether the service says when it is full again.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Reading:
     window_s: float | None = None
     of_calls: bool = True
     refills: bool = False
+    has_reset: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,24 @@ class Said:
     window_s: float | None = None
     of_calls: bool = True
     refills: bool = False
+    has_reset: bool = True
 
     def __str__(self) -> str:
         calls = "calls" if self.calls is None else f"{self.calls:g} calls"
         return f"{calls} (by its headers)"
+
+    def replaces(self, former: "Said | None", now: float) -> bool:
+        """Return whether this is a later word than another, of the same quota.
+
+        Answers overtake each other. Within one window, calls that are left only become fewer.
+        """
+        if former is None or former.until <= now:
+            return True
+        late_s = max(2 * LATE_S, (self.window_s or 0.0) / 2)
+        same_window = self.until - former.until < late_s
+        if self.has_reset and not self.refills and same_window:
+            return (self.left, -self.at) <= (former.left, -former.at)
+        return former.at <= self.at
 
     def moved(self, seconds: float) -> "Said":
         """Return it as said at another time."""
@@ -112,6 +128,7 @@ def said_by(reading: Reading, now: float) -> Said:
         window_s=reading.window_s,
         of_calls=reading.of_calls,
         refills=reading.refills,
+        has_reset=reading.has_reset,
     )
 
 
@@ -142,6 +159,7 @@ def readings_of(
             window_s=quota.window_s,
             of_calls=quota.of_calls,
             refills=refills,
+            has_reset=quota.reset_s is not None,
         )
         for quota in quotas
         if is_honest(quota) and quota.left is not None and wait_s(quota) > heard_s

@@ -109,15 +109,30 @@ def test_calls_that_were_made_since_the_service_said_it_are_taken_off() -> None:
     assert again.calls == 7, "one of the four came back"
 
 
-def test_the_latest_word_counts() -> None:
+def left(state: LimitState, seconds: float, worker: str = "z") -> int:
+    """How many calls a process would get; it gives them back."""
+    calls = leased(state, [], seconds, worker, Request(4000)).calls
+    leased(state, [], seconds, worker, Request(0))
+    return calls
+
+
+def test_answers_overtake_each_other_and_the_least_that_is_left_counts() -> None:
     state = LimitState()
-    for left, age_s in ((10, 0.1), (50, 3.0)):  # the second is of an earlier call
-        reading = Reading("", left=left, age_s=age_s, until_s=30.0)
+    for calls, age_s in ((15, 0.1), (14, 0.2), (50, 3.0)):
+        reading = Reading("", left=calls, age_s=age_s, until_s=30.0)
         leased(state, [], 0, "a", Request(0, readings=[reading]))
-    assert leased(state, [], 0, "a", Request(90)).calls == 10
-    leased(state, [], 1, "a", Request(0))
-    later = Request(90, readings=[Reading("", left=3, age_s=0.0, until_s=29.0)])
-    assert leased(state, [], 1, "a", later).calls == 3
+    assert left(state, 0) == 14
+    next_window = Reading("", left=90, age_s=0.0, until_s=60.0)
+    leased(state, [], 20, "a", Request(0, readings=[next_window]))
+    assert left(state, 20) == 90
+
+
+def test_without_a_reset_the_latest_word_counts() -> None:
+    state = LimitState()
+    for calls, age_s in ((14, 0.1), (50, 3.0), (15, 0.0)):
+        reading = Reading("", left=calls, age_s=age_s, until_s=60.0, has_reset=False)
+        leased(state, [], 0, "a", Request(0, readings=[reading]))
+    assert left(state, 0) == 15
 
 
 @pytest.mark.parametrize(
