@@ -4,11 +4,11 @@ Options: `--json FILE` writes the figures.
 
 `acquire_overhead_ratio`: a call that is permitted, of 8 processes / of pyrate-limiter in memory;
 `acquire_vs_sql_ratio`: / of pyrate-limiter in the same kind of database. A server on loopback
-counts when calls arrive. `over_limit_calls`: those beyond the limit in the worst window, of 8 and of 32
-processes that call as often as they may. `utilisation`: calls made / calls allowed. `fairness`: by
-how much one half of the processes makes fewer calls than the other. `refused_429`: calls that are
-refused by a service whose limit nobody declared, and whose headers say what is left / those of
-processes that try again with a backoff.
+counts when calls arrive. `over_limit_calls`: those beyond the limit in the worst window, of 8 and
+of 32 processes that call as often as they may. `utilisation`: calls made / calls allowed.
+`fairness`: by how much one half of the processes makes fewer calls than the other. `refused_429`:
+calls that are refused by a service whose limit nobody declared, and whose headers say what is left
+/ those of processes that try again with a backoff.
 """
 
 import argparse
