@@ -53,7 +53,7 @@ def page() -> str:
 
 
 def _diagram() -> Iterator[str]:
-    yield "erDiagram\n"
+    yield "erDiagram\n    direction LR\n"
     linked: set[str] = set()
     for table in tables.metadata.sorted_tables:
         for column in table.columns:
