@@ -24,13 +24,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
+RELEASE := $(VENV)/.installed-release
 OTHER := .venv-dagster-$(DAGSTER)
 # Those that use Dagster's API, each part of it once; the store is the same with any Dagster.
 OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
   facts_about_dagster gate runs assets start api_start executors serve records)
 PROPERTIES := $(shell grep -lE '^(from|import) hypothesis' -r tests --include='test_*.py')
 
-.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format docs reference bench bench-scale chaos properties clean help
+.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format docs reference dist coverage bump bench bench-scale chaos properties clean help
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +108,30 @@ docs: $(TESTS) ## Build the documentation's site in build/docs/site.
 reference: $(TESTS) ## Write the generated pages of the reference: Python, tables.
 	$(BIN)/python -m docs.generate
 
+dist: $(RELEASE) ## Build the wheel, the sdist, the SBOM and the list of licences in dist/.
+	rm -rf dist build/release
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) \
+	  "$$(ls dist/*.whl)[alerts,otel,postgres,webserver]"
+	build/release/bin/tidegate --help >/dev/null
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON \
+	  --output-file dist/sbom.cdx.json build/release/bin/python
+	$(BIN)/pip-licenses --python build/release/bin/python --format markdown --with-urls \
+	  --output-file dist/LICENCES.md
+
+coverage: $(RELEASE) ## Run the tests of the package alone, and report which lines they reach.
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n $(WORKERS) $(DIST) --hypothesis-profile traced tests/unit tests/store tests/integration
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+bump: ## Set the version wherever it stands: make bump VERSION=0.2.0.
+	@test -n "$(VERSION)" || { echo "name the new one: make bump VERSION=0.2.0" >&2; exit 1; }
+	@old=$$(sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1) && \
+	  sed -i "0,/^version = /s/^version = \"$$old\"/version = \"$(VERSION)\"/" pyproject.toml && \
+	  sed -i -E "s/(dagster-tidegate:|VERSION:-|tag: \")$$old/\1$(VERSION)/" docker-compose.yml docs/production.md deploy/kubernetes/*.yaml
+
 clean: ## Remove environments, builds and caches.
 	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -126,3 +151,7 @@ $(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[alerts,otel,postgres,webserver]' --group deployment --group docs --group test
 	@touch $@ $(DEPLOYMENT)
+
+$(RELEASE): $(TESTS)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --group release
+	@touch $@

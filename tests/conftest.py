@@ -29,6 +29,7 @@ from tests.support.sqlite_stores import new_sqlite_url
 # `make properties` looks at many more.
 settings.register_profile("suite", max_examples=30)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.register_profile("traced", max_examples=30, deadline=None)
 settings.load_profile("suite")
 
 # Dagster is imported after this, here and in all processes that tests start.

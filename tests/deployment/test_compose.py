@@ -75,7 +75,7 @@ class Machine:
     def environment(self, name: str) -> dict[str, str]:
         kept = {"PATH": f"{BIN}:{os.environ['PATH']}", "DAGSTER_HOME": str(self.home)}
         for key, value in SERVICES[name]["environment"].items():
-            value = value.replace("${VERSION:-0.1.0}", "0.1.0")
+            value = re.sub(r"\$\{VERSION:-([\d.]+)\}", r"\1", value)
             value = re.sub(r"\$\{POSTGRES_PASSWORD:\?[^}]*\}", PASSWORD, value)
             kept[key] = self.here(re.sub(r"\$\{\w+:-\}", "", value))
         return kept

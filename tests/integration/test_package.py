@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 import zipfile
 from importlib import import_module
 from importlib.metadata import packages_distributions
@@ -40,6 +41,13 @@ def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
     pages = ROOT / "dagster_tidegate" / "web" / "pages"
     data = [*(pages / "templates").iterdir(), *(pages / "static").iterdir()]
     assert {str(path.relative_to(ROOT)) for path in data} <= set(names)
+
+
+def test_the_wheel_has_the_version_of_the_project(wheel: Path, clean: Path, tmp_path: Path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wheel.name.split("-")[1] == project["version"]
+    print_version = "import dagster_tidegate; print(dagster_tidegate.__version__)"
+    assert run(clean / "python", "-c", print_version, cwd=tmp_path).strip() == project["version"]
 
 
 def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):
