@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from dagster_tidegate.plugin.components import TidegateComponent
     from dagster_tidegate.plugin.definitions import build_definitions
     from dagster_tidegate.plugin.each import each
-    from dagster_tidegate.plugin.resource import BreakerResource, Rate, ServiceConfig, Window
+    from dagster_tidegate.plugin.resource import (
+        BreakerResource,
+        Budget,
+        Rate,
+        ServiceConfig,
+        Window,
+    )
     from dagster_tidegate.plugin.sensors import (
         build_breaker_sensor,
         build_pause_sensor,
@@ -45,6 +51,7 @@ __all__ = [
     "Breaker",
     "BreakerOpenError",
     "BreakerResource",
+    "Budget",
     "Campaign",
     "CampaignCancelled",
     "CampaignPaused",
@@ -83,6 +90,7 @@ _MODULES = {
     "Breaker": "breaker.breaker",
     "BreakerOpenError": "breaker.errors",
     "BreakerResource": "plugin.resource",
+    "Budget": "plugin.resource",
     "Campaign": "plugin.campaign",
     "CampaignCancelled": "plugin.attempt",
     "CampaignPaused": "plugin.attempt",

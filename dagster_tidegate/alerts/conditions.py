@@ -19,6 +19,8 @@ from dagster_tidegate.text import bounded, length, plural, sentence, utc
 MAX_NAME = 512
 """The length of the store's column."""
 
+BUDGET_SHARE = 0.8
+
 Findings = Iterator[tuple[str, Text]]
 
 
@@ -45,6 +47,29 @@ def denied_services(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
                 f"{affected(snapshot.campaigns_of(name))}\n"
                 "Waiting does not help. Repair the key, the credits, the plan or whatever it "
                 f"names, then: tidegate services repaired {shlex.quote(name)}",
+            ),
+        )
+
+
+def budgets_nearly_spent(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
+    """Yield the budgets of which little is left, until they are reset."""
+    for name, budget in snapshot.situation.budgets.items():
+        if budget.share < BUDGET_SHARE:
+            continue
+        most = [
+            f"{campaign}: {spent:g}" for campaign, spent in budget.campaigns.items() if campaign
+        ]
+        by = f"By campaign: {', '.join(most[:3])}\n" if most else ""
+        yield (
+            name,
+            Text(
+                f"{budget.share:.0%} of the budget of {name} is used up",
+                f"{name}: {budget}.\n"
+                f"{by}"
+                f"{affected(snapshot.campaigns_of(name))}\n"
+                f"When it is used up, {name} is throttled until {utc(budget.resets_at)}.\n"
+                "To go on earlier, raise the budget in the code, or: "
+                f"tidegate services keep-closed {shlex.quote(name)} --reason ... --for ...",
             ),
         )
 
@@ -205,6 +230,7 @@ def failed_resumes(snapshot: Snapshot, settings: AlertSettings) -> Findings:
 
 CONDITIONS: Mapping[AlertKind, Callable[[Snapshot, AlertSettings], Findings]] = {
     AlertKind.DENIED: denied_services,
+    AlertKind.BUDGET: budgets_nearly_spent,
     AlertKind.OPERATOR_HOLD: operator_holds,
     AlertKind.HOLD_EXPIRES: expiring_holds,
     AlertKind.HOLD_OLD: old_holds,

@@ -13,6 +13,7 @@ class AlertKind(StrEnum):
     TRIP = "trip"
     DENIED = "denied"
     RECOVERY = "recovery"
+    BUDGET = "budget"
     OPERATOR_HOLD = "operator_hold"
     HOLD_RELEASED = "hold_released"
     HOLD_EXPIRES = "hold_expires"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from random import random
 from threading import Lock
@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.budget import Allowance, BudgetState, allow
+from dagster_tidegate.breaker.budget import Request as Spending
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest, lease_slots
 from dagster_tidegate.breaker.limits import Grant, LimitState, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -124,6 +126,10 @@ class BreakerBackend(Protocol):
 
     def lease_slots(self, policy: ServicePolicy, worker: str, request: SlotRequest) -> SlotGrant:
         """Renew a worker's slots for calls in flight, and lease it more."""
+        ...
+
+    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+        """Write what a worker has spent of a budget, and allow it the next amount."""
         ...
 
     def prune(self, policies: Iterable[ServicePolicy]) -> int:
@@ -289,6 +295,16 @@ class MemoryBackend:
             state = self._limits.setdefault(policy.name, LimitState()).slots
             limit = policy.max_concurrency or request.in_use + request.wanted
             return lease_slots(state, limit, self.now().timestamp(), worker, request)
+
+    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+        """See `BreakerBackend.spend`. Nothing is written: the process reports all of it again."""
+        assert policy.budget is not None
+        now = self.now()
+        begins = policy.budget.period(now.timestamp())[0]
+        known = request.known[1] if request.known[0] == begins else 0
+        mine = sum(v for what, v in request.spent.items() if what.period in (begins, None))
+        answer = allow(BudgetState(policy.budget), now, worker, request, total=known + mine)
+        return replace(answer, kept=False)
 
     def counts(self, status: BreakerStatus) -> list[WindowDelta]:
         """Return the counts in the generation of a breaker."""

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
+from decimal import Decimal
 from random import random
 from threading import Lock
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pybreaker
 
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.answers import Answer, causes, is_answer_type
+from dagster_tidegate.breaker.answers import Answer, causes, is_answer_type, may_have_arrived
+from dagster_tidegate.breaker.budget import billionths
 from dagster_tidegate.breaker.engine import Engine, Ticket
 from dagster_tidegate.breaker.errors import AnswerError, BreakerOpenError
 from dagster_tidegate.breaker.excerpts import fit_to_keep
@@ -130,6 +132,9 @@ class Breaker(pybreaker.CircuitBreaker):
             fleet = Fleet(policies=[policy])
         self.judge: Judge = judge_for(policy)
         self._errors_of_judge: set[type[Exception]] = set()
+        self._errors_of_cost: set[type[Exception]] = set()
+        cost = policy.cost
+        self._cost_of = function_of(cost, "cost") if isinstance(cost, str) else None
         self._name = name or policy.name
         self._lock = Lock()  # for pybreaker's methods on exclusions and listeners
         self._excluded_exceptions = list(exclude or ())
@@ -297,6 +302,7 @@ class Breaker(pybreaker.CircuitBreaker):
         except BaseException as error:
             self._raised(ticket, error)
             raise
+        self._charge(result)
         self._succeeded(ticket, streamed=True)
         return result
 
@@ -343,6 +349,7 @@ class Breaker(pybreaker.CircuitBreaker):
             return self._guard(ticket, result)
         error = self._error_in(result, ticket)
         if error is None:
+            self._charge(result)
             self._succeeded(ticket)
             if self.engine.is_spent:
                 self.engine.throttle_spent()
@@ -356,6 +363,7 @@ class Breaker(pybreaker.CircuitBreaker):
         if error is not None:
             await asyncio.to_thread(self._raised, ticket, error)
             raise error
+        self._charge(result)
         if ticket.trial is None and ticket.parent is None:
             self._succeeded(ticket)
         else:
@@ -399,6 +407,8 @@ class Breaker(pybreaker.CircuitBreaker):
     def _raised(self, ticket: Ticket, error: BaseException) -> None:
         """End a call that raised; may raise `BreakerOpenError` in place of its error."""
         ticket.release()
+        if self.engine.purses and not may_have_arrived(error):
+            self.engine.refund(ticket)
         if not isinstance(error, Exception):
             self.engine.ignore(ticket)
             return
@@ -421,6 +431,36 @@ class Breaker(pybreaker.CircuitBreaker):
         admission = self.engine.admission
         if self._throw_new_error_on_trip and not admission.passes:
             raise admission.refusal() from error
+
+    def spend(self, amount: float | Decimal) -> None:
+        """Count what a call has cost in the budget of the service, besides the policy's `cost`.
+
+        Call it when you know: within the guarded call, or after it. An amount that is no number,
+        negative, or not finite is logged and not counted.
+
+        Example:
+            ```python
+            reply = breaker.call(client.chat.completions.create, **question)
+            breaker.spend(reply.usage.total_tokens)
+            ```
+        """
+        self._spend(lambda: amount)
+
+    def _charge(self, result: Any) -> None:
+        """Count what a call has cost, where its result says so."""
+        if self._cost_of is not None and self.engine.purses:
+            self._spend(functools.partial(self._cost_of, result))
+
+    def _spend(self, amount: Callable[[], Any]) -> None:
+        try:
+            cost = billionths(amount())
+        except Exception as error:  # the call was made, and is not to fail for its price
+            if type(error) not in self._errors_of_cost:  # once of each kind
+                self._errors_of_cost.add(type(error))
+                log.exception("A call of %s counts as free: its cost is unknown", self.name)
+            return
+        for purse in self.engine.purses:
+            purse.spend(cost)
 
     def refusal_after(self, error: Exception) -> BreakerOpenError | None:
         """Return what refuses further calls after an error that says `throttled` or `denied`.

@@ -10,6 +10,7 @@ from threading import Lock
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import Trial
+from dagster_tidegate.breaker.budget import billionths
 from dagster_tidegate.breaker.durations import Durations
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.events import (
@@ -26,6 +27,7 @@ from dagster_tidegate.breaker.limiter import Limiter
 from dagster_tidegate.breaker.limits import Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.profiles import load
+from dagster_tidegate.breaker.purse import Fare, Purse
 from dagster_tidegate.breaker.quotas import names_quota, quotas_of
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.slots import HeldSlots, Slots
@@ -53,7 +55,8 @@ class Admission:
         passes: Calls pass without asking anybody, but for the limits.
         fast: They pass, and nobody observes them: only counting is left to do.
         limited: The same, once a call was taken within the limits.
-        limiters: The limits of the service, and for a part those of the whole.
+        limiters: The limits of the service, and for a part those of the whole; and likewise what
+            pays for calls out of their budgets.
         slots: The same for the calls in flight.
     """
 
@@ -80,7 +83,7 @@ class Admission:
         hold: Hold | None,
         passes: bool,
         fast: bool,
-        limiters: tuple[Limiter, ...] = (),
+        limiters: "tuple[Limiter | Fare, ...]" = (),
         slots: tuple[Slots, ...] = (),
     ) -> None:
         self.status = status
@@ -111,7 +114,7 @@ class Admission:
 
     def take(self) -> bool:
         """Take a call within the limits, if that needs no I/O."""
-        taken: list[Limiter] = []
+        taken: list[Limiter | Fare] = []
         for limiter in self.limiters:
             if not limiter.take():
                 for each in taken:
@@ -210,6 +213,17 @@ class Engine:
         self.slots = Slots(self.policy, self._state) if has_slots else None
         self._few_left = False
         self._spent: Grant | None = None
+        self.purse = (
+            Purse(self.policy, self._state) if self.policy.budget and self._enabled else None
+        )
+        self.purses = [each.purse for each in self._family() if each.purse is not None]
+        cost = self.policy.cost
+        paid = 0 if isinstance(cost, str) else billionths(cost)
+        self._fares = [
+            (each, Fare(each.purse, paid, each.overspends))
+            for each in self._family()
+            if each.purse is not None
+        ]
         self._ask_at = float("-inf")
         self._reserved: list[Ticket] = []
         self._retired: list[LocalWindow] = []
@@ -237,7 +251,7 @@ class Engine:
         if not limited and not slots:
             return self.admit_unlimited()
         self.check()
-        taken: list[Limiter] = []
+        taken: list[Limiter | Fare] = []
         held = HeldSlots()
         try:
             for each in slots:  # first: a call within the limits must be made soon
@@ -263,8 +277,7 @@ class Engine:
 
     def _slots(self) -> list[Slots]:
         """The slots of a part, and of the service that it belongs to."""
-        engines = (self, self.parent)
-        return [engine.slots for engine in engines if engine is not None and engine.slots]
+        return [each.slots for each in self._family() if each.slots]
 
     def settle(self, *, final: bool) -> None:
         """Give back what this process does not use of the limits; with `final`, all of it."""
@@ -272,23 +285,33 @@ class Engine:
             self.slots.settle(final=final)
         if self._limiter is not None:
             self._limiter.settle(final=final or self.limiter is None)
+        if self.purse is not None:
+            self.purse.settle(final=final)
 
-    def _limited(self) -> "list[tuple[Engine, Limiter]]":
-        """The limits of a part, and of the service that it belongs to."""
-        return [
-            (engine, engine.limiter)
-            for engine in (self, self.parent)
-            if engine is not None and engine.limiter is not None
-        ]
+    def _family(self) -> "list[Engine]":
+        """This engine, and that of the service that it is of a part of."""
+        return [self] if self.parent is None else [self, self.parent]
+
+    def _limited(self) -> "list[tuple[Engine, Limiter | Fare]]":
+        """The limits and budgets of a part, and of the service that it belongs to."""
+        limits = [(each, each.limiter) for each in self._family() if each.limiter is not None]
+        return [*limits, *self._fares]
+
+    def overspends(self) -> bool:
+        """Whether calls pass although the budget is used up, as the policy or a person says."""
+        status = self.admission.status
+        if not self.policy.enforce:
+            return True
+        return status.kept_closed_by is not None and status.kept_closed(self._state.now())
 
     def used_up(self, refusal: Grant) -> BreakerOpenError:
-        """Let the service be throttled until a limit has calls again; return the refusal."""
+        """Let the service be throttled until there are calls again; return the refusal."""
         reason = self._throttle(refusal)
         name, now = self.policy.name, self._state.now()
         return self.refuse(self._error(name, BreakerState.OPEN, now, reason, refusal.retry_at))
 
     def _throttle(self, refusal: Grant) -> str:
-        reason = f"its limit of {refusal.limit} is used up"
+        reason = f"its {refusal.kind} of {refusal.limit} is used up"
         verdict = Verdict(VerdictKind.THROTTLED, refusal.retry_at, reason=reason)
         self.change(
             lambda status, now: machine.after_answer(status, self.policy, verdict, now, random())
@@ -468,7 +491,8 @@ class Engine:
             and self._status_passes(status)
             and (whole is None or self._status_passes(whole))
         )
-        fast = passes and not (self.observed or self._hooks.times_calls)
+        is_priced = bool(self.purses) and isinstance(self.policy.cost, str)
+        fast = passes and not (self.observed or self._hooks.times_calls or is_priced)
         limiters = tuple(limiter for _, limiter in self._limited())
         self.admission = Admission(
             status,
@@ -533,6 +557,11 @@ class Engine:
         if verdict.kind != VerdictKind.IGNORED:
             self._hooks.emit(CallJudged(self.policy.name, verdict))
         self.end_trials(ticket, IGNORED)
+
+    def refund(self, ticket: Ticket) -> None:
+        """Return what was paid for a call that did not take effect."""
+        for _, fare in self._fares:
+            fare.put_back(ticket.started)
 
     def close_down(self, ticket: Ticket, verdict: Verdict) -> None:
         """End a call of a service that throttles or denies: open the breaker at once."""

@@ -114,6 +114,21 @@ class CallsCounted:
 
 
 @dataclass(frozen=True, slots=True)
+class AmountSpent:
+    """What this process has spent of a budget since the last such event; every few seconds.
+
+    Attributes:
+        campaign: The campaign that it worked for; empty if for none.
+        unit: The budget's unit.
+    """
+
+    service: str
+    campaign: str
+    amount: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreLost:
     """The store is unreachable; each process has its own breakers until it recovers."""
 
@@ -135,6 +150,7 @@ Event = (
     | CallEnded
     | CallRefused
     | CallsCounted
+    | AmountSpent
     | StoreLost
     | StoreRegained
 )

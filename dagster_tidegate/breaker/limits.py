@@ -14,18 +14,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from math import ceil, floor
 from typing import Any, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.calendar import PERIODS, period
 from dagster_tidegate.breaker.concurrency import SlotState
 from dagster_tidegate.breaker.readings import Reading, Said, said_by, with_made
 from dagster_tidegate.breaker.timezone import check_timezone
 
-PERIODS = ("hour", "day", "month")
 LENGTHS = {"hour": 3600.0, "day": 86400.0}
 """How long these are, as services say it."""
 MAX_WINDOW_S = 31 * 86400.0
@@ -104,24 +103,7 @@ class RateLimit(BaseModel):
 
     def period(self, now: float) -> tuple[float, float]:
         """Return the beginning and the end of the calendar's period that a time is in."""
-        zone = ZoneInfo(self.timezone)
-        at = datetime.fromtimestamp(now, UTC)
-        local = at.astimezone(zone)
-        if self.per == "hour":
-            # In time zones whose offset is no whole hour, too; none changes it by part of one
-            # and in the middle of an hour.
-            start = at - timedelta(
-                minutes=local.minute, seconds=local.second, microseconds=local.microsecond
-            )
-            return start.timestamp(), (start + timedelta(hours=1)).timestamp()
-        first = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
-        if self.per == "month":
-            first = first.replace(day=1)
-            after = (first + timedelta(days=32)).replace(day=1)
-        else:
-            after = first + timedelta(days=1)
-        begins, ends = (each.replace(tzinfo=zone).timestamp() for each in (first, after))
-        return min(begins, now), max(ends, now + 1)
+        return period(self.per or "day", self.timezone, now)
 
 
 @dataclass(frozen=True)
@@ -158,7 +140,8 @@ class Grant:
         lease_s: When they expire, in seconds from now.
         starts_s: When it may begin, in seconds from now.
         retry_at: When there are calls again, if there are none.
-        limit: The limit that is used up, for people.
+        limit: The limit or budget that is used up, for people.
+        kind: Which of the two it is.
     """
 
     calls: int
@@ -166,6 +149,7 @@ class Grant:
     starts_s: float = 0.0
     retry_at: datetime | None = None
     limit: str = ""
+    kind: str = "limit"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dagster_tidegate.breaker.budget import MAX_AMOUNT, SpendingLimit, billionths
 from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.profiles import check_name
 from dagster_tidegate.breaker.timezone import check_timezone
@@ -230,6 +231,16 @@ class ServicePolicy(BaseModel):
         description="Keep to what the service says in its headers of the calls that are left. "
         "False: where these headers are wrong.",
     )
+    budget: SpendingLimit | None = Field(
+        default=None,
+        description="How much the whole fleet may spend in a period, on the service with its "
+        "parts.",
+    )
+    cost: Annotated[float, Field(ge=0, le=MAX_AMOUNT)] | str = Field(
+        default=1.0,
+        description="What a call costs of the budget: a number, or a function of your own that "
+        'returns it for what the call returned, as "package.module:function".',
+    )
     windows: Sequence[MaintenanceWindow] = Field(
         default=[],
         description="Maintenance windows: times at which the gate holds the service, each time "
@@ -274,12 +285,19 @@ class ServicePolicy(BaseModel):
     def _profile_may_exist(cls, profile: str | None) -> str | None:
         return profile if profile is None else check_name(profile)
 
-    @field_validator("judge", "repair_check")
+    @field_validator("judge", "repair_check", "cost")
     @classmethod
-    def _function_is_a_path(cls, path: str | None) -> str | None:
-        if path is not None and re.fullmatch(r"[\w.]+:\w+", path) is None:
+    def _function_is_a_path(cls, path: float | str | None) -> float | str | None:
+        if isinstance(path, str) and re.fullmatch(r"[\w.]+:\w+", path) is None:
             raise ValueError(f"{path!r} names no function: write it as package.module:function")
         return path
+
+    @field_validator("cost")
+    @classmethod
+    def _cost_is_a_price(cls, cost: float | str) -> float | str:
+        if not isinstance(cost, str):
+            billionths(cost)
+        return cost
 
     @field_validator("probe_url")
     @classmethod
@@ -300,6 +318,7 @@ class ServicePolicy(BaseModel):
             "parts": [],
             "pools": [],
             "limits": [],
+            "budget": None,
             "windows": [],
             "max_concurrency": None,
         }

@@ -18,8 +18,11 @@ from dagster_tidegate.breaker.backend import (
     Trial,
     TrialAnswer,
 )
+from dagster_tidegate.breaker.budget import BILLIONTH, Allowance
+from dagster_tidegate.breaker.budget import Request as Spending
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.events import (
+    AmountSpent,
     ChangeLearned,
     Event,
     StateChanged,
@@ -50,7 +53,12 @@ class SharedState:
         worker: Name of this process; None makes up a unique one.
         on_start: Called after the first read.
         on_lost: Called when the backend becomes unreachable.
+
+    Attributes:
+        campaign: The campaign that this process works for, which pays for its calls.
     """
+
+    campaign = ""
 
     def __init__(
         self,
@@ -212,6 +220,15 @@ class SharedState:
     def lease_slots(self, policy: ServicePolicy, request: SlotRequest) -> SlotGrant:
         """Renew this process's slots for calls in flight, and lease more."""
         return self._do(lambda backend: backend.lease_slots(policy, self.worker, request))[0]
+
+    def spend(self, policy: ServicePolicy, request: Spending) -> Allowance:
+        """Report what this process has spent, and ask for the next amount."""
+        answer = self._do(lambda backend: backend.spend(policy, self.worker, request))[0]
+        if answer.kept and policy.budget is not None:
+            for (_, campaign), amount in request.spent.items():
+                unit = policy.budget.unit
+                self._emit(AmountSpent(policy.name, campaign, amount / BILLIONTH, unit))
+        return answer
 
     def seconds_until(self, grant: Grant) -> float:
         """Return how long it takes until there are calls again."""

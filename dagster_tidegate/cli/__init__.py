@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "runs": "List campaign runs and their progress, or show one in detail.",
     "records": "List the records of campaign runs by what went wrong, retry or skip them.",
     "services": "List services, their policies and recent calls, or override a breaker.",
+    "budgets": "List the budgets of services, and how much of each is spent.",
     "windows": "List the maintenance windows of services, add or remove one.",
     "history": "List changes: who, what, when and why.",
     "detach": "Give back everything that the gate changed in Dagster, and stop the gate.",

@@ -74,6 +74,8 @@ def list_(
         _show_verdicts(out, listed[0])
         for used in listed[0].numbers.limits:
             out.print(console.text(f"{used.used} of {used.limit} used"))
+        if (budget := situation.budgets.get(name)) is not None:
+            out.print(console.text(budget))
         _show_policy(out, name, policies.get(name, {}))
     elif not no_policies:
         _show_rules(out, policies)

@@ -16,6 +16,7 @@ from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
 from dagster_tidegate.store.alerts import AlertCounts, AlertStatus
+from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.records import RecordState
 from dagster_tidegate.store.run_details import LedgerRecord, ListedRun, RunDetails
 from dagster_tidegate.store.service_stats import ServiceStats
@@ -203,6 +204,10 @@ class ServiceOut(Out):
     windows: Sequence[WindowOut] = Field(
         description="Its coming maintenance windows, the next one first."
     )
+    budget: BudgetUsage | None = Field(
+        description="How much of its budget is spent in this period, and by which campaigns; what "
+        "belongs to none has no name."
+    )
 
     @classmethod
     def of(cls, situation: Situation, name: str) -> "ServiceOut":
@@ -224,6 +229,7 @@ class ServiceOut(Out):
             would_pause=situation.would_pause(name),
             holds=[HoldOut.model_validate(h) for h in situation.holds if h.target == target],
             windows=[WindowOut.model_validate(w) for w in situation.windows_of(name)],
+            budget=situation.budgets.get(name),
         )
 
 

@@ -17,6 +17,7 @@ from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.statuses import CampaignStatus, RunStatus, campaign_status
 from dagster_tidegate.store import (
     breakers,
+    budgets,
     campaign_stats,
     campaigns,
     heartbeats,
@@ -26,6 +27,7 @@ from dagster_tidegate.store import (
     takeovers,
     windows,
 )
+from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
@@ -95,6 +97,7 @@ class Situation:
         undefined: Number of paused runs of each campaign that no code location defines.
         locations: The code locations with campaigns, where only some campaigns were read.
         windows: The maintenance windows that have not begun, the next one first.
+        budgets: How much of the budget of each service is spent, where it has one.
     """
 
     now: datetime
@@ -108,6 +111,7 @@ class Situation:
     undefined: Mapping[str, int] = field(default_factory=dict)
     locations: Collection[str] | None = None
     windows: Sequence[PlannedWindow] = ()
+    budgets: Mapping[str, BudgetUsage] = field(default_factory=dict)
 
     @property
     def detached(self) -> frozenset[str]:
@@ -205,4 +209,5 @@ def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -
         },
         locations=None if only is None else campaigns.defined_at(conn).keys(),
         windows=[window for window in windows.read(conn) if window.starts_at > now],
+        budgets=budgets.read(conn, now),
     )

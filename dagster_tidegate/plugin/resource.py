@@ -6,13 +6,14 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import dagster as dg
 from pydantic import Field, PrivateAttr, field_validator
 
 from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.budget import SpendingLimit
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import RateLimit
@@ -64,8 +65,29 @@ class Rate(RateLimit, dg.Config):
     """
 
 
+class Budget(SpendingLimit, dg.Config):
+    """How much may be spent on a service in a period, by the whole fleet.
+
+    Example:
+        ```python
+        daily = Budget(1000, per="day", unit="credits", timezone="America/New_York")
+        ServiceConfig(name="apollo", budget=daily, cost=1)
+        ```
+    """
+
+    def __init__(self, amount: float, **values: Any) -> None:
+        super().__init__(amount=amount, **values)
+
+
 class ServiceConfig(ServicePolicy, dg.Config):
     """A `ServicePolicy` that Dagster's config system reads."""
+
+    budget: Budget | None = Field(  # type: ignore[assignment] -- one that Dagster reads
+        default=None, description=ServicePolicy.model_fields["budget"].description
+    )
+    cost: Any = Field(  # Dagster reads no union of a number and a string
+        default=1.0, description=ServicePolicy.model_fields["cost"].description
+    )
 
     limits: list[Rate] = Field(  # type: ignore[assignment] -- Dagster reads lists only
         default=[], description=ServicePolicy.model_fields["limits"].description
@@ -170,6 +192,7 @@ class BreakerResource(dg.ConfigurableResource):
         """
         breaker = self.fleet.breaker(service)
         if (step := Step.current(self)) is not None:
+            self.fleet.state.campaign = step.campaign
             step.enter()
             step.calls(service)
         return breaker
@@ -251,7 +274,9 @@ class BreakerResource(dg.ConfigurableResource):
             max_failed=max_failed,
             append_only=append_only,
         )
-        if step is None:
+        if step is not None:
+            self.fleet.state.campaign = step.campaign
+        else:
             direct = DirectAttempt(op, self.store, self.fleet, self.drain_timeout_s)
             return Records(direct, items, options, group=group)
         return Records(step.begin(), items, options, group=group)

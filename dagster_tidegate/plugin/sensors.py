@@ -15,6 +15,7 @@ from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import Repository
 from dagster_tidegate.dagster_api.sensors import NamedJobsSensor
+from dagster_tidegate.gate.budgets import BudgetCheck
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
@@ -148,8 +149,8 @@ def build_breaker_sensor(
     """Build the sensor that checks whether a failed service has recovered.
 
     When a breaker is due, it calls the service's health probe. A breaker without one becomes half
-    open, and the resume sensor launches a canary. It also releases expired holds, and deletes
-    expired history, a little at each tick.
+    open, and the resume sensor launches a canary. It also asks services what is left of budgets,
+    releases expired holds, and deletes expired history, a little at each tick.
 
     Args:
         campaigns: The campaigns of the code location; the same for all three sensors.
@@ -163,6 +164,7 @@ def build_breaker_sensor(
             services' assets, which `build_definitions` adds.
     """
     retention = Retention(keep or Keep())
+    budget_check = BudgetCheck()
     reporters: list[ServiceReporter] = []
 
     def tick(
@@ -172,6 +174,8 @@ def build_breaker_sensor(
         _repository: Repository,
     ) -> tuple[str, Sequence[dg.RunRequest]]:
         summary = breaker_tick(gate, resource.fleet)
+        if changes := budget_check(resource.store, resource.fleet):
+            summary += f"; {'; '.join(changes)}"
         if service_assets:
             if not reporters:
                 reporters.append(ServiceReporter(list(resource.fleet.policies)))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.dagster_api.lineage import ancestors, is_resume
+from dagster_tidegate.dagster_api.lineage import ancestors, campaign_of, is_resume
 from dagster_tidegate.dagster_api.runs import Runs
 from dagster_tidegate.dagster_api.steps import StepEnd, current_context
 from dagster_tidegate.plugin.attempt import Attempt, CampaignCancelled
@@ -52,6 +52,11 @@ class Step(StepEnd):
         """Return the step that runs here, or None outside of one."""
         context = current_context()
         return None if context is None else cls.of(context, resource)
+
+    @property
+    def campaign(self) -> str:
+        """The campaign that it works for, which pays for its calls."""
+        return campaign_of(self._context.run)
 
     def enter(self) -> None:
         """Begin the attempt where the run follows another, or end with the run.

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_slot
+from dagster_tidegate.breaker.budget import Allowance
+from dagster_tidegate.breaker.budget import Request as Spending
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.limits import Grant, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -32,7 +34,7 @@ from dagster_tidegate.breaker.window import (
 )
 from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import compatibility, events, holds, limits, push
+from dagster_tidegate.store import budgets, compatibility, events, holds, limits, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import UNREACHABLE, Connection, Store
 from dagster_tidegate.store.events import EventKind
@@ -439,6 +441,11 @@ class SqlBackend:
         """See `BreakerBackend.lease_slots`."""
         with self.store.begin() as conn:
             return limits.lease_slots(conn, self.store, policy, worker, request)
+
+    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+        """See `BreakerBackend.spend`."""
+        with self.store.begin() as conn:
+            return budgets.spend(conn, self.store, policy, worker, request)
 
     def listen(self, waker: Waker) -> Listener:
         """See `BreakerBackend.listen`."""

@@ -18,6 +18,7 @@ from dagster_tidegate.store.database import Connection, Store
 BATCH = 2_000
 BATCHES_AT_ONCE = 5
 INTERVAL_S = 3600.0
+MIN_SPENDING = timedelta(days=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Keep:
         alerts: Alerts, after their cause has ended.
         outcomes: Outcomes of calls to services that are no longer called.
         verdicts: How many calls to each service there were in a minute, by verdict.
+        spending: What was spent of a budget in a period, by campaign.
         sessions: Browser sessions, after they have expired.
         idempotency_keys: Responses to requests with an `Idempotency-Key`.
     """
@@ -48,6 +50,7 @@ class Keep:
     alerts: timedelta | None = timedelta(days=90)
     outcomes: timedelta | None = timedelta(days=1)
     verdicts: timedelta | None = timedelta(days=1)
+    spending: timedelta | None = timedelta(days=365)
     sessions: timedelta | None = timedelta(days=1)
     idempotency_keys: timedelta | None = timedelta(days=1)
 
@@ -58,6 +61,11 @@ class Keep:
                 raise ValueError(
                     f"{kind} can't be kept for {age}: use 0 or more, or None to keep it forever"
                 )
+        if self.spending is not None and self.spending < MIN_SPENDING:
+            raise ValueError(
+                f"spending can't be kept for {self.spending}: a budget may count for a month, so "
+                f"use {MIN_SPENDING.days} days or more, or None to keep it forever"
+            )
 
 
 KINDS = tuple(field.name for field in fields(Keep))
@@ -184,6 +192,7 @@ _KINDS = {
     "alerts": _Kind(t.alerts, t.alerts.c.ended_at),
     "outcomes": _Kind(t.outcomes, t.outcomes.c.bucket),
     "verdicts": _Kind(t.verdicts, t.verdicts.c.minute),
+    "spending": _Kind(t.spending, t.spending.c.period),
     "sessions": _Kind(t.sessions, t.sessions.c.expires_at),
     "idempotency_keys": _Kind(t.idempotency_keys, t.idempotency_keys.c.at),
 }

@@ -193,6 +193,26 @@ limits = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
 )
 
+# What the fleet may spend right now on each service that has a budget, as
+# `breaker.budget.BudgetState` writes it.
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+)
+
+# What was spent on a service, in billionths of the budget's unit, so that sums are exact.
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("period", UTCDateTime, primary_key=True),  # its beginning
+    sa.Column("unit", sa.String(32), primary_key=True),
+    sa.Column("campaign", sa.String(256), primary_key=True),  # empty: of no campaign
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+
 # A campaign as last defined in code, so that whoever trips a breaker knows what to stop.
 campaigns = sa.Table(
     "campaigns",

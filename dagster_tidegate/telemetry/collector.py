@@ -69,6 +69,7 @@ class FleetCollector(Collector):
                     _one("enabled", "0 if TIDEGATE_ENABLED is false here, else 1", fleet.enabled),
                     *_services(fleet, self._counters),
                     *_limits(limits.usage(conn, now)),
+                    *_budgets(fleet),
                     *_holds(fleet),
                     *_campaigns(fleet, conn),
                     *_gates(fleet),
@@ -158,6 +159,35 @@ def _limits(usage: Mapping[str, Sequence[Usage]]) -> Iterable[Metric]:
         {(service, each.limit): each.used for service, each in used},
         "service",
         "limit",
+    )
+
+
+def _budgets(fleet: Situation) -> Iterable[Metric]:
+    yield _gauge(
+        "budget",
+        "How much may be spent on a service in a period of its budget",
+        {(name, budget.unit): budget.amount for name, budget in fleet.budgets.items()},
+        "service",
+        "unit",
+    )
+    yield _gauge(
+        "budget_left",
+        "How much is left of it in this period",
+        {(name, budget.unit): budget.left for name, budget in fleet.budgets.items()},
+        "service",
+        "unit",
+    )
+    yield _gauge(
+        "budget_spent",
+        "How much a campaign has spent of it in this period",
+        {
+            (name, budget.unit, campaign): spent
+            for name, budget in fleet.budgets.items()
+            for campaign, spent in budget.campaigns.items()
+        },
+        "service",
+        "unit",
+        "campaign",
     )
 
 

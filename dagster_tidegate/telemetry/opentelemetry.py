@@ -7,6 +7,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 
 from dagster_tidegate.breaker.events import (
+    AmountSpent,
     CallEnded,
     CallJudged,
     CallRefused,
@@ -42,6 +43,9 @@ class OpenTelemetryHook:
         meter = metrics.get_meter(NAME, meter_provider=meter_provider)
         self._calls = meter.create_counter(
             "tidegate.calls", unit="{call}", description="Guarded calls"
+        )
+        self._spent = meter.create_counter(
+            "tidegate.spent", description="What was spent of budgets, in their units"
         )
         self._duration = meter.create_histogram(
             "tidegate.call.duration", unit="s", description="Duration of guarded calls"
@@ -80,6 +84,8 @@ class OpenTelemetryHook:
                 )
             case CallJudged(service=service, verdict=verdict):
                 self._calls.add(1, _attributes(service, outcome=verdict.kind.value))
+            case AmountSpent(service=service, campaign=campaign, amount=amount, unit=unit):
+                self._spent.add(amount, _attributes(service, campaign=campaign, unit=unit))
             case StateChanged(service=service, before=before, after=after):
                 self._changes.add(1, _attributes(service, to=after.state.value))
                 trace.get_current_span().add_event(

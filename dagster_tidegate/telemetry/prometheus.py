@@ -3,6 +3,7 @@
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from dagster_tidegate.breaker.events import (
+    AmountSpent,
     CallEnded,
     CallJudged,
     CallRefused,
@@ -36,6 +37,12 @@ class PrometheusHook:
             "tidegate_worker_calls",
             "Guarded calls of this process; slow ones also count as ok",
             ["service", "outcome"],
+            registry=registry,
+        )
+        self._spent = Counter(
+            "tidegate_worker_spent",
+            "What this process has spent of budgets, in their units",
+            ["service", "unit", "campaign"],
             registry=registry,
         )
         self._duration = Histogram(
@@ -82,6 +89,8 @@ class PrometheusHook:
                 self._calls.labels(service, "refused").inc()
             case CallJudged(service=service, verdict=verdict):
                 self._calls.labels(service, verdict.kind.value).inc()
+            case AmountSpent(service=service, campaign=campaign, amount=amount, unit=unit):
+                self._spent.labels(service, unit, campaign).inc(amount)
             case StateChanged(service=service, after=after):
                 self._changes.labels(service, after.state.value).inc()
                 self._show(service, after.state)

@@ -187,6 +187,11 @@ def with_history(store: Store, name: str) -> None:
             t.outcomes.insert().values(service=name, bucket=now, worker="w", generation=0, ok=1)
         )
         conn.execute(t.verdicts.insert().values(service=name, minute=now, ok=1))
+        conn.execute(
+            t.spending.insert().values(
+                service=name, period=now, unit="credits", campaign="c", amount=1
+            )
+        )
         events.write(conn, now, kind=EventKind.HOLD, name=name, to_status="placed", actor="test")
 
 

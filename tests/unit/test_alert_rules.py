@@ -17,6 +17,7 @@ from dagster_tidegate.holds import EVERYTHING
 from dagster_tidegate.settings import AlertSettings
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store.alerts import Alert
+from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.run_problems import InDoubt, PausedRuns
 from tests.unit.situations import (
@@ -74,6 +75,35 @@ def evaluated(
 ) -> AlertChanges:
     fleet = situation(**values)  # type: ignore[arg-type] -- the arguments of a situation
     return evaluate(Snapshot(fleet, events, alerts=alerts, problems=problems), SETTINGS)
+
+
+def test_a_budget_of_which_little_is_left_is_reported_once_per_period() -> None:
+    def at(spent: float, alerts: Sequence[Alert] = ()) -> AlertChanges:
+        usage = BudgetUsage(
+            amount=50,
+            per="day",
+            unit="USD",
+            timezone="UTC",
+            spent=spent,
+            left=50 - spent,
+            begins_at=NOW,
+            resets_at=NOW + timedelta(hours=12),
+            campaigns={"letters": spent - 1, "": 1},
+        )
+        fleet = replace(situation(), budgets={"mail": usage})
+        return evaluate(Snapshot(fleet, alerts=alerts), SETTINGS)
+
+    assert not kinds(at(39.9))
+    [raised] = at(40).raised
+    assert (raised.kind, raised.text.title) == (
+        AlertKind.BUDGET,
+        "80% of the budget of mail is used up",
+    )
+    assert "40 of 50 USD spent today" in raised.text.body
+    assert "By campaign: letters: 39" in raised.text.body
+    told = stored(AlertKind.BUDGET)
+    assert not kinds(at(50, [told])), "once"
+    assert [ended.alert for ended in at(1, [told]).ended] == [told], "the next period"
 
 
 def test_a_trip_alert_names_the_affected_campaigns_and_what_to_do() -> None:

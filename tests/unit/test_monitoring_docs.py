@@ -17,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.sender import FIRST_WAIT_S, MAX_TRIES, MAX_WAIT_S
 from dagster_tidegate.alerts.targets import TIMEOUT_S
+from dagster_tidegate.breaker.budget import BudgetState, SpendingLimit
 from dagster_tidegate.breaker.events import (
+    AmountSpent,
     CallEnded,
     CallRefused,
     CallsCounted,
@@ -27,10 +29,12 @@ from dagster_tidegate.breaker.events import (
     StoreLost,
     StoreRegained,
 )
+from dagster_tidegate.breaker.limits import RateLimit, Request
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.settings import AlertSettings, load, variable
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats
+from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, limits
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
@@ -80,6 +84,15 @@ def fleet_registry() -> CollectorRegistry:
                 updated_at=NOW,
             )
         )
+        limited = ServicePolicy(name="mail", limits=[RateLimit(calls=5, per="day")])
+        limits.lease(conn, store, limited, "w", Request(1))
+        budget = BudgetState(SpendingLimit(amount=5)).to_json()
+        conn.execute(t.budgets.insert().values(service="mail", state=budget))
+        conn.execute(
+            t.spending.insert().values(
+                service="mail", period=NOW, unit="credits", campaign="c", amount=1
+            )
+        )
         alerts.raise_alert(conn, NOW, kind=AlertKind.TRIP, name="x", title="", body="", lasts=True)
         alerts.move_cursor(conn, NOW, before=None, event=0)
     registry = CollectorRegistry()
@@ -94,6 +107,7 @@ def all_events() -> Iterator[Event]:
     yield ChangeLearned("mail", opened, closed, 0.1)
     yield CallRefused("mail", "open", None)
     yield CallsCounted("mail", 1, 1, 1)
+    yield AmountSpent("mail", "letters", 1.5, "credits")
     yield CallEnded("mail", failed=False, duration_s=0.1)
     yield StoreLost(OSError())
     yield StoreRegained(1.0)

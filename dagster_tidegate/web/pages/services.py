@@ -17,6 +17,7 @@ from dagster_tidegate.control.why import Answer, why
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import whole_of
 from dagster_tidegate.store import history, service_stats
+from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.service_stats import Calls, ServiceStats
@@ -59,6 +60,7 @@ class ServicePage:
         if_held: What a hold would do, in words.
         outages: Its outages of the last 30 days.
         windows: Its coming maintenance windows, in words.
+        budget: How much of its budget is spent, if it has one.
         events: Its latest events, the newest first.
     """
 
@@ -72,6 +74,7 @@ class ServicePage:
     if_held: Sequence[str]
     outages: ServiceReport
     windows: Sequence[str]
+    budget: BudgetUsage | None
     events: Sequence[Event] = field(default_factory=tuple)
 
 
@@ -111,18 +114,20 @@ def service_page(
         if_held=[in_words(each, target, situation.breakers) for each in if_held(situation, target)],
         outages=report_reader.of_service(conn, name, *period(now, None, None)),
         windows=[window.announcement(now) for window in situation.windows_of(name)],
+        budget=situation.budgets.get(name),
         events=history.read(conn, name=name, limit=EVENTS)[::-1],
     )
 
 
 def described(policy: ServicePolicy) -> list[tuple[str, Any, str]]:
     """Return the settings of a policy that differ from the defaults or matter most, by name."""
-    shown = policy.model_dump(exclude_none=True)
+    elsewhere = {"name", "windows", "budget"} | (set() if policy.budget else {"cost"})
+    shown = policy.model_dump(exclude_none=True, exclude=elsewhere)
     fields = type(policy).model_fields
     return [
         (name, value, fields[name].description or "")
         for name, value in shown.items()
-        if name not in ("name", "windows") and value not in ([], {}, "")
+        if value not in ([], {}, "")
     ]
 
 

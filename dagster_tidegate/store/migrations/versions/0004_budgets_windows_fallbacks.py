@@ -14,6 +14,21 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply this revision."""
+    op.create_table(
+        "budgets",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("service", name=op.f("pk_budgets")),
+    )
+    op.create_table(
+        "spending",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("period", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("unit", sa.String(length=32), nullable=False),
+        sa.Column("campaign", sa.String(length=256), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("service", "period", "unit", "campaign", name=op.f("pk_spending")),
+    )
     op.add_column("ledger", sa.Column("service", sa.String(length=256)))
 
 
@@ -21,3 +36,5 @@ def downgrade() -> None:
     """Take this revision back."""
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
         batch_op.drop_column("service")
+    op.drop_table("spending")
+    op.drop_table("budgets")

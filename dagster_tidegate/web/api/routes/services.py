@@ -1,9 +1,9 @@
 """Services and their breakers."""
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.routing import APIRoute
 from starlette.convertors import PathConvertor, register_url_convertor
 
@@ -23,7 +23,8 @@ from dagster_tidegate.control.models import (
 )
 from dagster_tidegate.gate.windows import planned
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.store import service_stats
+from dagster_tidegate.store import budgets, service_stats
+from dagster_tidegate.store.budgets import Spending
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.windows import BY_HAND
 from dagster_tidegate.web.api import lookup
@@ -65,6 +66,19 @@ def list_service_history(
     with context.store.read() as conn:
         lookup.service(conn, context.store.now(conn), service)
         return page_of_events(conn, paging, name=service)
+
+
+@router.get(_SERVICE + "/spending", responses=_NOT_FOUND)
+def list_spending(
+    context: Context,
+    _identity: Viewer,
+    service: ServiceName,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The maximum number of items.")] = 100,
+) -> Sequence[Spending]:
+    """List what campaigns have spent on a service, the latest period first."""
+    with context.store.read() as conn:
+        lookup.service(conn, context.store.now(conn), service)
+        return budgets.history(conn, service, limit)
 
 
 @router.post(_SERVICE + "/campaigns/hold", responses=_NOT_FOUND)
