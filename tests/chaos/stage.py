@@ -218,7 +218,7 @@ def stage(home: Path, database: str) -> Iterator[Stage]:
             **os.environ,
             "DAGSTER_HOME": str(home),
             "DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "DEMO_SANDBOX_URL": deployment.address(sandbox_port),
             URL_VARIABLE: url,
             VARIABLE: str(home / "evidence"),
