@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
+import dagster_tidegate
 from dagster_tidegate import BreakerResource, ServicePolicy
 from dagster_tidegate.cli import main
 
@@ -106,6 +107,40 @@ def test_the_policies_of_the_how_to_are_valid(name: str) -> None:
     for block in blocks:
         made = [each for value in defined_by(block).values() for each in _flat(value)]
         assert any(isinstance(each, ServicePolicy) for each in made)
+
+
+def test_the_examples_of_the_page_about_limits_are_valid() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "limits.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        defined_by(block)
+
+
+def test_the_sensors_of_the_page_about_the_gate_make_definitions() -> None:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def newsletter() -> None:
+        nothing()
+
+    @dg.sensor(job=newsletter)
+    def new_subscribers() -> None: ...
+
+    section = (DOCS / "gate.md").read_text().partition("\n## The sensors one by one\n")[2]
+    example = section.partition("```python\n")[2].partition("```")[0]
+    imported = {name: getattr(dagster_tidegate, name) for name in dagster_tidegate.__all__}
+    names: dict[str, Any] = {
+        **imported, "dg": dg, "newsletter": newsletter, "new_subscribers": new_subscribers
+    }  # fmt: skip
+    exec(compile(example, "gate.md", "exec"), names)
+    repository = names["defs"].get_repository_def()
+    assert {each.name for each in repository.sensor_defs} == {
+        "new_subscribers",
+        "tidegate_pause",
+        "tidegate_resume",
+        "tidegate_breaker",
+    }
 
 
 def _flat(value: object) -> list[object]:
