@@ -106,8 +106,8 @@ def run_seconds(steps: int, *, guarded: bool, url: str) -> Callable[[], float]:
     return run
 
 
-def added(url: str) -> tuple[float, float]:
-    """Share that Tidegate adds to a run with one step, and to each further step."""
+def added(url: str) -> dict[str, float]:
+    """What Tidegate adds to a run with one step, and to each further step: shares and ms."""
     schema.upgrade(Store(url))
     runs = {
         (steps, guarded): run_seconds(steps, guarded=guarded, url=url)
@@ -120,7 +120,12 @@ def added(url: str) -> tuple[float, float]:
     def step(guarded: bool) -> float:
         return (median[STEPS, guarded] - median[1, guarded]) / (STEPS - 1)
 
-    return median[1, True] / median[1, False] - 1, step(True) / step(False) - 1
+    return {
+        "run_added": median[1, True] / median[1, False] - 1,
+        "run_added_ms": (median[1, True] - median[1, False]) * 1000,
+        "step_added": step(True) / step(False) - 1,
+        "step_added_ms": (step(True) - step(False)) * 1000,
+    }
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -139,9 +144,9 @@ def measure(folder: Path) -> dict[str, float]:
     everything = seconds["all"] / seconds["dagster"] - 1
     note("import_all_added", everything, "at most 0.5; all names, in a process that has Dagster")
     note("help_ratio", seconds["help"] / seconds["dagster_help"], "at most 0.5 of dagster --help")
-    run, step = added(f"sqlite:///{folder / 'tidegate.db'}")
-    note("run_added", run, "at most 0.05")
-    note("step_added", step, "at most 0.05")
+    # Without the start of the process that a run, or a step, otherwise has to itself.
+    for name, value in added(f"sqlite:///{folder / 'tidegate.db'}").items():
+        note(name, value, "" if name.endswith("_ms") else "at most 0.05")
     return figures
 
 
