@@ -112,8 +112,7 @@ def test_the_policies_of_the_how_to_are_valid(name: str) -> None:
 def test_the_examples_of_the_page_about_limits_are_valid() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "limits.md").read_text(), re.DOTALL)
     assert blocks
-    for block in blocks:
-        defined_by(block)
+    defined_by("\n".join(blocks))
 
 
 def test_the_sensors_of_the_page_about_the_gate_make_definitions() -> None:
