@@ -60,7 +60,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(STEPS, st.integers(1, 40))
 def test_no_period_costs_more_than_the_budget(
     steps: list[tuple[int, str, int, int]], amount: int
@@ -70,7 +70,6 @@ def test_no_period_costs_more_than_the_budget(
     ledger, now = Ledger(budget), NOON
     spent: Counter[float] = Counter()  # really, by period
     names = {n: f"w{n}" for n in range(4)}
-    purses: dict[str, list] = {}  # what each may spend until when, and has spent
     unreported: dict[str, Counter[Spent]] = {}
     dice = random.Random(len(steps))
     for process, action, later_s, wanted in steps:
@@ -83,8 +82,8 @@ def test_no_period_costs_more_than_the_budget(
             continue
         if action == "back":
             wanted = 0
-        purses.pop(worker, None)
-        request = Request(dict(mine), needed=min(wanted, 1), wanted=wanted)
+        needed = min(wanted, 1) * BILLIONTH
+        request = Request(dict(mine), needed=needed, wanted=wanted * BILLIONTH)
         mine.clear()
         allowed = ledger.ask(now, worker, request)
         if action == "call":
