@@ -86,7 +86,7 @@ class Client:
     def call(self) -> Answer:
         """Make a call, and return its answer."""
         response, body = self._get("/call")
-        return Answer(response.status, response.headers, body)
+        return Answer(response.status, dict(response.headers), body)
 
     def made(self) -> tuple[list[float], int]:
         """Return when calls arrived that were permitted, and how many were refused."""
