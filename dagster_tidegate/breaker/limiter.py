@@ -13,6 +13,8 @@ from dagster_tidegate.breaker.readings import Reading, few_left, readings_of, sa
 
 MIN_PAUSE_S = 0.01
 """A process asks for calls no more often than this while there are none."""
+SOON_S = 1.0
+"""What is used up so soon, as fast as it becomes less, is little: processes lease it."""
 MIN_WAIT_S = 5.0
 """A call waits for so long at least before it is refused: to pause a run takes longer."""
 
@@ -58,6 +60,7 @@ class Limiter:
         self._lender = lender
         self._refills = refills
         self.few_left = False
+        self._lefts: dict[str, tuple[float, float]] = {}  # within the last second, and when
         # What the last answer said, up to when it counts calls, and when it came.
         self._heard: tuple[Sequence[Quota], float, float] | None = None
         self._monotonic = lender.monotonic
@@ -131,7 +134,9 @@ class Limiter:
         """
         heard_at = self._monotonic()
         self._heard = (quotas, counted_at, heard_at)
-        self.few_left = few_left(quotas, times=2 if self.few_left else 1)
+        self.few_left = few_left(quotas, times=2 if self.few_left else 1) or self._goes_fast(
+            quotas, heard_at
+        )
         block = self._block
         if self.few_left and min(_left(quotas), default=float("inf")) < len(block.free):
             block.deadline = min(block.deadline, heard_at)  # others used up what it counted on
@@ -143,6 +148,20 @@ class Limiter:
                 until = now + timedelta(seconds=reading.until_s)
                 return Grant(0, retry_at=until, limit=str(said))
         return None
+
+    def _goes_fast(self, quotas: Sequence[Quota], now: float) -> bool:
+        """Return whether what is left is used up within a second, as fast as it becomes less."""
+        fast = False
+        for quota in quotas:
+            if quota.left is None or not quota.of_calls:
+                continue
+            left, at = self._lefts.get(quota.name, (quota.left, now))
+            if not quota.left <= left or now >= at + SOON_S:
+                self._lefts[quota.name] = (quota.left, now)
+                continue
+            self._lefts.setdefault(quota.name, (quota.left, now))
+            fast = fast or quota.left * (now - at) < (left - quota.left) * SOON_S
+        return fast
 
     def _readings(self) -> list[Reading]:
         if self._heard is None:

@@ -6,9 +6,13 @@ import pytest
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker.answers import Answer
+from dagster_tidegate.breaker.backend import MemoryBackend
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
+from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
 from dagster_tidegate.breaker.readings import Reading
+from tests.support.clock import Clock
 
 AT = datetime(2026, 11, 28, 4, 0, tzinfo=UTC)
 
@@ -165,6 +169,17 @@ def test_a_quota_that_comes_back_bit_by_bit_is_not_waited_for_as_a_whole() -> No
     assert refusal.retry_at is not None
     assert (refusal.retry_at - AT).total_seconds() < 1
     assert leased(state, [], 1, "a", Request(50)).calls == 10
+
+
+@pytest.mark.parametrize(("others", "few"), [(2, False), (60, True)])
+def test_what_others_would_use_up_within_a_second_is_little(others: int, few: bool) -> None:
+    backend = MemoryBackend(clock=(clock := Clock()))
+    fleet = Fleet(backend, [ServicePolicy(name="mail")])
+    for remaining in (900, 900 - others):
+        answer = Answer(200, {"X-RateLimit-Remaining": str(remaining), "X-RateLimit-Reset": "60"})
+        fleet.breaker("mail").call(lambda answer=answer: answer)
+        clock.advance(0.05)
+    assert fleet.breaker("mail").engine.admission.fast is not few
 
 
 def test_a_quota_of_tokens_counts_once_it_is_empty() -> None:
