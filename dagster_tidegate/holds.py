@@ -205,7 +205,7 @@ def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") ->
     is_open_ended = any(not hold.expires_at for hold in held if hold not in of_breakers)
     conditions = [
         *(["released"] if is_open_ended else []),
-        *([f"repaired: {'; '.join(remedies)}"] if remedies else []),
+        *([f"repaired ({'; '.join(map(repr, remedies))})"] if remedies else []),
     ]
     reasons = "; ".join(_reason(hold, breakers.get(hold.target.name)) for hold in held)
     when = f"when {' and '.join(conditions)}" if conditions else "automatically"

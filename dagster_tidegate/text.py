@@ -73,13 +73,18 @@ def length(time: timedelta) -> str:
     Example:
         >>> length(timedelta(seconds=90)), length(timedelta(minutes=12)), length(timedelta(days=3))
         ('90 s', '12 min', '3 d')
+        >>> length(timedelta(hours=4, minutes=47)), length(timedelta(days=2, hours=23))
+        ('4 h 47 min', '2 d 23 h')
     """
     seconds = max(0, round(time.total_seconds()))
     if seconds < 120:
         return f"{seconds} s"
-    if seconds < 7200:
-        return f"{seconds // 60} min"
-    return f"{seconds // 3600} h" if seconds < 172_800 else f"{seconds // 86_400} d"
+    minutes, hours = seconds // 60, seconds // 3600
+    if hours < 2:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
 
 
 def words(status: object) -> str:

@@ -58,5 +58,7 @@ def account_digest():
 
 
 account_digest_schedule = dg.build_schedule_from_partitioned_job(
-    account_digest, default_status=dg.DefaultScheduleStatus.RUNNING
+    account_digest,
+    description="Starts the digest of each hour; needs openai and perplexity.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
 )

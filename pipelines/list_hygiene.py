@@ -55,5 +55,7 @@ def list_hygiene():
 
 
 list_hygiene_schedule = dg.build_schedule_from_partitioned_job(
-    list_hygiene, default_status=dg.DefaultScheduleStatus.RUNNING
+    list_hygiene,
+    description="Starts the check of each day's addresses; needs millionverifier.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
 )

@@ -15,6 +15,7 @@ MAX_NAMED = 10
 
 @dg.sensor(
     job=outreach,
+    description="Starts a run of outreach for each new lead file.",
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )

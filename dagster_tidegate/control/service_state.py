@@ -78,7 +78,7 @@ def _of_open(breaker: BreakerStatus, trials: int, held_by: Sequence[Hold]) -> Se
     if breaker.is_denied:
         return ServiceState("denied", since, reason, held_by=held_by)
     if breaker.state is BreakerState.HALF_OPEN:
-        reason = f"{reason}; {plural(trials, 'trial call')} in flight"
+        reason += f"; {plural(trials, 'trial call')} in flight" if trials else ""
         return ServiceState("half_open", since, reason, held_by=held_by)
     if breaker.throttled_until is not None:
         until = breaker.throttled_until

@@ -79,9 +79,14 @@ class StaleGate:
     last: datetime | None
 
     def __str__(self) -> str:
+        return f"the gate of {self.location} is stale: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """Since when it has not worked."""
         parts = ", ".join(self.parts)
-        last = f"at {utc(self.last)}" if self.last else "never, for at least one of them"
-        return f"the gate of {self.location} is stale: its sensors {parts} last finished {last}"
+        when = f"has finished since {utc(self.last)}" if self.last else "has ever finished"
+        return f"no tick of its sensors ({parts}) {when}"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Followed:
 
     def __str__(self) -> str:
         """Return it for people; empty: nothing happened."""
-        parts = [f"{self.moved} campaign runs updated from Dagster"] if self.moved else []
+        parts = [f"{plural(self.moved, 'campaign run')} updated from Dagster"] if self.moved else []
         if self.errors:
             run_id, why = next(iter(self.errors.items()))
             count = plural(len(self.errors), "Dagster run")

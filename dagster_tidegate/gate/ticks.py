@@ -26,7 +26,7 @@ from dagster_tidegate.gate.windows import hold_in_windows
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, heartbeats, holds
-from dagster_tidegate.text import utc
+from dagster_tidegate.text import utc, words
 
 # How far back the very first tick looks for runs.
 FIRST_LOOK_BACK = timedelta(hours=1)
@@ -152,7 +152,8 @@ def _beat(
 def _states(breakers: Sequence[BreakerStatus]) -> str:
     tripped = [breaker for breaker in breakers if breaker.state is not BreakerState.CLOSED]
     if not tripped:
-        return f"all {len(breakers)} breakers are closed"
+        few = len(breakers) == 1
+        return "the breaker is closed" if few else f"all {len(breakers)} breakers are closed"
     return ", ".join(map(_state, tripped))
 
 
@@ -163,7 +164,7 @@ def _state(breaker: BreakerStatus) -> str:
     if breaker.throttled_until is not None:
         return f"{breaker.name} is throttled until {utc(breaker.throttled_until)}"
     until = f" until {breaker.open_until:%H:%M:%S} UTC" if breaker.open_until else ""
-    return f"{breaker.name} is {breaker.state}{until}"
+    return f"{breaker.name} is {words(breaker.state)}{until}"
 
 
 def _summary(observation: Observation, changes: Sequence[str]) -> str:

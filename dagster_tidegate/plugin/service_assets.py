@@ -33,7 +33,8 @@ SERVICES = "tidegate/services"
 MAX_LISTED = 100
 """How many campaigns an observation names."""
 EVENT = "event"
-"""Metadata: the id of the change in the audit log, by which it is reported once."""
+"""Metadata: the id of the change in the audit log, by which it is reported once. A text, since
+Dagster plots numbers."""
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 
@@ -76,7 +77,8 @@ def reachable_check(services: Collection[str], resource_key: str) -> dg.AssetChe
                 CHECK,
                 asset=key,
                 blocking=True,
-                description=f"Whether the breaker of {name} is closed.",
+                description=f"Fails while {name} is down, throttled or refuses this client: "
+                "while its breaker is not closed.",
             )
             for key, name in names.items()
         ],
@@ -90,6 +92,7 @@ def reachable_check(services: Collection[str], resource_key: str) -> dg.AssetChe
             status = statuses[names[check.asset_key]]
             yield dg.AssetCheckResult(
                 passed=status.state is BreakerState.CLOSED,
+                description=_described(status.name, status.state, status.reason),
                 asset_key=check.asset_key,
                 check_name=check.name,
                 metadata=_why(status),
@@ -175,6 +178,7 @@ def to_report(
         if change.id <= position.observed:
             continue
         key = service_key(change.name)
+        described = _described(change.name, change.to_status, change.reason)
         is_enforced = change.to_status != WOULD_OPEN
         metadata = _metadata(change, facts)
         if is_enforced:
@@ -182,6 +186,7 @@ def to_report(
                 asset_key=key,
                 check_name=CHECK,
                 passed=change.to_status == BreakerState.CLOSED,
+                description=described,
                 metadata=metadata,
                 blocking=True,
             )
@@ -199,55 +204,60 @@ def to_report(
                     "newer_report": newer,
                 },
             )
-        state = words(change.to_status)
-        yield dg.AssetObservation(
-            key,
-            description=f"{change.name} is {state}{f': {change.reason}' if change.reason else ''}",
-            metadata=metadata,
-        )
+        yield dg.AssetObservation(key, description=described, metadata=metadata)
 
 
 def at_first(status: BreakerStatus) -> Iterator[AssetEvent]:
     """Yield what to report about a service that Dagster has no materialization of."""
     key, passed = service_key(status.name), status.state is BreakerState.CLOSED
     yield dg.AssetCheckEvaluation(
-        asset_key=key, check_name=CHECK, passed=passed, metadata=_why(status), blocking=True
+        asset_key=key,
+        check_name=CHECK,
+        passed=passed,
+        description=_described(status.name, status.state, status.reason),
+        metadata=_why(status),
+        blocking=True,
     )
     if passed:
         yield dg.AssetMaterialization(
-            key, description=f"{status.name} is known to the gate", metadata={EVENT: 0}
+            key,
+            description=f"{status.name} is known to the gate",
+            metadata={"state": str(status.state)},
         )
+
+
+def _described(service: str, state: str, reason: str | None) -> str:
+    why = f": {reason}" if reason and state != BreakerState.CLOSED else ""
+    return f"{service} is {words(state)}{why}"
 
 
 def _metadata(change: Event, facts: Facts) -> dict[str, Any]:
     details = change.after or {}
-    metadata: dict[str, Any] = {
-        EVENT: change.id,
-        "at": dg.MetadataValue.timestamp(change.at),
-        "state": change.to_status,
-        CHECK: int(change.to_status in (BreakerState.CLOSED, WOULD_OPEN)),
-        "paused_runs": facts.paused_runs.get(change.name, 0),
-    }
-    if needing := facts.needed_by.get(change.name):
-        listed = dict(sorted(needing.items())[:MAX_LISTED])
-        metadata["needed_by"] = dg.MetadataValue.json({k: list(v) for k, v in listed.items()})
+    metadata: dict[str, Any] = {"state": change.to_status}
+    if change.reason:
+        metadata["reason"] = change.reason
     for name in ("cause", "answer"):
         if details.get(name):
             metadata[name] = details[name]
-    if change.reason:
-        metadata["reason"] = change.reason
     if details.get("open_until"):
         until = datetime.fromisoformat(details["open_until"])
         metadata["retry_at"] = dg.MetadataValue.timestamp(until)
+    metadata |= {
+        CHECK: int(change.to_status in (BreakerState.CLOSED, WOULD_OPEN)),
+        "paused_runs": facts.paused_runs.get(change.name, 0),
+    }
     if details.get("calls"):
         metadata |= {
             "calls": details["calls"],
             "failures": details["failed"],
             "failure_rate": details["failed"] / details["calls"],
         }
+    if needing := facts.needed_by.get(change.name):
+        listed = dict(sorted(needing.items())[:MAX_LISTED])
+        metadata["needed_by"] = dg.MetadataValue.json({k: list(v) for k, v in listed.items()})
     if facts.pages:
         metadata["page"] = dg.MetadataValue.url(f"{facts.pages}/services/{change.name}")
-    return metadata
+    return metadata | {"at": dg.MetadataValue.timestamp(change.at), EVENT: str(change.id)}
 
 
 def _why(status: BreakerStatus) -> dict[str, Any]:

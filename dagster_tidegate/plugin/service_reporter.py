@@ -138,4 +138,5 @@ def _materialized(instance: dg.DagsterInstance, service: str) -> bool:
 def _event_of(entry: dg.EventLogEntry) -> int:
     event = entry.asset_materialization or entry.asset_observation
     value = None if event is None else event.metadata.get(EVENT)
-    return value.value if isinstance(value, dg.IntMetadataValue) and value.value else 0
+    is_id = isinstance(value, dg.TextMetadataValue | dg.IntMetadataValue)  # a number before 0.1
+    return int(value.value or 0) if is_id else 0

@@ -155,7 +155,9 @@ def test_a_stale_gate_is_told_wherever_one_looks(run: Run, store: Store) -> None
     assert as_json(run("status", "--json"))["gate_stale"] is True
     for command in (["status"], ["why", "letters"], ["campaigns"]):
         said = run(*command).output
-        assert re.search("gate of here is stale: its sensors resume last finished at", said)
+        assert re.search(
+            r"gate of here is stale: no tick of its sensors \(resume\) has finished since", said
+        )
 
 
 def test_the_kill_switch_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

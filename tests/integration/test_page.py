@@ -82,7 +82,7 @@ def browsing(
 
 def text(page: str) -> str:
     """The words of a page, as a person reads them."""
-    body = page.split("<main", 1)[1]
+    body = page.split("<main", 1)[1].replace("<wbr>", "")
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", body)))
 
 

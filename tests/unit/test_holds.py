@@ -111,11 +111,11 @@ def test_a_hold_of_a_service_that_refuses_this_client_says_what_to_repair() -> N
     refuses = "apollo refuses this client (401 invalid_api_key)"
     assert (
         describe([by_breaker], denied)
-        == f"{refuses}; resumes when repaired: tidegate services repaired apollo"
+        == f"{refuses}; resumes when repaired ('tidegate services repaired apollo')"
     )
     assert describe([by_breaker, hold(EVERYTHING)], denied) == (
         f"{refuses}; everything is held by ana (maintenance); resumes when released and "
-        "repaired: tidegate services repaired apollo"
+        "repaired ('tidegate services repaired apollo')"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_service_that_refuses_this_client_has_no_next_probe_and_says_what_to_d
     answer = why(situation([breakers_hold(MAIL)], breakers=[denied("mail")]), LETTERS)
     assert (answer.retry_at, answer.reasons[0].retry_at) == (None, None)
     assert answer.summary.startswith("paused: mail refuses this client (503 x5)")
-    assert answer.summary.endswith("resumes when repaired: tidegate services repaired mail")
+    assert answer.summary.endswith("resumes when repaired ('tidegate services repaired mail')")
 
 
 def test_a_half_open_service_is_being_tried():

@@ -49,7 +49,7 @@ from dagster_tidegate.web.pages.forms import Form
 from dagster_tidegate.web.pages.rendering import PageRoute, page, visitor
 from dagster_tidegate.web.path_router import PAGE
 
-MAX_LINES = 30
+MAX_LINES = 12
 MAX_NAMED = 3
 LENGTHS = (
     ("", "until it is released"),
@@ -408,7 +408,7 @@ def _preview_retry(
     decision = verdict(why(situation, target, run))
     nothing = ""
     if decision.refusal is Refusal.HELD:
-        nothing = f"{sentence(decision.text)}."
+        nothing = f"{decision.text}."
     elif decision.refusal is not None or run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
         nothing = f"{run.name} is {run.status}: wait until it has ended, or pause it first."
     count, said = _count(conn, situation, run, to_retry(body.selection))
@@ -493,13 +493,18 @@ def _own_run(conn: Connection, situation: Situation, identity: Identity, form: F
 def _words(situation: Situation, target: Target, effects: Sequence[Effect]) -> list[str]:
     if not effects:
         return [f"No known campaign depends on {target}."]
-    return [f"{sentence(in_words(each, target, situation.breakers))}." for each in effects]
+    lines = [f"{sentence(in_words(each, target, situation.breakers))}." for each in effects]
+    changed = [each for each in effects if each.changes]
+    if len(changed) > MAX_LINES:
+        verb = "pause" if changed[0].held_after else "resume"
+        lines.insert(0, f"{len(changed):,} campaigns {verb}:")
+    return lines
 
 
 def _short(lines: Sequence[str]) -> Sequence[str]:
     unique = list(dict.fromkeys(lines))
     more = len(unique) - MAX_LINES
-    return [*unique[:MAX_LINES], f"And {plural(more, 'more effect')}."] if more > 0 else unique
+    return [*unique[:MAX_LINES], f"And {more:,} more."] if more > 0 else unique
 
 
 def _named(targets: Sequence[Target]) -> str:

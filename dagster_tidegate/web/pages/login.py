@@ -1,7 +1,5 @@
 """The login page, on which a browser exchanges a token for a session, and the logout."""
 
-import base64
-import hashlib
 from datetime import datetime, timedelta
 from html import escape
 from string import Template
@@ -22,54 +20,43 @@ from dagster_tidegate.web.api.authentication import session_cookie
 from dagster_tidegate.web.api.problems import Code, Problem
 from dagster_tidegate.web.middleware.authentication import identify
 from dagster_tidegate.web.middleware.connection import GuardedConnection, connection_of
+from dagster_tidegate.web.pages.assets import addresses
 from dagster_tidegate.web.path_router import LOGIN, LOGOUT
 
 MAX_FIELDS = 4
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: #f5f6f8; color: #1b1f24; }
-main { max-width: 24rem; margin: 15vh auto; padding: 2rem; background: #fff; border-radius: 8px;
-  box-shadow: 0 1px 4px rgb(0 0 0 / 20%); }
-h1 { font-size: 1.25rem; margin-top: 0; }
-label, input, button { display: block; width: 100%; box-sizing: border-box; font: inherit; }
-input { margin: .25rem 0 1rem; padding: .5rem; border: 1px solid #8b949e; border-radius: 4px; }
-button { padding: .5rem; border: 0; border-radius: 4px; background: #0b5fce; color: #fff; }
-.refused { color: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  body { background: #15181c; color: #e6e8eb; } main { background: #22272e; }
-  input { background: #15181c; color: inherit; } .refused { color: #ff9b92; }
-}
-"""
 _PAGE = Template(
     """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Tidegate</title>
-<style>$style</style>
+<link rel="icon" href="$icon" type="image/svg+xml">
+<link rel="stylesheet" href="$style">
 </head>
-<body><main><h1>$title</h1>$body</main></body>
+<body><main><section class="login"><h1>$title</h1>$body</section></main></body>
 </html>
 """
 )
 _FORM = Template(
     """$refusal<form method="post" action="$action">
-<label for="token">Token</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<label>Token
+<input name="token" type="password" autocomplete="current-password" required autofocus></label>
 <input name="next" type="hidden" value="$next">
-<button>Log in</button>
+<button class="primary">Log in</button>
 </form>
-<p>The operator of this server creates tokens with <code>tidegate tokens create</code>.</p>"""
+<p class="small quiet">The operator of this server creates tokens with
+<code>tidegate tokens create</code>.</p>"""
 )
 _LOGGED_IN = Template(
     """<p>Logged in as <strong>$name</strong>, $role.</p>
 <p><a href="$home">Open Dagster</a></p>
 <form method="post" action="$action"><button>Log out</button></form>"""
 )
-_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _CSP = (
-    f"default-src 'none'; style-src 'sha256-{_DIGEST}'; form-action 'self'; base-uri 'none'; "
+    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
 
@@ -157,7 +144,7 @@ class LoginPages:
             home=escape(_home(self._prefix)),
             action=escape(self._prefix + LOGOUT),
         )
-        return _page("Tidegate", body, 200)
+        return _page(self._prefix, "Tidegate", body, 200)
 
     def _logged_out(self, connection: GuardedConnection) -> Response:
         response = RedirectResponse(self._prefix + LOGIN, 303)
@@ -188,7 +175,7 @@ def _form(prefix: str, wanted: str | None, *, refusal: str = "", status: int = 2
         action=escape(prefix + LOGIN),
         next=escape(local_path(wanted, _home(prefix))),
     )
-    return _page("Log in to Tidegate", body, status)
+    return _page(prefix, "Log in to Tidegate", body, status)
 
 
 def _submitted(body: bytes) -> tuple[str, str | None]:
@@ -204,6 +191,9 @@ def _home(prefix: str) -> str:
     return prefix or "/"
 
 
-def _page(title: str, body: str, status: int) -> Response:
-    page = _PAGE.substitute(style=_STYLE, title=escape(title), body=body)
+def _page(prefix: str, title: str, body: str, status: int) -> Response:
+    files = {name: escape(address) for name, address in addresses(prefix).items()}
+    page = _PAGE.substitute(
+        style=files["tidegate.css"], icon=files["icon.svg"], title=escape(title), body=body
+    )
     return HTMLResponse(page, status, headers={"Content-Security-Policy": _CSP})

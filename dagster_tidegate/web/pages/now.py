@@ -118,7 +118,7 @@ def banners(conn: Connection, situation: Situation) -> Sequence[Banner]:
         text = "TIDEGATE_ENABLED is false on this server: processes with this setting ignore holds."
         found.append(Banner("Tidegate is switched off", text))
     if stale := situation.stale_gates():
-        text = "; ".join(sentence(str(gate)) for gate in stale)
+        text = "; ".join(f"Code location {gate.location}: {gate.text}" for gate in stale)
         do = "Nothing is paused or resumed until it recovers. Run"
         found.append(Banner("The gate is stale", f"{text}. {do}", "tidegate doctor"))
     health = AlertHealth.of(alerts.counts(conn, situation.now), situation.now)
@@ -195,7 +195,7 @@ def _what_to_repair(service: Service) -> str:
     answer = breaker.answer if breaker is not None else None
     said = f"It said: {answer}" if answer else sentence(service.state.reason)
     return (
-        f"{said}. Waiting does not help, so it is not called again. "
+        f"{said.rstrip('.')}. Waiting does not help, so it is not called again. "
         "Repair the cause (key, credits, plan or address), then say so: a trial call checks it."
     )
 

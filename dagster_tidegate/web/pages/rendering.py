@@ -1,11 +1,10 @@
 """Turns templates into answers: the page around them, fragments of it, and problems as pages."""
 
-import hashlib
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from importlib.resources import files
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -31,17 +30,20 @@ from dagster_tidegate.web.api.problems import (
     unreachable,
     unstorable,
 )
+from dagster_tidegate.web.pages.assets import addresses
 from dagster_tidegate.web.pages.audit import differences
 from dagster_tidegate.web.path_router import PAGE
 
 FRAGMENTS = "X-Tidegate-Fragments"
 """A request with this header gets only the named blocks of a page."""
 MAX_FRAGMENTS = 20
+MAX_TEXT = 120
+"""How much of what a service said a table shows."""
+_DAGSTER_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-STATIC = ("tidegate.css", "tidegate.js", "icon.svg")
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 TONES = {
     **dict.fromkeys(("open", "denied", "failed", "suspect"), "bad"),
@@ -206,13 +208,6 @@ def target_url(target: Target) -> str:
 
 
 @cache
-def static(name: str) -> tuple[bytes, str]:
-    """Return a static file, and a version that changes with it."""
-    content = files("dagster_tidegate.web.pages").joinpath("static", name).read_bytes()
-    return content, hashlib.sha256(content).hexdigest()[:12]
-
-
-@cache
 def environment() -> Environment:
     """Return the templates. What they show is escaped, and a misspelt name is an error."""
     made = Environment(
@@ -231,6 +226,13 @@ def environment() -> Environment:
         sentence=sentence,
         plural=plural,
         utc=utc,
+        clock=_clock,
+        why=_why,
+        rate=_rate,
+        shorter=_shorter,
+        actor=_actor,
+        short_ids=_short_ids,
+        breakable=_breakable,
         tone=lambda status: TONES.get(str(status), "plain"),
         seconds=lambda value: length(timedelta(seconds=value)),
         target_url=target_url,
@@ -249,11 +251,10 @@ def _answer(text: str, status: int) -> HTMLResponse:
 
 
 def _around(prefix: str) -> Mapping[str, Any]:
-    base = f"{prefix}{PAGE}/static"
     return {
         "prefix": prefix,
         "home": f"{prefix}{PAGE}",
-        "assets": {name: f"{base}/{name}?v={static(name)[1]}" for name in STATIC},
+        "assets": addresses(prefix),
     }
 
 
@@ -275,6 +276,11 @@ def _when(time: datetime | None, now: datetime) -> Markup:
     )
 
 
+def _clock(time: datetime, now: datetime) -> str:
+    """A time of today without its date, and any other with it."""
+    return f"{time:%T} UTC" if time.date() == now.date() else utc(time)
+
+
 def _until(time: datetime, now: datetime) -> Markup:
     """A time in the future, as how long it is until then."""
     left = time - now
@@ -282,6 +288,41 @@ def _until(time: datetime, now: datetime) -> Markup:
     return Markup('<time datetime="{}" title="{}" data-until>{}</time>').format(
         time.isoformat(), utc(time), text
     )
+
+
+def _why(summary: str) -> str:
+    """Why something is paused, beside its status: without saying again that it is.
+
+    It begins with the name of a service, which keeps its case.
+    """
+    return summary.removeprefix("paused: ") if summary.startswith("paused: ") else sentence(summary)
+
+
+def _rate(per_second: float) -> str:
+    """How many records are done in a time."""
+    return f"{per_second:.1f}/s" if per_second >= 0.1 else f"{60 * per_second:.1f}/min"
+
+
+def _shorter(text: str) -> str:
+    """As much of a text as fits a table; its end is said elsewhere."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _actor(name: str) -> str | Markup:
+    """Who did something; of a Dagster run, the beginning of its id, as Dagster shows it."""
+    if not _DAGSTER_RUN.fullmatch(name):
+        return name
+    return Markup('<span title="{}">run <code>{}</code></span>').format(name, name[:8])
+
+
+def _short_ids(text: str) -> str:
+    """A text with the ids of Dagster runs as Dagster shows them."""
+    return _DAGSTER_RUN.sub(lambda each: each[0][:8], text)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken behind its separators, where a column is narrow."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/.-])", name))
 
 
 def _share(part: float, whole: float) -> str:

@@ -34,16 +34,15 @@ from dagster_tidegate.web.pages import (
     services,
     timeline,
 )
+from dagster_tidegate.web.pages.assets import static
 from dagster_tidegate.web.pages.rendering import (
     MEDIA_TYPES,
-    STATIC,
     PageRoute,
     page,
-    static,
     url,
     visitor,
 )
-from dagster_tidegate.web.path_router import PAGE
+from dagster_tidegate.web.path_router import PAGE, STATIC
 
 MAX_AGE_S = 365 * 24 * 3600
 router = APIRouter(prefix=PAGE, include_in_schema=False, route_class=PageRoute)

@@ -24,6 +24,8 @@ SPANS: Mapping[str, tuple[timedelta, timedelta, str]] = {
 MAX_EVENTS = 5000
 MAX_ATTEMPTS = 1000
 MAX_ROWS = 40
+FEW = 12
+"""Up to so many services are shown even if nothing happened to them."""
 MIN_WIDTH = 0.4
 """How wide a bar is at least, in percent, so that a short outage can be seen and clicked."""
 
@@ -65,6 +67,7 @@ class Timeline:
 
     Attributes:
         ticks: Where the labels of the axis are, in percent.
+        calm: How many services are left out because nothing happened to them.
         story: What happened, in words, the latest first.
         previous, next: The ends of the spans before and after it; None for none.
         cut: Whether there was too much to show all of it.
@@ -77,6 +80,7 @@ class Timeline:
     services: Sequence[Row]
     campaigns: Sequence[Row]
     quiet: int
+    calm: int
     story: Sequence[Bar]
     previous: datetime
     next: datetime | None
@@ -144,15 +148,17 @@ def timeline(
             campaigns.append(Row(name, f"/campaigns/{name}", bars, lanes=2))
     campaigns.sort(key=lambda row: (-sum(b.width for b in row.bars if b.lane == 0), row.name))
     troubled = [row for row in services if row.bars]
+    shown = services if len(services) <= FEW else troubled
     story = [bar for row in troubled for bar in row.bars]
     return Timeline(
         span=span,
         start=axis.start,
         end=end,
         ticks=ticks(axis, step, form),
-        services=(troubled or services)[:MAX_ROWS] if len(services) > MAX_ROWS else services,
+        services=shown[:MAX_ROWS],
         campaigns=campaigns[:MAX_ROWS],
         quiet=len(situation.campaigns) - len(campaigns),
+        calm=len(services) - len(shown),
         story=_with_one_report_each(sorted(story, key=lambda bar: -bar.x)[:MAX_ROWS]),
         previous=end - size,
         next=None if end >= now else min(now, end + size),
