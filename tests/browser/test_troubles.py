@@ -22,7 +22,6 @@ from dagster_tidegate.store import history
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tokens import Role
-from dagster_tidegate.text import utc
 from tests.browser.test_page import Workspace, log_in, serving, token
 from tests.integration.record_loop import Work, go_through
 from tests.support import page_store
@@ -134,7 +133,7 @@ def test_a_used_up_quota_counts_down_to_its_reset_and_a_raised_one_is_used_at_on
         for place in (row, page.locator("#pauses")):
             countdown = place.locator("time[data-until]")
             expect(countdown).to_have_attribute("datetime", until.isoformat())
-            expect(place).to_contain_text(f"at {utc(until)}")
+            expect(place).to_contain_text(f"{until:%T} UTC")
             left = countdown.inner_text()
             expect(countdown).not_to_have_text(left)
         form = "keep-closed?service=apollo&reason=x"
