@@ -17,6 +17,7 @@ from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
+from tests.browser.dagster_pages import AFTER, DURING, look
 from tests.support import quick_code
 
 PROJECT = Path(__file__).parents[2]
@@ -82,6 +83,25 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     deployment.stop()
 
 
+def begin_outage(deployment: Deployment) -> dict[str, str]:
+    """Let instantly fail; returns the ids of a run that has paused and of one that waits for it."""
+    deployment.sandbox.place("instantly", Fault(mode=Mode.OUTAGE))
+    ids: dict[str, str] = {}
+
+    def all_wait() -> bool:
+        runs = deployment.runs()
+        for run in runs:
+            run_id, status, tags = run
+            if is_paused(run):
+                ids["paused"] = run_id
+            if status == "QUEUED" and "tidegate/queued_for" in tags:
+                ids["queued"] = run_id
+        return len(ids) == 2 and not in_progress(deployment)
+
+    deployment.wait_for(all_wait, "a paused run, and one that waits in the queue")
+    return ids
+
+
 def is_paused(run: tuple[str, str, Mapping[str, str]]) -> bool:
     _, status, tags = run
     return status == "CANCELED" and tags.get("tidegate/state") == "paused"
@@ -90,22 +110,16 @@ def is_paused(run: tuple[str, str, Mapping[str, str]]) -> bool:
 def test_an_outage_is_seen_in_the_ui_and_leaves_no_trace_in_it(
     deployment: Deployment, page: Page, tmp_path: Path
 ) -> None:
-    deployment.sandbox.place("instantly", Fault(mode=Mode.OUTAGE))
-    deployment.wait_for(
-        lambda: any(map(is_paused, deployment.runs())) and not in_progress(deployment),
-        "a paused run",
-    )
+    ids = begin_outage(deployment)
 
     # The runs page finds what is paused, and says why.
     page.goto(f"{deployment.url}/runs?q%5B0%5D=tag%3Atidegate%2Fstate%3Dpaused")
     expect(page.get_by_text("tidegate/service: instantly").first).to_be_visible()
     expect(page.get_by_text("Canceled").first).to_be_visible()
     page.screenshot(path=tmp_path / "paused.png")
-    paused = next(run_id for run_id, _, tags in deployment.runs() if "tidegate/state" in tags)
-    page.goto(f"{deployment.url}/runs/{paused}")
-    expect(page.get_by_text("Paused at").first).to_be_visible()
-    expect(page.get_by_text("instantly is open (503 x5)").first).to_be_visible()
-    page.screenshot(path=tmp_path / "message.png")
+
+    # The runs say why they are paused or wait; so do the service and its check.
+    look(page, deployment.url, DURING, tmp_path, **ids)
 
     # What has not started waits in the queue, since the pools let nothing through.
     page.goto(f"{deployment.url}/runs?q%5B0%5D=status%3AQUEUED")
@@ -127,6 +141,7 @@ def test_an_outage_is_seen_in_the_ui_and_leaves_no_trace_in_it(
     deployment.sandbox.heal("instantly")
     deployment.wait_for(lambda: all_done(deployment), "all runs having ended well")
     deployment.wait_for(lambda: no_limits(deployment, page), "pools without a limit")
+    look(page, deployment.url, AFTER, tmp_path)
     page.goto(f"{deployment.url}/automation")
     expect(switch(page, "new_lead_files")).to_be_checked()
     page.goto(f"{deployment.url}/runs?q%5B0%5D=tag%3Atidegate%2Fstate%3Dpaused")
