@@ -25,6 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEPLOYMENT := $(VENV)/.installed-deployment
 TESTS := $(VENV)/.installed-tests
 RELEASE := $(VENV)/.installed-release
+BENCH := $(VENV)/.installed-bench
 OTHER := .venv-dagster-$(DAGSTER)
 # Those that use Dagster's API, each part of it once; the store is the same with any Dagster.
 OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
@@ -77,7 +78,7 @@ style: $(TESTS)
 types: $(TESTS)
 	$(BIN)/pyright
 
-bench: $(TESTS) ## Run the benchmarks.
+bench: $(BENCH) ## Run the benchmarks (half an hour).
 	$(BIN)/python -m tests.benchmarks.breaker
 	$(BIN)/python -m tests.benchmarks.gate
 	$(BIN)/python -m tests.benchmarks.records
@@ -85,6 +86,8 @@ bench: $(TESTS) ## Run the benchmarks.
 	$(BIN)/python -m tests.benchmarks.guard
 	$(BIN)/python -m tests.benchmarks.page
 	$(BIN)/python -m tests.benchmarks.startup
+	$(BIN)/python -m tests.benchmarks.limits
+	$(BIN)/python -m tests.benchmarks.outage
 
 bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 	$(BIN)/python -m tests.benchmarks.scale
@@ -154,4 +157,9 @@ $(TESTS): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 
 $(RELEASE): $(TESTS)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) --group release
+	@touch $@
+
+# What the benchmark of the outage compares with.
+$(BENCH): $(TESTS)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --group bench
 	@touch $@

@@ -2,7 +2,7 @@
 
 Each row of a table is played by the sandbox, and requested with httpx through a breaker, by a
 record loop whose ledger is in a real database: on SQLite and on PostgreSQL. Without `--table`, the
-figures of `outages` follow.
+figures of `record_loops` follow.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from demo.sandbox.cases import PlayedAnswer
 from demo.sandbox.client import SandboxClient
 from demo.sandbox.faults import Fault, Mode
-from tests.benchmarks import outages
+from tests.benchmarks import record_loops
 from tests.benchmarks.servers import databases
 from tests.integration.record_loop import Stopped, Work
 from tests.support.answer_table import Row, read, summary
@@ -120,7 +120,7 @@ def main() -> None:
     if not options.table:
         results = {"answers_right": 1 - len(wrong) / len(rows)}
         with sandbox_process() as sandbox:
-            results |= outages.figures(sandbox)
+            results |= record_loops.figures(sandbox)
         for name, value in results.items():
             print(f"{name}: {value:g}")
     if options.json:

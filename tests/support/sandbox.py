@@ -9,10 +9,11 @@ from demo.sandbox.client import SandboxClient
 
 
 @contextmanager
-def sandbox_process() -> Iterator[SandboxClient]:
+def sandbox_process(latency_s: float | None = None) -> Iterator[SandboxClient]:
     """Run a sandbox process on a free port."""
+    latency = [] if latency_s is None else ["--latency", str(latency_s)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0"],
+        [sys.executable, "-m", "demo", "sandbox", "serve", "--port", "0", *latency],
         stdout=subprocess.PIPE,
         text=True,
     )
