@@ -25,8 +25,8 @@ without the record that can't be processed.
   since each letter has its idempotency key. Counted by the service.
 - waiting_worker_s: how long workers were there, all added up, less what the letters take. In
   seconds of the scaled scenario.
-- done_s: from the end of the fault until the last lead was sent, in seconds; negative if it was
-  sent before. Counted by the service.
+- done_s: from the end of the fault (of `poison`, from its beginning) until the last lead was sent,
+  in seconds; negative if it was sent before. Counted by the service.
 - done_ratio: time from the first fault until the last lead was sent / the shortest possible: the
   time in which the service was dead, and then what the letters that were left take eight workers.
 - wrong_verdicts: failed runs, where no run should fail, and calls in spite of an answer that says
@@ -80,13 +80,13 @@ class Play:
         self._changes = list(scenario.changes)
         self._began = self._done = 0.0
         self._over: float | None = None
-        self._at_rest_checked = 0.0
 
     def run(self) -> Figures:
         """Play it, and return the figures."""
         contender, sandbox = self.contender, self.contender.sandbox
         sandbox.heal(NAME)
         sandbox.reset()
+        self._wait(contender.has_settled, START_S, "the last scenario is over")
         contender.begin()
         contender.start(lists(self.scenario.name))
         before = self.leads * BEFORE

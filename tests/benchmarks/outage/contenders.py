@@ -53,6 +53,10 @@ class Contender(ABC):
     def begin(self) -> None:
         """Forget the last scenario."""
 
+    def has_settled(self) -> bool:
+        """Return whether nothing is left of the last scenario."""
+        return True
+
     @abstractmethod
     def start(self, lists: Sequence[str], *, without_poison: bool = False) -> None:
         """Start a worker for each list."""
@@ -156,9 +160,11 @@ class Deployment(Contender):
         self.stage, self.job = stage, JOBS[name]
 
     def begin(self) -> None:
-        if self.name == TIDEGATE:
-            self.stage.settle()  # its ramp, too
         self._began = datetime.now(UTC)
+
+    def has_settled(self) -> bool:
+        # The ramp goes on after the last run.
+        return self.name != TIDEGATE or not self.stage.left_over()
 
     def start(self, lists: Sequence[str], *, without_poison: bool = False) -> None:
         tags = {"outage/without_poison": "yes"} if without_poison else {}

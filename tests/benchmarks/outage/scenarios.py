@@ -68,7 +68,7 @@ def scenarios(scale: float) -> list[Scenario]:
     return [
         lasting("outage-30s", outage, 30),
         lasting("outage-2min", outage, 120),
-        Scenario("flapping", tuple(flapping), 50 * scale),
+        Scenario("flapping", tuple(flapping), 30 * scale),
         lasting("slow", Fault(mode=Mode.SLOW, latency_s=5 * scale), 120, dead=False),
         lasting("half-failing", Fault(mode=Mode.SHARE, share=0.5), 60, dead=False),
         lasting("retry-after", told("rate-limited", 30), 30, Says.WHEN),
