@@ -3,9 +3,10 @@
     python -m tests.benchmarks.outage [--json FILE] [--scale 0.25] [--only CONTENDER/SCENARIO]...
 
 Eight workers send a letter to each of 40 leads, over HTTP, to a service of the sandbox that fails
-when a quarter of them has been sent. All contenders play a scenario at the same time, each with a
-sandbox of its own. All durations are multiplied by `--scale`: outages, waits, resets, backoffs,
-intervals of Dagster's daemon, and how long people take; not the latency of the service.
+when a quarter of them has been sent (or, for `poison`, from the start). All contenders play a
+scenario at the same time, each with a sandbox of its own. All durations are multiplied by
+`--scale`: outages, waits, resets, backoffs, intervals of Dagster's daemon, and how long people
+take; not the latency of the service.
 
 Contenders are tidegate and Dagster alone (`RetryPolicy`, run retries), each with a real daemon and
 run processes, and loops in worker processes (`loops`): the plain one, which tries again at once,
@@ -88,11 +89,15 @@ class Play:
         sandbox.reset()
         self._wait(contender.has_settled, START_S, "the last scenario is over")
         contender.begin()
+        if self.scenario.says is Says.ONE_RECORD:  # before its worker gets to it
+            self._began = time.monotonic()
+            self._is_over()
         contender.start(lists(self.scenario.name))
         before = self.leads * BEFORE
         self._wait(lambda: contender.arrived() >= before, START_S, "the campaign has begun")
         sent_before = contender.arrived()
-        self._began = time.monotonic()
+        if self.scenario.says is not Says.ONE_RECORD:
+            self._began = time.monotonic()
         limit_s = LIMIT_S * self.scale + START_S
         self._wait(self._is_over, limit_s, "the fault is over")
         self._wait(self._is_at_rest, limit_s, "everything has come to rest")
@@ -151,7 +156,8 @@ class Play:
         stats = self.contender.sandbox.stats()[NAME]
         failed = self.contender.failed_runs()
         dead = stats["failures_served"]
-        letters_s = (self.leads - sent_before) * LATENCY_S / WORKERS
+        left = self.leads - (0 if self.scenario.says is Says.ONE_RECORD else sent_before)
+        letters_s = left * LATENCY_S / WORKERS
         done = self._done or time.monotonic()
         assert self._over is not None  # it has come to rest since
         useless = self.scenario.says in (Says.WHEN, Says.REPAIR)

@@ -111,6 +111,10 @@ class Worker:
 class Processes(Contender):
     """Worker processes that run a loop of `loops`."""
 
+    def __init__(self, name: str, sandbox: SandboxClient, folder: Path) -> None:
+        super().__init__(name, sandbox)
+        self._folder = folder
+
     def begin(self) -> None:
         self._workers: list[Worker] = []
         self._errors: SimpleQueue[str] = processes.SimpleQueue()
@@ -120,7 +124,7 @@ class Processes(Contender):
             addresses = leads(name, without_poison=without_poison)
             process = processes.Process(
                 target=work,
-                args=(self.name, self.sandbox.url, name, addresses, self._errors),
+                args=(self.name, self._folder, self.sandbox.url, name, addresses, self._errors),
             )
             process.start()
             self._workers.append(Worker(name, process, time.monotonic()))
@@ -217,7 +221,7 @@ def contender(name: str, folder: Path, scale: float) -> Iterator[Contender]:
     """Give a contender with a sandbox of its own."""
     with sandbox_process(LATENCY_S) as sandbox:
         if name not in JOBS:
-            yield Processes(name, sandbox)
+            yield Processes(name, sandbox, folder)
             return
         with _stage(name, folder / name, sandbox, scale) as stage:
             yield Deployment(name, sandbox, stage)

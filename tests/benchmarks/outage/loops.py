@@ -238,9 +238,19 @@ def is_installed(contender: str) -> bool:
 
 
 def work(
-    contender: str, sandbox_url: str, name: str, leads: Sequence[str], errors: SimpleQueue[str]
+    contender: str,
+    folder: Path,
+    sandbox_url: str,
+    name: str,
+    leads: Sequence[str],
+    errors: SimpleQueue[str],
 ) -> None:
-    """Send the letters to all leads of a list. The process ends with 1 if it gives up."""
+    """Send the letters to all leads of a list. The process ends with 1 if it gives up.
+
+    Args:
+        folder: Where a library may write files: baldur does so in the working directory.
+    """
+    os.chdir(folder)
     random.seed(name)
     os.environ[SCENARIO] = name.rpartition("-")[0]
     scale = float(os.environ[SCALE])
