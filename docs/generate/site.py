@@ -28,7 +28,7 @@ _ITEM = re.compile(r"^(- |\d+\. )")
 def stage(target: Path) -> None:
     """Write the configuration of the site, and its pages, to a directory that it replaces."""
     shutil.rmtree(target, ignore_errors=True)
-    waiting = [*MORE_PAGES, *DOCS.rglob("*.md"), *(DOCS / "assets").iterdir()]
+    waiting = [*MORE_PAGES, *DOCS.rglob("*.md")]
     staged: set[Path] = set()
     while waiting:
         source = waiting.pop()
@@ -39,8 +39,7 @@ def stage(target: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
             text = source.read_text()
-            page = for_python_markdown(relinked(text, source))
-            path.write_text(page + diagrams(text, place(source)))
+            path.write_text(for_python_markdown(relinked(text, source)))
             waiting += linked_files(text, source)
         else:
             shutil.copy(source, path)
@@ -113,14 +112,6 @@ def for_python_markdown(text: str) -> str:
             fence = "" if fence else opened[2]
         is_before_list = not line.strip()
     return "\n".join(lines)
-
-
-def diagrams(text: str, page: Path) -> str:
-    """Return what a page with diagrams ends with: the script that draws them."""
-    if "```mermaid" not in text:
-        return ""
-    script = os.path.relpath("assets/mermaid.tiny.js", page.parent)
-    return f'\n<script src="{script}"></script>\n'
 
 
 def configuration(pages: list[str]) -> str:
