@@ -32,6 +32,8 @@ UNKNOWN_INTERVAL_S = 30.0
 # A pool without a limit of its own ramps up to this at least, and then until it has room for all
 # runs that wait for it. Then it has no limit again.
 TOP_OF_RAMP = 16
+# What a service throttled for no longer than this is restored at once.
+BRIEF_THROTTLE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -347,7 +349,7 @@ def _ramp(
     # A pool taken outside a sensor belongs to no location, even if some gate knows the policies.
     default = UNKNOWN_INTERVAL_S if unknown and not takeover.location else 0
     interval = timedelta(seconds=max((i for i in intervals if i is not None), default=default))
-    if not interval or not observation.enabled or _was_only_throttled(services, takeover):
+    if not interval or not observation.enabled or _was_throttled_briefly(services, takeover):
         return takeover.former, None
     step_at = takeover.ramp_step_at
     current = limit_of(value, observation.default_limit)
@@ -369,10 +371,17 @@ def _ramp(
     return str(current), step_at
 
 
-def _was_only_throttled(services: Sequence[ServiceView], takeover: Takeover) -> bool:
-    """Whether the services that recovered since a pool was taken were well, and had said when."""
+def _was_throttled_briefly(services: Sequence[ServiceView], takeover: Takeover) -> bool:
+    """Whether a pool was taken for a short throttle alone, so that no ramp is needed.
+
+    What has gathered during a long one, such as a used-up day, would all start at the reset.
+    """
     recovered = [s for s in services if s.recovered_at and s.recovered_at >= takeover.taken_at]
-    return bool(recovered) and all(service.was_throttled for service in recovered)
+    return bool(recovered) and all(
+        service.was_throttled and service.recovered_at - takeover.taken_at <= BRIEF_THROTTLE
+        for service in recovered
+        if service.recovered_at
+    )
 
 
 def _waiting(observation: Observation, pool: str) -> int:

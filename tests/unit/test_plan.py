@@ -258,8 +258,8 @@ def test_a_service_that_throttled_gets_its_pool_back_at_once():
     services = {"mail": recovered(5, throttled=True)}
     # The canary may be in the pool.
     for value in ("0", "1"):
-        state = observed(taken("6", value), services=services, pools={"mail": value})
-        [action] = plan(state)
+        pool = taken("6", value, taken_at=NOW - timedelta(minutes=9))
+        [action] = plan(observed(pool, services=services, pools={"mail": value}))
         assert isinstance(action, Write)
         assert (action.set_to, action.ramp_step_at) == ("6", None)
 
@@ -269,6 +269,7 @@ def test_a_service_that_throttled_gets_its_pool_back_at_once():
     [
         {"mail": recovered(5, throttled=False)},
         {"mail": recovered(7200, throttled=True)},  # before this pool was taken, for another reason
+        {"mail": recovered(5, throttled=True)},  # after an hour, as at the reset of a daily quota
         {"mail": recovered(5, throttled=True), "maps": recovered(9, throttled=False)},
     ],
 )
