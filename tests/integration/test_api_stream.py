@@ -52,12 +52,12 @@ class Following:
 
 
 @contextmanager
-def following(asked: Api, after: int | None = None) -> Iterator[Following]:
+def following(asked: Api, after: int | None = None, query: str = "") -> Iterator[Following]:
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     # An event that never comes is a failure after so long.
     timeout = httpx.Timeout(MAX_S)
     with asked.client.stream(
-        "GET", "/api/v1/events/stream", headers=headers, timeout=timeout
+        "GET", f"/api/v1/events/stream{query}", headers=headers, timeout=timeout
     ) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -78,6 +78,10 @@ def test_events_come_as_they_are_written_and_after_where_one_left_off(store: Sto
             assert [stream.next() for _ in range(2)] == [(3, "second"), (4, "while away")]
         with following(asked, after=0) as stream:
             assert stream.next() == (1, "before")
+        with following(asked, query="?after=3") as stream:
+            assert stream.next() == (4, "while away")
+        with following(asked, after=2, query="?after=3") as stream:
+            assert stream.next() == (3, "second"), "a browser connects again at the same address"
 
 
 @both_databases

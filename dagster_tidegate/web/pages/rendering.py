@@ -155,9 +155,14 @@ def page(
     visitor: Visitor,
     now: datetime,
     banners: Sequence[Banner],
+    last_event: int | None = None,
     **values: Any,
 ) -> Response:
-    """Return a page, or the fragments of it that the request names."""
+    """Return a page, or the fragments of it that the request names.
+
+    Args:
+        last_event: The event after which its stream begins; None: when it connects.
+    """
     prefix = request.scope.get("root_path", "")
     loaded = environment().get_template(template)
     context = {
@@ -165,6 +170,7 @@ def page(
         "visitor": visitor,
         "now": now,
         "banners": banners,
+        "last_event": last_event,
         "url": lambda path, **query: url(prefix, path, **query),
         "here": _here(request, prefix),
         "did": DID.get(request.query_params.get("did", ""), ""),

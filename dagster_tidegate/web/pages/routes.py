@@ -65,6 +65,8 @@ class Reader:
         self, only: Callable[[Connection], Collection[str] | None] | None = None
     ) -> Iterator[tuple[Connection, Situation]]:
         """Read the situation; `only` returns the names of the campaigns that matter."""
+        # Before anything else: what is written while the page is read is not missed by it.
+        self.request.state.last_event = self.context.feed.final()
         with self.context.reading(only) as (conn, situation):
             yield conn, situation
 
@@ -78,6 +80,7 @@ class Reader:
             visitor=visitor(self.context, self.identity),
             now=situation.now,
             banners=now.banners(conn, situation),
+            last_event=self.request.state.last_event,
             view=view,
             **values,
         )

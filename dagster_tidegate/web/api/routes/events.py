@@ -57,7 +57,11 @@ async def stream_events(
     _identity: Viewer,
     last_event_id: Annotated[
         int | None,
-        Header(ge=0, lt=2**63, description="Continue after this event. Default: from now."),
+        Header(ge=0, lt=2**63, description="Continue after this event. Default: `after`."),
+    ] = None,
+    after: Annotated[
+        int | None,
+        Query(ge=0, lt=2**63, description="Begin after this event. Default: from now."),
     ] = None,
 ) -> EventStream:
     """Stream the events as server-sent events, without gaps.
@@ -65,8 +69,10 @@ async def stream_events(
     Each has its id, its kind as `event`, and the same `data` as in `GET /events`. A stream ends
     after a few minutes; browsers then reconnect with `Last-Event-ID`.
     """
-    newest = await run_in_threadpool(context.feed.newest)
-    return EventStream(context.feed, newest if last_event_id is None else last_event_id)
+    begin = after if last_event_id is None else last_event_id
+    if begin is None:
+        begin = await run_in_threadpool(context.feed.newest)
+    return EventStream(context.feed, begin)
 
 
 def page_of_events(

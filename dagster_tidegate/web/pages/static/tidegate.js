@@ -20,6 +20,7 @@ let firstDue = 0;
 let fetching = null; // what ends the request in flight
 let isUrgent = false;
 let shownAt = new Date();
+let isFirst = true; // the stream begins with the first event that the page does not show
 
 function fragments() {
   return [...document.querySelectorAll("[data-fragment]")];
@@ -147,7 +148,8 @@ function listen() {
   const stream = new EventSource(document.body.dataset.stream);
   stream.onopen = () => {
     tell("Live", true);
-    refresh(fragments().map((each) => each.dataset.fragment)); // what happened meanwhile
+    if (!isFirst) refresh(fragments().map((each) => each.dataset.fragment)); // what happened meanwhile
+    isFirst = false;
   };
   stream.onerror = () => {
     tell("Reconnecting", false);
