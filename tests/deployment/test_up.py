@@ -94,11 +94,12 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def up(project: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
-    environment = {"PYTHONPATH": str(ROOT)} | {
+    environment = {
         name: value
         for name, value in os.environ.items()
         if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "DEMO_SANDBOX_URL")
     }
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
 
     def start(
         *options: str,

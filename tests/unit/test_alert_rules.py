@@ -288,7 +288,7 @@ def test_a_stale_gate_raises_one_alert() -> None:
     changes = evaluated(silent=["pause", "resume"])
     [raised] = changes.raised
     assert (raised.kind, raised.name) == (AlertKind.GATE_STALE, "here")
-    assert "sensors pause, resume" in raised.text.body
+    assert "sensors (pause, resume)" in raised.text.body
     assert (
         evaluated(silent=["pause"], alerts=[stored(AlertKind.GATE_STALE, "here")]) == AlertChanges()
     )

@@ -17,7 +17,7 @@ from dagster_tidegate.breaker import (
     policy,
     profiles,
     pybreaker_storage,
-    times,
+    time_texts,
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
@@ -75,7 +75,7 @@ def test_the_examples_work(sqlite_url: str):
         excerpts,
         judge,
         profiles,
-        times,
+        time_texts,
         policy,
         breaker,
         fleet,

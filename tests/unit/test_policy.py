@@ -14,10 +14,10 @@ class Client(dg.ConfigurableResource):
     ("fields", "says"),
     [
         ({"name": ""}, "at least 1 character"),
-        ({"name": "open ai"}, "remove '+', '@', ',' and spaces"),
-        ({"name": "a+b"}, "remove '+', '@', ',' and spaces"),
-        ({"name": "a,b"}, "remove '+', '@', ',' and spaces"),
-        ({"name": "x\x00"}, "remove '+', '@', ',' and spaces"),
+        ({"name": "open ai"}, "remove '+', '@', ',', '|' and spaces"),
+        ({"name": "a+b"}, "remove '+', '@', ',', '|' and spaces"),
+        ({"name": "a,b"}, "remove '+', '@', ',', '|' and spaces"),
+        ({"name": "x\x00"}, "remove '+', '@', ',', '|' and spaces"),
         ({"name": "x" * 129}, "at most 128 characters"),
         ({"consecutive_failures": 0}, "greater than or equal to 1"),
         (
