@@ -172,6 +172,11 @@ def covering(
     return sorted(live, key=lambda hold: (hold.placed_at, hold.id))
 
 
+def held_services(holds: Iterable[Hold]) -> frozenset[str]:
+    """Return the names of the services that have a hold of their own."""
+    return frozenset(hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE)
+
+
 def targets_of(
     *, services: Collection[str] = (), campaign: str | None = None, partition: str | None = None
 ) -> set[Target]:

@@ -19,8 +19,6 @@ from dagster_tidegate.text import bounded, length, plural, sentence, utc
 MAX_NAME = 512
 """The length of the store's column."""
 
-BUDGET_SHARE = 0.8
-
 Findings = Iterator[tuple[str, Text]]
 
 
@@ -54,7 +52,7 @@ def denied_services(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
 def budgets_nearly_spent(snapshot: Snapshot, _settings: AlertSettings) -> Findings:
     """Yield the budgets of which little is left, until they are reset."""
     for name, budget in snapshot.situation.budgets.items():
-        if budget.share < BUDGET_SHARE:
+        if not budget.is_nearly_spent:
             continue
         most = [
             f"{campaign}: {spent:g}" for campaign, spent in budget.campaigns.items() if campaign

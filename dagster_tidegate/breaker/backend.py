@@ -291,10 +291,11 @@ class MemoryBackend:
 
     def lease_slots(self, policy: ServicePolicy, worker: str, request: SlotRequest) -> SlotGrant:
         """See `BreakerBackend.lease_slots`."""
+        assert policy.max_concurrency is not None
         with self._lock:
             state = self._limits.setdefault(policy.name, LimitState()).slots
-            limit = policy.max_concurrency or request.in_use + request.wanted
-            return lease_slots(state, limit, self.now().timestamp(), worker, request)
+            now = self.now().timestamp()
+            return lease_slots(state, policy.max_concurrency, now, worker, request)
 
     def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
         """See `BreakerBackend.spend`. Nothing is written: the process reports all of it again."""

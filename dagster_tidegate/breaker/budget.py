@@ -96,10 +96,7 @@ class SpendingLimit(BaseModel):
             )
         return balance
 
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_exists(cls, timezone: str) -> str:
-        return check_timezone(timezone)
+    _timezone_exists = field_validator("timezone")(check_timezone)
 
     @field_validator("per")
     @classmethod

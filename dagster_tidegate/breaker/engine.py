@@ -391,10 +391,9 @@ class Engine:
         Raises:
             BreakerOpenError: If what this process knows is enough to refuse a call.
         """
-        admission = self.current()
         if (refusal := self.refusal()) is not None:
             raise self.refuse(refusal)
-        return admission
+        return self.admission
 
     def refusal(self) -> BreakerOpenError | None:
         """Return why a call is refused, if what this process knows is enough; no I/O."""

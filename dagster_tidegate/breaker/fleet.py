@@ -22,8 +22,8 @@ from dagster_tidegate.breaker.errors import (
 )
 from dagster_tidegate.breaker.events import Event, Hook, Hooks
 from dagster_tidegate.breaker.evidence import note_service
-from dagster_tidegate.breaker.limiter import MIN_PAUSE_S, MIN_WAIT_S
-from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools
+from dagster_tidegate.breaker.limiter import MIN_PAUSE_S
+from dagster_tidegate.breaker.policy import ServicePolicy, adopted_pools, wait_in_place_s
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.watcher import Watcher
@@ -166,7 +166,7 @@ class Fleet:
         engine = breaker.engine
         if engine.reserve():
             return True
-        patience_s = 0.0 if _on_event_loop() else max(breaker.policy.linger_s, MIN_WAIT_S)
+        patience_s = 0.0 if _on_event_loop() else wait_in_place_s(breaker.policy)
         deadline = time.monotonic() + patience_s
         while (throttle := engine.throttle) is not None:
             wait_s = TRIAL_WAIT_S  # for the trial call of another process

@@ -7,16 +7,14 @@ from threading import Lock
 from typing import Protocol
 
 from dagster_tidegate.breaker.limits import MAX_BLOCK, Grant, Request, is_about, lease_time
-from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.policy import ServicePolicy, wait_in_place_s
 from dagster_tidegate.breaker.quotas import Quota
-from dagster_tidegate.breaker.readings import Reading, few_left, readings_of, said_by
+from dagster_tidegate.breaker.readings import Reading, few_left, readings_of
 
 MIN_PAUSE_S = 0.01
 """A process asks for calls no more often than this while there are none."""
 SOON_S = 1.0
 """What is used up so soon, as fast as it becomes less, is little: processes lease it."""
-MIN_WAIT_S = 5.0
-"""A call waits for so long at least before it is refused: to pause a run takes longer."""
 
 
 class _Lender(Protocol):
@@ -101,7 +99,7 @@ class Limiter:
         Returns:
             None, or why there is none.
         """
-        patience = self.patience_s
+        patience = wait_in_place_s(self._policy)
         while not self.take():
             with self._asking:
                 if self.take():
@@ -117,11 +115,6 @@ class Limiter:
             patience -= pause
             still()
         return None
-
-    @property
-    def patience_s(self) -> float:
-        """How long a call waits for its turn, in seconds."""
-        return max(self._policy.linger_s, MIN_WAIT_S)
 
     def heed(self, quotas: Sequence[Quota], counted_at: float, now: datetime) -> Grant | None:
         """Take note of what an answer says of the calls that are left; no I/O.
@@ -140,12 +133,13 @@ class Limiter:
         block = self._block
         if self.few_left and min(_left(quotas), default=float("inf")) < len(block.free):
             block.deadline = min(block.deadline, heard_at)  # others used up what it counted on
-        for reading in self._readings():
-            said = said_by(reading, now.timestamp())
-            if reading.left > 0 or reading.until_s <= self.patience_s or self._refills:
+        patience_s = wait_in_place_s(self._policy)
+        for _, reported in self._readings():
+            if reported.left > 0 or reported.until <= patience_s or self._refills:
                 continue
+            said = reported.moved(now.timestamp())
             if not any(is_about(said, rate) for rate in self._policy.limits):
-                until = now + timedelta(seconds=reading.until_s)
+                until = now + timedelta(seconds=reported.until)
                 return Grant(0, retry_at=until, limit=str(said))
         return None
 

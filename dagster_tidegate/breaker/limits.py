@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dagster_tidegate.breaker.calendar import PERIODS, period
 from dagster_tidegate.breaker.concurrency import SlotState
-from dagster_tidegate.breaker.readings import Reading, Said, said_by, with_made
+from dagster_tidegate.breaker.readings import Reading, Said, with_made
 from dagster_tidegate.breaker.timezone import check_timezone
 
 LENGTHS = {"hour": 3600.0, "day": 86400.0}
@@ -74,10 +74,7 @@ class RateLimit(BaseModel):
         description="Time zone of the calendar, for `per`.",
     )
 
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_exists(cls, timezone: str) -> str:
-        return check_timezone(timezone)
+    _timezone_exists = field_validator("timezone")(check_timezone)
 
     @model_validator(mode="after")
     def _one_period(self) -> Self:
@@ -354,10 +351,10 @@ def _note(
     state: LimitState, rates: Sequence[RateLimit], readings: Sequence[Reading], now: float
 ) -> None:
     """Take note of what the service says of its quotas: the latest word counts."""
-    for reading in readings:
-        said = said_by(reading, now)
-        if said.replaces(state.said.get(reading.name), now):
-            state.said[reading.name] = said
+    for name, reported in readings:
+        said = reported.moved(now)
+        if said.replaces(state.said.get(name), now):
+            state.said[name] = said
     state.said = {
         name: said
         for name, said in state.said.items()

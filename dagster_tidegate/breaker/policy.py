@@ -17,6 +17,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 MAX_DURATION_S = 7 * 86400
+MIN_WAIT_S = 5.0
+"""A call or a record waits for so long at least in place: to pause a run takes longer."""
 
 
 class MaintenanceWindow(BaseModel):
@@ -41,10 +43,7 @@ class MaintenanceWindow(BaseModel):
         default="maintenance", min_length=1, max_length=500, description="Why, for people."
     )
 
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_exists(cls, timezone: str) -> str:
-        return check_timezone(timezone)
+    _timezone_exists = field_validator("timezone")(check_timezone)
 
     @field_validator("reason")
     @classmethod
@@ -335,6 +334,11 @@ class ServicePolicy(BaseModel):
                 f"reset_timeout_s ({self.reset_timeout_s})"
             )
         return self
+
+
+def wait_in_place_s(policy: ServicePolicy) -> float:
+    """Return how long a call or a record waits in place for a service, in seconds."""
+    return max(policy.linger_s, MIN_WAIT_S)
 
 
 def adopted_pools(policies: Iterable[ServicePolicy]) -> dict[str, frozenset[str]]:

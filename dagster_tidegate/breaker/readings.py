@@ -8,6 +8,7 @@ other programs make with the same key.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor
+from typing import NamedTuple
 
 from dagster_tidegate.breaker.quotas import Quota
 
@@ -26,38 +27,19 @@ FEW = 16
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What an answer said of a quota, as a process reports it.
+class Said:
+    """What the service last said of a quota.
+
+    Times are seconds since 1970; in a `Reading`, they are seconds from now.
 
     Attributes:
-        left: How many calls were left.
-        age_s: Calls that began later than so many seconds ago are not counted in it.
-        until_s: In how many seconds the quota is full again.
+        left: How many calls were left at `at`. Calls that began later are not counted in it.
+        until: When it is full again.
         calls: How many calls there are in all; None if unknown.
         window_s: In which time; None if unknown.
         of_calls: Whether it counts calls.
         refills: Whether it comes back bit by bit until then, and not all at once.
         has_reset: Whether the service says when it is full again.
-    """
-
-    name: str
-    left: float
-    age_s: float
-    until_s: float
-    calls: float | None = None
-    window_s: float | None = None
-    of_calls: bool = True
-    refills: bool = False
-    has_reset: bool = True
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the service last said of a quota. Times are seconds since 1970.
-
-    Attributes:
-        left: How many calls were left at `at`.
-        until: When it is full again.
     """
 
     left: float
@@ -118,18 +100,11 @@ class Said:
         return (self.calls - self.left) / (self.until - self.at)
 
 
-def said_by(reading: Reading, now: float) -> Said:
-    """Return what a reading says, by the clock of the fleet."""
-    return Said(
-        left=reading.left,
-        at=now - reading.age_s,
-        until=now + reading.until_s,
-        calls=reading.calls,
-        window_s=reading.window_s,
-        of_calls=reading.of_calls,
-        refills=reading.refills,
-        has_reset=reading.has_reset,
-    )
+class Reading(NamedTuple):
+    """What an answer said of a quota, as a process reports it: clocks of processes differ."""
+
+    name: str
+    said: Said
 
 
 def wait_s(quota: Quota) -> float:
@@ -151,15 +126,17 @@ def readings_of(
     """
     return [
         Reading(
-            name=quota.name,
-            left=quota.left,
-            age_s=counted_s,
-            until_s=wait_s(quota) - heard_s,
-            calls=quota.calls,
-            window_s=quota.window_s,
-            of_calls=quota.of_calls,
-            refills=refills,
-            has_reset=quota.reset_s is not None,
+            quota.name,
+            Said(
+                left=quota.left,
+                at=-counted_s,
+                until=wait_s(quota) - heard_s,
+                calls=quota.calls,
+                window_s=quota.window_s,
+                of_calls=quota.of_calls,
+                refills=refills,
+                has_reset=quota.reset_s is not None,
+            ),
         )
         for quota in quotas
         if is_honest(quota) and quota.left is not None and wait_s(quota) > heard_s

@@ -45,7 +45,7 @@ def budgets(name: str | None, as_json: bool, url: str | None) -> None:
     for service, usage in usages.items():
         table.add_row(
             console.text(service),
-            console.text(f"{usage.spent:,.10g}", "yellow" if usage.share >= 0.8 else ""),
+            console.text(f"{usage.spent:,.10g}", "yellow" if usage.is_nearly_spent else ""),
             f"{usage.amount:,.10g}",
             console.text(usage.unit),
             usage.per,

@@ -216,7 +216,7 @@ def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situa
             console.text(each.name),
             console.status(state.status),
             length(now - state.since) if state.since else "",
-            why_service(situation, each.name),
+            why_service(state, situation.breakers.get(each.name)),
             str(stats.ok + stats.failed),
             console.text(stats.failed or "", "red"),
             str(stats.slow or ""),

@@ -128,9 +128,8 @@ def render(situation: Situation, counts: AlertCounts, *, short: bool = False) ->
     return Group(*parts)
 
 
-def why_service(situation: Situation, name: str) -> Text:
+def why_service(state: ServiceState, breaker: BreakerStatus | None) -> Text:
     """Return the reasons of the state of a service, and what repairs it."""
-    state, breaker = service_state(situation, name), situation.breakers.get(name)
     until = f"until {utc(state.next_at)}: " if state.status == "throttled" and state.next_at else ""
     parts = [f"{until}{state.reason}"] if state.reason else []
     if breaker is not None and breaker.remedy:
@@ -166,7 +165,7 @@ def _services(
             console.text(name),
             console.status(state.status),
             length(situation.now - state.since) if state.since else "",
-            why_service(situation, name),
+            why_service(state, situation.breakers.get(name)),
             probe_in(probe, situation.now) if probe else "",
         )
     return table

@@ -10,6 +10,7 @@ from dagster_tidegate.holds import (
     Target,
     TargetKind,
     covering,
+    held_services,
     targets_of,
 )
 from dagster_tidegate.pools import Adopted, merged, whole_of
@@ -136,7 +137,7 @@ class Situation:
     @property
     def held_services(self) -> frozenset[str]:
         """Names of the services that have a hold."""
-        return frozenset(h.target.name for h in self.holds if h.target.kind is TargetKind.SERVICE)
+        return held_services(self.holds)
 
     def windows_of(self, service: str) -> list[PlannedWindow]:
         """Return the coming maintenance windows of a service, and of that which it is a part of."""
@@ -179,7 +180,7 @@ def read(conn: Connection, now: datetime, only: Collection[str] | None = None) -
     """
     statuses = breakers.read(conn)
     live = holds.live(conn, now)
-    held = {hold.target.name for hold in live if hold.target.kind is TargetKind.SERVICE}
+    held = held_services(live)
     services = {*statuses, *held}
     counts = runs.counts(conn, only)
     failed = campaign_stats.failed_records(conn, only)

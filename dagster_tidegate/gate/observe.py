@@ -15,7 +15,15 @@ from dagster_tidegate.dagster_api import lineage
 from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.plan import Candidates, Cover, Observation, ServiceView
-from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind, run_name
+from dagster_tidegate.holds import (
+    Hold,
+    HoldSource,
+    SystemActor,
+    Target,
+    TargetKind,
+    held_services,
+    run_name,
+)
 from dagster_tidegate.pools import merged, needs
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
@@ -56,7 +64,7 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
         stored["adopted"] = adopted
         steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
         failures = service_stats.failures_since(conn, min(steps)) if steps else {}
-    held = {hold.target.name for hold in holds if hold.target.kind is TargetKind.SERVICE}
+    held = held_services(holds)
     services = {*view.states, *gate.policies, *held}
     on_trial = _on_trial(view.states, gate.policies)
     candidates = _candidates(

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import dagster as dg
 
 from dagster_tidegate.dagster_api.triggers import TriggerState
-from dagster_tidegate.holds import Hold, HoldSource, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, TargetKind, held_services
 from dagster_tidegate.pools import Adopted, PoolNeeds, needs, with_wholes
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.gate_view import GateView
@@ -182,7 +182,7 @@ class Cover:
             )
         ]
         self.everything = any(hold.target.kind is TargetKind.EVERYTHING for hold in counted)
-        self.services = {h.target.name for h in counted if h.target.kind is TargetKind.SERVICE}
+        self.services = held_services(counted)
         self.campaigns = {h.target.name for h in counted if h.target.kind is TargetKind.CAMPAIGN}
         self._known = {*services, *self.services}
         self._adopted = adopted

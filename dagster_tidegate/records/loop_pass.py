@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.breaker.limiter import MIN_WAIT_S
+from dagster_tidegate.breaker.policy import MIN_WAIT_S, ServicePolicy, wait_in_place_s
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import Hold, HoldSource, TargetKind
@@ -309,7 +309,7 @@ class LoopPass(Generic[T]):
         ):
             now, breakers = fleet.now(), fleet.snapshot().services
             lefts = [
-                left_to_wait_s(hold, breakers[name], fleet.policies[name].linger_s, now)
+                left_to_wait_s(hold, breakers[name], fleet.policies[name], now)
                 for hold in holds
                 for name in (hold.target.name,)
             ]
@@ -372,7 +372,7 @@ class LoopPass(Generic[T]):
 
 
 def left_to_wait_s(
-    hold: Hold, breaker: BreakerStatus, linger_s: float, now: datetime
+    hold: Hold, breaker: BreakerStatus, policy: ServicePolicy, now: datetime
 ) -> float | None:
     """Return how many seconds more to wait for a breaker; at most 0: pause the run. Pure.
 
@@ -384,8 +384,8 @@ def left_to_wait_s(
     Returns:
         None if the next call may try the service, whose time has come.
     """
-    patience = timedelta(seconds=max(linger_s, MIN_WAIT_S))
-    left_s = (hold.placed_at + timedelta(seconds=linger_s) - now).total_seconds()
+    patience = timedelta(seconds=wait_in_place_s(policy))
+    left_s = (hold.placed_at + timedelta(seconds=policy.linger_s) - now).total_seconds()
     if breaker.cause is not VerdictKind.THROTTLED:
         return left_s
     until = breaker.throttled_until or hold.placed_at

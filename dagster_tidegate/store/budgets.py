@@ -17,10 +17,13 @@ from dagster_tidegate.breaker.budget import (
     left_of,
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.store import locked_state
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.upsert import insert
 from dagster_tidegate.text import utc
+
+NEARLY_SPENT = 0.8
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class BudgetUsage:
     def share(self) -> float:
         """How much of it is used up, from 0; more than 1 if it is exceeded."""
         return 1 - self.left / self.amount
+
+    @property
+    def is_nearly_spent(self) -> bool:
+        """Whether so much of it is used up that people are told."""
+        return self.share >= NEARLY_SPENT
 
     def __str__(self) -> str:
         spent, amount, left = (
@@ -177,20 +185,14 @@ def history(conn: Connection, service: str, limit: int) -> Sequence[Spending]:
 
 def _locked(conn: Connection, service: str, budget: SpendingLimit) -> BudgetState:
     """Return what is known of a budget, locked until the transaction ends."""
-    mine = sa.select(t.budgets.c.state).where(t.budgets.c.service == service).with_for_update()
-    row = conn.execute(mine).one_or_none()
-    if row is None:
-        new = insert(conn, t.budgets).values(service=service, state=BudgetState(budget).to_json())
-        conn.execute(new.on_conflict_do_nothing())
-        row = conn.execute(mine).one()
-    state = BudgetState.from_json(row.state)
+    stored = locked_state.lock(conn, t.budgets, service, BudgetState(budget).to_json)
+    state = BudgetState.from_json(stored)
     state.budget = budget
     return state
 
 
 def _save(conn: Connection, service: str, state: BudgetState) -> None:
-    mine = t.budgets.update().where(t.budgets.c.service == service)
-    conn.execute(mine.values(state=state.to_json()))
+    locked_state.save(conn, t.budgets, service, state.to_json())
 
 
 def _since(conn: Connection, service: str, state: BudgetState, total: int, now: datetime) -> int:

@@ -10,9 +10,9 @@ from dagster_tidegate.breaker import concurrency, limits
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.limits import Grant, LimitState, Request, Usage
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.store import locked_state
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
-from dagster_tidegate.store.upsert import insert
 
 
 def lease(
@@ -27,10 +27,10 @@ def lease_slots(
     conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: SlotRequest
 ) -> SlotGrant:
     """Renew a worker's slots, and lease it more: see `concurrency.lease_slots`."""
+    assert policy.max_concurrency is not None
     with _locked(conn, policy.name) as state:
-        limit = policy.max_concurrency or request.in_use + request.wanted
         now = store.now(conn).timestamp()
-        return concurrency.lease_slots(state.slots, limit, now, worker, request)
+        return concurrency.lease_slots(state.slots, policy.max_concurrency, now, worker, request)
 
 
 @contextmanager
@@ -39,16 +39,10 @@ def _locked(conn: Connection, service: str) -> Iterator[LimitState]:
 
     The time must be read within the block: it may have waited for the lock.
     """
-    c = t.limits.c
-    mine = sa.select(c.state).where(c.service == service).with_for_update()
-    row = conn.execute(mine).one_or_none()
-    if row is None:
-        new = insert(conn, t.limits).values(service=service, state=LimitState().to_json())
-        conn.execute(new.on_conflict_do_nothing())
-        row = conn.execute(mine).one()
-    state = LimitState.from_json(row.state)
+    stored = locked_state.lock(conn, t.limits, service, LimitState().to_json)
+    state = LimitState.from_json(stored)
     yield state
-    conn.execute(t.limits.update().where(c.service == service).values(state=state.to_json()))
+    locked_state.save(conn, t.limits, service, state.to_json())
 
 
 def usage(conn: Connection, now: datetime) -> Mapping[str, Sequence[Usage]]:

@@ -1,6 +1,7 @@
 """What services say in their headers of the calls that are left, and what follows from it."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
-from dagster_tidegate.breaker.readings import Reading
+from dagster_tidegate.breaker.readings import Reading, Said
 from tests.support.clock import Clock
 
 AT = datetime(2026, 11, 28, 4, 0, tzinfo=UTC)
@@ -93,9 +94,14 @@ def leased(
     return limits.lease(state, rates, now, worker, request)
 
 
+def heard(name: str, *, left: float, age_s: float, until_s: float, **values: Any) -> Reading:
+    """What a service said so many seconds ago, and until when it holds, in seconds from now."""
+    return Reading(name, Said(left=left, at=-age_s, until=until_s, **values))
+
+
 def test_what_a_service_says_is_left_is_shared_by_all() -> None:
     state = LimitState()
-    says = Request(50, readings=[Reading("", left=10, age_s=0.1, until_s=30.0)])
+    says = Request(50, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
     first = leased(state, [], 0, "a", says)
     second = leased(state, [], 0, "b", Request(50))
     third = leased(state, [], 0, "c", Request(50))
@@ -107,7 +113,7 @@ def test_what_a_service_says_is_left_is_shared_by_all() -> None:
 
 def test_calls_that_were_made_since_the_service_said_it_are_taken_off() -> None:
     state = LimitState()
-    says = Request(4, readings=[Reading("", left=10, age_s=0.1, until_s=30.0)])
+    says = Request(4, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
     assert leased(state, [], 0, "a", says).calls == 4
     again = leased(state, [], 2, "a", Request(9, ages=[1.0, 1.5, 1.9]))
     assert again.calls == 7, "one of the four came back"
@@ -123,10 +129,10 @@ def left(state: LimitState, seconds: float, worker: str = "z") -> int:
 def test_answers_overtake_each_other_and_the_least_that_is_left_counts() -> None:
     state = LimitState()
     for calls, age_s in ((15, 0.1), (14, 0.2), (50, 3.0)):
-        reading = Reading("", left=calls, age_s=age_s, until_s=30.0)
+        reading = heard("", left=calls, age_s=age_s, until_s=30.0)
         leased(state, [], 0, "a", Request(0, readings=[reading]))
     assert left(state, 0) == 14
-    next_window = Reading("", left=90, age_s=0.0, until_s=60.0)
+    next_window = heard("", left=90, age_s=0.0, until_s=60.0)
     leased(state, [], 20, "a", Request(0, readings=[next_window]))
     assert left(state, 20) == 90
 
@@ -134,7 +140,7 @@ def test_answers_overtake_each_other_and_the_least_that_is_left_counts() -> None
 def test_without_a_reset_the_latest_word_counts() -> None:
     state = LimitState()
     for calls, age_s in ((14, 0.1), (50, 3.0), (15, 0.0)):
-        reading = Reading("", left=calls, age_s=age_s, until_s=60.0, has_reset=False)
+        reading = heard("", left=calls, age_s=age_s, until_s=60.0, has_reset=False)
         leased(state, [], 0, "a", Request(0, readings=[reading]))
     assert left(state, 0) == 15
 
@@ -145,26 +151,26 @@ def test_without_a_reset_the_latest_word_counts() -> None:
 def test_what_others_use_up_of_a_declared_limit_is_noticed(rate: RateLimit) -> None:
     state = LimitState()
     assert leased(state, [rate], 0, "a", Request(5)).calls == 5
-    reading = Reading("", left=20, age_s=0.0, until_s=3600.0, calls=100)
+    reading = heard("", left=20, age_s=0.0, until_s=3600.0, calls=100)
     says = Request(90, ages=[3000.0] * 5, readings=[reading])
     assert leased(state, [rate], 3600, "a", says).calls == 20, "75 are those of others"
 
 
 def test_what_a_service_says_never_permits_more_than_what_is_declared() -> None:
     state, rate = LimitState(), RateLimit(calls=10, per="day")
-    reading = Reading("", left=900, age_s=0.0, until_s=3600.0, calls=1000, window_s=86400)
+    reading = heard("", left=900, age_s=0.0, until_s=3600.0, calls=1000, window_s=86400)
     assert leased(state, [rate], 0, "a", Request(50, readings=[reading])).calls == 10
 
 
 def test_a_limit_of_a_service_that_is_lower_than_what_is_declared_counts() -> None:
     state, rate = LimitState(), RateLimit(calls=100, per_s=60)
-    reading = Reading("", left=29, age_s=0.0, until_s=50.0, calls=30, window_s=60)
+    reading = heard("", left=29, age_s=0.0, until_s=50.0, calls=30, window_s=60)
     assert leased(state, [rate], 0, "a", Request(90, readings=[reading])).calls == 29
 
 
 def test_a_quota_that_comes_back_bit_by_bit_is_not_waited_for_as_a_whole() -> None:
     state = LimitState()
-    reading = Reading("", left=0, age_s=0.0, until_s=60.0, calls=600, refills=True)
+    reading = heard("", left=0, age_s=0.0, until_s=60.0, calls=600, refills=True)
     refusal = leased(state, [], 0, "a", Request(5, readings=[reading]))
     assert refusal.retry_at is not None
     assert (refusal.retry_at - AT).total_seconds() < 1
@@ -184,15 +190,15 @@ def test_what_others_would_use_up_within_a_second_is_little(others: int, few: bo
 
 def test_a_quota_of_tokens_counts_once_it_is_empty() -> None:
     state = LimitState()
-    some = Reading("tokens", left=5, age_s=0.1, until_s=30.0, of_calls=False)
+    some = heard("tokens", left=5, age_s=0.1, until_s=30.0, of_calls=False)
     assert leased(state, [], 0, "a", Request(50, readings=[some])).calls == 50
-    none = Reading("tokens", left=0, age_s=0.0, until_s=30.0, of_calls=False)
+    none = heard("tokens", left=0, age_s=0.0, until_s=30.0, of_calls=False)
     assert leased(state, [], 0, "b", Request(50, readings=[none])).calls == 0
 
 
 def test_the_state_survives_the_store() -> None:
     state = LimitState()
-    reading = Reading("", left=10, age_s=0.1, until_s=30.0, calls=100)
+    reading = heard("", left=10, age_s=0.1, until_s=30.0, calls=100)
     leased(state, [], 0, "a", Request(4, readings=[reading]))
     leased(state, [], 0, "a", Request(0, ages=[0.01]))
     assert LimitState.from_json(state.to_json()) == state

@@ -36,6 +36,7 @@ from dagster_tidegate.web.pages import (
 )
 from dagster_tidegate.web.pages.assets import static
 from dagster_tidegate.web.pages.rendering import (
+    FRAGMENTS,
     MEDIA_TYPES,
     PageRoute,
     page,
@@ -66,7 +67,8 @@ class Reader:
     ) -> Iterator[tuple[Connection, Situation]]:
         """Read the situation; `only` returns the names of the campaigns that matter."""
         # Before anything else: what is written while the page is read is not missed by it.
-        self.request.state.last_event = self.context.feed.final()
+        is_whole = FRAGMENTS not in self.request.headers
+        self.request.state.last_event = self.context.feed.final() if is_whole else None
         with self.context.reading(only) as (conn, situation):
             yield conn, situation
 
