@@ -1,6 +1,6 @@
 """Budgets in the store: processes that share one never spend more than it has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,6 +23,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.retention import Keep, prune
 from dagster_tidegate.testing import Service
 from tests.support.clock import Clock
+from tests.support.eager_calls import calls
 
 DAILY = ServicePolicy(
     name="mail",
@@ -38,29 +39,6 @@ def price(reply: str) -> object:
 
 
 BY_ANSWER = f"{__name__}:price"
-
-
-@pytest.fixture
-def make_fleet(store: Store) -> Iterator[Callable[..., Fleet]]:
-    fleets: list[Fleet] = []
-
-    def make(*policies: ServicePolicy) -> Fleet:
-        fleets.append(Fleet(SqlBackend(store), policies))
-        return fleets[-1]
-
-    yield make
-    for fleet in fleets:
-        fleet.close()
-
-
-def calls(fleet: Fleet, service: str = "mail", at_most: int = 100) -> int:
-    """Call the service until it is refused; return how many calls were made."""
-    for made in range(at_most):
-        try:
-            fleet.breaker(service).call(str.upper, "x")
-        except BreakerOpenError:
-            return made
-    return at_most
 
 
 def usage(store: Store, at: datetime | None = None) -> BudgetUsage:

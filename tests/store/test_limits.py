@@ -1,7 +1,7 @@
 """Rate limits in the store: processes that share it never get more calls than the limit."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.testing import Service
 from tests.support.clock import Clock
+from tests.support.eager_calls import calls
 
 DAILY = ServicePolicy(
     name="mail",
@@ -30,29 +31,6 @@ DAILY = ServicePolicy(
     jitter=0,
 )
 MIDNIGHT = datetime(2026, 3, 1, 23, 0, 1, tzinfo=UTC)  # in Berlin, with a second for the clocks
-
-
-@pytest.fixture
-def make_fleet(store: Store) -> Iterator[Callable[..., Fleet]]:
-    fleets: list[Fleet] = []
-
-    def make(*policies: ServicePolicy) -> Fleet:
-        fleets.append(Fleet(SqlBackend(store), policies))
-        return fleets[-1]
-
-    yield make
-    for fleet in fleets:
-        fleet.close()
-
-
-def calls(fleet: Fleet, service: str = "mail", at_most: int = 100) -> int:
-    """Call the service until it is refused; return how many calls were made."""
-    for made in range(at_most):
-        try:
-            fleet.breaker(service).call(str.upper, "x")
-        except BreakerOpenError:
-            return made
-    return at_most
 
 
 @pytest.mark.parametrize("rounds", [3])

@@ -95,19 +95,19 @@ def tenacity(send: Send, leads: Sequence[str], scale: float) -> None:
         retrying(send, lead)
 
 
-def pybreaker(send: Send, leads: Sequence[str], scale: float) -> None:
-    """A breaker per worker; while it is open, wait until it lets a call through."""
-    breaker = CircuitBreaker(
-        fail_max=FAILURES,
-        reset_timeout=RESET_S * scale,
-        exclude=[lambda error: not is_transient(error)],
-    )
+def _wait_while_refused(
+    guarded: Callable[[str], object],
+    leads: Sequence[str],
+    refused: type[Exception],
+    scale: float,
+) -> None:
+    """Send to each lead; wait while the breaker is open, and after an error that may pass."""
     for lead in leads:
         patience = Patience(scale)
         while True:
             try:
-                breaker.call(send, lead)
-            except CircuitBreakerError:
+                guarded(lead)
+            except refused:
                 patience.wait(RESET_S * scale)
             except httpx.HTTPError as error:
                 if not is_transient(error):
@@ -115,6 +115,16 @@ def pybreaker(send: Send, leads: Sequence[str], scale: float) -> None:
                 patience.wait(scale)
             else:
                 break
+
+
+def pybreaker(send: Send, leads: Sequence[str], scale: float) -> None:
+    """A breaker per worker; while it is open, wait until it lets a call through."""
+    breaker = CircuitBreaker(
+        fail_max=FAILURES,
+        reset_timeout=RESET_S * scale,
+        exclude=[lambda error: not is_transient(error)],
+    )
+    _wait_while_refused(lambda lead: breaker.call(send, lead), leads, CircuitBreakerError, scale)
 
 
 class _Transient:
@@ -198,19 +208,7 @@ def baldur(send: Send, leads: Sequence[str], scale: float) -> None:
         domain=NAME,
     )
     guarded = protected(NAME, retry=retry, dlq=False, timeout=None, context_from=False)(send)
-    for lead in leads:
-        patience = Patience(scale)
-        while True:
-            try:
-                guarded(lead)
-            except refused:
-                patience.wait(RESET_S * scale)
-            except httpx.HTTPError as error:
-                if not is_transient(error):
-                    raise
-                patience.wait(scale)
-            else:
-                break
+    _wait_while_refused(guarded, leads, refused, scale)
 
 
 LOOPS: dict[str, Callable[[Send, Sequence[str], float], None]] = {
