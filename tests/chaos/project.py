@@ -18,6 +18,7 @@ from dagster_tidegate import (
     build_resume_sensor,
     pool,
 )
+from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import tables as t
@@ -140,12 +141,20 @@ campaigns = [Campaign(job=job) for job in jobs.values()]
 )
 def new_rounds(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     # The run key lets each be requested many times and run once for each time it was asked for.
+    asked = {
+        key: Notes(key).asked()
+        for key in rounds.get_partition_keys(dynamic_partitions_store=context.instance)
+    }
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
-                run_key=f"{key}/{Notes(key).asked()}", job_name=of(key).service, partition_key=key
+                run_key=f"{key}/{times}",
+                job_name=of(key).service,
+                partition_key=key,
+                # As `tidegate start` does: a run without it does a failed partition afresh.
+                tags={CONTINUES_TAG: "true"} if times > 1 else {},
             )
-            for key in rounds.get_partition_keys(dynamic_partitions_store=context.instance)
+            for key, times in asked.items()
         ]
     )
 
