@@ -133,7 +133,8 @@ class GeneralSettings(Settings):
     )
     public_url: WebAddress | None = Field(
         default=None,
-        description="Public URL of the UI, for links in alerts: `https://dagster.example.org`.",
+        description="Public URL of the UI, for links in alerts and to runbooks: "
+        "`https://dagster.example.org`.",
     )
     opentelemetry: Switch = Field(
         default=False,

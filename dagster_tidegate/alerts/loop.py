@@ -49,9 +49,11 @@ def run(
         log.info("No alert targets are configured; set TIDEGATE_ALERT_URLS to send alerts.")
         return
     general = load(GeneralSettings)
-    monitor = Monitor(store, settings, public_url=general.public_url, pages=general.page_url(""))
+    public_url, pages = general.public_url, general.page_url("")
+    monitor = Monitor(store, settings, public_url=public_url, pages=pages)
     sender = Sender(store, targets, settings.per_minute)
-    outage = StoreOutage(targets, timedelta(seconds=settings.repeat_after_s))
+    spacing = timedelta(seconds=settings.repeat_after_s)
+    outage = StoreOutage(targets, spacing, public_url=public_url, pages=pages)
     errors = _ErrorLog()
     log.info("Alerts are sent to %s.", ", ".join(sorted(targets.names)))
     more = True
@@ -123,7 +125,7 @@ class Monitor:
             for alert, count in changes.withheld:
                 alerts.withhold(conn, alert.id, count)
             for alert in changes.raised:
-                text = alert.text.linked(self._public_url)
+                text = alert.text.linked(alert.kind, self._public_url, self._pages)
                 alerts.raise_alert(
                     conn,
                     now,
@@ -142,12 +144,21 @@ class StoreOutage:
     Args:
         spacing: The minimum time between two such alerts.
         ticks: A monotonic clock, in seconds.
+        public_url: The URL of the web UI, for the messages.
+        pages: The URL of Tidegate's pages there.
     """
 
     def __init__(
-        self, targets: Targets, spacing: timedelta, ticks: Callable[[], float] = time.monotonic
+        self,
+        targets: Targets,
+        spacing: timedelta,
+        ticks: Callable[[], float] = time.monotonic,
+        *,
+        public_url: str | None = None,
+        pages: str | None = None,
     ) -> None:
         self._targets, self._spacing, self._ticks = targets, spacing, ticks
+        self._public_url, self._pages = public_url, pages
         self._sent_ticks = float("-inf")
         self._reset()
 
@@ -172,7 +183,7 @@ class StoreOutage:
             "Until it recovers, each process has its own breakers, nothing is paused or resumed "
             "across the fleet, and runs wait before they take their next record.\n"
             "Details: tidegate doctor",
-        )
+        ).linked(AlertKind.STORE_LOST, self._public_url, self._pages)
         to = sorted(self._targets.names - self._delivered)
         errors = self._targets.send(text, AlertKind.STORE_LOST, to=to)
         self._delivered |= {name for name, error in errors.items() if error is None}
@@ -192,14 +203,18 @@ class StoreOutage:
         if self._delivered:
             with store.begin() as conn:
                 now = store.now(conn)
+                text = Text(
+                    "Tidegate's store is reachable again",
+                    f"The store was unreachable from {utc(self._since)} for "
+                    f"{length(now - self._since)}.",
+                ).linked(AlertKind.STORE_BACK, self._public_url, self._pages)
                 alerts.raise_alert(
                     conn,
                     now,
                     kind=AlertKind.STORE_BACK,
                     name="store",
-                    title="Tidegate's store is reachable again",
-                    body=f"The store was unreachable from {utc(self._since)} for "
-                    f"{length(now - self._since)}.",
+                    title=text.title,
+                    body=text.body,
                     lasts=False,
                 )
         self._reset()

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dagster_tidegate.alerts.kinds import AlertKind
+from dagster_tidegate.control.runbooks import where
 from dagster_tidegate.control.situation import CampaignSituation
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
@@ -30,9 +32,17 @@ class Text:
         lines = [_plain(line) for line in self.body.split("\n")]
         return Text(_cut(_plain(self.title), MAX_TITLE), _cut("\n".join(lines), MAX_BODY))
 
-    def linked(self, url: str | None) -> "Text":
-        """Return it with a link to the web UI."""
-        return self if url is None else replace(self, body=f"{self.body}\n{url}")
+    def linked(self, kind: AlertKind, url: str | None, pages: str | None) -> "Text":
+        """Return it with its runbook, and a link to the web UI.
+
+        Args:
+            url: The public URL of the web UI, if it is known.
+            pages: That of Tidegate's pages.
+        """
+        # While the store can't be reached, pages may refuse everybody.
+        runbook = where("alert", kind, None if kind is AlertKind.STORE_LOST else pages)
+        lines = [self.body, f"Runbook: {runbook}", *([] if url is None else [url])]
+        return replace(self, body="\n".join(lines))
 
 
 def digest(titles: Sequence[str]) -> Text:
@@ -41,7 +51,8 @@ def digest(titles: Sequence[str]) -> Text:
     lines = [f"- {title}" for title in titles[:MAX_TITLES]]
     if more > 0:
         lines.append(f"and {more} more")
-    return Text(f"{len(titles)} alerts", "\n".join([*lines, "Full list: tidegate alerts list"]))
+    lines += ["Full list: tidegate alerts list", "Runbook: tidegate runbook several"]
+    return Text(f"{len(titles)} alerts", "\n".join(lines))
 
 
 def affected(campaigns: Sequence[CampaignSituation]) -> str:

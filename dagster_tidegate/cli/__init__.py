@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "init": "Write the settings that Tidegate needs into the instance's dagster.yaml.",
     "report": "Report outages: when, why, what was paused, who did what.",
     "doctor": "Check Dagster, the store and the code locations, and suggest fixes.",
+    "runbook": "Show what an alert or a finding means, and what to do about it.",
     "dev": "Run Dagster's UI, its daemon and the API on this machine until Ctrl-C.",
     "serve": "Serve the API and the Dagster UI on one port until Ctrl-C.",
     "alerts": "List alerts, test their targets, or send alerts.",

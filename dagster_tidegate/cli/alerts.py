@@ -53,7 +53,8 @@ def test() -> None:
     """Send a test message to every target, and report which ones accepted it."""
     targets = _targets()
     text = Text("Test alert from Tidegate", "This is only a test. Alerts reach this target.")
-    text = text.linked(load(GeneralSettings).public_url)
+    general = load(GeneralSettings)
+    text = text.linked(AlertKind.TEST, general.public_url, general.page_url(""))
     errors = targets.send(text, AlertKind.TEST, to=sorted(targets.names))
     for name, error in errors.items():
         console.say(f"{name}: {error or 'sent'}")

@@ -9,10 +9,12 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_tidegate.control import operations, situation
+from dagster_tidegate.control.runbooks import where
 from dagster_tidegate.control.why import UnknownNameError, find
 from dagster_tidegate.dagster_api import DOCTOR_JOB, HOLD_JOB, RELEASE_JOB
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind, named
+from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.text import MAX_ACTOR, MAX_NAME, MAX_REASON, checked, plural, utc
@@ -160,10 +162,19 @@ def _diagnose(
     workspace = () if config.workspace is None else (Path(config.workspace),)
     url = resource.store.url.render_as_string(hide_password=False)
     facts = gather(CodeOptions(workspace), url, instance=context.instance)
+    pages = load(GeneralSettings).page_url("")
     findings = diagnose(facts)
     for finding in findings:
         log = context.log.error if finding.severity is Severity.ERROR else context.log.warning
-        log("%s: %s. To fix it: %s (%s)", finding.about, finding.what, finding.do, finding.code)
+        runbook = where("finding", finding.code, pages)
+        log(
+            "%s: %s. To fix it: %s (%s; %s)",
+            finding.about,
+            finding.what,
+            finding.do,
+            finding.code,
+            runbook,
+        )
     for line in unchecked(facts):
         context.log.info("Not checked: %s", line)
     errors = sum(finding.severity is Severity.ERROR for finding in findings)

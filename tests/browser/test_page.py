@@ -35,6 +35,7 @@ PAGES = {
     "outages": "/outages?service=openai",
     "outage": "/outages/{outage}",
     "history": "/history",
+    "runbooks": "/runbooks",
     "hold": "/change/hold?target=service+openai",
     "repaired": "/change/repaired?service=perplexity",
     "skip": "/change/skip?run={failed}",

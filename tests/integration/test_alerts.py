@@ -619,6 +619,7 @@ def test_an_outage_of_the_store_and_its_end_are_sent(
     stop.set()
     thread.join(60)
     assert receiver.titles == ["Tidegate's store is unreachable"]
+    assert receiver.bodies[0].endswith("Runbook: tidegate runbook store_lost")
     gone.dispose()
 
     outage = StoreOutage(Targets(settings.urls), timedelta(0))
@@ -939,7 +940,10 @@ def test_tidegate_alerts_run_sends_alerts_until_sigterm(
         finally:
             sender.kill()
     assert receiver.titles == ["mail is down: ConnectionError x1"]
-    assert receiver.bodies[0].endswith("https://dagster.example.org")
+    assert receiver.bodies[0].endswith(
+        "Runbook: https://dagster.example.org/tidegate/runbooks#alert-trip\n"
+        "https://dagster.example.org"
+    )
     store.dispose()
 
 

@@ -38,6 +38,7 @@ PAGES = (
     "/outages?service=openai",
     "/outages/{outage}",
     "/history",
+    "/runbooks",
 )
 INSTANTLY = Target(TargetKind.SERVICE, "instantly")
 OPENAI = Target(TargetKind.SERVICE, "openai")

@@ -245,6 +245,7 @@ def test_doctor_works_with_a_broken_code_location_and_a_sensor_that_is_off(
     assert found["location_broken"]["about"] == "broken"
     assert "no such table" in found["location_broken"]["what"]
     assert found["sensor_stopped"]["about"] == f"{LOCATION}: tidegate_pause"
+    assert found["sensor_stopped"]["runbook"] == "tidegate runbook sensor_stopped"
 
 
 @pytest.mark.parametrize(

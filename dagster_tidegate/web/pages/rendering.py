@@ -32,6 +32,7 @@ from dagster_tidegate.web.api.problems import (
 )
 from dagster_tidegate.web.pages.assets import addresses
 from dagster_tidegate.web.pages.audit import differences
+from dagster_tidegate.web.pages.runbooks import with_code
 from dagster_tidegate.web.path_router import PAGE
 
 FRAGMENTS = "X-Tidegate-Fragments"
@@ -245,6 +246,7 @@ def environment() -> Environment:
         spark_base=_spark_base,
         spark_failures=_spark_failures,
         differences=differences,
+        with_code=with_code,
     )
     made.globals["meanings"] = MEANINGS
     # Blocks that are rendered alone do not execute the imports of their template.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -31,6 +31,7 @@ from dagster_tidegate.web.pages import (
     now,
     outages,
     records,
+    runbooks,
     services,
     timeline,
 )
@@ -310,6 +311,19 @@ def show_history(
             kinds=sorted(EventKind),
             sinces=audit.SINCE,
         )
+
+
+@router.get("/runbooks")
+def show_runbooks(request: Request, context: Context, identity: Viewer) -> Response:
+    """The runbooks."""
+    return page(
+        request,
+        "runbooks.html",
+        visitor=visitor(context, identity),
+        now=datetime.now(UTC),
+        banners=(),
+        view=runbooks.runbooks_page(),
+    )
 
 
 @router.get("/static/{name}")
