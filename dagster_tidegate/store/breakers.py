@@ -292,24 +292,28 @@ class SqlBackend:
         return snapshot
 
     def _read(self) -> FleetSnapshot:
+        is_server = self.store.clock is None and not self.store.is_sqlite
         before = time.monotonic()
-        # A snapshot: nobody reads an open breaker without its hold.
-        with self.store.snapshot() as conn:
-            # One statement for the clock and all breakers: every worker reads this at each change.
-            is_server = self.store.clock is None and not self.store.is_sqlite
+        # Every worker reads this at each change: one statement, and no transaction around it. It is
+        # a snapshot, so that nobody reads an open breaker without its hold.
+        with self._evidence.connect() as conn:
             rows = conn.execute(_FLEET_AND_CLOCK if is_server else _FLEET).all()
-            now = rows[0].now.astimezone(UTC) if is_server else self.store.now(conn)
-            # A server reads its clock between question and answer; a local clock was just read.
             monotonic = time.monotonic()
+            breakers = [row for row in rows if row.hold_id is None]
             if is_server:
+                # A server reads its clock between question and answer.
                 monotonic = (before + monotonic) / 2
-            return FleetSnapshot(
-                services={row.name: _status(row) for row in rows if row.name is not None},
-                holds=tuple(holds.live(conn, now)),
-                read_at=now,
-                read_monotonic=monotonic,
-                outdated=compatibility.refusal(rows[0].oldest),
-            )
+                now = breakers[0].now.astimezone(UTC)
+            else:
+                now = self.store.now(conn)
+        placed = [holds.from_row(_hold_values(row)) for row in rows if row.hold_id is not None]
+        return FleetSnapshot(
+            services={row.name: _status(row) for row in breakers if row.name is not None},
+            holds=tuple(hold for hold in placed if hold.live(now)),
+            read_at=now,
+            read_monotonic=monotonic,
+            outdated=compatibility.refusal(breakers[0].oldest),
+        )
 
     def record(
         self, policy: ServicePolicy, delta: WindowDelta
@@ -567,15 +571,27 @@ def _outlives_window(until: Any) -> sa.ColumnElement[bool]:
 
 _ONE = sa.select(t.services).where(t.services.c.name == sa.bindparam("service"))
 _LOCKED = _ONE.with_for_update(key_share=True)
-# At least one row, without a name where there is no service.
-_FLEET = (
-    sa.select(compatibility.OLDEST.label("oldest"), t.services)
-    .select_from(sa.select(sa.literal(1)).subquery().outerjoin(t.services, sa.true()))
-    .order_by(t.services.c.name)
-)
-_FLEET_AND_CLOCK = _FLEET.add_columns(
-    sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("now")
-)
+
+
+def _fleet(*clock: sa.ColumnElement[datetime]) -> sa.CompoundSelect:
+    """All breakers, and all unreleased holds, the oldest first; each row is one or the other."""
+    columns = [compatibility.OLDEST.label("oldest"), *(now.label("now") for now in clock)]
+    held = [column.label(f"hold_{column.name}") for column in t.holds.c]
+    # At least one row, without a name where there is no service.
+    rows = sa.select(sa.literal(1)).subquery().outerjoin(t.services, sa.true())
+    breakers = sa.select(*columns, t.services, *map(_null, held)).select_from(rows)
+    placed = sa.select(*map(_null, columns), *map(_null, t.services.c), *held)
+    return sa.union_all(breakers, placed.where(t.holds.c.released_at.is_(None))).order_by(
+        "name", "hold_placed_at", "hold_id"
+    )
+
+
+def _null(column: sa.ColumnElement[Any]) -> sa.Label[None]:
+    return sa.cast(sa.null(), column.type).label(column.key)
+
+
+_FLEET = _fleet()
+_FLEET_AND_CLOCK = _fleet(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)))
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     t.outcomes.c.service == sa.bindparam("service"),
     t.outcomes.c.generation == sa.bindparam("generation"),
@@ -584,6 +600,10 @@ _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
 )
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
 _STATUS = tuple(BreakerStatus.__dataclass_fields__)
+
+
+def _hold_values(row: sa.Row) -> dict[str, Any]:
+    return {column.name: getattr(row, f"hold_{column.name}") for column in t.holds.c}
 
 
 def _status(row: sa.Row) -> BreakerStatus:

@@ -208,13 +208,6 @@ class Store:
         with self.engine.connect().execution_options(tidegate_read=True) as conn:
             yield conn
 
-    @contextmanager
-    def snapshot(self) -> Iterator[sa.Connection]:
-        """Open a transaction that only reads, and reads everything at the same moment."""
-        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        with self.engine.connect().execution_options(tidegate_read=True, **options) as conn:
-            yield conn
-
     def evidence(self) -> sa.Engine:
         """Return an engine for small, frequent writes that a power failure may lose.
 

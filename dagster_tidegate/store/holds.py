@@ -52,10 +52,9 @@ def place(
         raise ValueError(f"a hold on {target} needs a reason")
     if expires_at is not None and expires_at <= now:
         raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
-    expire(conn, now, target)
     values = {"reason": reason, "expires_at": expires_at}
-    # Of two who place it at once, the unique index of live holds lets one insert it. The other
-    # reads that hold, and tries again if it was released just then.
+    # Of two who place it at once, the unique index of unreleased holds lets one insert it. The
+    # other reads that hold, and tries again if it has expired or was released just then.
     for _ in range(MAX_TRIES):
         row = conn.execute(
             insert(conn, t.holds)
@@ -74,6 +73,8 @@ def place(
             placed = _hold(row)
             _event(conn, now, placed, None, "placed", actor=actor, after=_as_recorded(placed))
             break
+        if expire(conn, now, target):
+            continue
         h = t.holds.c
         owned = (*_on(target), h.source == source, h.actor == actor, h.released_at.is_(None))
         row = conn.execute(sa.select(t.holds).where(*owned).with_for_update()).one_or_none()
