@@ -93,6 +93,7 @@ class Stage:
         self._workspace, self._children, self._env = workspace, children, env
         self._code = code
         self.locations = {LOCATION}  # whose gates should tick
+        self.services: Sequence[str] = SERVICES  # of the project
         self._schema = create_schema()
 
     # Processes
@@ -367,7 +368,7 @@ class Stage:
             now = self.store.now(conn)
             left = [f"hold on {hold.target}" for hold in holds.live(conn, now)]
             left += [f"takeover of {taken.label}" for taken in takeovers.live(conn)]
-            for service in SERVICES:
+            for service in self.services:
                 state = breakers.read_one(conn, service).state
                 left += [] if state is BreakerState.CLOSED else [f"{service} is {state}"]
             busy = (RunStatus.PENDING, RunStatus.PROCESSING, RunStatus.PAUSED)
