@@ -393,8 +393,8 @@ def _workspace_unreadable(facts: Facts) -> Problems:
         yield (
             "workspace",
             facts.workspace_error,
-            "name the code of the deployment: tidegate doctor --workspace FILE, or --module-name "
-            "MODULE",
+            "name the code of the deployment: tidegate doctor --workspace FILE, --module-name "
+            "MODULE or --python-file FILE",
         )
 
 
