@@ -22,7 +22,7 @@ from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from tests.support.clock import Clock
 from tests.support.postgres import emptying
-from tests.support.quick_children import sitecustomize
+from tests.support.quick_children import processes, sitecustomize
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
 
@@ -36,6 +36,8 @@ settings.load_profile("suite")
 QUICK = Path(sitecustomize.__file__).parent
 PATH = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(QUICK), *filter(None, PATH)]))
+if "COVERAGE_PROCESS_CONFIG" not in os.environ:  # it begins with a process
+    processes.install()
 
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"

@@ -18,7 +18,6 @@ from demo.sandbox.faults import Fault, Mode
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
 from tests.browser.dagster_pages import AFTER, DURING, look
-from tests.support import quick_code
 
 PROJECT = Path(__file__).parents[2]
 RUNS = "{runsOrError(limit: 100) {... on Runs {results {runId status tags {key value}}}}}"
@@ -43,7 +42,6 @@ class Deployment:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "demo", "up", "--latency", "0.05"),
-                    *("--workspace", str(quick_code.workspace(home / "project"))),
                     *("--port", str(port), "--sandbox-port", str(sandbox_port)),
                 ],
                 cwd=PROJECT,

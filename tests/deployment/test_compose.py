@@ -38,7 +38,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 BIN = Path(sys.executable).parent
 PASSWORD = "not used: the server trusts this machine"
 SOON_S = 240.0
-CHECK_EVERY_S = 2.0  # a check is a process, which takes seconds of a processor
+CHECK_EVERY_S = 1.0
 LEADS = 80
 
 
@@ -74,6 +74,7 @@ class Machine:
 
     def environment(self, name: str) -> dict[str, str]:
         kept = {"PATH": f"{BIN}:{os.environ['PATH']}", "DAGSTER_HOME": str(self.home)}
+        kept["PYTHONPATH"] = os.environ["PYTHONPATH"]  # so that they start in less time
         for key, value in SERVICES[name]["environment"].items():
             value = re.sub(r"\$\{VERSION:-([\d.]+)\}", r"\1", value)
             value = re.sub(r"\$\{POSTGRES_PASSWORD:\?[^}]*\}", PASSWORD, value)

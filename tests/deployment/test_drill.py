@@ -10,8 +10,6 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from tests.support import quick_code
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,10 +44,7 @@ def assert_all_is_well(found: dict, leads: int) -> None:
 
 
 def test_instantly_fails_and_only_outreach_pauses_and_loses_nothing(tmp_path: Path):
-    workspace = quick_code.workspace(tmp_path / "project")
-    found, said = drill(
-        tmp_path, "--service", "instantly", "--leads", "140", "--workspace", str(workspace)
-    )
+    found, said = drill(tmp_path, "--service", "instantly", "--leads", "140")
     assert_all_is_well(found, 140)
     assert (found["campaigns_paused"], found["campaigns_untouched"]) == (1, 2)
     assert "outreach" in next(line for line in said.splitlines() if "paused  " in line)
@@ -60,11 +55,9 @@ def test_a_service_of_two_campaigns_and_the_daemon_fail_with_all_on_postgresql(
 ):
     database = make_database()
     url = database.render_as_string(hide_password=False)
-    workspace = quick_code.workspace(tmp_path / "project")
     found, said = drill(
         tmp_path,
         *("--service", "openai", "--kill-daemon", "--leads", "140", "--url", url, "--keep"),
-        *("--workspace", str(workspace)),
     )
     assert "killing Dagster's daemon" in said
     assert_all_is_well(found, 140)

@@ -16,9 +16,9 @@ from demo.__main__ import main as demo
 from demo.drill.deployment import Deployment, start_deployment
 from demo.up import dagster_web
 from tests.integration.api import Api
-from tests.support import quick_code
 from tests.support.polling import wait_until
 
+ROOT = Path(__file__).parents[2]
 MAX_S = 300.0
 
 
@@ -57,9 +57,8 @@ class Operator:
 
 def test_an_outage_is_seen_explained_and_steered(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        workspace, folder = quick_code.workspace(tmp_path / "project"), tmp_path / "deployment"
-        folder.mkdir()
-        scene = stack.enter_context(start_deployment(workspace, folder, store_url=None))
+        workspace = ROOT / "workspace.yaml"
+        scene = stack.enter_context(start_deployment(workspace, tmp_path, store_url=None))
         operator = Operator(scene)
 
         # A healthy deployment has no finding, as soon as each sensor has had a tick.
