@@ -104,7 +104,7 @@ def plural(count: int, noun: str) -> str:
         >>> plural(1, "run"), plural(3, "run")
         ('1 run', '3 runs')
     """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def enumerated(names: Sequence[str], noun: str, most: int = 3) -> str:

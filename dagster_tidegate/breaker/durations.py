@@ -1,6 +1,7 @@
 """How long the calls of a process usually take, so that a brownout is noticed."""
 
 import math
+from collections import deque
 
 TIMES_USUAL = 20.0
 """A call that takes this many times as long as usual is slow."""
@@ -9,7 +10,8 @@ MIN_SLOW_S = 2.0
 MIN_CALLS = 20
 """So many calls are needed to know how long they usually take."""
 EACH_OF = 64
-NO_CALL = (1 << 62) - 1
+RECENT = 256
+"""Of so many of the latest calls that were added, the 95th percentile is known."""
 WEIGHT = 0.05
 WEIGHT_OF_SLOW = 0.01  # so that a service that is slow for good becomes usual
 
@@ -26,7 +28,7 @@ class Durations:
     Attributes:
         limit_s: A call that takes this long or longer is slow, in seconds.
         sampling: A call is to be added if its number has none of these bits: each of the first
-            ones, then every 16th, which is cheaper; none if there is nothing to learn.
+            ones, then every 16th, which is cheaper.
 
     Example:
         >>> durations = Durations(None)
@@ -36,23 +38,31 @@ class Durations:
         10.0
     """
 
-    __slots__ = ("_calls", "_is_learning", "_log_mean", "limit_s", "sampling")
+    __slots__ = ("_calls", "_is_learning", "_log_mean", "_recent", "limit_s", "sampling")
 
     def __init__(self, fixed_s: float | None, *, enabled: bool = True) -> None:
         self.limit_s = math.inf if fixed_s is None or not enabled else fixed_s
         self._is_learning = enabled and fixed_s is None
-        self.sampling = 0 if self._is_learning else NO_CALL
+        self.sampling = 0
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._calls = 0
         self._log_mean = 0.0
 
     def add(self, took_s: float) -> None:
         """Add the duration of a call that succeeded."""
-        if not self._is_learning:
-            return
+        self._recent.append(took_s)
         self._calls += 1
         if self._calls == EACH_OF:
             self.sampling = 15
+        if not self._is_learning:
+            return
         weight = WEIGHT_OF_SLOW if took_s >= self.limit_s else max(WEIGHT, 1 / self._calls)
         self._log_mean += weight * (math.log(max(took_s, 1e-4)) - self._log_mean)
         if self._calls >= MIN_CALLS:
             self.limit_s = max(MIN_SLOW_S, TIMES_USUAL * math.exp(self._log_mean))
+
+    @property
+    def p95_s(self) -> float | None:
+        """The 95th percentile of the latest calls, in seconds; None without any."""
+        recent = sorted(self._recent)
+        return recent[math.ceil(0.95 * len(recent)) - 1] if recent else None

@@ -659,7 +659,7 @@ class Engine:
         with self._report_lock:
             now = self._state.now()
             current = window is self.admission.window
-            delta = window.pending(self.policy, now, self._others.pending()) if current else None
+            delta = self._pending(window, now) if current else None
             if delta is None or not (delta.failed or delta.slow):
                 return  # an older generation, or another thread has reported it already
             before, stats = self._state.record(self.policy, delta)
@@ -695,7 +695,7 @@ class Engine:
         try:
             retired = self._count_retired()
             window = self.admission.window
-            delta = window.pending(self.policy, self._state.now(), self._others.pending())
+            delta = self._pending(window, self._state.now())
             yield delta
             events += retired
             if delta is not None:
@@ -704,6 +704,9 @@ class Engine:
                 events.append(_counted(delta))
         finally:
             self._report_lock.release()
+
+    def _pending(self, window: LocalWindow, now: datetime) -> WindowDelta | None:
+        return window.pending(self.policy, now, self._others.pending(), self.durations.p95_s)
 
     def _count_retired(self) -> list[Event]:
         """Count the remaining calls of older generations; they no longer affect the breaker."""

@@ -90,7 +90,7 @@ class RateLimit(BaseModel):
         return f"{self.per_s:g}" if self.per is None else f"{self.per} {self.timezone}"
 
     def __str__(self) -> str:
-        return f"{self.calls} calls per {self.per or f'{self.per_s:g} s'}"
+        return f"{self.calls:,} calls per {self.per or f'{self.per_s:g} s'}"
 
     @property
     def window_s(self) -> float:

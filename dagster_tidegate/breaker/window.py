@@ -45,7 +45,8 @@ class WindowDelta:
 
     The counts of `COUNTS` are added to what the worker reported before; `failed_in_row`,
     `row_since` and `row_records` replace it, and count since the worker's last success, whatever
-    the bucket; of the other times the later one is kept. The table `outcomes` has the same columns.
+    the bucket; so does `p95_s`, of the worker's latest calls that succeeded; of the other times the
+    later one is kept. The table `outcomes` has the same columns.
     """
 
     service: str
@@ -67,6 +68,7 @@ class WindowDelta:
     pending: int = 0
     rejected: int = 0
     ignored: int = 0
+    p95_s: float | None = None
 
     def added_to(self, former: "WindowDelta") -> "WindowDelta":
         """Return the sum of an earlier report of the same worker and bucket, and this one."""
@@ -309,12 +311,17 @@ class LocalWindow:
             return self._ok_total(), self.slow, self.failed
 
     def pending(
-        self, policy: ServicePolicy, now: datetime, others: Mapping[str, int] | None = None
+        self,
+        policy: ServicePolicy,
+        now: datetime,
+        others: Mapping[str, int] | None = None,
+        p95_s: float | None = None,
     ) -> WindowDelta | None:
         """Return what is to be reported, or None. Call `flushed` once it is written.
 
         Args:
             others: Counts of other verdicts to report with it.
+            p95_s: The 95th percentile of the latest calls that succeeded, in seconds.
         """
         with self._lock:
             self._end_row_after_success()
@@ -342,6 +349,7 @@ class LocalWindow:
                 last_ok_at=last_ok_at,
                 last_failed_at=self._last_failed_at,
                 retry_at=self._retry_at,
+                p95_s=p95_s,
                 **(others or {}),
             )
 

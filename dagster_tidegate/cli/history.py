@@ -14,7 +14,7 @@ from dagster_tidegate.store.history import Event
 from dagster_tidegate.text import utc
 
 LABELS = {"expires_at": "ends", "kept_closed_until": "until"}
-LEFT_OUT = {"hold", "source", "actor", "services", "done", "total", "slow", "counted_s"}
+LEFT_OUT = {"hold", "source", "actor", "services", "done", "total", "slow", "counted_s", "p95_s"}
 """Fields that identify a hold and do not change, or that the reason has."""
 TIMES = ("_at", "_until")
 

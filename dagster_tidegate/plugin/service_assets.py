@@ -252,6 +252,8 @@ def _metadata(change: Event, facts: Facts) -> dict[str, Any]:
             "failures": details["failed"],
             "failure_rate": details["failed"] / details["calls"],
         }
+    if details.get("p95_s") is not None:
+        metadata["p95_s"] = details["p95_s"]
     if needing := facts.needed_by.get(change.name):
         listed = dict(sorted(needing.items())[:MAX_LISTED])
         metadata["needed_by"] = dg.MetadataValue.json({k: list(v) for k, v in listed.items()})

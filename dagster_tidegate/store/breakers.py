@@ -183,6 +183,7 @@ def _opened_for(
             sa.func.coalesce(sa.func.sum(o.failed), 0).label("failed"),
             sa.func.coalesce(sa.func.sum(o.slow), 0).label("slow"),
             sa.func.min(o.bucket).label("since"),
+            P95_S.label("p95_s"),
         ).where(o.service == before.name, o.generation == before.generation)
     ).one()
     seconds = 0.0 if counts.since is None else max(0.0, (now - counts.since).total_seconds())
@@ -191,6 +192,7 @@ def _opened_for(
         "failed": int(counts.failed),
         "slow": int(counts.slow),
         "counted_s": round(seconds, 1),
+        "p95_s": None if counts.p95_s is None else round(counts.p95_s, 3),
     }
 
 
@@ -511,7 +513,9 @@ def _add(dialect: str) -> Any:
     new = insert_on(dialect, t.outcomes)
     delta, kept = new.excluded, t.outcomes.c
     added = {name: kept[name] + delta[name] for name in COUNTS}
-    replaced = {name: delta[name] for name in ("failed_in_row", "row_since", "row_records")}
+    replaced = {
+        name: delta[name] for name in ("failed_in_row", "row_since", "row_records", "p95_s")
+    }
     later = {
         name: sa.case(
             (kept[name] > delta[name], kept[name]), else_=sa.func.coalesce(delta[name], kept[name])
@@ -598,6 +602,11 @@ _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     (t.outcomes.c.bucket > sa.bindparam("since")) | _outlives_window(sa.bindparam("until")),
     t.outcomes.c.bucket <= sa.bindparam("until"),
 )
+_CALLS = t.outcomes.c.ok + t.outcomes.c.failed
+P95_S = sa.func.sum(t.outcomes.c.p95_s * _CALLS) / sa.func.nullif(
+    sa.func.sum(sa.case((t.outcomes.c.p95_s.is_not(None), _CALLS))), 0
+)
+"""The 95th percentile of the duration of calls: those of the workers, weighted by their calls."""
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
 _STATUS = tuple(BreakerStatus.__dataclass_fields__)
 

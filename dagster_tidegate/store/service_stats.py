@@ -12,7 +12,7 @@ from dagster_tidegate.breaker.window import COUNTS
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import limits
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store.breakers import WOULD_OPEN
+from dagster_tidegate.store.breakers import P95_S, WOULD_OPEN
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
@@ -35,6 +35,7 @@ class ServiceStats:
         last_ok_at: The last success (UTC).
         last_failed_at: The last failure (UTC).
         trips: How often its breaker tripped within `TRIPS_WITHIN`; failed probes do not count.
+        p95_s: The 95th percentile of how long calls took that succeeded, in seconds.
         verdicts: How many of the calls of the last hour had each verdict; trial calls aside.
         limits: How much of each of its limits is used up.
     """
@@ -46,6 +47,7 @@ class ServiceStats:
     workers: int = 0
     last_ok_at: datetime | None = None
     last_failed_at: datetime | None = None
+    p95_s: float | None = None
     trips: int = 0
     verdicts: Mapping[VerdictKind, int] = field(default_factory=lambda: Calls().verdicts)
     limits: Sequence[Usage] = ()
@@ -75,6 +77,7 @@ def read(conn: Connection, now: datetime) -> Mapping[str, ServiceStats]:
             sa.func.count(o.worker.distinct()).label("workers"),
             sa.func.max(o.last_ok_at).label("last_ok_at"),
             sa.func.max(o.last_failed_at).label("last_failed_at"),
+            P95_S.label("p95_s"),
         ).group_by(o.service)
     )
     stats = {name: ServiceStats(trips=count) for name, count in trips.items()}

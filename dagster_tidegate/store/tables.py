@@ -117,6 +117,7 @@ outcomes = sa.Table(
     sa.Column("last_failed_at", UTCDateTime),
     sa.Column("retry_at", UTCDateTime),  # the latest Retry-After that the service sent
     *_other_verdicts(),
+    sa.Column("p95_s", sa.Float),  # of the worker's latest calls that succeeded, in seconds
 )
 
 # Calls by minute, the sum of the outcomes that no window needs any more.

@@ -14,7 +14,7 @@ import pytest
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, history, holds, runs, tokens
+from dagster_tidegate.store import breakers, history, holds, runs, service_stats, tokens
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.records import RecordState, Selection
@@ -158,6 +158,14 @@ def test_an_unreachable_store_is_said_on_a_page(store: Store, monkeypatch) -> No
         page = browser.get("", expect=503)
     assert "The store is unavailable" in page
     assert "Workers go on under their own breakers" in page
+
+
+def test_an_error_of_ours_is_answered_with_a_page(store: Store, monkeypatch) -> None:
+    with browsing(store) as browser:
+        monkeypatch.setattr(service_stats, "last_hour", lambda *_: 1 / 0)
+        words = text(browser.get("", expect=500))
+    assert "the log of the server has the reason" in words.lower()
+    assert "Start page" in words
 
 
 @contextmanager
@@ -491,7 +499,7 @@ def test_the_report_of_an_outage_says_what_happened_from_the_trip_to_the_last_ru
     assert "Records repeated 0" in words
     assert re.search(r"Hold on service openai: placed wait for their status page ana", words)
     assert re.search(r"account_digest/2026-11-27 \d\d \w{3} [\d:]+ 12 min 40 of 100", words)
-    assert re.search(r"pool openai [^|]* restored", words)
+    assert re.search(r"Restored pool openai( \d\d \w{3} [\d:]+){2}", words)
     assert re.search(r"account_digest_schedule account_digest 1 1 0 0 0", words)
     assert re.search(r'aria-label="openai open from [\d:]+, 5 min \(503 x5\)"', page)
     assert re.search(r'aria-label="account_digest paused from [\d:]+, 12 min"', page)
@@ -618,6 +626,22 @@ def test_a_service_page_says_what_a_hold_would_do(store: Store) -> None:
         assert "apollo/people_match" in text(browser.get("/services/apollo"))
         assert "apollo" in text(browser.get("/services/apollo/people_match"))
         browser.get("/services/nowhere", expect=404)
+
+
+def test_a_service_page_says_what_is_left_of_limits_and_budget_and_when_it_pauses(
+    store: Store,
+) -> None:
+    page_store.deploy(store)
+    page_scene.limited(store)
+    with browsing(store) as browser:
+        words = text(browser.get("/services/openai"))
+        assert "Limit 2,400 of 10,000 calls per day" in words
+        assert "12 of 25 usd spent today, until" in words
+        assert "outreach 11 usd account_digest 1 usd" in words
+        soon = r"pauses in (4 h 59 min|5 h)"
+        window = rf"millionverifier {soon}, until \d{{4}}-[-\d: ]+ UTC \(their weekly upgrade\)"
+        assert re.search(window, text(browser.get("/services/millionverifier")))
+        assert re.search(soon, text(browser.get("")))
 
 
 @both_databases

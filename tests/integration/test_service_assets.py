@@ -115,7 +115,14 @@ def test_numbers_are_numbers_so_that_dagster_plots_them(stage: Stage) -> None:
     store = stage.resource.store
     with store.begin() as conn:
         now = store.now(conn)
-        breakers.add(conn, [WindowDelta("mail", 0, "worker-1", now, now, ok=15, failed=5)])
+        breakers.add(
+            conn,
+            [
+                WindowDelta("mail", 0, "worker-1", now, now, ok=10, failed=5, p95_s=0.2),
+                WindowDelta("mail", 0, "worker-2", now, now, ok=5, p95_s=1.0),
+                WindowDelta("mail", 0, "of an older version", now, now, ok=30),
+            ],
+        )
         daily = Trigger(TakeoverKind.SCHEDULE, "daily", "id-daily", True)
         letters = CampaignSpec("letters", "here", "none", ops={"s": "mail"}, triggers=(daily,))
         campaigns.save(conn, now, "here", [letters])
@@ -123,8 +130,9 @@ def test_numbers_are_numbers_so_that_dagster_plots_them(stage: Stage) -> None:
     stage.report()
     metadata = stage.observations()[0].metadata
     assert metadata["needed_by"].value == {"letters": ["daily"]}
-    values = {name: metadata[name].value for name in ("calls", "failures", "failure_rate")}
-    assert values == {"calls": 20, "failures": 5, "failure_rate": 0.25}
+    names = ("calls", "failures", "failure_rate", "p95_s")
+    values = {name: metadata[name].value for name in names}
+    assert values == {"calls": 50, "failures": 5, "failure_rate": 0.1, "p95_s": 0.4}
     assert (metadata["reachable"].value, metadata["paused_runs"].value) == (0, 0)
     assert metadata["answer"].value == "try later"
 

@@ -1,10 +1,13 @@
 """What the store knows about an outage, and the report that is made of it."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 
 from dagster_tidegate.breaker import state_machine as machine
+from dagster_tidegate.breaker.errors import BreakerOpenError
+from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.breaker.window import WindowDelta
@@ -15,6 +18,7 @@ from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import (
     breakers,
     campaigns,
+    history,
     holds,
     ledger,
     missed_ticks,
@@ -22,8 +26,10 @@ from dagster_tidegate.store import (
     runs,
     takeovers,
 )
+from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.ledger import Progress
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import TakeoverKind, TakeoverOutcome
@@ -97,6 +103,26 @@ def newest_report(store: Store, clock: Clock, service: str = "mail") -> OutageRe
         report = report_reader.of_outage(conn, clock(), listed[0].id)
     assert report is not None
     return report
+
+
+def test_a_trip_says_how_long_calls_took(store: Store, clock: Clock) -> None:
+    policy = ServicePolicy(name="mail", slow_call_s=60)
+    fleets = [Fleet(SqlBackend(store), [policy]) for _ in range(2)]
+    for fleet, usual_s, slow_s in zip(fleets, (0.1, 0.2), (2.0, 4.0), strict=True):
+        for took_s in [usual_s] * 56 + [slow_s] * 8:
+            fleet.breaker("mail").call(clock.advance, took_s)
+        fleet.flush()
+
+    def lost() -> None:
+        raise ConnectionError
+
+    for _ in range(20):
+        with suppress(ConnectionError, BreakerOpenError):
+            fleets[0].breaker("mail").call(lost)
+    with store.read() as conn:
+        trip = history.read(conn, name="mail", kinds=[EventKind.SERVICE], limit=1)[0]
+    assert trip.after is not None
+    assert trip.after["p95_s"] == pytest.approx(3, abs=0.1)
 
 
 def test_the_report_of_an_outage_from_its_trip_to_the_last_run(store: Store, clock: Clock) -> None:

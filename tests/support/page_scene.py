@@ -4,15 +4,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from dagster_tidegate.breaker import budget
+from dagster_tidegate.breaker.budget import BILLIONTH, Spent
+from dagster_tidegate.breaker.limits import Request
+from dagster_tidegate.breaker.policy import RateLimit, ServicePolicy, SpendingLimit
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control import operations
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import history, ledger, missed_ticks, runs, takeovers
+from dagster_tidegate.store import (
+    budgets,
+    history,
+    ledger,
+    limits,
+    missed_ticks,
+    runs,
+    takeovers,
+    windows,
+)
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Progress
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.takeovers import TakeoverKind, TakeoverOutcome
+from dagster_tidegate.store.windows import PlannedWindow
 from tests.support.page_store import calls, close_breaker, deploy, open_breaker, run
 
 
@@ -38,6 +52,7 @@ def trouble(store: Store) -> dict[str, int]:
     with earlier(store, 41):
         close_breaker(store, "millionverifier")
     outage = over(store)
+    limited(store)
     with earlier(store, 22):
         denied = "401: the API key has been revoked"
         open_breaker(
@@ -101,6 +116,26 @@ def trouble(store: Store) -> dict[str, int]:
         "done": done,
         "outage": outage,
     }
+
+
+def limited(store: Store) -> None:
+    """Give openai a rate limit and a budget, used in part, and millionverifier a window."""
+    policy = ServicePolicy(
+        name="openai",
+        limits=[RateLimit(calls=10_000, per="day")],
+        budget=SpendingLimit(amount=25, unit="usd"),
+    )
+    with store.begin() as conn:
+        now = store.now(conn)
+        limits.lease(conn, store, policy, "worker", Request(2_400))
+        spent = {Spent(None, "outreach"): 11 * BILLIONTH, Spent(None, "account_digest"): BILLIONTH}
+        budgets.spend(conn, store, policy, "worker", budget.Request(spent))
+        window = PlannedWindow(
+            *("pipelines", "millionverifier", "0 2 * * *", "UTC", 7200, "their weekly upgrade"),
+            starts_at=now + timedelta(hours=5),
+            ends_at=now + timedelta(hours=7),
+        )
+        windows.save(conn, "pipelines", [window])
 
 
 def over(store: Store) -> int:

@@ -67,7 +67,7 @@ def require_role(identity: Identity, needed: Role) -> None:
     if not identity.role.allows(needed):
         raise Problem(
             Code.FORBIDDEN,
-            f"{identity.name} has the role {identity.role}; this requires {needed}",
+            f"this requires the role {needed}; {identity.name} has the role {identity.role}",
             role=identity.role,
             needed=needed,
         )

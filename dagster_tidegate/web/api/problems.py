@@ -280,13 +280,22 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-def _schema(_request: Request, error: SchemaError) -> JSONResponse:
+def of_another_schema(error: SchemaError) -> Problem:
+    """Return the answer to a request that needs a store with another schema."""
     log.error("%s", error)
     detail = "the schema of the store has another version: run 'tidegate store upgrade'"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later()).response()
+    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
+
+
+def unexpected(request: Request, error: Exception) -> Problem:
+    """Return the answer to a request that failed for a reason of ours."""
+    log.error("%s failed", request.scope.get("route", "a request"), exc_info=error)
+    return Problem(Code.INTERNAL, "the request failed; the log of the server has the reason")
+
+
+def _schema(_request: Request, error: SchemaError) -> JSONResponse:
+    return of_another_schema(error).response()
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s failed", request.scope.get("route", "a request"), exc_info=error)
-    detail = "the request failed; the log of the server has the reason"
-    return Problem(Code.INTERNAL, detail).response()
+    return unexpected(request, error).response()

@@ -46,7 +46,7 @@ from dagster_tidegate.web.api.routes import services as services_api
 from dagster_tidegate.web.middleware.connection import connection_of
 from dagster_tidegate.web.pages import now
 from dagster_tidegate.web.pages.forms import Form
-from dagster_tidegate.web.pages.rendering import PageRoute, page, visitor
+from dagster_tidegate.web.pages.rendering import PageRoute, page, visitor, without_command
 from dagster_tidegate.web.path_router import PAGE
 
 MAX_LINES = 12
@@ -181,10 +181,14 @@ def _preview_hold(
 ) -> Preview:
     targets = form.targets()
     lines: list[str] = []
+    staying: set[str] = set()  # each is said once, whatever else would hold it
     for target in targets:
         lookup.require_control(conn, identity, target)
-        run = runs.of_target(conn, target)
-        lines += _words(situation, target, if_held(situation, target, run))
+        effects = if_held(situation, target, runs.of_target(conn, target))
+        shown = [e for e in effects if e.changes or e.run or e.campaign not in staying]
+        if shown or not effects:
+            lines += _words(situation, target, shown)
+        staying |= {each.campaign for each in effects if not each.changes}
     mine = [
         hold for hold in situation.holds if hold.target in targets and hold.actor == identity.name
     ]
@@ -347,7 +351,7 @@ def _preview_start(
     lines = [f"A Dagster run of {name} is put into the queue."]
     if campaign.holds:
         summary = why(situation, target).summary
-        lines.append(f"{sentence(name)} is {summary}. The run waits in the queue until then.")
+        lines.append(f"The campaign is {without_command(summary)}. The run waits in the queue.")
     return Preview(
         title=f"Start {name}{f' with {partition}' if partition else ''}",
         button="Start",
@@ -408,7 +412,7 @@ def _preview_retry(
     decision = verdict(why(situation, target, run))
     nothing = ""
     if decision.refusal is Refusal.HELD:
-        nothing = f"{decision.text}."
+        nothing = f"{without_command(decision.text)}."
     elif decision.refusal is not None or run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
         nothing = f"{run.name} is {run.status}: wait until it has ended, or pause it first."
     count, said = _count(conn, situation, run, to_retry(body.selection))
@@ -493,12 +497,16 @@ def _own_run(conn: Connection, situation: Situation, identity: Identity, form: F
 def _words(situation: Situation, target: Target, effects: Sequence[Effect]) -> list[str]:
     if not effects:
         return [f"No known campaign depends on {target}."]
-    lines = [f"{sentence(in_words(each, target, situation.breakers))}." for each in effects]
+    lines = [_line(each, target, situation) for each in effects]
     changed = [each for each in effects if each.changes]
     if len(changed) > MAX_LINES:
         verb = "pause" if changed[0].held_after else "resume"
         lines.insert(0, f"{len(changed):,} campaigns {verb}:")
     return lines
+
+
+def _line(effect: Effect, target: Target, situation: Situation) -> str:
+    return f"{sentence(without_command(in_words(effect, target, situation.breakers)))}."
 
 
 def _short(lines: Sequence[str]) -> Sequence[str]:

@@ -146,6 +146,8 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
         return "; ".join(parts), TONES.get(first, "held") if first != "closed" else "held"
     if not situation.services and not situation.campaigns:
         return "Nothing to watch yet", "plain"
+    if situation.stale_gates():
+        return "Nothing is paused, but the gate is stale", "warn"
     return "Everything runs", "good"
 
 

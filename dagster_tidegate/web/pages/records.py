@@ -11,6 +11,7 @@ from dagster_tidegate.store import records, run_problems, runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.records import ErrorGroup, FoundRecord, RecordState, Selection
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.web.pages.rendering import without_command
 
 TROUBLE = (RecordState.SUSPECT, RecordState.FAILED, RecordState.IN_DOUBT)
 RUNS = 10
@@ -123,9 +124,9 @@ def _trouble(conn: Connection, situation: Situation, run: CampaignRun) -> Troubl
     answer = why(situation, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
     busy = ""
     if campaign is None:
-        busy = "no code location defines its campaign"
+        busy = "no code location defines their campaign"
     elif answer.paused:
-        busy = answer.summary
+        busy = without_command(answer.summary).removeprefix("paused: ")
     elif run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
         busy = f"the campaign run is {run.status}"
     return Trouble(

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.database import UNREACHABLE, DataError
+from dagster_tidegate.store.schema import SchemaError
 from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc, words
@@ -26,7 +27,9 @@ from dagster_tidegate.web.api.problems import (
     REFUSALS,
     Code,
     Problem,
+    of_another_schema,
     refused,
+    unexpected,
     unreachable,
     unstorable,
 )
@@ -41,6 +44,7 @@ MAX_FRAGMENTS = 20
 MAX_TEXT = 120
 """How much of what a service said a table shows."""
 _DAGSTER_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_COMMAND = re.compile(r" \('tidegate [^')]*'(; 'tidegate [^')]*')*\)")
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -143,8 +147,11 @@ class PageRoute(APIRoute):
                 problem = unstorable(error)
             except tuple(REFUSALS) as error:
                 problem = refused(error)
-            identity = getattr(request.state, "identity", None)
-            return problem_page(problem, request.scope.get("root_path", ""), identity)
+            except SchemaError as error:
+                problem = of_another_schema(error)
+            except Exception as error:  # noqa: BLE001 - a person gets a page, whatever failed
+                problem = unexpected(request, error)
+            return problem_page(problem, request.scope.get("root_path", ""))
 
         return handled
 
@@ -186,13 +193,9 @@ def page(
     return _answer("\n".join("".join(block(made)) for block in blocks), 200)
 
 
-def problem_page(problem: Problem, prefix: str, identity: Identity | None = None) -> Response:
+def problem_page(problem: Problem, prefix: str) -> Response:
     """Return a problem as a page that says what to do."""
-    text = (
-        environment()
-        .get_template("problem.html")
-        .render(**_around(prefix), problem=problem, identity=identity)
-    )
+    text = environment().get_template("problem.html").render(**_around(prefix), problem=problem)
     answer = _answer(text, problem.code.status)
     answer.headers.update(problem.headers)
     return answer
@@ -298,12 +301,18 @@ def _until(time: datetime, now: datetime) -> Markup:
     )
 
 
+def without_command(text: str) -> str:
+    """Return a text without the command that does what the page has a button for."""
+    return _COMMAND.sub("", text)
+
+
 def _why(summary: str) -> str:
     """Why something is paused, beside its status: without saying again that it is.
 
     It begins with the name of a service, which keeps its case.
     """
-    return summary.removeprefix("paused: ") if summary.startswith("paused: ") else sentence(summary)
+    text = without_command(summary)
+    return text.removeprefix("paused: ") if text.startswith("paused: ") else sentence(text)
 
 
 def _rate(per_second: float) -> str:

@@ -21,6 +21,7 @@ from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.service_stats import Calls, ServiceStats
+from dagster_tidegate.web.pages.rendering import without_command
 
 EVENTS = 10
 
@@ -111,7 +112,10 @@ def service_page(
         policies=None
         if policies is None
         else {location: described(policy) for location, policy in policies.items()},
-        if_held=[in_words(each, target, situation.breakers) for each in if_held(situation, target)],
+        if_held=[
+            without_command(in_words(each, target, situation.breakers))
+            for each in if_held(situation, target)
+        ],
         outages=report_reader.of_service(conn, name, *period(now, None, None)),
         windows=[window.announcement(now) for window in situation.windows_of(name)],
         budget=situation.budgets.get(name),

@@ -226,7 +226,8 @@ def _states(
     for event in [*moves, None]:
         finish = now if event is None else event.at
         if current in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-            since = f"{begin:%H:%M:%S}" if begin > axis.start else "before"
+            form = "%T" if begin.date() == now.date() else "%d %b %T"
+            since = f"{begin:{form}}" if begin > axis.start else "before"
             why = f" ({reason})" if reason else ""
             status = cause or current if current == BreakerState.OPEN else current
             text = f"{name} {words(status)} since {since}, {length(finish - begin)}{why}"

@@ -1,4 +1,4 @@
-"""Budgets, windows by hand, fallbacks.
+"""Budgets, windows by hand, fallbacks, durations of calls.
 
 Workers of revision 0003 go on: all new columns are nullable or have a default.
 """
@@ -30,10 +30,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("service", "period", "unit", "campaign", name=op.f("pk_spending")),
     )
     op.add_column("ledger", sa.Column("service", sa.String(length=256)))
+    op.add_column("outcomes", sa.Column("p95_s", sa.Float()))
 
 
 def downgrade() -> None:
     """Take this revision back."""
+    op.drop_column("outcomes", "p95_s")
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
         batch_op.drop_column("service")
     op.drop_table("spending")
