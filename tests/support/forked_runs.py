@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import dagster as dg
@@ -28,6 +27,8 @@ from dagster._core.launcher.base import (
 )
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster._utils.interrupts import capture_interrupts
+
+from tests.support import first_run
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -111,28 +112,12 @@ def command(path: Path, *modules: str) -> list[str]:
     return [sys.executable, "-m", __name__, str(path), *modules]
 
 
-@dg.op
-def _nothing() -> None: ...
-
-
-@dg.job(executor_def=dg.in_process_executor)
-def _first() -> None:
-    _nothing()
-
-
-def warm_up() -> None:
-    """Import and read what a first run does, for all that follow."""
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    with TemporaryDirectory() as home, dg.DagsterInstance.local_temp(home) as instance:
-        _first.execute_in_process(instance=instance, run_config=quiet)
-    gc.freeze()  # a fork that looks for garbage would copy all of this
-
-
 def serve(path: str, *modules: str) -> None:
     """Fork for each run that is asked for, until SIGTERM."""
     for module in modules:
         import_module(module)
-    warm_up()
+    first_run.execute()
+    gc.freeze()  # a fork that looks for garbage would copy all of this
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{path}.new")

@@ -12,6 +12,7 @@ SOCKET`). Commands of other interpreters, and those without this folder in their
 test the product as it is, start as ever.
 """
 
+import atexit
 import fcntl
 import gc
 import json
@@ -22,16 +23,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing import forkserver, popen_fork, util
 from pathlib import Path
 from shutil import which
 from tempfile import mkdtemp
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 QUICK = str(Path(__file__).parent)
 ROOT = Path(__file__).parents[3]
@@ -287,6 +289,7 @@ def serve(path: Path) -> None:
     """Fork for each process that is asked for, until standard input ends."""
     for module in IMPORTED:
         import_module(module)
+    import_module("tests.support.first_run").execute()
     _patch(path)
     gc.collect()
     gc.freeze()  # a fork that looks for garbage would copy all of this
@@ -327,7 +330,34 @@ def serve(path: Path) -> None:
                 path.unlink()
                 path.parent.rmdir()
                 return
-    _become(request, files)
+    with ending():
+        _become(request, files)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End the process after what is in here as Python does, but without freeing all its memory.
+
+    That takes longer than most of these processes do, since a fork would copy it before.
+    """
+    code: object = 0
+    try:
+        yield
+    except SystemExit as error:
+        code = error.code
+    except BaseException as error:  # noqa: BLE001 -- as the interpreter does
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    # Nothing public waits for the threads and calls what shall be called at the end.
+    cast("Any", threading)._shutdown()  # noqa: SLF001 -- see above
+    atexit._run_exitfuncs()  # noqa: SLF001 -- see above
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code or 0)
 
 
 def _request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
