@@ -38,6 +38,10 @@ class ServiceSummary(Out):
         description="How many were opened by each kind of verdict, or `by hand`."
     )
     open: bool = Field(description="Whether its breaker is not closed at the end of the period.")
+    verdicts: Mapping[VerdictKind, int] = Field(
+        default_factory=dict,
+        description="How many calls had each verdict, trial calls aside; whole days (UTC).",
+    )
 
 
 class Summary(Out):

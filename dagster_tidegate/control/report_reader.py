@@ -1,36 +1,73 @@
 """Reads what reports are made of from the store."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from dagster_tidegate.control import report as r
 from dagster_tidegate.control.report import Outage, Surroundings
-from dagster_tidegate.control.report_models import OutageReport, ServiceReport, Summary
-from dagster_tidegate.store import breakers, campaigns, outages, takeovers
+from dagster_tidegate.control.report_models import (
+    MonthSummary,
+    OutageReport,
+    ServiceReport,
+    ServiceSummary,
+    Summary,
+)
+from dagster_tidegate.store import breakers, campaigns, outages, service_stats, takeovers
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.service_stats import Calls
 
+Numbers = TypeVar("Numbers", bound=ServiceSummary)
 MAX_OUTAGES = 1000
 """How many outages of a service are listed."""
 
 
 def summary(conn: Connection, since: datetime, until: datetime) -> Summary:
     """Return the outages of all services in a period."""
-    services = r.summaries(of_period(conn, since, until), since, until, breakers.read(conn))
+    own = of_period(conn, since, until)
+    services = by_service(conn, own, since, until, breakers.read(conn))
     return Summary(since=since, until=until, services=services)
 
 
 def of_service(conn: Connection, service: str, since: datetime, until: datetime) -> ServiceReport:
     """Return the outages of a service in a period."""
     own = of_period(conn, since, until, service)
-    [numbers] = r.summaries(own, since, until, [service])
+    [numbers] = by_service(conn, own, since, until, [service])
     return ServiceReport(
         since=since,
         until=until,
         summary=numbers,
-        months=r.by_month(own, service, since, until),
+        months=by_month(conn, own, service, since, until),
         outages=[r.listed(each, until) for each in reversed(own)][:MAX_OUTAGES],
     )
+
+
+def by_service(
+    conn: Connection,
+    own: Sequence[Outage],
+    since: datetime,
+    until: datetime,
+    services: Collection[str],
+) -> Sequence[ServiceSummary]:
+    """Return the outages of a period, and the verdicts on its calls, by service."""
+    calls = service_stats.of_period(conn, since, until)
+    return [_with(each, calls) for each in r.summaries(own, since, until, services)]
+
+
+def by_month(
+    conn: Connection, own: Sequence[Outage], service: str, since: datetime, until: datetime
+) -> Sequence[MonthSummary]:
+    """Return the outages of a service, and the verdicts on its calls, by month."""
+    return [
+        _with(each, service_stats.of_period(conn, *r.month_of(each.month)))
+        for each in r.by_month(own, service, since, until)
+    ]
+
+
+def _with(summary: Numbers, calls: Mapping[str, Calls]) -> Numbers:
+    verdicts = calls.get(summary.service, Calls()).verdicts
+    return summary.model_copy(update={"verdicts": verdicts})
 
 
 def of_period(

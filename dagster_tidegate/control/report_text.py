@@ -14,6 +14,7 @@ from dagster_tidegate.control.report_picture import Lane, drawing
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.text import length, plural, shown, utc, words
 
+NUMBERS = ("outages", "minutes", "mean time to recovery", "longest", "opened by", "calls")
 WIDTH = 60
 """Columns of the picture."""
 _DRAWN = {BreakerState.OPEN: "█", BreakerState.HALF_OPEN: "▒", None: "░"}
@@ -27,7 +28,7 @@ def summary_text(summary: Summary) -> str:
             f"# Outages from {utc(summary.since)} to {utc(summary.until)}",
             "",
             *_table(
-                ("service", "outages", "minutes", "mean time to recovery", "longest", "opened by"),
+                ("service", *NUMBERS),
                 [_summary_row(each) for each in summary.services],
             ),
             "",
@@ -42,12 +43,12 @@ def service_text(report: ServiceReport) -> str:
         f"{utc(report.until)}",
         "",
         *_table(
-            ("outages", "minutes", "mean time to recovery", "longest", "opened by"),
+            NUMBERS,
             [_summary_row(report.summary)[1:]],
         ),
         *_section(
             "By month",
-            ("month", "outages", "minutes", "mean time to recovery", "longest", "opened by"),
+            ("month", *NUMBERS),
             [(each.month, *_summary_row(each)[1:]) for each in report.months],
         ),
         "",
@@ -213,6 +214,7 @@ def _summary_row(summary: ServiceSummary) -> tuple[str, ...]:
         _seconds(summary.mttr_s),
         _seconds(summary.longest_s),
         causes,
+        ", ".join(f"{count:,} {kind}" for kind, count in summary.verdicts.items() if count),
     )
 
 

@@ -1,7 +1,7 @@
 """Breakers in the store: counted calls, changes of state, and leases on trial calls."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -371,7 +371,8 @@ class SqlBackend:
             rows = conn.execute(some).all()
             if not rows:
                 return 0
-            conn.execute(_add_verdicts(conn.dialect.name), _by_minute(rows))
+            for table, start in ((t.verdicts, _MINUTE), (t.daily_verdicts, _DAY)):
+                conn.execute(_add_verdicts(conn.dialect.name, table), _added_up(rows, table, start))
             wanted = sa.tuple_(*key).in_([tuple(row)[: len(key)] for row in rows])
             return conn.execute(t.outcomes.delete().where(wanted)).rowcount
 
@@ -533,20 +534,31 @@ def _add(dialect: str) -> Any:
 
 
 @cache
-def _add_verdicts(dialect: str) -> Any:
-    new = insert_on(dialect, t.verdicts)
+def _add_verdicts(dialect: str, table: sa.Table) -> Any:
+    new = insert_on(dialect, table)
     return new.on_conflict_do_update(
-        index_elements=["service", "minute"],
-        set_={name: t.verdicts.c[name] + new.excluded[name] for name in COUNTS},
+        index_elements=list(table.primary_key.columns),
+        set_={name: table.c[name] + new.excluded[name] for name in COUNTS},
     )
 
 
-def _by_minute(rows: Iterable[sa.Row]) -> list[dict[str, Any]]:
-    """Add up outcomes by service and minute; in the order in which everybody locks them."""
+_MINUTE = {"second": 0, "microsecond": 0}
+_DAY = {"hour": 0, "minute": 0, **_MINUTE}
+
+
+def _added_up(
+    rows: Iterable[sa.Row], table: sa.Table, start: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Add up outcomes by the key of a table; in the order in which everybody locks them.
+
+    Args:
+        start: What is 0 in a time at which a span of the table begins.
+    """
+    begin = list(table.primary_key.columns)[1].name
     sums: dict[tuple[str, datetime], dict[str, Any]] = {}
     for row in rows:
-        minute = row.bucket.replace(second=0, microsecond=0)
-        into = sums.setdefault((row.service, minute), {"service": row.service, "minute": minute})
+        at = row.bucket.replace(**start)
+        into = sums.setdefault((row.service, at), {"service": row.service, begin: at})
         for name in COUNTS:
             into[name] = into.get(name, 0) + getattr(row, name)
     return [sums[key] for key in sorted(sums)]

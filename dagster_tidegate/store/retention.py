@@ -37,6 +37,7 @@ class Keep:
         alerts: Alerts, after their cause has ended.
         outcomes: Outcomes of calls to services that are no longer called.
         verdicts: How many calls to each service there were in a minute, by verdict.
+        daily_verdicts: The same by day, for the reports of months.
         spending: What was spent of a budget in a period, by campaign.
         sessions: Browser sessions, after they have expired.
         idempotency_keys: Responses to requests with an `Idempotency-Key`.
@@ -50,6 +51,7 @@ class Keep:
     alerts: timedelta | None = timedelta(days=90)
     outcomes: timedelta | None = timedelta(days=1)
     verdicts: timedelta | None = timedelta(days=1)
+    daily_verdicts: timedelta | None = timedelta(days=365)
     spending: timedelta | None = timedelta(days=365)
     sessions: timedelta | None = timedelta(days=1)
     idempotency_keys: timedelta | None = timedelta(days=1)
@@ -192,6 +194,7 @@ _KINDS = {
     "alerts": _Kind(t.alerts, t.alerts.c.ended_at),
     "outcomes": _Kind(t.outcomes, t.outcomes.c.bucket),
     "verdicts": _Kind(t.verdicts, t.verdicts.c.minute),
+    "daily_verdicts": _Kind(t.daily_verdicts, t.daily_verdicts.c.day),
     "spending": _Kind(t.spending, t.spending.c.period),
     "sessions": _Kind(t.sessions, t.sessions.c.expires_at),
     "idempotency_keys": _Kind(t.idempotency_keys, t.idempotency_keys.c.at),

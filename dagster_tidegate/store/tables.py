@@ -132,6 +132,18 @@ verdicts = sa.Table(
     *_other_verdicts(),
 )
 
+# The same by day (UTC), for the reports of months.
+daily_verdicts = sa.Table(
+    "daily_verdicts",
+    metadata,
+    sa.Column("service", sa.String(128), primary_key=True),
+    sa.Column("day", UTCDateTime, primary_key=True),
+    sa.Column("ok", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("slow", sa.Integer, nullable=False, server_default="0"),  # of the ok ones
+    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
+    *_other_verdicts(),
+)
+
 # Leases on trial calls of a half open breaker. An expired lease is free.
 trials = sa.Table(
     "trials",

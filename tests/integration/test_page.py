@@ -15,6 +15,7 @@ from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import breakers, history, holds, runs, service_stats, tokens
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.records import RecordState, Selection
@@ -566,18 +567,23 @@ def test_outages_are_counted_by_service_and_month(store: Store) -> None:
             page_store.open_breaker(store, "openai", f"503, {days_ago} days ago")
         with page_scene.earlier(store, days_ago * 24 * 60 - 6, present):
             page_store.close_breaker(store, "openai")
-    month = f"{present - timedelta(days=40):%Y-%m}"
+    then = (present - timedelta(days=40)).replace(hour=0, minute=0, second=0, microsecond=0)
+    month = f"{then:%Y-%m}"
+    with store.begin() as conn:
+        counts = {"service": "openai", "day": then, "ok": 90, "failed": 10}
+        conn.execute(t.daily_verdicts.insert().values(counts))
     with browsing(store) as browser:
         recent = text(browser.get("/outages"))
         assert "openai 1 6 6 min 6 min 1 failure" in recent
         assert "5 other services had no outage" in recent
         assert "503, 2 days ago" in recent
         assert "503, 40 days ago" not in recent
-        then = browser.get(f"/outages?service=openai&month={month}")
-        assert "503, 40 days ago" in text(then)
-        assert f"<option selected>{month}</option>" in then
-        by_month = then.split('data-fragment="months"')[1]
-        assert f"{month} 1 6 6 min 6 min 1 failure" in text(f"<main{by_month}")
+        page = browser.get(f"/outages?service=openai&month={month}")
+        assert "503, 40 days ago" in text(page)
+        assert f"<option selected>{month}</option>" in page
+        by_month = page.split('data-fragment="months"')[1]
+        numbers = "1 6 6 min 6 min 1 failure 100 calls, 10 % failed"
+        assert f"{month} {numbers}" in text(f"<main{by_month}")
         nothing = browser.get("/outages?service=instantly")
         assert "No outage of instantly in the last 30 days" in nothing
         assert "is not a month" in browser.get("/outages?month=2026-13", expect=422)

@@ -209,6 +209,11 @@ def test_pruned_counts_stay_in_the_verdicts_of_their_minute(store: Store, clock:
     assert [row[1:] for row in minutes()] == [(6, 1, 3), (7, 0, 0)]
     clock.advance(2 * 60)
     assert minutes() == [(21, 7, 0, 0)]
+    with store.read() as conn:
+        days = clock() - timedelta(days=2), clock() + timedelta(days=1)
+        of_days = service_stats.of_period(conn, *days)[rules.name]
+        assert service_stats.of_period(conn, days[0], days[0]) == {}
+    assert (of_days.ok, of_days.failed, of_days.throttled) == (13, 1, 3)
 
 
 def test_a_worker_whose_calls_say_nothing_of_the_service_is_no_worker_of_its_window(

@@ -187,6 +187,7 @@ def with_history(store: Store, name: str) -> None:
             t.outcomes.insert().values(service=name, bucket=now, worker="w", generation=0, ok=1)
         )
         conn.execute(t.verdicts.insert().values(service=name, minute=now, ok=1))
+        conn.execute(t.daily_verdicts.insert().values(service=name, day=now, ok=1))
         conn.execute(
             t.spending.insert().values(
                 service=name, period=now, unit="credits", campaign="c", amount=1

@@ -81,7 +81,7 @@ def outages_page(
     now = situation.now
     own = report_reader.of_period(conn, since, until, service or None)
     services = [service] if service else situation.services
-    numbers = report.summaries(own, since, until, services)
+    numbers = report_reader.by_service(conn, own, since, until, services)
     with_some = [each for each in numbers if each.outages]
     listed = [
         report.listed(outage, now)
@@ -91,7 +91,7 @@ def outages_page(
     months: Sequence[MonthSummary] = ()
     if service:
         of_year = report_reader.of_period(conn, now - _YEAR, now, service)
-        by_month = report.by_month(of_year, service, now - _YEAR, now)
+        by_month = report_reader.by_month(conn, of_year, service, now - _YEAR, now)
         months = [each for each in by_month[:MONTHS] if each.outages]
     return Outages(
         since=since,

@@ -29,6 +29,14 @@ def upgrade() -> None:
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("service", "period", "unit", "campaign", name=op.f("pk_spending")),
     )
+    counts = ("ok", "slow", "failed", "throttled", "denied", "pending", "rejected", "ignored")
+    op.create_table(
+        "daily_verdicts",
+        sa.Column("service", sa.String(length=128), nullable=False),
+        sa.Column("day", sa.DateTime(timezone=True), nullable=False),
+        *(sa.Column(name, sa.Integer(), server_default="0", nullable=False) for name in counts),
+        sa.PrimaryKeyConstraint("service", "day", name=op.f("pk_daily_verdicts")),
+    )
     op.add_column("ledger", sa.Column("service", sa.String(length=256)))
     op.add_column("outcomes", sa.Column("p95_s", sa.Float()))
 
@@ -38,5 +46,6 @@ def downgrade() -> None:
     op.drop_column("outcomes", "p95_s")
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
         batch_op.drop_column("service")
+    op.drop_table("daily_verdicts")
     op.drop_table("spending")
     op.drop_table("budgets")
