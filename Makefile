@@ -9,6 +9,7 @@ SERVICE ?= instantly
 FOR ?= 120
 DRILL ?=
 ROUNDS ?= 200
+MINUTES ?= 60
 # More than there are processors: the tests with a real daemon mostly wait.
 WORKERS ?= 3
 # Tests are grouped by file, and real deployments on two workers (tests/conftest.py); what takes longest
@@ -32,7 +33,7 @@ OF_DAGSTER := $(patsubst %,tests/integration/test_%.py,\
   facts_about_dagster gate runs assets start api_start executors serve records)
 PROPERTIES := $(shell grep -lE '^(from|import) hypothesis' -r tests --include='test_*.py')
 
-.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format docs reference dist coverage bump bench bench-scale chaos properties clean help
+.PHONY: up outage recover drill test run-tests test-dagster with-dagster lint style types format docs reference dist coverage bump bench bench-scale chaos soak properties clean help
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +97,9 @@ chaos: $(TESTS) ## Kill workers, daemon and database at random [ROUNDS=200 SEED=
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.away
 	TIDEGATE_TEST_ROUNDS=20 TIDEGATE_TEST_SEED=$(or $(SEED),$$$$) $(BIN)/pytest tests/deployment/test_gate.py -k killed
+
+soak: $(TESTS) ## Chaos without a pause; nothing may be lost, and nothing grow [MINUTES=60].
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 properties: $(TESTS) ## Try the property-based tests with 1,000 examples and more; takes an hour.
 	$(BIN)/pytest -n $(WORKERS) $(DIST) --hypothesis-profile thorough --timeout 3600 $(PROPERTIES)

@@ -120,6 +120,10 @@ class Children:
         self._started[name] = child
         return child
 
+    def pid(self, name: str) -> int:
+        """Return the process id of a child."""
+        return self._started[name].process.pid
+
     def kill(self, name: str) -> None:
         """Kill a child with SIGKILL; `check` raises until it is started again."""
         process = self._started[name].process

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from demo.sandbox.cases import PlayedAnswer
 from demo.sandbox.faults import Fault, Mode
 
 SERVICES = ("apollo", "millionverifier", "instantly")
 """Who is called: two that are probed, and one that is tried by a canary."""
 CONCURRENCY = 4
 GROUPED = 10
+CONSECUTIVE_FAILURES = 3
 
 
 class Kind(StrEnum):
@@ -30,6 +32,10 @@ class Kind(StrEnum):
     """SIGKILL of the database server; it is started again."""
     OUTAGE = "outage"
     """A fault of the service."""
+    DENIAL = "denial"
+    """The service refuses the key, until a person repairs that."""
+    REJECTION = "rejection"
+    """The service refuses some records; a person has them tried again."""
 
 
 class Form(StrEnum):
@@ -63,7 +69,9 @@ class Blow:
     fault: Fault | None = None
 
     def __str__(self) -> str:
-        what = self.kind.value if self.fault is None else f"{self.fault.mode} of the service"
+        what = self.kind.value
+        if self.kind is Kind.OUTAGE and self.fault is not None:
+            what = f"{self.fault.mode} of the service"
         lasts = f" for {self.for_s:.1f} s" if self.for_s else ""
         return f"{what} {self.after_s:.2f} s after attempt {self.attempt}{lasts}"
 
@@ -99,6 +107,14 @@ class Plan:
         return CONCURRENCY if self.form in (Form.THREADS, Form.TASKS) else 1
 
     @property
+    def left_in_doubt(self) -> int:
+        """How many records an attempt may leave in doubt.
+
+        Those in flight, and those before whose failure did not say whether they took effect.
+        """
+        return self.at_once + CONSECUTIVE_FAILURES - 1
+
+    @property
     def grouped(self) -> int:
         """How many records a crash may repeat that are not listed as in doubt."""
         return GROUPED if self.form is Form.GROUPED else 0
@@ -118,6 +134,7 @@ def plan(seed: int) -> Plan:
     draw = random.Random(seed)
     database = ("sqlite", "postgres")[seed % 2]
     form = draw.choice(tuple(Form))
+    service = draw.choice(SERVICES)
     records = draw.randint(20, 80) * (CONCURRENCY if form in (Form.THREADS, Form.TASKS) else 1)
     # About as long as the records take, so that most of the blows fall among them.
     longest_s = 0.035 * records / (CONCURRENCY if form in (Form.THREADS, Form.TASKS) else 1)
@@ -129,14 +146,18 @@ def plan(seed: int) -> Plan:
                 blows.append(Blow(kind, attempt, draw.uniform(0, longest_s)))
         elif kind is Kind.FREEZE:
             blows.append(Blow(kind, 1, draw.uniform(0, longest_s), draw.uniform(2, 8)))
-        elif kind is Kind.OUTAGE:
-            fault = draw.choice(_FAULTS)
+        elif kind in (Kind.OUTAGE, Kind.DENIAL):
+            fault = _DENIAL if kind is Kind.DENIAL else draw.choice(_FAULTS)
             attempt, after_s = draw.choice((1, 1, 2)), draw.uniform(0, longest_s)
             blows.append(Blow(kind, attempt, after_s, draw.uniform(0.5, 4), fault))
+        elif kind is Kind.REJECTION:
+            rejected = [f"{n}@{service}-{seed}." for n in draw.sample(range(records), 3)]
+            fault = Fault(mode=Mode.ANSWER, answer=_INVALID, keys=rejected)
+            blows.append(Blow(kind, 1, 0.0, draw.uniform(2, 10), fault))
         else:
             away_s = 0.0 if kind is Kind.YOUNGEST else draw.uniform(0, 4)
             blows.append(Blow(kind, 0, draw.uniform(0, 12), away_s))
-    return Plan(seed, database, draw.choice(SERVICES), form, records, tuple(blows))
+    return Plan(seed, database, service, form, records, tuple(blows))
 
 
 def of(partition: str) -> Plan:
@@ -152,6 +173,8 @@ _SHARES = {
         Kind.YOUNGEST: 0.1,
         Kind.DAEMON: 0.2,
         Kind.OUTAGE: 0.35,
+        Kind.DENIAL: 0.1,
+        Kind.REJECTION: 0.1,
     },
     "postgres": {
         Kind.WORKER: 0.6,
@@ -160,6 +183,8 @@ _SHARES = {
         Kind.YOUNGEST: 0.1,
         Kind.DAEMON: 0.15,
         Kind.OUTAGE: 0.3,
+        Kind.DENIAL: 0.1,
+        Kind.REJECTION: 0.1,
         Kind.POSTGRES: 0.3,
     },
 }
@@ -167,7 +192,10 @@ _FAULTS = (
     Fault(mode=Mode.OUTAGE),
     Fault(mode=Mode.OUTAGE, status=500),
     Fault(mode=Mode.RATE_LIMIT, retry_after_s=1),
+    Fault(mode=Mode.LIMIT, calls=20, per_s=1),
     Fault(mode=Mode.SHARE, share=0.5),
     # Calls take effect at once and are answered late: who dies meanwhile leaves them in doubt.
     Fault(mode=Mode.SLOW, latency_s=0.3),
 )
+_DENIAL = Fault(mode=Mode.ANSWER, answer=PlayedAnswer(status=401, body={"error": "Unauthorized"}))
+_INVALID = PlayedAnswer(status=422, body={"error": "invalid record"})

@@ -11,6 +11,7 @@ from dagster_tidegate import (
     BreakerResource,
     Campaign,
     Group,
+    Rate,
     Record,
     ServiceConfig,
     build_breaker_sensor,
@@ -23,7 +24,7 @@ from dagster_tidegate.records.retry import retry_while_unreachable
 from dagster_tidegate.statuses import RecordStatus
 from dagster_tidegate.store import tables as t
 from tests.chaos.evidence import Notes
-from tests.chaos.plan import GROUPED, SERVICES, Form, of
+from tests.chaos.plan import CONSECUTIVE_FAILURES, GROUPED, SERVICES, Form, of
 
 SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 rounds = dg.DynamicPartitionsDefinition(name="rounds")
@@ -32,13 +33,15 @@ rounds = dg.DynamicPartitionsDefinition(name="rounds")
 def service_config(name: str) -> ServiceConfig:
     return ServiceConfig(
         name=name,
-        consecutive_failures=3,
+        consecutive_failures=CONSECUTIVE_FAILURES,
         reset_timeout_s=1.0,
         reset_timeout_cap_s=2.0,
         retry_after_cap_s=3.0,
         jitter=0,
         ramp_interval_s=0,
         linger_s=1.0 if name == "millionverifier" else 0.0,
+        # Far above what the rounds call: blocks are leased, and expire with the killed.
+        limits=[Rate(calls=1000, per_s=1)] if name == "apollo" else [],
         probe_url=None if name == "instantly" else f"{SANDBOX}/{name}/health",
     )
 

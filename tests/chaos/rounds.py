@@ -1,12 +1,12 @@
 """Plays rounds of chaos on a stage, several at once, and judges each."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from threading import Event
 
-from dagster_tidegate.statuses import RunStatus
+from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import UNREACHABLE
 from tests.chaos.plan import Blow, Kind, Plan
@@ -70,6 +70,7 @@ def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
     beginnings, todo, struck = [began], list(plan.blows), []
     status: RunStatus | None = None
     striking: list[Future] = []
+    rejects = any(blow.kind is Kind.REJECTION for blow in plan.blows)
     while status is not RunStatus.COMPLETED and time.monotonic() < began + ROUND_TIMEOUT_S:
         stage.check()
         now, workers = time.monotonic(), notes.workers()
@@ -86,6 +87,11 @@ def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
         if now >= ask_at:
             ask_at = now + ASK_EVERY_S
             status = _status(stage, plan)
+            ended = status in (RunStatus.COMPLETED, RunStatus.FAILED)
+            if rejects and ended and RecordStatus.FAILED in _written(stage, plan).values():
+                # Until the service accepts them.
+                stage.retry_records(plan.service, plan.partition)
+                status = None
             if status not in (RunStatus.FAILED, RunStatus.CANCELLED):
                 alive_at = now
         # What was cancelled stays so until somebody starts it again.
@@ -131,6 +137,16 @@ def _status(stage: Stage, plan: Plan) -> RunStatus | None:
     return None if found is None else found.status
 
 
+def _written(stage: Stage, plan: Plan) -> Mapping[str, RecordStatus]:
+    """What the ledger has, by key; nothing while it can't be read."""
+    try:
+        with stage.store.read() as conn:
+            found = runs.find(conn, plan.service, plan.partition)
+            return {} if found is None else record_statuses(conn, found.id, f"call_{plan.service}")
+    except UNREACHABLE:
+        return {}
+
+
 def _evidence(stage: Stage, plan: Plan) -> Evidence:
     notes = stage.notes(plan.partition)
     sent = notes.all_sent()
@@ -138,12 +154,9 @@ def _evidence(stage: Stage, plan: Plan) -> Evidence:
     counts = {k: v for k, v in stage.sandbox.keys(plan.service).items() if k in its}
     effects = stage.sandbox.effects(plan.service)
     prefix = f"{plan.partition}/" if plan.service == "instantly" else ""
-    with stage.store.read() as conn:
-        found = runs.find(conn, plan.service, plan.partition)
-        written = {} if found is None else record_statuses(conn, found.id, f"call_{plan.service}")
     return Evidence(
         wanted=plan.keys,
-        at_once=plan.at_once,
+        left_in_doubt=plan.left_in_doubt,
         grouped=plan.grouped,
         crashes=max(0, len(notes.workers()) - 1),
         sent=sent,
@@ -152,7 +165,7 @@ def _evidence(stage: Stage, plan: Plan) -> Evidence:
         effects={key: count["effects"] for key, count in counts.items()},
         repeats={key: count["repeats"] for key, count in counts.items()},
         subjects={key: effects.get(prefix + key, 0) for key in plan.keys},
-        ledger=written,
-        status=None if found is None else found.status,
+        ledger=_written(stage, plan),
+        status=_status(stage, plan),
         results=notes.all_results(),
     )

