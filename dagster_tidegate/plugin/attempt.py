@@ -436,7 +436,7 @@ class _Lineage:
 
     def __init__(self, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
         self._instance = instance
-        self._goes_on = does_only_marked(run) or was_started_to_continue(run)
+        self._goes_on = False
         self._ids: list[str] = []
         self._unread: str | None = None
         self._add(run)
@@ -455,6 +455,8 @@ class _Lineage:
             self._add(run)
 
     def _add(self, run: dg.DagsterRun) -> None:
+        # Of a run that was refused, since another one was at work, the retry goes on as well.
+        self._goes_on |= does_only_marked(run) or was_started_to_continue(run)
         parent = parent_of(run)
         if parent is None or why_it_continues(run) is None or len(self._ids) == MAX_LINEAGE:
             return

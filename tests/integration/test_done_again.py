@@ -199,6 +199,23 @@ def test_a_retry_of_a_run_that_never_began_goes_on_with_what_that_run_followed(
     assert project.sent == ["grace"]
 
 
+def test_a_retry_of_a_refused_start_goes_on_although_another_run_completed_meanwhile(
+    project: Project,
+) -> None:
+    project.fails_at = "alan"
+    failed = project.materialize()
+    project.follow(failed, RunStatus.FAILED)
+    project.fails_at = None
+    refused = dg.DagsterRun(
+        "outreach", tags={CONTINUES_TAG: "true"}, status=dg.DagsterRunStatus.FAILURE
+    )
+    project.instance.add_run(refused)
+    retried = project.materialize(**of(failed, dagster__retry_number="1"))
+    project.follow(retried, RunStatus.COMPLETED)
+    project.materialize(**of(refused, dagster__retry_number="1"))
+    assert project.sent == [], "the service would get every record once more"
+
+
 def test_a_retry_of_a_run_that_started_afresh_does_not_reach_behind_it(project: Project) -> None:
     first = project.materialize()
     project.follow(first, RunStatus.COMPLETED)
