@@ -1,6 +1,6 @@
 """What a soak concludes from its samples."""
 
-from tests.chaos.soak import growth, grown
+from tests.chaos.soak import grown, growth
 
 
 def test_what_levelled_off_has_not_grown():
