@@ -1,27 +1,38 @@
 """Exercises the types of the public API. Nothing runs it: pyright checks it."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import dagster as dg
 
 from dagster_tidegate import (
     ASSETS,
+    Answer,
+    AnswerError,
     Breaker,
     BreakerOpenError,
     BreakerResource,
+    Budget,
     Campaign,
     CampaignCancelled,
     CampaignPaused,
     CatchUp,
+    Denied,
     Fleet,
     Group,
     Keep,
+    Pending,
+    Rate,
     Record,
     Records,
+    Rejected,
     ServiceConfig,
     ServicePolicy,
+    Throttled,
+    TidegateComponent,
+    Verdict,
+    Window,
     __version__,
     build_breaker_sensor,
     build_definitions,
@@ -29,13 +40,65 @@ from dagster_tidegate import (
     build_resume_sensor,
     each,
     pool,
+    service_key,
 )
+from dagster_tidegate.breaker import VerdictKind
 
 Lead = dict[str, str]
 
 
 def version() -> str:
     return __version__
+
+
+def limited() -> ServiceConfig:
+    return ServiceConfig(
+        name="crm",
+        limits=[Rate(calls=100, per_s=1), Rate(calls=600, per="day", timezone="Europe/Berlin")],
+        budget=Budget(1000, per="month", unit="credits", balance="project.crm:balance"),
+        windows=[Window(cron="0 2 * * SUN", duration_s=7200, reason="their backup")],
+        profile="openai",
+        judge="project.crm:judge",
+    )
+
+
+def judge(answer: Answer) -> Verdict:
+    assert_type((answer.status, answer.headers.get("x-stage")), tuple[int | None, str | None])
+    if answer.status == 409:
+        return Verdict(VerdictKind.PENDING, reason="not there yet", until=datetime.now(UTC))
+    return Verdict(VerdictKind.SUCCESS)
+
+
+def client(status: int) -> None:
+    if status == 401:
+        raise Denied("the key is revoked")
+    if status == 429:
+        raise Throttled("slow down", after=20)
+    if status == 404:
+        raise Pending("not there yet", until=datetime.now(UTC))
+    try:
+        raise Rejected("no such person")
+    except AnswerError as error:
+        assert_type(error.verdict, Verdict)
+        raise
+
+
+@dg.op(pool=pool("apollo|clearbit"))
+def enrich(context: dg.OpExecutionContext, breakers: BreakerResource) -> None:
+    leads: list[Lead] = [{"email": "ada@example.org"}]
+    for record in breakers.records(context, leads, key="email"):
+        with record:
+            breaker = breakers.first_available("apollo", "clearbit")
+            assert_type(breaker, Breaker)
+            record.result = record.once("find", breaker.call, len, record.value["email"])
+            breaker.spend(1.5)
+
+
+def component() -> TidegateComponent:
+    return TidegateComponent(services=["crm"], resource_key="guard")
+
+
+report = dg.AssetSpec("report", deps=[service_key("crm")])
 
 
 def resources() -> BreakerResource:

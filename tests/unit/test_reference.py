@@ -29,6 +29,13 @@ def test_every_public_name_exists(module: object) -> None:
     assert module.__name__ in python_reference.MODULES  # type: ignore[attr-defined] -- a module
 
 
+def test_the_types_of_every_public_name_are_exercised() -> None:
+    # Pyright checks tests/typing/api.py. It imports what it uses, and uses what it imports.
+    imports = (python_reference.ROOT / "tests" / "typing" / "api.py").read_text()
+    for name in dagster_tidegate.__all__:
+        assert f"    {name},\n" in imports, name
+
+
 def test_a_changed_signature_changes_the_page() -> None:
     page = python_reference.page()
     assert "pool(*services: str, campaign: str | None = None) -> str" in page
