@@ -121,7 +121,8 @@ dist: $(RELEASE) ## Build the wheel, the sdist, the SBOM and the list of licence
 	$(PYTHON) -m venv build/release
 	build/release/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) \
 	  "$$(ls dist/*.whl)[alerts,otel,postgres,webserver]"
-	build/release/bin/tidegate --help >/dev/null
+	build/release/bin/tidegate store upgrade --url sqlite:///$(CURDIR)/build/release/smoke.db
+	build/release/bin/tidegate runbook trip >/dev/null
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON \
 	  --output-file dist/sbom.cdx.json build/release/bin/python
 	$(BIN)/pip-licenses --python build/release/bin/python --format markdown --with-urls \

@@ -1,6 +1,7 @@
 """The wheel, installed where nothing of this repository is."""
 
 import ast
+import re
 import sys
 import tomllib
 import zipfile
@@ -38,6 +39,7 @@ def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
     assert "dagster_tidegate/py.typed" in names
     for profile in PROFILES:
         assert f"dagster_tidegate/breaker/profiles/{profile}.toml" in names
+    assert "dagster_tidegate/control/runbooks.md" in names
     pages = ROOT / "dagster_tidegate" / "web" / "pages"
     data = [*(pages / "templates").iterdir(), *(pages / "static").iterdir()]
     assert {str(path.relative_to(ROOT)) for path in data} <= set(names)
@@ -56,6 +58,20 @@ def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):
     assert Path(home.strip()).is_relative_to(clean.parent)
     url = f"sqlite:///{tmp_path / 'tidegate.db'}"
     assert "is at" in run(clean / "tidegate", "store", "upgrade", "--url", url, cwd=tmp_path)
+    assert "alert trip" in run(clean / "tidegate", "runbook", "trip", cwd=tmp_path)
+
+
+def test_a_bare_project_loads_with_the_wheel(clean: Path, tmp_path: Path):
+    readme = (ROOT / "README.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "bare.py").write_text(example)
+    load = (
+        "import bare; repository = bare.defs.get_repository_def()\n"
+        "print(sorted(each.name for each in repository.sensor_defs))\n"
+        "print(repository.has_job('newsletter'))"
+    )
+    said = run(clean / "python", "-c", load, cwd=tmp_path).splitlines()
+    assert said[-2:] == ["['tidegate_breaker', 'tidegate_pause', 'tidegate_resume']", "True"]
 
 
 def test_help_imports_neither_dagster_nor_the_database(clean: Path, tmp_path: Path):
