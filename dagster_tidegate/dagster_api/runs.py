@@ -16,6 +16,7 @@ from dagster._core.storage.dagster_run import (
 from dagster._core.storage.runs import SqlRunStorage
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.storage.tags import (
+    MAX_RETRIES_TAG,
     PARTITION_NAME_TAG,
     PRIORITY_TAG,
     ROOT_RUN_ID_TAG,
@@ -267,6 +268,10 @@ class Runs:
     def is_retried(self, run: dg.DagsterRun) -> bool:
         """Return whether Dagster retries a failed run itself."""
         return self.instance.run_retries_enabled and run.tags.get(WILL_RETRY_TAG) != "false"
+
+    def do_not_retry(self, run_id: str) -> None:
+        """Keep Dagster from retrying a run when it fails."""
+        self.add_tags(run_id, {MAX_RETRIES_TAG: "0"})
 
     def explain_wait(self, run: dg.DagsterRun, tags: Mapping[str, str], message: str) -> None:
         """Tag a run that waits, and write to its log what it waits for."""

@@ -48,7 +48,12 @@ from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store import campaigns, ledger, runs
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import AttemptOverError
-from dagster_tidegate.store.runs import AttemptPausedError, AttemptRow, CampaignRun
+from dagster_tidegate.store.runs import (
+    AttemptPausedError,
+    AttemptRefusedError,
+    AttemptRow,
+    CampaignRun,
+)
 
 STATE_TAG = "tidegate/state"
 SERVICE_TAG = "tidegate/service"
@@ -136,6 +141,10 @@ class Attempt:
             run, attempts = retry_while_unreachable(lambda: _claim(context, store), context.log)
         except AttemptPausedError as error:
             raise CampaignPaused(str(error)) from error
+        except AttemptRefusedError:
+            # Dagster's retry would do everything again, once the attempt that owns it has ended.
+            Dagster(context.instance).do_not_retry(context.run_id)
+            raise
         attempt = cls(context, store, fleet, run, attempts, called, drain_timeout_s)
         if len(attempts) > 1:
             attempt._mark_resumed(attempts[-2])

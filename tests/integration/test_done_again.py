@@ -1,6 +1,6 @@
 """What is done again, by what a person did: docs/explanation/what-is-done-again.md."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Project:
         self.version = 1
         self.fails_at: str | None = None
         self.held_at: str | None = None
+        self.meanwhile: Callable[[], object] | None = None
         self.sent: list[str] = []
         self.idempotency_keys: list[str] = []
         self.partitions = dg.StaticPartitionsDefinition(PARTITIONS)
@@ -50,6 +51,9 @@ class Project:
                     self.sent.append(record.key)
                     self.idempotency_keys.append(record.idempotency_key)
                     record.result = f"{record.key} {self.version}"
+                meanwhile, self.meanwhile = self.meanwhile, None
+                if meanwhile is not None:
+                    meanwhile()
                 if record.key == self.fails_at:
                     raise RuntimeError("the code has a bug")
                 if record.key == self.held_at:
@@ -214,6 +218,17 @@ def test_a_retry_of_a_refused_start_goes_on_although_another_run_completed_meanw
     project.follow(retried, RunStatus.COMPLETED)
     project.materialize(**of(refused, dagster__retry_number="1"))
     assert project.sent == [], "the service would get every record once more"
+
+
+def test_dagster_does_not_retry_a_run_that_was_launched_while_another_one_is_at_work(
+    project: Project,
+) -> None:
+    launched: list[dg.DagsterRun] = []
+    project.meanwhile = lambda: launched.append(project.materialize())
+    first = project.materialize()
+    [second] = launched
+    assert (first.status.value, second.status.value) == ("SUCCESS", "FAILURE")
+    assert second.tags.get("dagster/max_retries") == "0", "the retry would send every record again"
 
 
 def test_a_retry_of_a_run_that_started_afresh_does_not_reach_behind_it(project: Project) -> None:
