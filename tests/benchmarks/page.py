@@ -116,10 +116,9 @@ def update_delays_s(store: Store, address: str, page: Page) -> list[float]:
         opens = number % 2 == 0
         (open_breaker if opens else close_breaker)(store, name)
         began = time.perf_counter()
-        text = f"{name} is down" if opens else "Everything runs"
         page.wait_for_function(
-            "text => document.querySelector('h1').textContent.includes(text)",
-            arg=text,
+            "([text, is_so]) => document.querySelector('h1').textContent.includes(text) === is_so",
+            arg=[f"{name} is down", opens],
             timeout=TIMEOUT_MS,
         )
         delays.append(time.perf_counter() - began)

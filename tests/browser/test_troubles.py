@@ -140,7 +140,7 @@ def test_a_used_up_quota_counts_down_to_its_reset_and_a_raised_one_is_used_at_on
         refused_to_a_viewer(page, store, url, "/services/apollo", form)
 
         row.get_by_role("link", name="apollo").first.click()
-        expect(page.get_by_text(said)).to_be_visible()
+        expect(page.locator("blockquote")).to_contain_text(said)
         page.get_by_role("link", name="Keep closed…").click()
         page.get_by_label("Reason").fill("they raised the quota")
         page.get_by_label("For how long").select_option("1 hour")

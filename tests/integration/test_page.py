@@ -139,6 +139,7 @@ def test_a_gate_that_is_stale_is_said_on_every_page(store: Store) -> None:
             conn.execute(page_store.t.heartbeats.delete())
         for path in ("", "/campaigns", "/history"):
             assert "The gate is stale" in browser.get(path)
+        assert "Nothing is paused, but the gate is stale" in browser.get("")
 
 
 def test_pages_of_an_empty_store_teach(store: Store) -> None:
