@@ -31,9 +31,10 @@ from importlib import import_module
 from multiprocessing import forkserver, popen_fork, util
 from pathlib import Path
 from shutil import which
-from tempfile import mkdtemp
+from tempfile import gettempdir
 from types import ModuleType
 from typing import Any, cast
+from uuid import uuid4
 
 QUICK = str(Path(__file__).parent)
 ROOT = Path(__file__).parents[3]
@@ -261,10 +262,11 @@ def _patch(path: Path) -> None:
 
 def install() -> None:
     """Let processes that this one starts be forks; the server starts with the first."""
-    path = Path(mkdtemp(prefix="tidegate-forks-")) / "socket"
+    path = Path(gettempdir(), f"tidegate-forks-{uuid4().hex}", "socket")
     started: list[Any] = []
 
     def start() -> None:
+        path.parent.mkdir(0o700)
         command = [sys.executable, "-m", __name__, str(path)]
         started.append(_real_popen(command, cwd=ROOT, stdin=subprocess.PIPE))
         until = time.monotonic() + START_S
