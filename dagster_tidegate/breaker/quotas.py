@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from math import isfinite
 
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.time_texts import seconds_of, service_time
@@ -119,7 +120,7 @@ def _with(quota: Quota, name: str, value: str, at: datetime) -> Quota:
     return replace(
         quota,
         calls=_number(value),
-        window_s=float(window[1]) if window else quota.window_s,
+        window_s=_number(window[1]) if window else quota.window_s,
     )
 
 
@@ -148,8 +149,8 @@ def _policies(value: str) -> Mapping[str, Quota]:
         name = _item_name(item)
         policies[name] = Quota(
             name,
-            calls=float(calls[1]) if calls else None,
-            window_s=float(window[1]) if window else None,
+            calls=_number(calls[1]) if calls else None,
+            window_s=_number(window[1]) if window else None,
             of_calls=unit is None or unit[1].lower() == "requests",
         )
     return policies
@@ -181,8 +182,9 @@ def _says_more(quota: Quota) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """Return a number; None for an empty value, which means no limit."""
+    """Return a number; None for an empty value, which means no limit, and for nonsense."""
     try:
-        return float(text.partition(",")[0].partition(";")[0])
+        number = float(text.partition(",")[0].partition(";")[0])
     except ValueError:
         return None
+    return number if isfinite(number) else None

@@ -128,7 +128,7 @@ def readings_of(
         Reading(
             quota.name,
             Said(
-                left=quota.left,
+                left=quota.left if quota.calls is None else min(quota.left, quota.calls),
                 at=-counted_s,
                 until=wait_s(quota) - heard_s,
                 calls=quota.calls,
@@ -157,7 +157,7 @@ def few_left(quotas: Sequence[Quota], *, times: int = 1) -> bool:
 
 def is_honest(quota: Quota) -> bool:
     """Return whether a quota says how many calls are left: -1, or 0 of 0, means that all are."""
-    return quota.left is not None and quota.left >= 0 and quota.calls != 0
+    return quota.left is not None and quota.left >= 0 and (quota.calls is None or quota.calls > 0)
 
 
 def with_made(

@@ -1,9 +1,12 @@
 """What services say in their headers of the calls that are left, and what follows from it."""
 
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker.answers import Answer
@@ -12,7 +15,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
-from dagster_tidegate.breaker.readings import Reading, Said
+from dagster_tidegate.breaker.readings import Reading, Said, few_left, readings_of
 from tests.support.clock import Clock
 
 AT = datetime(2026, 11, 28, 4, 0, tzinfo=UTC)
@@ -202,3 +205,46 @@ def test_the_state_survives_the_store() -> None:
     leased(state, [], 0, "a", Request(4, readings=[reading]))
     leased(state, [], 0, "a", Request(0, ages=[0.01]))
     assert LimitState.from_json(state.to_json()) == state
+
+
+numbers = st.one_of(
+    st.sampled_from(["", "nan", "inf", "-inf", "1e999", "-1", "0", "9" * 400, "1.2.3", "soon"]),
+    st.integers(-10, 10**12).map(str),
+    st.floats().map(str),
+    st.text(max_size=8),
+)
+any_headers = st.dictionaries(
+    st.sampled_from(
+        [
+            "x-ratelimit-limit",
+            "x-ratelimit-remaining",
+            "x-ratelimit-reset",
+            "x-ratelimit-reset-ms",
+            "x-minute-requests-left",
+        ]
+    ),
+    numbers,
+) | st.tuples(numbers, numbers, numbers, numbers).map(
+    lambda each: {
+        "ratelimit": f'"a";r={each[0]};t={each[1]}',
+        "ratelimit-policy": f'"a";q={each[2]};w={each[3]}',
+    }
+)
+
+
+@settings(deadline=None)  # the first example compiles patterns; other programs use the processor
+@given(any_headers, st.booleans(), st.floats(0, 100), st.integers(0, 1000))
+def test_no_header_is_believed_beyond_its_own_limit(
+    headers: dict[str, str], refills: bool, later_s: float, taken: int
+) -> None:
+    quotas = quotas_of(Answer(200, headers))
+    few_left(quotas)
+    for _, said in readings_of(quotas, counted_s=0.5, heard_s=0.1, refills=refills):
+        assert isfinite(said.left)
+        assert isfinite(said.until)
+        assert said.left >= 0
+        assert said.at <= 0 < said.until
+        free = said.free(later_s, taken)
+        if said.calls is not None and said.of_calls and later_s < said.until:
+            assert free <= said.calls - taken
+        assert said.free_at(later_s, taken, 0) >= later_s
