@@ -17,7 +17,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, incomplete: str
 @click.argument("name", required=False, shell_complete=_names)
 @json_option
 def runbook(name: str | None, as_json: bool) -> None:
-    """Show what an alert or a finding of `tidegate doctor` means, and what to do about it.
+    """Show what an alert or a finding means, and what to do about it.
 
     NAME is the kind of the alert, such as `trip`, or the code of the finding. Without it, all
     names are listed. Neither the store nor Dagster is needed.

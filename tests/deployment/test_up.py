@@ -99,7 +99,7 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         for name, value in os.environ.items()
         if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "DEMO_SANDBOX_URL")
     }
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    environment["PYTHONPATH"] = str(ROOT)  # no more: these are the processes of a user
 
     def start(
         *options: str,

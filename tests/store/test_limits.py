@@ -1,6 +1,7 @@
 """Rate limits in the store: processes that share it never get more calls than the limit."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,13 +10,15 @@ from threading import Lock
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import event
 
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import BreakerBackend
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.limits import RateLimit, Request
+from dagster_tidegate.breaker.limits import Grant, RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import service_stats
@@ -24,6 +27,8 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.testing import Service
 from tests.support.clock import Clock
 from tests.support.eager_calls import calls
+from tests.support.examples import share_of_examples
+from tests.support.leasing_fleet import Lender, TheFleet
 
 DAILY = ServicePolicy(
     name="mail",
@@ -31,6 +36,27 @@ DAILY = ServicePolicy(
     jitter=0,
 )
 MIDNIGHT = datetime(2026, 3, 1, 23, 0, 1, tzinfo=UTC)  # in Berlin, with a second for the clocks
+
+
+def test_no_window_has_more_calls_than_its_limit(store: Store) -> None:
+    numbers = itertools.count()
+
+    class InTheStore(Lender):
+        def __init__(self, rates: list[RateLimit]) -> None:
+            super().__init__(rates)
+            self.name = f"mail{next(numbers)}"
+            store.clock = lambda: self.now
+
+        def lend(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+            return SqlBackend(store).lease(policy, worker, request)
+
+    class StoredFleet(TheFleet):
+        make_lender = InTheStore
+
+    run_state_machine_as_test(
+        StoredFleet,
+        settings=settings(max_examples=share_of_examples(2), deadline=None),
+    )
 
 
 @pytest.mark.parametrize("rounds", [3])

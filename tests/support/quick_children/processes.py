@@ -52,7 +52,6 @@ FORKED = {
     "tests.chaos.away_worker",
     "tests.deployment.quick_daemon",
     "tests.support.forked_runs",
-    "uvicorn",
 }
 SCRIPTS = {"dagster", "dagster-daemon", "dagster-webserver", "dg", "tidegate"}
 SPAWNS = ("from multiprocessing.spawn", "from multiprocessing.forkserver")
@@ -97,6 +96,9 @@ class Forked:
 
     def wait(self, timeout_s: float | None) -> int | None:
         """Return its return code as `Popen` has it, or None if it has not ended within the time."""
+        if self.returncode is None and self._connection.fileno() < 0:
+            # Garbage with its Popen, which `subprocess` keeps, and polls at each later start.
+            self.returncode = -signal.SIGKILL
         if self.returncode is None:
             self._connection.settimeout(timeout_s)
             with suppress(BlockingIOError, TimeoutError):
