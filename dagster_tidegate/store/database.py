@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from dagster_tidegate.store.json_text import json_text
 URL_VARIABLE = "TIDEGATE_STORE_URL"
 FILE = "tidegate.db"
 """Name of the embedded store's file."""
+BUSY_RETRY_S = 0.02
 BUSY_TIMEOUT_S = 30.0
 SERVER_CONNECTIONS = 10
 """Connections to PostgreSQL for a server, which handles many requests at once."""
@@ -255,8 +257,21 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         # The driver would begin every transaction as a reader, and a reader that becomes a writer
         # beside another one fails at once instead of waiting.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+        connection.execute("PRAGMA foreign_keys=ON").close()
+        _use_wal(connection)
+
+    def _use_wal(connection) -> None:
+        # Where several processes create the database at once, SQLite refuses this without waiting.
+        until = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL").close()
+            except engine.dialect.loaded_dbapi.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(BUSY_RETRY_S)
+            else:
+                return
 
     @event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
