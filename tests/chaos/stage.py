@@ -30,7 +30,7 @@ from tests.support import forked_runs
 ROOT = Path(__file__).parents[2]
 LOCATION = "chaos"
 SOCKET = "workers.sock"
-LASTING = ("code", "daemon", "sandbox", "workers")
+LASTING = ("code", "daemon", "workers")  # the sandbox remembers every call, so that it grows
 SIGNALS = {Kind.WORKER: signal.SIGKILL, Kind.TERMINATION: signal.SIGTERM}
 SANDBOX_LATENCY_S = 0.02
 AT_ONCE = 8
