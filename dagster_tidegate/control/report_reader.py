@@ -60,7 +60,7 @@ def by_month(
 ) -> Sequence[MonthSummary]:
     """Return the outages of a service, and the verdicts on its calls, by month."""
     return [
-        _with(each, service_stats.of_period(conn, *r.month_of(each.month)))
+        _with(each, service_stats.of_period(conn, *r.month_of(each.month), service))
         for each in r.by_month(own, service, since, until)
     ]
 

@@ -206,8 +206,13 @@ def last_hour(conn: Connection, now: datetime) -> Mapping[str, Sequence[Calls]]:
     return {name: list(minutes.values()) for name, minutes in by_minute.items()}
 
 
-def of_period(conn: Connection, since: datetime, until: datetime) -> Mapping[str, Calls]:
-    """Return the calls to each service in a period; its first day (UTC) counts as a whole."""
+def of_period(
+    conn: Connection, since: datetime, until: datetime, service: str | None = None
+) -> Mapping[str, Calls]:
+    """Return the calls to each service in a period, or to one.
+
+    The first day of the period (UTC) counts as a whole.
+    """
     o, d = t.outcomes.c, t.daily_verdicts.c
     first = since.replace(hour=0, minute=0, second=0, microsecond=0)
     union = sa.union_all(
@@ -217,10 +222,9 @@ def of_period(conn: Connection, since: datetime, until: datetime) -> Mapping[str
         sa.select(d.service, *(d[name] for name in COUNTS)).where(d.day >= first, d.day < until),
     ).subquery()
     u = union.c
-    rows = conn.execute(
-        sa.select(u.service, *(sa.func.sum(u[name]) for name in COUNTS)).group_by(u.service)
-    )
-    return {service: Calls(*map(int, counts)) for service, *counts in map(tuple, rows)}
+    query = sa.select(u.service, *(sa.func.sum(u[name]) for name in COUNTS)).group_by(u.service)
+    rows = conn.execute(query if service is None else query.where(u.service == service))
+    return {name: Calls(*map(int, counts)) for name, *counts in map(tuple, rows)}
 
 
 def total(calls: Iterable[Calls]) -> Calls:

@@ -83,6 +83,14 @@ class Project:
         assert run is not None
         return run
 
+    def fail(self, key: str, **tags: str) -> dg.DagsterRun:
+        """Execute an asset whose code fails after a record, and say so as the gate does."""
+        self.fails_at = key
+        failed = self.materialize(**tags)
+        self.fails_at = None
+        self.follow(failed, RunStatus.FAILED)
+        return failed
+
     def campaign_run(self, run: dg.DagsterRun) -> CampaignRun:
         with self.store.read() as conn:
             found = runs.find(conn, campaign_of(run), partition_of(run))
@@ -159,11 +167,8 @@ def test_a_partition_that_is_materialized_again_gets_fresh_data(
 
 @both_databases
 def test_a_run_that_failed_goes_on_when_it_is_re_executed_from_failure(project: Project) -> None:
-    project.fails_at = "alan"
-    failed = project.materialize()
+    failed = project.fail("alan")
     assert project.sent == ["ada", "alan"]
-    project.follow(failed, RunStatus.FAILED)
-    project.fails_at = None
     again = project.materialize(**from_failure(failed))
     assert project.sent == ["grace"]
     logged = project.logged(again)
@@ -175,10 +180,7 @@ def test_a_run_that_failed_goes_on_when_it_is_re_executed_from_failure(project: 
 
 @pytest.mark.parametrize("retry", ["run retry", "all steps", "new", "by hand"])
 def test_of_a_failed_run_only_what_is_a_retry_goes_on(project: Project, retry: str) -> None:
-    project.fails_at = "alan"
-    failed = project.materialize()
-    project.follow(failed, RunStatus.FAILED)
-    project.fails_at = None
+    failed = project.fail("alan")
     tags = {
         "run retry": of(failed, dagster__retry_number="1"),
         "all steps": of(failed),
@@ -192,10 +194,7 @@ def test_of_a_failed_run_only_what_is_a_retry_goes_on(project: Project, retry: s
 def test_a_retry_of_a_run_that_never_began_goes_on_with_what_that_run_followed(
     project: Project,
 ) -> None:
-    project.fails_at = "alan"
-    failed = project.materialize()
-    project.follow(failed, RunStatus.FAILED)
-    project.fails_at = None
+    failed = project.fail("alan")
     tags = {name.replace("__", "/"): value for name, value in from_failure(failed).items()}
     died = dg.DagsterRun("outreach", tags=tags, status=dg.DagsterRunStatus.FAILURE)
     project.instance.add_run(died)
@@ -206,10 +205,7 @@ def test_a_retry_of_a_run_that_never_began_goes_on_with_what_that_run_followed(
 def test_a_retry_of_a_refused_start_goes_on_although_another_run_completed_meanwhile(
     project: Project,
 ) -> None:
-    project.fails_at = "alan"
-    failed = project.materialize()
-    project.follow(failed, RunStatus.FAILED)
-    project.fails_at = None
+    failed = project.fail("alan")
     refused = dg.DagsterRun(
         "outreach", tags={CONTINUES_TAG: "true"}, status=dg.DagsterRunStatus.FAILURE
     )
@@ -234,11 +230,8 @@ def test_dagster_does_not_retry_a_run_that_was_launched_while_another_one_is_at_
 def test_a_retry_of_a_run_that_started_afresh_does_not_reach_behind_it(project: Project) -> None:
     first = project.materialize()
     project.follow(first, RunStatus.COMPLETED)
-    project.fails_at = "ada"
-    second = project.materialize(**of(first))
+    second = project.fail("ada", **of(first))
     assert project.sent == ["ada"]
-    project.follow(second, RunStatus.FAILED)
-    project.fails_at = None
     project.materialize(**from_failure(second))
     assert project.sent == ["alan", "grace"]
     project.follow(second, RunStatus.COMPLETED)
