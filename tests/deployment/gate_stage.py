@@ -254,7 +254,10 @@ class Stage:
         """Return whether a Dagster run had ended as paused and has a next attempt."""
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
-        return run.status.value == "CANCELED" and run.tags.get("tidegate/state") == "resumed"
+        if run.tags.get("tidegate/state") != "resumed":
+            return False
+        # The later worker of a run that was launched twice overwrites how the earlier one ended it.
+        return run.status.value == "CANCELED" or self.launches(run_id) > 1
 
     def is_over(self, run_id: str) -> bool:
         """Return whether a Dagster run has ended."""
@@ -298,6 +301,21 @@ class Stage:
             found = runs.find(conn, campaign, partition)
             assert found is not None, f"{campaign}/{partition} was never begun"
             return [attempt.outcome for attempt in runs.attempts(conn, found.id)]
+
+    def history(self, campaign: str, partition: str) -> str:
+        """Return how a campaign run came to its end: its attempts, and Dagster's runs."""
+        with self.store.read() as conn:
+            found = runs.find(conn, campaign, partition)
+            assert found is not None, f"{campaign}/{partition} was never begun"
+            lines = [
+                f"attempt {attempt.number} by run {attempt.dagster_run}: {attempt.outcome}"
+                for attempt in runs.attempts(conn, found.id)
+            ]
+        for run in self.runs_of(campaign, partition):
+            tags = {key: value for key, value in run.tags.items() if key.startswith("tidegate/")}
+            launches = self.launches(run.run_id)
+            lines.append(f"run {run.run_id}: {run.status.value}, launched {launches} times, {tags}")
+        return "\n".join(lines)
 
     def arrived(self, job: str, partition: str) -> Counter[str]:
         """Return how often instantly took each address of a campaign run."""

@@ -257,12 +257,16 @@ def test_records_that_always_fail_stop_nobody_and_are_named(stage: Stage):
     bad = {one: ["17"], three: ["0", "100", "250"]}
     keys = [f"essays/{part}/{n}@acme.example" for part, numbers in bad.items() for n in numbers]
     stage.sandbox.place("openai", Fault(mode=Mode.ANSWER, case="one-record", keys=keys))
-    launched = {part: stage.launch("essays", part) for part in (one, three, healthy)}
-    for partition in launched:
-        stage.wait(
-            lambda p=partition: stage.campaign_run("essays", p) == "completed", "it completes"
-        )
-        assert stage.outcomes("essays", partition) == [RunStatus.COMPLETED], "nobody paused"
+    launched = {}
+    # Bad records of two runs might fail one after the other, which opens a breaker of this project.
+    for together in ([one, healthy], [three]):
+        launched |= {partition: stage.launch("essays", partition) for partition in together}
+        for partition in together:
+            stage.wait(
+                lambda p=partition: stage.campaign_run("essays", p) == "completed", "it completes"
+            )
+            outcomes = stage.outcomes("essays", partition)
+            assert outcomes == [RunStatus.COMPLETED], stage.history("essays", partition)
     assert stage.sandbox.stats()["openai"]["effects"] == 2 * 300 - 4 + RECORDS
     for partition, numbers in bad.items():
         name = f"essays/{partition}"
@@ -404,8 +408,10 @@ NO_RETRIES = {"dagster/max_retries": "0"}
 
 
 def test_two_daemons_at_once_resume_nothing_twice(stage: Stage):
-    two_daemons_at_once(stage)
-    stage.kill("second daemon")
+    try:
+        two_daemons_at_once(stage)
+    finally:
+        stage.kill("second daemon")
 
 
 def test_two_daemons_at_once_resume_nothing_twice_on_postgresql(
@@ -432,7 +438,6 @@ def two_daemons_at_once(stage: Stage) -> None:
     assert stage.settings() == before
     for run, partition in zip(paused, partitions, strict=True):
         outcomes = stage.outcomes("letters", partition)
-        wanted = [RunStatus.PAUSED] if stage.is_resumed(run) else []
         # Both daemons may launch one run: each reads that it is queued before the other has written
         # that it starts (dagster 1.13, queued_run_coordinator_daemon.py, `_dequeue_run`). The step
         # of the later worker then ends without success, and unless Dagster's run is CANCELING at
@@ -441,7 +446,8 @@ def two_daemons_at_once(stage: Stage) -> None:
         # does not look at the status before), and run_retries retry it.
         assert outcomes[-1] is RunStatus.COMPLETED
         lasting = [outcome for outcome in outcomes if outcome is not RunStatus.FAILED]
-        assert lasting == [*wanted, RunStatus.COMPLETED]
+        wanted = PAUSED_ONCE if stage.is_resumed(run) else [RunStatus.COMPLETED]
+        assert lasting == wanted, stage.history("letters", partition)
         late = list(filter(was_superseded, stage.runs_of("letters", partition)))
         # FAILURE if it was launched twice, see above: both workers are told to end, and the earlier
         # one's RUN_CANCELED falls between the later one's look for CANCELING and Dagster's own.
@@ -481,7 +487,7 @@ def test_a_pause_that_races_the_completion_leaves_no_run_in_between(stage: Stage
         stage.settle()
         outcomes = stage.outcomes("notices", partition)
         wanted = [RunStatus.PAUSED] if ended == "CANCELED" else []
-        assert outcomes == [*wanted, RunStatus.COMPLETED]
+        assert outcomes == [*wanted, RunStatus.COMPLETED], stage.history("notices", partition)
         stage.assert_each_arrived_once("notices", partition)
 
 
