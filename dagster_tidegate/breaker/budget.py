@@ -29,8 +29,6 @@ LEASE_S = 5.0
 """For how long a process may spend what it is allowed before it reports."""
 GRACE_S = 30.0
 """How long after that it can still say that it did not spend all of it."""
-BUDGET_OF = "its budget of "
-"""How the reason begins why a breaker is throttled whose budget is used up."""
 
 
 def billionths(amount: object) -> int:

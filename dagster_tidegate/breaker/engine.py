@@ -314,7 +314,9 @@ class Engine:
         reason = f"its {refusal.kind} of {refusal.limit} is used up"
         verdict = Verdict(VerdictKind.THROTTLED, refusal.retry_at, reason=reason)
         self.change(
-            lambda status, now: machine.after_answer(status, self.policy, verdict, now, random())
+            lambda status, now: machine.after_refusal(
+                status, self.policy, verdict, now, random(), used_up=refusal.kind
+            )
         )
         return reason
 

@@ -50,6 +50,8 @@ class BreakerStatus:
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
         cause: The kind of verdict that opened it last; None if it was opened by hand.
+        used_up: Whether it was throttled for its own `limit` or `budget`; None if the service
+            throttled it, or it opened for another cause.
         answer: What the service said, shortened and without secrets, or None.
         closed_at: When it last recovered, or None.
         kept_closed_by: The operator who keeps it closed, or None.
@@ -72,6 +74,7 @@ class BreakerStatus:
     cause: VerdictKind | None = None
     answer: str | None = None
     would_open_at: datetime | None = None
+    used_up: str | None = None
 
     def kept_closed(self, now: datetime) -> bool:
         """Return whether an operator keeps it closed."""
@@ -232,6 +235,20 @@ def after_answer(
     return status if until == status.open_until else replace(status, open_until=until)
 
 
+def after_refusal(
+    status: BreakerStatus,
+    policy: ServicePolicy,
+    verdict: Verdict,
+    now: datetime,
+    dice: float,
+    *,
+    used_up: str,
+) -> BreakerStatus:
+    """Throttle a breaker whose own limit or budget is used up; see `BreakerStatus.used_up`."""
+    after = after_answer(status, policy, verdict, now, dice)
+    return after if after.generation == status.generation else replace(after, used_up=used_up)
+
+
 def opened(
     status: BreakerStatus, policy: ServicePolicy, now: datetime, verdict: Verdict, dice: float
 ) -> BreakerStatus:
@@ -260,6 +277,7 @@ def opened(
         reason=reason,
         cause=cause,
         answer=verdict.answer,
+        used_up=None,
         kept_closed_by=None,
         kept_closed_until=None,
     )

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
-from dagster_tidegate.breaker.budget import BUDGET_OF, MAX_AMOUNT, billionths, written
+from dagster_tidegate.breaker.budget import MAX_AMOUNT, billionths, written
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.judge import function_of
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -58,7 +58,7 @@ class BudgetCheck:
                 if is_topped_up(breaker, left, former, was_asked_at):
                     fleet.breaker(policy.name).half_open()
                     done.append(f"{policy.name} has {written(left)} left: it is tried again")
-            if breaker.throttled_until and (breaker.reason or "").startswith(BUDGET_OF):
+            if breaker.throttled_until and breaker.used_up == "budget":
                 with store.read() as conn:
                     usage = budgets.read(conn, store.now(conn))[policy.name]
                 if usage.left > 0 and (isinstance(policy.cost, str) or usage.left >= policy.cost):

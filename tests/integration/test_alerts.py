@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 from rich.console import Console
 
+from dagster_tidegate import Budget
 from dagster_tidegate.alerts import loop
 from dagster_tidegate.alerts.kinds import AlertKind
 from dagster_tidegate.alerts.loop import Monitor, StoreOutage
@@ -217,6 +218,39 @@ def test_a_trip_and_its_recovery_are_sent_once_each_across_restarts(
         bench.step()
     assert receiver.titles == ["mail is down: 503 x5", "mail has recovered"]
     assert set(bench.all().values()) == {AlertStatus.SENT}
+
+
+@both_databases
+def test_a_budget_of_which_little_is_left_is_reported_once_per_period(
+    bench: Bench, receiver: Receiver
+) -> None:
+    fleet = Fleet(SqlBackend(bench.store), [ServicePolicy(name="mail", budget=Budget(100))])
+    benches = [bench, Bench(bench.store, bench.clock, receiver.url)]
+
+    def spend(amount: float) -> None:
+        fleet.breaker("mail").spend(amount)
+        fleet.flush(final=True)
+        for _ in range(3):
+            bench.clock.advance(1)
+            bench.beat()
+            with ThreadPoolExecutor() as both_senders:
+                list(both_senders.map(Bench.check_and_send, benches))
+            for each in benches:
+                each.restart()
+
+    spend(79)
+    assert receiver.titles == []
+    spend(5)
+    assert receiver.titles == ["84% of the budget of mail is used up"]
+    spend(20)
+    assert len(receiver.titles) == 1
+    bench.clock.advance(86_400)
+    spend(1)  # of yesterday: the process learns of the new period by its report
+    spend(79)
+    assert len(receiver.titles) == 1
+    spend(2)
+    assert receiver.titles[1:] == ["81% of the budget of mail is used up"]
+    fleet.close()
 
 
 def test_events_from_while_no_sender_ran_are_sent_later(bench: Bench, receiver: Receiver) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 
 from dagster_tidegate import BreakerResource, Budget, ServiceConfig, pool
-from dagster_tidegate.breaker.errors import BreakerOpenError, Denied
+from dagster_tidegate.breaker.errors import BreakerOpenError, Denied, Throttled
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
@@ -127,6 +127,18 @@ def test_a_budget_raised_in_the_code_goes_on(store: Store, fleets: list[Fleet]) 
     assert BudgetCheck()(store, fleets[1]) == ["the budget of apollo is no longer used up"]
     assert [refused(fleets[1]) for _ in range(2)] == [None, None]
     assert refused(fleets[1]) == "its budget of 7 credits per day is used up"
+
+
+def test_a_service_that_throttles_by_itself_is_left_alone_while_its_budget_lasts(
+    store: Store, fleets: list[Fleet]
+) -> None:
+    fleet = Fleet(SqlBackend(store), [policy()])
+    fleets.append(fleet)
+    with pytest.raises((Throttled, BreakerOpenError)):
+        fleet.breaker("apollo").call(Service(Throttled("its budget of calls is used up")), "x")
+    assert fleet.breaker("apollo").status.throttled_until
+    assert BudgetCheck()(store, fleet) == []
+    assert fleet.breaker("apollo").status.state is BreakerState.OPEN
 
 
 def test_what_the_service_has_left_ends_and_lifts_a_denial(

@@ -37,6 +37,7 @@ def upgrade() -> None:
         *(sa.Column(name, sa.Integer(), server_default="0", nullable=False) for name in counts),
         sa.PrimaryKeyConstraint("service", "day", name=op.f("pk_daily_verdicts")),
     )
+    op.add_column("services", sa.Column("used_up", sa.String(length=16)))
     op.add_column("ledger", sa.Column("service", sa.String(length=256)))
     op.add_column("outcomes", sa.Column("p95_s", sa.Float()))
 
@@ -46,6 +47,7 @@ def downgrade() -> None:
     op.drop_column("outcomes", "p95_s")
     with op.batch_alter_table("ledger", table_kwargs={"sqlite_with_rowid": False}) as batch_op:
         batch_op.drop_column("service")
+    op.drop_column("services", "used_up")
     op.drop_table("daily_verdicts")
     op.drop_table("spending")
     op.drop_table("budgets")
