@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker.answers import Answer
@@ -15,7 +15,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
-from dagster_tidegate.breaker.readings import Reading, Said, few_left, readings_of
+from dagster_tidegate.breaker.readings import MAX_FREE, Reading, Said, few_left, readings_of
 from tests.support.clock import Clock
 
 AT = datetime(2026, 11, 28, 4, 0, tzinfo=UTC)
@@ -207,23 +207,23 @@ def test_the_state_survives_the_store() -> None:
     assert LimitState.from_json(state.to_json()) == state
 
 
-numbers = st.one_of(
-    st.sampled_from(["", "nan", "inf", "-inf", "1e999", "-1", "0", "9" * 400, "1.2.3", "soon"]),
+nonsense = st.one_of(
+    st.sampled_from(["", "nan", "inf", "-inf", "1e999", "-1", "9" * 400, "1.2.3", "soon"]),
     st.integers(-10, 10**12).map(str),
     st.floats().map(str),
     st.text(max_size=8),
 )
-any_headers = st.dictionaries(
-    st.sampled_from(
-        [
-            "x-ratelimit-limit",
-            "x-ratelimit-remaining",
-            "x-ratelimit-reset",
-            "x-ratelimit-reset-ms",
-            "x-minute-requests-left",
-        ]
-    ),
-    numbers,
+numbers = st.integers(0, 3).flatmap(
+    lambda nth: nonsense if nth == 3 else st.integers(0, 500).map(str)
+)
+any_headers = st.fixed_dictionaries(
+    {"x-ratelimit-remaining": numbers},
+    optional={
+        "x-ratelimit-limit": numbers,
+        "x-ratelimit-reset": numbers,
+        "x-ratelimit-reset-ms": numbers,
+        "x-minute-requests-left": numbers,
+    },
 ) | st.tuples(numbers, numbers, numbers, numbers).map(
     lambda each: {
         "ratelimit": f'"a";r={each[0]};t={each[1]}',
@@ -232,19 +232,27 @@ any_headers = st.dictionaries(
 )
 
 
-@settings(deadline=None)  # the first example compiles patterns; other programs use the processor
+# The first example compiles patterns, and other programs use the processor: no deadline.
+@settings(deadline=None, max_examples=200)
+@example({"x-ratelimit-remaining": "inf"}, refills=False, later_s=0.0, taken=0)
+@example({"x-ratelimit-remaining": "-1"}, refills=False, later_s=0.0, taken=0)
 @given(any_headers, st.booleans(), st.floats(0, 100), st.integers(0, 1000))
 def test_no_header_is_believed_beyond_its_own_limit(
     headers: dict[str, str], refills: bool, later_s: float, taken: int
 ) -> None:
     quotas = quotas_of(Answer(200, headers))
     few_left(quotas)
-    for _, said in readings_of(quotas, counted_s=0.5, heard_s=0.1, refills=refills):
-        assert isfinite(said.left)
-        assert isfinite(said.until)
-        assert said.left >= 0
-        assert said.at <= 0 < said.until
-        free = said.free(later_s, taken)
-        if said.calls is not None and said.of_calls and later_s < said.until:
+    for _, reading in readings_of(quotas, counted_s=0.5, heard_s=0.1, refills=refills):
+        assert isfinite(reading.left)
+        assert isfinite(reading.until)
+        assert reading.left >= 0
+        assert reading.at <= 0 < reading.until
+        heard_at = 1000.0
+        said, now = reading.moved(heard_at), heard_at + later_s
+        free = said.free(now, taken)
+        if said.calls is not None and said.of_calls and now < said.until:
             assert free <= said.calls - taken
-        assert said.free_at(later_s, taken, 0) >= later_s
+        assert said.free(said.until, taken) == MAX_FREE, "it is full again"
+        free_at = said.free_at(now, taken, 0)
+        assert now <= free_at <= max(now, said.until)
+        assert said.free(free_at, taken) >= 1
