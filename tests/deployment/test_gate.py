@@ -39,6 +39,7 @@ from tests.deployment.gate_stage import (
 # A code server that is away is no error.
 pytestmark = pytest.mark.filterwarnings("ignore:Error loading repository location")
 RECORDS = 25
+BUDGET = 3 * RECORDS // 2  # as tests/deployment/gate_project has it
 PAUSED_ONCE = [RunStatus.PAUSED, RunStatus.COMPLETED]
 # Long enough for several ticks of the gate, in which it could do what it should not.
 TICKS = timedelta(seconds=4)
@@ -215,6 +216,37 @@ def test_a_quota_that_runs_out_at_half_pauses_all_until_its_reset_and_none_asks_
     resets_at = begins_at + timedelta(seconds=45)
     times = [datetime.fromisoformat(each["at"]) for each in stage.sandbox.calls(service="openai")]
     assert sum(begins_at <= at < resets_at for at in times) <= 40 + refusals
+
+
+def test_a_budget_that_is_used_up_pauses_until_its_reset_or_until_a_person_exceeds_it(
+    stage: Stage,
+):
+    partitions = new_partitions(2)
+    runs = [stage.launch("news", partition) for partition in partitions]
+    stage.wait(lambda: any(map(stage.is_paused, runs)), "one of them is paused")
+    stage.wait(lambda: not stage.at_work(), "none works any more")
+    assert stage.sandbox.stats()["perplexity"]["calls"] == BUDGET
+    assert stage.held() == {"service perplexity by breaker"}
+    month_ends = (stage.now().replace(day=1) + timedelta(days=31)).strftime("%Y-%m-01 00:00")
+    [reason] = {stage.reason(run) for run in runs if stage.is_paused(run)}
+    assert f"its budget of {BUDGET} credits per month is used up" in reason
+    assert f"until {month_ends}" in stage.tidegate("status")
+    paused_at = stage.now()
+    stage.wait(lambda: stage.ticked_since(paused_at + TICKS), "the gate has looked again")
+    assert stage.sandbox.stats()["perplexity"]["calls"] == BUDGET, "nobody tries before"
+    spent = json.loads(stage.tidegate("budgets", "perplexity", "--json"))
+    assert [(each["campaign"], each["amount"]) for each in spent] == [("news", BUDGET)]
+
+    keep = ("services", "keep-closed", "perplexity", "--for", "1h", "--reason", "a deadline")
+    stage.tidegate(*keep)
+    stage.settle()
+    for run, partition in zip(runs, partitions, strict=True):
+        paused = [RunStatus.PAUSED] if stage.is_resumed(run) else []
+        assert stage.outcomes("news", partition) == [*paused, RunStatus.COMPLETED]
+    perplexity = stage.sandbox.stats()["perplexity"]
+    assert (perplexity["calls"], perplexity["effects"]) == (2 * RECORDS, 2 * RECORDS)
+    assert stage.sent_twice() == {}
+    stage.tidegate("services", "let-trip", "perplexity")
 
 
 def test_a_window_that_begins_in_the_middle_of_runs_pauses_them_at_a_record(stage: Stage):

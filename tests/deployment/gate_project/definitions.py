@@ -10,6 +10,7 @@ import dagster as dg
 
 from dagster_tidegate import (
     BreakerResource,
+    Budget,
     Campaign,
     ServiceConfig,
     build_breaker_sensor,
@@ -20,10 +21,12 @@ from dagster_tidegate import (
 from resources.apollo import ApolloResource
 from resources.instantly import InstantlyResource
 from resources.openai import OpenAIResource
+from resources.perplexity import PerplexityResource
 
 SANDBOX = os.environ["DEMO_SANDBOX_URL"]
 RECORDS = int(os.environ["GATE_PROJECT_RECORDS"])
 MANY = 300  # records of the partitions 190 and above
+BUDGET = 3 * RECORDS // 2
 # Each tick takes a tenth of a second of a processor.
 EVERY_S = 2
 if os.environ.get("GATE_PROJECT_BROKEN"):
@@ -117,6 +120,23 @@ def enrich(
     find(context, breakers, enrichment)
 
 
+@dg.op(pool=pool("perplexity"))
+def read_news(
+    context: dg.OpExecutionContext, breakers: BreakerResource, perplexity: PerplexityResource
+) -> None:
+    for record in breakers.records(context, addresses(context), key="email"):
+        with record:
+            record.result = perplexity.news(
+                f"{context.partition_key}/{record.key}", idempotency_key=record.idempotency_key
+            )
+
+
+@dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
+def news():
+    """Needs a service that has a budget."""
+    read_news()
+
+
 @dg.job(partitions_def=parts, executor_def=dg.in_process_executor)
 def matches():
     """Needs one endpoint of apollo."""
@@ -170,10 +190,16 @@ CAMPAIGNS = [
     Campaign(job=notices, triggers=[new_notices]),
     Campaign(job=matches),
     Campaign(job=enrichments),
+    Campaign(job=news),
 ]
 
 
-def policy(name: str, probe_url: str | None = None, parts: Sequence[str] = ()) -> ServiceConfig:
+def policy(
+    name: str,
+    probe_url: str | None = None,
+    parts: Sequence[str] = (),
+    budget: Budget | None = None,
+) -> ServiceConfig:
     return ServiceConfig(
         name=name,
         profile=name if parts else "generic",
@@ -185,6 +211,7 @@ def policy(name: str, probe_url: str | None = None, parts: Sequence[str] = ()) -
         ramp_interval_s=0,
         slow_call_rate=None,  # a busy machine is no brownout
         probe_url=probe_url,
+        budget=budget,
     )
 
 
@@ -193,6 +220,7 @@ breakers = BreakerResource(
         policy("openai", probe_url=f"{SANDBOX}/openai/health"),
         policy("instantly"),  # tried by a canary
         policy("apollo", parts=["people_match", "enrich"]),
+        policy("perplexity", budget=Budget(BUDGET, per="month")),
     ]
 )
 
@@ -208,7 +236,7 @@ def schedule(job: dg.JobDefinition, *, runs: bool) -> dg.ScheduleDefinition:
 
 
 defs = dg.Definitions(
-    jobs=[letters, essays, digests, notices, matches, enrichments],
+    jobs=[letters, essays, digests, notices, matches, enrichments, news],
     schedules=[
         schedule(letters, runs=True),
         schedule(essays, runs=False),
@@ -227,5 +255,6 @@ defs = dg.Definitions(
         "enrichment": Enrichment(breakers=breakers, base_url=f"{SANDBOX}/apollo"),
         "openai": OpenAIResource(breakers=breakers, base_url=f"{SANDBOX}/openai"),
         "instantly": InstantlyResource(breakers=breakers, base_url=f"{SANDBOX}/instantly"),
+        "perplexity": PerplexityResource(breakers=breakers, base_url=f"{SANDBOX}/perplexity"),
     },
 )
