@@ -212,9 +212,13 @@ def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") ->
         *(["released"] if is_open_ended else []),
         *([f"repaired ({'; '.join(map(repr, remedies))})"] if remedies else []),
     ]
-    reasons = "; ".join(_reason(hold, breakers.get(hold.target.name)) for hold in held)
     when = f"when {' and '.join(conditions)}" if conditions else "automatically"
-    return f"{reasons}{_RESUMES}{when}"
+    return f"{reasons(held, breakers)}{_RESUMES}{when}"
+
+
+def reasons(held: Iterable[Hold], breakers: "Mapping[str, BreakerStatus]") -> str:
+    """Return why something is paused, without when it resumes: see `describe`."""
+    return "; ".join(_reason(hold, breakers.get(hold.target.name)) for hold in held)
 
 
 def without_gate(why: str, campaign: str) -> str:

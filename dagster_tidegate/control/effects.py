@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.why import why
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, covering, describe
+from dagster_tidegate.holds import (
+    Hold,
+    HoldSource,
+    Target,
+    TargetKind,
+    covering,
+    describe,
+    reasons,
+)
 from dagster_tidegate.pools import needs
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.runs import CampaignRun
@@ -19,7 +27,8 @@ class Effect:
 
     Attributes:
         run: Name of the campaign run; None for the whole campaign.
-        still_held_by: The live holds on other targets that will cover it.
+        still_held_by: The live holds that cover it already, and still will.
+        gains_hold: Whether the change places a hold that covers it.
         runs: Number of campaign runs by status. On a pause, those `processing` stop after the
             current record and those `pending` wait in the queue; on a resume, those `paused`
             resume.
@@ -32,6 +41,7 @@ class Effect:
     held_before: bool
     held_after: bool
     still_held_by: tuple[Hold, ...]
+    gains_hold: bool
     runs: Mapping[RunStatus, int]
     triggers: tuple[str, ...]
     queue_waits: bool
@@ -51,15 +61,17 @@ def effects(
         target: What is held or released.
         run: The campaign run, if that is the target and exists.
     """
+    known = {hold.id for hold in before.holds}
     if target.kind is TargetKind.CAMPAIGN_RUN:
-        covering = why(after, target, run).reasons
+        live = [reason.hold for reason in why(after, target, run).reasons]
         return [
             Effect(
                 campaign=target.name.partition("/")[0],
                 run=target.name,
                 held_before=why(before, target, run).paused,
-                held_after=bool(covering),
-                still_held_by=tuple(r.hold for r in covering if r.hold.target != target),
+                held_after=bool(live),
+                still_held_by=tuple(hold for hold in live if hold.id in known),
+                gains_hold=any(hold.id not in known for hold in live),
                 runs={} if run is None else {run.status: 1},
                 triggers=(),
                 queue_waits=False,  # a pool can't tell runs apart
@@ -71,7 +83,8 @@ def effects(
             run=None,
             held_before=name in before.campaigns and bool(before.campaigns[name].holds),
             held_after=bool(campaign.holds),
-            still_held_by=tuple(hold for hold in campaign.holds if hold.target != target),
+            still_held_by=tuple(hold for hold in campaign.holds if hold.id in known),
+            gains_hold=any(hold.id not in known for hold in campaign.holds),
             runs=campaign.runs,
             triggers=tuple(trigger.name for trigger in campaign.spec.triggers),
             queue_waits=_queue_waits(after, campaign, target),
@@ -85,6 +98,9 @@ def in_words(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatu
     """Return an effect of a change of the holds on `target` in words."""
     name = f"campaign {effect.campaign}" if effect.run is None else f"run {effect.run}"
     if not effect.changes:
+        if effect.gains_hold:
+            already = reasons(effect.still_held_by, breakers)
+            return f"{name} is paused already: {already}; it will also wait for this hold"
         if effect.held_after and effect.still_held_by:
             return f"{name} stays paused: {describe(effect.still_held_by, breakers)}"
         return f"{name} stays {'paused' if effect.held_after else 'as it is'}"
@@ -99,7 +115,8 @@ def in_words(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatu
         return "; ".join(parts)
     parts = [f"{name} pauses"]
     if count := runs[RunStatus.PROCESSING]:
-        still = " if they still need it" if target.kind is TargetKind.SERVICE else ""
+        they = "it still needs" if count == 1 else "they still need"
+        still = f" if {they} {target.name}" if target.kind is TargetKind.SERVICE else ""
         what = plural(count, "processing run")
         parts.append(f"{what} will stop after the current record{still}")
     if effect.queue_waits and (count := runs[RunStatus.PENDING]):

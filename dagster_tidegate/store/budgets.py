@@ -79,7 +79,7 @@ class BudgetUsage:
             f"{each:,.9f}".rstrip("0").rstrip(".") for each in (self.spent, self.amount, self.left)
         )
         since = "today" if self.per == "day" else f"this {self.per}"
-        text = f"{spent} of {amount} {self.unit} spent {since}, until {utc(self.resets_at)}"
+        text = f"{spent} of {amount} {self.unit} spent {since}; resets at {utc(self.resets_at)}"
         return text if self.balance is None else f"{text}; {left} left"
 
 

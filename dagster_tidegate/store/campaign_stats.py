@@ -158,7 +158,7 @@ def paused_since(conn: Connection) -> Mapping[str, datetime]:
 
 @dataclass(frozen=True)
 class OpProgress:
-    """Progress of an op, summed over the processing and paused runs of its campaign.
+    """Progress of an op, summed over the unfinished runs of its campaign.
 
     Attributes:
         total: Records that the loops have, as far as they know; 0 where none knows.
@@ -176,7 +176,7 @@ class OpProgress:
 def op_progress(
     conn: Connection, now: datetime, campaigns: Collection[str] | None = None
 ) -> list[OpProgress]:
-    """Return the progress of each op that has processing or paused campaign runs.
+    """Return the progress of each op that has unfinished campaign runs.
 
     Args:
         campaigns: Only of these; None: of all.
@@ -194,7 +194,7 @@ def op_progress(
             sa.func.coalesce(sa.func.sum(processing_rate), 0.0).label("records_per_second"),
         )
         .join(t.progress, p.campaign_run == r.id)
-        .where(r.status.in_((RunStatus.PROCESSING, RunStatus.PAUSED)), wanted)
+        .where(r.status.in_(UNFINISHED), wanted)
         .group_by(r.campaign, p.op)
     )
     return [OpProgress(**row) for row in rows.mappings()]

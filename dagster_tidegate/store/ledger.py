@@ -89,6 +89,11 @@ class Progress:
     series: int = 0
     exact: bool = False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether each record is done or has failed."""
+        return self.total is not None and self.done + self.failed >= self.total
+
     def seconds_left(self) -> float | None:
         """Return how long the rest takes at the current rate, in seconds, or None if not known.
 

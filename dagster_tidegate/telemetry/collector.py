@@ -253,7 +253,7 @@ def _campaigns(fleet: Situation, conn: Connection) -> Iterable[Metric]:
     ops = campaign_stats.op_progress(conn, fleet.now)
     yield _gauge(
         "records",
-        "Finished records of the processing and paused campaign runs",
+        "Finished records of the unfinished campaign runs",
         {
             (each.campaign, each.op, status): count
             for each in ops
@@ -265,7 +265,7 @@ def _campaigns(fleet: Situation, conn: Connection) -> Iterable[Metric]:
     )
     yield _gauge(
         "records_expected",
-        "Total records of the processing and paused campaign runs, where known",
+        "Total records of the unfinished campaign runs, where known",
         {(each.campaign, each.op): each.total for each in ops if each.total},
         "campaign",
         "op",

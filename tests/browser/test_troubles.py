@@ -180,7 +180,7 @@ def test_a_poison_record_is_a_suspect_and_is_tried_again_or_skipped(
         for action in ("retry", "skip"):
             form = f"{action}?run={work.run.id}&reason=x"
             refused_to_a_viewer(page, store, url, records, form)
-        need.get_by_role("link", name="Look").click()
+        need.get_by_role("link", name="Review").click()
         group = page.get_by_role("row").filter(has_text="could not parse the name")
         expect(group).to_contain_text("suspect")
         expect(page.get_by_role("row").filter(has_text="no such time zone")).to_contain_text(

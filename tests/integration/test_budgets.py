@@ -216,7 +216,7 @@ def test_people_see_who_used_how_much(
     with store.read() as conn:
         fleet = situation.read(conn, clock())
         page = service_page(conn, fleet, "apollo", None)
-    assert str(page.budget) == ("1.75 of 5 credits spent today, until 2026-03-02 00:00:00 UTC")
+    assert str(page.budget) == ("1.75 of 5 credits spent today; resets at 2026-03-02 00:00:00 UTC")
     assert fleet.budgets["apollo"].campaigns == {"outreach": 1.5, "invoices": 0.25}
     registry = CollectorRegistry()
     registry.register(FleetCollector(store))

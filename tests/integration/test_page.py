@@ -223,6 +223,31 @@ def test_a_form_with_a_mistake_comes_back_with_what_was_entered(store: Store) ->
     assert live(store, OPENAI) == []
 
 
+def test_a_short_hold_needs_a_person_only_towards_its_end(store: Store) -> None:
+    page_store.deploy(store)
+    with browsing(store) as browser:
+        browser.send("hold", target="service openai", reason="new model", for_seconds="900")
+        assert "is about to end" not in text(browser.get(""))
+        with page_scene.earlier(store, -8):
+            assert "The hold on service openai is about to end" in text(browser.get(""))
+
+
+def test_a_run_of_many_ops_shows_those_that_still_work(store: Store) -> None:
+    page_store.deploy(store)
+    run = page_store.run(store, "outreach", "leads-1.csv", RunStatus.PAUSED, done=4, total=9)
+    with store.begin() as conn:
+        for op in ("fetch", "verify"):
+            row = {"campaign_run": run, "op": op, "done": 5, "failed": 0, "total": 5}
+            now = {"updated_at": store.now(conn)}
+            [known] = conn.execute(t.progress.select()).mappings().all()[:1]
+            conn.execute(t.progress.insert().values({**known, **row, **now}))
+    with browsing(store) as browser:
+        listed = text(browser.get("/campaigns/outreach"))
+        assert "send 4 of 9 2 ops done" in listed
+        assert "fetch 5 of 5" not in listed.split("Runs")[-1]
+        assert "2 ops done" in text(browser.get("/campaigns"))
+
+
 def test_the_hold_of_a_breaker_is_released_by_force_alone_and_by_administrators(
     store: Store,
 ) -> None:
@@ -477,6 +502,7 @@ def test_the_timeline_shows_outages_holds_and_runs(store: Store) -> None:
         for span in ("hour", "day", "week"):
             page = browser.get(f"/timeline?span={span}")
             assert re.search(r'aria-label="instantly open since [^"]*503 x5', page)
+            assert re.search(r'aria-label="millionverifier open from [^"]* for 8 min', page)
             assert re.search(r'aria-label="outreach paused for [^"]*instantly', page)
             assert "outreach/leads-1.csv, attempt 1: failed" in page
             assert re.search(r'"apollo throttled since [^"]*"><rect class="warn"', page)
@@ -497,7 +523,7 @@ def test_the_report_of_an_outage_says_what_happened_from_the_trip_to_the_last_ru
     assert "HTTP 503: the model is overloaded" in words
     assert "Failed trial calls 1" in words
     assert re.search(r"Calls before the trip 40, 5 failed Calls spared about 1,4\d\d", words)
-    assert "Records delayed 60 Done since 60 Records failed 0 Records lost 0" in words
+    assert "Records delayed 60 Records done since 60 Records failed 0 Records lost 0" in words
     assert "Records repeated 0" in words
     assert re.search(r"Hold on service openai: placed wait for their status page ana", words)
     assert re.search(r"account_digest/2026-11-27 \d\d \w{3} [\d:]+ 12 min 40 of 100", words)
@@ -643,7 +669,7 @@ def test_a_service_page_says_what_is_left_of_limits_and_budget_and_when_it_pause
     with browsing(store) as browser:
         words = text(browser.get("/services/openai"))
         assert "Limit 2,400 of 10,000 calls per day" in words
-        assert "12 of 25 usd spent today, until" in words
+        assert "12 of 25 usd spent today; resets at" in words
         assert "outreach 11 usd account_digest 1 usd" in words
         soon = r"pauses in (4 h 59 min|5 h)"
         window = rf"millionverifier {soon}, until \d{{4}}-[-\d: ]+ UTC \(their weekly upgrade\)"

@@ -84,6 +84,10 @@ def test_the_statistics_of_a_campaign(store: Store, clock: Clock) -> None:
             OpProgress("letters", "log", 7, 0, 0, 0.0),
             OpProgress("letters", "send", 7, 2, 15, 2.5),
         ]
+        move(conn, clock, "b", RunStatus.PENDING)  # resumed, and in Dagster's queue
+        assert OpProgress("letters", "log", 7, 0, 0, 0.0) in campaign_stats.op_progress(
+            conn, clock()
+        )
         clock.advance(ledger.RATE_LASTS.total_seconds())
         assert campaign_stats.read(conn, clock(), "letters").records_per_second == 0.0
 

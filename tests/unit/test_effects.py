@@ -1,8 +1,8 @@
 """What a hold or its release does, as a dry run tells it."""
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.control.effects import effects
-from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
+from dagster_tidegate.control.effects import effects, if_held, if_released, in_words
+from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.campaigns import CampaignSpec
 from tests.unit.situations import LETTERS, MAIL, MONDAY, NOW, campaign_run, hold, situation
@@ -21,6 +21,18 @@ def test_a_release_frees_only_what_nothing_else_holds():
     assert found["guide"].changes
     assert not found["letters"].changes
     assert [h.target for h in found["letters"].still_held_by] == [LETTERS]
+
+
+def test_a_hold_on_what_is_paused_already_says_by_what_and_that_it_waits_for_both():
+    down = situation([hold(MAIL, source=HoldSource.BREAKER, reason="503 x5")])
+    found = {each.campaign: each for each in if_held(down, MAIL)}
+    assert in_words(found["letters"], MAIL, {}) == (
+        "campaign letters is paused already: mail is open (503 x5); it will also wait for this hold"
+    )
+    found = {each.campaign: each for each in if_released(down, MAIL)}
+    assert in_words(found["letters"], MAIL, {}) == (
+        "campaign letters stays paused: mail is open (503 x5); resumes automatically"
+    )
 
 
 def test_a_campaign_whose_queue_a_hold_can_t_reach_is_told_apart():

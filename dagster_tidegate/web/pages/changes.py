@@ -70,6 +70,7 @@ class Preview:
 
     Attributes:
         lines: What it would do, in words.
+        said: What the service said of the records, most often first.
         hidden: The fields that say what is changed.
         reason: The reason that is filled in; None: it takes none.
         lasts: Whether it may be made for a while.
@@ -81,6 +82,7 @@ class Preview:
     title: str
     button: str
     lines: Sequence[str] = ()
+    said: Sequence[str] = ()
     hidden: Sequence[tuple[str, str]] = ()
     reason: str | None = None
     lasts: bool = False
@@ -247,7 +249,9 @@ def _preview_release(
         lines=_short(lines),
         hidden=form.given("target"),
         may_force=by_force,
-        nothing="" if releasable or by_force else "Nobody holds it: there is nothing to release.",
+        nothing=""
+        if releasable or by_force
+        else " ".join(_short(lines)) or "Nobody holds it: there is nothing to release.",
     )
 
 
@@ -423,8 +427,8 @@ def _preview_retry(
             f"{plural(count, 'record')} of {run.name} will be done again, with the same "
             "idempotency keys: what took effect does not take effect twice.",
             "One Dagster run that does only these is put into the queue.",
-            *said,
         ],
+        said=said,
         hidden=[*_which(form), ("run_id", form.text("run_id") or str(uuid4()))],
         reason="",
         nothing=nothing or ("" if count else "There are no such records now."),
@@ -455,8 +459,8 @@ def _preview_skip(
             f"{plural(count, 'record')} of {run.name} will need no result: the campaign run can "
             "complete without them.",
             "They can still be tried again later.",
-            *said,
         ],
+        said=said,
         hidden=_which(form),
         reason="",
         harmful=True,
@@ -537,5 +541,5 @@ def _count(
     """Count the records of a selection, and say what the service said of them."""
     groups = records.summary(conn, situation.now, run, selection)
     open_ = [group for group in groups if group.state is not RecordState.IN_FLIGHT]
-    said = [f"{group.count} x {group.error}" for group in open_[:MAX_NAMED] if group.error]
+    said = [f"{group.count:,} x {group.error}" for group in open_[:MAX_NAMED] if group.error]
     return sum(group.count for group in open_), said

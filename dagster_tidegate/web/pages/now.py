@@ -203,7 +203,6 @@ def _what_to_repair(service: Service) -> str:
 
 
 def _ending(situation: Situation) -> list[Need]:
-    soon = situation.now + ENDS_SOON
     return [
         Need(
             "held",
@@ -215,8 +214,16 @@ def _ending(situation: Situation) -> list[Need]:
             query={"target": hold.target.key, "reason": hold.reason},
         )
         for hold in situation.holds
-        if hold.expires_at is not None and hold.expires_at <= soon and not hold.is_of_window
+        if _ends_soon(hold, situation.now)
     ]
+
+
+def _ends_soon(hold: Hold, now: datetime) -> bool:
+    """Whether a hold ends within the hour; a short one is not urgent as soon as it is placed."""
+    if hold.expires_at is None or hold.is_of_window:
+        return False
+    half = (hold.expires_at - hold.placed_at) / 2
+    return hold.expires_at - now <= min(ENDS_SOON, half)
 
 
 def _records(conn: Connection, situation: Situation) -> list[Need]:
@@ -230,7 +237,7 @@ def _records(conn: Connection, situation: Situation) -> list[Need]:
                 "The attempt ended in the middle of them: they may or may not have reached the "
                 "service. The next attempt sends them again with the same idempotency keys.",
                 at=run.ended_at,
-                label="Look",
+                label="Review",
                 path=f"/runs/{run.campaign_run}/records",
                 query={"state": "in_doubt"},
                 changes=False,
@@ -245,7 +252,7 @@ def _records(conn: Connection, situation: Situation) -> list[Need]:
                 "warn",
                 f"{plural(count, 'record')} failed in {runs} that ended in the last 24 hours",
                 "Look at what the service said, then try them again or skip them.",
-                label="Look",
+                label="Review",
                 path="/records",
                 changes=False,
             )

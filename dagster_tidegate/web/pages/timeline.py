@@ -143,7 +143,8 @@ def timeline(
             )
             for begin, finish, reasons in paused
         ]
-        worked_on = _inside(worked.pop(name, []))
+        # A short one is drawn over a long one of the same time, and not under it.
+        worked_on = sorted(_inside(worked.pop(name, [])), key=lambda bar: -bar.width)
         if bars := _inside(bars) + [_lower(each) for each in worked_on]:
             campaigns.append(Row(name, f"/campaigns/{name}", bars, lanes=2))
     campaigns.sort(key=lambda row: (-sum(b.width for b in row.bars if b.lane == 0), row.name))
@@ -227,10 +228,16 @@ def _states(
         finish = now if event is None else event.at
         if current in (BreakerState.OPEN, BreakerState.HALF_OPEN):
             form = "%T" if begin.date() == now.date() else "%d %b %T"
-            since = f"{begin:{form}}" if begin > axis.start else "before"
+            if event is None:
+                time = f"since {begin:{form}}" if begin > axis.start else "since before"
+                time = f"{time}, {length(finish - begin)}"
+            elif begin > axis.start:
+                time = f"from {begin:{form}} for {length(finish - begin)}"
+            else:
+                time = f"until {finish:{form}}"
             why = f" ({reason})" if reason else ""
             status = cause or current if current == BreakerState.OPEN else current
-            text = f"{name} {words(status)} since {since}, {length(finish - begin)}{why}"
+            text = f"{name} {words(status)} {time}{why}"
             tone = "bad" if status in (BreakerState.OPEN, VerdictKind.DENIED) else "warn"
             query = {"name": name, "kind": "service"}
             bar = axis.bar(begin, finish, tone, text, "/history", query)
