@@ -21,6 +21,8 @@ class _Lender(Protocol):
     """Leases blocks of calls, by the clock of the fleet; a `SharedState`."""
 
     @property
+    def campaign(self) -> str: ...
+    @property
     def monotonic(self) -> Callable[[], float]: ...
     def lease(self, policy: ServicePolicy, request: Request) -> Grant: ...
     def seconds_until(self, grant: Grant) -> float: ...
@@ -104,12 +106,12 @@ class Limiter:
             with self._asking:
                 if self.take():
                     return None
-                refusal = None if self.pending else self.renew(patience)
+                refusal = None if self.wait_s > 0 else self.renew(patience)
             if refusal is not None:
                 pause = max(self._lender.seconds_until(refusal), MIN_PAUSE_S)
                 if pause > patience:
                     return refusal
-            elif (pause := self._block.start - self._monotonic()) <= 0:
+            elif (pause := self.wait_s) <= 0:
                 continue
             time.sleep(pause)
             patience -= pause
@@ -172,14 +174,16 @@ class Limiter:
         try:
             block = self._block
             if block.size and (final or self._monotonic() >= block.deadline):
-                self._lender.lease(self._policy, Request(0, self._close(block)))
+                campaign = self._lender.campaign
+                self._lender.lease(self._policy, Request(0, self._close(block), campaign=campaign))
         finally:
             self._asking.release()
 
     @property
-    def pending(self) -> bool:
-        """Whether the block begins later."""
-        return bool(self._block.free) and self._monotonic() < self._block.start
+    def wait_s(self) -> float:
+        """In how many seconds the block begins; 0 if it has begun, or there is none."""
+        block = self._block
+        return max(0.0, block.start - self._monotonic()) if block.free else 0.0
 
     def renew(self, patience_s: float = 0.0) -> Grant | None:
         """Give back the block, and lease the next one. By one thread at a time.
@@ -191,8 +195,14 @@ class Limiter:
             None, or why there is none.
         """
         now = self._monotonic()
-        if self._refusal is not None and now < self._ask_at:
-            return self._refusal
+        refusal = self._refusal
+        # Where it is another one's turn, a thread that can't wait for that asks itself.
+        if (
+            refusal is not None
+            and now < self._ask_at
+            and (refusal.limit or self._lender.seconds_until(refusal) <= patience_s)
+        ):
+            return refusal
         block = self._block
         ages = self._close(block)
         if block.size:
@@ -203,7 +213,7 @@ class Limiter:
             elif soon:
                 self._wanted = min(2 * self._wanted, MAX_BLOCK)
         readings, self._heard = self._readings(), None
-        request = Request(self._wanted, ages, patience_s, readings)
+        request = Request(self._wanted, ages, patience_s, readings, self._lender.campaign)
         grant = self._lender.lease(self._policy, request)
         if not grant.calls:
             self._refusal = grant

@@ -24,6 +24,7 @@ from dagster_tidegate.breaker.calendar import PERIODS, period
 from dagster_tidegate.breaker.concurrency import SlotState
 from dagster_tidegate.breaker.readings import Reading, Said, with_made
 from dagster_tidegate.breaker.timezone import check_timezone
+from dagster_tidegate.breaker.turns import Turn, ask, others_first
 
 LENGTHS = {"hour": 3600.0, "day": 86400.0}
 """How long these are, as services say it."""
@@ -120,12 +121,14 @@ class Request:
         ages: For each call that it made from its last block, how many seconds ago.
         patience_s: How many seconds it waits for a block that is free later.
         readings: What the service has said since of the calls that are left.
+        campaign: The campaign that it works for; empty if for none.
     """
 
     wanted: int
     ages: Sequence[float] = ()
     patience_s: float = 0.0
     readings: Sequence[Reading] = ()
+    campaign: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class Grant:
         calls: How many calls the process may make; 0: none so soon.
         lease_s: When they expire, in seconds from now.
         starts_s: When it may begin, in seconds from now.
-        retry_at: When there are calls again, if there are none.
-        limit: The limit or budget that is used up, for people.
+        retry_at: When to ask again, if there are none.
+        limit: The limit or budget that is used up, for people; empty: it is another one's turn.
         kind: Which of the two it is.
     """
 
@@ -175,6 +178,7 @@ class LimitState:
         said: What the service last said of each of its quotas, by name.
         recent: When calls were made since then, and how many, the oldest first.
         slots: Who may have how many calls in flight.
+        turns: How many calls each campaign had, and which of them wait.
     """
 
     blocks: dict[str, Block] = field(default_factory=dict)
@@ -183,6 +187,7 @@ class LimitState:
     said: dict[str, Said] = field(default_factory=dict)
     recent: list[tuple[float, int]] = field(default_factory=list)
     slots: SlotState = field(default_factory=SlotState)
+    turns: dict[str, Turn] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str | None) -> "LimitState":
@@ -197,6 +202,7 @@ class LimitState:
             {name: Said(**said) for name, said in stored.get("said", {}).items()},
             [(at, calls) for at, calls in stored.get("recent", ())],
             _slots(stored.get("slots", {})),
+            {name: Turn(*turn) for name, turn in stored.get("turns", {}).items()},
         )
 
     def to_json(self) -> str:
@@ -209,6 +215,7 @@ class LimitState:
                 "said": {name: vars(said) for name, said in self.said.items()},
                 "recent": self.recent,
                 "slots": vars(self.slots),
+                "turns": {name: [*vars(turn).values()] for name, turn in self.turns.items()},
             },
             separators=(",", ":"),
         )
@@ -227,13 +234,21 @@ def lease(
     now: datetime,
     worker: str,
     request: Request,
+    *,
+    priority: int = 0,
 ) -> Grant:
-    """Settle the last block of a process, and lease it the next one. Changes the state."""
+    """Settle the last block of a process, and lease it the next one. Changes the state.
+
+    Args:
+        priority: That of the campaign for which it asks.
+    """
     at = now.timestamp()
     lease_s = lease_time(rates)
     state.rates |= {rate.key: (rate, at) for rate in rates}
     known = [rate for rate, asked_at in state.rates.values() if asked_at >= at - MAX_WINDOW_S]
     _correct(state, known, at, MAX_LEASE_S)
+    if (block := state.blocks.get(worker)) and (mine := state.turns.get(request.campaign)):
+        mine.calls -= block.size - len(request.ages)
     _settle(state, known, at, worker, request.ages, request.readings)
     _forget(state, known, at)
     if not request.wanted:
@@ -243,15 +258,28 @@ def lease(
     starts_at, last = _earliest(state, limits, at, needed=1)
     if starts_at > at:  # by then, for a little more than one call: fewer requests
         starts_at, last = _earliest(state, limits, at, needed=None)
+    calls = _fewest(limits)
+    turn = ask(state.turns, request.campaign, priority, at, calls)
+    # Not for longer than half of its patience, so that it does not go away empty-handed.
+    lets_others = request.patience_s > 2 * (starts_at - at + RECHECK_S)
+    if lets_others and others_first(state.turns, turn, at, calls):
+        turn.waits_until = max(turn.waits_until, at + 2 * RECHECK_S)
+        return Grant(0, retry_at=datetime.fromtimestamp(at + RECHECK_S, UTC))
     free = min((_free(state, each, starts_at) for each in limits), default=MAX_BLOCK)
     if free < 1 or starts_at - at > min(request.patience_s, MAX_AHEAD_S):
         if request.patience_s > RECHECK_S and _some_may_come_back(state, at):
             starts_at = min(starts_at, at + RECHECK_S)
+        if starts_at - at <= request.patience_s:
+            turn.waits_until = max(turn.waits_until, starts_at + RECHECK_S)
         return Grant(0, retry_at=datetime.fromtimestamp(starts_at, UTC), limit=str(last))
-    if starts_at == at:
-        others = sum(at < block.expires_at for block in state.blocks.values())
-        free = ceil(free / (others + 1))
+    # What is free now is shared with who may use up more soon. A block that begins later counts
+    # for longer than its calls, so that it is small: half of an even share of the limit.
+    asking = 1 + sum(at < block.expires_at for block in state.blocks.values())
+    free = min(free, ceil((free if starts_at == at else calls / 2) / asking))
+    if starts_at > at:
+        turn.waits_until = max(turn.waits_until, starts_at)
     size = min(request.wanted, MAX_BLOCK, free)
+    turn.calls += size
     ends = [each.period(starts_at)[1] - CLOCKS_DIFFER_S for each in rates if each.per]
     ends += [each.until for each in said if each.until > starts_at]
     expires_at = min([starts_at + lease_s, *ends])
@@ -282,6 +310,12 @@ def lease_time(rates: Iterable[RateLimit]) -> float:
     """
     shortest = min((rate.per_s for rate in rates if rate.per_s), default=float("inf"))
     return min(max(shortest / 4, MIN_LEASE_S), MAX_LEASE_S)
+
+
+def _fewest(limits: Sequence[RateLimit | Said]) -> int:
+    """Return how many calls the tightest of some limits permits."""
+    counts = (each.left if each.calls is None else each.calls for each in limits)
+    return max(1, int(min(counts, default=MAX_BLOCK)))
 
 
 def _some_may_come_back(state: LimitState, now: float) -> bool:

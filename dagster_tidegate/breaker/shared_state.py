@@ -55,7 +55,7 @@ class SharedState:
         on_lost: Called when the backend becomes unreachable.
 
     Attributes:
-        campaign: The campaign that this process works for, which pays for its calls.
+        campaign: The campaign that this process works for: it pays for its calls, and has its turn.
     """
 
     campaign = ""

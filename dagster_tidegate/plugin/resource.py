@@ -220,6 +220,7 @@ class BreakerResource(dg.ConfigurableResource):
         """
         step = Step.current(self)
         if step is not None:
+            self.fleet.state.campaign = step.campaign
             step.enter()
             step.calls("|".join(services))
         return self.fleet.first_available(*services)

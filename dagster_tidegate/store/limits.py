@@ -19,8 +19,13 @@ def lease(
     conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: Request
 ) -> Grant:
     """Settle a worker's last block of calls, and lease it the next one: see `limits.lease`."""
+    priority = 0
+    if request.campaign:
+        mine = t.campaigns.c.name == request.campaign
+        priority = conn.execute(sa.select(t.campaigns.c.priority).where(mine)).scalar() or 0
     with _locked(conn, policy.name) as state:
-        return limits.lease(state, policy.limits, store.now(conn), worker, request)
+        now = store.now(conn)
+        return limits.lease(state, policy.limits, now, worker, request, priority=priority)
 
 
 def lease_slots(

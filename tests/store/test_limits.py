@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
@@ -21,8 +22,9 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import Grant, RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
-from dagster_tidegate.store import service_stats
+from dagster_tidegate.store import campaigns, service_stats
 from dagster_tidegate.store.breakers import SqlBackend
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.testing import Service
 from tests.support.clock import Clock
@@ -47,7 +49,13 @@ def test_no_window_has_more_calls_than_its_limit(store: Store) -> None:
             self.name = f"mail{next(numbers)}"
             store.clock = lambda: self.now
 
-        def lend(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+        def lend(
+            self,
+            policy: ServicePolicy,
+            worker: str,
+            request: Request,
+            priority: int = 0,  # noqa: ARG002 -- the store knows it
+        ) -> Grant:
             return SqlBackend(store).lease(policy, worker, request)
 
     class StoredFleet(TheFleet):
@@ -122,6 +130,23 @@ def test_the_block_of_a_process_that_died_comes_back(
     clock.advance(60 + 5 + 30 + 1)
     other = make_fleet(policy)
     assert calls(other) == 6
+
+
+def test_a_campaign_waits_for_another_of_higher_priority(store: Store, clock: Clock) -> None:
+    specs = [CampaignSpec(name, "here", "none", n) for name, n in (("digest", 0), ("urgent", 5))]
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "here", specs)
+    policy = ServicePolicy(name="mail", limits=[RateLimit(calls=10, per_s=4)])
+    backend, request = SqlBackend(store), Request(10, patience_s=20)
+    assert backend.lease(policy, "a", replace(request, campaign="digest")).calls == 10
+    clock.advance(0.5)
+    grant = backend.lease(policy, "b", replace(request, campaign="urgent"))
+    assert grant.calls, "free when the block of the other is over"
+    clock.advance(0.5)
+    again = Request(10, ages=[0.5] * 10, patience_s=20, campaign="digest")
+    grant = backend.lease(policy, "a", again)
+    assert grant.calls == 0
+    assert (grant.limit, grant.retry_at) == ("", clock() + timedelta(seconds=0.25))
 
 
 def test_parts_share_the_limit_of_the_whole(make_fleet: Callable[..., Fleet]) -> None:

@@ -47,12 +47,14 @@ class Lender:
     def now(self) -> datetime:
         return BEGIN + timedelta(seconds=self.passed - self.set_back)
 
-    def of(self, worker: str) -> "Process":
-        return Process(self, worker)
+    def of(self, worker: str, campaign: str = "", priority: int = 0) -> "Process":
+        return Process(self, worker, campaign, priority)
 
-    def lend(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+    def lend(
+        self, policy: ServicePolicy, worker: str, request: Request, priority: int = 0
+    ) -> Grant:
         state = LimitState.from_json(self.state.to_json())  # as the store keeps it
-        grant = limits.lease(state, policy.limits, self.now, worker, request)
+        grant = limits.lease(state, policy.limits, self.now, worker, request, priority=priority)
         self.state = state
         return grant
 
@@ -60,8 +62,9 @@ class Lender:
 class Process:
     """A process as the lender knows it."""
 
-    def __init__(self, lender: Lender, worker: str) -> None:
+    def __init__(self, lender: Lender, worker: str, campaign: str = "", priority: int = 0) -> None:
         self.lender, self.worker = lender, worker
+        self.campaign, self.priority = campaign, priority
         self.limiter = Limiter(ServicePolicy(name=lender.name, limits=lender.rates), self)
 
     @property
@@ -69,7 +72,7 @@ class Process:
         return lambda: self.lender.passed
 
     def lease(self, policy: ServicePolicy, request: Request) -> Grant:
-        grant = self.lender.lend(policy, self.worker, request)
+        grant = self.lender.lend(policy, self.worker, request, self.priority)
         if self.lender.loses:
             raise Lost
         return grant
@@ -82,7 +85,7 @@ class Process:
         """Make a call, if there is one; with patience, it may be left for a later time."""
         if self.limiter.take():
             return True
-        if self.limiter.pending:
+        if self.limiter.wait_s > 0:
             return False
         return self.limiter.renew(patience_s) is None and self.limiter.take()
 
