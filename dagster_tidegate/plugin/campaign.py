@@ -37,7 +37,7 @@ class Campaign:
             latest, the latest of each time partition, or all. None: `CatchUp.PARTITIONS` if the
             job has time partitions, and otherwise `CatchUp.NONE`.
         triggers: Sensors that start its runs, or their names; stopped while it is paused.
-        priority: Campaigns of higher priority resume first.
+        priority: Campaigns of higher priority resume first, and call first within a limit.
         max_ticks: Maximum number of missed ticks of a schedule that are run, the newest.
         owners: Names of the API tokens that may control it, besides administrators. Empty: every
             operator may.

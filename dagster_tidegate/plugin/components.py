@@ -22,7 +22,10 @@ class CampaignModel(dg.Model, dg.Resolvable):
         default=None, description="Which missed schedule ticks run later."
     )
     triggers: list[str] = Field(default=[], description="Names of further sensors that start it.")
-    priority: int = Field(default=0, description="Campaigns of higher priority resume first.")
+    priority: int = Field(
+        default=0,
+        description="Campaigns of higher priority resume first, and call first within a limit.",
+    )
     max_ticks: int = Field(default=100, description="Maximum number of missed ticks to run.")
     owners: list[str] = Field(default=[], description="Names of API tokens that may control it.")
 

@@ -48,7 +48,7 @@ class CampaignSpec:
     Attributes:
         catch_up: Which schedule ticks missed while it is paused are run later.
         max_ticks: Maximum number of missed ticks of a schedule that are run; not stored.
-        priority: Campaigns of higher priority resume first.
+        priority: Campaigns of higher priority resume first, and call first within a limit.
         ops: The pool of each op that has one.
         adopted: The services that those pools stand for whose names don't say it.
         assets: The assets that those ops make, by name; asset checks as `asset:check`.

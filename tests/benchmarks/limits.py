@@ -6,9 +6,9 @@ Options: `--json FILE` writes the figures.
 `acquire_vs_sql_ratio`: / of pyrate-limiter in the same kind of database. A server on loopback
 counts when calls arrive. `over_limit_calls`: those beyond the limit in the worst window, of 8 and
 of 32 processes that call as often as they may. `utilisation`: calls made / calls allowed.
-`fairness`: by how much one half of the processes makes fewer calls than the other. `refused_429`:
-calls that are refused by a service whose limit nobody declared, and whose headers say what is left
-/ those of processes that try again with a backoff.
+`fairness`: by how much one of two campaigns of equal priority makes fewer calls than the other.
+`refused_429`: calls that are refused by a service whose limit nobody declared, and whose headers
+say what is left / those of processes that try again with a backoff.
 """
 
 import argparse
@@ -129,13 +129,14 @@ def acquire_overhead(url: str) -> tuple[float, float, float]:
 
 
 def _eager(
-    _number: int, url: str, barrier: Barrier, _dead: Event, port: int, lasts_s: float
+    number: int, url: str, barrier: Barrier, _dead: Event, port: int, lasts_s: float
 ) -> tuple[int, float]:
-    """How many calls it made, and statements a second."""
+    """How many calls it made, for one of two campaigns, and statements a second."""
     store = Store(url)
     policy = ServicePolicy(name="bench", limits=RATES, linger_s=60, jitter=0)
     fleet, client = Fleet(SqlBackend(store), [policy]), Client(port)
     breaker = fleet.breaker("bench")
+    fleet.state.campaign = f"campaign-{number % 2}"
     made = statements = 0
 
     @event.listens_for(store.engine, "before_cursor_execute")

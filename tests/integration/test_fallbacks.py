@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import pytest
 
-from dagster_tidegate import BreakerResource, CampaignPaused, ServiceConfig, pool
+from dagster_tidegate import BreakerResource, Budget, CampaignPaused, ServiceConfig, pool
 from dagster_tidegate.records.record import Record
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import records, runs
+from dagster_tidegate.store import budgets, records, runs
 from dagster_tidegate.store.records import Selection
 from dagster_tidegate.testing import Service, assert_completed, assert_each_once, assert_paused
 
@@ -83,6 +83,25 @@ def test_a_run_pauses_once_all_services_of_the_chain_are_down_and_waits_for_any(
     with breakers.store.read() as conn:
         [run] = runs.newest(conn, campaign="leads", limit=2)
     assert (run.status, run.refused_by) == (RunStatus.PAUSED, ())
+
+
+def test_a_call_of_a_chain_is_paid_by_the_campaign() -> None:
+    paid = ServiceConfig(name="apollo", budget=Budget(100))
+    breakers = BreakerResource.in_memory([paid, ServiceConfig(name="clearbit")])
+
+    @dg.op
+    def find(breakers: BreakerResource) -> None:
+        breakers.first_available(*CHAIN).call(str.upper, "x")
+
+    @dg.job
+    def leads() -> None:
+        find()
+
+    assert_completed(leads.execute_in_process(resources={"breakers": breakers}))
+    breakers.fleet.flush(final=True)
+    with breakers.store.read() as conn:
+        spent = [(each.campaign, each.amount) for each in budgets.history(conn, "apollo", 9)]
+    assert spent == [("leads", 1)]
 
 
 def test_an_op_that_calls_one_service_of_its_chain_alone_waits_for_that_one():
