@@ -98,7 +98,7 @@ class TheFleet(RuleBasedStateMachine):
     @initialize(rates=st.sampled_from(RATES))
     def begin(self, rates: list[RateLimit]) -> None:
         self.lender = self.make_lender(rates)
-        self.processes = [self.lender.of(f"p{n}") for n in range(4)]
+        self.processes = [self.lender.of(f"p{n}", "ab"[n % 2], n % 2) for n in range(4)]
         self.started = 4
         self.calls: list[float] = []  # when each was made
 
