@@ -114,8 +114,10 @@ def command(path: Path, *modules: str) -> list[str]:
 
 def serve(path: str, *modules: str) -> None:
     """Fork for each run that is asked for, until SIGTERM."""
-    for module in modules:
-        import_module(module)
+    for name in modules:
+        module = import_module(name)
+        # A run looks for the module of a file by this name, and else executes it again.
+        sys.modules.setdefault(name.rpartition(".")[2], module)
     first_run.execute()
     gc.freeze()  # a fork that looks for garbage would copy all of this
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes the dead away
