@@ -372,7 +372,9 @@ def _records(paused: Sequence[Event], records: Mapping[str, RunRecords]) -> Reco
         else:
             delayed += max(0, total - done)
         if now is not None and done is not None:
-            done_since += max(0, now.done - done)
+            # Of the op that paused. Older events do not name it.
+            since = max(0, now.done_by_op.get(details.get("op") or "", now.done) - done)
+            done_since += since if total is None else min(since, max(0, total - done))
     present = [records[name] for name in first if name in records]
     completed = [each for each in present if each.status is RunStatus.COMPLETED]
     cut_off = sum(len(each.cut_off) for each in present) + sum(

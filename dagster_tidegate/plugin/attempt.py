@@ -295,6 +295,7 @@ class Attempt:
                         "services": sorted({*_services(why.holds), *self._refused}),
                         "done": why.done,
                         "total": why.total,
+                        "op": why.op,
                     },
                 )
             return to

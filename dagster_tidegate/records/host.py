@@ -19,7 +19,7 @@ class StopLoop:
 
 @dataclass(frozen=True)
 class StopReason:
-    """Why and where an op stopped. One of the last five is set.
+    """Why and where an op stopped. One of `holds` to `ended` is set.
 
     Attributes:
         done: How many records are done; None outside of a record loop.
@@ -29,6 +29,7 @@ class StopReason:
         signal: The signal that the process received.
         refusal: Why a breaker refused a call, where no hold is known that covers the op.
         ended: The status that the attempt already has: another op or a person ended it.
+        op: Of whose records `done` and `total` are; None outside of a record loop.
     """
 
     done: int | None = None
@@ -38,6 +39,7 @@ class StopReason:
     signal: Signals | None = None
     refusal: str | None = None
     ended: RunStatus | None = None
+    op: str | None = None
 
 
 class LoopHost(Protocol):

@@ -56,7 +56,7 @@ class Journal:
     """
 
     def __init__(self, host: LoopHost, op: str, *, group: Group | None, total: int | None) -> None:
-        self._host, self._op = host, op
+        self._host, self.op = host, op
         self._group, self._total = group, total
         self._entries: list[Entry] = []
         self._starts: list[Record] = []
@@ -78,12 +78,12 @@ class Journal:
         """Return the ledger's entries of some records, by key."""
         self.flush()
         run = self._host.run
-        return self._read(lambda conn: ledger.look_up(conn, run, self._op, keys))
+        return self._read(lambda conn: ledger.look_up(conn, run, self.op, keys))
 
     def is_fed(self) -> bool:
         """Return whether another loop of this series has done records, which may be new here."""
         run, series = self._host.run.id, self._host.series
-        return self._read(lambda conn: ledger.has_done(conn, run, series, but=self._op))
+        return self._read(lambda conn: ledger.has_done(conn, run, series, but=self.op))
 
     def was_completed(self) -> bool:
         """Return whether an attempt at the campaign run went through its whole input."""
@@ -95,7 +95,7 @@ class Journal:
         """Return the results of all records that are done, in the order of the input."""
         self.flush()
         run = self._host.run
-        return self._read(lambda conn: ledger.results(conn, run, self._op))
+        return self._read(lambda conn: ledger.results(conn, run, self.op))
 
     def start(self, records: Sequence[Record]) -> None:
         """Write that records are started, unless they are grouped or it is written already.
@@ -151,7 +151,7 @@ class Journal:
         """
         waiting = RecordStatus.WAITING
         entry = Entry(record.key, record.position, waiting, service=_service(record))
-        row, op, steps = self._host.row, self._op, dict(record.steps)
+        row, op, steps = self._host.row, self.op, dict(record.steps)
         self._write(lambda conn, now: ledger.remember(conn, now, row, op, entry, steps))
 
     def commit(self, upcoming: Sequence[Record] = ()) -> None:
@@ -212,8 +212,8 @@ class Journal:
 
         def write(conn: Connection, now: datetime) -> None:
             if untouched:
-                ledger.abandon(conn, self._host.row, self._op, untouched)
-            ledger.write_progress(conn, now, self._host.row, self._op, progress)
+                ledger.abandon(conn, self._host.row, self.op, untouched)
+            ledger.write_progress(conn, now, self._host.row, self.op, progress)
 
         self._write(write)
         self._started.clear()
@@ -246,7 +246,7 @@ class Journal:
         if not entries:
             return True
         processing = self._write(
-            lambda conn, now: ledger.write(conn, now, self._host.row, self._op, entries)
+            lambda conn, now: ledger.write(conn, now, self._host.row, self.op, entries)
         )
         self._entries, self._starts = [], []  # only now: a write that was cut off is repeated
         return processing
@@ -254,7 +254,7 @@ class Journal:
     def _begin(self) -> Progress:
         run, series = self._host.run, self._host.series
         with self._host.store.read() as conn:
-            progress = ledger.progress(conn, run.id, self._op) or Progress(exact=True)
+            progress = ledger.progress(conn, run.id, self.op) or Progress(exact=True)
             # Records that failed before this series are retried, wherever they are.
             same_series = progress.series == series or progress.failed == 0
             if self._host.only_marked:  # others stay failed, and the input is not read to its end
@@ -262,7 +262,7 @@ class Journal:
             else:
                 failed_since = series
             if not progress.exact or not same_series:
-                counts = ledger.counts(conn, run, self._op, failed_since=failed_since)
+                counts = ledger.counts(conn, run, self.op, failed_since=failed_since)
                 progress = replace(
                     progress,
                     done=counts.get(RecordStatus.DONE, 0),
@@ -296,7 +296,7 @@ class Journal:
 
     def _write_progress(self, progress: Progress) -> None:
         self._write(
-            lambda conn, now: ledger.write_progress(conn, now, self._host.row, self._op, progress)
+            lambda conn, now: ledger.write_progress(conn, now, self._host.row, self.op, progress)
         )
 
     def _read(self, step: Callable[[Connection], R]) -> R:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
@@ -294,7 +294,7 @@ class LoopPass(Generic[T]):
 
     def _stop(self, reason: StopReason) -> None:
         self.leave()
-        self.host.stop(reason)
+        self.host.stop(replace(reason, op=self.journal.op))
 
     def _linger(self) -> Sequence[Hold]:
         """Wait for breakers that may close soon; an operator's hold is not waited for.

@@ -6,6 +6,7 @@ Nothing is kept for it: a report is derived from the audit log, and so lasts as 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -45,6 +46,7 @@ class RunRecords:
         done: How many are done, in all ops.
         total: How many there are, in the ops that know it.
         unknown: Whether an op does not know its total.
+        done_by_op: How many are done in each op.
         skipped: How many a person skipped; read only for a run that has completed without a result
             for each record.
         cut_off: When attempts ended without a pause or a result of their own (UTC).
@@ -55,6 +57,7 @@ class RunRecords:
     failed: int
     total: int
     unknown: bool
+    done_by_op: Mapping[str, int]
     skipped: int = 0
     cut_off: Sequence[datetime] = ()
 
@@ -209,21 +212,19 @@ def records(
         )
         for row in ended:
             cut_off.setdefault(row.campaign_run, []).append(row.ended_at)
-        sums = conn.execute(
-            sa.select(
-                p.campaign_run,
-                sa.func.sum(p.done).label("done"),
-                sa.func.sum(p.failed).label("failed"),
-                sa.func.coalesce(sa.func.sum(p.total), 0).label("total"),
-                sa.func.count().filter(p.total.is_(None)).label("unknown"),
+        ops: dict[int, list[sa.Row[Any]]] = {}
+        for row in conn.execute(
+            sa.select(p.campaign_run, p.op, p.done, p.failed, p.total).where(
+                p.campaign_run.in_(chunk)
             )
-            .where(p.campaign_run.in_(chunk))
-            .group_by(p.campaign_run)
-        )
-        for row in sums:
-            run = runs_by_id[row.campaign_run]
+        ):
+            ops.setdefault(row.campaign_run, []).append(row)
+        for run_id, rows in ops.items():
+            run = runs_by_id[run_id]
+            done, failed = sum(row.done for row in rows), sum(row.failed for row in rows)
+            total = sum(row.total or 0 for row in rows)
             skipped = 0
-            if run.status is RunStatus.COMPLETED and row.done + row.failed < row.total:
+            if run.status is RunStatus.COMPLETED and done + failed < total:
                 skipped = conn.scalar(
                     sa.select(sa.func.count()).where(
                         ledger.campaign_run == run.id,
@@ -233,10 +234,11 @@ def records(
                 )
             counts[run.id] = RunRecords(
                 run.status,
-                int(row.done),
-                int(row.failed),
-                int(row.total),
-                bool(row.unknown),
+                done,
+                failed,
+                total,
+                any(row.total is None for row in rows),
+                {row.op: row.done for row in rows},
                 skipped or 0,
                 cut_off.get(run.id, ()),
             )

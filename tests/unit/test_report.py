@@ -187,7 +187,9 @@ def test_of_an_older_version_the_runs_of_dependent_campaigns_count() -> None:
 
 
 def records(status: RunStatus, done: int, **values: Any) -> RunRecords:
-    numbers: dict[str, Any] = {"failed": 0, "total": 100, "unknown": False, **values}
+    numbers: dict[str, Any] = {
+        "failed": 0, "total": 100, "unknown": False, "done_by_op": {"send": done}, **values,
+    }  # fmt: skip
     return RunRecords(status, done, **numbers)
 
 
@@ -207,6 +209,19 @@ def test_records_are_counted_as_far_as_the_store_knows(
     found = made(pause(6, 1, "letters/monday"), records={"letters/monday": now}).records
     assert (found.delayed, found.lost, found.left, found.repeated) == (60, lost, left, repeated)
     assert found.done_since == now.done - 40
+
+
+@pytest.mark.parametrize(("op", "done_since"), [("send", 30), ("fetch", 0), (None, 60)])
+def test_of_a_run_of_several_ops_the_records_of_the_op_that_paused_count(
+    op: str | None, done_since: int
+) -> None:
+    after = {"services": ["mail"], "done": 40, "total": 100, "op": op}
+    if op is None:  # an event of an older version
+        after.pop("op")
+    ops = {"fetch": 40, "check": 500, "send": 70}
+    now = records(RunStatus.PROCESSING, sum(ops.values()), total=900, done_by_op=ops)
+    found = made(pause(6, 1, "letters/monday", after=after), records={"letters/monday": now})
+    assert (found.records.delayed, found.records.done_since) == (60, done_since)
 
 
 def test_a_run_that_pauses_twice_in_an_outage_is_delayed_once() -> None:
