@@ -279,7 +279,7 @@ def _preview_repaired(
         title=f"{name} is repaired",
         button="Try it now",
         lines=[
-            f"The breaker of {name} is half open: one trial call checks the repair.",
+            f"The breaker of {name} becomes half open: one trial call checks the repair.",
             "If the call succeeds, the breaker closes and paused work resumes automatically.",
             "If the service refuses it again, everything stays paused, and this page says so.",
         ],
