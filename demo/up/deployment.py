@@ -173,6 +173,8 @@ def run(
         require_free(sandbox_port, user="the sandbox", option="--sandbox-port")
         os.environ["DAGSTER_HOME"] = str(home)
         os.environ["DEMO_SANDBOX_URL"] = address(sandbox_port)
+        # Dagster's pages then link to Tidegate's.
+        os.environ.setdefault("TIDEGATE_PUBLIC_URL", address(port))
         upgrade_store(default_url())
 
         def gone() -> bool:

@@ -9,7 +9,10 @@ from playwright.sync_api import Page, expect
 LOCATION = "/locations/tidegate"
 Views = Mapping[str, tuple[str, Sequence[str | re.Pattern[str]]]]
 DURING: Views = {
-    "run-paused": ("/runs/{paused}", ("Paused at", "instantly is open (503 x5)")),
+    "run-paused": (
+        "/runs/{paused}",
+        ("Paused at", "instantly is open (503 x5)", "/tidegate/run/outreach"),
+    ),
     "runs-waiting": (
         "/runs?q%5B0%5D=tag%3Atidegate%2Fqueued_for%3Dinstantly",
         ("tidegate/queued_for: inst",),
