@@ -6,7 +6,6 @@ Nothing is kept for it: a report is derived from the audit log, and so lasts as 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -212,17 +211,17 @@ def records(
         )
         for row in ended:
             cut_off.setdefault(row.campaign_run, []).append(row.ended_at)
-        ops: dict[int, list[sa.Row[Any]]] = {}
+        ops: dict[int, list[sa.RowMapping]] = {}
         for row in conn.execute(
             sa.select(p.campaign_run, p.op, p.done, p.failed, p.total).where(
                 p.campaign_run.in_(chunk)
             )
-        ):
-            ops.setdefault(row.campaign_run, []).append(row)
+        ).mappings():
+            ops.setdefault(row["campaign_run"], []).append(row)
         for run_id, rows in ops.items():
             run = runs_by_id[run_id]
-            done, failed = sum(row.done for row in rows), sum(row.failed for row in rows)
-            total = sum(row.total or 0 for row in rows)
+            done, failed = sum(row["done"] for row in rows), sum(row["failed"] for row in rows)
+            total = sum(row["total"] or 0 for row in rows)
             skipped = 0
             if run.status is RunStatus.COMPLETED and done + failed < total:
                 skipped = conn.scalar(
@@ -237,8 +236,8 @@ def records(
                 done,
                 failed,
                 total,
-                any(row.total is None for row in rows),
-                {row.op: row.done for row in rows},
+                any(row["total"] is None for row in rows),
+                {row["op"]: row["done"] for row in rows},
                 skipped or 0,
                 cut_off.get(run.id, ()),
             )
