@@ -79,6 +79,12 @@ def _app(**options: Any) -> FastAPI:
     return create_app(Store("sqlite://"), settings=SETTINGS, **options)
 
 
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, which several modules read when they are imported."""
+    return _app().openapi()
+
+
 def app_of(store: Store, workspace: Callable[[], Any] | None = None, **options: Any) -> ASGIApp:
     """Return the API of a store."""
     app = copy(_app(**options))

@@ -19,12 +19,13 @@ from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.app import create_app
 from dagster_tidegate.web.middleware.stack import guarded
 from dagster_tidegate.web.path_router import PUBLIC
+from tests.integration.api import document
 from tests.integration.served import MAX_S, served
 from tests.support.sqlite_stores import new_sqlite_url
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SETTINGS = ServeSettings(requests_per_address=100_000, requests_per_token=100_000)
-DOCUMENT = create_app(Store("sqlite://"), settings=SETTINGS).openapi()
+DOCUMENT = document()
 OPERATIONS = [
     (method.upper(), path)
     for path, operations in DOCUMENT["paths"].items()

@@ -1,6 +1,7 @@
 """Every operation of the OpenAPI document, asked what it allows and what it does not."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import schemathesis
@@ -13,13 +14,11 @@ from dagster_tidegate.store import schema as migrations
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tokens import Role
-from dagster_tidegate.web.api.app import create_app
-from tests.integration.api import SETTINGS, api_on_port
+from tests.integration.api import api_on_port, document
 from tests.support.examples import share_of_examples
 
-DOCUMENT = create_app(Store("sqlite://"), settings=SETTINGS).openapi()
 # The stream goes on for minutes, and has tests of its own.
-schema = schemathesis.openapi.from_dict(DOCUMENT).exclude(operation_id="stream_events")
+schema = schemathesis.openapi.from_dict(deepcopy(document())).exclude(operation_id="stream_events")
 schema.config.checks.negative_data_rejection.expected_statuses += ["408", "413", "421"]
 
 

@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-from dagster_tidegate.settings import ServeSettings
-from dagster_tidegate.store.database import Store
-from dagster_tidegate.web.api.app import PREFIX, create_app
+from dagster_tidegate.web.api.app import PREFIX
 from dagster_tidegate.web.api.problems import Code, ProblemDetails
+from tests.integration.api import document
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-DOCUMENT = create_app(Store("sqlite://"), settings=ServeSettings()).openapi()
+DOCUMENT = document()
 
 
 def test_every_endpoint_is_documented_and_no_other() -> None:
