@@ -282,6 +282,15 @@ def test_a_repaired_service_is_tried(store: Store) -> None:
     assert event.reason == "new key"
 
 
+@pytest.mark.usefixtures("ids")
+def test_the_latest_calls_are_known_after_the_window_of_the_breaker_began_anew(
+    store: Store,
+) -> None:
+    with browsing(store) as browser:
+        words = text(browser.get("/services/openai"))
+    assert re.search(r"Last success [0-2] min ago Last failure 4\d min ago", words)
+
+
 def test_a_breaker_is_kept_closed_and_let_trip(store: Store) -> None:
     page_store.deploy(store)
     with browsing(store, Role.ADMIN, "ana") as browser:
