@@ -6,12 +6,12 @@ import asyncio
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
 from random import random
-from threading import Lock
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -136,7 +136,7 @@ class Breaker(pybreaker.CircuitBreaker):
         cost = policy.cost
         self._cost_of = function_of(cost, "cost") if isinstance(cost, str) else None
         self._name = name or policy.name
-        self._lock = Lock()  # for pybreaker's methods on exclusions and listeners
+        self._lock = threading.Lock()  # for pybreaker's methods on exclusions and listeners
         self._excluded_exceptions = list(exclude or ())
         self._listeners = list(listeners or ())
         self._throw_new_error_on_trip = throw_new_error_on_trip
@@ -161,7 +161,7 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def after_fork(self) -> None:
         """In a forked child: create what it must not share with its parent."""
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self.engine.reset()
 
     # --- calls ----------------------------------------------------------------------------------
@@ -238,9 +238,32 @@ class Breaker(pybreaker.CircuitBreaker):
                 durations.add(ended - started)
             return result
         admission = self.engine.check()
-        ticket = admission.enter() or await asyncio.to_thread(self.engine.admit)
+        ticket = admission.enter() or await self._admit_async()
         self._notify("before_call", func, *args, **kwargs)
         return await self._guard_coroutine(ticket, _begun(func, args, kwargs))
+
+    async def _admit_async(self) -> Ticket:
+        """Admit a call in a thread. A task that is cancelled meanwhile gives its ticket back."""
+        tickets: list[Ticket] = []
+        cancelled = threading.Event()
+
+        def give_back() -> None:
+            with suppress(IndexError):  # the thread or the task: whoever is first
+                self._raised(tickets.pop(), asyncio.CancelledError())
+
+        def admit() -> Ticket:
+            ticket = self.engine.admit()
+            tickets.append(ticket)
+            if cancelled.is_set():
+                give_back()
+            return ticket
+
+        try:
+            return await asyncio.to_thread(admit)
+        except asyncio.CancelledError:
+            cancelled.set()
+            give_back()
+            raise
 
     @contextmanager
     def calling(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import pytest
 
 from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.breaker import Breaker
+from dagster_tidegate.breaker.engine import Ticket
 from dagster_tidegate.breaker.errors import BreakerOpenError, UnknownServiceError
 from dagster_tidegate.breaker.events import CallFailed, CallRefused, CallsCounted, StateChanged
 from dagster_tidegate.breaker.fleet import Fleet
@@ -394,6 +395,34 @@ def test_a_cancelled_task_gives_its_trial_call_back(breaker: Breaker, clock: Clo
         await breaker.call_async(asyncio.sleep, 0)
 
     asyncio.run(main())
+    assert breaker.status.state == BreakerState.CLOSED
+
+
+def test_a_task_that_is_cancelled_while_it_is_admitted_gives_its_trial_call_back(
+    breaker: Breaker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    trip(breaker)
+    clock.advance(30)
+    admit, admitted, cancelled = breaker.engine.admit, threading.Event(), threading.Event()
+
+    def admit_slowly() -> Ticket:
+        ticket = admit()
+        admitted.set()
+        assert cancelled.wait(10)
+        return ticket
+
+    async def main() -> None:
+        task = asyncio.create_task(breaker.call_async(asyncio.sleep, 0))
+        await asyncio.to_thread(admitted.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(breaker.engine, "admit", admit_slowly)
+        asyncio.run(main())  # waits for the thread
+    asyncio.run(breaker.call_async(asyncio.sleep, 0))
     assert breaker.status.state == BreakerState.CLOSED
 
 
