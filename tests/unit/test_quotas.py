@@ -234,8 +234,8 @@ any_headers = st.fixed_dictionaries(
 
 # The first example compiles patterns, and other programs use the processor: no deadline.
 @settings(deadline=None, max_examples=200)
-@example({"x-ratelimit-remaining": "inf"}, refills=False, later_s=0.0, taken=0)
-@example({"x-ratelimit-remaining": "-1"}, refills=False, later_s=0.0, taken=0)
+@example({"x-ratelimit-remaining": "inf"}, False, 0.0, 0)
+@example({"x-ratelimit-remaining": "-1"}, False, 0.0, 0)
 @given(any_headers, st.booleans(), st.floats(0, 100), st.integers(0, 1000))
 def test_no_header_is_believed_beyond_its_own_limit(
     headers: dict[str, str], refills: bool, later_s: float, taken: int
