@@ -34,6 +34,8 @@ def shown(body: object) -> str:
 
 @given(before=words, secret=emails | hexadecimal | tokens | keys, after=words)
 def test_a_secret_in_what_a_service_says_is_not_kept(before: str, secret: str, after: str):
+    parts = [secret[i : i + 8] for i in range(len(secret) - 7)]
+    assume(not any(part in before or part in after for part in parts))
     said = f"{before} {secret} {after}"
     for body in (
         said,
@@ -42,7 +44,7 @@ def test_a_secret_in_what_a_service_says_is_not_kept(before: str, secret: str, a
         f"<html><head><title>{said}</title></head><body>{said}</body></html>",
     ):
         text = shown(body)
-        assert not any(secret[i : i + 8] in text for i in range(len(secret) - 7))
+        assert not any(part in text for part in parts)
 
 
 @given(before=words, secret=named)
