@@ -79,8 +79,10 @@ style: $(TESTS)
 types: $(TESTS)
 	$(BIN)/pyright
 
-bench: $(BENCH) ## Run the benchmarks (half an hour).
+bench: $(BENCH) ## Run the benchmarks (three quarters of an hour).
 	$(BIN)/python -m tests.benchmarks.breaker
+	$(BIN)/python -m tests.benchmarks.answers
+	$(BIN)/python -m tests.benchmarks.noise
 	$(BIN)/python -m tests.benchmarks.gate
 	$(BIN)/python -m tests.benchmarks.records
 	$(BIN)/python -m tests.benchmarks.api
