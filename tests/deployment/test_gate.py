@@ -203,7 +203,7 @@ def test_a_quota_that_runs_out_at_half_pauses_all_until_its_reset_and_none_asks_
         paused |= {job} if stage.is_paused(run) else set()
     assert paused, "40 calls are not enough for all"
     refusals = stage.sandbox.stats()["openai"]["over_limit"]
-    assert refusals <= len(jobs), "no call but those that were on their way"
+    assert refusals <= 1, "the first one, if its headers have not said before that none is left"
     stage.settle()
     for job in jobs:
         expected = PAUSED_ONCE if job in paused else [RunStatus.COMPLETED]
@@ -215,7 +215,8 @@ def test_a_quota_that_runs_out_at_half_pauses_all_until_its_reset_and_none_asks_
     begins_at = datetime.fromisoformat(placed["placed_at"])
     resets_at = begins_at + timedelta(seconds=45)
     times = [datetime.fromisoformat(each["at"]) for each in stage.sandbox.calls(service="openai")]
-    assert sum(begins_at <= at < resets_at for at in times) <= 40 + refusals
+    on_their_way = len(jobs)  # when the limit came
+    assert sum(begins_at <= at < resets_at for at in times) <= 40 + refusals + on_their_way
 
 
 def test_a_budget_that_is_used_up_pauses_until_its_reset_or_until_a_person_exceeds_it(
