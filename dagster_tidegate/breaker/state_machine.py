@@ -50,8 +50,8 @@ class BreakerStatus:
         trial_successes: Trial calls that succeeded in this half open.
         reason: Why it opened, for people; None while closed.
         cause: The kind of verdict that opened it last; None if it was opened by hand.
-        used_up: Whether it was throttled for its own `limit` or `budget`; None if the service
-            throttled it, or it opened for another cause.
+        used_up: `limit` or `budget`, if that of its policy throttled it; None if the service did,
+            or it opened for another cause.
         answer: What the service said, shortened and without secrets, or None.
         closed_at: When it last recovered, or None.
         kept_closed_by: The operator who keeps it closed, or None.

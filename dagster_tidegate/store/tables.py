@@ -89,7 +89,7 @@ services = sa.Table(
     sa.Column("trial_successes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("reason", sa.Text),  # why it opened, for people: "503 x5"
     sa.Column("cause", sa.String(16)),  # the verdict that opened it; None: by hand, or closed
-    sa.Column("used_up", sa.String(16)),  # what throttled it: its `limit` or `budget`, or itself
+    sa.Column("used_up", sa.String(16)),  # `limit` or `budget`, if that throttled it
     sa.Column("answer", sa.Text),  # what the service said then, without secrets
     sa.Column("would_open_at", UTCDateTime),  # when it would last have opened, were it enforced
     sa.Column("closed_at", UTCDateTime),  # when it last recovered; the ramp starts here

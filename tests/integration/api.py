@@ -79,9 +79,8 @@ def _app(**options: Any) -> FastAPI:
     return create_app(Store("sqlite://"), settings=SETTINGS, **options)
 
 
-@cache
 def document() -> dict[str, Any]:
-    """The OpenAPI document, which several modules read when they are imported."""
+    """The OpenAPI document, which several modules read when they are imported. The app keeps it."""
     return _app().openapi()
 
 
