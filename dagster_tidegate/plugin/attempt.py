@@ -146,6 +146,7 @@ class Attempt:
             Dagster(context.instance).do_not_retry(context.run_id)
             raise
         attempt = cls(context, store, fleet, run, attempts, called, drain_timeout_s)
+        attempt._replace_inherited_tags()
         if len(attempts) > 1:
             attempt._mark_resumed(attempts[-2])
         if attempt._dagster.is_canceling(context.run_id):
@@ -307,6 +308,23 @@ class Attempt:
                 self.log.info("Gate: %s", change)
         except Exception as error:  # noqa: BLE001 -- the pause itself must succeed
             self.log.warning("Queued runs are not held back until the next gate tick: %r", error)
+
+    def _replace_inherited_tags(self) -> None:
+        """Say of a run that a person executed again, or Dagster retried, that it is not paused.
+
+        Dagster copies the tags of the run that it follows, and removes none.
+        """
+        run = self._context.run
+        tags = {
+            STATE_TAG: RESUMED,
+            REASON_TAG: f"goes on with Dagster run {parent_of(run)}"[:MAX_TAG],
+        }
+        if STATE_TAG not in run.tags or tags.items() <= run.tags.items():
+            return
+        try:
+            self._dagster.add_tags(run.run_id, tags)
+        except Exception as error:  # noqa: BLE001 -- records must not wait for a tag
+            self.log.warning("The run still has the tags of the one that it follows: %r", error)
 
     def _mark_resumed(self, previous: AttemptRow) -> None:
         """Tag the Dagster run of the paused attempt, and replace it in its backfill."""

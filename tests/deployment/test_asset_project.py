@@ -268,6 +268,25 @@ class Project:
             and each["tags"].get("dagster/sensor_name") == f"automation_of_{asset}"
         ]
 
+    def automation_has_seen(self, asset: str) -> bool:
+        """Whether Dagster's automation has looked since an asset was last materialized, if ever.
+
+        A change of its input before that is lost: Dagster takes what was materialized since its
+        last look for handled, whichever came first.
+        """
+        query = (
+            "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor "
+            "{ sensorState { ticks(limit: 2) { timestamp endTimestamp } } } } }"
+        )
+        selector = {
+            "repositoryLocationName": LOCATION,
+            "repositoryName": "__repository__",
+            "sensorName": f"automation_of_{asset}",
+        }
+        ticks = self.ask(query, s=selector)["sensorState"]["ticks"]
+        seen = max((t["timestamp"] for t in ticks if t["endTimestamp"] is not None), default=0)
+        return all(float(m["timestamp"]) / 1000 < seen for m in self.materializations(asset)[:1])
+
     def statuses(self) -> Counter[str]:
         return Counter(each["status"] for each in self.runs())
 
@@ -410,6 +429,9 @@ def test_whatever_starts_an_asset_it_pauses_and_resumes_and_does_each_row_once(
     status = project.tidegate("status")
     assert "mailer" in status
     assert "__ASSET_JOB" not in status
+    project.wait(
+        lambda: all(map(project.automation_has_seen, ("unrelated", "eager"))), "it has been seen"
+    )
     project.materialize("feed")  # what changes meanwhile
     project.wait(lambda: len(project.materializations("unrelated")) == 2, "others go on")
     changed_at = float(project.materializations("feed")[0]["timestamp"])

@@ -556,8 +556,8 @@ def test_of_a_resume_and_a_manual_re_execution_one_works_and_the_other_is_refuse
         assert "which has not ended" in stage.said(refused.run_id)
     else:
         assert refused.status.value == "CANCELED"
-        logged = [entry.user_message for entry in stage.instance.all_logs(refused.run_id)]
-        assert any(f"Dagster run {by_hand} resumed" in message for message in logged)
+        logged = [entry.message for entry in stage.instance.all_logs(refused.run_id)]
+        assert any(f"Dagster run {by_hand} resumed" in message for message in logged), logged
 
 
 # --- kills ------------------------------------------------------------------------------------

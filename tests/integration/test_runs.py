@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from dagster import DagsterRunStatus
 from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster_graphql.schema import create_schema
 
@@ -103,6 +104,20 @@ def test_a_run_that_a_breaker_refused_is_resumed_whole(
         deployed.gate()
         deployed.dequeue()
     assert len(deployed.instance.get_runs()) == 2
+
+
+def test_a_paused_run_that_a_person_executes_again_is_not_called_paused(deployed: Deployment):
+    deployed.down("maps")
+    paused = ended(deployed, "visits")
+    deployed.up("maps")
+    set_state(deployed, "maps", BreakerState.CLOSED)
+    again = deployed.re_execute(paused, ReexecutionStrategy.ALL_STEPS)
+    deployed.dequeue()
+    deployed.wait(again)
+    assert deployed.status(again) is DagsterRunStatus.SUCCESS
+    tags = run_of(deployed, again).tags
+    assert tags["tidegate/state"] == "resumed"
+    assert tags["tidegate/reason"] == f"goes on with Dagster run {paused}"
 
 
 @pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.HALF_OPEN])
