@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api import PAGES_READ_ONLY
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.kept_instance import keep_connections
 from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 from dagster_tidegate.dagster_api.locations import (
     PART_TAG,
@@ -38,10 +39,6 @@ from dagster_tidegate.dagster_api.project import TEMPORARY_HOME, LocationSource,
 Policies = Mapping[str, Mapping[str, ServicePolicy]]
 """The policies of each service, by service and then by code location."""
 
-# dagster-webserver's defaults.
-STATEMENT_TIMEOUT_MS = 15_000
-POOL_RECYCLE_S = 3600
-MAX_OVERFLOW = 20
 TICK_TIMEOUT_S = 30.0
 """How long a tick in progress may take; a killed daemon leaves one that never ends."""
 
@@ -197,7 +194,7 @@ def serve(project: Project, *, log_level: str, read_only: bool = False) -> Itera
     except dg.DagsterInvariantViolationError as error:
         raise WorkspaceError(f"the Dagster instance can't be opened: {error}") from error
     with instance:
-        instance.optimize_for_webserver(STATEMENT_TIMEOUT_MS, POOL_RECYCLE_S, MAX_OVERFLOW)
+        keep_connections(instance)
         with _process(instance, project, log_level=log_level, read_only=read_only) as process:
             yield Server(process)
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.kept_instance import keep_connections
 from dagster_tidegate.gate.apply import MissedTicks, Report, apply
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.observe import observe
@@ -67,7 +68,8 @@ def reconcile(
 def tighten_now(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> list[str]:
     """Stop at once what the live holds cover, without waiting for the next tick.
 
-    Call it after tripping a breaker or placing a hold. Needless calls are harmless.
+    Call it after tripping a breaker or placing a hold. Needless calls are harmless. The instance
+    keeps its connections from then on.
 
     Returns:
         What was done, for people.
@@ -78,6 +80,7 @@ def tighten_now(instance: dg.DagsterInstance, store: Store, fleet: Fleet) -> lis
     with store.read() as conn:
         if heartbeats.detached(conn):  # nobody is left who would give anything back
             return []
+    keep_connections(instance)
     gate = Gate(Dagster(instance), store, fleet.policies, enabled=fleet.enabled)
     _, report = reconcile(
         gate,

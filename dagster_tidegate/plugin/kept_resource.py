@@ -11,8 +11,10 @@ from dagster_tidegate.plugin.resource import BreakerResource
 
 @dataclass(frozen=True)
 class _Kept:
+    """The resource of a definition, for the ticks of an instance."""
+
     definition: dg.ResourceDefinition
-    home: str | None
+    instance: object
     resource: BreakerResource
 
 
@@ -34,9 +36,8 @@ class KeptResource:
     def of(self, context: dg.SensorEvaluationContext) -> Iterator[BreakerResource]:
         """Return the resource for a tick, and tear it down after it as Dagster does."""
         definition = (context.resource_defs or {}).get(self._key)
-        home = None if context.instance.is_ephemeral else context.instance.root_directory
-        kept = self._kept
-        if kept is not None and kept.definition is definition and kept.home == home:
+        kept, instance = self._kept, context.instance_ref
+        if kept is not None and kept.definition is definition and kept.instance == instance:
             try:
                 yield kept.resource
             finally:
@@ -44,5 +45,5 @@ class KeptResource:
             return
         resource: BreakerResource = getattr(context.resources, self._key)
         if definition is not None and type(resource) is BreakerResource:
-            self._kept = _Kept(definition, home, resource)
+            self._kept = _Kept(definition, instance, resource)
         yield resource

@@ -12,6 +12,7 @@ import dagster as dg
 from dagster_tidegate.breaker.policy import adopted_pools
 from dagster_tidegate.dagster_api.deployment import lacking, settings
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.kept_instance import kept_instance
 from dagster_tidegate.dagster_api.locations import PART_TAG
 from dagster_tidegate.dagster_api.repository import Repository
 from dagster_tidegate.dagster_api.sensors import NamedJobsSensor
@@ -214,17 +215,21 @@ def _build(
     cached: list[tuple[dg.RepositoryDefinition, Sequence[CampaignSpec]]] = []
 
     def gate_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        with kept.of(context) as resource:
-            return evaluate(context, resource)
+        with kept.of(context) as resource, kept_instance(context) as instance:
+            return evaluate(context, resource, instance)
 
-    def evaluate(context: dg.SensorEvaluationContext, resource: BreakerResource) -> dg.SensorResult:
+    def evaluate(
+        context: dg.SensorEvaluationContext,
+        resource: BreakerResource,
+        instance: dg.DagsterInstance,
+    ) -> dg.SensorResult:
         # First of all: an outdated version must not write.
         resource.fleet.require_current()
         repository = Repository.of(context)
         if not cached or cached[0][0] is not repository.definition:
             cached[:] = [(repository.definition, _specs(campaigns, repository, resource))]
         gate = Gate(
-            Dagster(context.instance, repository),
+            Dagster(instance, repository),
             resource.store,
             resource.fleet.policies,
             repository.location,
@@ -232,7 +237,7 @@ def _build(
             resource.fleet.enabled,
         )
         summary, requests = tick(context, resource, gate, repository)
-        if lacks := lacking(settings(context.instance)):
+        if lacks := lacking(settings(instance)):
             remedy = f"dagster.yaml lacks {', '.join(lacks)}: run 'tidegate init'"
             if not warned:
                 log.warning("%s; until then, runs of held services may start", remedy)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
@@ -30,12 +31,15 @@ from dagster._daemon.monitoring import concurrency as slot_monitoring
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 from dagster._grpc.client import DEFAULT_SENSOR_GRPC_TIMEOUT
 from dagster_webserver.webserver import DagsterWebserver
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from dagster_tidegate.dagster_api import runs as dagster_runs
+from dagster_tidegate.dagster_api.kept_instance import keep_connections
 from dagster_tidegate.store.takeovers import DEFAULT, UNSET
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 from tests.support.databases import both_deployments
@@ -625,3 +629,42 @@ def test_an_asset_takes_observations_and_checks_without_a_run(dagster: Deploymen
 def test_a_suspended_status_exists():
     assert DagsterRunStatus("SUSPENDED") in DagsterRunStatus
     assert InstigatorType.SCHEDULE.value == "SCHEDULE"
+
+
+# --- connections --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module_database", ["postgres"], indirect=True)
+def test_on_postgres_dagster_opens_a_connection_for_each_statement_unless_it_keeps_them(
+    dagster: Deployment,
+):
+    def connections_of(instance: dg.DagsterInstance) -> int:
+        before = len(opened)
+        for _ in range(3):
+            instance.event_log_storage.get_pool_limits()
+            instance.event_log_storage.set_concurrency_slots("mail", 0)
+        return len(opened) - before
+
+    with (
+        opened_connections() as opened,
+        dg.DagsterInstance.from_ref(dagster.instance.get_ref()) as instance,
+    ):
+        assert connections_of(instance) >= 6
+        keep_connections(instance)
+        assert connections_of(instance) == 1
+        assert connections_of(instance) == 0
+
+
+@contextmanager
+def opened_connections() -> Iterator[list[object]]:
+    """Collect the connections to databases that this process opens."""
+    opened: list[object] = []
+
+    def on_connect(connection: object, _: object) -> None:
+        opened.append(connection)
+
+    event.listen(Pool, "connect", on_connect)
+    try:
+        yield opened
+    finally:
+        event.remove(Pool, "connect", on_connect)
