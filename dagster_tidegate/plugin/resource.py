@@ -19,6 +19,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.policy import MaintenanceWindow, ServicePolicy
 from dagster_tidegate.dagster_api.cron import check_cron
+from dagster_tidegate.dagster_api.resources import LightResource
 from dagster_tidegate.dagster_api.steps import Context, is_direct, op_context
 from dagster_tidegate.plugin.direct import DirectAttempt
 from dagster_tidegate.plugin.step import BreakerOpenFailure, Step
@@ -97,7 +98,7 @@ class ServiceConfig(ServicePolicy, dg.Config):
     )
 
 
-class BreakerResource(dg.ConfigurableResource):
+class BreakerResource(LightResource):
     """The breakers of all services, shared by every process that uses the same store.
 
     Calls through a closed breaker cost no I/O.

@@ -1,0 +1,29 @@
+"""Resources: Dagster makes three new ones of each for every step and every tick of a sensor."""
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, Self
+
+import dagster as dg
+
+
+class LightResource(dg.ConfigurableResource):
+    """A resource that is copied where Dagster would make it anew with the same values.
+
+    Making one infers the schema of its class, which takes longer than all else that Tidegate adds
+    to a run. If Dagster should not ask here any more, a resource only takes as long as any other.
+    """
+
+    def _with_updated_values(self, values: Mapping[str, Any] | None) -> Self:
+        if not values or _given(values) == _given(self._convert_to_config_dictionary()):
+            return copy(self)
+        return super()._with_updated_values(values)  # type: ignore[return-value]
+
+
+def _given(value: Any) -> Any:
+    """Return a value of a config without what is None: only Dagster's own dictionaries have it."""
+    if isinstance(value, Mapping):
+        return {key: _given(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_given(each) for each in value]
+    return value
