@@ -38,6 +38,7 @@ from sqlalchemy import event
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.instance import Dagster
+from dagster_tidegate.dagster_api.kept_instance import keep_connections
 from dagster_tidegate.gate import tighten_now
 from dagster_tidegate.gate.follow import MAX_SKEW, OVERLAP, Audit
 from dagster_tidegate.gate.gate import Gate
@@ -82,6 +83,7 @@ class Setting:
         home.mkdir()
         overrides = {"storage": {"postgres": {"postgres_url": dagster_url}}} if dagster_url else {}
         self.instance = dg.DagsterInstance.local_temp(str(home), overrides)
+        keep_connections(self.instance)  # as the sensors do
         self.store = Store(store_url or f"sqlite:///{home / 'tidegate.db'}")
         metadata.create_all(self.store.engine)
         names = [f"service{n}" for n in range(services)]
@@ -221,6 +223,13 @@ def pause_all(setting: Setting) -> tuple[float, int]:
     raise AssertionError("not paused after 100 ticks")
 
 
+def explain_queue(setting: Setting) -> None:
+    """Tick until each queued run says what it waits for: a few do at each tick."""
+    pause, *_ = setting.ticks()
+    while "wait for" in str(pause()):
+        pass
+
+
 def stop_queue(setting: Setting) -> float:
     """Seconds from a trip to the pools of the service at 0, and its schedules stopped."""
     times = []
@@ -262,6 +271,7 @@ def main() -> None:
         }
         large.pause_runs(many)
         figures["pause_1000_campaigns_s"], figures["pause_1000_campaigns_ticks"] = pause_all(large)
+        explain_queue(large)
         figures["held_tick_queries"] = queries(large)
         small.close()
         large.close()

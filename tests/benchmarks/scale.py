@@ -347,6 +347,7 @@ def ticks(made: Databases, campaigns: int, queued: int) -> Figures:
     figures["trip_to_queue_stopped_p99_s"] = gate.stop_queue(setting)
     setting.pause_runs(campaigns)
     figures["pause_all_s"], figures["pause_all_ticks"] = gate.pause_all(setting)
+    gate.explain_queue(setting)
     for name, tick in zip(("pause", "resume", "breaker"), setting.ticks(), strict=True):
         tick()
         times = [gate.duration(tick) for _ in range(5)]
