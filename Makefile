@@ -95,9 +95,10 @@ bench: $(BENCH) ## Run the benchmarks (three quarters of an hour).
 bench-scale: $(TESTS) ## Run the scale benchmark on PostgreSQL (ten minutes).
 	$(BIN)/python -m tests.benchmarks.scale
 
-chaos: $(TESTS) ## Kill workers, daemon and database at random [ROUNDS=200 SEED=4711].
+chaos: $(TESTS) ## Kill workers, daemon, database and server at random [ROUNDS=200 SEED=4711].
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos.away
+	$(BIN)/python -m tests.chaos.serve $(if $(SEED),--seed $(SEED))
 	TIDEGATE_TEST_ROUNDS=20 TIDEGATE_TEST_SEED=$(or $(SEED),$$$$) $(BIN)/pytest tests/deployment/test_gate.py -k killed
 
 soak: $(TESTS) ## Chaos without a pause; nothing may be lost, and nothing grow [MINUTES=60].

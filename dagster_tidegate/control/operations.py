@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import uuid4
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control import situation
@@ -14,10 +15,11 @@ from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import breakers, events, holds, runs, windows
+from dagster_tidegate.store import breakers, events, history, holds, runs, windows
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import MAX_REASON, did_you_mean, shown, words
@@ -28,6 +30,7 @@ ACTOR_TAG = "tidegate/started_by"
 """Tag of Dagster runs that an operator started through Tidegate; its value is the operator."""
 
 
+_REQUESTED = "requested"
 REPAIRED = "repaired"
 """The reason of `repaired` where no other is given."""
 
@@ -64,6 +67,7 @@ class Launcher(Protocol):
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
+        may_repeat: bool = False,
     ) -> str:
         """Put a run of a job into the queue, and return its id."""
         ...
@@ -78,6 +82,7 @@ class Launcher(Protocol):
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
+        may_repeat: bool = False,
     ) -> str:
         """Put a run into the queue that does only the marked records of a campaign run."""
         ...
@@ -362,13 +367,14 @@ def start(
     One that failed or was cancelled keeps its finished records; one that completed starts afresh.
 
     If two operators start the same partition at once, one launches it. A failed launch leaves the
-    campaign run as it was; a new one stays `pending`, waiting for a start.
+    campaign run as it was; a new one stays `pending`, waiting for a start. Whoever repeats a call
+    whose process died before the launch, with the same `run_id`, launches it.
 
     Args:
         launcher: Dagster's code locations.
         partition: The partition; None for a job without partitions, where each start creates a
             campaign run.
-        run_id: The id of the Dagster run; None: Dagster chooses one.
+        run_id: The id of the Dagster run, if the caller may repeat the call; None: a new one.
 
     Returns:
         The id of the Dagster run.
@@ -382,38 +388,72 @@ def start(
         known = None if partition is None else runs.find(conn, campaign.name, partition)
     of_dagster = partition if known is None else known.dagster_partition
     launcher.check(campaign.name, of_dagster, campaign.location)
-    claimed = None if partition is None else _claim(store, campaign, partition, actor)
+    chosen = run_id or str(uuid4())
+    name = run_name(campaign.name, partition or chosen)
+    claimed = _claim(store, campaign, partition, name, chosen, actor)
     goes_on = claimed is not None and _ended_as(claimed) in (RunStatus.FAILED, RunStatus.CANCELLED)
     try:
-        run_id = launcher.launch(
+        dagster_run = launcher.launch(
             campaign.name,
             partition=of_dagster,
             assets=() if known is None else known.assets,
             tags={ACTOR_TAG: actor} | ({CONTINUES_TAG: "true"} if goes_on else {}),
             location=campaign.location,
-            run_id=run_id,
+            run_id=chosen,
+            may_repeat=run_id is not None,
         )
     except BaseException as error:
-        if claimed is not None:
-            with store.begin() as conn:
-                reason = shown(f"it could not be launched: {error}")[:MAX_REASON]
-                runs.give_start_back(conn, store.now(conn), claimed, reason, actor=actor)
+        with store.begin() as conn:
+            now = store.now(conn)
+            reason = shown(f"it could not be launched: {error}")[:MAX_REASON]
+            start_failed(conn, now, name, reason, actor=actor)
+            if claimed is not None:
+                runs.give_start_back(conn, now, claimed, reason, actor=actor)
         raise
-    with store.begin() as conn:
-        current = None if claimed is None else runs.get(conn, claimed.id)
-        events.write(
-            conn,
-            store.now(conn),
-            kind=EventKind.START,
-            name=run_name(campaign.name, partition or run_id),
-            to_status="requested",
-            reason=f"Dagster run {run_id}",
-            actor=actor,
-        )
+    if claimed is None:
+        return dagster_run
+    with store.read() as conn:
+        current = runs.get(conn, claimed.id)
     if current is not None and current.status is RunStatus.CANCELLED:
         launcher.terminate(current.campaign, current.dagster_partition, current.assets)
         raise ChangedMeanwhileError(f"{current.name} was cancelled while it was launched")
-    return run_id
+    return dagster_run
+
+
+def begun(conn: Connection, name: str, run_id: str | None) -> Event | None:
+    """Return the event of a start whose Dagster run has this id, if none was requested since.
+
+    The process that requested it may have died before it launched the run. If the campaign run is
+    still pending, a repeated request may launch it.
+    """
+    newest = None if run_id is None else history.newest(conn, EventKind.START, name)
+    if newest is None or newest.to_status != _REQUESTED:
+        return None
+    return newest if newest.reason == _of_dagster_run(run_id) else None
+
+
+def request_start(
+    conn: Connection,
+    now: datetime,
+    name: str,
+    run_id: str,
+    *,
+    actor: str,
+    marked: Mapping[str, int] | None = None,
+) -> None:
+    """Record that a Dagster run is about to be launched, in the transaction of the claim.
+
+    Args:
+        name: The campaign run.
+        marked: How many records were marked for it, by op; None: it does all of them.
+    """
+    after = None if marked is None else {"marked": dict(marked)}
+    _write_start(conn, now, name, _REQUESTED, _of_dagster_run(run_id), actor, after)
+
+
+def start_failed(conn: Connection, now: datetime, name: str, reason: str, *, actor: str) -> None:
+    """Record that a Dagster run that was requested could not be launched."""
+    _write_start(conn, now, name, "failed", reason, actor)
 
 
 def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: str) -> CampaignRun:
@@ -454,18 +494,68 @@ def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: 
     return _cancelled(store, run, actor)
 
 
-def _claim(store: Store, campaign: CampaignSpec, partition: str, actor: str) -> CampaignRun:
-    """Return the campaign run as it was before the claim, or the new one."""
+def _claim(
+    store: Store,
+    campaign: CampaignSpec,
+    partition: str | None,
+    name: str,
+    run_id: str,
+    actor: str,
+) -> CampaignRun | None:
+    """Return the campaign run as it was before the claim, or the new one; None without one."""
     with store.begin() as conn:
         now = store.now(conn)
-        created = runs.create(
-            conn, now, campaign.name, partition, priority=campaign.priority, actor=actor
-        )
-        run = runs.find(conn, campaign.name, partition)
-        assert run is not None  # created or found just above, and never deleted
-        if not created and not runs.claim_start(conn, now, run, actor=actor):
-            raise UnderWayError(f"{run.name} is already {run.status}")
+        run = None
+        if partition is not None:
+            created = runs.create(
+                conn, now, campaign.name, partition, priority=campaign.priority, actor=actor
+            )
+            run = runs.find(conn, campaign.name, partition)
+            assert run is not None  # created or found just above, and never deleted
+            if not created and is_claimed(conn, run, run_id):
+                return before_claim(run)
+            if not created and not runs.claim_start(conn, now, run, actor=actor):
+                raise UnderWayError(f"{run.name} is already {run.status}")
+        elif begun(conn, name, run_id) is not None:
+            return None
+        request_start(conn, now, name, run_id, actor=actor)
         return run
+
+
+def is_claimed(conn: Connection, run: CampaignRun, run_id: str | None) -> bool:
+    """Return whether a campaign run is pending since a start that has this Dagster run."""
+    is_pending = run.status is RunStatus.PENDING and not run.waits_for_start
+    return is_pending and begun(conn, run.name, run_id) is not None
+
+
+def before_claim(run: CampaignRun) -> CampaignRun:
+    """Return a claimed campaign run as it ended before, as far as is known."""
+    return run if run.ended_as is None else replace(run, status=run.ended_as)
+
+
+def _of_dagster_run(run_id: str | None) -> str:
+    return f"Dagster run {run_id}"
+
+
+def _write_start(
+    conn: Connection,
+    now: datetime,
+    name: str,
+    to_status: str,
+    reason: str,
+    actor: str,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    events.write(
+        conn,
+        now,
+        kind=EventKind.START,
+        name=name,
+        to_status=to_status,
+        reason=reason,
+        actor=actor,
+        after=after,
+    )
 
 
 def _ended_as(run: CampaignRun) -> RunStatus:

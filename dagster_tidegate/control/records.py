@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
+from uuid import uuid4
 
+from dagster_tidegate.control import operations
 from dagster_tidegate.control.operations import ACTOR_TAG, Launcher, UnderWayError, writing
 from dagster_tidegate.control.starting import Refusal, StartVerdict
 from dagster_tidegate.holds import run_name
@@ -60,12 +63,14 @@ def retry(
     """Mark records to be done again, and put a Dagster run into the queue that does only these.
 
     They keep their idempotency keys, and their tries are counted from 0. If the run can't be
-    launched, nothing is marked.
+    launched, nothing is marked. Whoever repeats a call whose process died after it had marked
+    them, with the same `run_id`, launches the run.
 
     Args:
         launcher: Dagster's code locations; may be None for a dry run.
         run: The campaign run, as it was read with `decision`.
         decision: Whether the campaign run may start.
+        run_id: The id of the Dagster run, if the caller may repeat the call; None: a new one.
 
     Raises:
         NoRecordsError: If there are none.
@@ -74,18 +79,29 @@ def retry(
         Exception: Whatever `launcher` raises if the run can't be launched.
     """
     selection = to_retry(selection)
+    chosen = run_id or str(uuid4())
+    with store.read() as conn:
+        marked_before = marked_for(conn, run, run_id)
+        is_claimed = operations.is_claimed(conn, run, run_id)
     if decision.refusal is Refusal.HELD:
         raise HeldError(decision.text)
-    if decision.refusal is not None or run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
+    is_under_way = run.status in (RunStatus.PENDING, RunStatus.PROCESSING)
+    if not is_claimed and (decision.refusal is not None or is_under_way):
         raise UnderWayError(decision.text)
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)
-        former = records.to_restore(conn, now, run, selection)
-        marked = _some(records.mark(conn, now, run, selection), run)
-        if not dry_run and not runs.claim_start(conn, now, run, actor=actor):
-            raise UnderWayError(f"{run.name} was started by somebody else just now")
+        if marked_before is None:
+            former = records.to_restore(conn, now, run, selection)
+            marked = _some(records.mark(conn, now, run, selection), run)
+        else:
+            former, marked = None, marked_before
+        if not is_claimed:
+            if not dry_run and not runs.claim_start(conn, now, run, actor=actor):
+                raise UnderWayError(f"{run.name} was started by somebody else just now")
+            operations.request_start(conn, now, run.name, chosen, actor=actor, marked=marked)
         newest = runs.latest_attempt(conn, run.id)
-        _write_event(conn, store, run, "retry", marked, reason, actor)
+        if marked_before is None:
+            _write_event(conn, store, run, "retry", marked, reason, actor)
     if dry_run or launcher is None:
         return Again(marked, None)
     try:
@@ -96,15 +112,29 @@ def retry(
             follows="" if newest is None else newest.dagster_run,
             tags={ACTOR_TAG: actor},
             location=campaign.location,
-            run_id=run_id,
+            run_id=chosen,
+            may_repeat=run_id is not None,
         )
     except BaseException as error:
         with store.begin() as conn:
             why = shown(f"it could not be launched: {error}")[:MAX_REASON]
-            records.unmark(conn, now, run, former)
-            runs.give_start_back(conn, store.now(conn), run, why, actor=actor)
+            if former is not None:
+                records.unmark(conn, now, run, former)
+            before = operations.before_claim(run) if is_claimed else run
+            operations.start_failed(conn, now, run.name, why, actor=actor)
+            runs.give_start_back(conn, store.now(conn), before, why, actor=actor)
         raise
     return Again(marked, dagster_run)
+
+
+def marked_for(conn: Connection, run: CampaignRun, run_id: str | None) -> Mapping[str, int] | None:
+    """Return how many records were marked for a Dagster run, by op; None if none were.
+
+    That is known as long as nobody has started the campaign run since.
+    """
+    begun = operations.begun(conn, run.name, run_id)
+    marked = None if begun is None or begun.after is None else begun.after.get("marked")
+    return cast(Mapping[str, int] | None, marked)
 
 
 def skip(

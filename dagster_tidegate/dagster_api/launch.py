@@ -57,6 +57,7 @@ class WorkspaceLauncher:
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
+        may_repeat: bool = False,
     ) -> str:
         """Put a run of a job into the queue.
 
@@ -64,7 +65,9 @@ class WorkspaceLauncher:
             partition: The partition, if the job has any.
             assets: The assets to select, by name; empty: all of the job.
             location: The code location, if several have a job of this name.
-            run_id: The id for the run, so that the call can be repeated; None: a new one.
+            run_id: The id for the run; None: a new one.
+            may_repeat: Whether the caller repeats a call that fails, with the same id. A run that
+                could not be queued then waits for that, and is cancelled otherwise.
 
         Returns:
             The id of the run.
@@ -74,7 +77,7 @@ class WorkspaceLauncher:
         """
         with _launch_errors(job):
             self._check(job, partition, location)
-            return self._launch(job, partition, tags, location, run_id, assets)
+            return self._launch(job, partition, tags, location, run_id, may_repeat, assets)
 
     def launch_marked(
         self,
@@ -86,6 +89,7 @@ class WorkspaceLauncher:
         tags: Mapping[str, str],
         location: str | None = None,
         run_id: str | None = None,
+        may_repeat: bool = False,
     ) -> str:
         """Put a run into the queue that does only the marked records of a campaign run.
 
@@ -94,7 +98,7 @@ class WorkspaceLauncher:
             assets: The assets that the campaign run covers; empty: all of the job.
             follows: The id of its latest run, whose configuration and tags are repeated as long as
                 Dagster has it.
-            run_id: As for `launch`.
+            run_id: As for `launch`, like `may_repeat`.
 
         Returns:
             The id of the run.
@@ -107,10 +111,11 @@ class WorkspaceLauncher:
         with _launch_errors(job):
             if former is not None:
                 tags = {**tags_for_next(former), **tags}
-                return self._launch(job, None, tags, location, run_id, assets, former.run_config)
+                config = former.run_config
+                return self._launch(job, None, tags, location, run_id, may_repeat, assets, config)
             of_job = None if self._partitions(job, location) is None else partition
             self._check(job, of_job, location)
-            return self._launch(job, of_job, tags, location, run_id, assets)
+            return self._launch(job, of_job, tags, location, run_id, may_repeat, assets)
 
     def has_run(self, run_id: str) -> bool:
         """Return whether Dagster has a run and has put it into the queue."""
@@ -204,10 +209,12 @@ class WorkspaceLauncher:
         tags: Mapping[str, str],
         location: str | None,
         run_id: str | None,
+        may_repeat: bool,
         assets: Collection[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> str:
-        if run_id is not None and self._instance.has_run(run_id):  # not queued before a crash
+        # Not queued before a crash.
+        if may_repeat and run_id is not None and self._instance.has_run(run_id):
             return self._instance.submit_run(run_id, self._context).run_id
         code_location, repository = self._find(job, location)
         job = job_of(job)
@@ -256,7 +263,7 @@ class WorkspaceLauncher:
         try:
             return self._instance.submit_run(run.run_id, self._context).run_id
         except BaseException:
-            if run_id is None:  # the call can't be repeated
+            if not may_repeat:
                 self._instance.report_run_canceled(run, "The run could not be queued.")
             raise
 

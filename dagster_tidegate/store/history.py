@@ -98,6 +98,14 @@ def read(
     return rows(conn, query.order_by(c.id.desc()).limit(limit))[::-1]
 
 
+def newest(conn: Connection, kind: EventKind, name: str) -> Event | None:
+    """Return the newest event of a kind that has exactly this name, or None if there is none."""
+    c = t.events.c
+    query = sa.select(t.events).where(c.kind == kind, c.name == name)
+    found = rows(conn, query.order_by(c.id.desc()).limit(1))
+    return found[0] if found else None
+
+
 def between(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:
     """Return the oldest events with an id above `after` and up to `up_to`."""
     c = t.events.c

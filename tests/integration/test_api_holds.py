@@ -9,7 +9,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.statuses import BreakerState, RunStatus
-from dagster_tidegate.store import breakers, campaigns, history, holds, runs
+from dagster_tidegate.store import breakers, campaigns, history, holds, idempotency, runs
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
@@ -267,6 +267,22 @@ def test_an_idempotency_key_makes_a_request_take_effect_once(
     clock.advance(24 * 3600 + 1)
     asked.post("/holds", {**body, "reason": "flood"}, headers=key)
     assert live(store)["everything"].reason == "flood"
+
+
+@both_databases
+def test_a_server_that_dies_before_it_answers_leaves_neither_hold_nor_key(
+    asked: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"target_kind": "everything", "reason": "storm"}
+    key = {"Idempotency-Key": "3f0c"}
+    with monkeypatch.context() as dying:
+        dying.setattr(idempotency, "answer", None)
+        asked.post("/holds", body, expect=500, headers=key)
+    assert live(store) == {}
+    first = asked.post("/holds", body, headers=key)
+    asked.post(f"/holds/{first['hold']['id']}/release")
+    assert asked.post("/holds", body, headers=key) == first
+    assert live(store) == {}
 
 
 def test_a_refused_request_may_be_sent_again_with_its_key(asked: Api, store: Store) -> None:

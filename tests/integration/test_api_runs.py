@@ -11,7 +11,7 @@ import pytest
 from dagster_tidegate.control import operations
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, idempotency, runs
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
@@ -116,6 +116,19 @@ def test_a_key_is_claimed_by_one_and_taken_over_from_who_died(
     clock.advance(121)
     problem = asked.post("/campaigns/digest/runs", body, expect=409, headers=headers)
     assert problem["code"] == "campaign_run_exists"  # it was done, and is not done twice
+
+
+@both_databases
+def test_a_server_that_dies_before_it_answers_creates_no_run(
+    asked: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, key = {"partition": "mon"}, {"Idempotency-Key": "x"}
+    with monkeypatch.context() as dying:
+        dying.setattr(idempotency, "answer", None)
+        asked.post("/campaigns/digest/runs", body, expect=500, headers=key)
+    with store.read() as conn:
+        assert runs.counts(conn) == {}
+    asked.post("/campaigns/digest/runs", body, expect=201, headers=key)
 
 
 @both_databases

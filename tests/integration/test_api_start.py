@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster import DagsterRunStatus
 
 from dagster_tidegate.control.operations import ACTOR_TAG
@@ -47,6 +48,20 @@ def put(
 
 def completed(deployed: Deployment, partition: str) -> None:
     deployed.until(lambda: found(deployed, partition).status is RunStatus.COMPLETED)
+
+
+def forget_answer(deployed: Deployment, run_id: str) -> None:
+    """Forget the answer to a start, as if its server had died before, and its key were free."""
+    c = t.idempotency_keys.c
+    with deployed.store.begin() as conn:
+        before = deployed.store.now(conn) - timedelta(minutes=3)
+        [key] = [
+            row.key
+            for row in conn.execute(sa.select(c.key, c.body).where(c.status == 202))
+            if row.body["dagster_run"] == run_id
+        ]
+        killed = t.idempotency_keys.update().where(c.key == key)
+        conn.execute(killed.values(status=None, body=run_id, at=before))
 
 
 def test_a_created_run_starts_once_and_completes(asked: Api, deployed: Deployment) -> None:
@@ -140,11 +155,7 @@ def test_a_start_whose_server_died_before_it_answered_is_not_repeated(
 ) -> None:
     headers = {"Idempotency-Key": "once"}
     started = asked.post("/campaigns/postcard/start", expect=202, headers=headers)
-    with deployed.store.begin() as conn:
-        before = deployed.store.now(conn) - timedelta(minutes=3)
-        conn.execute(
-            t.idempotency_keys.update().values(status=None, body=started["dagster_run"], at=before)
-        )
+    forget_answer(deployed, started["dagster_run"])
     again = asked.post("/campaigns/postcard/start", expect=202, headers=headers)
     assert again["dagster_run"] == started["dagster_run"]
     deployed.until(lambda: deployed.status(started["dagster_run"]) is DagsterRunStatus.SUCCESS)
@@ -245,6 +256,46 @@ def test_a_start_that_died_before_the_queue_blocks_nothing(
             code.launch("letters", partition="f", tags={ACTOR_TAG: "ana"}, location=LOCATION)
     asked.post("/campaigns/letters/runs/f/resume")
     completed(deployed, "f")
+
+
+def test_a_start_whose_server_died_before_the_launch_is_launched_when_it_is_repeated(
+    asked: Api, deployed: Deployment
+) -> None:
+    def starts() -> int:
+        return len(asked.get("/events", name="letters/f", kind="start")["items"])
+
+    before = starts()
+    for number, meanwhile in enumerate((None, "the gate gives it up")):
+        headers, body = {"Idempotency-Key": f"f-{number}"}, {"partition": "f"}
+        started = asked.post("/campaigns/letters/start", body, expect=202, headers=headers)
+        run_id = started["dagster_run"]
+        deployed.instance.delete_run(run_id)
+        forget_answer(deployed, run_id)
+        assert found(deployed, "f").status is RunStatus.PENDING
+        assert asked.post("/campaigns/letters/start", body, expect=409)["code"] == "under_way"
+        if meanwhile:
+            with deployed.store.begin() as conn:
+                now, run = deployed.store.now(conn), found(deployed, "f")
+                runs.move(conn, now, run, RunStatus.CANCELLED, actor="dagster", reason=meanwhile)
+        again = asked.post("/campaigns/letters/start", body, expect=202, headers=headers)
+        assert again["dagster_run"] == run_id
+        assert deployed.status(run_id) is DagsterRunStatus.QUEUED
+        completed(deployed, "f")
+    assert starts() == before + 3  # what the gate gave up was requested once more
+
+
+def test_a_launch_that_fails_is_in_the_audit_log(
+    asked: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise UnreachableError("the code server went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Workspace, "launch", fail)
+        asked.post("/campaigns/postcard/start", expect=503)
+    [failed, requested, *_] = asked.get("/events", kind="start")["items"]
+    assert (failed["to_status"], requested["to_status"]) == ("failed", "requested")
+    assert "the code server went away" in failed["reason"]
 
 
 def test_a_service_shows_its_policy(asked: Api) -> None:

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from dagster_tidegate import BreakerResource, ServiceConfig
+from dagster_tidegate.control import operations
 from dagster_tidegate.control import records as control
 from dagster_tidegate.control.operations import UnderWayError
 from dagster_tidegate.control.situation import read
@@ -18,7 +19,7 @@ from dagster_tidegate.dagster_api import CONTINUES_TAG
 from dagster_tidegate.dagster_api.lineage import ONLY_MARKED, RECORDS_TAG
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import RecordStatus, RunStatus
-from dagster_tidegate.store import campaigns, events, history, runs
+from dagster_tidegate.store import campaigns, events, history, records, runs
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.records import RecordState, Selection
 from tests.integration.api import api
@@ -105,11 +106,13 @@ class Outreach:
         target = Target(TargetKind.CAMPAIGN_RUN, "outreach/leads-1")
         return verdict(why(situation, target, self.campaign_run))
 
-    def retry(self, *states: RecordState, **options: Any) -> control.Again:
+    def retry(
+        self, *states: RecordState, run_id: str | None = None, **options: Any
+    ) -> control.Again:
         selection = Selection(states, **options)
         return control.retry(
             self.store, self, SPEC, self.campaign_run, selection, self.decision,  # pyright: ignore[reportArgumentType] -- it has what is called
-            reason="tests", actor="ana",
+            reason="tests", actor="ana", run_id=run_id,
         )  # fmt: skip
 
     def statuses(self, op: str = "send") -> dict[str, RecordStatus]:
@@ -182,6 +185,51 @@ def test_a_run_that_can_not_be_launched_marks_nothing(outreach: Outreach) -> Non
     assert outreach.campaign_run.status is RunStatus.COMPLETED
     outreach.is_reachable = True
     assert outreach.retry().marked == {"send": 1}
+
+
+@pytest.mark.parametrize("cleaned_up", [False, True])
+def test_a_retry_whose_process_died_before_the_launch_goes_on_when_it_is_repeated(
+    outreach: Outreach, monkeypatch: pytest.MonkeyPatch, cleaned_up: bool
+) -> None:
+    outreach.bad = {"ada"}
+    outreach.run()
+    outreach.bad = set()
+    with monkeypatch.context() as killed:  # so that nothing is undone
+        for module, name in (
+            (records, "unmark"),
+            (runs, "give_start_back"),
+            (operations, "start_failed"),
+        ):
+            killed.setattr(module, name, lambda *_, **__: None)
+        outreach.is_reachable = False
+        with pytest.raises(ConnectionError):
+            outreach.retry(run_id="r-1")
+    outreach.is_reachable = True
+    assert outreach.statuses()["ada"] is RecordStatus.WAITING
+    with pytest.raises(UnderWayError):
+        outreach.retry(run_id="r-2")
+    if cleaned_up:  # as the gate does after a while
+        with outreach.store.begin() as conn:
+            now = outreach.store.now(conn)
+            runs.move(conn, now, outreach.campaign_run, RunStatus.CANCELLED, actor="gate")
+    assert outreach.retry(run_id="r-1").marked == {"send": 1}
+    assert outreach.sent == ["ada"]
+    assert outreach.statuses()["ada"] is DONE
+    with outreach.store.read() as conn:
+        assert len(history.read(conn, kinds=[events.EventKind.RECORDS], limit=9)) == 1
+
+
+def test_a_retry_that_could_not_be_launched_can_be_repeated_with_its_id(outreach: Outreach) -> None:
+    outreach.bad = {"ada"}
+    outreach.run()
+    outreach.bad = set()
+    outreach.is_reachable = False
+    with pytest.raises(ConnectionError):
+        outreach.retry(run_id="r-1")
+    outreach.is_reachable = True
+    assert outreach.statuses()["ada"] is FAILED
+    assert outreach.retry(run_id="r-1").marked == {"send": 1}
+    assert outreach.sent == ["ada"]
 
 
 def test_what_is_held_in_progress_or_not_there_is_refused(outreach: Outreach, run: Run) -> None:

@@ -1,7 +1,9 @@
 """Requests with an `Idempotency-Key` take effect once."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -10,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from dagster_tidegate.store import idempotency
-from dagster_tidegate.store.database import DataError
+from dagster_tidegate.store.database import Connection, DataError
 from dagster_tidegate.store.idempotency import Claim, RequestKey, StoredAnswer
 from dagster_tidegate.web.api.authentication import Operator
 from dagster_tidegate.web.api.context import Context
@@ -54,24 +56,43 @@ class IdempotentRequest:
         """
         if self._key is None:
             return JSONResponse(jsonable_encoder(make(None)), status)
-        request = self._request
-        parts = [request.method, request.url.path, request.url.query, body.model_dump_json()]
-        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        try:
-            with self._store.begin() as conn:
-                key = RequestKey(self._actor, self._key, digest)
-                claim = idempotency.claim(conn, self._store.now(conn), key)
-        except idempotency.KeyReusedError as error:
-            raise Problem(Code.IDEMPOTENCY_KEY_REUSED, str(error)) from error
-        except idempotency.KeyInUseError as error:
-            headers = {"Retry-After": "1"}
-            raise Problem(Code.IDEMPOTENCY_KEY_IN_USE, str(error), headers=headers) from error
+        key = self._request_key(body, self._key)
+        with _problems(), self._store.begin() as conn:
+            claim = idempotency.claim(conn, self._store.now(conn), key)
         if isinstance(claim, StoredAnswer):
-            return JSONResponse(claim.body, claim.status, headers={REPLAYED: "true"})
+            return _replayed(claim)
         content = jsonable_encoder(self._made(claim, make))
         with self._store.begin() as conn:
             idempotency.answer(conn, claim, StoredAnswer(status, content))
         return JSONResponse(content, status)
+
+    def within(
+        self,
+        conn: Connection,
+        now: datetime,
+        body: BaseModel,
+        status: int,
+        make: Callable[[], BaseModel],
+    ) -> Response:
+        """Do the same for a change that is made in one transaction, together with it.
+
+        If the process dies, neither the change nor the key is there.
+        """
+        if self._key is None:
+            return JSONResponse(jsonable_encoder(make()), status)
+        with _problems():
+            claim = idempotency.claim(conn, now, self._request_key(body, self._key))
+        if isinstance(claim, StoredAnswer):
+            return _replayed(claim)
+        content = jsonable_encoder(make())
+        idempotency.answer(conn, claim, StoredAnswer(status, content))
+        return JSONResponse(content, status)
+
+    def _request_key(self, body: BaseModel, key: str) -> RequestKey:
+        request = self._request
+        parts = [request.method, request.url.path, request.url.query, body.model_dump_json()]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return RequestKey(self._actor, key, digest)
 
     def _made(self, claim: Claim, make: Callable[[str | None], BaseModel]) -> BaseModel:
         try:
@@ -80,6 +101,21 @@ class IdempotentRequest:
             with self._store.begin() as conn:
                 idempotency.forget(conn, claim)
             raise
+
+
+def _replayed(stored: StoredAnswer) -> Response:
+    return JSONResponse(stored.body, stored.status, headers={REPLAYED: "true"})
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    try:
+        yield
+    except idempotency.KeyReusedError as error:
+        raise Problem(Code.IDEMPOTENCY_KEY_REUSED, str(error)) from error
+    except idempotency.KeyInUseError as error:
+        headers = {"Retry-After": "1"}
+        raise Problem(Code.IDEMPOTENCY_KEY_IN_USE, str(error), headers=headers) from error
 
 
 Once = Annotated[IdempotentRequest, Depends()]

@@ -7,7 +7,7 @@ from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.database import Connection
+from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import require_owner
@@ -50,13 +50,15 @@ def start(
     with context.reading() as (conn, situation):
         spec = lookup.campaign_in(situation, campaign).spec
         require_owner(identity, spec)
-        decision = _verdict(conn, situation, campaign, partition)
+        run = None if partition is None else runs.find(conn, campaign, partition)
+        decision = _verdict(situation, campaign, partition, run)
+        is_claimed = run is not None and operations.is_claimed(conn, run, run_id)
     answer = WhyOut.of(decision.answer)
     # The server that launched it may have died before it answered.
     if run_id is not None and context.open_workspace and context.workspace().has_run(run_id):
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=answer)
-    if decision.refusal is not None and decision.refuses(queue=queue):
+    if decision.refusal is not None and decision.refuses(queue=queue) and not is_claimed:
         raise Problem(_CODES[decision.refusal], decision.text, holds=answer.holds, why=answer)
     dagster_run = operations.start(
         context.store, context.workspace(), spec, partition, actor=identity.name, run_id=run_id
@@ -74,16 +76,18 @@ def validate(context: AppContext, campaign: str, body: StartCampaign) -> Verdict
     """
     with context.reading() as (conn, situation):
         spec = lookup.campaign_in(situation, campaign).spec
-        decision = _verdict(conn, situation, campaign, body.partition)
+        partition = body.partition
+        run = None if partition is None else runs.find(conn, campaign, partition)
+        decision = _verdict(situation, campaign, partition, run)
     if context.open_workspace is not None:
         context.workspace().check(campaign, body.partition, spec.location)
     return VerdictOut.of(decision, queue=body.queue)
 
 
 def _verdict(
-    conn: Connection, situation: Situation, campaign: str, partition: str | None
+    situation: Situation, campaign: str, partition: str | None, run: CampaignRun | None
 ) -> StartVerdict:
     if partition is None:
         return verdict(why(situation, Target(TargetKind.CAMPAIGN, campaign)))
     target = Target(TargetKind.CAMPAIGN_RUN, run_name(campaign, partition))
-    return verdict(why(situation, target, runs.find(conn, campaign, partition)))
+    return verdict(why(situation, target, run))

@@ -11,7 +11,7 @@ from dagster_tidegate.holds import HoldSource, TargetKind
 from dagster_tidegate.store import holds
 from dagster_tidegate.web.api import lookup
 from dagster_tidegate.web.api.authentication import Operator, Viewer, require_force
-from dagster_tidegate.web.api.changes import Change, HoldChange
+from dagster_tidegate.web.api.changes import Change
 from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import NewHoldOnTarget, Release
 from dagster_tidegate.web.api.once import Once
@@ -67,7 +67,13 @@ def place_hold(change: Change, once: Once, body: NewHoldOnTarget) -> Response:
 
     If you hold it already, the hold gets the new reason and expiry.
     """
-    return once(body, 200, lambda _id: _place(change, body))
+
+    def place() -> Held:
+        lookup.require_control(change.conn, change.identity, body.target)
+        return change.hold(body.target, body)
+
+    with change.begin() as (conn, now):
+        return once.within(conn, now, body, 200, place)
 
 
 @router.post("/{hold}/release", responses=responses(Code.HOLD_NOT_FOUND, Code.HELD_BY_BREAKER))
@@ -82,9 +88,3 @@ def release_hold(
         now = context.store.now(conn)
         operations.release_one(conn, now, stored, actor=identity.name, force=force)
         return HoldOut.model_validate(lookup.hold(conn, hold))
-
-
-def _place(change: HoldChange, body: NewHoldOnTarget) -> Held:
-    with change.begin() as (conn, _):
-        lookup.require_control(conn, change.identity, body.target)
-        return change.hold(body.target, body)

@@ -1,5 +1,6 @@
 """Campaign runs: one partition of a campaign each."""
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -12,12 +13,14 @@ from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import run_details
 from dagster_tidegate.store import runs as campaign_runs
+from dagster_tidegate.store.campaigns import CampaignSpec
+from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.run_details import ListedRun
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api import lookup, starting
 from dagster_tidegate.web.api.authentication import Operator, Viewer
 from dagster_tidegate.web.api.changes import Change
-from dagster_tidegate.web.api.context import AppContext, Context
+from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import (
     CampaignName,
     NewHold,
@@ -80,7 +83,17 @@ def create_run(
 
     If the server has the code locations, the job must have the partition.
     """
-    return once(body, 201, lambda _id: _create(context, identity, campaign, body.partition))
+    partition = body.partition
+    with context.store.read() as conn:
+        spec = lookup.own_campaign(conn, context.store.now(conn), campaign, identity)
+        is_new = campaign_runs.find(conn, campaign, partition) is None
+    if is_new and context.open_workspace is not None:
+        context.workspace().check(campaign, partition, spec.location)
+    with context.store.begin() as conn:
+        now = context.store.now(conn)
+        return once.within(
+            conn, now, body, 201, lambda: _create(conn, now, identity, spec, partition)
+        )
 
 
 @router.get(_RUN, responses=responses(*_NOT_FOUND))
@@ -181,23 +194,19 @@ def cancel_run(
     return RunOut.of(listed)
 
 
-def _create(context: AppContext, identity: Identity, campaign: str, partition: str) -> RunOut:
-    with context.store.read() as conn:
-        spec = lookup.own_campaign(conn, context.store.now(conn), campaign, identity)
-    if context.open_workspace is not None:
-        context.workspace().check(campaign, partition, spec.location)
-    with context.store.begin() as conn:
-        now = context.store.now(conn)
-        created = campaign_runs.create(
-            conn,
-            now,
-            campaign,
-            partition,
-            priority=spec.priority,
-            waits_for_start=True,
-            actor=identity.name,
-        )
-        run = lookup.run(conn, now, campaign, partition)
+def _create(
+    conn: Connection, now: datetime, identity: Identity, campaign: CampaignSpec, partition: str
+) -> RunOut:
+    created = campaign_runs.create(
+        conn,
+        now,
+        campaign.name,
+        partition,
+        priority=campaign.priority,
+        waits_for_start=True,
+        actor=identity.name,
+    )
+    run = lookup.run(conn, now, campaign.name, partition)
     if not created:
         detail = f"{run.name} exists already and is {run.status}"
         raise Problem(Code.CAMPAIGN_RUN_EXISTS, detail, name=run.name, status_of_run=run.status)
