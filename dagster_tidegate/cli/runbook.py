@@ -1,4 +1,4 @@
-"""`tidegate runbook`: what an alert or a finding means, and what to do."""
+"""`tidegate runbook`: what an alert, a finding or a rule means, and what to do."""
 
 from difflib import get_close_matches
 
@@ -19,15 +19,15 @@ def _names(_context: click.Context, _parameter: click.Parameter, incomplete: str
 def runbook(name: str | None, as_json: bool) -> None:
     """Show what an alert or a finding means, and what to do about it.
 
-    NAME is the kind of the alert, such as `trip`, or the code of the finding. Without it, all
-    names are listed. Neither the store nor Dagster is needed.
+    NAME is the kind of the alert, such as `trip`, the code of the finding, or the name of a rule
+    of Prometheus. Without it, all names are listed. Neither the store nor Dagster is needed.
     """
     entries = [each for each in runbooks() if name in (None, each.name)]
     if not entries:
         near = get_close_matches(str(name), [each.name for each in runbooks()], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise console.failure(
-            f"no alert or finding is named {name!r}: {hint}'tidegate runbook' lists them all"
+            f"no alert, finding or rule is named {name!r}: {hint}'tidegate runbook' lists them all"
         )
     if as_json:
         console.print_json(entries)

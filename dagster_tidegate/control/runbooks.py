@@ -1,4 +1,4 @@
-"""The runbooks: what an alert or a finding means, what to look at, what to do.
+"""The runbooks: what an alert, a finding or a rule means, what to look at, what to do.
 
 `runbooks.md` beside this module is a copy of docs/runbooks.md, which `make reference` writes.
 """
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, cast
 
-Subject = Literal["alert", "finding"]
-_ENTRY = re.compile(r"^### (Alert|Finding) `(\w+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+Subject = Literal["alert", "finding", "rule"]
+_ENTRY = re.compile(r"^### (Alert|Finding|Rule) `(\w+)`\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 _PART = re.compile(r"^- \*\*(.+?):\*\* (.+?)(?=^- |\Z)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
@@ -21,8 +21,9 @@ class Runbook:
     """An entry of the runbooks.
 
     Attributes:
-        subject: What it is about: an alert, or a finding of `tidegate doctor`.
-        name: The kind of the alert, or the code of the finding.
+        subject: What it is about: an alert, a finding of `tidegate doctor`, or a rule of
+            Prometheus.
+        name: The kind of the alert, the code of the finding, or the name of the rule.
         parts: The texts of `Meaning`, `Look at` and `Do`. Commands are in backticks.
     """
 
@@ -42,7 +43,7 @@ def runbooks() -> tuple[Runbook, ...]:
     text = files("dagster_tidegate.control").joinpath("runbooks.md").read_text(encoding="utf-8")
     return tuple(
         Runbook(
-            "alert" if subject == "Alert" else "finding",
+            cast(Subject, subject.lower()),
             name,
             {
                 title: _LINK.sub(r"\1", " ".join(part.split()))

@@ -185,6 +185,8 @@ def test_prometheus_scrapes_the_web_server_and_has_the_rules() -> None:
     token = job["authorization"]["credentials_file"]
     assert token == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
     assert "web" in SERVICES["web"]["environment"]["TIDEGATE_SERVE_ALLOWED_HOSTS"].split()
+    variable = prometheus["global"]["external_labels"]["tidegate_url"]
+    assert variable.strip("${}") in SERVICES["prometheus"]["environment"]
 
 
 def test_grafana_has_the_data_source_and_the_dashboard() -> None:

@@ -32,6 +32,7 @@ from dagster_tidegate.breaker.events import (
 from dagster_tidegate.breaker.limits import RateLimit, Request
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.control import runbooks
 from dagster_tidegate.settings import AlertSettings, load, variable
 from dagster_tidegate.statuses import BreakerState, RunStatus
 from dagster_tidegate.store import alerts, breakers, campaigns, heartbeats, limits
@@ -224,7 +225,21 @@ def test_every_rule_is_documented_with_its_severity_and_has_a_description() -> N
     assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
     for rule in rules:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
-        assert {"summary", "description"} == set(rule["annotations"])
+        assert {"summary", "description", "runbook_url"} == set(rule["annotations"])
+
+
+def test_every_rule_leads_to_a_runbook_that_exists() -> None:
+    anchors = {each.anchor for each in runbooks.runbooks()}
+    places = {}
+    for group in RULES["groups"]:
+        for rule in group["rules"]:
+            url = rule["annotations"]["runbook_url"]
+            start, _, places[rule["alert"]] = url.partition("#")
+            assert start == "{{ $externalLabels.tidegate_url }}/tidegate/runbooks"
+    assert set(places.values()) <= anchors
+    # One that has an entry of its own leads there.
+    own = {each.name for each in runbooks.runbooks() if each.subject == "rule"}
+    assert own == {name for name, anchor in places.items() if anchor == f"rule-{name}"}
 
 
 def test_the_dashboard_has_a_data_source_variable_and_its_panels_do_not_overlap() -> None:

@@ -13,7 +13,7 @@ _CODE = re.compile(r"`([^`]+)`")
 
 @dataclass(frozen=True)
 class Section:
-    """The runbooks about alerts, or about findings."""
+    """The runbooks about alerts, about findings, or about rules."""
 
     title: str
     anchor: str
@@ -22,7 +22,11 @@ class Section:
 
 def runbooks_page() -> Sequence[Section]:
     """Return the runbooks by what they are about."""
-    titles = {"alert": "Alerts", "finding": "Findings of tidegate doctor"}
+    titles = {
+        "alert": "Alerts",
+        "finding": "Findings of tidegate doctor",
+        "rule": "Prometheus rules",
+    }
     return [
         Section(title, f"{subject}s", [each for each in runbooks() if each.subject == subject])
         for subject, title in titles.items()
