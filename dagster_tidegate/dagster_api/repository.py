@@ -50,8 +50,11 @@ class Repository:
     instance: dg.DagsterInstance
 
     @classmethod
-    def of(cls, context: dg.SensorEvaluationContext) -> "Repository":
+    def of(cls, context: dg.SensorEvaluationContext, instance: dg.DagsterInstance) -> "Repository":
         """Return the repository of the sensor that is being evaluated.
+
+        Args:
+            instance: Dagster would make one at each tick for the asking.
 
         Raises:
             ValueError: If the context has none, as outside the daemon.
@@ -63,7 +66,7 @@ class Repository:
                 "Dagster's daemon only"
             )
         origin = RemoteRepositoryOrigin(location, name)
-        return cls(origin, context.repository_def, context.sensor_name, context.instance)
+        return cls(origin, context.repository_def, context.sensor_name, instance)
 
     @property
     def location(self) -> str:

@@ -172,7 +172,7 @@ def build_breaker_sensor(
         context: dg.SensorEvaluationContext,
         resource: BreakerResource,
         gate: Gate,
-        _repository: Repository,
+        repository: Repository,
     ) -> tuple[str, Sequence[dg.RunRequest]]:
         summary = breaker_tick(gate, resource.fleet)
         if changes := budget_check(resource.store, resource.fleet):
@@ -180,7 +180,7 @@ def build_breaker_sensor(
         if service_assets:
             if not reporters:
                 reporters.append(ServiceReporter(list(resource.fleet.policies)))
-            summary += _report(reporters[0], context, resource)
+            summary += _report(reporters[0], context, resource, repository.instance)
         if deleted := retention.prune_some(resource.store, resource.fleet.now()):
             summary += f"; deleted {deleted} expired rows"
         return summary, ()
@@ -225,7 +225,7 @@ def _build(
     ) -> dg.SensorResult:
         # First of all: an outdated version must not write.
         resource.fleet.require_current()
-        repository = Repository.of(context)
+        repository = Repository.of(context, instance)
         if not cached or cached[0][0] is not repository.definition:
             cached[:] = [(repository.definition, _specs(campaigns, repository, resource))]
         gate = Gate(
@@ -261,11 +261,14 @@ def _build(
 
 
 def _report(
-    reporter: ServiceReporter, context: dg.SensorEvaluationContext, resource: BreakerResource
+    reporter: ServiceReporter,
+    context: dg.SensorEvaluationContext,
+    resource: BreakerResource,
+    instance: dg.DagsterInstance,
 ) -> str:
     """Report changes of breakers to Dagster; the gate's own work does not depend on it."""
     try:
-        done = reporter.report(context.instance, resource.store, resource.fleet.snapshot())
+        done = reporter.report(instance, resource.store, resource.fleet.snapshot())
     except Exception as error:  # noqa: BLE001 -- the next tick tries again
         context.log.warning("The assets of services are out of date: %r", error)
         done = f"the assets of services are out of date: {error}"

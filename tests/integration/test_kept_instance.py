@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin
+from dagster._grpc.impl import get_external_sensor_execution
 
+from dagster_tidegate import build_definitions
 from dagster_tidegate.dagster_api.kept_instance import kept_instance
 
 
@@ -48,3 +53,32 @@ def test_with_other_settings_a_tick_gets_another(instance: dg.DagsterInstance, t
 def test_an_instance_in_memory_is_itself():
     with dg.DagsterInstance.ephemeral() as instance:
         assert tick(instance) is instance
+
+
+def test_no_tick_makes_an_instance_of_its_own(
+    instance: dg.DagsterInstance, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    @dg.op(pool="mail")
+    def send() -> None: ...
+
+    @dg.job
+    def letters() -> None:
+        send()
+
+    definitions = build_definitions(
+        dg.Definitions(jobs=[letters]), services=["mail"], store_url=sqlite_url
+    )
+    repository = definitions.get_repository_def()
+    location = RegisteredCodeLocationOrigin("here")
+
+    def tick_all() -> None:
+        for sensor in ("tidegate_pause", "tidegate_resume", "tidegate_breaker"):
+            answer = get_external_sensor_execution(
+                repository, location, instance.get_ref(), sensor, None, None, None, None, None
+            )
+            assert isinstance(answer, SensorExecutionData), answer
+
+    tick_all()
+    made = mock.Mock(side_effect=AssertionError("an instance was made"))
+    monkeypatch.setattr(dg.DagsterInstance, "from_ref", made)
+    tick_all()
