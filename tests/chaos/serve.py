@@ -49,6 +49,7 @@ from tests.chaos.serve_plan import (
     KEYED,
     MAX_LOCKED_S,
     SUCCESSFUL,
+    After,
     Evidence,
     Kind,
     Look,
@@ -64,6 +65,8 @@ ACTOR = "ann"
 REASON = "a round of chaos"
 START_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 60.0
+LOOK_EVERY_S = 0.002
+MAX_WAIT_S = 10.0
 FAILED = ("ada", "alan")
 """The records of a campaign run that are to be done again, or skipped; one more is done."""
 SETTINGS = {
@@ -107,6 +110,13 @@ class Stage:
     def kill(self) -> None:
         """Kill the server."""
         self.children.kill("server")
+
+    def progress(self, after: After) -> int:
+        """Return a number that grows when what is waited for happens."""
+        if after is After.LAUNCH:
+            return self.instance.get_runs_count()
+        with self.store.read() as conn:
+            return conn.scalar(sa.select(sa.func.max(t.events.c.id))) or 0
 
     def client(self) -> httpx.Client:
         """Return a client of the server."""
@@ -254,6 +264,7 @@ def _is_well(answer: Answer) -> bool:
 def _ask_and_kill(stage: Stage, plan: Plan, held: Mapping[str, int | None]) -> dict[str, Answer]:
     """Send the requests of a round, and kill the server; returns the answers by key."""
     began = time.monotonic()
+    before = None if plan.after is After.SENDING else stage.progress(plan.after)
 
     def ask(request: Request) -> Answer:
         with stage.client() as client:
@@ -262,7 +273,9 @@ def _ask_and_kill(stage: Stage, plan: Plan, held: Mapping[str, int | None]) -> d
 
     with ThreadPoolExecutor(len(plan.requests)) as pool:
         asked = {request.key: pool.submit(ask, request) for request in plan.requests}
-        time.sleep(max(0.0, began + plan.kill_after_s - time.monotonic()))
+        while stage.progress(plan.after) == before and time.monotonic() < began + MAX_WAIT_S:
+            time.sleep(LOOK_EVERY_S)
+        time.sleep(plan.kill_after_s)
         stage.kill()
         return {key: future.result() for key, future in asked.items()}
 
@@ -380,17 +393,18 @@ def _look(
         return Look(created, _events(conn, EventKind.CAMPAIGN_RUN, name, RunStatus.PENDING))
     if kind is Kind.START:
         started = _events(conn, EventKind.START, name)
-        half = "a queued run of no campaign run" if launched and run is None else ""
-        return Look(len(launched), started, begun=run is not None, half=half)
+        half = "a campaign run that nobody started" if run is not None and not started else ""
+        return Look(len(launched), started, begun=bool(started), half=half)
     if kind is Kind.START_PLAIN:
         its = (t.events.c.actor == subject, t.events.c.kind == EventKind.START)
         started = _count(conn, t.events, *its)
-        return Look(len(launched), started, begun=True)
+        return Look(len(launched), started, begun=bool(started))
     if kind is Kind.CANCEL:
         cancelled = int(run is not None and run.status is RunStatus.CANCELLED)
         works = any(each.status is dg.DagsterRunStatus.QUEUED for each in launched)
         half = "its Dagster run is in the queue" if cancelled and works else ""
-        return Look(cancelled, _events(conn, EventKind.CANCEL, name), begun=True, half=half)
+        asked = _events(conn, EventKind.CANCEL, name)
+        return Look(cancelled, asked, begun=bool(asked), half=half)
     if kind is Kind.KEEP_CLOSED:
         kept = int(breakers.read_one(conn, subject).kept_closed_by == ACTOR)
         return Look(kept, _events(conn, EventKind.SERVICE, subject, "kept_closed"))

@@ -11,8 +11,6 @@ from enum import StrEnum
 SUCCESSFUL = range(200, 300)
 CONFLICT, NOT_FOUND = 409, 404
 MAX_LOCKED_S = 5.0
-SHORT_S, LONG_S = (0.02, 0.4), (0.4, 1.6)
-"""About as long as changes of the store take, and starts; all are sent at once."""
 
 
 class Kind(StrEnum):
@@ -38,6 +36,20 @@ class Kind(StrEnum):
     """A breaker is to stay closed."""
 
 
+LAUNCHES = {Kind.START, Kind.START_PLAIN, Kind.RETRY}
+"""Those that launch a Dagster run."""
+
+
+class After(StrEnum):
+    """After what the server is killed."""
+
+    SENDING = "the first request"
+    CHANGE = "the first change of the store"
+    LAUNCH = "the first Dagster run"
+
+
+DELAYS_S = {After.SENDING: (0.0, 1.6), After.CHANGE: (0.0, 0.4), After.LAUNCH: (0.0, 0.5)}
+"""How long the server lives on: about as long as what follows takes."""
 IN_STEPS = {Kind.START, Kind.START_PLAIN, Kind.RETRY, Kind.CANCEL}
 """Those that change the store and Dagster, one after the other."""
 KEYED = {Kind.HOLD, Kind.CREATE, Kind.START, Kind.START_PLAIN, Kind.RETRY}
@@ -67,7 +79,8 @@ class Plan:
     Attributes:
         database: Where the store is, `sqlite` or `postgres`.
         requests: What is asked, at about the same time.
-        kill_after_s: How long after the beginning of the round the server is killed, seconds.
+        after: After what the server is killed.
+        kill_after_s: How long after it, seconds.
         gate_first: Whether the gate cleans up before the requests are repeated.
         released: Whether somebody releases the holds before the requests are repeated.
     """
@@ -75,6 +88,7 @@ class Plan:
     seed: int
     database: str
     requests: Sequence[Request]
+    after: After
     kill_after_s: float
     gate_first: bool
     released: bool
@@ -82,7 +96,8 @@ class Plan:
     def __str__(self) -> str:
         asked = ", ".join(request.kind for request in self.requests)
         then = " then the gate cleans up;" if self.gate_first else ""
-        return f"{self.database}, killed after {self.kill_after_s:.2f} s;{then} {asked}"
+        killed = f"killed {self.kill_after_s:.2f} s after {self.after}"
+        return f"{self.database}, {killed};{then} {asked}"
 
 
 def plan(seed: int) -> Plan:
@@ -96,11 +111,14 @@ def plan(seed: int) -> Plan:
         for number in range(at_once):
             requests.append(Request(kind, subject, f"{subject}-{number}", draw.uniform(0, 0.1)))
     draw.shuffle(requests)
+    moments = tuple(After) if LAUNCHES & set(kinds) else (After.SENDING, After.CHANGE)
+    after = draw.choice(moments)
     return Plan(
         seed=seed,
         database=("sqlite", "postgres")[seed % 2],
         requests=tuple(requests),
-        kill_after_s=draw.uniform(*draw.choice((SHORT_S, LONG_S))),
+        after=after,
+        kill_after_s=draw.uniform(*DELAYS_S[after]),
         gate_first=draw.random() < 0.4,
         released=draw.random() < 0.5,
     )
