@@ -194,6 +194,23 @@ class Stage:
 
     # What fails
 
+    def let_begin(self, service: str, *campaign_runs: tuple[str, str]) -> None:
+        """Wait until campaign runs are at work, and a service is called.
+
+        It is slow until its next fault, so that none is done before the last one begins.
+
+        Args:
+            campaign_runs: Campaign and partition of each; they have just been launched.
+        """
+        self.sandbox.place(service, Fault(mode=Mode.SLOW, latency_s=0.5))
+        self.wait(
+            lambda: (
+                all(self.campaign_run(*each) == "processing" for each in campaign_runs)
+                and self.sandbox.stats()[service]["effects"] > 2
+            ),
+            f"all are at work, and {service} is called",
+        )
+
     def outage(self, *services: str) -> None:
         """Let every call to some services fail."""
         for service in services:

@@ -94,7 +94,7 @@ def test_recovery_of_one_service_frees_only_what_the_other_does_not_hold(stage: 
     [partition] = new_partitions(1)
     both = stage.launch("letters", partition)
     first = stage.launch("essays", partition)
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "both are at work")
+    stage.let_begin("openai", ("letters", partition), ("essays", partition))
     stage.outage("openai", "instantly")
     second = stage.launch("notices", partition)
     for run in (both, first, second):
@@ -126,7 +126,7 @@ def test_an_operators_hold_survives_the_recovery(stage: Stage):
     first, second = new_partitions(2)
     paused = stage.launch("letters", first)
     other = stage.launch("essays", first)
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "openai is called")
+    stage.let_begin("openai", ("letters", first), ("essays", first))
     stage.outage("openai")
     for run in (paused, other):
         stage.wait(lambda run=run: stage.is_paused(run), f"run {run} is paused")
@@ -158,7 +158,7 @@ def test_an_operators_hold_survives_the_recovery(stage: Stage):
 def test_a_code_location_that_is_gone_for_a_while_finds_everything_again(stage: Stage):
     [partition] = new_partitions(1)
     runs = {job: stage.launch(job, partition) for job in ("letters", "essays")}
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 4, "openai is called")
+    stage.let_begin("openai", *((job, partition) for job in runs))
     stage.outage("openai")
     for job, run in runs.items():
         stage.wait(lambda run=run: stage.is_paused(run), f"{job} is paused")
@@ -188,7 +188,7 @@ def test_a_quota_that_runs_out_at_half_pauses_all_until_its_reset_and_none_asks_
 ):
     jobs, [partition] = ("letters", "essays", "digests"), new_partitions(1)
     runs = {job: stage.launch(job, partition) for job in jobs}
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 2, "they are at work")
+    stage.let_begin("openai", *((job, partition) for job in jobs))
     # Of 75 calls. The rest fits into the next day, which begins in 45 seconds.
     placed = stage.sandbox.place("openai", Fault(mode=Mode.LIMIT, calls=40, per_s=45))
     stage.wait(lambda: "openai is throttled until" in stage.tidegate("status"), "it is throttled")
@@ -252,9 +252,8 @@ def test_a_budget_that_is_used_up_pauses_until_its_reset_or_until_a_person_excee
 
 def test_a_window_that_begins_in_the_middle_of_runs_pauses_them_at_a_record(stage: Stage):
     [partition, later] = new_partitions(2)
-    stage.sandbox.place("openai", Fault(mode=Mode.SLOW, latency_s=0.5))
     runs = {job: stage.launch(job, partition) for job in ("letters", "essays")}
-    stage.wait(lambda: stage.sandbox.stats()["openai"]["effects"] > 2, "they are at work")
+    stage.let_begin("openai", *((job, partition) for job in runs))
     begins = stage.now() + timedelta(seconds=1)
     ends = begins + timedelta(seconds=30)
     upgrade = PlannedWindow(
@@ -626,7 +625,7 @@ def play(stage: Stage, planned: Round, partition: str) -> None:
     before = stage.settings()
     for job in jobs:
         stage.launch(job, partition)
-    stage.wait(lambda: stage.sandbox.stats()[service]["effects"] >= 3, f"{service} is called")
+    stage.let_begin(service, *((job, partition) for job in jobs))
 
     stage.outage(service)
     if planned.recovering:
