@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.database import UNREACHABLE
+from dagster_tidegate.store.database import UNREACHABLE, Connection
 from tests.chaos.plan import Blow, Kind, Plan
-from tests.chaos.stage import AT_ONCE, Stage
+from tests.chaos.stage import AT_ONCE, START_TIMEOUT_S, Stage
 from tests.chaos.verdict import Evidence, findings
 from tests.support.record_statuses import record_statuses
 
@@ -129,26 +130,48 @@ def _play(stage: Stage, plan: Plan, stopped: Event) -> Played:
 
 
 def _status(stage: Stage, plan: Plan) -> RunStatus | None:
-    try:
-        with stage.store.read() as conn:
-            found = runs.find(conn, plan.service, plan.partition)
-    except UNREACHABLE:
-        return None  # it is what was struck
-    return None if found is None else found.status
+    """Return what the campaign run is; None while the store can't be read: it was struck."""
+    with suppress(*UNREACHABLE), stage.store.read() as conn:
+        return _status_in(conn, plan)
+    return None
 
 
 def _written(stage: Stage, plan: Plan) -> Mapping[str, RecordStatus]:
-    """What the ledger has, by key; nothing while it can't be read."""
-    try:
-        with stage.store.read() as conn:
-            found = runs.find(conn, plan.service, plan.partition)
-            return {} if found is None else record_statuses(conn, found.id, f"call_{plan.service}")
-    except UNREACHABLE:
-        return {}
+    """Return what the ledger has, by key; nothing while it can't be read."""
+    with suppress(*UNREACHABLE), stage.store.read() as conn:
+        return _written_in(conn, plan)
+    return {}
+
+
+def _status_in(conn: Connection, plan: Plan) -> RunStatus | None:
+    found = runs.find(conn, plan.service, plan.partition)
+    return None if found is None else found.status
+
+
+def _written_in(conn: Connection, plan: Plan) -> Mapping[str, RecordStatus]:
+    found = runs.find(conn, plan.service, plan.partition)
+    return {} if found is None else record_statuses(conn, found.id, f"call_{plan.service}")
+
+
+def _at_the_end(stage: Stage, plan: Plan) -> tuple[RunStatus | None, Mapping[str, RecordStatus]]:
+    """Return the status and the ledger, as soon as the store can be read.
+
+    Another round may just have struck it.
+    """
+    until = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with stage.store.read() as conn:
+                return _status_in(conn, plan), _written_in(conn, plan)
+        except UNREACHABLE:
+            if time.monotonic() > until:
+                raise
+            time.sleep(ASK_EVERY_S)
 
 
 def _evidence(stage: Stage, plan: Plan) -> Evidence:
     notes = stage.notes(plan.partition)
+    status, ledger = _at_the_end(stage, plan)
     sent = notes.all_sent()
     its = {each.idempotency_key for each in sent}
     counts = {k: v for k, v in stage.sandbox.keys(plan.service).items() if k in its}
@@ -165,7 +188,7 @@ def _evidence(stage: Stage, plan: Plan) -> Evidence:
         effects={key: count["effects"] for key, count in counts.items()},
         repeats={key: count["repeats"] for key, count in counts.items()},
         subjects={key: effects.get(prefix + key, 0) for key in plan.keys},
-        ledger=_written(stage, plan),
-        status=_status(stage, plan),
+        ledger=ledger,
+        status=status,
         results=notes.all_results(),
     )

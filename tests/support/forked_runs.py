@@ -128,13 +128,17 @@ def serve(path: str, *modules: str) -> None:
         while True:
             asked, _ = listening.accept()
             with asked:
-                run_id, home = asked.makefile().readline().rstrip("\n").split(" ", 1)
+                asking = asked.makefile().readline()
+                if not asking.endswith("\n"):  # who asked was killed
+                    continue
+                run_id, home = asking.rstrip("\n").split(" ", 1)
                 pid = os.fork()
                 if pid:
                     # Here, and not by who asked: that one may be killed before it has the answer.
                     with _pid_file(path, run_id).open("a") as pids:
                         pids.write(f"{pid}\n")
-                    asked.sendall(b".")
+                    with suppress(OSError):  # it may be killed now
+                        asked.sendall(b".")
                     continue
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
