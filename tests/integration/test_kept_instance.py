@@ -6,12 +6,14 @@ from unittest import mock
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 from dagster._grpc.impl import get_external_sensor_execution
 
 from dagster_tidegate import build_definitions
 from dagster_tidegate.dagster_api.kept_instance import kept_instance
+from tests.conftest import NewUrl
 
 
 @pytest.fixture
@@ -20,11 +22,15 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+def context_of(instance: dg.DagsterInstance) -> dg.SensorEvaluationContext:
+    """Return the context of a tick in a code server."""
+    ref = None if instance.is_ephemeral else instance.get_ref()
+    return dg.SensorEvaluationContext(ref, None, None, None, None, instance=instance)
+
+
 def tick(instance: dg.DagsterInstance, *, fails: bool = False) -> dg.DagsterInstance:
     """Return the instance that a tick gets."""
-    ref = None if instance.is_ephemeral else instance.get_ref()
-    context = dg.SensorEvaluationContext(ref, None, None, None, None, instance=instance)
-    with kept_instance(context) as kept:
+    with kept_instance(context_of(instance)) as kept:
         if fails:
             raise ConnectionError("server closed the connection")
         return kept
@@ -82,3 +88,29 @@ def test_no_tick_makes_an_instance_of_its_own(
     made = mock.Mock(side_effect=AssertionError("an instance was made"))
     monkeypatch.setattr(dg.DagsterInstance, "from_ref", made)
     tick_all()
+
+
+def test_when_the_database_closed_its_connections_one_tick_fails(
+    tmp_path: Path, new_dagster_url: NewUrl
+):
+    url = new_dagster_url()
+    storage = {"storage": {"postgres": {"postgres_url": url}}}
+    with dg.DagsterInstance.local_temp(str(tmp_path), storage) as instance:
+
+        def read() -> None:
+            with kept_instance(context_of(instance)) as kept:
+                kept.get_runs(limit=1)
+                kept.event_log_storage.get_pool_limits()
+                kept.all_instigator_state()
+
+        read()
+        with sa.create_engine(url).connect() as conn:
+            conn.execute(
+                sa.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        with pytest.raises(sa.exc.OperationalError):
+            read()
+        read()
