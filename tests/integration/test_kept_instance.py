@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 from dagster._grpc.impl import get_external_sensor_execution
+from sqlalchemy.exc import OperationalError
 
 from dagster_tidegate import build_definitions
 from dagster_tidegate.dagster_api.kept_instance import kept_instance
@@ -111,6 +112,6 @@ def test_when_the_database_closed_its_connections_one_tick_fails(
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             )
-        with pytest.raises(sa.exc.OperationalError):
+        with pytest.raises(OperationalError):
             read()
         read()
