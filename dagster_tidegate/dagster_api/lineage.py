@@ -36,6 +36,7 @@ AFRESH_TAG = "tidegate/afresh"
 """Why a run does not continue the work of the paused run whose next attempt it is."""
 REASON_TAG = "tidegate/reason"
 MAX_TAG = 250  # characters of a tag for people
+MAX_RETRIES = 20
 CANARY_TAG = "tidegate/canary"
 RECORDS_TAG = "tidegate/records"
 ONLY_MARKED = "marked"
@@ -304,6 +305,25 @@ def was_superseded(run: dg.DagsterRun) -> bool:
 def is_automatic_retry(run: dg.DagsterRun) -> bool:
     """Return whether Dagster's run retries launched a run, and not a person."""
     return RETRY_NUMBER_TAG in run.tags and run.parent_run_id is not None
+
+
+def retry_is_due(run: dg.DagsterRun, instance: dg.DagsterInstance, *, is_recent: bool) -> bool:
+    """Return whether Dagster's run retries are about to retry a run, or are at it.
+
+    Args:
+        is_recent: Whether it has just failed; Dagster gives some retries up without a word.
+    """
+    for _ in range(MAX_RETRIES):
+        if run.tags.get(WILL_RETRY_TAG) != "true":
+            return False
+        retry_id = run.tags.get(AUTO_RETRY_RUN_ID_TAG)
+        if retry_id is None:
+            return is_recent
+        retry = instance.get_run_by_id(retry_id)
+        if retry is None or not retry.is_finished:
+            return retry is not None
+        run = retry  # it never began, else it would be the latest attempt
+    return False
 
 
 def is_superseded(run: dg.DagsterRun, newest: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from signal import SIGTERM
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from dagster_tidegate.dagster_api.lineage import (
     is_superseded,
     parent_of,
     retries_assets_of,
+    retry_is_due,
     starts_afresh,
     superseded_tags,
     tried_by,
@@ -60,6 +61,8 @@ SERVICE_TAG = "tidegate/service"
 FAILED_TAG = "tidegate/failed"
 # How many runs without an attempt may lie between two attempts.
 MAX_LINEAGE = 20
+RETRY_WITHIN = timedelta(minutes=10)
+"""How long after a failure Dagster may still launch its retry."""
 
 
 class CampaignPaused(dg.Failure, StopLoop):
@@ -384,6 +387,7 @@ def _claim(
     retried = _retried(context)
     lineage = _Lineage(context.run, context.instance)
     owners: dict[str, dg.DagsterRun | None] = {}  # by id; None: Dagster does not have it
+    retried_later: set[str] = set()
     while True:
         with store.begin() as conn:
             now = store.now(conn)
@@ -400,7 +404,10 @@ def _claim(
                 owner_run = owners.get(owner)
                 continues = leads_on or not (
                     newest is not None
-                    and (starts_afresh(context.run) or _has_ended(run, newest, owner_run))
+                    and (
+                        starts_afresh(context.run)
+                        or _has_ended(run, newest, owner_run, is_retried=owner in retried_later)
+                    )
                 )
                 runs.begin_attempt(
                     conn,
@@ -425,7 +432,11 @@ def _claim(
             raise CampaignCancelled(message)
         # Outside the transaction, which keeps others from writing.
         if not is_known:
-            owners[owner] = context.instance.get_run_by_id(owner)
+            owner_run = owners[owner] = context.instance.get_run_by_id(owner)
+            ended_at = None if newest is None else newest.ended_at
+            is_recent = ended_at is None or now - ended_at < RETRY_WITHIN
+            if owner_run and retry_is_due(owner_run, context.instance, is_recent=is_recent):
+                retried_later.add(owner)
         elif leads_on is None:
             lineage.read_on()
 
@@ -446,11 +457,16 @@ def _is_over(newest: AttemptRow, now: datetime, owner: dg.DagsterRun | None) -> 
     return owner is None or owner.is_finished
 
 
-def _has_ended(run: CampaignRun, newest: AttemptRow, owner: dg.DagsterRun | None) -> bool:
+def _has_ended(
+    run: CampaignRun, newest: AttemptRow, owner: dg.DagsterRun | None, *, is_retried: bool
+) -> bool:
     """Whether a campaign run has completed, failed or been cancelled.
 
-    Otherwise it is paused or was cut off, and the next attempt continues it.
+    Otherwise it is paused, was cut off, or has failed and Dagster retries it: the next attempt
+    continues it.
     """
+    if is_retried and run.status not in (RunStatus.COMPLETED, RunStatus.CANCELLED):
+        return False
     if run.ended_as is not None or run.status not in UNFINISHED:
         return True
     if newest.ended_at is not None:

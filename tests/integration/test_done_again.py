@@ -216,6 +216,28 @@ def test_a_retry_of_a_refused_start_goes_on_although_another_run_completed_meanw
     assert project.sent == [], "the service would get every record once more"
 
 
+@pytest.mark.parametrize("retry", ["none yet", "begins", "never began", "given up"])
+def test_whoever_begins_before_dagster_has_retried_a_failed_run_goes_on(
+    project: Project, retry: str
+) -> None:
+    failed = project.fail("alan")
+    begins = dg.DagsterRun("outreach", status=dg.DagsterRunStatus.STARTING)
+    died = dg.DagsterRun(
+        "outreach",
+        tags={"dagster/will_retry": str(retry == "never began").lower()},
+        status=dg.DagsterRunStatus.FAILURE,
+    )
+    for run in (begins, died):
+        project.instance.add_run(run)
+    tags = {"dagster/will_retry": "true"}
+    if retry != "none yet":
+        retried = begins if retry == "begins" else died
+        tags["dagster/auto_retry_run_id"] = retried.run_id
+    project.instance.add_run_tags(failed.run_id, tags)
+    project.materialize()
+    assert project.sent == (KEYS if retry == "given up" else ["grace"])
+
+
 def test_dagster_does_not_retry_a_run_that_was_launched_while_another_one_is_at_work(
     project: Project,
 ) -> None:
