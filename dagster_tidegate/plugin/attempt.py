@@ -174,9 +174,10 @@ class Attempt:
 
         A hold on a service does not cover it while another service of its chain is free.
         """
-        services = self.fleet.snapshot().services
-        if not self.fleet.snapshot().holds:  # the usual case, before each record
+        snapshot = self.fleet.snapshot()
+        if not snapshot.holds:  # the usual case, before each record
             return ()
+        services = snapshot.services
         covering = self.fleet.holds_on(
             services=self._needed | self._refused,
             campaign=self.run.campaign,

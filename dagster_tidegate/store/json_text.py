@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+# `json.dumps` makes an encoder for each call that has options.
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
 
 class JsonText(str):
     """Text that is JSON."""
@@ -15,7 +18,7 @@ class JsonText(str):
             TypeError: If JSON can't hold it.
             ValueError: If it holds NaN or an infinite number.
         """
-        return cls(json.dumps(value, allow_nan=False))
+        return cls(_ENCODER.encode(value))
 
 
 def json_text(value: Any) -> str:
