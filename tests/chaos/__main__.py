@@ -5,13 +5,12 @@ service fails, each at a random moment, and asks the service what arrived. The r
 is played again by `--seed S --rounds 1`.
 """
 
-import argparse
-import random
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.chaos import seeds
 from tests.chaos.plan import plan
 from tests.chaos.rounds import Played, play
 from tests.chaos.stage import stage
@@ -19,29 +18,21 @@ from tests.chaos.stage import stage
 
 def tell(played: Played) -> None:
     """Print what became of a round."""
-    said = "wrong" if played.findings else "well"
-    print(
-        f"seed {played.plan.seed}: {said} after {played.seconds:.0f} s, {played.attempts} attempts,"
-        f" {played.in_doubt} in doubt, {played.repeated} sent again; {played.plan}",
-        flush=True,
+    seeds.tell(
+        played.plan.seed,
+        f"after {played.seconds:.0f} s, {played.attempts} attempts, {played.in_doubt} in doubt, "
+        f"{played.repeated} sent again; {played.plan}",
+        played.findings,
     )
-    for finding in played.findings:
-        print(f"  {finding}", flush=True)
 
 
 def main() -> None:
     """Play the rounds; ends with 1 if something went wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=200, help="how many rounds (default 200)")
-    parser.add_argument("--seed", type=int, help="seed of the first; the others count on from it")
+    parser = seeds.parser(__doc__, rounds=200)
     parser.add_argument("--keep", type=Path, help="keep logs and databases in this new directory")
     arguments = parser.parse_args()
-    first = random.randrange(10**6) if arguments.seed is None else arguments.seed
-    print(f"rounds with the seeds {first} to {first + arguments.rounds - 1}", flush=True)
     began = time.monotonic()
-    plans = [plan(seed) for seed in range(first, first + arguments.rounds)]
+    plans = [plan(seed) for seed in seeds.of(arguments)]
     done: list[Played] = []
     with tempfile.TemporaryDirectory(prefix="tidegate-chaos-") as folder:
         place = arguments.keep or Path(folder)

@@ -6,9 +6,7 @@ effect once; what was not, as a whole or not at all; and repeated, once. The rou
 played again by `--seed S --rounds 1`.
 """
 
-import argparse
 import os
-import random
 import sys
 import tempfile
 import time
@@ -45,6 +43,7 @@ from dagster_tidegate.store.idempotency import MAX_REQUEST
 from demo.up import deployment
 from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
+from tests.chaos import seeds
 from tests.chaos.serve_plan import (
     KEYED,
     MAX_LOCKED_S,
@@ -478,29 +477,21 @@ def stage(home: Path, url: str) -> Iterator[Stage]:
 
 def tell(played: Played) -> None:
     """Print what became of a round."""
-    said = "wrong" if played.findings else "well"
-    print(
-        f"seed {played.plan.seed}: {said} after {played.seconds:.1f} s, {played.answered} answered;"
-        f" of the others {played.in_effect} in effect, {played.begun} begun, {played.untouched} not"
-        f" begun; {played.plan}",
-        flush=True,
+    seeds.tell(
+        played.plan.seed,
+        f"after {played.seconds:.1f} s, {played.answered} answered; of the others "
+        f"{played.in_effect} in effect, {played.begun} begun, {played.untouched} not begun; "
+        f"{played.plan}",
+        played.findings,
     )
-    for finding in played.findings:
-        print(f"  {finding}", flush=True)
 
 
 def main() -> None:
     """Play the rounds; ends with 1 if something went wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=100, help="how many rounds (default 100)")
-    parser.add_argument("--seed", type=int, help="seed of the first; the others count on from it")
+    parser = seeds.parser(__doc__, rounds=100)
     arguments = parser.parse_args()
-    first = random.randrange(10**6) if arguments.seed is None else arguments.seed
-    print(f"rounds with the seeds {first} to {first + arguments.rounds - 1}", flush=True)
     began = time.monotonic()
-    plans = [plan(seed) for seed in range(first, first + arguments.rounds)]
+    plans = [plan(seed) for seed in seeds.of(arguments)]
     done: list[Played] = []
     with tempfile.TemporaryDirectory(prefix="tidegate-serve-") as folder, ExitStack() as stack:
         Path(folder).chmod(0o755)  # the database server may be another user
