@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from uuid import uuid4
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -404,11 +404,7 @@ def start(
         )
     except BaseException as error:
         with store.begin() as conn:
-            now = store.now(conn)
-            reason = shown(f"it could not be launched: {error}")[:MAX_REASON]
-            start_failed(conn, now, name, reason, actor=actor)
-            if claimed is not None:
-                runs.give_start_back(conn, now, claimed, reason, actor=actor)
+            start_failed(conn, store.now(conn), name, claimed, error, actor=actor)
         raise
     if claimed is None:
         return dagster_run
@@ -447,13 +443,39 @@ def request_start(
         name: The campaign run.
         marked: How many records were marked for it, by op; None: it does all of them.
     """
-    after = None if marked is None else {"marked": dict(marked)}
-    _write_start(conn, now, name, _REQUESTED, _of_dagster_run(run_id), actor, after)
+    events.write(
+        conn,
+        now,
+        kind=EventKind.START,
+        name=name,
+        to_status=_REQUESTED,
+        reason=_of_dagster_run(run_id),
+        actor=actor,
+        after=None if marked is None else {"marked": dict(marked)},
+    )
 
 
-def start_failed(conn: Connection, now: datetime, name: str, reason: str, *, actor: str) -> None:
-    """Record that a Dagster run that was requested could not be launched."""
-    _write_start(conn, now, name, "failed", reason, actor)
+def start_failed(
+    conn: Connection,
+    now: datetime,
+    name: str,
+    claimed: CampaignRun | None,
+    error: BaseException,
+    *,
+    actor: str,
+) -> None:
+    """Record that a Dagster run that was requested could not be launched, and undo its claim.
+
+    Args:
+        name: The campaign run.
+        claimed: As it was before the claim; None if there is none.
+    """
+    reason = shown(f"it could not be launched: {error}")[:MAX_REASON]
+    events.write(
+        conn, now, kind=EventKind.START, name=name, to_status="failed", reason=reason, actor=actor
+    )
+    if claimed is not None:
+        runs.give_start_back(conn, now, claimed, reason, actor=actor)
 
 
 def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: str) -> CampaignRun:
@@ -535,27 +557,6 @@ def before_claim(run: CampaignRun) -> CampaignRun:
 
 def _of_dagster_run(run_id: str | None) -> str:
     return f"Dagster run {run_id}"
-
-
-def _write_start(
-    conn: Connection,
-    now: datetime,
-    name: str,
-    to_status: str,
-    reason: str,
-    actor: str,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    events.write(
-        conn,
-        now,
-        kind=EventKind.START,
-        name=name,
-        to_status=to_status,
-        reason=reason,
-        actor=actor,
-        after=after,
-    )
 
 
 def _ended_as(run: CampaignRun) -> RunStatus:

@@ -16,7 +16,7 @@ from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.records import RecordState, Selection
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.text import MAX_REASON, plural, shown
+from dagster_tidegate.text import plural
 
 
 class NoRecordsError(Exception):
@@ -117,12 +117,10 @@ def retry(
         )
     except BaseException as error:
         with store.begin() as conn:
-            why = shown(f"it could not be launched: {error}")[:MAX_REASON]
             if former is not None:
                 records.unmark(conn, now, run, former)
             before = operations.before_claim(run) if is_claimed else run
-            operations.start_failed(conn, now, run.name, why, actor=actor)
-            runs.give_start_back(conn, store.now(conn), before, why, actor=actor)
+            operations.start_failed(conn, store.now(conn), run.name, before, error, actor=actor)
         raise
     return Again(marked, dagster_run)
 
