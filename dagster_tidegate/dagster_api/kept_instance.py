@@ -29,8 +29,8 @@ def keep_connections(instance: dg.DagsterInstance) -> None:
 def kept_instance(context: dg.SensorEvaluationContext) -> Iterator[dg.DagsterInstance]:
     """Give a tick an instance that this process keeps, and its connections with it.
 
-    `context.instance` makes one for each tick, which takes ten times as long as the tick, since it
-    looks through the migrations of Dagster's storage. After an error the next tick gets a new
+    `context.instance` makes one for each tick, which takes twenty times as long as the tick, since
+    it looks through the migrations of Dagster's storage. After an error the next tick gets a new
     one, since the database may have closed the connections.
     """
     ref = context.instance_ref

@@ -320,8 +320,10 @@ def retry_is_due(run: dg.DagsterRun, instance: dg.DagsterInstance, *, is_recent:
         if retry_id is None:
             return is_recent
         retry = instance.get_run_by_id(retry_id)
-        if retry is None or not retry.is_finished:
-            return retry is not None
+        if retry is None:
+            return False
+        if not retry.is_finished:
+            return True
         run = retry  # it never began, else it would be the latest attempt
     return False
 

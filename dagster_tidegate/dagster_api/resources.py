@@ -17,6 +17,7 @@ class LightResource(dg.ConfigurableResource):
     def _with_updated_values(self, values: Mapping[str, Any] | None) -> Self:
         if not values or _given(values) == _given(self._convert_to_config_dictionary()):
             return copy(self)
+        # Dagster annotates it with the base class, and makes one of this class.
         return super()._with_updated_values(values)  # type: ignore[return-value]
 
 
