@@ -1,5 +1,6 @@
 """The ledger: the status and result of each record of a campaign run."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
-from dagster_tidegate.store.upsert import insert, insert_on
+from dagster_tidegate.store.upsert import insert, insert_columns, insert_on
 
 RATE_LASTS = timedelta(seconds=60)
 """Progress is written once a second; an older rate is stale."""
@@ -145,20 +146,12 @@ def _write_many(
     conn: Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     working = fence(conn, attempt) is RunStatus.PROCESSING
-    run, number = attempt.campaign_run, attempt.number
-    rows = [
-        {
-            "campaign_run": run,
-            "op": op,
-            "attempt": number,
-            "at": now,
-            **entry._asdict(),
-        }
-        for entry in entries
-        if working or entry.status is not RecordStatus.STARTED
-    ]
-    if rows:
-        conn.execute(_upsert(conn.dialect.name), rows)
+    kept = [entry for entry in entries if working or entry.status is not RecordStatus.STARTED]
+    if not kept:
+        return working
+    columns = dict(zip(Entry._fields, zip(*kept, strict=True), strict=True))
+    of_all = {"campaign_run": attempt.campaign_run, "op": op, "attempt": attempt.number, "at": now}
+    insert_columns(conn, _upsert(conn.dialect.name), columns, of_all)
     return working
 
 
@@ -303,11 +296,12 @@ def look_up(
 
 
 def _is_one_of(conn: Connection, keys: Collection[str]) -> sa.ColumnElement[bool]:
-    if conn.dialect.name != "postgresql":
-        return t.ledger.c.key.in_(keys)
     # One parameter: building and parsing a statement with one for each key costs more than it does.
-    array = sa.bindparam("keys", list(keys), postgresql.ARRAY(sa.String))
-    return t.ledger.c.key == sa.func.any(array)
+    if conn.dialect.name == "postgresql":
+        array = sa.bindparam("keys", list(keys), postgresql.ARRAY(sa.String))
+        return t.ledger.c.key == sa.func.any(array)
+    each = sa.func.json_each(json.dumps(list(keys))).table_valued("value")
+    return t.ledger.c.key.in_(sa.select(each.c.value))
 
 
 def counts(

@@ -1,12 +1,14 @@
 """The ledger: entries, the fence, progress and leases, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import timedelta, timezone
 
 import pytest
+import sqlalchemy as sa
 
 from dagster_tidegate.statuses import RecordStatus, RunStatus
 from dagster_tidegate.store import ledger, loops, records, runs
+from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
@@ -94,6 +96,32 @@ def test_results_come_back_as_they_were_in_the_order_of_the_input(
         assert ledger.results(conn, owner(conn), "send") == results
         assert ledger.counts(conn, owner(conn), "send") == {DONE: len(results), FAILED: 1}
         assert ledger.counts(conn, owner(conn), "send", failed_since=2) == {DONE: len(results)}
+
+
+def test_many_entries_are_written_like_one(store: Store, clock: Clock) -> None:
+    at = clock().astimezone(timezone(timedelta(hours=5)))
+    waiting = RecordStatus.WAITING
+    started = [Entry(key, row, STARTED) for row, key in enumerate("ab%:c")]
+    entries = [
+        Entry("a", 0, DONE, {"sent": None}, tries=2, service="apollo"),
+        Entry("b", 1, FAILED, error="50 % (of) :it 'failed'", tries=10, suspect=True),
+        Entry("%", 2, waiting, retry_at=at + timedelta(seconds=5)),
+        Entry(":", 3, DONE, "ü"),
+        Entry("c", 4, STARTED),
+    ]
+    with store.begin() as conn:
+        attempt = begin(conn, clock)
+        for each in ([entry] for entry in (*started, *entries)):
+            ledger.write(conn, at, attempt, "one", each)
+        ledger.write(conn, at, attempt, "many", started)
+        ledger.write(conn, at, attempt, "many", entries)
+        columns = [column for column in t.ledger.c if column is not t.ledger.c.op]
+        one, many = (
+            conn.execute(sa.select(*columns).where(t.ledger.c.op == op)).all()
+            for op in ("one", "many")
+        )
+    assert len(many) == len(entries)
+    assert set(map(str, one)) == set(map(str, many))
 
 
 def test_what_was_done_before_a_fresh_start_does_not_count(store: Store, clock: Clock) -> None:
