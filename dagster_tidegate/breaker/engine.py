@@ -612,7 +612,7 @@ class Engine:
             took_s = ticket.window.monotonic() - ticket.started
             self._hooks.emit(CallEnded(self.policy.name, True, took_s))
         self._hooks.emit(CallFailed(self.policy.name, error, verdict.reason, verdict.until))
-        record = evidence.get()
+        record = evidence()
         if not self.end_trials(ticket, verdict) and record != NO_EVIDENCE:
             ticket.window.fail(self._state.now(), verdict.until, record)
             self._report(ticket.window, verdict)

@@ -4,18 +4,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2s
+from typing import Protocol
 
 NO_EVIDENCE = ""
 DIGEST_BYTES = 4
 
-evidence: ContextVar[str | None] = ContextVar("tidegate_evidence", default=None)
-"""What a failed call in this context counts as.
 
-- None: it belongs to no record, and each failure counts as one of a record of its own.
-- The digest of a record: all of its failures count as those of one record.
-- `NO_EVIDENCE`: it says nothing about the service. The record failed before, and others have
-  succeeded since.
-"""
+class Purpose(Protocol):
+    """What guarded calls are made for: a record of a loop.
+
+    Attributes:
+        evidence: What a failed call counts as. None: each failure counts as one of a record of its
+            own. The path of a record: all of its failures count as those of one record.
+            `NO_EVIDENCE`: it says nothing about the service. The record failed before, and others
+            have succeeded since.
+        served_by: The services that were chosen for it, one of each chain.
+    """
+
+    evidence: str | None
+    served_by: list[str]
+
+
+purpose: ContextVar[Purpose | None] = ContextVar("tidegate_purpose", default=None)
+"""What the calls in this context are made for; None: each for itself."""
+
+
+def evidence() -> str | None:
+    """Return what a failed call in this context counts as."""
+    of_call = purpose.get()
+    return None if of_call is None else of_call.evidence
 
 
 def digest(record: str) -> str:
@@ -31,22 +48,18 @@ def digest(record: str) -> str:
     return blake2s(record.encode(errors="backslashreplace"), digest_size=DIGEST_BYTES).hexdigest()
 
 
-served_by: ContextVar[list[str] | None] = ContextVar("tidegate_served_by", default=None)
-"""The services that were chosen for the record of this context, one of each chain."""
-
-
 def note_service(chain: Sequence[str], chosen: str) -> None:
     """Note which service of a chain serves the record of this context, if there is one."""
-    if (services := served_by.get()) is not None:
-        services[:] = [*(name for name in services if name not in chain), chosen]
+    if (record := purpose.get()) is not None:
+        others = (name for name in record.served_by if name not in chain)
+        record.served_by[:] = [*others, chosen]
 
 
 @contextmanager
-def of_record(record: str | None, services: list[str] | None = None) -> Iterator[None]:
-    """Make calls in this context count as those of a record; see `evidence`, `served_by`."""
-    token, token_of_services = evidence.set(record), served_by.set(services)
+def of_record(record: Purpose) -> Iterator[None]:
+    """Make calls in this context count as those of a record."""
+    token = purpose.set(record)
     try:
         yield
     finally:
-        evidence.reset(token)
-        served_by.reset(token_of_services)
+        purpose.reset(token)

@@ -10,6 +10,7 @@ from secrets import token_hex
 from threading import Lock
 from typing import NamedTuple
 
+from dagster_tidegate.breaker.evidence import digest
 from dagster_tidegate.breaker.policy import ServicePolicy
 
 BUCKETS = 10
@@ -274,10 +275,10 @@ class LocalWindow:
         self._flushed = (0, 0, 0)
 
     def fail(self, at: datetime, retry_at: datetime | None, record: str | None = None) -> None:
-        """Count a failure; `record` is the digest of the record, None if it belongs to none."""
+        """Count a failure; `record` is the path of the record, None if it belongs to none."""
         with self._lock:
             self._end_row_after_success()
-            self._row.append((at, record or token_hex(4)))
+            self._row.append((at, digest(record) if record else token_hex(4)))
             self.failed += 1
             self._last_failed_at = at
             if retry_at is not None:

@@ -53,11 +53,15 @@ class Journal:
 
     Without a group, each record is written as started before its effect and as done or failed
     after it: either the ledger has it, or it is in doubt. With a group only the end is written.
+
+    Attributes:
+        writes_starts: Whether it has no group.
     """
 
     def __init__(self, host: LoopHost, op: str, *, group: Group | None, total: int | None) -> None:
         self._host, self.op = host, op
         self._group, self._total = group, total
+        self.writes_starts = group is None
         self._entries: list[Entry] = []
         self._starts: list[Record] = []
         self._oldest_entry_at = 0.0
@@ -103,7 +107,7 @@ class Journal:
         Raises:
             AttemptOverError: If the campaign run has ended, or a newer attempt owns it.
         """
-        if self._group is not None:
+        if not self.writes_starts:
             return
         for record in records:
             self._add_start(record)
@@ -158,21 +162,20 @@ class Journal:
         """Write how records ended, unless their group is neither full nor old enough.
 
         Args:
-            upcoming: Records that start next, in the same transaction.
+            upcoming: Records that start next, in the same transaction; none if they are grouped.
 
         Raises:
             AttemptOverError: If the campaign run has ended, or a newer attempt owns it.
         """
         group = self._group
-        if group is None:
-            for record in upcoming:
-                self._add_start(record)
-        elif (
-            len(self._entries) < group.records
-            and time.monotonic() - self._oldest_entry_at < group.seconds
+        for record in upcoming:
+            self._add_start(record)
+        if (
+            group is None
+            or len(self._entries) >= group.records
+            or time.monotonic() - self._oldest_entry_at >= group.seconds
         ):
-            return
-        self.flush()
+            self.flush()
 
     def flush(self) -> None:
         """Write all entries.
@@ -181,7 +184,7 @@ class Journal:
             AttemptOverError: If a newer attempt owns the campaign run, or it has ended and the
                 entries would continue it.
         """
-        continues = self._group is not None or bool(self._starts)
+        continues = not self.writes_starts or bool(self._starts)
         if not self._write_entries() and continues:
             row = self._host.row
             raise AttemptOverError(

@@ -82,7 +82,8 @@ class LoopPass(Generic[T]):
         schedule = self._schedule
         schedule.is_open = not is_last
         while self._next is not None or (len(schedule) and not schedule.wants_input):
-            self._stop_if_needed()
+            if self._may_have_to_stop:
+                self._stop_if_needed()
             record, self._next = self._next or schedule.next(time.monotonic()), None
             if record is not None:
                 yield from self._try_once(record)
@@ -123,7 +124,7 @@ class LoopPass(Generic[T]):
                 self._stop(StopReason(*self._counts, signal=self.signals.received))
             return False
         self._end_try(record, error)
-        if not self.host.holds():
+        if self.journal.writes_starts and not self.host.holds():
             self._next = self._schedule.next(time.monotonic())
         try:
             self.journal.commit(() if self._next is None else (self._next,))
@@ -150,7 +151,7 @@ class LoopPass(Generic[T]):
     def _work(self, chunks: Iterator[Chunk], workers: Workers) -> None:
         schedule = self._schedule
         while True:
-            if self.signals.received or self.host.holds() or self.host.fleet.outdated:
+            if self._may_have_to_stop:
                 self._drain(workers)
                 self._stop_if_needed()
             free = max(0, self._pace.limit - len(self._in_flight))
@@ -282,6 +283,10 @@ class LoopPass(Generic[T]):
                 f"'tidegate records list {run} --failed' lists them, and 'tidegate records retry "
                 f"{run}' does them again"
             )
+
+    @property
+    def _may_have_to_stop(self) -> bool:
+        return bool(self.signals.received or self.host.holds() or self.host.fleet.outdated)
 
     def _stop_if_needed(self) -> None:
         holds = () if self.signals.received else self._linger()

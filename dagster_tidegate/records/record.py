@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from dagster_tidegate.breaker.evidence import evidence, served_by
+from dagster_tidegate.breaker.evidence import purpose
 
 T = TypeVar("T")
 
@@ -165,12 +165,10 @@ class Record(Generic[T]):
     def __enter__(self) -> "Record[T]":
         self.is_entered = True
         self.tries += 1
-        self._outer = evidence.get(), served_by.get()
-        evidence.set(self.evidence)
-        served_by.set(self.served_by)
+        self._outer = purpose.get()
+        purpose.set(self)
         return self
 
     def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> bool:
-        evidence.set(self._outer[0])
-        served_by.set(self._outer[1])
+        purpose.set(self._outer)
         return self._finish(self, error)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from dagster_tidegate.breaker.answers import may_have_arrived
 from dagster_tidegate.breaker.errors import BreakerOpenError
-from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE
 from dagster_tidegate.breaker.excerpts import said_with
 from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.pools import whole_of
@@ -71,7 +71,7 @@ class Tries(Generic[T]):
         ):
             record.evidence = None
         else:
-            record.evidence = digest(record.path)
+            record.evidence = record.path
 
     def end(self, record: Record[T], error: BaseException | None) -> None:
         """Write how a try ended, and schedule the next one if there is one."""

@@ -81,7 +81,7 @@ class Workers:
         while (record := self._submitted.get()) is not None:
             error: BaseException | None = None
             try:
-                with of_record(record.evidence, record.served_by):
+                with of_record(record):
                     record.result = self._handler(record)
             except BaseException as raised:  # noqa: BLE001 -- the loop raises it
                 error = raised
@@ -95,7 +95,7 @@ class Workers:
     async def _task(self, record: Record) -> None:
         error: BaseException | None = None
         try:
-            with of_record(record.evidence, record.served_by):
+            with of_record(record):
                 record.result = await self._handler(record)
         except BaseException as raised:  # noqa: BLE001 -- the loop raises it
             error = raised

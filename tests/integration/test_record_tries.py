@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 
 from dagster_tidegate.breaker.errors import Denied, Pending, Rejected, Throttled
 from dagster_tidegate.breaker.events import CallJudged
-from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, evidence
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, evidence
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.holds import Hold
@@ -91,7 +91,7 @@ class Service:
 
     def __call__(self, record: Record) -> str:
         self.calls.append(record.key)
-        self.evidence.append((record.key, evidence.get()))
+        self.evidence.append((record.key, evidence()))
         if record.key in self.bad:
             raise self.error()
         return record.key
@@ -145,14 +145,14 @@ def test_what_a_bad_record_does_is_no_evidence_once_others_have_succeeded(
 ) -> None:
     service = Service(KEYS[0])
     go(work, KEYS, service)
-    own = digest(f"outreach/leads-1/send/{KEYS[0]}")
+    own = f"outreach/leads-1/send/{KEYS[0]}"
     of_bad = [each for key, each in service.evidence if key == KEYS[0]]
     assert of_bad[0] == own
     assert set(of_bad) <= {own, NO_EVIDENCE}
     assert of_bad[-5:] == [NO_EVIDENCE] * 5
     others = {key: each for key, each in service.evidence if key != KEYS[0]}
     assert len(set(others.values())) == len(KEYS) - 1
-    assert evidence.get() is None
+    assert evidence() is None
 
 
 def test_the_next_record_does_not_wait_for_one_that_failed(work: Work) -> None:

@@ -1,6 +1,7 @@
 """A service that always fails, and a breaker that it trips."""
 
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from dagster_tidegate.breaker.breaker import Breaker
@@ -11,6 +12,14 @@ from dagster_tidegate.statuses import BreakerState
 
 class Down(Exception):
     """The service is down."""
+
+
+@dataclass
+class Letter:
+    """What calls are made for, as for a record."""
+
+    evidence: str | None = None
+    served_by: list[str] = field(default_factory=list)
 
 
 def fail() -> None:

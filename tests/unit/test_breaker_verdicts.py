@@ -20,12 +20,13 @@ from dagster_tidegate.breaker.errors import (
     Throttled,
 )
 from dagster_tidegate.breaker.events import CallJudged, StateChanged
-from dagster_tidegate.breaker.evidence import NO_EVIDENCE, digest, of_record
+from dagster_tidegate.breaker.evidence import NO_EVIDENCE, of_record
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.verdicts import Scope, Verdict, VerdictKind
+from dagster_tidegate.breaker.window import LocalWindow
 from dagster_tidegate.statuses import BreakerState
 from tests.support.clock import Clock
-from tests.support.failing_service import Down, fail, policy, trip
+from tests.support.failing_service import Down, Letter, fail, policy, trip
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
@@ -200,21 +201,29 @@ def test_hooks_receive_what_a_service_said(clock: Clock):
 
 
 def fail_for(breaker: Breaker, record: str | None, times: int = 1) -> None:
-    with of_record(record):
+    with of_record(Letter(record)):
         for _ in range(times):
             attempt(breaker, Down())
 
 
 def test_one_record_alone_cannot_trip_however_often_it_fails(breaker: Breaker):
-    fail_for(breaker, digest("bad"), 100)
+    fail_for(breaker, "bad", 100)
     assert breaker.status.state == CLOSED
+
+
+def test_what_a_record_is_called_stays_in_its_process(clock: Clock):
+    window = LocalWindow("openai", 0, "worker", lambda: 0.0)
+    window.fail(clock(), None, "outreach/leads-1/send/ada@example.org")
+    delta = window.pending(policy(), clock())
+    assert delta is not None
+    assert delta.row_records == "3c385374"
 
 
 def test_failures_of_three_records_trip(breaker: Breaker):
     for record in ("one", "two"):
-        fail_for(breaker, digest(record), 5)
+        fail_for(breaker, record, 5)
     assert breaker.status.state == CLOSED
-    fail_for(breaker, digest("three"))
+    fail_for(breaker, "three")
     assert breaker.status.state == OPEN
 
 
@@ -226,11 +235,11 @@ def test_failures_without_evidence_do_not_count(breaker: Breaker):
 def test_one_record_on_many_workers_is_still_one(clock: Clock):
     backend = MemoryBackend(clock=clock)
     for _ in range(8):  # each a process of its own, with the same record
-        fail_for(Fleet(backend, [policy()]).breaker("openai"), digest("bad"), 2)
+        fail_for(Fleet(backend, [policy()]).breaker("openai"), "bad", 2)
         clock.advance(1)
     assert Fleet(backend, [policy()]).breaker("openai").status.state == CLOSED
     for record in ("another", "a third"):
-        fail_for(Fleet(backend, [policy()]).breaker("openai"), digest(record))
+        fail_for(Fleet(backend, [policy()]).breaker("openai"), record)
     assert Fleet(backend, [policy()]).breaker("openai").status.state == OPEN
 
 

@@ -13,7 +13,7 @@ from dagster_tidegate.breaker.evidence import of_record
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.statuses import BreakerState
 from tests.support.clock import Clock
-from tests.support.failing_service import Down, fail, policy, trip
+from tests.support.failing_service import Down, Letter, fail, policy, trip
 
 CHAIN = ("apollo", "clearbit")
 
@@ -106,15 +106,15 @@ def test_an_event_loop_does_not_wait():
 
 
 def test_a_record_remembers_which_service_of_each_chain_was_chosen_last(fleet: Fleet):
-    services: list[str] = []
-    with of_record(None, services):
+    letter = Letter()
+    with of_record(letter):
         fleet.first_available(*CHAIN)
         fleet.first_available("apollo/people")
         trip(fleet.breaker("apollo"))
         fleet.first_available(*CHAIN)
-    assert services == ["apollo/people", "clearbit"]
+    assert letter.served_by == ["apollo/people", "clearbit"]
     fleet.first_available(*reversed(CHAIN))
-    assert services == ["apollo/people", "clearbit"]
+    assert letter.served_by == ["apollo/people", "clearbit"]
 
 
 def test_a_chain_names_services(fleet: Fleet):
