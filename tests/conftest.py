@@ -2,11 +2,11 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fcntl import LOCK_EX, flock
 from pathlib import Path
-from tempfile import gettempdir
 from uuid import uuid4
 
 import psycopg
@@ -39,6 +39,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(QUICK), *filter(No
 if "COVERAGE_PROCESS_CONFIG" not in os.environ:  # it begins with a process
     processes.install()
 
+# Databases on a disk wait for it at each commit. Nothing of these has to outlive the machine.
+MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 4 << 30
+if "TMPDIR" not in os.environ and MEMORY.is_dir():
+    memory = os.statvfs(MEMORY)
+    if memory.f_bavail * memory.f_frsize > MEMORY_NEEDED and not memory.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
 
@@ -62,7 +69,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
     # Not among pytest's own directories: each session that starts closes those to other users,
     # and the server of tests that run as root is another user.
-    directory = Path(gettempdir()) / f"tidegate-postgres-{run}"
+    directory = Path(tempfile.gettempdir()) / f"tidegate-postgres-{run}"
     with ExitStack() as stack:
         with (tmp_path_factory.getbasetemp().parent / "postgres.lock").open("w") as lock:
             flock(lock, LOCK_EX)
@@ -207,24 +214,31 @@ def sandbox(sandbox_of_all: SandboxClient) -> SandboxClient:
 
 REAL_PROCESSES = {"deployment", "chaos", "browser"}
 REAL_PROCESSES_TIMEOUT_S = 1200  # a busy machine makes them many times slower
+# Real deployments mostly wait, and more than four would starve each other. About of one length.
+GROUPS = {
+    "test_gate.py": "the gate",
+    "test_gate_answers.py": "answers and browsers",
+    "browser": "answers and browsers",
+    "test_up.py": "up and drills",
+    "test_drill.py": "up and drills",
+    "test_operator.py": "up and drills",
+}
 
 
 # First: pytest-xdist reads the marks in the same hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file on one worker, and real deployments on two: more would starve each other."""
+    """Keep a file on one worker, and real deployments on four."""
     tests = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(tests)
-        if path.parts[0] not in REAL_PROCESSES:
-            group = str(path)
-        elif path.parts[0] in ("chaos", "browser") or path.name == "test_gate.py":
-            group = "the gate, chaos and browsers"  # about as long as all others
-        else:
-            group = "real processes"
+        folder = path.parts[0]
+        group = str(path)
+        if folder in REAL_PROCESSES:
+            group = GROUPS.get(path.name) or GROUPS.get(folder) or "other deployments"
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(REAL_PROCESSES_TIMEOUT_S))
         item.add_marker(pytest.mark.xdist_group(group))
-        if path.parts[0] in REAL_PROCESSES and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(REAL_PROCESSES_TIMEOUT_S))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,5 +1,9 @@
-"""Tidegate's own pages in a real browser, during an outage that is made in the store."""
+"""Tidegate's own pages in a real browser, during an outage that is made in the store.
 
+`TIDEGATE_TEST_PICTURES` names a folder for a picture of each page, to be looked at.
+"""
+
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +26,10 @@ from tests.support import page_scene, page_store
 
 pytestmark = pytest.mark.database_time
 
+CONTRAST = ("color-contrast",)
 WIDTHS = (1440, 820, 390)
+# The rules of axe-core, all by default, for schemes and widths in which they may find other things.
+RULES = {("light", WIDTHS[0]): (), ("light", WIDTHS[2]): (), ("dark", WIDTHS[0]): CONTRAST}
 PAGES = {
     "now": "",
     "service": "/services/perplexity",
@@ -266,8 +273,9 @@ def test_without_javascript_it_reads_and_its_forms_work(store: Store, page: Page
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible_and_fits_every_screen(
-    store: Store, page: Page, scheme: Any, tmp_path: Path
+    store: Store, page: Page, scheme: Any
 ) -> None:
+    pictures = os.environ.get("TIDEGATE_TEST_PICTURES")
     ids = page_scene.trouble(store)
     empty = Store("sqlite://")
     schema.upgrade(empty)
@@ -275,25 +283,28 @@ def test_every_page_is_accessible_and_fits_every_screen(
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda each: wrong.append(each.text) if "policy" in each.text else None)
+    page.add_init_script(Axe().axe_script)
     with serving(store) as url, serving(empty) as empty_url:
         for name, path in (*PAGES.items(), ("empty-now", ""), ("empty-records", "/records")):
             base = empty_url if name.startswith("empty") else url
             page.goto(base + path.format(**ids))
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
-                page.screenshot(path=tmp_path / f"{name}-{scheme}-{width}.png", full_page=True)
-                too_wide = page.evaluate("document.documentElement.scrollWidth") > width
-                if too_wide:
-                    wrong.append(f"{name} is wider than {width} px")
-                if width == WIDTHS[0] or (width == WIDTHS[2] and scheme == "light"):
-                    wrong += [f"{name} at {width} px: {each}" for each in violations(page)]
+                view = f"{name}-{scheme}-{width}"
+                if pictures:
+                    page.screenshot(path=Path(pictures, f"{view}.png"), full_page=True)
+                if page.evaluate("document.documentElement.scrollWidth") > width:
+                    wrong.append(f"{view} is wider than its screen")
+                if (rules := RULES.get((scheme, width))) is not None:
+                    wrong += [f"{view}: {each}" for each in violations(page, *rules)]
     empty.dispose()
     assert wrong == []
 
 
-def violations(page: Page) -> Sequence[str]:
-    """What axe-core finds that is serious or critical."""
-    found = Axe().run(page).response["violations"]
+def violations(page: Page, *rules: str) -> Sequence[str]:
+    """What axe-core, which is in the page, finds that is serious or critical."""
+    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    found = page.evaluate("options => axe.run(options)", options)["violations"]
     return [
         f"{each['id']}: {[node['html'][:120] for node in each['nodes'][:3]]}"
         for each in found

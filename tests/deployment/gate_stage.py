@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ MAX_S = 300.0
 START_S = 300.0
 LOOK_EVERY_S = 0.25
 SOCKET = "workers.sock"
+RECORDS = 25
+PAUSED_ONCE = [RunStatus.PAUSED, RunStatus.COMPLETED]
+# Long enough for several ticks of the gate, in which it could do what it should not.
+TICKS = timedelta(seconds=4)
+# A daemon that is killed between noting that it starts a run and starting it leaves one that has
+# failed after so long; Dagster then retries it.
+START_TIMEOUT_S = 45
+unused = count()
+
+
+def new_partitions(number: int) -> list[str]:
+    """Return partitions that no test has used."""
+    return [str(next(unused)) for _ in range(number)]
+
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
@@ -353,7 +368,7 @@ class Stage:
     def assert_each_arrived_once(self, job: str, partition: str) -> None:
         """Check that instantly took each address of a campaign run once, and no call was lost."""
         arrived = self.arrived(job, partition)
-        assert len(arrived) == int(self._env["GATE_PROJECT_RECORDS"])
+        assert len(arrived) == RECORDS
         assert set(arrived.values()) == {1}
         assert self.sent_twice() == {}
 
@@ -450,9 +465,6 @@ def gate_stage(
     store_url: str,
     *,
     dagster_url: str | None = None,
-    records: int = 20,
-    latency_s: float = 0.02,
-    start_timeout_s: int = 180,
     two_locations: bool = False,
 ) -> Iterator[Stage]:
     """Set a stage up, and take it down.
@@ -461,9 +473,6 @@ def gate_stage(
         home: An empty directory, for a DAGSTER_HOME.
         store_url: URL of an empty store.
         dagster_url: URL of a PostgreSQL database for Dagster itself; SQLite in `home` if None.
-        records: How many records each campaign run has.
-        latency_s: How long the sandbox takes to answer, seconds.
-        start_timeout_s: How long Dagster gives a run to start, seconds.
         two_locations: Whether the other code location can be started too.
 
     Yields:
@@ -481,7 +490,7 @@ def gate_stage(
             "enabled": True,
             "poll_interval_seconds": 2,
             "free_slots_after_run_end_seconds": 1,
-            "start_timeout_seconds": start_timeout_s,
+            "start_timeout_seconds": START_TIMEOUT_S,
         },
         # A run that did not start in that time has failed.
         "run_retries": {"enabled": True, "max_retries": 2},
@@ -506,7 +515,7 @@ def gate_stage(
     env = {
         **os.environ,
         "DAGSTER_HOME": str(home),
-        "GATE_PROJECT_RECORDS": str(records),
+        "GATE_PROJECT_RECORDS": str(RECORDS),
         "DEMO_SANDBOX_URL": deployment.address(sandbox_port),
         URL_VARIABLE: store_url,
     }
@@ -516,7 +525,7 @@ def gate_stage(
         children = stack.enter_context(Children(home / deployment.LOGS))
         command = [
             *(sys.executable, "-m", "demo", "sandbox", "serve"),
-            *("--port", str(sandbox_port), "--latency", str(latency_s)),
+            *("--port", str(sandbox_port), "--latency", "0.02"),
         ]
         children.start("sandbox", command, env=env, cwd=ROOT)
         start_code(children, env, code[LOCATION])

@@ -23,6 +23,7 @@ from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
 from tests.support.wheels import build, install, run
 
+QUICK_RUNS = Path(__file__).parents[1] / "support" / "quick_runs"
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "add-to-a-project.md"
 LOCATION = "shop"
 MAX_S = 600.0
@@ -371,7 +372,8 @@ def project(mailer: tuple[Mailer, str], tmp_path: Path) -> Iterator[Project]:
     (home / "dagster.yaml").write_text("concurrency: {runs: {max_concurrent_runs: 2}}\n")
     env = {
         "DAGSTER_HOME": str(home),
-        "PYTHONPATH": str(folder / "src"),  # instead of `pip install --editable .`
+        # Instead of `pip install --editable .`
+        "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{QUICK_RUNS}",
         "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
     }
     run(bin / "tidegate", *setting.split()[1:], cwd=folder, **env)

@@ -6,7 +6,8 @@ each tick of a sensor, or the events of one more run; it makes an engine for eac
 before most queries whether its schema is of today; and it makes the schema of a resource's config
 whenever it copies the resource. Here all of that happens once. Each engine of SQLAlchemy compiles
 its statements: here one does it for all of its kind. Dagster starts two processes of Python for
-each step, to end those that copy its output: here these end by themselves. Nothing else is changed.
+each step, to end those that copy its output: here these end by themselves. Each client of httpx
+reads all certificates of the machine: here the first one does. Nothing else is changed.
 
 Python imports this module when a process starts: `tests/conftest.py` puts its folder into the
 PYTHONPATH of all children.
@@ -147,6 +148,11 @@ def keep_config_schemas(module: Any) -> None:
     module.infer_schema_from_config_class = infer_schema_from_config_class
 
 
+def keep_certificates(module: Any) -> None:
+    """Let `httpx._config` read the certificates of this machine once, not for each client."""
+    module.create_ssl_context = lru_cache(module.create_ssl_context)
+
+
 def tail_alone(module: Any) -> None:
     """Let `dagster._core.execution.compute_logs` start no Python that watches each `tail`."""
     number_of = vars(module)["_fileno"]
@@ -172,6 +178,7 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "dagster._config.pythonic_config.config": keep_config_schemas,
     "dagster._core.execution.compute_logs": tail_alone,
     "dagster._core.storage.sql": keep_engines,
+    "httpx._config": keep_certificates,
     "sqlalchemy.engine.base": share_compiled,
     "dagster._core.storage.schedules.sql_schedule_storage": partial(
         keep_schema,
