@@ -12,7 +12,7 @@ ROUNDS ?= 200
 MINUTES ?= 60
 # More than there are processors: the tests with a real daemon mostly wait.
 WORKERS ?= 5
-# Tests are grouped by file, and real deployments on two workers (tests/conftest.py); what takes longest
+# Tests are grouped by file, and real deployments on four workers (tests/conftest.py); what takes longest
 # comes first, in the order of pyproject.toml.
 DIST := --dist loadgroup --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt
