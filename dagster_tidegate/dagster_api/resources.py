@@ -15,14 +15,16 @@ class LightResource(dg.ConfigurableResource):
     """
 
     def _with_updated_values(self, values: Mapping[str, Any] | None) -> Self:
-        if not values or _given(values) == _given(self._convert_to_config_dictionary()):
+        # Dagster's own dictionary of these values takes over a millisecond for each service. An
+        # environment variable is here by its name, and so differs from its value.
+        if not values or _given(values) == self.model_dump(exclude_none=True, warnings=False):
             return copy(self)
         # Dagster annotates it with the base class, and makes one of this class.
         return super()._with_updated_values(values)  # type: ignore[return-value]
 
 
 def _given(value: Any) -> Any:
-    """Return a value of a config without what is None: only Dagster's own dictionaries have it."""
+    """Return a value of a config without what is None."""
     if isinstance(value, Mapping):
         return {key: _given(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):

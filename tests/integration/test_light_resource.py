@@ -80,3 +80,9 @@ def test_what_the_launchpad_says_counts():
         run_config={"resources": {"breakers": {"config": config}}},
     )
     assert (used.services[0].consecutive_failures, used.drain_timeout_s) == (7, 4)
+
+
+def test_an_environment_variable_may_have_its_name_as_its_value(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("mail", "mail")
+    used, _ = _used(Counted(services=[ServiceConfig(name=dg.EnvVar("mail"))]))
+    assert used.services[0].name == "mail"
