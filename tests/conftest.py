@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fcntl import LOCK_EX, flock
+from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
@@ -46,6 +47,7 @@ if "TMPDIR" not in os.environ and MEMORY.is_dir():
     if memory.f_bavail * memory.f_frsize > MEMORY_NEEDED and not memory.f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
+NUMBERS = count()
 NewUrl = Callable[[], str]
 POSTGRES_VARIABLE = "TIDEGATE_TEST_POSTGRES_URL"
 
@@ -147,6 +149,17 @@ def new_dagster_url(make_database: Callable[..., sa.URL]) -> NewUrl:
     """A function that makes a PostgreSQL database for Dagster itself and returns its URL."""
     driver = "postgresql+psycopg2"
     return lambda: make_database().set(drivername=driver).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """pytest's own, at a path that no other test has had: it deletes that of a test that passed.
+
+    What a process keeps by the path of a database would be found by the next test of that name.
+    """
+    path = tmp_path / str(next(NUMBERS))
+    path.mkdir()
+    return path
 
 
 @pytest.fixture

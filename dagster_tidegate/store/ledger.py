@@ -146,10 +146,11 @@ def _write_many(
     conn: Connection, now: datetime, attempt: AttemptRow, op: str, entries: Sequence[Entry]
 ) -> bool:
     working = fence(conn, attempt) is RunStatus.PROCESSING
-    kept = [entry for entry in entries if working or entry.status is not RecordStatus.STARTED]
-    if not kept:
+    # Of a record that is tried again at once, the end of one try and the start of the next.
+    last = {e.key: e for e in entries if working or e.status is not RecordStatus.STARTED}
+    if not last:
         return working
-    columns = dict(zip(Entry._fields, zip(*kept, strict=True), strict=True))
+    columns = dict(zip(Entry._fields, zip(*last.values(), strict=True), strict=True))
     of_all = {"campaign_run": attempt.campaign_run, "op": op, "attempt": attempt.number, "at": now}
     insert_columns(conn, _upsert(conn.dialect.name), columns, of_all)
     return working

@@ -106,7 +106,7 @@ def test_many_entries_are_written_like_one(store: Store, clock: Clock) -> None:
         Entry("a", 0, DONE, {"sent": None}, tries=2, service="apollo"),
         Entry("b", 1, FAILED, error="50 % (of) :it 'failed'", tries=10, suspect=True),
         Entry("%", 2, waiting, retry_at=at + timedelta(seconds=5)),
-        Entry(":", 3, DONE, "ü"),
+        Entry(":", 3, DONE, [["ü"], [1, 2]]),
         Entry("c", 4, STARTED),
     ]
     with store.begin() as conn:
@@ -115,13 +115,14 @@ def test_many_entries_are_written_like_one(store: Store, clock: Clock) -> None:
             ledger.write(conn, at, attempt, "one", each)
         ledger.write(conn, at, attempt, "many", started)
         ledger.write(conn, at, attempt, "many", entries)
+        ledger.write(conn, at, attempt, "at once", [*started, *entries])
         columns = [column for column in t.ledger.c if column is not t.ledger.c.op]
-        one, many = (
+        one, many, at_once = (
             conn.execute(sa.select(*columns).where(t.ledger.c.op == op)).all()
-            for op in ("one", "many")
+            for op in ("one", "many", "at once")
         )
     assert len(many) == len(entries)
-    assert set(map(str, one)) == set(map(str, many))
+    assert set(map(str, one)) == set(map(str, many)) == set(map(str, at_once))
 
 
 def test_what_was_done_before_a_fresh_start_does_not_count(store: Store, clock: Clock) -> None:
