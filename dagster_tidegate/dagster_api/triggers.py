@@ -1,6 +1,6 @@
 """Triggers: the schedules and sensors that start runs, and whether they are switched on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -49,24 +49,34 @@ class Triggers:
             for state in self.instance.all_instigator_state()
         }
 
-    def trigger(self, selector_id: str) -> str:
-        """Return the stored status of one trigger; `unset` if nothing is stored."""
-        stored = self.instance.get_instigator_state(selector_id, selector_id)
-        return UNSET if stored is None else stored.status.value
-
     def set_trigger(
-        self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
-    ) -> bool:
+        self,
+        kind: TakeoverKind,
+        name: str,
+        selector_id: str,
+        status: str,
+        now: datetime,
+        *,
+        expected: Collection[str],
+    ) -> str | None:
         """Switch a trigger to a status. A restarted schedule has ticks from `now` (UTC) on.
 
+        Args:
+            expected: The stored statuses, or `unset`, from which it is switched; from any other it
+                is not.
+
         Returns:
-            False if Dagster has no row for it and it is not defined in this code location.
+            The stored status before, `unset` if nothing was stored; None if it then is not defined
+                in this code location either.
         """
         state = self.instance.get_instigator_state(selector_id, selector_id)
+        before = UNSET if state is None else state.status.value
+        if before not in expected:
+            return before
         if state is None:
             state = self.repository.stopped_state(kind, name) if self.repository else None
             if state is None:
-                return False
+                return None
             self.instance.add_instigator_state(state)
         data = state.instigator_data
         if isinstance(data, ScheduleInstigatorData):
@@ -78,7 +88,7 @@ class Triggers:
         elif isinstance(data, SensorInstigatorData) and status == RUNNING:
             state = state.with_data(data.with_sensor_start_timestamp(now.timestamp()))
         self.instance.update_instigator_state(state.with_status(InstigatorStatus(status)))
-        return True
+        return before
 
     def latest_tick(self, name: str, selector_id: str) -> datetime | None:
         """Return the time (UTC) of the latest tick of a schedule that Dagster evaluated."""

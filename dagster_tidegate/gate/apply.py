@@ -11,13 +11,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from dagster_tidegate.gate.gate import Gate
-from dagster_tidegate.gate.plan import Action, End, Leave, Observation, Take, Write, same_pool
+from dagster_tidegate.gate.plan import Action, End, Leave, Observation, Write, same_pool
 from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.gate_lock import gate_lock
-from dagster_tidegate.store.takeovers import STOPPED, UNSET, Takeover, TakeoverKind, TakeoverOutcome
+from dagster_tidegate.store.takeovers import (
+    STOPPED,
+    UNSET,
+    Take,
+    Takeover,
+    TakeoverKind,
+    TakeoverOutcome,
+)
 
 # How many writes are recorded in one transaction of the store: each costs a commit.
 BATCH_SIZE = 10
@@ -27,8 +35,8 @@ PATIENCE_S = 5.0
 
 MissedTicks = Callable[[Takeover, datetime], None]
 """Records which ticks a schedule missed until a time (UTC), before it is given back."""
-_Record = Callable[[Connection], str | None]
-"""Records the result of a write to Dagster, and returns a note for people."""
+_Record = Callable[[Connection], object]
+"""Records why a value was not written to Dagster."""
 
 
 @dataclass
@@ -93,11 +101,11 @@ def _intend(
 ) -> tuple[Report, list[Takeover]]:
     """Record the plan in the store; return the takeovers whose values are to be written."""
     report = Report()
-    pending: list[Takeover] = []
+    takes = [action for action in actions if isinstance(action, Take)]
     with gate.store.begin() as conn:
         now = gate.store.now(conn)
+        intended = takeovers.take(conn, now, takes, newest=observation.newest_takeover)
         for action in actions:
-            takeover = None
             match action:
                 case Leave():
                     if takeovers.leave(conn, now, action.takeover, action.value):
@@ -107,20 +115,6 @@ def _intend(
                 case End():
                     if takeovers.end(conn, now, action.takeover, action.outcome):
                         report.changes.append(f"{action.takeover} {action.outcome}")
-                case Take():
-                    takeover = takeovers.take(
-                        conn,
-                        now,
-                        kind=action.kind,
-                        name=action.name,
-                        label=action.label,
-                        campaign=action.campaign,
-                        location=action.location,
-                        former=action.former,
-                        set_to=action.set_to,
-                        running_since=action.running_since,
-                        newest=observation.newest_takeover,
-                    )
                 case Write():
                     takeover = takeovers.intend(
                         conn,
@@ -130,9 +124,10 @@ def _intend(
                         set_to=action.set_to,
                         ramp_step_at=action.ramp_step_at,
                     )
-            if takeover is not None and takeover.pending:
-                pending.append(takeover)
-    return report, pending
+                    if takeover is not None and takeover.pending:
+                        intended.append(takeover)
+    # Pools first: until theirs is closed, runs of the queue may start.
+    return report, sorted(intended, key=lambda each: each.kind is not TakeoverKind.POOL)
 
 
 def _write(gate: Gate, pending: Sequence[Takeover], missed_ticks: MissedTicks) -> Report:
@@ -142,48 +137,52 @@ def _write(gate: Gate, pending: Sequence[Takeover], missed_ticks: MissedTicks) -
         now = gate.store.now(conn)
     has_pools = any(takeover.kind is TakeoverKind.POOL for takeover in pending)
     pools = gate.dagster.pools() if has_pools else {}
+    written: list[Takeover] = []
     records: list[_Record] = []
     for takeover in pending:
         try:
             if takeover.kind is TakeoverKind.SCHEDULE and takeover.set_to != STOPPED:
                 missed_ticks(takeover, now)
-            records.append(_write_one(gate, takeover, pools, now))
+            record = _write_one(gate, takeover, pools, now)
         except Exception as error:  # noqa: BLE001 -- a failed change must not block the others
             error.add_note(f"while setting {takeover} to {takeover.set_to}")
             report.errors.append(error)
+        else:
+            if record is None:
+                written.append(takeover)
+            else:
+                records.append(record)
     with gate.store.begin() as conn:
-        notes = [record(conn) for record in records]
-    report.changes += [note for note in notes if note is not None]
+        takeovers.written(conn, written)
+        for record in records:
+            record(conn)
+    report.changes += [f"{each} {each.set_from} -> {each.set_to}" for each in written]
     return report
 
 
-def _write_one(gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: datetime) -> _Record:
+def _write_one(
+    gate: Gate, takeover: Takeover, pools: Mapping[str, str], now: datetime
+) -> _Record | None:
+    """Write a value to Dagster; if it was not written, return what records why."""
     if takeover.kind is TakeoverKind.POOL:
         value = pools.get(takeover.name, UNSET)
-        unchanged = same_pool(value, takeover.set_from)
+        if same_pool(value, takeover.set_from):
+            gate.dagster.set_pool(takeover.name, takeover.set_to)
+            return None
     else:
-        value = gate.dagster.trigger(takeover.name)
-        unchanged = value in (takeover.set_from, UNSET)
+        expected = (takeover.set_from, UNSET)
+        value = gate.dagster.set_trigger(
+            takeover.kind, takeover.label, takeover.name, takeover.set_to, now, expected=expected
+        )
+        if value in expected:
+            return None
+        if value is None:
+            return partial(_end_as_gone, gate, takeover, now)
+    # This gate has the lock, so a person changed it. If they happened to choose the planned value,
+    # the next plan could not tell their change from this gate's.
+    return lambda conn: takeovers.leave(conn, now, takeover, value)
 
-    def leave(conn: Connection) -> None:
-        takeovers.leave(conn, now, takeover, value)
 
-    def end_as_gone(conn: Connection) -> None:
-        if takeover.location == gate.location:
-            takeovers.end(conn, now, takeover, TakeoverOutcome.GONE)
-
-    def written(conn: Connection) -> str:
-        takeovers.written(conn, takeover)
-        return f"{takeover} {takeover.set_from} -> {takeover.set_to}"
-
-    if not unchanged:
-        # This gate has the lock, so a person changed it. If they happened to choose the planned
-        # value, the next plan could not tell their change from this gate's.
-        return leave
-    if takeover.kind is TakeoverKind.POOL:
-        gate.dagster.set_pool(takeover.name, takeover.set_to)
-    elif not gate.dagster.set_trigger(
-        takeover.kind, takeover.label, takeover.name, takeover.set_to, now
-    ):
-        return end_as_gone
-    return written
+def _end_as_gone(gate: Gate, takeover: Takeover, now: datetime, conn: Connection) -> None:
+    if takeover.location == gate.location:
+        takeovers.end(conn, now, takeover, TakeoverOutcome.GONE)

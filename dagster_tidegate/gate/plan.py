@@ -22,6 +22,7 @@ from dagster_tidegate.store.takeovers import (
     RUNNING,
     STOPPED,
     UNSET,
+    Take,
     Takeover,
     TakeoverKind,
     TakeoverOutcome,
@@ -101,20 +102,6 @@ class Observation(GateView):
     in_progress: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
     enabled: bool = True
-
-
-@dataclass(frozen=True)
-class Take:
-    """Take a pool, schedule or sensor over; see `takeovers.take`."""
-
-    kind: TakeoverKind
-    name: str
-    label: str
-    campaign: str | None
-    location: str
-    former: str
-    set_to: str
-    running_since: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dagster_tidegate.dagster_api.kept_instance import keep_connections
 from dagster_tidegate.gate.apply import MissedTicks, Report, apply
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.observe import observe
-from dagster_tidegate.gate.plan import Action, End, Observation, Take, Write, plan
+from dagster_tidegate.gate.plan import Action, End, Observation, Write, plan
 from dagster_tidegate.store import heartbeats
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError
-from dagster_tidegate.store.takeovers import Takeover
+from dagster_tidegate.store.takeovers import Take, Takeover
 
 # Changes may cause further changes; after this many rounds, the next tick continues.
 MAX_ROUNDS = 4
@@ -52,12 +52,13 @@ def reconcile(
         if not actions or report.errors or time.monotonic() > deadline:
             break
         try:
-            report += apply(
-                gate, observation, actions, deadline=deadline, missed_ticks=missed_ticks
-            )
+            done = apply(gate, observation, actions, deadline=deadline, missed_ticks=missed_ticks)
         except GateBusyError as busy:
             report.changes.append(f"{busy}: the next tick continues")
             break
+        report += done
+        if not resuming and len(done.changes) == len(actions):
+            break  # nobody was faster, and what tightens causes no further changes
         observation = observe(gate, resuming=resuming)
     report.changes += [
         f"failed {'; '.join(getattr(error, '__notes__', ()))}: {error}" for error in report.errors

@@ -48,6 +48,20 @@ class TakeoverOutcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Take:
+    """What a gate is about to take over. The attributes are those of `Takeover`."""
+
+    kind: TakeoverKind
+    name: str
+    label: str
+    campaign: str | None
+    location: str
+    former: str
+    set_to: str
+    running_since: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Takeover:
     """A pool, schedule or sensor that the gate changed. Values are Dagster's; times are UTC.
 
@@ -139,61 +153,36 @@ def names_of(conn: Connection, campaigns: Collection[str]) -> Sequence[str]:
 
 
 def take(
-    conn: Connection,
-    now: datetime,
-    *,
-    kind: TakeoverKind,
-    name: str,
-    label: str,
-    campaign: str | None,
-    location: str,
-    former: str,
-    set_to: str,
-    running_since: datetime | None = None,
-    newest: int,
-) -> Takeover | None:
-    """Record what is about to be taken over, and its value. The arguments are those of `Takeover`.
+    conn: Connection, now: datetime, takes: Collection[Take], *, newest: int
+) -> list[Takeover]:
+    """Record what is about to be taken over.
 
     Args:
-        former: The value in Dagster.
-        set_to: The value to write.
-        newest: `newest_id` from before `former` was read.
+        newest: `newest_id` from before the values in Dagster were read.
 
     Returns:
-        The takeover, or None if another gate has taken it since `newest`: then `former` may be a
-        value that the other gate wrote.
+        The takeovers, in the order of `takes`. One that another gate has taken since `newest` is
+        missing: its value in Dagster may be one that the other gate wrote.
     """
-    raced = conn.scalar(
-        sa.select(t.takeovers.c.id)
-        .where(t.takeovers.c.kind == kind, t.takeovers.c.name == name, t.takeovers.c.id > newest)
-        .limit(1)
-    )
-    if raced is not None:
-        return None
-    row = conn.execute(
-        insert(conn, t.takeovers)
-        .values(
-            kind=kind,
-            name=name,
-            label=label,
-            campaign=campaign,
-            location=location,
-            former=former,
-            set_from=former,
-            set_to=set_to,
-            pending=True,
-            version=1,
-            taken_at=now,
-            running_since=running_since,
-        )
-        .on_conflict_do_nothing()
-        .returning(*_COLUMNS)
-    ).one_or_none()
-    if row is None:
-        return None
-    takeover = from_row(row._asdict())
-    _event(conn, now, takeover, former, set_to, "taken over")
-    return takeover
+    c = t.takeovers.c
+    raced = {
+        (row.kind, row.name) for row in conn.execute(sa.select(c.kind, c.name).where(c.id > newest))
+    }
+    rows = [
+        vars(take) | {"set_from": take.former, "pending": True, "version": 1, "taken_at": now}
+        for take in takes
+        if (take.kind, take.name) not in raced
+    ]
+    if not rows:
+        return []
+    statement = insert(conn, t.takeovers).on_conflict_do_nothing().returning(*_COLUMNS)
+    taken = {
+        (each.kind, each.name): each
+        for each in map(from_row, conn.execute(statement, rows).mappings())
+    }
+    for takeover in taken.values():
+        _event(conn, now, takeover, takeover.former, takeover.set_to, "taken over")
+    return [taken[key] for take in takes if (key := (take.kind, take.name)) in taken]
 
 
 def intend(
@@ -228,9 +217,15 @@ def intend(
     return changed
 
 
-def written(conn: Connection, takeover: Takeover) -> Takeover | None:
-    """Record that Dagster has the value; None if another gate changed the takeover first."""
-    return _change(conn, takeover, pending=False)
+def written(conn: Connection, takeovers: Collection[Takeover]) -> None:
+    """Record that Dagster has the values, except where another gate changed the takeover first."""
+    c = t.takeovers.c
+    versions = [(takeover.id, takeover.version) for takeover in takeovers]
+    conn.execute(
+        t.takeovers.update()
+        .where(sa.tuple_(c.id, c.version).in_(versions), c.given_back_at.is_(None))
+        .values(pending=False, version=c.version + 1)
+    )
 
 
 def leave(conn: Connection, now: datetime, takeover: Takeover, value: str) -> Takeover | None:

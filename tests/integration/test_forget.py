@@ -10,7 +10,7 @@ from dagster_tidegate.store import campaigns, heartbeats, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.store.takeovers import Take, TakeoverKind
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
 
@@ -61,18 +61,8 @@ def test_what_the_gate_of_a_forgotten_location_took_over_is_left_to_the_others(
 ) -> None:
     with store.begin() as conn:
         for kind, name in ((TakeoverKind.POOL, "mail"), (TakeoverKind.SCHEDULE, "daily")):
-            takeovers.take(
-                conn,
-                store.now(conn),
-                kind=kind,
-                name=name,
-                label=name,
-                campaign=None,
-                location="old",
-                former="5",
-                set_to="0",
-                newest=0 if kind is TakeoverKind.POOL else 1,
-            )
+            take = Take(kind, name, name, campaign=None, location="old", former="5", set_to="0")
+            takeovers.take(conn, store.now(conn), [take], newest=takeovers.newest_id(conn))
     run("store", "forget", "old", "--yes")
     with store.read() as conn:
         [pool] = takeovers.live(conn)

@@ -35,7 +35,7 @@ from dagster_tidegate.store import (
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.database import Store
-from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.store.takeovers import Take, TakeoverKind
 from demo.__main__ import main as demo_main
 from tests.integration.conftest import Run
 from tests.support.databases import both_databases
@@ -387,18 +387,9 @@ def test_history_has_what_the_gate_took_over_of_a_service_or_campaign(
     ]
     with store.begin() as conn:
         for kind, label, campaign in taken:
-            takeovers.take(
-                conn,
-                store.now(conn),
-                kind=kind,
-                name=f"{label}-id" if campaign else label,
-                label=label,
-                campaign=campaign,
-                location="here",
-                former="5",
-                set_to="0",
-                newest=takeovers.newest_id(conn),
-            )
+            name = f"{label}-id" if campaign else label
+            take = Take(kind, name, label, campaign, location="here", former="5", set_to="0")
+            takeovers.take(conn, store.now(conn), [take], newest=takeovers.newest_id(conn))
     for name, about in {
         "openai": ["pool openai+perplexity"],
         "instantly": ["pool instantly@outreach"],

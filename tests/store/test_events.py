@@ -10,7 +10,7 @@ from dagster_tidegate.store import event_reader, events, history, holds, runs, t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.store.takeovers import Take, TakeoverKind
 from tests.support.clock import Clock
 
 
@@ -70,18 +70,8 @@ def test_events_are_found_by_what_they_are_about(store: Store, clock: Clock) -> 
             (TakeoverKind.POOL, "mail+maps", "mail+maps", None),
             (TakeoverKind.SCHEDULE, "selector", "nightly", "letters"),
         ):
-            takeovers.take(
-                conn,
-                clock(),
-                kind=kind,
-                name=name,
-                label=label,
-                campaign=campaign,
-                location="here",
-                former="1",
-                set_to="0",
-                newest=0,
-            )
+            take = Take(kind, name, label, campaign, "here", former="1", set_to="0")
+            takeovers.take(conn, clock(), [take], newest=0)
     with store.read() as conn:
         assert names(conn, name="mail") == ["mail", "service mail", "pool mail+maps"]
         assert names(conn, name="letters") == [

@@ -32,7 +32,7 @@ from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.ledger import Progress
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
-from dagster_tidegate.store.takeovers import TakeoverKind, TakeoverOutcome
+from dagster_tidegate.store.takeovers import Take, TakeoverKind, TakeoverOutcome
 from tests.support.clock import Clock
 
 MAIL, MAPS = ServicePolicy(name="mail"), ServicePolicy(name="maps")
@@ -141,19 +141,8 @@ def test_the_report_of_an_outage_from_its_trip_to_the_last_run(store: Store, clo
         target = Target(TargetKind.SERVICE, "mail")
         operator = HoldSource.OPERATOR
         holds.place(conn, clock(), target, source=operator, reason="wait", actor="ana")
-        pool = takeovers.take(
-            conn,
-            clock(),
-            kind=TakeoverKind.POOL,
-            name="mail",
-            label="mail",
-            campaign=None,
-            location="here",
-            former="5",
-            set_to="0",
-            newest=0,
-        )
-        assert pool is not None
+        take = Take(TakeoverKind.POOL, "mail", "mail", None, "here", former="5", set_to="0")
+        [pool] = takeovers.take(conn, clock(), [take], newest=0)
         tick = MissedTick("letters", "daily", clock(), TickOutcome.LAUNCHED)
         missed_ticks.record(conn, clock(), [tick])
     clock.advance(29)

@@ -27,7 +27,7 @@ from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.ledger import Entry, Progress
 from dagster_tidegate.store.missed_ticks import MissedTick
 from dagster_tidegate.store.runs import AttemptRow, CampaignRun
-from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.store.takeovers import Take, TakeoverKind
 from tests.support.clock import Clock
 
 DONE, FAILED, STARTED = RecordStatus.DONE, RecordStatus.FAILED, RecordStatus.STARTED
@@ -238,20 +238,11 @@ def fill(store: Store, clock: Clock) -> None:
         hold(conn, clock, EVERYTHING, expires_at=clock() + timedelta(seconds=1))
         for name in ("maps", "mail"):
             hold(conn, clock, Target(TargetKind.SERVICE, name))
-        for name in ("mail", "maps"):
-            assert takeovers.take(
-                conn,
-                clock(),
-                kind=TakeoverKind.POOL,
-                name=name,
-                label=name,
-                campaign=None,
-                location="here",
-                former="unset",
-                set_to="0",
-                newest=0,
-            )
-        [given_back, _] = takeovers.live(conn)
+        takes = [
+            Take(TakeoverKind.POOL, name, name, None, "here", former="unset", set_to="0")
+            for name in ("mail", "maps")
+        ]
+        [given_back, _] = takeovers.take(conn, clock(), takes, newest=0)
         assert takeovers.end(conn, clock(), given_back, takeovers.TakeoverOutcome.RESTORED)
         for location in ("here", "there"):
             for part in heartbeats.PARTS:

@@ -25,7 +25,7 @@ from dagster_tidegate.store import (
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.ledger import Progress
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
-from dagster_tidegate.store.takeovers import TakeoverKind, TakeoverOutcome
+from dagster_tidegate.store.takeovers import Take, TakeoverKind, TakeoverOutcome
 from dagster_tidegate.store.windows import PlannedWindow
 from tests.support.page_store import calls, close_breaker, deploy, open_breaker, run
 
@@ -161,11 +161,8 @@ def over(store: Store) -> int:
             conn, now, Target(TargetKind.SERVICE, "openai"), reason="wait for their status page",
             actor="ana", expires_at=None,
         )  # fmt: skip
-        pool = takeovers.take(
-            conn, now, kind=TakeoverKind.POOL, name="openai", label="openai", campaign=None,
-            location="pipelines", former="5", set_to="0", newest=0,
-        )  # fmt: skip
-        assert pool is not None
+        take = Take(TakeoverKind.POOL, "openai", "openai", None, "pipelines", "5", "0")
+        [pool] = takeovers.take(conn, now, [take], newest=0)
         tick = MissedTick(digest, "account_digest_schedule", now, TickOutcome.LAUNCHED)
         missed_ticks.record(conn, now, [tick])
     with earlier(store, 175, present):

@@ -119,20 +119,26 @@ class SimulatedDagster:
     def triggers(self) -> Mapping[str, TriggerState]:
         return dict(self.states)
 
-    def trigger(self, selector_id: str) -> str:
-        state = self.states.get(selector_id)
-        return UNSET if state is None else state.status
-
     def set_trigger(
-        self, kind: TakeoverKind, name: str, selector_id: str, status: str, now: datetime
-    ) -> bool:
+        self,
+        kind: TakeoverKind,
+        name: str,
+        selector_id: str,
+        status: str,
+        now: datetime,
+        *,
+        expected: Collection[str],
+    ) -> str | None:
+        before = self.trigger(selector_id)
+        if before not in expected:
+            return before
         self._let_another_in()
         self.fuse.burn()
         if status == "STOPPED":
             self.before_stop[selector_id] = self.states.get(selector_id)
         self.states[selector_id] = TriggerState(status, None if status == "STOPPED" else now)
         self.fuse.burn()
-        return True
+        return before
 
     def run(self, run_id: str) -> dg.DagsterRun | None:
         return self.all_runs.get(run_id)
@@ -300,6 +306,11 @@ class SimulatedDagster:
                 for pool in pools:
                     used[pool] = used.get(pool, 0) + 1
         return found
+
+    def trigger(self, selector_id: str) -> str:
+        """Return the stored status of one trigger."""
+        state = self.states.get(selector_id)
+        return UNSET if state is None else state.status
 
     def _limit(self, pool: str) -> int | None:
         value = self.rows.get(pool, UNSET)

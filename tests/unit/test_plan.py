@@ -12,14 +12,13 @@ from dagster_tidegate.gate.plan import (
     Leave,
     Observation,
     ServiceView,
-    Take,
     Write,
     giving_back,
     plan,
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
-from dagster_tidegate.store.takeovers import Takeover, TakeoverKind, TakeoverOutcome
+from dagster_tidegate.store.takeovers import Take, Takeover, TakeoverKind, TakeoverOutcome
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEDULE = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=False)

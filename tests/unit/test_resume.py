@@ -10,12 +10,13 @@ import pytest
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.dagster_api.lineage import canary_tags, tags_for_next, tried_by
 from dagster_tidegate.gate import apply as gate_apply
+from dagster_tidegate.gate import reconcile as gate_reconcile
 from dagster_tidegate.gate.apply import apply
 from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import observe
-from dagster_tidegate.gate.plan import plan
+from dagster_tidegate.gate.plan import Observation, plan
 from dagster_tidegate.gate.reconcile import Direction, reconcile
 from dagster_tidegate.gate.resume import MAX_REQUESTS, request_runs
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
@@ -307,6 +308,42 @@ def test_after_the_deadline_changes_are_left_to_the_next_tick(world: World):
     assert world.dagster.pools() == {"mail": "0", "maps": "0"}
 
 
+def test_a_pool_that_ramps_meanwhile_is_closed_in_the_same_tick(world: World):
+    world.hold(MAIL)
+    world.reconcile(Direction.TIGHTEN)
+    world.release(MAIL)
+    world.reconcile(Direction.LOOSEN)
+    world.clock.time += timedelta(seconds=31)
+    ramping = observe(world.gate)
+    world.hold(MAIL)
+    world.dagster.between = lambda: _apply(world.gate, ramping)
+    world.reconcile(Direction.TIGHTEN)
+    assert world.dagster.pools() == {"mail": "0"}
+
+
+def test_where_no_other_gate_interferes_the_queue_is_stopped_after_one_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    looks = []
+    monkeypatch.setattr(
+        gate_reconcile, "observe", lambda *a, **k: looks.append(1) or observe(*a, **k)
+    )
+    world.hold(EVERYTHING)
+    world.reconcile(Direction.TIGHTEN)
+    assert world.dagster.pools() == {"mail": "0", "maps": "0"}
+    assert len(looks) == 1
+
+
+def _apply(gate: Gate, observation: Observation) -> None:
+    apply(
+        gate,
+        observation,
+        plan(observation),
+        deadline=time.monotonic() + 60,
+        missed_ticks=lambda _takeover, _until: None,
+    )
+
+
 def test_with_tidegate_switched_off_nothing_stays_held(world: World):
     world.hold(EVERYTHING)
     world.reconcile(Direction.TIGHTEN)
@@ -325,13 +362,7 @@ def test_no_gate_acts_between_anothers_read_of_dagster_and_its_write(
     world.release(MAPS)
     changes = []
     world.dagster.before_write = lambda: changes.extend(world.reconcile(Direction.LOOSEN))
-    apply(
-        world.gate,
-        observation,
-        plan(observation),
-        deadline=time.monotonic() + 60,
-        missed_ticks=lambda _takeover, _until: None,
-    )
+    _apply(world.gate, observation)
     assert changes == ["another gate has been changing Dagster for 0 s: the next tick continues"]
     assert world.dagster.pools() == {"maps": "0"}
     world.reconcile(Direction.LOOSEN)
