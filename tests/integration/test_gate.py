@@ -40,6 +40,13 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.takeovers import (
+    DECLARED_IN_CODE,
+    RUNNING,
+    STOPPED,
+    UNSET,
+    TakeoverKind,
+)
 from tests.benchmarks.gate import counted
 from tests.integration.gate_deployment import LOCATION, Deployment, deployment
 from tests.support.databases import both_deployments
@@ -318,6 +325,25 @@ def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deplo
     states = deployed.trigger_states()
     assert (states["daily_atlas"], states["hourly_letters"]) == ("STOPPED", "RUNNING")
     assert set(deployed.dagster.pools()) == {"maps"}
+
+
+def test_a_schedule_that_no_longer_has_the_expected_status_is_not_switched(deployed: Deployment):
+    deployed.schedules(datetime.now(UTC))
+    schedule = deployed.repository.get_schedule("daily_atlas")
+
+    def stop(*expected: str) -> tuple[str | None, str]:
+        before = deployed.dagster.set_trigger(
+            TakeoverKind.SCHEDULE,
+            schedule.name,
+            schedule.selector_id,
+            STOPPED,
+            datetime.now(UTC),
+            expected=expected,
+        )
+        return before, deployed.trigger_states()["daily_atlas"]
+
+    assert stop(RUNNING, UNSET) == (DECLARED_IN_CODE, DECLARED_IN_CODE)
+    assert stop(DECLARED_IN_CODE, UNSET) == (DECLARED_IN_CODE, STOPPED)
 
 
 @both_deployments
