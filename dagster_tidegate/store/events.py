@@ -1,6 +1,6 @@
 """The audit log: who changed what, when and why. `store.history` reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
@@ -60,3 +60,21 @@ def write(
             after=after,
         )
     )
+
+
+def write_all(
+    conn: Connection,
+    now: datetime,
+    changes: Iterable[tuple[str, str, str]],
+    *,
+    kind: EventKind,
+    reason: str,
+    actor: str,
+) -> None:
+    """Write an event for each change: its name, and the status before and after."""
+    common = {"at": now, "kind": kind, "reason": reason, "actor": actor, "address": address.get()}
+    rows = [
+        {**common, "name": name, "from_status": before, "to_status": after}
+        for name, before, after in changes
+    ]
+    conn.execute(t.events.insert(), rows)

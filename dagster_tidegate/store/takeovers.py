@@ -180,9 +180,17 @@ def take(
         (each.kind, each.name): each
         for each in map(from_row, conn.execute(statement, rows).mappings())
     }
-    for takeover in taken.values():
-        _event(conn, now, takeover, takeover.former, takeover.set_to, "taken over")
-    return [taken[key] for take in takes if (key := (take.kind, take.name)) in taken]
+    found = [taken[key] for take in takes if (key := (take.kind, take.name)) in taken]
+    if found:
+        events.write_all(
+            conn,
+            now,
+            [(str(each), each.former, each.set_to) for each in found],
+            kind=EventKind.TAKEOVER,
+            reason="taken over",
+            actor=SystemActor.GATE,
+        )
+    return found
 
 
 def intend(
