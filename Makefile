@@ -11,7 +11,7 @@ DRILL ?=
 ROUNDS ?= 200
 MINUTES ?= 60
 # More than there are processors: the tests with a real daemon mostly wait.
-WORKERS ?= 5
+WORKERS ?= 4
 # Tests are grouped by file, and real deployments on four workers (tests/conftest.py); what takes longest
 # comes first, in the order of pyproject.toml.
 DIST := --dist loadgroup --no-loadscope-reorder
