@@ -68,11 +68,14 @@ class Children:
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "demo.up.guard"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             process_group=0,
             pass_fds=() if keep_open is None else (keep_open,),
         )
+        assert self._guard.stdout is not None
+        with self._guard.stdout as ready:
+            ready.read()
 
     def __enter__(self) -> "Children":
         return self

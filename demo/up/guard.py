@@ -17,6 +17,7 @@ def main() -> None:
     """Wait for the end of standard input, then end the group: SIGTERM, then SIGKILL."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    os.close(sys.stdout.fileno())  # the creator waits for this: before, SIGTERM would end the guard
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGTERM)
     time.sleep(GRACE_S)

@@ -1,5 +1,6 @@
 """Real processes: what ends when their parent does."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def test_stop_ends_children_that_ignore_sigterm_and_theirs(tmp_path: Path):
         children.stop(grace_s=0.2)
     assert child.process.returncode == -signal.SIGKILL
     assert psutil.wait_procs(grandchildren, timeout=60)[1] == []
+
+
+def test_the_guard_of_a_group_that_has_just_begun_survives_sigterm(tmp_path: Path):
+    with Children(tmp_path) as children:
+        child = children.start("sleeper", [sys.executable, "-c", "import time; time.sleep(99)"])
+        guard = psutil.Process(os.getpgid(child.process.pid))
+        guard.terminate()
+        with pytest.raises(psutil.TimeoutExpired):
+            guard.wait(0.5)
 
 
 def test_a_child_that_ends_is_told_of_with_its_last_lines(tmp_path: Path):
