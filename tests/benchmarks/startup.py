@@ -6,6 +6,7 @@ Processes and runs are measured in seconds of CPU, so that other work on the mac
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -26,7 +27,7 @@ from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 
 REPEATS = 5
-RUNS = 30
+RUNS = 60
 SERVICE = "bench"
 STEPS = 20
 # What every run process of Dagster imports, without any code of a project.
@@ -128,18 +129,23 @@ def added(folder: Path) -> dict[str, float]:
             for steps in (1, STEPS)
             for guarded in (False, True)
         }
-        rounds = [{key: run() for key, run in runs.items()} for _ in range(RUNS + 1)]
-    # The shortest: other work and garbage only add, and more than what is measured.
-    least = {key: min(each[key] for each in rounds[1:]) for key in runs}
+        rounds = []
+        for _ in range(RUNS):
+            gc.collect()  # else it falls on whichever runs then
+            rounds.append({key: run() for key, run in runs.items()})
 
-    def step(guarded: bool) -> float:
-        return (least[STEPS, guarded] - least[1, guarded]) / (STEPS - 1)
+    def added_ms(steps: int) -> float:
+        return 1000 * statistics.median(each[steps, True] - each[steps, False] for each in rounds)
 
+    def bare_ms(steps: int) -> float:
+        return 1000 * statistics.median(each[steps, False] for each in rounds)
+
+    step_ms = (added_ms(STEPS) - added_ms(1)) / (STEPS - 1)
     return {
-        "run_added": least[1, True] / least[1, False] - 1,
-        "run_added_ms": (least[1, True] - least[1, False]) * 1000,
-        "step_added": step(True) / step(False) - 1,
-        "step_added_ms": (step(True) - step(False)) * 1000,
+        "run_added": added_ms(1) / bare_ms(1),
+        "run_added_ms": added_ms(1),
+        "step_added": step_ms * (STEPS - 1) / (bare_ms(STEPS) - bare_ms(1)),
+        "step_added_ms": step_ms,
     }
 
 
