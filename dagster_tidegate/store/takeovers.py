@@ -164,6 +164,8 @@ def take(
         The takeovers, in the order of `takes`. One that another gate has taken since `newest` is
         missing: its value in Dagster may be one that the other gate wrote.
     """
+    if not takes:
+        return []
     c = t.takeovers.c
     raced = {
         (row.kind, row.name) for row in conn.execute(sa.select(c.kind, c.name).where(c.id > newest))

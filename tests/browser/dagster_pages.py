@@ -11,7 +11,7 @@ Views = Mapping[str, tuple[str, Sequence[str | re.Pattern[str]]]]
 DURING: Views = {
     "run-paused": (
         "/runs/{paused}",
-        ("Paused at", re.compile(r"instantly is open \(503 x\d+\)"), "/tidegate/run/outreach"),
+        ("Paused at", re.compile(r"instantly is open \(503 x[5-9]\)"), "/tidegate/run/outreach"),
     ),
     "runs-waiting": (
         "/runs?q%5B0%5D=tag%3Atidegate%2Fqueued_for%3Dinstantly",
@@ -19,13 +19,13 @@ DURING: Views = {
     ),
     "service": (
         "/assets/tidegate/instantly?view=events",
-        (re.compile(r"instantly is (half )?open: 503 x\d+"), "paused_runs"),
+        (re.compile(r"instantly is (half )?open: 503 x[5-9]"), "paused_runs"),
     ),
     "check-failed": (
         "/assets/tidegate/instantly?view=checks&checkDetail=reachable",
         (
             "Fails while instantly is down",
-            re.compile(r"instantly is (half )?open: 503 x\d+"),
+            re.compile(r"instantly is (half )?open: 503 x[5-9]"),
         ),
     ),
     "launchpad": (f"{LOCATION}/jobs/tidegate_hold/playground", ("Launch Run",)),

@@ -368,7 +368,7 @@ def project(mailer: tuple[Mailer, str], tmp_path: Path) -> Iterator[Project]:
     triggers = triggers.replace("MOVED", str(folder / MOVED))
     for path, text in {**files(), "src/shop/defs/triggers.py": triggers}.items():
         (folder / path).write_text(text.replace("http://127.0.0.1:8999", mailer[1]))
-    # Each run is a process that imports everything: more at once would starve Dagster's daemon.
+    # Each run is a process: more at once would starve Dagster's daemon.
     (home / "dagster.yaml").write_text("concurrency: {runs: {max_concurrent_runs: 2}}\n")
     env = {
         "DAGSTER_HOME": str(home),
