@@ -6,12 +6,13 @@ import sys
 import tomllib
 import zipfile
 from importlib import import_module
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from dagster_tidegate.breaker.profiles import NAMES as PROFILES
@@ -120,13 +121,29 @@ def test_the_plain_install_has_everything_that_is_imported(wheel: Path):
     core |= {"dagster-shared"}  # a part of Dagster
     named = set().union(*(imports(path) for path in (ROOT / "dagster_tidegate").rglob("*.py")))
     named -= {*sys.stdlib_module_names, "dagster_tidegate", *EXTRAS}
-    distributions = packages_distributions()
+    providers = packages_distributions()
     missing = {
         name
         for name in named
-        if not core & {canonicalize_name(each) for each in distributions.get(name, ())}
+        if not core & {canonicalize_name(each) for each in providers.get(name, ())}
     }
     assert missing == set()
+
+
+def test_what_is_pinned_installs_on_the_oldest_python_that_is_claimed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [oldest] = re.findall(r">=([\d.]+)", project["requires-python"])
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    required = {
+        canonicalize_name(each.name): SpecifierSet(each.metadata["Requires-Python"] or "")
+        for each in distributions()
+    }
+    newer = {
+        name: str(required[name])
+        for name in map(canonicalize_name, pinned)
+        if name in required and oldest not in required[name]
+    }
+    assert newer == {}
 
 
 def test_serve_without_dagsters_ui_says_what_to_install(
