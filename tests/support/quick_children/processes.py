@@ -294,6 +294,7 @@ def serve(path: Path) -> None:
     for module in IMPORTED:
         import_module(module)
     import_module("tests.support.first_run").execute()
+    _check_that_no_file_is_open()
     _patch(path)
     gc.collect()
     gc.freeze()  # a fork that looks for garbage would copy all of this
@@ -336,6 +337,25 @@ def serve(path: Path) -> None:
                 return
     with ending():
         _become(request, files)
+
+
+def _check_that_no_file_is_open() -> None:
+    """Refuse to fork where something has left a file open.
+
+    A fork closes the file by its number. Whoever has it there, such as a log handler, closes the
+    number again later, and with it whatever the fork has opened since.
+    """
+    numbers = [number for number in range(3, HIGH) if _is_open(number)]
+    if numbers:
+        left = ", ".join(os.path.realpath(f"/dev/fd/{number}") for number in numbers)
+        raise RuntimeError(f"a fork would close these, and their owner again: {left}")
+
+
+def _is_open(number: int) -> bool:
+    with suppress(OSError):
+        os.fstat(number)
+        return True
+    return False
 
 
 @contextmanager

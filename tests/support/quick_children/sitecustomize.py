@@ -7,7 +7,8 @@ before most queries whether its schema is of today; and it makes the schema of a
 whenever it copies the resource. Here all of that happens once. Each engine of SQLAlchemy compiles
 its statements: here one does it for all of its kind. Dagster starts two processes of Python for
 each step, to end those that copy its output: here these end by themselves. Each client of httpx
-reads all certificates of the machine: here the first one does. Nothing else is changed.
+reads all certificates of the machine: here the first one does. Dagster notes each run for its
+telemetry, in the home of whoever runs the tests: here it does not. Nothing else is changed.
 
 Python imports this module when a process starts: `tests/conftest.py` puts its folder into the
 PYTHONPATH of all children.
@@ -153,6 +154,11 @@ def keep_certificates(module: Any) -> None:
     module.create_ssl_context = lru_cache(module.create_ssl_context)
 
 
+def keep_no_telemetry(module: Any) -> None:
+    """Let `dagster_shared.telemetry` write nothing, and so keep no file open."""
+    module.log_telemetry_action = lambda *_, **__: None
+
+
 def tail_alone(module: Any) -> None:
     """Let `dagster._core.execution.compute_logs` start no Python that watches each `tail`."""
     number_of = vars(module)["_fileno"]
@@ -178,6 +184,7 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "dagster._config.pythonic_config.config": keep_config_schemas,
     "dagster._core.execution.compute_logs": tail_alone,
     "dagster._core.storage.sql": keep_engines,
+    "dagster_shared.telemetry": keep_no_telemetry,
     "httpx._config": keep_certificates,
     "sqlalchemy.engine.base": share_compiled,
     "dagster._core.storage.schedules.sql_schedule_storage": partial(
