@@ -2,9 +2,9 @@
 
 A process that imports Dagster spends a fifth of that on looking for garbage, and finds none: here
 it looks less often. Dagster reads all its migration scripts whenever it opens an instance, as at
-each tick of a sensor, or the events of one more run; it makes an engine for each query; it asks
-before most queries whether its schema is of today; and it makes the schema of a resource's config
-whenever it copies the resource. Here all of that happens once. Each engine of SQLAlchemy compiles
+each tick of a sensor, or the events of one more run; it makes an engine for each query, and
+connects; it asks before most queries whether its schema is of today; and it makes the schema of a
+resource's config whenever it copies the resource. Here all of that happens once. Each engine of SQLAlchemy compiles
 its statements: here one does it for all of its kind. Dagster starts two processes of Python for
 each step, to end those that copy its output: here these end by themselves. Each client of httpx
 reads all certificates of the machine: here the first one does. Dagster notes each run for its
@@ -25,11 +25,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-ENGINES = 256
+ENGINES = 64
 CLASSES = 512
 STATEMENTS = 3000
 ALLOCATIONS = 50_000
 """How many more objects there are before Python looks for garbage; its default is 700."""
+
+_engines: dict[tuple[str, float | None], Any] = {}
 
 
 def keep_migrations(module: Any) -> None:
@@ -52,27 +54,44 @@ def keep_migrations(module: Any) -> None:
 
 
 def keep_engines(module: Any) -> None:
-    """Let `dagster._core.storage.sql` make one engine for each file of SQLite."""
+    """Let `dagster._core.storage.sql` make one engine for each file of SQLite, and connect once.
+
+    Each of Dagster's queries connects anew: SQLite reads the whole schema again, and when the last
+    connection closes, it copies its log to the database and removes it.
+    """
     make = module.create_engine
 
-    @lru_cache(ENGINES)
-    def one_for(url: str, pool: type, timeout_s: float | None) -> Any:
-        arguments = {} if timeout_s is None else {"timeout": timeout_s}
-        return make(url, poolclass=pool, connect_args=arguments)
+    def one_for(url: str, timeout_s: float | None) -> Any:
+        if (url, timeout_s) not in _engines:
+            if len(_engines) >= ENGINES:
+                _disconnect(_engines.pop(next(iter(_engines))))
+            arguments: dict[str, Any] = {"check_same_thread": False}  # one thread at a time has it
+            arguments |= {} if timeout_s is None else {"timeout": timeout_s}
+            kept = {"poolclass": module.db.pool.QueuePool, "pool_size": 1, "max_overflow": -1}
+            engine = make(url, connect_args=arguments, **kept)
+            vars(engine)["dispose"] = lambda: None  # as Dagster does after each query
+            _engines[url, timeout_s] = engine
+        return _engines[url, timeout_s]
 
     def create_engine(url: Any, **options: Any) -> Any:
-        # An engine without a pool has no state but what it has compiled.
         pool, arguments = options.get("poolclass"), options.get("connect_args", {})
         known = options.keys() <= {"poolclass", "connect_args"} and arguments.keys() <= {"timeout"}
-        if (
-            known
-            and getattr(pool, "__name__", "") == "NullPool"
-            and str(url).startswith("sqlite:///")
-        ):
-            return one_for(url, pool, arguments.get("timeout"))
+        is_file = str(url).startswith("sqlite:////")
+        if known and is_file and getattr(pool, "__name__", "") == "NullPool":
+            return one_for(str(url), arguments.get("timeout"))
         return make(url, **options)
 
     module.create_engine = create_engine
+
+
+def disconnect() -> None:
+    """Close the connections that no query uses: a fork must neither use nor close them."""
+    for engine in list(_engines.values()):
+        _disconnect(engine)
+
+
+def _disconnect(engine: Any) -> None:
+    type(engine).dispose(engine)
 
 
 def keep_schema(name: str, questions: Sequence[str], module: ModuleType) -> None:
@@ -241,6 +260,7 @@ class Patching(MetaPathFinder, Loader):
 
 
 gc.set_threshold(ALLOCATIONS)
+os.register_at_fork(before=disconnect)
 # The workers of pytest-xdist import it twice: as children, and for `tests/conftest.py`.
 if not any(type(finder).__name__ == Patching.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, Patching())
