@@ -8,8 +8,9 @@ scenario at the same time, each with a sandbox of its own. All durations are mul
 `--scale`: outages, waits, resets, backoffs, intervals of Dagster's daemon, and how long people
 take; not the latency of the service.
 
-Contenders are tidegate and Dagster alone (`RetryPolicy`, run retries), each with a real daemon and
-run processes, and loops in worker processes (`loops`): the plain one, which tries again at once,
+Contenders are tidegate, tidegate whose runs wait before they pause (`linger_s`) for as long as the
+loops do, and Dagster alone (`RetryPolicy`, run retries), each with a real daemon and run processes,
+and loops in worker processes (`loops`): the plain one, which tries again at once,
 and those of the libraries that are installed: `pip install --group bench`.
 
 A person repairs what only a person can repair, and then at once starts again what has failed. Else

@@ -36,8 +36,8 @@ START_S = 300.0
 PROJECT = Path(__file__).parent / "project.py"
 MODULE = "tests.benchmarks.outage.project"
 LOCATION = "outage"
-TIDEGATE, ALONE = "tidegate", "dagster-alone"
-JOBS = {TIDEGATE: "letters", ALONE: "letters_alone"}
+ALONE = "dagster-alone"
+JOBS = {"tidegate": "letters", "tidegate-waits": "letters", ALONE: "letters_alone"}
 PAUSED = ("paused", "resumed")
 RETRY_WITHIN_S = 30.0
 """By when Dagster has begun a run retry, if it does; its daemon looks every 5 seconds at most."""
@@ -170,7 +170,7 @@ class Deployment(Contender):
 
     def has_settled(self) -> bool:
         # The ramp goes on after the last run.
-        return self.name != TIDEGATE or not self.stage.left_over()
+        return self.name == ALONE or not self.stage.left_over()
 
     def start(self, lists: Sequence[str], *, without_poison: bool = False) -> None:
         tags = {"outage/without_poison": "yes"} if without_poison else {}
@@ -204,7 +204,7 @@ class Deployment(Contender):
         )
 
     def repaired(self) -> int:
-        if self.name != TIDEGATE:
+        if self.name == ALONE:
             return 0
         self.stage.tidegate("services", "repaired", NAME)
         return 1
@@ -269,7 +269,7 @@ def _stage(name: str, home: Path, sandbox: SandboxClient, scale: float) -> Itera
         target = WorkspaceFileTarget([str(workspace_file)])
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
         stage = Stage(home, store, instance, workspace, sandbox, children, env, {LOCATION: code})
-        stage.locations = {LOCATION} if name == TIDEGATE else set()
+        stage.locations = set() if name == ALONE else {LOCATION}
         stage.services = [NAME]
         daemon = [sys.executable, "-m", "tests.benchmarks.outage.daemon", "run"]
         daemon += ["--workspace", str(workspace_file), "--log-level", "warning"]

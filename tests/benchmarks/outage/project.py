@@ -20,6 +20,7 @@ from tests.benchmarks.outage.service import (
     FAILURES,
     LONGEST_WAIT_S,
     NAME,
+    PATIENCE_S,
     RESET_S,
     connected,
     is_transient,
@@ -84,8 +85,8 @@ def letters_alone():
     send_alone()
 
 
-def with_tidegate() -> dg.Definitions:
-    """Return the definitions with tidegate."""
+def with_tidegate(linger_s: float) -> dg.Definitions:
+    """Return the definitions with tidegate, whose runs wait so long before they pause."""
     service = ServiceConfig(
         name=NAME,
         profile=NAME,
@@ -94,6 +95,7 @@ def with_tidegate() -> dg.Definitions:
         reset_timeout_cap_s=LONGEST_WAIT_S / 2 * SCALE_FACTOR,
         window_s=60 * SCALE_FACTOR,
         slow_call_s=slow_call_s(SCALE_FACTOR),
+        linger_s=linger_s,
         ramp_interval_s=RAMP_S * SCALE_FACTOR,
         probe_url=f"{SANDBOX}/{NAME}/health",
     )
@@ -109,8 +111,10 @@ def with_tidegate() -> dg.Definitions:
     )
 
 
-defs = (
-    with_tidegate()
-    if os.environ["OUTAGE_CONTENDER"] == "tidegate"
-    else dg.Definitions(jobs=[letters_alone])
-)
+match os.environ["OUTAGE_CONTENDER"]:
+    case "tidegate":
+        defs = with_tidegate(0)
+    case "tidegate-waits":
+        defs = with_tidegate(PATIENCE_S * SCALE_FACTOR)
+    case _:
+        defs = dg.Definitions(jobs=[letters_alone])
