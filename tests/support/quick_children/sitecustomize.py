@@ -4,11 +4,12 @@ A process that imports Dagster spends a fifth of that on looking for garbage, an
 it looks less often. Dagster reads all its migration scripts whenever it opens an instance, as at
 each tick of a sensor, or the events of one more run; it makes an engine for each query, and
 connects; it asks before most queries whether its schema is of today; and it makes the schema of a
-resource's config whenever it copies the resource. Here all of that happens once. Each engine of SQLAlchemy compiles
-its statements: here one does it for all of its kind. Dagster starts two processes of Python for
-each step, to end those that copy its output: here these end by themselves. Each client of httpx
-reads all certificates of the machine: here the first one does. Dagster notes each run for its
-telemetry, in the home of whoever runs the tests: here it does not. Nothing else is changed.
+resource's config whenever it copies the resource. Here all of that happens once. Each engine of
+SQLAlchemy compiles its statements: here one does it for all of its kind. Dagster starts two
+processes of Python for each step, to end those that copy its output: here these end by themselves.
+Each client of httpx reads all certificates of the machine: here the first one does. Dagster notes
+each run for its telemetry, in the home of whoever runs the tests: here it does not. Nothing else is
+changed.
 
 Python imports this module when a process starts: `tests/conftest.py` puts its folder into the
 PYTHONPATH of all children.
