@@ -23,7 +23,7 @@ from demo.sandbox.answers import SERVICES
 from demo.sandbox.client import SandboxClient
 from tests.support.clock import Clock
 from tests.support.postgres import emptying
-from tests.support.quick_children import processes, sitecustomize
+from tests.support.quick_children import patches, processes
 from tests.support.sandbox import sandbox_process
 from tests.support.sqlite_stores import new_sqlite_url
 
@@ -34,7 +34,7 @@ settings.register_profile("traced", max_examples=30, deadline=None)
 settings.load_profile("suite")
 
 # Dagster is imported after this, here and in all processes that tests start.
-QUICK = Path(sitecustomize.__file__).parent
+QUICK = Path(patches.__file__).parent
 PATH = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(QUICK), *filter(None, PATH)]))
 if "COVERAGE_PROCESS_CONFIG" not in os.environ:  # it begins with a process

@@ -23,7 +23,8 @@ from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
 from tests.support.wheels import build, install, run
 
-QUICK_RUNS = Path(__file__).parents[1] / "support" / "quick_runs"
+SUPPORT = Path(__file__).parents[1] / "support"
+QUICK = [str(SUPPORT / "quick_runs"), str(SUPPORT / "quick_children")]
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "add-to-a-project.md"
 LOCATION = "shop"
 MAX_S = 600.0
@@ -373,7 +374,7 @@ def project(mailer: tuple[Mailer, str], tmp_path: Path) -> Iterator[Project]:
     env = {
         "DAGSTER_HOME": str(home),
         # Instead of `pip install --editable .`
-        "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{QUICK_RUNS}",
+        "PYTHONPATH": os.pathsep.join([str(folder / "src"), *QUICK]),
         "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
     }
     run(bin / "tidegate", *setting.split()[1:], cwd=folder, **env)

@@ -294,7 +294,7 @@ def serve(path: Path) -> None:
     for module in IMPORTED:
         import_module(module)
     import_module("tests.support.first_run").execute()
-    import_module("sitecustomize").disconnect()
+    import_module("patches").disconnect()
     _check_that_no_file_is_open()
     _patch(path)
     gc.collect()

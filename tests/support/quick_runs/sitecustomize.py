@@ -4,11 +4,16 @@ A code server of Dagster starts each with the `spawn` of `multiprocessing`, and 
 imports everything, which takes a processor five seconds. Here it is forked from one that has
 imported everything.
 
-Python imports this module when a process starts that has its folder in the PYTHONPATH.
+Python imports this module when a process starts that has its folder in the PYTHONPATH; after it
+comes that of `quick_children`, for the patches.
 """
 
 import multiprocessing
 from multiprocessing.context import BaseContext
+
+import patches  # pyright: ignore[reportMissingImports] -- see above
+
+__all__ = ["patches"]
 
 IMPORTED = [
     "dagster._core.execution.api",
