@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +33,8 @@ STATEMENTS = 3000
 ALLOCATIONS = 50_000
 """How many more objects there are before Python looks for garbage; its default is 700."""
 
-_engines: dict[tuple[str, float | None], Any] = {}
+_engines: dict[tuple[Any, ...], Any] = {}
+_engines_lock = Lock()
 
 
 def keep_migrations(module: Any) -> None:
@@ -62,17 +64,21 @@ def keep_engines(module: Any) -> None:
     """
     make = module.create_engine
 
-    def one_for(url: str, timeout_s: float | None) -> Any:
-        if (url, timeout_s) not in _engines:
-            if len(_engines) >= ENGINES:
+    def new(url: str, timeout_s: float | None) -> Any:
+        arguments: dict[str, Any] = {"check_same_thread": False}  # one thread at a time has it
+        arguments |= {} if timeout_s is None else {"timeout": timeout_s}
+        kept = {"poolclass": module.db.pool.QueuePool, "pool_size": 1, "max_overflow": -1}
+        engine = make(url, connect_args=arguments, **kept)
+        vars(engine)["dispose"] = lambda: None  # as Dagster does after each query
+        return engine
+
+    def one_for(*key: Any) -> Any:
+        with _engines_lock:
+            engine = _engines.pop(key, None) or new(*key)
+            _engines[key] = engine  # behind all that were used before
+            if len(_engines) > ENGINES:
                 _disconnect(_engines.pop(next(iter(_engines))))
-            arguments: dict[str, Any] = {"check_same_thread": False}  # one thread at a time has it
-            arguments |= {} if timeout_s is None else {"timeout": timeout_s}
-            kept = {"poolclass": module.db.pool.QueuePool, "pool_size": 1, "max_overflow": -1}
-            engine = make(url, connect_args=arguments, **kept)
-            vars(engine)["dispose"] = lambda: None  # as Dagster does after each query
-            _engines[url, timeout_s] = engine
-        return _engines[url, timeout_s]
+        return engine
 
     def create_engine(url: Any, **options: Any) -> Any:
         pool, arguments = options.get("poolclass"), options.get("connect_args", {})
@@ -87,12 +93,17 @@ def keep_engines(module: Any) -> None:
 
 def disconnect() -> None:
     """Close the connections that no query uses: a fork must neither use nor close them."""
-    for engine in list(_engines.values()):
+    for engine in _engines.values():
         _disconnect(engine)
 
 
 def _disconnect(engine: Any) -> None:
     type(engine).dispose(engine)
+
+
+def _before_fork() -> None:
+    _engines_lock.acquire()
+    disconnect()
 
 
 def keep_schema(name: str, questions: Sequence[str], module: ModuleType) -> None:
@@ -261,7 +272,9 @@ class Patching(MetaPathFinder, Loader):
 
 
 gc.set_threshold(ALLOCATIONS)
-os.register_at_fork(before=disconnect)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_engines_lock.release, after_in_child=_engines_lock.release
+)
 # The workers of pytest-xdist import it twice: as children, and for `tests/conftest.py`.
 if not any(type(finder).__name__ == Patching.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, Patching())
