@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 LOCATION = "/locations/tidegate"
 Views = Mapping[str, tuple[str, Sequence[str | re.Pattern[str]]]]
+REASON = re.compile(r"instantly is (half )?open: 503 x[5-9]")
 DURING: Views = {
     "run-paused": (
         "/runs/{paused}",
@@ -19,14 +20,11 @@ DURING: Views = {
     ),
     "service": (
         "/assets/tidegate/instantly?view=events",
-        (re.compile(r"instantly is (half )?open: 503 x[5-9]"), "paused_runs"),
+        (REASON, "paused_runs"),
     ),
     "check-failed": (
         "/assets/tidegate/instantly?view=checks&checkDetail=reachable",
-        (
-            "Fails while instantly is down",
-            re.compile(r"instantly is (half )?open: 503 x[5-9]"),
-        ),
+        ("Fails while instantly is down", REASON),
     ),
     "launchpad": (f"{LOCATION}/jobs/tidegate_hold/playground", ("Launch Run",)),
     "sensor": (f"{LOCATION}/sensors/tidegate_pause", ("Stops what depends on a held service",)),

@@ -20,6 +20,7 @@ from dagster_tidegate.cli import main
 from tests.support.wheels import build, install, run
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,9 @@ def test_the_wheel_has_one_top_level_name_and_is_typed(wheel: Path):
 
 
 def test_the_wheel_has_the_version_of_the_project(wheel: Path, clean: Path, tmp_path: Path):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert wheel.name.split("-")[1] == project["version"]
+    assert wheel.name.split("-")[1] == PROJECT["version"]
     print_version = "import dagster_tidegate; print(dagster_tidegate.__version__)"
-    assert run(clean / "python", "-c", print_version, cwd=tmp_path).strip() == project["version"]
+    assert run(clean / "python", "-c", print_version, cwd=tmp_path).strip() == PROJECT["version"]
 
 
 def test_the_wheel_works_by_itself(clean: Path, tmp_path: Path):
@@ -131,8 +131,7 @@ def test_the_plain_install_has_everything_that_is_imported(wheel: Path):
 
 
 def test_what_is_pinned_installs_on_the_oldest_python_that_is_claimed():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    [oldest] = re.findall(r">=([\d.]+)", project["requires-python"])
+    [oldest] = re.findall(r">=([\d.]+)", PROJECT["requires-python"])
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     required = {
         canonicalize_name(each.name): SpecifierSet(each.metadata["Requires-Python"] or "")

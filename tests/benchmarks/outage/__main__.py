@@ -10,8 +10,8 @@ take; not the latency of the service.
 
 Contenders are tidegate, tidegate whose runs wait before they pause (`linger_s`) for as long as the
 loops do, and Dagster alone (`RetryPolicy`, run retries), each with a real daemon and run processes,
-and loops in worker processes (`loops`): the plain one, which tries again at once,
-and those of the libraries that are installed: `pip install --group bench`.
+and loops in worker processes (`loops`): the plain one, which tries again at once, and those of the
+libraries that are installed: `pip install --group bench`.
 
 A person repairs what only a person can repair, and then at once starts again what has failed. Else
 a person notices a failure some time after the service is well, and starts what has failed again,

@@ -67,9 +67,9 @@ def keep_engines(module: Any) -> None:
     def new(url: str, timeout_s: float | None) -> Any:
         arguments: dict[str, Any] = {"check_same_thread": False}  # one thread at a time has it
         arguments |= {} if timeout_s is None else {"timeout": timeout_s}
-        kept = {"poolclass": module.db.pool.QueuePool, "pool_size": 1, "max_overflow": -1}
-        engine = make(url, connect_args=arguments, **kept)
-        vars(engine)["dispose"] = lambda: None  # as Dagster does after each query
+        queue = module.db.pool.QueuePool
+        engine = make(url, connect_args=arguments, poolclass=queue, pool_size=1, max_overflow=-1)
+        vars(engine)["dispose"] = lambda: None  # Dagster calls it after each query
         return engine
 
     def one_for(*key: Any) -> Any:
@@ -271,12 +271,11 @@ class Patching(MetaPathFinder, Loader):
         PATCHES[module.__name__](module)
 
 
-gc.set_threshold(ALLOCATIONS)
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_engines_lock.release, after_in_child=_engines_lock.release
-)
 # The workers of pytest-xdist import it twice: as children, and for `tests/conftest.py`.
 if not any(type(finder).__name__ == Patching.__name__ for finder in sys.meta_path):
+    gc.set_threshold(ALLOCATIONS)
+    unlock = _engines_lock.release
+    os.register_at_fork(before=_before_fork, after_in_parent=unlock, after_in_child=unlock)
     sys.meta_path.insert(0, Patching())
     for name in PATCHES.keys() & sys.modules.keys():
         PATCHES[name](sys.modules[name])
