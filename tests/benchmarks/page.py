@@ -13,23 +13,21 @@ called every minute and 10,000 campaign runs:
 
 import argparse
 import json
-import shutil
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize
 
 from dagster_tidegate.store import schema
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Store
 from tests.benchmarks.api import SERVICES, fill, server
+from tests.support.browser import chromium
 from tests.support.page_store import close_breaker, deploy, open_breaker
 
 ROUNDS = 40
@@ -37,8 +35,8 @@ WARM_UP = 5
 CHANGES = 30
 FEW = 10
 MINUTES = 60
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_MS = 30_000
+VIEWPORT: ViewportSize = {"width": 1440, "height": 900}
 
 
 def large(url: str) -> Store:
@@ -93,19 +91,6 @@ def first_bytes_s(*urls: str) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-@contextmanager
-def chromium() -> Iterator[Page]:
-    """Open a page in a real browser."""
-    path = next(filter(None, map(shutil.which, BROWSERS)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser.new_page(viewport={"width": 1440, "height": 900})
-        browser.close()
-
-
 def update_delays_s(store: Store, address: str, page: Page) -> list[float]:
     """Return how long each of some changes takes to be seen in a browser."""
     page.goto(f"{address}/tidegate")
@@ -158,9 +143,10 @@ def main() -> None:
                 f"{address}/tidegate/campaigns",
                 f"{small_address}/tidegate/campaigns",
             )
-            with chromium() as page:
-                weight = weight_kb(address, page)
-            with chromium() as page:
+            with chromium() as browser:
+                weight = weight_kb(address, browser.new_page(viewport=VIEWPORT))
+            with chromium() as browser:
+                page = browser.new_page(viewport=VIEWPORT)
                 delays = sorted(update_delays_s(store, address, page))
         store.dispose()
         few.dispose()

@@ -7,19 +7,18 @@ a deployment that it starts; that takes minutes.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from playwright.sync_api import Browser, FloatRect, sync_playwright
+from playwright.sync_api import Browser, FloatRect
 
 from dagster_tidegate.store.database import Store
-from tests.browser.conftest import BROWSERS, QUIET
 from tests.browser.dagster_pages import DURING, look
 from tests.browser.test_outage import Deployment, begin_outage
 from tests.integration.api import app_of
 from tests.integration.served import served
 from tests.support import page_scene
+from tests.support.browser import chromium
 from tests.support.sqlite_stores import new_sqlite_url
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -67,11 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dagster", action="store_true")
     make = of_dagster if parser.parse_args().dagster else of_tidegate
-    path = next(filter(None, map(shutil.which, BROWSERS)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=QUIET)
+    with chromium() as browser:
         make(browser)
-        browser.close()
 
 
 if __name__ == "__main__":
