@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from starlette.requests import Request
 
 from dagster_tidegate.dagster_api import LaunchError, UnreachableError
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.web.api import app as apps
-from dagster_tidegate.web.api.problems import Code, refused
+from dagster_tidegate.web.api.problems import Code, problem_of
 from dagster_tidegate.web.api.routes import queue
 from tests.integration.api import Api, api
 
@@ -100,7 +101,8 @@ def test_the_document_names_what_every_operation_answers(asked: Api) -> None:
 
 
 def test_a_page_and_the_api_name_a_refusal_alike() -> None:
-    assert refused(LaunchError("no such partition")).code is Code.NOT_LAUNCHABLE
-    unreachable = refused(UnreachableError("the code server went away"))
+    request = Request({"type": "http"})
+    assert problem_of(request, LaunchError("no such partition")).code is Code.NOT_LAUNCHABLE
+    unreachable = problem_of(request, UnreachableError("the code server went away"))
     assert unreachable.code is Code.DAGSTER_UNAVAILABLE
     assert unreachable.headers == {"Retry-After": "5"}

@@ -10,6 +10,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
@@ -191,25 +192,34 @@ def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def too_many(error: TooManyError) -> Problem:
-    """Return the problem of a limit that was exceeded."""
-    return Problem(
-        Code.TOO_MANY_REQUESTS, str(error), headers={"Retry-After": str(error.retry_after_s)}
-    )
-
-
-def refused(error: Exception) -> Problem:
-    """Return the problem of one of `REFUSALS`."""
-    code = next(REFUSALS[kind] for kind in type(error).__mro__ if kind in REFUSALS)
-    return Problem(code, str(error), headers=later() if code.status == 503 else None)
-
-
-def unreachable(error: Exception) -> Problem:
-    """Return the problem of a store that can't be reached, and log the reason."""
-    # The driver's message may contain the address of the database: it is for the log only.
-    log.error("the store is unreachable: %s", error)
-    detail = "the store is unreachable: try again"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
+def problem_of(connection: HTTPConnection, error: Exception) -> Problem:
+    """Return the answer to a request that an exception ended; what clients must not see is logged."""
+    match error:
+        case Problem():
+            return error
+        case TooManyError():
+            headers = {"Retry-After": str(error.retry_after_s)}
+            return Problem(Code.TOO_MANY_REQUESTS, str(error), headers=headers)
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            return _http(connection, error)
+        case SchemaError():
+            log.error("%s", error)
+            detail = "the schema of the store has another version: run 'tidegate store upgrade'"
+            return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
+        case DataError():
+            log.warning("the database refused a value: %s", error.orig)
+            return Problem(Code.INVALID, "the database can't store a value of this request")
+    if isinstance(error, UNREACHABLE):
+        # The driver's message may contain the address of the database: it is for the log only.
+        log.error("the store is unreachable: %s", error)
+        detail = "the store is unreachable: try again"
+        return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
+    for kind in type(error).__mro__:
+        if (code := REFUSALS.get(kind)) is not None:
+            return Problem(code, str(error), headers=later() if code.status == 503 else None)
+    return _unexpected(connection, error)
 
 
 def later() -> dict[str, str]:
@@ -219,21 +229,17 @@ def later() -> dict[str, str]:
 
 def install(app: FastAPI) -> None:
     """Make an app answer every error with problem details."""
-    handlers: dict[type[Exception], Any] = {
-        Problem: lambda _request, error: error.response(),
-        **dict.fromkeys(REFUSALS, lambda _request, error: refused(error).response()),
-        RequestValidationError: _invalid,
-        HTTPException: _http,
-        SchemaError: _schema,
-        DataError: lambda _request, error: unstorable(error).response(),
-        **dict.fromkeys(UNREACHABLE, lambda _request, error: unreachable(error).response()),
-        Exception: _unexpected,
-    }
-    for error, handler in handlers.items():
-        app.add_exception_handler(error, handler)
+
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        return problem_of(request, error).response()
+
+    # Starlette raises again what only the handler of `Exception` has answered.
+    named = (Problem, RequestValidationError, HTTPException, SchemaError, DataError)
+    for kind in (*named, *UNREACHABLE, *REFUSALS, Exception):
+        app.add_exception_handler(kind, answer)
 
 
-def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+def _invalid(error: RequestValidationError) -> Problem:
     errors = [
         {
             "where": ".".join(map(str, each["loc"])),
@@ -242,60 +248,36 @@ def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         for each in error.errors()[:MAX_ERRORS]
     ]
     detail = "; ".join(f"{each['where']}: {each['what']}" for each in errors)
-    return Problem(Code.INVALID, detail, errors=errors).response()
+    return Problem(Code.INVALID, detail, errors=errors)
 
 
-def unstorable(error: DataError) -> Problem:
-    """Return the problem of a value that the database refuses, and log the reason."""
-    log.warning("the database refused a value: %s", error.orig)
-    return Problem(Code.INVALID, "the database can't store a value of this request")
-
-
-def _http(request: Request, error: HTTPException) -> JSONResponse:
+def _http(connection: HTTPConnection, error: HTTPException) -> Problem:
     detail = str(error.detail)
     if error.status_code == Code.METHOD_NOT_ALLOWED.status:
-        allowed = ", ".join(_allowed_methods(request))
-        detail = f"{request.method} is not allowed here: use {allowed}"
-        problem = Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
-    elif error.status_code == Code.TOO_LARGE.status:
-        problem = Problem(Code.TOO_LARGE, detail, headers=error.headers)
-    elif error.status_code == Code.NOT_FOUND.status:
-        problem = Problem(Code.NOT_FOUND, "no such path: see /api/v1/openapi.json for all paths")
-    elif error.status_code < 500:  # an unreadable body
-        problem = Problem(Code.INVALID, detail)
-    else:
-        return _unexpected(request, error)
-    return problem.response()
+        allowed = ", ".join(_allowed_methods(connection))
+        detail = f"{connection.scope['method']} is not allowed here: use {allowed}"
+        return Problem(Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
+    if error.status_code == Code.TOO_LARGE.status:
+        return Problem(Code.TOO_LARGE, detail, headers=error.headers)
+    if error.status_code == Code.NOT_FOUND.status:
+        return Problem(Code.NOT_FOUND, "no such path: see /api/v1/openapi.json for all paths")
+    if error.status_code < 500:  # an unreadable body
+        return Problem(Code.INVALID, detail)
+    return _unexpected(connection, error)
 
 
-def _allowed_methods(request: Request) -> list[str]:
+def _allowed_methods(connection: HTTPConnection) -> list[str]:
     """Return the methods of all routes with this path; Starlette has those of the first only."""
     return [
         method
         for method in ("GET", "POST", "PUT", "DELETE")
         if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
-            for route in request.app.routes
+            route.matches({**connection.scope, "method": method})[0] is Match.FULL
+            for route in connection.app.routes
         )
     ]
 
 
-def of_another_schema(error: SchemaError) -> Problem:
-    """Return the answer to a request that needs a store with another schema."""
-    log.error("%s", error)
-    detail = "the schema of the store has another version: run 'tidegate store upgrade'"
-    return Problem(Code.STORE_UNAVAILABLE, detail, headers=later())
-
-
-def unexpected(request: Request, error: Exception) -> Problem:
-    """Return the answer to a request that failed for a reason of ours."""
-    log.error("%s failed", request.scope.get("route", "a request"), exc_info=error)
+def _unexpected(connection: HTTPConnection, error: Exception) -> Problem:
+    log.error("%s failed", connection.scope.get("route", "a request"), exc_info=error)
     return Problem(Code.INTERNAL, "the request failed; the log of the server has the reason")
-
-
-def _schema(_request: Request, error: SchemaError) -> JSONResponse:
-    return of_another_schema(error).response()
-
-
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return unexpected(request, error).response()

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.web.access.limits import TooManyError
 from dagster_tidegate.web.api import metrics
-from dagster_tidegate.web.api.problems import Code, Problem, too_many, unreachable
+from dagster_tidegate.web.api.problems import Code, Problem, problem_of
 from dagster_tidegate.web.middleware.connection import ConnectionMiddleware, GuardedConnection
 from dagster_tidegate.web.pages import login
 from dagster_tidegate.web.pages.rendering import problem_page
@@ -43,20 +43,18 @@ class Refusals(ConnectionMiddleware):
     def _answer(self, connection: GuardedConnection, error: Exception) -> ASGIApp:
         if connection.is_websocket:
             return _close
-        if isinstance(error, TooManyError):
-            error = too_many(error)
-        elif not isinstance(error, Problem):
-            if connection.own and connection.path == metrics.PATH:
-                return metrics.without_store()  # so that Prometheus learns that the store is down
-            error = unreachable(error)
-        if error.code is Code.UNAUTHENTICATED and connection.wants_page:
+        is_unreachable = isinstance(error, UNREACHABLE)
+        if is_unreachable and connection.own and connection.path == metrics.PATH:
+            return metrics.without_store()  # so that Prometheus learns that the store is down
+        problem = problem_of(connection, error)
+        if problem.code is Code.UNAUTHENTICATED and connection.wants_page:
             query = f"?{connection.query}" if connection.query else ""
             return login.to_login(self._prefix, connection.scope["path"] + query)
         own_page = connection.own and connection.path.startswith(PAGE)
         if own_page and "text/html" in connection.headers.get("accept", ""):
-            response = problem_page(error, self._prefix)
+            response = problem_page(problem, self._prefix)
         else:
-            response = error.response()
+            response = problem.response()
         if connection.unread:
             response.headers["Connection"] = "close"  # or the server would read the whole body
         return response

@@ -39,7 +39,7 @@ from dagster_tidegate.web.api.models import (
     RetryRecords,
     SkipRecords,
 )
-from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, refused
+from dagster_tidegate.web.api.problems import REFUSALS, Code, Problem, problem_of
 from dagster_tidegate.web.api.routes import records as records_api
 from dagster_tidegate.web.api.routes import runs as runs_api
 from dagster_tidegate.web.api.routes import services as services_api
@@ -118,12 +118,10 @@ def make_change(request: Request, context: Context, identity: Operator, action: 
     form = Form(connection_of(request.scope).body.decode("ascii", "replace"))
     try:
         _action(action).make(context, identity, form)
-    except Problem as error:
-        if error.code is not Code.INVALID:
+    except (Problem, *REFUSALS) as error:
+        problem = problem_of(request, error)
+        if error is problem and problem.code is not Code.INVALID:
             raise
-        problem = error
-    except tuple(REFUSALS) as error:
-        problem = refused(error)
     else:
         return RedirectResponse(_back(request, form, action), 303)
     answer = _show(request, context, identity, action, form, error=problem.detail)

@@ -16,23 +16,12 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from dagster_tidegate.holds import Target, TargetKind
-from dagster_tidegate.store.database import UNREACHABLE, DataError
-from dagster_tidegate.store.schema import SchemaError
 from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc, words
 from dagster_tidegate.web.access.identity import Identity
 from dagster_tidegate.web.api.context import AppContext
-from dagster_tidegate.web.api.problems import (
-    REFUSALS,
-    Code,
-    Problem,
-    of_another_schema,
-    refused,
-    unexpected,
-    unreachable,
-    unstorable,
-)
+from dagster_tidegate.web.api.problems import Code, Problem, problem_of
 from dagster_tidegate.web.pages.assets import addresses
 from dagster_tidegate.web.pages.audit import differences
 from dagster_tidegate.web.pages.runbooks import with_code
@@ -139,18 +128,8 @@ class PageRoute(APIRoute):
             except RequestValidationError as error:
                 texts = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors()[:5]]
                 problem = Problem(Code.INVALID, "; ".join(texts))
-            except Problem as error:
-                problem = error
-            except UNREACHABLE as error:
-                problem = unreachable(error)
-            except DataError as error:
-                problem = unstorable(error)
-            except tuple(REFUSALS) as error:
-                problem = refused(error)
-            except SchemaError as error:
-                problem = of_another_schema(error)
             except Exception as error:  # noqa: BLE001 - a person gets a page, whatever failed
-                problem = unexpected(request, error)
+                problem = problem_of(request, error)
             return problem_page(problem, request.scope.get("root_path", ""))
 
         return handled
