@@ -193,7 +193,7 @@ def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
 
 
 def problem_of(connection: HTTPConnection, error: Exception) -> Problem:
-    """Return the answer to a request that an exception ended; what clients must not see is logged."""
+    """Return the answer to a request that an exception ended; the reasons are for the log."""
     match error:
         case Problem():
             return error

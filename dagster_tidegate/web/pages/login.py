@@ -1,12 +1,10 @@
 """The login page, on which a browser exchanges a token for a session, and the logout."""
 
 from datetime import datetime, timedelta
-from html import escape
-from string import Template
 from urllib.parse import parse_qs, urlencode
 
 from anyio import to_thread
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dagster_tidegate.settings import ServeSettings
@@ -20,41 +18,11 @@ from dagster_tidegate.web.api.authentication import session_cookie
 from dagster_tidegate.web.api.problems import Code, Problem
 from dagster_tidegate.web.middleware.authentication import identify
 from dagster_tidegate.web.middleware.connection import GuardedConnection, connection_of
-from dagster_tidegate.web.pages.assets import addresses
-from dagster_tidegate.web.path_router import LOGIN, LOGOUT
+from dagster_tidegate.web.pages.rendering import bare_page
+from dagster_tidegate.web.path_router import LOGIN
 
 MAX_FIELDS = 4
 
-_PAGE = Template(
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Tidegate</title>
-<link rel="icon" href="$icon" type="image/svg+xml">
-<link rel="stylesheet" href="$style">
-</head>
-<body><main><section class="login"><h1>$title</h1>$body</section></main></body>
-</html>
-"""
-)
-_FORM = Template(
-    """$refusal<form method="post" action="$action">
-<label>Token
-<input name="token" type="password" autocomplete="current-password" required autofocus></label>
-<input name="next" type="hidden" value="$next">
-<button class="primary">Log in</button>
-</form>
-<p class="small quiet">The operator of this server creates tokens with
-<code>tidegate tokens create</code>.</p>"""
-)
-_LOGGED_IN = Template(
-    """<p>Logged in as <strong>$name</strong>, $role.</p>
-<p><a href="$home">Open Dagster</a></p>
-<form method="post" action="$action"><button>Log out</button></form>"""
-)
 _CSP = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
@@ -95,12 +63,14 @@ class LoginPages:
         except Problem as problem:
             if problem.code is not Code.UNAUTHENTICATED:
                 raise
-            return self._logged_out(connection) if posted else self._form(connection)
+            if posted:
+                return self._logged_out(connection)
+            return self._form(connection.query_params.get("next"))
         credential = connection.credential()
         if connection.identity.token is None or credential is None:  # nobody needs to log in
             return RedirectResponse(_home(self._prefix), 303)
         if not posted:
-            return self._logged_in(connection.identity)
+            return bare_page("login.html", self._prefix, csp=_CSP, identity=connection.identity)
         if credential[0] is Kind.SESSION:
             await to_thread.run_sync(self._end, credential[1], connection.identity)
             self._authenticator.forget(*credential)
@@ -113,13 +83,13 @@ class LoginPages:
             holder = await self._authenticator.holder(Kind.TOKEN, secret, connection.address)
         except TooManyError as error:
             refusal = f"Wrong token; {error}."
-            response = _form(self._prefix, wanted, refusal=refusal, status=429)
+            response = self._form(wanted, refusal=refusal, status=429)
             response.headers["Retry-After"] = str(error.retry_after_s)
             return response
         begun = None if holder is None else await to_thread.run_sync(self._begin, secret)
         if begun is None:
             refusal = "This token is unknown, expired or revoked."
-            return _form(self._prefix, wanted, refusal=refusal, status=401)
+            return self._form(wanted, refusal=refusal, status=401)
         session, expires_at = begun
         response = RedirectResponse(local_path(wanted, _home(self._prefix)), 303)
         https = connection.https
@@ -134,18 +104,6 @@ class LoginPages:
         )
         return response
 
-    def _form(self, connection: GuardedConnection) -> Response:
-        return _form(self._prefix, connection.query_params.get("next"))
-
-    def _logged_in(self, identity: Identity) -> Response:
-        body = _LOGGED_IN.substitute(
-            name=escape(identity.name),
-            role=escape(identity.role),
-            home=escape(_home(self._prefix)),
-            action=escape(self._prefix + LOGOUT),
-        )
-        return _page(self._prefix, "Tidegate", body, 200)
-
     def _logged_out(self, connection: GuardedConnection) -> Response:
         response = RedirectResponse(self._prefix + LOGIN, 303)
         https = connection.https
@@ -153,6 +111,17 @@ class LoginPages:
             session_cookie(https=https), httponly=True, secure=https, samesite="lax"
         )
         return response
+
+    def _form(self, wanted: str | None, *, refusal: str = "", status: int = 200) -> Response:
+        return bare_page(
+            "login.html",
+            self._prefix,
+            status,
+            csp=_CSP,
+            identity=None,
+            refusal=refusal,
+            next=local_path(wanted, _home(self._prefix)),
+        )
 
     def _begin(self, token_secret: str) -> tuple[str, datetime] | None:
         with self._store.begin() as conn:
@@ -169,15 +138,6 @@ def to_login(prefix: str, wanted: str) -> Response:
     return RedirectResponse(f"{prefix}{LOGIN}{query}", 303)
 
 
-def _form(prefix: str, wanted: str | None, *, refusal: str = "", status: int = 200) -> Response:
-    body = _FORM.substitute(
-        refusal=f'<p class="refused" role="alert">{escape(refusal)}</p>' if refusal else "",
-        action=escape(prefix + LOGIN),
-        next=escape(local_path(wanted, _home(prefix))),
-    )
-    return _page(prefix, "Log in to Tidegate", body, status)
-
-
 def _submitted(body: bytes) -> tuple[str, str | None]:
     """Return the token and the path of a submitted form; the token is empty if there is none."""
     try:
@@ -189,11 +149,3 @@ def _submitted(body: bytes) -> tuple[str, str | None]:
 
 def _home(prefix: str) -> str:
     return prefix or "/"
-
-
-def _page(prefix: str, title: str, body: str, status: int) -> Response:
-    files = {name: escape(address) for name, address in addresses(prefix).items()}
-    page = _PAGE.substitute(
-        style=files["tidegate.css"], icon=files["icon.svg"], title=escape(title), body=body
-    )
-    return HTMLResponse(page, status, headers={"Content-Security-Policy": _CSP})

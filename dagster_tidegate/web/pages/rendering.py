@@ -165,19 +165,26 @@ def page(
     }
     names = request.headers.get(FRAGMENTS)
     if names is None:
-        return _answer(loaded.render(context), 200)
+        return _answer(loaded.render(context))
     known = {**environment().get_template("layout.html").blocks, **loaded.blocks}
     blocks = [known[name] for name in names.split(",")[:MAX_FRAGMENTS] if name in known]
     made = loaded.new_context(context)
-    return _answer("\n".join("".join(block(made)) for block in blocks), 200)
+    return _answer("\n".join("".join(block(made)) for block in blocks))
 
 
 def problem_page(problem: Problem, prefix: str) -> Response:
     """Return a problem as a page that says what to do."""
-    text = environment().get_template("problem.html").render(**_around(prefix), problem=problem)
-    answer = _answer(text, problem.code.status)
+    answer = bare_page("problem.html", prefix, problem.code.status, problem=problem)
     answer.headers.update(problem.headers)
     return answer
+
+
+def bare_page(
+    template: str, prefix: str, status: int = 200, *, csp: str = CSP, **values: Any
+) -> Response:
+    """Return a page without the navigation, which needs neither a visitor nor the store."""
+    text = environment().get_template(template).render(**_around(prefix), **values)
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": csp})
 
 
 def url(prefix: str, path: str, **query: Any) -> str:
@@ -236,8 +243,8 @@ def environment() -> Environment:
     return made
 
 
-def _answer(text: str, status: int) -> HTMLResponse:
-    return HTMLResponse(text, status, headers={"Content-Security-Policy": CSP})
+def _answer(text: str) -> HTMLResponse:
+    return HTMLResponse(text, headers={"Content-Security-Policy": CSP})
 
 
 def _around(prefix: str) -> Mapping[str, Any]:
