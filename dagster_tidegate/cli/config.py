@@ -82,7 +82,7 @@ def _store(url: str | None) -> str | None:
 
 def _locations(code: CodeOptions) -> dict[str, list[Effective]]:
     """Return the configuration of each code location, by name."""
-    with loaded(code) as (_, workspace):
+    with loaded(code) as workspace:
         return {location.name: _resource(location) for location in workspace.locations()}
 
 

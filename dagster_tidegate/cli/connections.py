@@ -1,7 +1,7 @@
 """Connections of the commands to the state database and to Dagster, with errors for people."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,32 +81,38 @@ def reading(store: Store) -> Iterator[tuple[Connection, Situation]]:
 
 @contextmanager
 def loaded(
-    code: CodeOptions, *, otherwise: str | None = None, known: Collection[str] = ()
-) -> Iterator[tuple["dg.DagsterInstance", "Workspace"]]:
-    """Open the Dagster instance and load its code locations, which takes seconds.
+    code: CodeOptions,
+    *,
+    instance: "dg.DagsterInstance | None" = None,
+    otherwise: str | None = None,
+    known: Collection[str] = (),
+) -> Iterator["Workspace"]:
+    """Load the code locations, which takes seconds.
 
     Args:
+        instance: The Dagster instance; None: that of the environment, which is opened.
         otherwise: An option that makes the command work without one, for the error.
         known: Names of code locations in the store, as for `workspace.load`.
 
     Raises:
         click.ClickException: If there is no instance or no project.
     """
-    source = _project(code, otherwise)
-    with (
-        instance_of_environment() as instance,
-        _loading(instance, source, known) as workspace,
-    ):
-        yield instance, workspace
+    try:
+        source = project.find(code, Path.cwd())
+    except project.ProjectError as error:
+        hint = f"; {otherwise} works without one" if otherwise else ""
+        raise failure(f"{error}{hint}") from error
+    from dagster_tidegate.dagster_api import workspace  # slow to import
 
-
-@contextmanager
-def loaded_in(
-    instance: "dg.DagsterInstance", code: CodeOptions, *, known: Collection[str] = ()
-) -> Iterator["Workspace"]:
-    """Load the code locations in an instance that is open already; otherwise as `loaded`."""
-    with _loading(instance, _project(code, None), known) as workspace:
-        yield workspace
+    try:
+        with (
+            nullcontext(instance) if instance else instance_of_environment() as opened,
+            working("loading the code locations"),
+            workspace.load(opened, source, known) as loaded,
+        ):
+            yield loaded
+    except workspace.WorkspaceError as error:
+        raise failure(error) from error
 
 
 def instance_of_environment() -> "dg.DagsterInstance":
@@ -124,27 +130,3 @@ def instance_of_environment() -> "dg.DagsterInstance":
     except dg.DagsterError as error:  # no DAGSTER_HOME, or an invalid dagster.yaml
         reason = str(error).splitlines()[0].strip()
         raise failure(f"the Dagster instance can't be opened: {reason}") from error
-
-
-def _project(code: CodeOptions, otherwise: str | None) -> project.Project:
-    try:
-        return project.find(code, Path.cwd())
-    except project.ProjectError as error:
-        hint = f"; {otherwise} works without one" if otherwise else ""
-        raise failure(f"{error}{hint}") from error
-
-
-@contextmanager
-def _loading(
-    instance: "dg.DagsterInstance", source: project.Project, known: Collection[str]
-) -> Iterator["Workspace"]:
-    from dagster_tidegate.dagster_api import workspace
-
-    try:
-        with (
-            working("loading the code locations"),
-            workspace.load(instance, source, known) as loaded,
-        ):
-            yield loaded
-    except workspace.WorkspaceError as error:
-        raise failure(error) from error

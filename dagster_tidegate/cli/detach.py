@@ -11,7 +11,7 @@ from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import (
     explained,
     instance_of_environment,
-    loaded_in,
+    loaded,
     open_store,
     reading,
 )
@@ -58,10 +58,7 @@ class Detached:
 @click.option("--location", type=o.NAME, help="Only the gate of this code location.")
 @o.code_options
 @o.yes_option
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def detach(
     location: str | None,
     code: CodeOptions,
@@ -129,7 +126,7 @@ def _stop(
 ) -> tuple[list[str], str | None]:
     """Stop the gate's sensors; return which, and why some can't be."""
     try:
-        with loaded_in(instance, code, known=locations) as workspace:
+        with loaded(code, instance=instance, known=locations) as workspace:
             return workspace.stop_gate(location), None
     except click.ClickException as error:
         return [], (

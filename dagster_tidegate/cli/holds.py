@@ -28,6 +28,7 @@ MAX_PAUSED = 10
 @o.target_arguments
 @o.reason_option
 @o.ending_options("Release it automatically")
+@o.change_options
 def hold(
     kind: str,
     name: str | None,
@@ -78,6 +79,7 @@ def hold(
 @click.option(
     "--force", is_flag=True, help="Also release the breaker's own hold and close the breaker."
 )
+@o.change_options
 def release(
     kind: str,
     name: str | None,

@@ -182,6 +182,17 @@ def operator() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+def together(*options: Decorator) -> Decorator:
+    """Return several options as one decorator; help lists them in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 NAME = Words("name", MAX_NAME)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -204,6 +215,28 @@ actor_option = click.option(
 reason_option = click.option(
     "--reason", required=True, type=Words("reason", MAX_REASON), help="Why, shown to everyone."
 )
+change_options = together(dry_run_option, actor_option, json_option, url_option)
+"""The options of a command that changes something."""
+
+
+_CODE_OPTIONS = together(
+    click.option(
+        "--workspace",
+        "-w",
+        type=SOURCE,
+        multiple=True,
+        help="A workspace file. Default: the dg project or workspace.yaml of this directory or "
+        "the nearest above.",
+    ),
+    click.option("--module-name", "-m", multiple=True, help="A module."),
+    click.option("--python-file", "-f", type=SOURCE, multiple=True, help="A Python file."),
+    click.option(
+        "--working-directory",
+        "-d",
+        type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
+        help="Where modules are imported from. Default: the current directory.",
+    ),
+)
 
 
 def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,26 +254,7 @@ def code_options(command: Callable[..., Any]) -> Callable[..., Any]:
         code = CodeOptions(workspace, module_name, python_file, working_directory)
         return command(*args, code=code, **kwargs)
 
-    for option in (
-        click.option(
-            "--working-directory",
-            "-d",
-            type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
-            help="Where modules are imported from. Default: the current directory.",
-        ),
-        click.option("--python-file", "-f", type=SOURCE, multiple=True, help="A Python file."),
-        click.option("--module-name", "-m", multiple=True, help="A module."),
-        click.option(
-            "--workspace",
-            "-w",
-            type=SOURCE,
-            multiple=True,
-            help="A workspace file. Default: the dg project or workspace.yaml of this directory or "
-            "the nearest above.",
-        ),
-    ):
-        run = option(run)
-    return run
+    return _CODE_OPTIONS(run)
 
 
 def limit_option(what: str, *, default: int = 50, most: int = 100_000) -> Decorator:
@@ -257,16 +271,10 @@ def since(now: datetime, value: datetime | timedelta | None) -> datetime | None:
 
 def ending_options(what: str) -> Decorator:
     """Return the options `--for` and `--until`; `what` begins their help."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option("--until", type=Moment(), help=f"{what} at this time: 2026-03-01T18:00Z."),
-            click.option("--for", "length", type=Duration(), help=f"{what} after: 30m, 2h, 1d."),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
+    return together(
+        click.option("--for", "length", type=Duration(), help=f"{what} after: 30m, 2h, 1d."),
+        click.option("--until", type=Moment(), help=f"{what} at this time: 2026-03-01T18:00Z."),
+    )
 
 
 def ending(now: datetime, length: timedelta | None, until: datetime | None) -> datetime | None:
@@ -280,19 +288,11 @@ def require_one_ending(length: timedelta | None, until: datetime | None) -> None
         raise click.UsageError("use --for or --until, not both")
 
 
-def target_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the arguments that name what to hold or release, and the options of such a change."""
-    complete = completing(SERVICE, CAMPAIGN)
-    for decorate in (
-        click.argument("name", required=False, type=NAME, shell_complete=complete),
-        click.argument("kind", type=click.Choice(list(KINDS))),
-        actor_option,
-        url_option,
-        dry_run_option,
-        json_option,
-    ):
-        command = decorate(command)
-    return command
+target_arguments = together(
+    click.argument("kind", type=click.Choice(list(KINDS))),
+    click.argument("name", required=False, type=NAME, shell_complete=completing(SERVICE, CAMPAIGN)),
+)
+"""The arguments that name what to hold or release."""
 
 
 def target(kind: str, name: str | None) -> Target:

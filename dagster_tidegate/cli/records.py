@@ -1,6 +1,6 @@
 """`tidegate records`: what went wrong with the records of campaign runs, and doing them again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,35 +50,22 @@ HELP = {
 RUN = click.argument("name", metavar="CAMPAIGN/PARTITION", type=o.NAME)
 
 
-def selecting(*states: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def selecting(*states: str) -> o.Decorator:
     """Return the options that select records: `states` may be asked for."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option(
-                "--since", type=o.Since(), help="Written since then: 2h, 2026-03-01T18:00Z."
-            ),
-            click.option(
-                "--key",
-                "keys",
-                multiple=True,
-                type=o.Words("key", 512),
-                help="The record with this key. Repeatable.",
-            ),
-            click.option(
-                "--error",
-                type=o.Words("error", MAX_REASON),
-                help="Records with this in their error.",
-            ),
-            *(
-                click.option(f"--{state}", is_flag=True, help=HELP[state])
-                for state in reversed(states)
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
+    return o.together(
+        *(click.option(f"--{state}", is_flag=True, help=HELP[state]) for state in states),
+        click.option(
+            "--error", type=o.Words("error", MAX_REASON), help="Records with this in their error."
+        ),
+        click.option(
+            "--key",
+            "keys",
+            multiple=True,
+            type=o.Words("key", 512),
+            help="The record with this key. Repeatable.",
+        ),
+        click.option("--since", type=o.Since(), help="Written since then: 2h, 2026-03-01T18:00Z."),
+    )
 
 
 def selected(
@@ -173,11 +160,8 @@ def list_(
 @RUN
 @selecting("failed", "suspect", "done")
 @o.reason_option
-@o.dry_run_option
-@o.actor_option
 @o.code_options
-@o.json_option
-@o.url_option
+@o.change_options
 def retry(
     name: str,
     since: datetime | timedelta | None,
@@ -212,7 +196,7 @@ def retry(
         with explained(), ExitStack() as stack:
             workspace = None
             if not dry_run and decision.refusal is None:
-                _, workspace = stack.enter_context(loaded(code, known={spec.location}))
+                workspace = stack.enter_context(loaded(code, known={spec.location}))
             again = control.retry(
                 store,
                 workspace,
@@ -245,10 +229,7 @@ def retry(
 @RUN
 @selecting("failed", "suspect", "in-doubt", "waiting")
 @o.reason_option
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def skip(
     name: str,
     since: datetime | timedelta | None,

@@ -137,10 +137,7 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
 
 @runs.command()
 @click.argument("name", metavar="CAMPAIGN[/PARTITION]", type=o.NAME)
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def cancel(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Cancel a paused campaign run, so that it does not resume.
 
@@ -253,7 +250,7 @@ def start(
     run_id = None
     if validate or not refused:
         try:
-            with loaded(code, known={spec.location}) as (_, workspace), explained():
+            with loaded(code, known={spec.location}) as workspace, explained():
                 if validate:
                     workspace.check(campaign, partition, spec.location)
                 else:

@@ -90,10 +90,7 @@ def list_(
     type=o.Words("reason", MAX_REASON),
     help="What was repaired, for the audit log.",
 )
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def repaired(
     name: str, reason: str, dry_run: bool, actor: str, as_json: bool, url: str | None
 ) -> None:
@@ -119,10 +116,7 @@ def repaired(
 @click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
 @o.reason_option
 @o.ending_options("Let it trip again")
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def keep_closed(
     name: str,
     reason: str,
@@ -159,10 +153,7 @@ def keep_closed(
 
 @services.command("let-trip")
 @click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Let a breaker that an operator keeps closed trip again."""
 
@@ -196,7 +187,7 @@ def _print_changed(change: operations.Change, name: str, *, dry_run: bool) -> No
 
 
 def _policies(code: CodeOptions) -> "Policies":
-    with loaded(code, otherwise="--no-policies") as (_, workspace):
+    with loaded(code, otherwise="--no-policies") as workspace:
         policies, errors = workspace.policies()
     for location, error in errors.items():
         console.say(f"note: code location {location}: {error}", err=True)

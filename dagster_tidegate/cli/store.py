@@ -11,8 +11,7 @@ from dagster_tidegate.cli.connections import explained, named_store, open_store
 from dagster_tidegate.cli.options import (
     Duration,
     actor_option,
-    dry_run_option,
-    json_option,
+    change_options,
     url_option,
     yes_option,
 )
@@ -86,7 +85,6 @@ class Kept(click.ParamType):
 
 
 @store.command()
-@url_option
 @click.option(
     "--keep",
     "kept",
@@ -94,9 +92,7 @@ class Kept(click.ParamType):
     multiple=True,
     help="Retention of a kind: events=30d, ledgers=forever, sessions=0. Repeatable.",
 )
-@dry_run_option
-@actor_option
-@json_option
+@change_options
 def prune(
     url: str | None,
     kept: Sequence[tuple[str, timedelta | None]],

@@ -77,10 +77,7 @@ def list_(as_json: bool, url: str | None) -> None:
     help="Time zone of the cron expression.",
 )
 @o.reason_option
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def add(
     service: str,
     cron: str,
@@ -120,10 +117,7 @@ def add(
     type=o.Words("cron expression", 128),
     help="Only the windows with this cron expression.  [default: all of the service]",
 )
-@o.dry_run_option
-@o.actor_option
-@o.json_option
-@o.url_option
+@o.change_options
 def remove(
     service: str, cron: str | None, dry_run: bool, actor: str, as_json: bool, url: str | None
 ) -> None:
