@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.alerts.kinds import AlertKind
-from dagster_tidegate.alerts.rules import AlertChanges, evaluate
+from dagster_tidegate.alerts.rules import AlertChanges, NewAlert, evaluate
 from dagster_tidegate.alerts.sender import Sender, wait_after
 from dagster_tidegate.alerts.snapshot import MAX_EVENTS, SnapshotReader
 from dagster_tidegate.alerts.targets import Targets
@@ -15,7 +15,7 @@ from dagster_tidegate.alerts.text import Text
 from dagster_tidegate.settings import AlertSettings, GeneralSettings, load
 from dagster_tidegate.store import alerts
 from dagster_tidegate.store.alerts import Cursor
-from dagster_tidegate.store.database import DATABASE_ERRORS, Store, why_unreachable
+from dagster_tidegate.store.database import DATABASE_ERRORS, Connection, Store, why_unreachable
 from dagster_tidegate.text import length, utc
 
 CHECK_INTERVAL_S = 5.0
@@ -48,12 +48,10 @@ def run(
     if not targets.names:
         log.info("No alert targets are configured; set TIDEGATE_ALERT_URLS to send alerts.")
         return
-    general = load(GeneralSettings)
-    public_url, pages = general.public_url, general.page_url("")
-    monitor = Monitor(store, settings, public_url=public_url, pages=pages)
+    monitor = Monitor(store, settings)
     sender = Sender(store, targets, settings.per_minute)
     spacing = timedelta(seconds=settings.repeat_after_s)
-    outage = StoreOutage(targets, spacing, public_url=public_url, pages=pages)
+    outage = StoreOutage(targets, spacing)
     errors = _ErrorLog()
     log.info("Alerts are sent to %s.", ", ".join(sorted(targets.names)))
     more = True
@@ -75,23 +73,10 @@ def run(
 
 
 class Monitor:
-    """Checks the store and raises alerts.
+    """Checks the store and raises alerts."""
 
-    Args:
-        public_url: The URL of the web UI, for the messages.
-        pages: The URL of Tidegate's pages there.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        settings: AlertSettings,
-        *,
-        public_url: str | None = None,
-        pages: str | None = None,
-    ) -> None:
+    def __init__(self, store: Store, settings: AlertSettings) -> None:
         self._store, self._settings = store, settings
-        self._public_url, self._pages = public_url, pages
         self._reader = SnapshotReader(settings)
 
     def check(self) -> bool:
@@ -105,7 +90,7 @@ class Monitor:
             cursor = alerts.read_cursor(conn)
             # Events from before the first check ever raise no alerts.
             snapshot = self._reader.read(conn, now, after=None if cursor is None else cursor.event)
-        changes = evaluate(snapshot, self._settings, pages=self._pages)
+        changes = evaluate(snapshot, self._settings, pages=load(GeneralSettings).page_url(""))
         is_current = (
             cursor is not None
             and cursor.event == snapshot.last_event
@@ -125,17 +110,7 @@ class Monitor:
             for alert, count in changes.withheld:
                 alerts.withhold(conn, alert.id, count)
             for alert in changes.raised:
-                text = alert.text.linked(alert.kind, self._public_url, self._pages)
-                alerts.raise_alert(
-                    conn,
-                    now,
-                    kind=alert.kind,
-                    name=alert.name,
-                    title=text.title,
-                    body=text.body,
-                    lasts=alert.lasts,
-                    withheld=alert.withheld,
-                )
+                _raise(conn, now, alert)
 
 
 class StoreOutage:
@@ -144,8 +119,6 @@ class StoreOutage:
     Args:
         spacing: The minimum time between two such alerts.
         ticks: A monotonic clock, in seconds.
-        public_url: The URL of the web UI, for the messages.
-        pages: The URL of Tidegate's pages there.
     """
 
     def __init__(
@@ -153,12 +126,8 @@ class StoreOutage:
         targets: Targets,
         spacing: timedelta,
         ticks: Callable[[], float] = time.monotonic,
-        *,
-        public_url: str | None = None,
-        pages: str | None = None,
     ) -> None:
         self._targets, self._spacing, self._ticks = targets, spacing, ticks
-        self._public_url, self._pages = public_url, pages
         self._sent_ticks = float("-inf")
         self._reset()
 
@@ -183,9 +152,10 @@ class StoreOutage:
             "Until it recovers, each process has its own breakers, nothing is paused or resumed "
             "across the fleet, and runs wait before they take their next record.\n"
             "Details: tidegate doctor",
-        ).linked(AlertKind.STORE_LOST, self._public_url, self._pages)
+        )
         to = sorted(self._targets.names - self._delivered)
-        errors = self._targets.send(text, AlertKind.STORE_LOST, to=to)
+        lost = AlertKind.STORE_LOST
+        errors = self._targets.send(linked(text, lost), lost, to=to)
         self._delivered |= {name for name, error in errors.items() if error is None}
         self._tries += 1
         self._sent_ticks = self._ticks()
@@ -207,17 +177,29 @@ class StoreOutage:
                     "Tidegate's store is reachable again",
                     f"The store was unreachable from {utc(self._since)} for "
                     f"{length(now - self._since)}.",
-                ).linked(AlertKind.STORE_BACK, self._public_url, self._pages)
-                alerts.raise_alert(
-                    conn,
-                    now,
-                    kind=AlertKind.STORE_BACK,
-                    name="store",
-                    title=text.title,
-                    body=text.body,
-                    lasts=False,
                 )
+                _raise(conn, now, NewAlert(AlertKind.STORE_BACK, "store", text, lasts=False))
         self._reset()
+
+
+def linked(text: Text, kind: AlertKind) -> Text:
+    """Return a text with its runbook, and a link to the web UI if its public URL is set."""
+    general = load(GeneralSettings)
+    return text.linked(kind, general.public_url, general.page_url(""))
+
+
+def _raise(conn: Connection, now: datetime, alert: NewAlert) -> None:
+    text = linked(alert.text, alert.kind)
+    alerts.raise_alert(
+        conn,
+        now,
+        kind=alert.kind,
+        name=alert.name,
+        title=text.title,
+        body=text.body,
+        lasts=alert.lasts,
+        withheld=alert.withheld,
+    )
 
 
 class _ErrorLog:

@@ -14,7 +14,7 @@ from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import explained, named_store, open_store
 from dagster_tidegate.cli.options import json_option, limit_option, url_option
 from dagster_tidegate.control.models import AlertOut
-from dagster_tidegate.settings import AlertSettings, GeneralSettings, SettingsError, load
+from dagster_tidegate.settings import AlertSettings, SettingsError, load
 from dagster_tidegate.store import alerts as outbox
 from dagster_tidegate.store.alerts import Alert, AlertStatus
 
@@ -53,8 +53,7 @@ def test() -> None:
     """Send a test message to every target, and report which ones accepted it."""
     targets = _targets()
     text = Text("Test alert from Tidegate", "This is only a test. Alerts reach this target.")
-    general = load(GeneralSettings)
-    text = text.linked(AlertKind.TEST, general.public_url, general.page_url(""))
+    text = loop.linked(text, AlertKind.TEST)
     errors = targets.send(text, AlertKind.TEST, to=sorted(targets.names))
     for name, error in errors.items():
         console.say(f"{name}: {error or 'sent'}")
