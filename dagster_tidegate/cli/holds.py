@@ -1,8 +1,7 @@
 """`tidegate hold` and `tidegate release`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
 
 import click
 
@@ -16,7 +15,7 @@ from dagster_tidegate.control.operations import Change
 from dagster_tidegate.control.why import ObstacleKind, why
 from dagster_tidegate.holds import EVERYTHING, Hold, Target, TargetKind
 from dagster_tidegate.store import runs
-from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.text import did_you_mean
 
@@ -47,18 +46,19 @@ def hold(
     o.require_one_ending(length, until)
     target = o.target(kind, name)
     store = open_store(url)
-
-    def place(conn: Connection, now: datetime) -> Hold:
-        expires_at = o.ending(now, length, until)
-        return operations.hold(conn, now, target, reason=reason, actor=actor, expires_at=expires_at)
-
     try:
-        with explained():
-            change = operations.change(store, target, place, dry_run=dry_run)
+        with explained(), operations.changing(store, target, dry_run=dry_run) as change:
+            placed = operations.hold(
+                change.conn,
+                change.now,
+                target,
+                reason=reason,
+                actor=actor,
+                expires_at=o.ending(change.now, length, until),
+            )
     except ValueError as error:
         raise console.failure(error) from error
     show_notes(change, store, target)
-    placed = change.made
     if as_json:
         made = HoldOut.model_validate(placed)
         console.print_json(Held(dry_run=dry_run, hold=made, campaigns=effects_of(change)))
@@ -94,13 +94,9 @@ def release(
     if force and target.kind is not TargetKind.SERVICE:
         raise click.UsageError("--force closes a breaker: use it with a service")
     store = open_store(url)
-
-    def let_go(conn: Connection, now: datetime) -> Sequence[Hold]:
-        return operations.release(conn, now, target, actor=actor, force=force)
-
     try:
-        with explained():
-            change = operations.change(store, target, let_go, dry_run=dry_run)
+        with explained(), operations.changing(store, target, dry_run=dry_run) as change:
+            released = operations.release(change.conn, change.now, target, actor=actor, force=force)
     except NotYourHoldError as error:
         raise console.failure(str(error).replace("use force", "use --force")) from error
     show_notes(change, store, target)
@@ -108,7 +104,7 @@ def release(
         console.print_json(
             Released(
                 dry_run=dry_run,
-                released=[HoldOut.model_validate(hold) for hold in change.made],
+                released=[HoldOut.model_validate(hold) for hold in released],
                 still_held_by=[
                     HoldOut.model_validate(reason.hold)
                     for reason in why(change.after, target, change.run).reasons
@@ -118,25 +114,25 @@ def release(
         )
         return
     verb = "would be released" if dry_run else "released"
-    for held in change.made:
+    for held in released:
         console.say(f"{verb}: {target}, held by {held.actor} ({held.reason})")
-    if not change.made:
+    if not released:
         everything = target == EVERYTHING
         console.say(
             "there is no hold on everything" if everything else f"no operator holds {target}"
         )
-    if dry_run and change.made:
+    if dry_run and released:
         show_effects(change, target)
     else:
         _show_paused(change, target)
 
 
-def effects_of(change: Change[Any]) -> list[EffectOut]:
+def effects_of(change: Change) -> list[EffectOut]:
     """Return the effects of a change in the form of `--json`."""
     return [EffectOut.model_validate(effect) for effect in change.effects]
 
 
-def show_effects(change: Change[Any], target: Target) -> None:
+def show_effects(change: Change, target: Target) -> None:
     """Print the effects of a change."""
     if not change.effects:
         console.say("no known campaign is affected")
@@ -144,7 +140,7 @@ def show_effects(change: Change[Any], target: Target) -> None:
         console.say(in_words(effect, target, change.after.breakers))
 
 
-def show_notes(change: Change[Any], store: Store, target: Target) -> None:
+def show_notes(change: Change, store: Store, target: Target) -> None:
     """Warn on stderr of a name that may be misspelt, and of a gate that does not act on holds."""
     obstacles = why(change.after, target, change.run).obstacles
     kinds = (ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE)
@@ -155,7 +151,7 @@ def show_notes(change: Change[Any], store: Store, target: Target) -> None:
         console.say(f"note: {note}", err=True)
 
 
-def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]:
+def _unknown(change: Change, store: Store, target: Target) -> Iterator[str]:
     if target.kind is TargetKind.EVERYTHING:
         return
     if target.kind is TargetKind.SERVICE:
@@ -173,7 +169,7 @@ def _unknown(change: Change[Any], store: Store, target: Target) -> Iterator[str]
         yield f"campaign {name} has no run {partition!r} yet; {hint}"
 
 
-def _show_paused(change: Change[Any], target: Target) -> None:
+def _show_paused(change: Change, target: Target) -> None:
     """Print what stays paused after a release, and why."""
     paused = [effect for effect in change.effects if effect.held_after]
     if len(paused) > MAX_PAUSED:

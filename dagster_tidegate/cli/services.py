@@ -1,14 +1,14 @@
 """`tidegate services`: policies, recent calls and manual overrides of the breakers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from dagster_tidegate.breaker.policy import ServicePolicy
-from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
@@ -22,13 +22,11 @@ from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import service_stats
-from dagster_tidegate.store.database import Connection, Store
+from dagster_tidegate.store.database import Store
 from dagster_tidegate.text import MAX_REASON, length
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.workspace import Policies
-
-R = TypeVar("R")
 
 
 @click.group(cls=o.ListingGroup)
@@ -98,12 +96,9 @@ def repaired(
 
     If the service still refuses, its breaker opens again.
     """
-
-    def half_open(conn: Connection, now: datetime) -> BreakerStatus:
-        return operations.repaired(conn, now, name, reason=reason, actor=actor)
-
     store = open_store(url)
-    change = _change(store, name, half_open, dry_run=dry_run)
+    with _changing(store, name, dry_run=dry_run) as change:
+        operations.repaired(change.conn, change.now, name, reason=reason, actor=actor)
     show_notes(change, store, Target(TargetKind.SERVICE, name))
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
@@ -133,18 +128,21 @@ def keep_closed(
     """
     o.require_one_ending(length, until)
     target = Target(TargetKind.SERVICE, name)
-
-    def keep(conn: Connection, now: datetime) -> BreakerStatus:
-        end = o.ending(now, length, until)
-        return operations.keep_closed(conn, now, name, reason=reason, actor=actor, until=end)
-
     store = open_store(url)
-    change = _change(store, name, keep, dry_run=dry_run)
+    with _changing(store, name, dry_run=dry_run) as change:
+        breaker = operations.keep_closed(
+            change.conn,
+            change.now,
+            name,
+            reason=reason,
+            actor=actor,
+            until=o.ending(change.now, length, until),
+        )
     show_notes(change, store, target)
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
         return
-    end = console.moment(change.made.kept_closed_until) or "'tidegate services let-trip'"
+    end = console.moment(breaker.kept_closed_until) or "'tidegate services let-trip'"
     verb = "would be kept closed" if dry_run else "is kept closed"
     console.say(f"the breaker of {name} {verb} by {actor} until {end}: {reason}")
     if dry_run:
@@ -156,26 +154,23 @@ def keep_closed(
 @o.change_options
 def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Let a breaker that an operator keeps closed trip again."""
-
-    def let(conn: Connection, now: datetime) -> bool:
-        return operations.let_trip(conn, now, name, actor=actor)
-
-    change = _change(open_store(url), name, let, dry_run=dry_run)
+    with _changing(open_store(url), name, dry_run=dry_run) as change:
+        was_kept = operations.let_trip(change.conn, change.now, name, actor=actor)
     if as_json:
         _print_changed(change, name, dry_run=dry_run)
-    elif not change.made:
+    elif not was_kept:
         console.say(f"the breaker of {name} is not kept closed")
     else:
         console.say(f"the breaker of {name} {'could' if dry_run else 'can'} trip again")
 
 
-def _change(
-    store: Store, name: str, make: Callable[[Connection, datetime], R], *, dry_run: bool
-) -> operations.Change[R]:
-    """Make a change of a service's breaker, or raise what is wrong with it for people."""
+@contextmanager
+def _changing(store: Store, name: str, *, dry_run: bool) -> Iterator[operations.Change]:
+    """Open a change of a service's breaker, or raise what is wrong with it for people."""
+    target = Target(TargetKind.SERVICE, name)
     try:
-        with explained():
-            return operations.change(store, Target(TargetKind.SERVICE, name), make, dry_run=dry_run)
+        with explained(), operations.changing(store, target, dry_run=dry_run) as change:
+            yield change
     except (UnknownNameError, operations.NotDeniedError, ValueError) as error:
         raise console.failure(error) from error
 

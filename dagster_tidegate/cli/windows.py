@@ -1,6 +1,7 @@
 """`tidegate windows`: the maintenance windows of services."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import click
@@ -95,14 +96,13 @@ def add(
     """
     from dagster_tidegate.gate.windows import planned  # Dagster is slow to import
 
-    def make(conn: Connection, now: datetime) -> Sequence[PlannedWindow]:
-        seconds = round(duration.total_seconds())
+    seconds = round(duration.total_seconds())
+    with _changing(service, url, dry_run=dry_run) as (conn, now):
         window = planned(now, BY_HAND, service, cron, timezone, seconds, reason)
         operations.add_window(conn, now, window, actor=actor)
-        return [window]
-
-    [window] = _change(service, make, url, dry_run=dry_run, as_json=as_json)
-    if not as_json:
+    if as_json:
+        _print_changed([window], dry_run=dry_run)
+    else:
         pauses = "would pause" if dry_run else "pauses"
         console.say(
             f"{service} {pauses} at {utc(window.starts_at)} for {length(duration)}, then at "
@@ -125,11 +125,10 @@ def remove(
 
     If it is in one, it stays held until the end, unless you release it.
     """
-
-    def make(conn: Connection, now: datetime) -> Sequence[PlannedWindow]:
-        return operations.remove_windows(conn, now, service, cron, actor=actor)
-
-    removed_windows = _change(service, make, url, dry_run=dry_run, as_json=as_json)
+    with _changing(service, url, dry_run=dry_run) as (conn, now):
+        removed_windows = operations.remove_windows(conn, now, service, cron, actor=actor)
+    if as_json:
+        _print_changed(removed_windows, dry_run=dry_run)
     if not removed_windows:
         raise console.failure(
             f"{service} has no such window that was added by hand; one that 'tidegate windows' "
@@ -141,14 +140,11 @@ def remove(
             console.say(f"the window of {service} at {window.cron!r} {removed}: {window.reason}")
 
 
-def _change(
-    service: str,
-    make: Callable[[Connection, datetime], Sequence[PlannedWindow]],
-    url: str | None,
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> Sequence[PlannedWindow]:
+@contextmanager
+def _changing(
+    service: str, url: str | None, *, dry_run: bool
+) -> Iterator[tuple[Connection, datetime]]:
+    """Open a change of the windows of a service, or raise what is wrong with it for people."""
     store = open_store(url)
     with reading(store) as (_, situation):
         known = situation.services
@@ -157,10 +153,11 @@ def _change(
         raise console.failure(f"no service is named {service!r}; {hint}")
     try:
         with explained(), operations.writing(store, dry_run=dry_run) as conn:
-            changed = make(conn, store.now(conn))
+            yield conn, store.now(conn)
     except ValueError as error:
         raise console.failure(error) from error
-    if as_json:
-        windows = [WindowOut.model_validate(window) for window in changed]
-        console.print_json(WindowsChanged(dry_run=dry_run, windows=windows))
-    return changed
+
+
+def _print_changed(changed: Sequence[PlannedWindow], *, dry_run: bool) -> None:
+    windows = [WindowOut.model_validate(window) for window in changed]
+    console.print_json(WindowsChanged(dry_run=dry_run, windows=windows))

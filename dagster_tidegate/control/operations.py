@@ -1,10 +1,10 @@
 """What operators do, shared by the CLI and the API: hold, release, start, cancel, override."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 from uuid import uuid4
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -23,8 +23,6 @@ from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import MAX_REASON, did_you_mean, shown, words
-
-R = TypeVar("R")
 
 ACTOR_TAG = "tidegate/started_by"
 """Tag of Dagster runs that an operator started through Tidegate; its value is the operator."""
@@ -92,20 +90,22 @@ class Launcher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Change(Generic[R]):
+@dataclass
+class Change:
     """A change of holds, with its effects.
 
     Attributes:
-        made: The return value of the function that made it.
+        now: The database's time (UTC).
+        after: The situation after it; like what follows, it is set at the end of the transaction.
         run: The campaign run, if that is the target and exists.
     """
 
-    made: R
+    conn: Connection
+    now: datetime
     before: Situation
-    after: Situation
-    run: CampaignRun | None
-    effects: Sequence[Effect]
+    after: Situation = field(init=False)
+    run: CampaignRun | None = field(init=False)
+    effects: Sequence[Effect] = field(init=False)
 
 
 class _DryRunError(Exception):
@@ -124,26 +124,16 @@ def writing(store: Store, *, dry_run: bool) -> Iterator[Connection]:
         pass
 
 
-def change(
-    store: Store,
-    target: Target,
-    make: Callable[[Connection, datetime], R],
-    *,
-    dry_run: bool,
-) -> Change[R]:
-    """Make a change of holds in one transaction and return it with its effects.
-
-    Args:
-        target: What is held or released.
-        make: Makes the change, given a connection and the database's time (UTC).
-    """
+@contextmanager
+def changing(store: Store, target: Target, *, dry_run: bool) -> Iterator[Change]:
+    """Open a transaction that changes the holds on a target; its effects are read at the end."""
     with writing(store, dry_run=dry_run) as conn:
         now = store.now(conn)
-        before = situation.read(conn, now)
-        made = make(conn, now)
-        after = situation.read(conn, now)
-        run = runs.of_target(conn, target)
-        return Change(made, before, after, run, effects(before, after, target, run))
+        change = Change(conn, now, situation.read(conn, now))
+        yield change
+        change.after = situation.read(conn, now)
+        change.run = runs.of_target(conn, target)
+        change.effects = effects(change.before, change.after, target, change.run)
 
 
 def hold(

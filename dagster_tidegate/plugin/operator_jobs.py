@@ -128,15 +128,11 @@ def _change(
     """Change the holds on the target of a configuration, and log the effects."""
     try:
         target = _target(resource, config)
-        change = operations.change(
-            resource.store,
-            target,
-            lambda conn, now: make(conn, now, target),
-            dry_run=config.dry_run,
-        )
+        with operations.changing(resource.store, target, dry_run=config.dry_run) as change:
+            made = make(change.conn, change.now, target)
     except (ValueError, UnknownNameError, NotYourHoldError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    context.log.info("%s%s", "Dry run: " if config.dry_run else "", change.made)
+    context.log.info("%s%s", "Dry run: " if config.dry_run else "", made)
     affected = [effect for effect in change.effects if effect.changes]
     for effect in affected[:MAX_LOGGED]:
         verb = "pauses" if effect.held_after else "resumes"
