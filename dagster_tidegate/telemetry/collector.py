@@ -94,53 +94,51 @@ def _services(fleet: Situation, counters: Counters) -> Iterable[Metric]:
     yield _gauge(
         "breaker_state",
         "1 for the current state of the breaker of a service, 0 for the others",
+        ["service", "state"],
         {
             (name, state.value): breaker.state is state
             for name, breaker in breakers.items()
             for state in BreakerState
         },
-        "service",
-        "state",
     )
     yield _gauge(
         "breaker_outage_seconds",
         "How long a breaker has not been closed; 0 while it is closed",
+        ["service"],
         {
             (name,): 0.0
             if breaker.state is BreakerState.CLOSED
             else _since(fleet.now, breaker.opened_at or breaker.changed_at)
             for name, breaker in breakers.items()
         },
-        "service",
     )
     yield _gauge(
         "breaker_trial_calls",
         "Trial calls of half-open breakers in flight",
+        ["service"],
         {(name,): fleet.trials.get(name, 0) for name in breakers},
-        "service",
     )
     yield _counter(
         "breaker_trips",
         "How often a breaker opened, not counting failed trial calls",
+        ["service"],
         {(name,): counters.trips[name] for name in breakers},
-        "service",
     )
     yield _counter(
         "breaker_open_seconds",
         "How long a breaker was not closed",
+        ["service"],
         {(name,): counters.open_seconds(name, fleet.now) for name in breakers},
-        "service",
     )
     yield _counter(
         "calls",
         "Guarded calls of the fleet; slow ones also count as ok",
+        ["service", "outcome"],
         {
             (name, outcome): counters.calls[name, outcome]
             for name in breakers
             for outcome in ("ok", "slow", "failed")
         },
-        "service",
-        "outcome",
     )
 
 
@@ -149,16 +147,14 @@ def _limits(usage: Mapping[str, Sequence[Usage]]) -> Iterable[Metric]:
     yield _gauge(
         "limit_calls",
         "How many calls a limit permits",
+        ["service", "limit"],
         {(service, each.limit): each.calls for service, each in used},
-        "service",
-        "limit",
     )
     yield _gauge(
         "limit_used",
         "How many of these are used up, with what processes have leased",
+        ["service", "limit"],
         {(service, each.limit): each.used for service, each in used},
-        "service",
-        "limit",
     )
 
 
@@ -166,28 +162,24 @@ def _budgets(fleet: Situation) -> Iterable[Metric]:
     yield _gauge(
         "budget",
         "How much may be spent on a service in a period of its budget",
+        ["service", "unit"],
         {(name, budget.unit): budget.amount for name, budget in fleet.budgets.items()},
-        "service",
-        "unit",
     )
     yield _gauge(
         "budget_left",
         "How much is left of it in this period",
+        ["service", "unit"],
         {(name, budget.unit): budget.left for name, budget in fleet.budgets.items()},
-        "service",
-        "unit",
     )
     yield _gauge(
         "budget_spent",
         "How much a campaign has spent of it in this period",
+        ["service", "unit", "campaign"],
         {
             (name, budget.unit, campaign): spent
             for name, budget in fleet.budgets.items()
             for campaign, spent in budget.campaigns.items()
         },
-        "service",
-        "unit",
-        "campaign",
     )
 
 
@@ -196,17 +188,17 @@ def _holds(fleet: Situation) -> Iterable[Metric]:
     yield _gauge(
         "holds",
         "Live holds",
+        ["source", "target_kind"],
         {
             (source.value, kind.value): holds[source, kind]
             for source, kinds in HELD_KINDS.items()
             for kind in kinds
         },
-        "source",
-        "target_kind",
     )
     yield _gauge(
         "hold_oldest_seconds",
         "Age of the oldest live hold of a source; 0 if there is none",
+        ["source"],
         {
             (source.value,): max(
                 (_since(fleet.now, h.placed_at) for h in fleet.holds if h.source is source),
@@ -214,14 +206,13 @@ def _holds(fleet: Situation) -> Iterable[Metric]:
             )
             for source in HoldSource
         },
-        "source",
     )
     takeovers = Counter(takeover.kind for takeover in fleet.takeovers)
     yield _gauge(
         "takeovers",
         "Dagster settings that the gate has changed and not yet restored",
+        ["kind"],
         {(kind.value,): takeovers[kind] for kind in TakeoverKind},
-        "kind",
     )
 
 
@@ -229,53 +220,48 @@ def _campaigns(fleet: Situation, conn: Connection) -> Iterable[Metric]:
     yield _gauge(
         "campaign_paused",
         "1 while a live hold covers a campaign, else 0",
+        ["campaign"],
         {(name,): bool(campaign.holds) for name, campaign in fleet.campaigns.items()},
-        "campaign",
     )
     yield _gauge(
         "campaign_runs",
         "Campaign runs by status",
+        ["campaign", "status"],
         {
             (name, status.value): campaign.runs.get(status, 0)
             for name, campaign in fleet.campaigns.items()
             for status in RunStatus
         },
-        "campaign",
-        "status",
     )
     paused_since = campaign_stats.paused_since(conn)
     yield _gauge(
         "paused_run_oldest_seconds",
         "How long the longest paused campaign run has been paused; 0 if none is paused",
+        ["campaign"],
         {(name,): _since(fleet.now, paused_since.get(name)) for name in fleet.campaigns},
-        "campaign",
     )
     ops = campaign_stats.op_progress(conn, fleet.now)
     yield _gauge(
         "records",
         "Finished records of the unfinished campaign runs",
+        ["campaign", "op", "status"],
         {
             (each.campaign, each.op, status): count
             for each in ops
             for status, count in (("done", each.done), ("failed", each.failed))
         },
-        "campaign",
-        "op",
-        "status",
     )
     yield _gauge(
         "records_expected",
         "Total records of the unfinished campaign runs, where known",
+        ["campaign", "op"],
         {(each.campaign, each.op): each.total for each in ops if each.total},
-        "campaign",
-        "op",
     )
     yield _gauge(
         "records_per_second",
         "Records that the processing campaign runs currently finish per second",
+        ["campaign", "op"],
         {(each.campaign, each.op): each.records_per_second for each in ops},
-        "campaign",
-        "op",
     )
 
 
@@ -284,18 +270,17 @@ def _gates(fleet: Situation) -> Iterable[Metric]:
     yield _gauge(
         "gate_tick_timestamp_seconds",
         "Unix time at which a part of the gate last finished a tick",
+        ["location", "part"],
         {(beat.location, beat.part): beat.at.timestamp() for beat in fleet.heartbeats},
-        "location",
-        "part",
     )
     yield _gauge(
         "gate_stale",
         "1 while a part of the gate of a code location is stale, else 0",
+        ["location"],
         {
             (campaign.spec.location,): campaign.spec.location in stale
             for campaign in fleet.campaigns.values()
         },
-        "location",
     )
 
 
@@ -304,14 +289,14 @@ def _alerts(conn: Connection, now: datetime) -> Iterable[Metric]:
     yield _gauge(
         "alerts",
         "Alerts by status; the final statuses cover the last 24 hours",
+        ["status"],
         {(status.value,): count for status, count in counts.by_status.items()},
-        "status",
     )
     yield _gauge(
         "alerts_live",
         "Alerts whose cause persists",
+        ["kind"],
         {(kind,): count for kind, count in counts.live.items()},
-        "kind",
     )
     yield _one(
         "alert_oldest_pending_seconds",
@@ -331,19 +316,19 @@ def _version() -> Metric:
     return _gauge(
         "build_info",
         "1, labelled with the version of dagster-tidegate",
+        ["version"],
         {(installed,): 1},
-        "version",
     )
 
 
 Values = dict[tuple[str, ...], float]
 
 
-def _gauge(name: str, text: str, values: Values, *labels: str) -> Metric:
+def _gauge(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
     return _filled(GaugeMetricFamily(f"tidegate_{name}", text, labels=labels), values)
 
 
-def _counter(name: str, text: str, values: Values, *labels: str) -> Metric:
+def _counter(name: str, text: str, labels: Sequence[str], values: Values) -> Metric:
     return _filled(CounterMetricFamily(f"tidegate_{name}", text, labels=labels), values)
 
 
