@@ -13,7 +13,7 @@ from dagster_tidegate.control.effects import Effect, effects
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import UnknownNameError
 from dagster_tidegate.dagster_api import CONTINUES_TAG
-from dagster_tidegate.holds import Hold, HoldSource, Target, TargetKind, run_name
+from dagster_tidegate.holds import Hold, HoldSource, Target, run_name
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, events, history, holds, runs, windows
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -161,28 +161,15 @@ def hold(
     )
 
 
-def pause(
-    conn: Connection,
-    now: datetime,
-    run: CampaignRun,
-    *,
-    reason: str,
-    actor: str,
-    expires_at: datetime | None = None,
-) -> Hold:
-    """Hold a campaign run that has not ended.
-
-    It locks the run's row, so if the run ends at the same time, nothing is held.
+def require_pausable(conn: Connection, run: CampaignRun) -> None:
+    """Check that a campaign run has not ended, and lock its row, so that it does not end now.
 
     Raises:
         NotPausableError: If it has ended.
-        ValueError: If `expires_at` is not after `now`.
     """
     current = runs.locked(conn, run.id)
     if current.status not in UNFINISHED:
         raise NotPausableError(f"{run.name} is {current.status}: there is nothing left to pause")
-    target = Target(TargetKind.CAMPAIGN_RUN, run.name)
-    return hold(conn, now, target, reason=reason, actor=actor, expires_at=expires_at)
 
 
 def release(

@@ -55,7 +55,8 @@ class HoldChange:
 
     def hold(self, target: Target, body: Ending) -> Held:
         """Hold a target, and return the answer."""
-        return self._held(self.place(target, body), target)
+        hold = self.place(target, body)
+        return Held(dry_run=self.dry_run, hold=hold, campaigns=self._effects(target))
 
     def place(self, target: Target, body: Ending) -> HoldOut:
         """Hold a target, and return the hold."""
@@ -75,15 +76,8 @@ class HoldChange:
         Raises:
             NotPausableError: If it has ended.
         """
-        hold = operations.pause(
-            self.conn,
-            self.now,
-            run,
-            reason=body.reason,
-            actor=self.identity.name,
-            expires_at=body.ends_at(self.now),
-        )
-        return self._held(HoldOut.model_validate(hold), hold.target)
+        operations.require_pausable(self.conn, run)
+        return self.hold(Target(TargetKind.CAMPAIGN_RUN, run.name), body)
 
     def release(self, target: Target, *, force: bool = False) -> Released:
         """Release the holds of people on a target; `completed` completes the answer.
@@ -120,9 +114,6 @@ class HoldChange:
         after = self._after or situation.read(self.conn, self.now)
         service = ServiceOut.of(after, name)
         return ServiceChanged(dry_run=self.dry_run, service=service, campaigns=campaigns)
-
-    def _held(self, hold: HoldOut, target: Target) -> Held:
-        return Held(dry_run=self.dry_run, hold=hold, campaigns=self._effects(target))
 
     def _effects(self, target: Target) -> Sequence[EffectOut] | None:
         if self._before is None:
