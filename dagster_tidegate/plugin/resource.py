@@ -193,8 +193,6 @@ class BreakerResource(LightResource):
         """
         breaker = self.fleet.breaker(service)
         if (step := Step.current(self)) is not None:
-            self.fleet.state.campaign = step.campaign
-            step.enter()
             step.calls(service)
         return breaker
 
@@ -219,10 +217,7 @@ class BreakerResource(LightResource):
                     record.result = service.call(find, record.value)
             ```
         """
-        step = Step.current(self)
-        if step is not None:
-            self.fleet.state.campaign = step.campaign
-            step.enter()
+        if (step := Step.current(self)) is not None:
             step.calls("|".join(services))
         return self.fleet.first_available(*services)
 
@@ -276,12 +271,12 @@ class BreakerResource(LightResource):
             max_failed=max_failed,
             append_only=append_only,
         )
-        if step is not None:
-            self.fleet.state.campaign = step.campaign
-        else:
-            direct = DirectAttempt(op, self.store, self.fleet, self.drain_timeout_s)
-            return Records(direct, items, options, group=group)
-        return Records(step.begin(), items, options, group=group)
+        host = (
+            DirectAttempt(op, self.store, self.fleet, self.drain_timeout_s)
+            if step is None
+            else step.begin()
+        )
+        return Records(host, items, options, group=group)
 
     def teardown_after_execution(
         self,

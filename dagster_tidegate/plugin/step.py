@@ -53,19 +53,25 @@ class Step(StepEnd):
         context = current_context()
         return None if context is None else cls.of(context, resource)
 
-    @property
-    def campaign(self) -> str:
-        """The campaign that it works for, which pays for its calls."""
-        return campaign_of(self._context.run)
+    def calls(self, service: str) -> None:
+        """Take note of a service that the op is about to call, or of a chain: `a|b`.
 
-    def enter(self) -> None:
-        """Begin the attempt where the run follows another, or end with the run.
+        The first call begins the attempt where the run follows another, or ends with the run.
 
         Raises:
             CampaignPaused, AttemptRefusedError: As `Attempt.begin` does.
             CampaignCancelled: As `Attempt.begin` does; also if Dagster has begun the op again by
                 its retry policy after the run was terminated.
         """
+        self._pays()
+        self._enter()
+        self._called.add(service)
+
+    def _pays(self) -> None:
+        """Let the campaign that the step works for pay for its calls."""
+        self._resource.fleet.state.campaign = campaign_of(self._context.run)
+
+    def _enter(self) -> None:
         if self._entered:
             return
         self._entered = True
@@ -76,12 +82,9 @@ class Step(StepEnd):
         if ends:
             raise CampaignCancelled("Cancelled: the run was terminated in Dagster")
 
-    def calls(self, service: str) -> None:
-        """Take note of a service that the op is about to call, or of a chain: `a|b`."""
-        self._called.add(service)
-
     def begin(self) -> Attempt:
         """Return the attempt of this run, which owns the campaign run."""
+        self._pays()
         return Attempt.begin(
             self._context,
             self._resource.store,
