@@ -83,10 +83,8 @@ def _targets() -> Targets:
     Raises:
         click.ClickException: If there are none, or one is invalid.
     """
-    try:
+    with explained(SettingsError):
         targets = Targets(load(AlertSettings).urls)
-    except SettingsError as error:
-        raise console.failure(error) from error
     if not targets.names:
         raise console.failure(
             "no alert targets are configured: set TIDEGATE_ALERT_URLS, see docs/alerts.md"

@@ -30,10 +30,8 @@ def read_environment() -> None:
     Raises:
         click.ClickException: If the files of the project can't be read.
     """
-    try:
+    with explained(project.ProjectError):
         project.read_environment(Path.cwd())
-    except project.ProjectError as error:
-        raise failure(error) from error
 
 
 def open_store(url: str | None, *, connections: int = 2) -> Store:
@@ -55,20 +53,18 @@ def named_store(url: str | None, *, connections: int = 2) -> Store:
         click.ClickException: If neither `url` nor the environment names one.
     """
     read_environment()
-    try:
+    with explained(ValueError):
         return Store.of_environment(url, connections=connections)
-    except ValueError as error:
-        raise failure(error) from error
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn errors of the store into a `click.ClickException` of one line."""
+def explained(*others: type[Exception]) -> Iterator[None]:
+    """Turn errors of the store, and others, into a `click.ClickException` of one line."""
     try:
         yield
     except UNUSABLE as error:
         raise failure(f"the store is unreachable: {why_unreachable(error)}") from error
-    except schema.SchemaError as error:
+    except (schema.SchemaError, *others) as error:
         raise failure(error) from error
 
 
@@ -104,15 +100,13 @@ def loaded(
         raise failure(f"{error}{hint}") from error
     from dagster_tidegate.dagster_api import workspace  # slow to import
 
-    try:
-        with (
-            nullcontext(instance) if instance else instance_of_environment() as opened,
-            working("loading the code locations"),
-            workspace.load(opened, source, known) as loaded,
-        ):
-            yield loaded
-    except workspace.WorkspaceError as error:
-        raise failure(error) from error
+    with (
+        nullcontext(instance) if instance else instance_of_environment() as opened,
+        explained(workspace.WorkspaceError),
+        working("loading the code locations"),
+        workspace.load(opened, source, known) as loaded,
+    ):
+        yield loaded
 
 
 def instance_of_environment() -> "dg.DagsterInstance":

@@ -44,10 +44,8 @@ def dev(host: str | None, port: int | None, code: CodeOptions) -> None:
     """
     if find_spec("dagster_webserver") is None:
         raise console.failure("the Dagster UI is not installed: pip install dagster-webserver")
-    try:
+    with explained(ProjectError):
         project = find(code, Path.cwd())
-    except ProjectError as error:
-        raise console.failure(error) from error
     with ExitStack() as stack:
         if not os.environ.get("DAGSTER_HOME"):
             stack.enter_context(_temporary_home(root(Path.cwd())))

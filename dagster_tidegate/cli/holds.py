@@ -46,18 +46,15 @@ def hold(
     o.require_one_ending(length, until)
     target = o.target(kind, name)
     store = open_store(url)
-    try:
-        with explained(), operations.changing(store, target, dry_run=dry_run) as change:
-            placed = operations.hold(
-                change.conn,
-                change.now,
-                target,
-                reason=reason,
-                actor=actor,
-                expires_at=o.ending(change.now, length, until),
-            )
-    except ValueError as error:
-        raise console.failure(error) from error
+    with explained(ValueError), operations.changing(store, target, dry_run=dry_run) as change:
+        placed = operations.hold(
+            change.conn,
+            change.now,
+            target,
+            reason=reason,
+            actor=actor,
+            expires_at=o.ending(change.now, length, until),
+        )
     show_notes(change, store, target)
     if as_json:
         made = HoldOut.model_validate(placed)

@@ -193,7 +193,7 @@ def retry(
             )
         spec = situation.campaigns[run.campaign].spec
     try:
-        with explained(), ExitStack() as stack:
+        with explained(control.NoRecordsError, LaunchError), ExitStack() as stack:
             workspace = None
             if not dry_run and decision.refusal is None:
                 workspace = stack.enter_context(loaded(code, known={spec.location}))
@@ -214,8 +214,6 @@ def retry(
     except operations.UnderWayError as error:
         console.say(error, err=True)
         raise click.exceptions.Exit(UNDER_WAY) from error
-    except (control.NoRecordsError, LaunchError) as error:
-        raise console.failure(error) from error
     marked, dagster_run = again.marked, again.dagster_run
     if as_json:
         answer = {"run": run.name, "dry_run": dry_run, "marked": marked, "dagster_run": dagster_run}
@@ -249,13 +247,14 @@ def skip(
         run = find_run(conn, name)
         selection = selected(situation.now, since, options)
     try:
-        with explained(), operations.writing(store, dry_run=dry_run) as conn:
+        with (
+            explained(control.NoRecordsError),
+            operations.writing(store, dry_run=dry_run) as conn,
+        ):
             skipped = control.skip(conn, store, run, selection, reason=reason, actor=actor)
     except operations.UnderWayError as error:
         console.say(error, err=True)
         raise click.exceptions.Exit(UNDER_WAY) from error
-    except control.NoRecordsError as error:
-        raise console.failure(error) from error
     if as_json:
         answer = {"run": run.name, "dry_run": dry_run, "skipped": skipped}
         console.print_json(RecordsSkipped.model_validate(answer))

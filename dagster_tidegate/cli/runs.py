@@ -250,7 +250,10 @@ def start(
     run_id = None
     if validate or not refused:
         try:
-            with loaded(code, known={spec.location}) as workspace, explained():
+            with (
+                loaded(code, known={spec.location}) as workspace,
+                explained(LaunchError, operations.ChangedMeanwhileError),
+            ):
                 if validate:
                     workspace.check(campaign, partition, spec.location)
                 else:
@@ -258,8 +261,6 @@ def start(
         except operations.UnderWayError as error:  # somebody else was faster
             console.say(error, err=True)
             raise click.exceptions.Exit(UNDER_WAY) from error
-        except (LaunchError, operations.ChangedMeanwhileError) as error:
-            raise console.failure(error) from error
     if as_json:
         shown = VerdictOut.of(decision, queue=queue).model_dump()
         console.print_json({**shown, "dagster_run": run_id})

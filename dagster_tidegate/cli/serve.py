@@ -49,11 +49,9 @@ def serve(
 
     It replaces dagster-webserver, and also sends alerts.
     """
-    try:
+    with explained(SettingsError, ProjectError):
         settings = load(ServeSettings, host=host, port=port, path_prefix=path_prefix)
         source = _source(code, settings, api_only=api_only)
-    except (SettingsError, ProjectError) as error:
-        raise failure(error) from error
     if not api_only and find_spec("dagster_webserver") is None:
         raise failure(
             "the Dagster UI is not installed: pip install dagster-webserver, or use --api-only"
@@ -67,7 +65,7 @@ def serve(
     from dagster_tidegate.web.access.exposure import ExposedError
 
     try:
-        with explained():
+        with explained(ExposedError, server.ListenError, WorkspaceError, SettingsError):
             server.run(
                 store,
                 settings,
@@ -77,8 +75,6 @@ def serve(
                 log_level=log_level,
                 ready=_announce,
             )
-    except (ExposedError, server.ListenError, WorkspaceError, SettingsError) as error:
-        raise failure(error) from error
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
 

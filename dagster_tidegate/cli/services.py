@@ -168,11 +168,11 @@ def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | Non
 def _changing(store: Store, name: str, *, dry_run: bool) -> Iterator[operations.Change]:
     """Open a change of a service's breaker, or raise what is wrong with it for people."""
     target = Target(TargetKind.SERVICE, name)
-    try:
-        with explained(), operations.changing(store, target, dry_run=dry_run) as change:
-            yield change
-    except (UnknownNameError, operations.NotDeniedError, ValueError) as error:
-        raise console.failure(error) from error
+    with (
+        explained(UnknownNameError, operations.NotDeniedError, ValueError),
+        operations.changing(store, target, dry_run=dry_run) as change,
+    ):
+        yield change
 
 
 def _print_changed(change: operations.Change, name: str, *, dry_run: bool) -> None:

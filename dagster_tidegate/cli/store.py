@@ -106,10 +106,8 @@ def prune(
     is executed again after its ledger was deleted, all of its records are done again.
     """
     opened = open_store(url)
-    try:
+    with explained(ValueError):
         keep = retention.Keep(**dict(kept))
-    except ValueError as error:
-        raise console.failure(error) from error
     with explained():
         with opened.read() as conn:
             now = opened.now(conn)

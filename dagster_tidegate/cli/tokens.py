@@ -1,7 +1,5 @@
 """`tidegate tokens`: access to the API and the UI."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,15 +14,6 @@ from dagster_tidegate.store.tokens import MAX_NAME, Role, Token, TokenError
 
 NEVER = "never"
 TOKEN_NAME = Words("name", MAX_NAME)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        with explained():
-            yield
-    except TokenError as error:
-        raise console.failure(error) from error
 
 
 @click.group()
@@ -60,7 +49,7 @@ def create(
     Changes made with the token are recorded with NAME as their actor.
     """
     store = open_store(url)
-    with _explained(), store.begin() as conn:
+    with explained(TokenError), store.begin() as conn:
         now = store.now(conn)
         expires_at = None if lifetime is None else now + lifetime
         token, secret = token_rows.create(
@@ -80,7 +69,7 @@ def create(
 def list_(as_json: bool, url: str | None) -> None:
     """List all tokens. Their secrets are not stored."""
     store = open_store(url)
-    with _explained(), store.read() as conn:
+    with explained(), store.read() as conn:
         now = store.now(conn)
         tokens = token_rows.read(conn)
     if as_json:
@@ -107,7 +96,7 @@ def list_(as_json: bool, url: str | None) -> None:
 def revoke(name: str, actor: str, url: str | None) -> None:
     """Revoke the token of NAME and end its sessions, within seconds."""
     store = open_store(url)
-    with _explained(), store.begin() as conn:
+    with explained(TokenError), store.begin() as conn:
         now = store.now(conn)
         token_rows.revoke(conn, now, name, actor=actor)
         last = not token_rows.any_live(conn, now)

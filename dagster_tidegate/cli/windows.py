@@ -151,11 +151,8 @@ def _changing(
     if service not in known:
         hint = did_you_mean(service, known, f"known: {', '.join(sorted(known)) or 'none'}")
         raise console.failure(f"no service is named {service!r}; {hint}")
-    try:
-        with explained(), operations.writing(store, dry_run=dry_run) as conn:
-            yield conn, store.now(conn)
-    except ValueError as error:
-        raise console.failure(error) from error
+    with explained(ValueError), operations.writing(store, dry_run=dry_run) as conn:
+        yield conn, store.now(conn)
 
 
 def _print_changed(changed: Sequence[PlannedWindow], *, dry_run: bool) -> None:
