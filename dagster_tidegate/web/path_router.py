@@ -6,19 +6,18 @@ from dagster_tidegate.settings import PAGES
 
 LOGIN = "/login"
 LOGOUT = "/logout"
-PAGE = PAGES
 STATIC = ("tidegate.css", "tidegate.js", "icon.svg")
 """What the pages load besides themselves."""
 PUBLIC = frozenset(
     {
         "/api/v1/health/live",
         "/api/v1/health/ready",
-        *(f"{PAGE}/static/{name}" for name in STATIC),
+        *(f"{PAGES}/static/{name}" for name in STATIC),
     }
 )
 """Paths that need no token: whether to restart the process or send it requests, and what the login
 and the page of a store that is unreachable look like."""
-_OWN = ("/api", "/metrics", PAGE, LOGIN, LOGOUT)
+_OWN = ("/api", "/metrics", PAGES, LOGIN, LOGOUT)
 
 
 def strip_prefix(path: str, prefix: str) -> str:

@@ -3,7 +3,7 @@
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import Started, VerdictOut, WhyOut
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
+from dagster_tidegate.control.starting import StartVerdict, verdict
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import Target, TargetKind, run_name
 from dagster_tidegate.store import runs
@@ -25,7 +25,6 @@ REFUSALS = (
     Code.DAGSTER_UNAVAILABLE,
 )
 """The problems with which a start may be refused."""
-_CODES = {Refusal.HELD: Code.HELD, Refusal.UNDER_WAY: Code.UNDER_WAY}
 
 
 def start(
@@ -59,7 +58,7 @@ def start(
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=answer)
     if decision.refusal is not None and decision.refuses(queue=queue) and not is_claimed:
-        raise Problem(_CODES[decision.refusal], decision.text, holds=answer.holds, why=answer)
+        raise Problem(Code(decision.refusal), decision.text, holds=answer.holds, why=answer)
     dagster_run = operations.start(
         context.store, context.workspace(), spec, partition, actor=identity.name, run_id=run_id
     )

@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dagster_tidegate.settings import PAGES
 from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.web.access.limits import TooManyError
 from dagster_tidegate.web.api import metrics
@@ -9,7 +10,6 @@ from dagster_tidegate.web.api.problems import Code, Problem, problem_of
 from dagster_tidegate.web.middleware.connection import ConnectionMiddleware, GuardedConnection
 from dagster_tidegate.web.pages import login
 from dagster_tidegate.web.pages.rendering import problem_page
-from dagster_tidegate.web.path_router import PAGE
 
 POLICY_VIOLATION = 1008
 
@@ -50,7 +50,7 @@ class Refusals(ConnectionMiddleware):
         if problem.code is Code.UNAUTHENTICATED and connection.wants_page:
             query = f"?{connection.query}" if connection.query else ""
             return login.to_login(self._prefix, connection.scope["path"] + query)
-        own_page = connection.own and connection.path.startswith(PAGE)
+        own_page = connection.own and connection.path.startswith(PAGES)
         if own_page and "text/html" in connection.headers.get("accept", ""):
             response = problem_page(problem, self._prefix)
         else:

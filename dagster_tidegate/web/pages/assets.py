@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from dagster_tidegate.web.path_router import PAGE, STATIC
+from dagster_tidegate.settings import PAGES
+from dagster_tidegate.web.path_router import STATIC
 
 
 @cache
@@ -17,4 +18,4 @@ def static(name: str) -> tuple[bytes, str]:
 
 def addresses(prefix: str) -> Mapping[str, str]:
     """Return the address of each static file, which changes with its content."""
-    return {name: f"{prefix}{PAGE}/static/{name}?v={static(name)[1]}" for name in STATIC}
+    return {name: f"{prefix}{PAGES}/static/{name}?v={static(name)[1]}" for name in STATIC}

@@ -18,6 +18,7 @@ from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, verdict
 from dagster_tidegate.control.why import why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
+from dagster_tidegate.settings import PAGES
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import records, runs
 from dagster_tidegate.store.database import Connection
@@ -47,7 +48,6 @@ from dagster_tidegate.web.middleware.connection import connection_of
 from dagster_tidegate.web.pages import now
 from dagster_tidegate.web.pages.forms import Form
 from dagster_tidegate.web.pages.rendering import PageRoute, page, visitor, without_command
-from dagster_tidegate.web.path_router import PAGE
 
 MAX_LINES = 12
 MAX_NAMED = 3
@@ -155,7 +155,7 @@ def _show(
             banners=now.banners(conn, situation),
             view=filled,
             action=name,
-            back=local_path(form.text("next"), request.scope.get("root_path", "") + PAGE),
+            back=local_path(form.text("next"), request.scope.get("root_path", "") + PAGES),
             lengths=LENGTHS,
         )
 
@@ -167,7 +167,7 @@ def _action(name: str) -> Action:
 
 
 def _back(request: Request, form: Form, action: str) -> str:
-    wanted = local_path(form.text("next"), request.scope.get("root_path", "") + PAGE)
+    wanted = local_path(form.text("next"), request.scope.get("root_path", "") + PAGES)
     parts = urlsplit(wanted)
     query = [(name, value) for name, value in parse_qsl(parts.query) if name != "did"]
     return f"{parts.path}?{urlencode([*query, ('did', action)])}"

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from dagster_tidegate.holds import Target, TargetKind
+from dagster_tidegate.settings import PAGES
 from dagster_tidegate.store.service_stats import Calls
 from dagster_tidegate.store.tokens import Role
 from dagster_tidegate.text import length, plural, sentence, utc, words
@@ -25,7 +26,6 @@ from dagster_tidegate.web.api.problems import Code, Problem, problem_of
 from dagster_tidegate.web.pages.assets import addresses
 from dagster_tidegate.web.pages.audit import differences
 from dagster_tidegate.web.pages.runbooks import with_code
-from dagster_tidegate.web.path_router import PAGE
 
 FRAGMENTS = "X-Tidegate-Fragments"
 """A request with this header gets only the named blocks of a page."""
@@ -191,7 +191,7 @@ def url(prefix: str, path: str, **query: Any) -> str:
     """Return the address of a page; a query parameter that is None or empty is left out."""
     given = {name: value for name, value in query.items() if value not in (None, "", [], ())}
     parameters = f"?{urlencode(given, doseq=True)}" if given else ""
-    return f"{prefix}{PAGE}{quote(path)}{parameters}"
+    return f"{prefix}{PAGES}{quote(path)}{parameters}"
 
 
 def target_url(target: Target) -> str:
@@ -250,7 +250,7 @@ def _answer(text: str) -> HTMLResponse:
 def _around(prefix: str) -> Mapping[str, Any]:
     return {
         "prefix": prefix,
-        "home": f"{prefix}{PAGE}",
+        "home": f"{prefix}{PAGES}",
         "assets": addresses(prefix),
     }
 

@@ -14,6 +14,7 @@ from dagster_tidegate.control.report import month_of, period
 from dagster_tidegate.control.report_models import OutageReport
 from dagster_tidegate.control.report_text import outage_text
 from dagster_tidegate.control.situation import Situation
+from dagster_tidegate.settings import PAGES
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
@@ -44,10 +45,10 @@ from dagster_tidegate.web.pages.rendering import (
     url,
     visitor,
 )
-from dagster_tidegate.web.path_router import PAGE, STATIC
+from dagster_tidegate.web.path_router import STATIC
 
 MAX_AGE_S = 365 * 24 * 3600
-router = APIRouter(prefix=PAGE, include_in_schema=False, route_class=PageRoute)
+router = APIRouter(prefix=PAGES, include_in_schema=False, route_class=PageRoute)
 
 Text = Annotated[str, Query(max_length=512)]
 Before = Annotated[int | None, Query(ge=0, lt=2**63)]

@@ -14,6 +14,7 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.text import length, plural, words
+from dagster_tidegate.web.pages.rendering import TONES
 
 SPANS: Mapping[str, tuple[timedelta, timedelta, str]] = {
     "hour": (timedelta(hours=1), timedelta(minutes=10), "%H:%M"),
@@ -123,7 +124,8 @@ def timeline(
         outcome = attempt.outcome or "processing"
         took = length((ended or now) - attempt.started_at)
         text = f"{run.name}, attempt {attempt.number}: {outcome}, {took}"
-        bar = axis.bar(attempt.started_at, ended or now, _tone(outcome), text, f"/runs/{run.id}")
+        tone = TONES.get(outcome, "plain")
+        bar = axis.bar(attempt.started_at, ended or now, tone, text, f"/runs/{run.id}")
         worked.setdefault(run.campaign, []).append(bar)
     for name, campaign in situation.campaigns.items():
         # A service that has an alternative pauses nothing alone.
@@ -145,7 +147,7 @@ def timeline(
         ]
         # A short one is drawn over a long one of the same time, and not under it.
         worked_on = sorted(_inside(worked.pop(name, [])), key=lambda bar: -bar.width)
-        if bars := _inside(bars) + [_lower(each) for each in worked_on]:
+        if bars := _inside(bars) + [replace(each, lane=1) for each in worked_on]:
             campaigns.append(Row(name, f"/campaigns/{name}", bars, lanes=2))
     campaigns.sort(key=lambda row: (-sum(b.width for b in row.bars if b.lane == 0), row.name))
     troubled = [row for row in services if row.bars]
@@ -200,10 +202,6 @@ def _inside(bars: Iterable[Bar]) -> list[Bar]:
     return [bar for bar in bars if bar.width]
 
 
-def _lower(bar: Bar) -> Bar:
-    return Bar(bar.x, bar.width, bar.tone, bar.text, bar.path, bar.query, lane=1)
-
-
 def _states(
     axis: Axis,
     name: str,
@@ -238,9 +236,8 @@ def _states(
             why = f" ({reason})" if reason else ""
             status = cause or current if current == BreakerState.OPEN else current
             text = f"{name} {words(status)} {time}{why}"
-            tone = "bad" if status in (BreakerState.OPEN, VerdictKind.DENIED) else "warn"
             query = {"name": name, "kind": "service"}
-            bar = axis.bar(begin, finish, tone, text, "/history", query)
+            bar = axis.bar(begin, finish, TONES[str(status)], text, "/history", query)
             bars.append(replace(bar, outage=outage))
         if event is not None:
             outage = event.id if event.opened else outage
@@ -295,11 +292,6 @@ def ticks(axis: Axis, step: timedelta, form: str) -> list[tuple[float, str]]:
         labels.append((axis.at(first), f"{first:{form}}"))
         first += step
     return labels
-
-
-def _tone(outcome: str) -> str:
-    tones = {"failed": "bad", "completed": "good", "paused": "held", "processing": "busy"}
-    return tones.get(outcome, "plain")
 
 
 def described(view: Timeline) -> str:
