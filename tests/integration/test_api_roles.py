@@ -135,7 +135,7 @@ class BehindNoGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = dict(scope.get("headers", [])).get(b"x-name", b"").decode()
         if name:
-            scope.setdefault("state", {})["identity"] = Identity(name, WHO[name], None, 1)
+            scope.setdefault("state", {})["identity"] = Identity(name, WHO[name], 1)
         await self.app(scope, receive, send)
 
 

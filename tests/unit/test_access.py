@@ -38,7 +38,7 @@ def test_a_role_may_do_what_those_before_it_may(role: Role, allowed: set[Role]) 
 def test_owners_and_administrators_steer_a_campaign(
     role: Role, owners: list[str], may: bool
 ) -> None:
-    assert Identity("ana", role, None).may_control(owners) is may
+    assert Identity("ana", role).may_control(owners) is may
 
 
 @pytest.mark.parametrize(

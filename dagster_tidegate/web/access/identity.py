@@ -12,13 +12,11 @@ class Identity:
 
     Attributes:
         name: The actor recorded with its changes.
-        address: Its network address, if it has one.
         token: Id of its token; None while there are no tokens.
     """
 
     name: str
     role: Role
-    address: str | None
     token: int | None = None
 
     def may_control(self, owners: Collection[str]) -> bool:

@@ -45,7 +45,7 @@ async def identify(
         if holder is None:
             raise _unauthenticated(f"the {kind} is unknown, expired or revoked")
         by_token.count(str(holder.token))
-        identity = Identity(holder.name, holder.role, connection.address, holder.token)
+        identity = Identity(holder.name, holder.role, holder.token)
     elif needed:
         raise _unauthenticated("a token is required: send 'Authorization: Bearer ...'")
     elif not connection.local:
@@ -54,7 +54,7 @@ async def identify(
             "'tidegate tokens create'"
         )
     else:
-        identity = Identity(connection.named_actor(), Role.ADMIN, connection.address)
+        identity = Identity(connection.named_actor(), Role.ADMIN)
     connection.identity = identity
     connection.state.identity = identity
 
