@@ -1,8 +1,7 @@
 """Requests with an `Idempotency-Key` take effect once."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
@@ -56,9 +55,8 @@ class IdempotentRequest:
         """
         if self._key is None:
             return JSONResponse(jsonable_encoder(make(None)), status)
-        key = self._request_key(body, self._key)
-        with _problems(), self._store.begin() as conn:
-            claim = idempotency.claim(conn, self._store.now(conn), key)
+        with self._store.begin() as conn:
+            claim = self._claim(conn, self._store.now(conn), body, self._key)
         if isinstance(claim, StoredAnswer):
             return _replayed(claim)
         content = jsonable_encoder(self._made(claim, make))
@@ -80,19 +78,26 @@ class IdempotentRequest:
         """
         if self._key is None:
             return JSONResponse(jsonable_encoder(make()), status)
-        with _problems():
-            claim = idempotency.claim(conn, now, self._request_key(body, self._key))
+        claim = self._claim(conn, now, body, self._key)
         if isinstance(claim, StoredAnswer):
             return _replayed(claim)
         content = jsonable_encoder(make())
         idempotency.answer(conn, claim, StoredAnswer(status, content))
         return JSONResponse(content, status)
 
-    def _request_key(self, body: BaseModel, key: str) -> RequestKey:
+    def _claim(
+        self, conn: Connection, now: datetime, body: BaseModel, key: str
+    ) -> Claim | StoredAnswer:
         request = self._request
         parts = [request.method, request.url.path, request.url.query, body.model_dump_json()]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        return RequestKey(self._actor, key, digest)
+        try:
+            return idempotency.claim(conn, now, RequestKey(self._actor, key, digest))
+        except idempotency.KeyReusedError as error:
+            raise Problem(Code.IDEMPOTENCY_KEY_REUSED, str(error)) from error
+        except idempotency.KeyInUseError as error:
+            headers = {"Retry-After": "1"}
+            raise Problem(Code.IDEMPOTENCY_KEY_IN_USE, str(error), headers=headers) from error
 
     def _made(self, claim: Claim, make: Callable[[str | None], BaseModel]) -> BaseModel:
         try:
@@ -105,17 +110,6 @@ class IdempotentRequest:
 
 def _replayed(stored: StoredAnswer) -> Response:
     return JSONResponse(stored.body, stored.status, headers={REPLAYED: "true"})
-
-
-@contextmanager
-def _problems() -> Iterator[None]:
-    try:
-        yield
-    except idempotency.KeyReusedError as error:
-        raise Problem(Code.IDEMPOTENCY_KEY_REUSED, str(error)) from error
-    except idempotency.KeyInUseError as error:
-        headers = {"Retry-After": "1"}
-        raise Problem(Code.IDEMPOTENCY_KEY_IN_USE, str(error), headers=headers) from error
 
 
 Once = Annotated[IdempotentRequest, Depends()]
