@@ -37,11 +37,7 @@ class Message:
 
 
 def messages(due: Sequence[Alert], limit: int) -> Sequence[Message]:
-    """Return one message per alert; if these exceed the limit, the last is about several alerts.
-
-    Args:
-        limit: How many messages there may be.
-    """
+    """Return one message per alert; if these exceed the limit, the last is about several alerts."""
     result: list[Message] = []
     # Alerts share a message only if the same targets already have them.
     groups: dict[tuple[str, ...], list[Alert]] = {}

@@ -113,11 +113,7 @@ class Words(click.ParamType):
 
 
 class Port(click.IntRange):
-    """A TCP port.
-
-    Args:
-        free: Whether 0, which picks a free port, is allowed.
-    """
+    """A TCP port; with `free`, also 0, which picks a free one."""
 
     name = "port"  # an error says "'abc' is not a valid port"
 

@@ -58,7 +58,6 @@ def effects(
     """Return the effects of a change of the holds on `target`.
 
     Args:
-        target: What is held or released.
         run: The campaign run, if that is the target and exists.
     """
     known = {hold.id for hold in before.holds}

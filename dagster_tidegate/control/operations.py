@@ -348,7 +348,6 @@ def start(
     whose process died before the launch, with the same `run_id`, launches it.
 
     Args:
-        launcher: Dagster's code locations.
         partition: The partition; None for a job without partitions, where each start creates a
             campaign run.
         run_id: The id of the Dagster run, if the caller may repeat the call; None: a new one.

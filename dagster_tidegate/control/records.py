@@ -69,7 +69,6 @@ def retry(
     Args:
         launcher: Dagster's code locations; may be None for a dry run.
         run: The campaign run, as it was read with `decision`.
-        decision: Whether the campaign run may start.
         run_id: The id of the Dagster run, if the caller may repeat the call; None: a new one.
 
     Raises:

@@ -23,9 +23,6 @@ class KeptResource:
 
     Dagster would build it at each tick, which takes longer than most ticks. A subclass may do more
     when it is built, and is not kept.
-
-    Args:
-        key: Key of the resource.
     """
 
     def __init__(self, key: str) -> None:

@@ -42,7 +42,6 @@ def run(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        settings: The address, limits and roles.
         code: The code to load. None: the API alone, which can't start runs.
         pages: Serve the Dagster UI too; it needs the code.
         ready: Called with the URL just before requests are answered.

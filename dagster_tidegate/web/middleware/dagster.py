@@ -40,7 +40,6 @@ class DagsterChanges(ConnectionMiddleware):
     Dagster's webserver makes no change over a websocket, so a websocket that sends one is closed.
 
     Args:
-        store: The store, for the audit log.
         by_token: Limits the queries that each token sends over websockets.
         max_message: How long a message of a websocket may be.
     """

@@ -42,11 +42,7 @@ class UrlLimits(ConnectionMiddleware):
 
 
 class AddressLimit(ConnectionMiddleware):
-    """Limits the requests of each network address.
-
-    Args:
-        per_minute: How many requests an address may send in a minute.
-    """
+    """Limits the requests of each network address."""
 
     def __init__(self, app: ASGIApp, per_minute: int) -> None:
         super().__init__(app)

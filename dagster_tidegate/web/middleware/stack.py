@@ -31,8 +31,6 @@ def guarded(
     """Return the API and the Dagster UI behind all security checks.
 
     Args:
-        store: The store, which has the tokens and sessions.
-        settings: The limits, names and roles.
         pages: Dagster's webserver. None: the API answers its paths too, with 404.
     """
     prefix = settings.path_prefix

@@ -30,12 +30,7 @@ _CSP = (
 
 
 class LoginPages:
-    """Answers `/login` and `/logout`.
-
-    Args:
-        store: The store, which has the sessions.
-        settings: The path prefix, and how long a session lasts.
-    """
+    """Answers `/login` and `/logout`."""
 
     def __init__(
         self, store: Store, settings: ServeSettings, authenticator: Authenticator, by_token: Limit
