@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from dagster_tidegate.control.report_models import (
     OutageOut,
     OutageReport,
+    PausedRunOut,
     ServiceReport,
     ServiceSummary,
     Summary,
@@ -27,10 +28,7 @@ def summary_text(summary: Summary) -> str:
         [
             f"# Outages from {utc(summary.since)} to {utc(summary.until)}",
             "",
-            *_table(
-                ("service", *NUMBERS),
-                [_summary_row(each) for each in summary.services],
-            ),
+            *_table(("service", *NUMBERS), [_summary_row(each) for each in summary.services]),
             "",
         ]
     )
@@ -42,10 +40,7 @@ def service_text(report: ServiceReport) -> str:
         f"# Outages of {_text(report.summary.service)} from {utc(report.since)} to "
         f"{utc(report.until)}",
         "",
-        *_table(
-            NUMBERS,
-            [_summary_row(report.summary)[1:]],
-        ),
+        *_table(NUMBERS, [_summary_row(report.summary)[1:]]),
         *_section(
             "By month",
             ("month", *NUMBERS),
@@ -55,13 +50,7 @@ def service_text(report: ServiceReport) -> str:
         *_table(
             ("id", "opened", "lasted", "opened by", "why"),
             [
-                (
-                    str(each.id),
-                    utc(each.opened_at),
-                    _lasted(each),
-                    each.cause or "by hand",
-                    _text(each.reason or ""),
-                )
+                (each.id, each.opened_at, _lasted(each), each.cause or "by hand", each.reason)
                 for each in report.outages
             ],
         ),
@@ -125,38 +114,26 @@ def _outage(report: OutageReport) -> Iterator[str]:
     yield from _section(
         "Timeline",
         ("at", "breaker", "why"),
-        [(utc(t.at), words(t.state), _text(t.reason or "")) for t in report.timeline],
+        [(each.at, words(each.state), each.reason) for each in report.timeline],
     )
     yield from _section(
         "Who did what",
         ("at", "who", "what", "why"),
-        [(utc(a.at), _text(a.actor), _text(a.what), _text(a.reason or "")) for a in report.actions],
+        [(each.at, each.actor, each.what, each.reason) for each in report.actions],
     )
     yield from _section(
         "What was paused",
         ("campaign", "runs paused", "still paused", "queued meanwhile", "last resumed"),
         [
-            (
-                _text(c.campaign),
-                str(c.paused),
-                str(c.still_paused),
-                str(c.queued),
-                _moment(c.last_resumed_at),
-            )
-            for c in report.campaigns
+            (each.campaign, each.paused, each.still_paused, each.queued, each.last_resumed_at)
+            for each in report.campaigns
         ],
     )
     yield from _section(
         "Runs",
         ("run", "paused", "for", "at", "now"),
         [
-            (
-                _text(run.run),
-                utc(run.paused_at),
-                length(timedelta(seconds=run.seconds)),
-                "" if run.done is None else f"{run.done}/{'?' if run.total is None else run.total}",
-                run.status or "",
-            )
+            (run.run, run.paused_at, _seconds(run.seconds), _progress(run), run.status)
             for run in report.runs
         ],
     )
@@ -165,9 +142,9 @@ def _outage(report: OutageReport) -> Iterator[str]:
         ("what", "stopped", "restored"),
         [
             (
-                _text(each.name),
-                utc(each.stopped_at),
-                f"{_moment(each.restored_at)} {(each.outcome or 'not yet').replace('_', ' ')}",
+                each.name,
+                each.stopped_at,
+                f"{_cell(each.restored_at)} {words(each.outcome or 'not yet')}",
             )
             for each in report.stopped
         ],
@@ -177,18 +154,13 @@ def _outage(report: OutageReport) -> Iterator[str]:
         ("campaign", "schedule", "missed", "launched", "skipped", "failed", "waiting"),
         [
             (
-                _text(each.campaign),
-                _text(each.schedule),
-                *(
-                    str(count)
-                    for count in (
-                        each.missed,
-                        each.launched,
-                        each.skipped,
-                        each.failed,
-                        each.waiting,
-                    )
-                ),
+                each.campaign,
+                each.schedule,
+                each.missed,
+                each.launched,
+                each.skipped,
+                each.failed,
+                each.waiting,
             )
             for each in report.ticks
         ],
@@ -205,15 +177,14 @@ def _calls(report: OutageReport) -> str:
     return before if calls.spared is None else f"{before}; spared: about {calls.spared}"
 
 
-def _summary_row(summary: ServiceSummary) -> tuple[str, ...]:
-    causes = ", ".join(f"{cause} x{count}" for cause, count in summary.causes.items())
+def _summary_row(summary: ServiceSummary) -> tuple[object, ...]:
     return (
-        _text(summary.service) + (" (open)" if summary.open else ""),
-        str(summary.outages),
+        summary.service + (" (open)" if summary.open else ""),
+        summary.outages,
         f"{summary.minutes:g}",
         _seconds(summary.mttr_s),
         _seconds(summary.longest_s),
-        causes,
+        ", ".join(f"{cause} x{count}" for cause, count in summary.causes.items()),
         ", ".join(f"{count:,} {kind}" for kind, count in summary.verdicts.items() if count),
     )
 
@@ -223,28 +194,38 @@ def _seconds(value: float | None) -> str:
 
 
 def _lasted(outage: OutageOut) -> str:
-    lasted = length(timedelta(seconds=outage.seconds))
+    lasted = _seconds(outage.seconds)
     return lasted if outage.closed_at is not None else f"{lasted} so far"
-
-
-def _moment(at: datetime | None) -> str:
-    return "" if at is None else utc(at)
 
 
 def _text(text: str) -> str:
     return shown(text).translate(_SPECIAL)
 
 
-def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _progress(run: PausedRunOut) -> str | None:
+    if run.done is None:
+        return None
+    total = "?" if run.total is None else run.total
+    return f"{run.done}/{total}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return utc(value) if isinstance(value, datetime) else _text(str(value))
+
+
+def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     if rows:
         yield from ("", f"## {title}", "", *_table(head, rows))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Sequence[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Sequence[str]:
+    cells = [list(map(_cell, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         return f"| {' | '.join(padded)} |"
 
-    return [line(head), line(["-" * width for width in widths]), *map(line, rows)]
+    return [line(head), line(["-" * width for width in widths]), *map(line, cells)]
