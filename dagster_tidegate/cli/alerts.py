@@ -39,11 +39,11 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
     table = console.table("", "raised", "alert", "ended", "sent", "error")
     for alert in newest:
         table.add_row(
-            console.moment(alert.raised_at),
-            console.text(alert.title),
+            alert.raised_at,
+            alert.title,
             console.moment(alert.ended_at) or "ongoing",
             console.text(_sent(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
-            console.text(alert.error),
+            alert.error,
         )
     console.console().print(table if newest else "No alerts yet.")
 

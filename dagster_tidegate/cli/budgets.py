@@ -33,24 +33,19 @@ def budgets(name: str | None, as_json: bool, url: str | None) -> None:
         out.print(console.text(usages[name]))
         table = console.table(f"Spent on {name}", "since", "campaign", "spent", "unit")
         for each in spent:
-            table.add_row(
-                console.moment(each.period),
-                console.text(each.campaign or "(none)"),
-                f"{each.amount:,.10g}",
-                console.text(each.unit),
-            )
+            table.add_row(each.period, each.campaign or "(none)", f"{each.amount:,.10g}", each.unit)
         out.print(table if spent else f"nothing was spent on {name}")
         return
     table = console.table("Budgets", "service", "spent", "of", "unit", "per", "left", "resets")
     for service, usage in usages.items():
         table.add_row(
-            console.text(service),
+            service,
             console.text(f"{usage.spent:,.10g}", "yellow" if usage.is_nearly_spent else ""),
             f"{usage.amount:,.10g}",
-            console.text(usage.unit),
+            usage.unit,
             usage.per,
             f"{usage.left:,.10g}",
-            console.moment(usage.resets_at),
+            usage.resets_at,
         )
     out.print(table if usages else "no budgets")
     for warning in warnings(situation):

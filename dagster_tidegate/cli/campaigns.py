@@ -51,14 +51,14 @@ def campaigns(
     for campaign in listed:
         spec = campaign.spec
         table.add_row(
-            console.text(spec.name),
+            spec.name,
             console.status(campaign.status),
-            console.text(", ".join(sorted(campaign.services))),
+            ", ".join(sorted(campaign.services)),
             run_counts(campaign),
-            console.text(", ".join(trigger.name for trigger in spec.triggers)),
-            console.text(spec.catch_up),
-            str(spec.priority),
-            console.text(why_of(situation, spec.name)),
+            ", ".join(trigger.name for trigger in spec.triggers),
+            spec.catch_up,
+            spec.priority,
+            why_of(situation, spec.name),
         )
     out = console.console()
     out.print(table if listed or not situation.campaigns else "no campaigns")

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from dagster_tidegate.cli.tables import FittingTable
+from dagster_tidegate.cli.tables import FittingTable, text
 from dagster_tidegate.text import shown, utc
 
 COLOURS = {
@@ -57,11 +57,6 @@ def table(
         short: Whether each row gets one line, with its text cut.
     """
     return FittingTable(title, *columns, less=less, short=short)
-
-
-def text(value: object, style: str = "") -> Text:
-    """Return a value as a cell, with control characters escaped and no markup interpreted."""
-    return Text("" if value is None else shown(str(value)), style)
 
 
 def status(value: str | None) -> Text:

@@ -56,11 +56,7 @@ def history(
     for event in events:
         by = event.actor if event.address is None else f"{event.actor} from {event.address}"
         table.add_row(
-            console.moment(event.at),
-            console.text(_what(event)),
-            console.text("; ".join([_change(event), *_details(event)])),
-            console.text(by),
-            console.text(event.reason),
+            event.at, _what(event), "; ".join([_change(event), *_details(event)]), by, event.reason
         )
     console.console().print(table if events else "no changes")
 

@@ -133,23 +133,17 @@ def list_(
     for run, groups, rows in answer:
         for group in groups:
             said = None if group.error is None else alike(group.error)
-            summary.add_row(
-                console.text(run.name),
-                str(group.count),
-                console.status(group.state),
-                console.text(said),
-                console.text(group.key),
-            )
+            summary.add_row(run.name, group.count, console.status(group.state), said, group.key)
         for record in rows:
             table.add_row(
-                console.text(run.name),
-                console.text(record.op),
-                console.text(record.key),
+                run.name,
+                record.op,
+                record.key,
                 console.status(record.state),
-                str(record.tries),
-                console.text(record.service),
-                console.moment(record.at),
-                console.text(record.error),
+                record.tries,
+                record.service,
+                record.at,
+                record.error,
             )
     out.print(summary if any(groups for _, groups, _ in answer) else "no such records")
     if any(rows for *_, rows in answer):

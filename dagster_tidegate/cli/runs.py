@@ -75,11 +75,11 @@ def list_(
     for each in listed:
         current = max(each.progress, key=lambda progress: progress.updated_at, default=None)
         table.add_row(
-            console.text(each.run.name),
+            each.run.name,
             _status(each.run, each.failed),
-            str(each.run.attempt),
+            each.run.attempt,
             *_progress_cells(current, running=each.run.status is RunStatus.PROCESSING),
-            console.text(each.run.reason if each.run.status in WITH_REASON else ""),
+            each.run.reason if each.run.status in WITH_REASON else "",
         )
     console.console().print(table if listed else "no campaign runs")
 
@@ -106,17 +106,17 @@ def show(name: str, limit: int, as_json: bool, url: str | None) -> None:
     )
     for each in details.progress:
         cells = _progress_cells(each, running=run.status is RunStatus.PROCESSING)
-        ops.add_row(*cells, console.moment(each.updated_at))
+        ops.add_row(*cells, each.updated_at)
     out.print(ops)
     attempts = console.table(
         "Attempts", "attempt", "Dagster run", "started", "ended", "outcome", less=("attempt",)
     )
     for attempt in details.attempts:
         attempts.add_row(
-            str(attempt.number),
-            console.text(attempt.dagster_run),
-            console.moment(attempt.started_at),
-            console.moment(attempt.ended_at),
+            attempt.number,
+            attempt.dagster_run,
+            attempt.started_at,
+            attempt.ended_at,
             console.status(attempt.outcome),
         )
     out.print(attempts)
@@ -200,13 +200,7 @@ def _progress_cells(progress: LoopProgress | None, *, running: bool) -> list:
 def _records(title: str, records: Sequence[LedgerRecord]) -> Table:
     table = console.table(title, "op", "record", "attempt", "at", "error")
     for record in records:
-        table.add_row(
-            console.text(record.op),
-            console.text(record.key),
-            str(record.attempt),
-            console.moment(record.at),
-            console.text(record.error),
-        )
+        table.add_row(record.op, record.key, record.attempt, record.at, record.error)
     return table
 
 

@@ -199,17 +199,17 @@ def _show_stats(out: Console, listed: Sequence[ServiceDetails], situation: Situa
     for each in listed:
         state, stats = service_state(situation, each.name), each.numbers
         table.add_row(
-            console.text(each.name),
+            each.name,
             console.status(state.status),
             length(now - state.since) if state.since else "",
             why_service(state, situation.breakers.get(each.name)),
-            str(stats.ok + stats.failed),
+            stats.ok + stats.failed,
             console.text(stats.failed or "", "red"),
-            str(stats.slow or ""),
+            stats.slow or "",
             length(now - stats.since) if stats.since else "",
-            str(stats.workers or ""),
+            stats.workers or "",
             f"{length(now - stats.last_failed_at)} ago" if stats.last_failed_at else "",
-            str(stats.trips or ""),
+            stats.trips or "",
         )
     out.print(table if listed else "no services: none is in the store or in a policy")
 
@@ -219,7 +219,7 @@ def _show_verdicts(out: Console, service: ServiceDetails) -> None:
     all_ = sum(verdicts.values())
     table = console.table("Verdicts, last hour", "verdict", "calls", "share")
     for kind, count in verdicts.items():
-        table.add_row(kind, str(count), f"{count / all_:.1%}" if count else "")
+        table.add_row(kind, count, f"{count / all_:.1%}" if count else "")
     out.print(table if all_ else f"no calls of {service.name} in the last hour")
 
 
@@ -229,10 +229,10 @@ def _show_rules(out: Console, policies: "Policies") -> None:
         for location, policy in by_location.items():
             several = len(by_location) > 1
             table.add_row(
-                console.text(f"{name} ({location})" if several else name),
-                console.text(", ".join(_rules(policy))),
+                f"{name} ({location})" if several else name,
+                ", ".join(_rules(policy)),
                 f"{policy.reset_timeout_s:g} to {policy.reset_timeout_cap_s:g} s",
-                console.text(policy.probe_url or "a canary run"),
+                policy.probe_url or "a canary run",
                 f"a step every {policy.ramp_interval_s:g} s" if policy.ramp_interval_s else "none",
             )
     out.print(table)
@@ -243,8 +243,7 @@ def _show_policy(out: Console, name: str, policies: Mapping[str, ServicePolicy])
         title = f"Policy of {name} in {location}"
         table = console.table(title, "field", "value", "meaning")
         for field, info in type(policy).model_fields.items():
-            value = console.text(getattr(policy, field))
-            table.add_row(console.text(field), value, console.text(info.description))
+            table.add_row(field, getattr(policy, field), info.description)
         out.print(table)
 
 

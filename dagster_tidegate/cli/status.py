@@ -162,7 +162,7 @@ def _services(
     for name, state in states.items():
         probe = state.next_at if state.status in ("open", "throttled") else None
         table.add_row(
-            console.text(name),
+            name,
             console.status(state.status),
             length(situation.now - state.since) if state.since else "",
             why_service(state, situation.breakers.get(name)),
@@ -176,11 +176,11 @@ def _holds(situation: Situation, *, short: bool) -> RenderableType:
     for hold in situation.holds:
         left = f"in {length(hold.expires_at - situation.now)}" if hold.expires_at else None
         table.add_row(
-            console.text(hold.target),
-            console.text(hold.actor),
+            hold.target,
+            hold.actor,
             length(situation.now - hold.placed_at),
             (short and left) or ends(hold, situation.breakers.get(hold.target.name)),
-            console.text(hold.reason),
+            hold.reason,
         )
     return table
 
@@ -189,12 +189,7 @@ def _campaigns(whys: Mapping[str, str], situation: Situation, *, short: bool) ->
     table = console.table("Campaigns", "campaign", "status", "runs", "why", short=short)
     for name, reason in whys.items():
         campaign = situation.campaigns[name]
-        table.add_row(
-            console.text(name),
-            console.status(campaign.status),
-            run_counts(campaign),
-            console.text(reason),
-        )
+        table.add_row(name, console.status(campaign.status), run_counts(campaign), reason)
     return table
 
 

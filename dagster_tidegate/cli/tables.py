@@ -3,19 +3,29 @@
 from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import replace
+from datetime import datetime
+from typing import cast
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.protocol import is_renderable
 from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
+
+from dagster_tidegate.text import shown, utc
 
 SENTENCES = {"why", "reason", "error", "meaning"}
 """Headers of columns with sentences, in which a long word may be broken."""
 MAX_WORD = 40
 TEXT_WIDTHS = (24, 16, 12, 10)
 """Minimum widths of a column of text: the first that fits is used."""
+
+
+def text(value: object, style: str = "") -> Text:
+    """Return a value as a cell, with control characters escaped and no markup interpreted."""
+    return Text("" if value is None else shown(str(value)), style)
 
 
 class FittingTable(Table):
@@ -32,6 +42,10 @@ class FittingTable(Table):
         for column in columns:
             self.add_column(column, overflow="ellipsis" if short else "fold", no_wrap=short)
         self._less = tuple(less)
+
+    def add_row(self, *cells: object) -> None:  # type: ignore[override] -- takes anything
+        """Add a row. Texts are escaped and times are in UTC; None is an empty cell."""
+        super().add_row(*map(_cell, cells))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fitting = copy(self)
@@ -62,6 +76,12 @@ class FittingTable(Table):
         """Return how much width columns leave; negative if they do not fit."""
         around = 2 if self.box is None else 3  # a space on both sides, and a line
         return options.max_width - sum(widths) - around * len(widths) - 1
+
+
+def _cell(value: object) -> RenderableType:
+    if is_renderable(value) and not isinstance(value, str):
+        return cast(RenderableType, value)
+    return text(utc(value) if isinstance(value, datetime) else value)
 
 
 def _measure(console: Console, options: ConsoleOptions, column: Column) -> Measurement:

@@ -79,12 +79,12 @@ def list_(as_json: bool, url: str | None) -> None:
     table = console.table("Tokens", *headers, less=("created by",))
     for token in tokens:
         table.add_row(
-            console.text(token.name),
-            console.text(token.role),
+            token.name,
+            token.role,
             console.status(token.status(now)),
-            console.text(console.moment(token.expires_at) or NEVER),
-            console.text(console.moment(token.used_at) or NEVER),
-            console.text(token.created_by),
+            console.moment(token.expires_at) or NEVER,
+            console.moment(token.used_at) or NEVER,
+            token.created_by,
         )
     console.console().print(table)
 

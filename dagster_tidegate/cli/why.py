@@ -151,9 +151,9 @@ def show_answer(
         for reason in answer.reasons:
             hold = reason.hold
             table.add_row(
-                console.text(hold.target),
-                console.text(hold.actor),
-                console.text(hold.reason),
+                hold.target,
+                hold.actor,
+                hold.reason,
                 f"{console.moment(hold.placed_at)} ({length(situation.now - hold.placed_at)})",
                 _ends(reason, situation),
             )

@@ -43,13 +43,13 @@ def list_(as_json: bool, url: str | None) -> None:
     )  # fmt: skip
     for window in situation.windows:
         table.add_row(
-            console.text(window.service),
-            console.moment(window.starts_at),
+            window.service,
+            window.starts_at,
             length(window.starts_at - situation.now),
             length(timedelta(seconds=window.duration_s)),
-            console.text(window.cron),
-            console.text(window.timezone),
-            console.text(window.reason),
+            window.cron,
+            window.timezone,
+            window.reason,
         )
     out = console.console()
     out.print(table if situation.windows else "no maintenance windows")
