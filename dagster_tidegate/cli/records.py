@@ -32,28 +32,24 @@ from dagster_tidegate.text import MAX_REASON, alike, did_you_mean, plural
 
 MAX_RUNS = 100
 STATES = {
-    "failed": RecordState.FAILED,
-    "suspect": RecordState.SUSPECT,
-    "in-doubt": RecordState.IN_DOUBT,
-    "waiting": RecordState.WAITING,
-    "done": RecordState.DONE,
-    "skipped": RecordState.SKIPPED,
+    RecordState.FAILED: "Failed records, suspects included.",
+    RecordState.SUSPECT: "Records that failed while others succeeded.",
+    RecordState.IN_DOUBT: "Records whose effect may or may not have reached the service.",
+    RecordState.WAITING: "Records that were tried without a result, or are to be done again.",
+    RecordState.DONE: "Records that are done.",
+    RecordState.SKIPPED: "Records that were skipped by hand.",
 }
-HELP = {
-    "failed": "Failed records, suspects included.",
-    "suspect": "Records that failed while others succeeded.",
-    "in-doubt": "Records whose effect may or may not have reached the service.",
-    "waiting": "Records that were tried without a result, or are to be done again.",
-    "done": "Records that are done.",
-    "skipped": "Records that were skipped by hand.",
-}
+"""What may be asked for, each with the help of its option."""
 RUN = click.argument("name", metavar="CAMPAIGN/PARTITION", type=o.NAME)
 
 
-def selecting(*states: str) -> o.Decorator:
+def selecting(*states: RecordState) -> o.Decorator:
     """Return the options that select records: `states` may be asked for."""
     return o.together(
-        *(click.option(f"--{state}", is_flag=True, help=HELP[state]) for state in states),
+        *(
+            click.option(f"--{state.replace('_', '-')}", is_flag=True, help=STATES[state])
+            for state in states
+        ),
         click.option(
             "--error", type=o.Words("error", MAX_REASON), help="Records with this in their error."
         ),
@@ -72,7 +68,7 @@ def selected(
     now: datetime, since: datetime | timedelta | None, options: Mapping[str, Any]
 ) -> Selection:
     """Return the selection that the options of `selecting` mean."""
-    flags = [state for name, state in STATES.items() if options.get(name.replace("-", "_"))]
+    flags = [state for state in STATES if options.get(state)]
     return Selection(flags, options["error"], options["keys"], o.since(now, since))
 
 
@@ -152,7 +148,7 @@ def list_(
 
 @records.command()
 @RUN
-@selecting("failed", "suspect", "done")
+@selecting(RecordState.FAILED, RecordState.SUSPECT, RecordState.DONE)
 @o.reason_option
 @o.code_options
 @o.change_options
@@ -219,7 +215,7 @@ def retry(
 
 @records.command()
 @RUN
-@selecting("failed", "suspect", "in-doubt", "waiting")
+@selecting(RecordState.FAILED, RecordState.SUSPECT, RecordState.IN_DOUBT, RecordState.WAITING)
 @o.reason_option
 @o.change_options
 def skip(
