@@ -191,6 +191,16 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     return _answer(situation, target, status, held, services, run)
 
 
+def reason_of(situation: Situation, hold: Hold) -> Reason:
+    """Return a live hold with what is known of the breaker whose it is."""
+    breaker = situation.breakers.get(hold.target.name)
+    if hold.source is not HoldSource.BREAKER or breaker is None:
+        return Reason(hold)
+    half_open = breaker.state is BreakerState.HALF_OPEN
+    is_tried = not half_open and not breaker.is_denied
+    return Reason(hold, breaker.open_until if is_tried else None, half_open, breaker)
+
+
 @dataclass(frozen=True)
 class QueuedRun:
     """A Dagster run that has not begun an op, as Dagster knows it.
@@ -253,19 +263,10 @@ def _answer(
     return Answer(
         target=target,
         status=status,
-        reasons=tuple(_reason(situation, hold) for hold in held),
+        reasons=tuple(reason_of(situation, hold) for hold in held),
         obstacles=tuple(obstacles),
         last_word=None if run is None else run.reason,
     )
-
-
-def _reason(situation: Situation, hold: Hold) -> Reason:
-    breaker = situation.breakers.get(hold.target.name)
-    if hold.source is not HoldSource.BREAKER or breaker is None:
-        return Reason(hold)
-    half_open = breaker.state is BreakerState.HALF_OPEN
-    is_tried = not half_open and not breaker.is_denied
-    return Reason(hold, breaker.open_until if is_tried else None, half_open, breaker)
 
 
 def _kill_switch(situation: Situation) -> Iterator[Obstacle]:

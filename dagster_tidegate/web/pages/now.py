@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from dagster_tidegate.control.leftovers import leftovers
 from dagster_tidegate.control.models import AlertHealth
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.why import Reason, why
+from dagster_tidegate.control.why import Reason, reason_of
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, TargetKind
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import alerts, run_problems
@@ -152,11 +152,6 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
 
 
 def _pauses(situation: Situation) -> list[Pause]:
-    answer = {  # each hold with its breaker
-        reason.hold.id: reason
-        for target in {hold.target for hold in situation.holds}
-        for reason in why(situation, target).reasons
-    }
     covered: dict[int, list[str]] = {}
     for name, campaign in situation.campaigns.items():
         for hold in campaign.holds:
@@ -170,7 +165,7 @@ def _pauses(situation: Situation) -> list[Pause]:
         else:
             campaigns = covered.get(hold.id, [])
             paused = sum(situation.campaigns[n].runs.get(RunStatus.PAUSED, 0) for n in campaigns)
-        pauses.append(Pause(answer.get(hold.id, Reason(hold)), campaigns, paused))
+        pauses.append(Pause(reason_of(situation, hold), campaigns, paused))
     return sorted(
         pauses, key=lambda each: (each.hold.source is not HoldSource.BREAKER, -each.hold.id)
     )
