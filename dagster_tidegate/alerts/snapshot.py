@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 
 from dagster_tidegate.control import situation
 from dagster_tidegate.control.situation import CampaignSituation, Situation
@@ -71,15 +70,7 @@ class Snapshot:
         """Return the campaigns that a live hold covers as a whole."""
         if hold.target.kind is TargetKind.CAMPAIGN_RUN:
             return ()
-        return self._campaigns_by_hold.get(hold.id, ())
-
-    @cached_property
-    def _campaigns_by_hold(self) -> Mapping[int, Sequence[CampaignSituation]]:
-        covered: dict[int, list[CampaignSituation]] = {}
-        for campaign in self.situation.campaigns.values():
-            for hold in campaign.holds:
-                covered.setdefault(hold.id, []).append(campaign)
-        return covered
+        return self.situation.campaigns_by_hold.get(hold.id, ())
 
 
 class SnapshotReader:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.holds import (
@@ -138,6 +139,15 @@ class Situation:
     def held_services(self) -> frozenset[str]:
         """Names of the services that have a hold."""
         return held_services(self.holds)
+
+    @cached_property
+    def campaigns_by_hold(self) -> Mapping[int, Sequence[CampaignSituation]]:
+        """The campaigns that each hold covers as a whole, by the hold's id."""
+        covered: dict[int, list[CampaignSituation]] = {}
+        for campaign in self.campaigns.values():
+            for hold in campaign.holds:
+                covered.setdefault(hold.id, []).append(campaign)
+        return covered
 
     def windows_of(self, service: str) -> list[PlannedWindow]:
         """Return the coming maintenance windows of a service, and of that which it is a part of."""

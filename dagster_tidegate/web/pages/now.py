@@ -152,10 +152,6 @@ def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tup
 
 
 def _pauses(situation: Situation) -> list[Pause]:
-    covered: dict[int, list[str]] = {}
-    for name, campaign in situation.campaigns.items():
-        for hold in campaign.holds:
-            covered.setdefault(hold.id, []).append(name)
     pauses = []
     for hold in situation.holds:
         target = hold.target
@@ -163,8 +159,9 @@ def _pauses(situation: Situation) -> list[Pause]:
             campaigns = [target.name.partition("/")[0]]
             paused = 0
         else:
-            campaigns = covered.get(hold.id, [])
-            paused = sum(situation.campaigns[n].runs.get(RunStatus.PAUSED, 0) for n in campaigns)
+            covered = situation.campaigns_by_hold.get(hold.id, ())
+            campaigns = [each.spec.name for each in covered]
+            paused = sum(each.runs.get(RunStatus.PAUSED, 0) for each in covered)
         pauses.append(Pause(reason_of(situation, hold), campaigns, paused))
     return sorted(
         pauses, key=lambda each: (each.hold.source is not HoldSource.BREAKER, -each.hold.id)
