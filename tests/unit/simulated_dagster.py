@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
+from dagster_tidegate.dagster_api.instance import Dagster
 from dagster_tidegate.dagster_api.lineage import (
     PARTITION_TAG,
     campaign_of,
@@ -71,8 +72,11 @@ class FragileStore(Store):
         self._fuse.burn()
 
 
-class SimulatedDagster:
-    """Pools, triggers, a queue and runs. What a person does is `edit_pool` and `edit_trigger`."""
+class SimulatedDagster(Dagster):
+    """Pools, triggers, a queue and runs. What a person does is `edit_pool` and `edit_trigger`.
+
+    It replaces every method that the gate uses: there is no instance behind it.
+    """
 
     def __init__(self, fuse: Fuse, clock, limit: int | None) -> None:
         self.fuse = fuse
