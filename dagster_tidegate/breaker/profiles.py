@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -86,33 +86,22 @@ _Phrase = Annotated[
 _Status = Annotated[int, Field(ge=100, le=599)]
 
 
-class _Codes(_Table):
-    denied: list[_CodeOrPattern] = []
-    used_up: list[_CodeOrPattern] = []
-    throttled: list[_CodeOrPattern] = []
-    pending: list[_CodeOrPattern] = []
-    rejected: list[_CodeOrPattern] = []
-    failure: list[_CodeOrPattern] = []
-    success: list[_CodeOrPattern] = []
+T = TypeVar("T")
 
 
-class _Phrases(_Table):
-    denied: list[_Phrase] = []
-    used_up: list[_Phrase] = []
-    throttled: list[_Phrase] = []
-    pending: list[_Phrase] = []
-    rejected: list[_Phrase] = []
-    failure: list[_Phrase] = []
+class _Lists(_Table, Generic[T]):
+    """What stands for each meaning: codes, phrases or statuses."""
+
+    denied: list[T] = []
+    used_up: list[T] = []
+    throttled: list[T] = []
+    pending: list[T] = []
+    rejected: list[T] = []
+    failure: list[T] = []
 
 
-class _Statuses(_Table):
-    denied: list[_Status] = []
-    used_up: list[_Status] = []
-    throttled: list[_Status] = []
-    pending: list[_Status] = []
-    rejected: list[_Status] = []
-    failure: list[_Status] = []
-    success: list[_Status] = []
+class _ListsWithSuccess(_Lists[T]):
+    success: list[T] = []
 
 
 class Rule(_Table):
@@ -169,9 +158,9 @@ class _File(_Table):
     throttled_scope: Scope | None = None
     endpoint_codes: list[_Code] = []
     unwell_titles: list[_Phrase] = []
-    codes: _Codes = _Codes()
-    phrases: _Phrases = _Phrases()
-    statuses: _Statuses = _Statuses()
+    codes: _ListsWithSuccess[_CodeOrPattern] = _ListsWithSuccess()
+    phrases: _Lists[_Phrase] = _Lists()
+    statuses: _ListsWithSuccess[_Status] = _ListsWithSuccess()
     rules: list[Rule] = []
 
 
