@@ -11,6 +11,8 @@ from datetime import datetime
 import dagster as dg
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.state_machine import BreakerStatus
+from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.dagster_api import lineage
 from dagster_tidegate.dagster_api.lineage import campaign_of, partition_of, tried_by
 from dagster_tidegate.gate.gate import Gate
@@ -65,8 +67,8 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
         steps = [step for takeover in view.takeovers if (step := takeover.ramp_step_at)]
         failures = service_stats.failures_since(conn, min(steps)) if steps else {}
     held = held_services(holds)
-    services = {*view.states, *gate.policies, *held}
-    on_trial = _on_trial(view.states, gate.policies)
+    services = {*view.breakers, *gate.policies, *held}
+    on_trial = _on_trial(view.breakers, gate.policies)
     candidates = _candidates(
         gate, specs, holds, Cover(holds, services, adopted, without=on_trial), on_trial
     )
@@ -84,8 +86,8 @@ def observe(gate: Gate, *, resuming: bool = False) -> Observation:
             name: ServiceView(
                 gate.policies[name].ramp_interval_s if name in gate.policies else None,
                 failures.get(name),
-                view.recovered_at.get(name),
-                name in view.throttled,
+                breaker.closed_at if (breaker := view.breakers.get(name)) else None,
+                breaker is not None and breaker.cause is VerdictKind.THROTTLED,
             )
             for name in services
         },
@@ -123,12 +125,16 @@ def held_runs(holds: Sequence[Hold]) -> set[str]:
     return {hold.target.name for hold in holds if hold.target.kind is TargetKind.CAMPAIGN_RUN}
 
 
-def _on_trial(states: Mapping[str, str], policies: Mapping[str, ServicePolicy]) -> list[str]:
+def _on_trial(
+    breakers: Mapping[str, BreakerStatus], policies: Mapping[str, ServicePolicy]
+) -> list[str]:
     """The half-open services that need a canary, since they have no health probe."""
     return sorted(
         name
-        for name, state in states.items()
-        if state == BreakerState.HALF_OPEN and name in policies and not policies[name].probe_url
+        for name, breaker in breakers.items()
+        if breaker.state is BreakerState.HALF_OPEN
+        and name in policies
+        and not policies[name].probe_url
     )
 
 

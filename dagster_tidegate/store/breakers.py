@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from random import random
 from typing import Any
@@ -38,6 +38,7 @@ from dagster_tidegate.store import budgets, compatibility, events, holds, limits
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import UNREACHABLE, Connection, Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.moment import Moment
 from dagster_tidegate.store.upsert import insert, insert_on
 
 PRUNED_AT_ONCE = 1000
@@ -52,10 +53,22 @@ def ensure(conn: Connection, now: datetime, names: Iterable[str]) -> None:
         conn.execute(new.on_conflict_do_nothing())
 
 
+def from_row(values: Mapping[Any, Any]) -> BreakerStatus:
+    """Return the breaker of a row of the table."""
+    cause = values["cause"]
+    return BreakerStatus(
+        **{
+            **values,
+            "state": BreakerState(values["state"]),
+            "cause": None if cause is None else VerdictKind(cause),
+        }
+    )
+
+
 def read(conn: Connection) -> dict[str, BreakerStatus]:
     """Return all breakers, by name of the service."""
-    rows = conn.execute(sa.select(t.services).order_by(t.services.c.name))
-    return {row.name: _status(row) for row in rows}
+    rows = conn.execute(sa.select(t.services).order_by(t.services.c.name)).mappings()
+    return {status.name: status for status in map(from_row, rows)}
 
 
 def read_one(conn: Connection, name: str, *, lock: bool = False) -> BreakerStatus:
@@ -64,10 +77,10 @@ def read_one(conn: Connection, name: str, *, lock: bool = False) -> BreakerStatu
     Raises:
         LookupError: If the store has no such service.
     """
-    row = conn.execute(_LOCKED if lock else _ONE, {"service": name}).one_or_none()
+    row = conn.execute(_LOCKED if lock else _ONE, {"service": name}).mappings().one_or_none()
     if row is None:
         raise LookupError(f"the store knows no service {name!r}")
-    return _status(row)
+    return from_row(row)
 
 
 def add(conn: Connection, deltas: Iterable[WindowDelta]) -> None:
@@ -294,27 +307,22 @@ class SqlBackend:
         return snapshot
 
     def _read(self) -> FleetSnapshot:
-        is_server = self.store.clock is None and not self.store.is_sqlite
         before = time.monotonic()
         # Every worker reads this at each change: one statement, and no transaction around it. It is
-        # a snapshot, so that nobody reads an open breaker without its hold.
+        # a single moment, so that nobody reads an open breaker without its hold.
         with self._evidence.connect() as conn:
-            rows = conn.execute(_FLEET_AND_CLOCK if is_server else _FLEET).all()
+            now, rows = _FLEET.read(self.store, conn)
             monotonic = time.monotonic()
-            breakers = [row for row in rows if row.hold_id is None]
-            if is_server:
-                # A server reads its clock between question and answer.
-                monotonic = (before + monotonic) / 2
-                now = breakers[0].now.astimezone(UTC)
-            else:
-                now = self.store.now(conn)
-        placed = [holds.from_row(_hold_values(row)) for row in rows if row.hold_id is not None]
+        if self.store.has_clock:  # which it reads between question and answer
+            monotonic = (before + monotonic) / 2
+        breakers = sorted(map(from_row, rows["services"]), key=lambda each: each.name)
+        placed = sorted(map(holds.from_row, rows["holds"]), key=holds.age)
         return FleetSnapshot(
-            services={row.name: _status(row) for row in breakers if row.name is not None},
+            services={breaker.name: breaker for breaker in breakers},
             holds=tuple(hold for hold in placed if hold.live(now)),
             read_at=now,
             read_monotonic=monotonic,
-            outdated=compatibility.refusal(breakers[0].oldest),
+            outdated=compatibility.refusal(rows["compatibility"][0]["oldest"]),
         )
 
     def record(
@@ -589,25 +597,11 @@ _ONE = sa.select(t.services).where(t.services.c.name == sa.bindparam("service"))
 _LOCKED = _ONE.with_for_update(key_share=True)
 
 
-def _fleet(*clock: sa.ColumnElement[datetime]) -> sa.CompoundSelect:
-    """All breakers, and all unreleased holds, the oldest first; each row is one or the other."""
-    columns = [compatibility.OLDEST.label("oldest"), *(now.label("now") for now in clock)]
-    held = [column.label(f"hold_{column.name}") for column in t.holds.c]
-    # At least one row, without a name where there is no service.
-    rows = sa.select(sa.literal(1)).subquery().outerjoin(t.services, sa.true())
-    breakers = sa.select(*columns, t.services, *map(_null, held)).select_from(rows)
-    placed = sa.select(*map(_null, columns), *map(_null, t.services.c), *held)
-    return sa.union_all(breakers, placed.where(t.holds.c.released_at.is_(None))).order_by(
-        "name", "hold_placed_at", "hold_id"
-    )
-
-
-def _null(column: sa.ColumnElement[Any]) -> sa.Label[None]:
-    return sa.cast(sa.null(), column.type).label(column.key)
-
-
-_FLEET = _fleet()
-_FLEET_AND_CLOCK = _fleet(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)))
+_FLEET = Moment(
+    services=sa.select(t.services),
+    holds=sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
+    compatibility=sa.select(compatibility.OLDEST.label("oldest")),
+)
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(
     t.outcomes.c.service == sa.bindparam("service"),
     t.outcomes.c.generation == sa.bindparam("generation"),
@@ -620,15 +614,3 @@ P95_S = sa.func.sum(t.outcomes.c.p95_s * _CALLS) / sa.func.nullif(
 )
 """The 95th percentile of the duration of calls: those of the workers, weighted by their calls."""
 _DELTA = tuple(name for name in WindowDelta.__dataclass_fields__ if name != "at")
-_STATUS = tuple(BreakerStatus.__dataclass_fields__)
-
-
-def _hold_values(row: sa.Row) -> dict[str, Any]:
-    return {column.name: getattr(row, f"hold_{column.name}") for column in t.holds.c}
-
-
-def _status(row: sa.Row) -> BreakerStatus:
-    values: dict[str, Any] = {field: getattr(row, field) for field in _STATUS}
-    values["state"] = BreakerState(row.state)
-    values["cause"] = None if row.cause is None else VerdictKind(row.cause)
-    return BreakerStatus(**values)

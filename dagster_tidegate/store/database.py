@@ -176,6 +176,11 @@ class Store:
         """Whether the database is SQLite."""
         return self.engine.dialect.name == "sqlite"
 
+    @property
+    def has_clock(self) -> bool:
+        """Whether the database is asked for the time, and not this process."""
+        return self.clock is None and not self.is_sqlite
+
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
         """Open a write transaction. It commits at the end, and rolls back on an error."""
@@ -223,11 +228,9 @@ class Store:
 
     def now(self, conn: sa.Connection) -> datetime:
         """Return the time of the database's clock (UTC); on SQLite that is this machine's."""
-        if self.clock is not None:
-            return self.clock()
-        if self.is_sqlite:
-            return datetime.now(UTC)
-        return conn.scalar(sa.text("SELECT clock_timestamp()")).astimezone(UTC)  # type: ignore[union-attr]
+        if self.has_clock:
+            return conn.scalar(sa.text("SELECT clock_timestamp()")).astimezone(UTC)  # type: ignore[union-attr]
+        return datetime.now(UTC) if self.clock is None else self.clock()
 
     def dispose(self) -> None:
         """Close all connections."""

@@ -5,22 +5,22 @@ statement for nine tables. It is also a single moment, so that no hold is missin
 that it paused.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
-from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.holds import Hold
 from dagster_tidegate.pools import Adopted
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
-from dagster_tidegate.store import campaigns, heartbeats, holds, runs, takeovers
+from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.missed_ticks import MissedTick
+from dagster_tidegate.store.moment import Moment
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.store.windows import PlannedWindow
@@ -35,9 +35,7 @@ class GateView:
     Attributes:
         newest_takeover: Id of the newest takeover of all times, 0 before the first; see
             `takeovers.take`.
-        states: The state of each breaker, by service.
-        recovered_at: When each breaker last closed, by service, where it ever did.
-        throttled: The services whose breakers last opened since the service throttled.
+        breakers: The breaker of each service, by its name.
         cursor: Up to when the location has read Dagster's run changes; None before its first
             heartbeat.
         paused: The paused campaign runs, in the order in which they resume.
@@ -53,9 +51,7 @@ class GateView:
     holds: Sequence[Hold] = ()
     takeovers: Sequence[Takeover] = ()
     newest_takeover: int = 0
-    states: Mapping[str, str] = field(default_factory=dict)
-    recovered_at: Mapping[str, datetime] = field(default_factory=dict)
-    throttled: Collection[str] = ()
+    breakers: Mapping[str, BreakerStatus] = field(default_factory=dict)
     adopted: Adopted = field(default_factory=dict)
     cursor: datetime | None = None
     windows: Sequence[PlannedWindow] = ()
@@ -71,33 +67,14 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
     Args:
         resuming: Whether to read `paused`, `active`, `waiting` and `missed` too.
     """
-    has_clock = store.clock is None and not store.is_sqlite
-    names = {
-        part: [column.name for column in select.selected_columns]
-        for part, select in _parts(resuming=resuming, has_clock=has_clock).items()
-    }
-    union = _union(resuming=resuming, has_clock=has_clock)
-    rows: dict[str, list[dict[str, Any]]] = {part: [] for part in names}
-    for row in conn.execute(union, {"location": location}).mappings():
-        part = row["part"]
-        rows[part].append({name: row[f"{part}_{name}"] for name in names[part]})
-    now = rows["clock"][0]["now"].astimezone(UTC) if has_clock else store.now(conn)
+    now, rows = _moment(resuming=resuming).read(store, conn, location=location)
     unreleased = [holds.from_row(values) for values in rows["holds"]]
-    # A part of a UNION has no order.
     return GateView(
         now=now,
         holds=sorted((hold for hold in unreleased if hold.live(now)), key=holds.age),
         takeovers=sorted(map(takeovers.from_row, rows["takeovers"]), key=lambda each: each.id),
         newest_takeover=rows["newest_takeover"][0]["id"] or 0,
-        states={values["name"]: values["state"] for values in rows["states"]},
-        recovered_at={
-            values["name"]: closed_at
-            for values in rows["states"]
-            if (closed_at := values["closed_at"]) is not None
-        },
-        throttled=[
-            values["name"] for values in rows["states"] if values["cause"] == VerdictKind.THROTTLED
-        ],
+        breakers={row["name"]: breakers.from_row(row) for row in rows["services"]},
         adopted=campaigns.by_pool(rows["adopted"]),
         windows=[PlannedWindow(**values) for values in rows["windows"]],
         cursor=rows["heartbeat"][0]["cursor"] if rows["heartbeat"] else None,
@@ -112,15 +89,13 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
 
 
 @cache
-def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
+def _moment(*, resuming: bool) -> Moment:
     beat, run, tick = t.heartbeats.c, t.campaign_runs.c, t.missed_ticks.c
     parts = {
         "holds": sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
         "takeovers": takeovers.LIVE,
         "newest_takeover": takeovers.NEWEST_ID,
-        "states": sa.select(
-            t.services.c.name, t.services.c.state, t.services.c.closed_at, t.services.c.cause
-        ),
+        "services": sa.select(t.services),
         "adopted": campaigns.ADOPTED,
         "windows": sa.select(t.windows),
         "heartbeat": sa.select(beat.cursor).where(
@@ -142,31 +117,4 @@ def _parts(*, resuming: bool, has_clock: bool) -> Mapping[str, sa.Select]:
                 tick.outcome.is_(None)
             ),
         }
-    if has_clock:
-        clock = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
-        parts["clock"] = sa.select(clock.label("now"))
-    return parts
-
-
-@cache
-def _union(*, resuming: bool, has_clock: bool) -> sa.CompoundSelect:
-    """One statement of all parts. A row has NULL in the columns of the other parts."""
-    parts = {
-        name: select.subquery()
-        for name, select in _parts(resuming=resuming, has_clock=has_clock).items()
-    }
-    return sa.union_all(
-        *(
-            sa.select(
-                sa.literal(part).label("part"),
-                *(
-                    (column if owner == part else sa.cast(sa.null(), column.type)).label(
-                        f"{owner}_{column.name}"
-                    )
-                    for owner, select in parts.items()
-                    for column in select.c
-                ),
-            )
-            for part in parts
-        )
-    )
+    return Moment(**parts)
