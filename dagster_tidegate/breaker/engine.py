@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from random import random
 from threading import Lock
@@ -44,14 +44,15 @@ TRIAL_RETRY_S = 1.0
 StateListener = Callable[[BreakerStatus, BreakerStatus], None]
 
 
+@dataclass(eq=False, slots=True)
 class Admission:
     """Decides on calls and has their counters. Replaced as a whole when anything changes.
 
     Attributes:
         window: The counters of its generation.
         durations: How long calls usually take.
-        hold: The operator's hold that forces it open, or None.
         error: What a call that it refuses raises.
+        hold: The operator's hold that forces it open, or None.
         passes: Calls pass without asking anybody, but for the limits.
         fast: They pass, and nobody observes them: only counting is left to do.
         limited: The same, once a call was taken within the limits.
@@ -60,42 +61,16 @@ class Admission:
         slots: The same for the calls in flight.
     """
 
-    __slots__ = (
-        "durations",
-        "error",
-        "fast",
-        "hold",
-        "limited",
-        "limiters",
-        "passes",
-        "slots",
-        "status",
-        "window",
-    )
-
-    def __init__(
-        self,
-        status: BreakerStatus,
-        window: LocalWindow,
-        durations: Durations,
-        error: type[BreakerOpenError],
-        *,
-        hold: Hold | None,
-        passes: bool,
-        fast: bool,
-        limiters: "tuple[Limiter | Fare, ...]" = (),
-        slots: tuple[Slots, ...] = (),
-    ) -> None:
-        self.status = status
-        self.window = window
-        self.durations = durations
-        self.error = error
-        self.hold = hold
-        self.passes = passes
-        self.fast = fast and not limiters and not slots
-        self.limited = fast and bool(limiters) and not slots
-        self.limiters = limiters
-        self.slots = slots
+    status: BreakerStatus
+    window: LocalWindow
+    durations: Durations
+    error: type[BreakerOpenError]
+    hold: Hold | None = None
+    passes: bool = False
+    fast: bool = False
+    limited: bool = False
+    limiters: tuple[Limiter | Fare, ...] = ()
+    slots: tuple[Slots, ...] = ()
 
     def enter(self) -> "Ticket | None":
         """Admit a call if that needs no I/O and no waiting."""
@@ -235,9 +210,7 @@ class Engine:
         # Admits no call before the first snapshot.
         unknown = BreakerStatus(name=self.policy.name, changed_at=datetime.now(UTC), generation=-1)
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
-        self.admission = Admission(
-            unknown, window, self.durations, self._error, hold=None, passes=False, fast=False
-        )
+        self.admission = Admission(unknown, window, self.durations, self._error)
 
     # --- admission ------------------------------------------------------------------------------
 
@@ -493,8 +466,8 @@ class Engine:
             and (whole is None or self._status_passes(whole))
         )
         is_priced = bool(self.purses) and isinstance(self.policy.cost, str)
-        fast = passes and not (self.observed or self._hooks.times_calls or is_priced)
-        limiters = tuple(limiter for _, limiter in self._limited())
+        limiters, slots = tuple(limiter for _, limiter in self._limited()), tuple(self._slots())
+        is_watched = self.observed or self._hooks.times_calls or is_priced or bool(slots)
         self.admission = Admission(
             status,
             window,
@@ -502,9 +475,10 @@ class Engine:
             self._error,
             hold=hold,
             passes=passes,
-            fast=fast,
+            fast=passes and not is_watched and not limiters,
+            limited=passes and not is_watched and bool(limiters),
             limiters=limiters,
-            slots=tuple(self._slots()),
+            slots=slots,
         )
 
     def _status_passes(self, status: BreakerStatus) -> bool:
