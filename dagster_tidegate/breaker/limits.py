@@ -246,7 +246,7 @@ def lease(
     lease_s = lease_time(rates)
     state.rates |= {rate.key: (rate, at) for rate in rates}
     known = [rate for rate, asked_at in state.rates.values() if asked_at >= at - MAX_WINDOW_S]
-    _correct(state, known, at, MAX_LEASE_S)
+    _correct(state, known, at)
     if (block := state.blocks.get(worker)) and (mine := state.turns.get(request.campaign)):
         mine.calls -= block.size - len(request.ages)
     _settle(state, known, at, worker, request.ages, request.readings)
@@ -401,10 +401,10 @@ def _counts_until(rate: RateLimit, at: float) -> float:
     return rate.period(at)[1] if rate.per else at + rate.window_s
 
 
-def _correct(state: LimitState, rates: Sequence[RateLimit], now: float, lease_s: float) -> None:
+def _correct(state: LimitState, rates: Sequence[RateLimit], now: float) -> None:
     """After the clock was set back: what seems to be later than now was made now at the latest."""
+    latest = now + MAX_AHEAD_S + MAX_LEASE_S
     for worker, block in state.blocks.items():
-        latest = now + MAX_AHEAD_S + lease_s
         if block.expires_at > latest:
             state.blocks[worker] = Block(block.size, latest)
     for rate in rates:

@@ -72,10 +72,7 @@ def transitions(
     Args:
         service: Only those of this service; None: of all.
     """
-    e = t.events.c
-    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
-    if service is not None:
-        of_state &= e.name == service
+    e, of_state = t.events.c, _changes(service)
     earlier: list[Event] = []
     for latest in open_at(conn, since, service).values():
         earlier += (each for each in transitions_of(conn, latest.id) if each.id <= latest.id)
@@ -90,10 +87,7 @@ def open_at(conn: Connection, at: datetime, service: str | None = None) -> Mappi
     Args:
         service: Only that of this service; None: of all.
     """
-    e = t.events.c
-    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
-    if service is not None:
-        of_state &= e.name == service
+    e, of_state = t.events.c, _changes(service)
     latest = sa.select(sa.func.max(e.id)).where(of_state, e.at < at).group_by(e.name)
     query = sa.select(t.events).where(e.id.in_(latest), e.to_status != BreakerState.CLOSED)
     return {event.name: event for event in history.rows(conn, query.order_by(e.id))}
@@ -106,11 +100,10 @@ def transitions_of(conn: Connection, event: int) -> Sequence[Event]:
         event: The id of the event of any of them. Empty if it is not one.
     """
     e = t.events.c
-    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
-    service = conn.scalar(sa.select(e.name).where(of_state, e.id == event))
+    service = conn.scalar(sa.select(e.name).where(_changes(), e.id == event))
     if service is None:
         return []
-    of_state &= e.name == service
+    of_state = _changes(service)
     opening, closing = e.from_status == BreakerState.CLOSED, e.to_status == BreakerState.CLOSED
     first = conn.scalar(sa.select(sa.func.max(e.id)).where(of_state, e.id <= event, opening))
     former = conn.scalar(sa.select(sa.func.max(e.id)).where(of_state, e.id < event, closing))
@@ -254,6 +247,13 @@ def paused_runs(conn: Connection, campaigns: Collection[str]) -> int:
         or 0
         for chunk in _chunks(campaigns)
     )
+
+
+def _changes(service: str | None = None) -> sa.ColumnElement[bool]:
+    """Which events are changes of state, of the breaker of a service or of any."""
+    e = t.events.c
+    of_state = (e.kind == EventKind.SERVICE) & e.to_status.in_(_STATES)
+    return of_state if service is None else of_state & (e.name == service)
 
 
 def _by_name(

@@ -216,11 +216,7 @@ def give_start_back(
     is_new = former.status is RunStatus.PENDING
     undone = conn.execute(
         t.campaign_runs.update()
-        .where(
-            t.campaign_runs.c.id == former.id,
-            t.campaign_runs.c.status == RunStatus.PENDING,
-            t.campaign_runs.c.attempt == former.attempt,
-        )
+        .where(*_unchanged(former, RunStatus.PENDING))
         .values(
             status=former.status,
             waits_for_start=is_new,
@@ -325,9 +321,8 @@ def counts(
 
 def set_reason(conn: Connection, run: CampaignRun, reason: str) -> None:
     """Correct the reason for the status of a campaign run, if it is still as the caller read it."""
-    c = t.campaign_runs.c
-    unchanged = (c.id == run.id) & (c.status == run.status) & (c.attempt == run.attempt)
-    conn.execute(t.campaign_runs.update().where(unchanged).values(reason=reason))
+    unchanged = _unchanged(run, run.status)
+    conn.execute(t.campaign_runs.update().where(*unchanged).values(reason=reason))
 
 
 def move(
@@ -359,11 +354,7 @@ def move(
         raise MoveNotAllowedError(f"{run.name} is {run.status}: it can't become {to}")
     moved = conn.execute(
         t.campaign_runs.update()
-        .where(
-            t.campaign_runs.c.id == run.id,
-            t.campaign_runs.c.status == run.status,
-            t.campaign_runs.c.attempt == run.attempt,
-        )
+        .where(*_unchanged(run, run.status))
         .values(
             status=to,
             waits_for_start=False,
@@ -578,6 +569,12 @@ def _one(conn: Connection, *where: sa.ColumnElement[bool]) -> CampaignRun | None
 
 def _all(conn: Connection, query: sa.Select) -> list[CampaignRun]:
     return [from_row(row) for row in conn.execute(query).mappings()]
+
+
+def _unchanged(run: CampaignRun, status: RunStatus) -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether a campaign run has a status, and no further attempt than the caller knows."""
+    c = t.campaign_runs.c
+    return c.id == run.id, c.status == status, c.attempt == run.attempt
 
 
 def _ended_as(to: RunStatus) -> Mapping[str, RunStatus | None]:
