@@ -226,27 +226,6 @@ class LocalWindow:
     A success touches only `ok()` and `last_ok`. Both are atomic, so it takes no lock.
     """
 
-    __slots__ = (
-        "_flushed",
-        "_last_failed_at",
-        "_lock",
-        "_ok_at_failure",
-        "_ok_at_slow",
-        "_ok_reads",
-        "_retry_at",
-        "_row",
-        "_slow_since",
-        "failed",
-        "generation",
-        "last_ok",
-        "monotonic",
-        "ok",
-        "service",
-        "slow",
-        "slow_in_row",
-        "worker",
-    )
-
     def __init__(
         self,
         service: str,
