@@ -239,10 +239,8 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
     for table in (t.campaign_ops, t.campaign_triggers, t.campaign_owners):
         conn.execute(table.delete().where(table.c.campaign.in_(names)))
     conn.execute(t.campaigns.delete().where(replaced))
-    _insert(
-        conn,
-        t.campaigns,
-        [
+    rows: dict[sa.Table, list[dict[str, Any]]] = {
+        t.campaigns: [
             {
                 "name": campaign.name,
                 "location": location,
@@ -252,11 +250,7 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
             }
             for campaign in campaigns
         ],
-    )
-    _insert(
-        conn,
-        t.campaign_ops,
-        [
+        t.campaign_ops: [
             {
                 "campaign": campaign.name,
                 "op": bounded(op, MAX_OP),
@@ -267,27 +261,17 @@ def save(conn: Connection, now: datetime, location: str, campaigns: Sequence[Cam
             for campaign in campaigns
             for op, pool in campaign.ops.items()
         ],
-    )
-    _insert(
-        conn,
-        t.campaign_triggers,
-        [
+        t.campaign_triggers: [
             {"campaign": campaign.name, **vars(trigger)}
             for campaign in campaigns
             for trigger in campaign.triggers
         ],
-    )
-    _insert(
-        conn,
-        t.campaign_owners,
-        [
+        t.campaign_owners: [
             {"campaign": campaign.name, "owner": owner}
             for campaign in campaigns
             for owner in campaign.owners
         ],
-    )
-
-
-def _insert(conn: Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        conn.execute(table.insert(), rows)
+    }
+    for table, values in rows.items():
+        if values:
+            conn.execute(table.insert(), values)
