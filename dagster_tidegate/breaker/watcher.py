@@ -1,10 +1,9 @@
 """The one thread of a fleet: learns of changes, and reports successes."""
 
-import selectors
 import time
 from collections.abc import Callable
 from random import random
-from threading import Thread
+from threading import Event, Thread
 
 from dagster_tidegate.breaker.shared_state import SharedState
 from dagster_tidegate.breaker.state_machine import FLUSH_S
@@ -30,7 +29,7 @@ class Watcher:
         self._state = state
         self._flush = flush
         self._waker = Waker()
-        self._stopping = False
+        self._stopping = Event()
         self._thread = Thread(target=self._run, name="tidegate-watcher", daemon=True)
 
     def start(self) -> None:
@@ -43,22 +42,17 @@ class Watcher:
 
     def stop(self) -> None:
         """Stop the thread, and wait at most `STOP_TIMEOUT_S` for it."""
-        self._stopping = True
+        self._stopping.set()
         self._waker.wake()
         self._thread.join(STOP_TIMEOUT_S)
 
     def pause(self, seconds: float) -> None:
         """Sleep until `seconds` have passed or the watcher is stopped."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._waker, selectors.EVENT_READ)
-            until = time.monotonic() + seconds
-            while not self._stopping and (left := until - time.monotonic()) > 0:
-                if selector.select(left):
-                    self._waker.drain()
+        self._stopping.wait(seconds)
 
     def _run(self) -> None:
         failures = 0
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 self._watch()
                 failures = 0
@@ -78,7 +72,7 @@ class Watcher:
             self._state.refresh()
             read_at = flushed_at = time.monotonic()
             pruned_at = read_at - random() * PRUNE_INTERVAL_S
-            while not self._stopping and not self._state.degraded:
+            while not self._stopping.is_set() and not self._state.degraded:
                 now = time.monotonic()
                 changed = listener.wait(min(flushed_at + FLUSH_S, read_at + MAX_AGE_S) - now)
                 now = time.monotonic()
