@@ -218,7 +218,7 @@ def test_the_gate_reads_in_one_statement_what_the_modules_read(
         assert view.holds == tightening.holds == list(holds.live(conn, now))
         assert view.takeovers == tightening.takeovers == takeovers.live(conn)
         assert view.newest_takeover == takeovers.newest_id(conn) == (2 if filled else 0)
-        assert view.states == {n: status.state for n, status in breakers.read(conn).items()}
+        assert view.breakers == tightening.breakers == breakers.read(conn)
         assert view.cursor == tightening.cursor == beats.get(("here", heartbeats.PAUSE))
         assert view.paused == runs.with_status(conn, RunStatus.PAUSED)
         assert view.active == ({"letters": 1} if filled else {})
