@@ -106,7 +106,10 @@ def _report(conn: Connection, outage: Outage, now: datetime) -> OutageReport:
     paused = r.pauses(events, outage.service, dependents)
     runs = {event.name for event in paused}
     concerned = dependents | {name.partition("/")[0] for name in runs}
-    names = {*takeovers.names_about(conn, outage.service), *takeovers.names_of(conn, concerned)}
+    names = {
+        *takeovers.names_about(conn, outage.service, campaigns.adopted(conn)),
+        *takeovers.names_of(conn, concerned),
+    }
     taken = {event.name for event in events if event.kind == EventKind.TAKEOVER} & names
     until = outage.closed_at or now
     around = Surroundings(

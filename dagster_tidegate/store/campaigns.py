@@ -156,6 +156,11 @@ def by_pool(rows: Iterable[Mapping[Any, Any]]) -> Mapping[str, frozenset[str]]:
     return adopted
 
 
+def adopted(conn: Connection) -> Mapping[str, frozenset[str]]:
+    """Return the services that pools stand for whose names don't say it, in any campaign."""
+    return by_pool(conn.execute(ADOPTED).mappings())
+
+
 def names(
     conn: Connection, *, text: str = "", after: str = "", limit: int | None = None
 ) -> Sequence[str]:

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
+from dagster_tidegate.store import campaigns, takeovers
 from dagster_tidegate.store import tables as t
-from dagster_tidegate.store import takeovers
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 
@@ -78,7 +78,7 @@ def read(
     if name is not None:
         # A hold's event is named as its target: "service openai".
         targets = [Target(kind, name).key for kind in _NAMED]
-        taken = takeovers.names_about(conn, name)
+        taken = takeovers.names_about(conn, name, campaigns.adopted(conn))
         beginnings = [f"{name}/", *(f"{target}/" for target in targets)]
         about = sa.or_(
             c.name.in_([name, *targets]),

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_tidegate.holds import SystemActor
-from dagster_tidegate.pools import needs
+from dagster_tidegate.pools import Adopted, needs
 from dagster_tidegate.store import events
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
@@ -106,7 +106,7 @@ def _recorded_as(kind: str, label: str) -> str:
 
 _COLUMNS = [column for column in t.takeovers.c if column.name not in ("given_back_at", "outcome")]
 
-
+_NAMED = sa.select(t.takeovers.c.kind, t.takeovers.c.label, t.takeovers.c.campaign).distinct()
 LIVE = sa.select(*_COLUMNS).where(t.takeovers.c.given_back_at.is_(None))
 NEWEST_ID = sa.select(sa.func.max(t.takeovers.c.id).label("id"))
 
@@ -129,16 +129,14 @@ def live(conn: Connection) -> Sequence[Takeover]:
     return [from_row(row) for row in conn.execute(LIVE.order_by(t.takeovers.c.id)).mappings()]
 
 
-def names_about(conn: Connection, name: str) -> Sequence[str]:
-    """Return the names under which events record the takeovers of a service or campaign."""
-    c = t.takeovers.c
+def names_about(conn: Connection, name: str, adopted: Adopted) -> Sequence[str]:
+    """Return the names under which events record the takeovers of a service or campaign.
+
+    Args:
+        adopted: What pools stand for whose names don't say it, in any campaign.
+    """
     names = []
-    op = t.campaign_ops.c
-    adopted = {
-        row.pool: row.services.split(",")
-        for row in conn.execute(sa.select(op.pool, op.services).where(op.services.is_not(None)))
-    }
-    for row in conn.execute(sa.select(c.kind, c.label, c.campaign).distinct()):
+    for row in conn.execute(_NAMED):
         needed = needs(row.label if row.kind == TakeoverKind.POOL else None, [name], adopted)
         if name in (row.campaign, needed.campaign, *needed.services):
             names.append(_recorded_as(row.kind, row.label))
@@ -147,8 +145,7 @@ def names_about(conn: Connection, name: str) -> Sequence[str]:
 
 def names_of(conn: Connection, campaigns: Collection[str]) -> Sequence[str]:
     """Return the names under which events record the schedules and sensors of campaigns."""
-    c = t.takeovers.c
-    rows = conn.execute(sa.select(c.kind, c.label, c.campaign).distinct())
+    rows = conn.execute(_NAMED)
     return [_recorded_as(row.kind, row.label) for row in rows if row.campaign in campaigns]
 
 

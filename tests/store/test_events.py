@@ -6,7 +6,16 @@ import pytest
 
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
-from dagster_tidegate.store import event_reader, events, history, holds, runs, takeovers
+from dagster_tidegate.store import (
+    campaigns,
+    event_reader,
+    events,
+    history,
+    holds,
+    runs,
+    takeovers,
+)
+from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.event_reader import EventReader
 from dagster_tidegate.store.events import EventKind
@@ -87,6 +96,21 @@ def test_events_are_found_by_what_they_are_about(store: Store, clock: Clock) -> 
         assert names(conn, before=3) == ["mail", "Mail"]
         assert names(conn, since=clock() + timedelta(seconds=1)) == []
         assert [event.name for event in history.read(conn, limit=2)] == names(conn)[-2:]
+
+
+def test_a_pool_that_campaigns_adopt_differently_is_about_all_of_its_services(
+    store: Store, clock: Clock
+) -> None:
+    specs = [
+        CampaignSpec(name, "here", "none", ops={"do": "api_pool"}, adopted={"api_pool": [service]})
+        for name, service in (("letters", "mail"), ("routes", "maps"))
+    ]
+    with store.begin() as conn:
+        campaigns.save(conn, clock(), "here", specs)
+        take = Take(TakeoverKind.POOL, "api_pool", "api_pool", None, "here", "1", set_to="0")
+        takeovers.take(conn, clock(), [take], newest=0)
+    with store.read() as conn:
+        assert names(conn, name="mail") == names(conn, name="maps") == ["pool api_pool"]
 
 
 def test_a_reader_gets_each_event_once_and_in_order(store: Store, clock: Clock) -> None:
