@@ -8,7 +8,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from dagster_tidegate.pools import check_service_name, whole_of
+from dagster_tidegate.pools import check_service_name, with_wholes
 from dagster_tidegate.text import MAX_PART, utc
 
 if TYPE_CHECKING:
@@ -153,6 +153,12 @@ def part_name(partition: str, assets: Collection[str] = ()) -> str:
     return f"{name[: MAX_PART - 17]}~{sha256(identity.encode()).hexdigest()[:16]}"
 
 
+def in_effect(holds: Iterable[Hold], now: datetime) -> list[Hold]:
+    """Return the holds that are live at a time (UTC), oldest first."""
+    live = [hold for hold in holds if hold.live(now)]
+    return sorted(live, key=lambda hold: (hold.placed_at, hold.id))
+
+
 def covering(
     holds: Iterable[Hold],
     now: datetime,
@@ -168,8 +174,7 @@ def covering(
         services: The services that it needs; for a part, also the service it belongs to counts.
     """
     targets = targets_of(services=services, campaign=campaign, partition=partition)
-    live = [hold for hold in holds if hold.target in targets and hold.live(now)]
-    return sorted(live, key=lambda hold: (hold.placed_at, hold.id))
+    return in_effect((hold for hold in holds if hold.target in targets), now)
 
 
 def held_services(holds: Iterable[Hold]) -> frozenset[str]:
@@ -181,7 +186,7 @@ def targets_of(
     *, services: Collection[str] = (), campaign: str | None = None, partition: str | None = None
 ) -> set[Target]:
     """Return the targets whose holds cover something; arguments as in `covering`."""
-    needed = {*services, *map(whole_of, services)}
+    needed = with_wholes(services)
     targets = {EVERYTHING, *(Target(TargetKind.SERVICE, name) for name in needed)}
     if campaign is not None:
         targets.add(Target(TargetKind.CAMPAIGN, campaign))

@@ -28,7 +28,7 @@ from dagster_tidegate.breaker.window import (
     reach,
     window_stats,
 )
-from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind, in_effect
 from dagster_tidegate.statuses import BreakerState
 
 
@@ -203,10 +203,9 @@ class MemoryBackend:
                 for number, status in enumerate(self.statuses.values(), start=1)
                 if status.state != BreakerState.CLOSED
             ]
-            live = [hold for hold in (*self.holds, *own) if hold.live(now)]
             return FleetSnapshot(
                 services=dict(self.statuses),
-                holds=tuple(sorted(live, key=lambda hold: (hold.placed_at, hold.id))),
+                holds=tuple(in_effect((*self.holds, *own), now)),
                 read_at=now,
                 read_monotonic=time.monotonic(),
             )

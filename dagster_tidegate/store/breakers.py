@@ -32,7 +32,7 @@ from dagster_tidegate.breaker.window import (
     reach,
     window_stats,
 )
-from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind, in_effect
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import budgets, compatibility, events, holds, limits, push
 from dagster_tidegate.store import tables as t
@@ -316,10 +316,9 @@ class SqlBackend:
         if self.store.has_clock:  # which it reads between question and answer
             monotonic = (before + monotonic) / 2
         breakers = sorted(map(from_row, rows["services"]), key=lambda each: each.name)
-        placed = sorted(map(holds.from_row, rows["holds"]), key=holds.age)
         return FleetSnapshot(
             services={breaker.name: breaker for breaker in breakers},
-            holds=tuple(hold for hold in placed if hold.live(now)),
+            holds=tuple(in_effect(map(holds.from_row, rows["holds"]), now)),
             read_at=now,
             read_monotonic=monotonic,
             outdated=compatibility.refusal(rows["compatibility"][0]["oldest"]),
@@ -599,7 +598,7 @@ _LOCKED = _ONE.with_for_update(key_share=True)
 
 _FLEET = Moment(
     services=sa.select(t.services),
-    holds=sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
+    holds=holds.UNRELEASED,
     compatibility=sa.select(compatibility.OLDEST.label("oldest")),
 )
 _WINDOW = sa.select(*(t.outcomes.c[name] for name in Counts._fields)).where(

@@ -13,7 +13,7 @@ from functools import cache
 import sqlalchemy as sa
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
-from dagster_tidegate.holds import Hold
+from dagster_tidegate.holds import Hold, in_effect
 from dagster_tidegate.pools import Adopted
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs, takeovers
@@ -68,10 +68,9 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
         resuming: Whether to read `paused`, `active`, `waiting` and `missed` too.
     """
     now, rows = _moment(resuming=resuming).read(store, conn, location=location)
-    unreleased = [holds.from_row(values) for values in rows["holds"]]
     return GateView(
         now=now,
-        holds=sorted((hold for hold in unreleased if hold.live(now)), key=holds.age),
+        holds=in_effect(map(holds.from_row, rows["holds"]), now),
         takeovers=sorted(map(takeovers.from_row, rows["takeovers"]), key=lambda each: each.id),
         newest_takeover=rows["newest_takeover"][0]["id"] or 0,
         breakers={row["name"]: breakers.from_row(row) for row in rows["services"]},
@@ -92,7 +91,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
 def _moment(*, resuming: bool) -> Moment:
     beat, run, tick = t.heartbeats.c, t.campaign_runs.c, t.missed_ticks.c
     parts = {
-        "holds": sa.select(t.holds).where(t.holds.c.released_at.is_(None)),
+        "holds": holds.UNRELEASED,
         "takeovers": takeovers.LIVE,
         "newest_takeover": takeovers.NEWEST_ID,
         "services": sa.select(t.services),

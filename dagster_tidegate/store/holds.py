@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind
+from dagster_tidegate.holds import Hold, HoldSource, SystemActor, Target, TargetKind, in_effect
 from dagster_tidegate.store import events, push
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
@@ -16,11 +16,7 @@ from dagster_tidegate.store.upsert import insert
 
 MAX_TRIES = 10
 MAX_ENDED = 1000
-_UNRELEASED = (
-    sa.select(t.holds)
-    .where(t.holds.c.released_at.is_(None))
-    .order_by(t.holds.c.placed_at, t.holds.c.id)
-)
+UNRELEASED = sa.select(t.holds).where(t.holds.c.released_at.is_(None))
 
 
 class NotYourHoldError(Exception):
@@ -179,11 +175,6 @@ def from_row(values: Mapping[Any, Any]) -> Hold:
     return Hold(target=target, source=HoldSource(rest.pop("source")), **rest)
 
 
-def age(hold: Hold) -> tuple[datetime, int]:
-    """Sort holds by this: the oldest first."""
-    return hold.placed_at, hold.id
-
-
 def get(conn: Connection, hold: int) -> Hold | None:
     """Return a hold by its id, live or not; None if there is none."""
     row = conn.execute(sa.select(t.holds).where(t.holds.c.id == hold)).one_or_none()
@@ -192,8 +183,8 @@ def get(conn: Connection, hold: int) -> Hold | None:
 
 def live(conn: Connection, now: datetime, target: Target | None = None) -> Sequence[Hold]:
     """Return the live holds, or those on a target itself, the oldest first."""
-    rows = conn.execute(_UNRELEASED if target is None else _UNRELEASED.where(*_on(target)))
-    return [hold for row in rows if (hold := _hold(row)).live(now)]
+    rows = conn.execute(UNRELEASED if target is None else UNRELEASED.where(*_on(target)))
+    return in_effect(map(_hold, rows), now)
 
 
 def ended_since(conn: Connection, now: datetime, since: datetime) -> Sequence[Hold]:
