@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,22 +16,29 @@ class Moment:
     """Some SELECTs that are read at one moment. Their rows have no order."""
 
     def __init__(self, **selects: sa.Select) -> None:
-        self._columns = {part: select.selected_columns.keys() for part, select in selects.items()}
-        self._union = _union(selects)
-        self._union_and_clock = _union({**selects, "clock": _CLOCK})
+        self._selects = selects
+
+    @cached_property
+    def _union(self) -> sa.CompoundSelect:
+        return _union(self._selects)
+
+    @cached_property
+    def _union_and_clock(self) -> sa.CompoundSelect:
+        return _union({**self._selects, "clock": _CLOCK})
 
     def read(
         self, store: Store, conn: Connection, **parameters: Any
     ) -> tuple[datetime, Mapping[str, list[dict[str, Any]]]]:
         """Return the database's time (UTC), and the rows of each SELECT by its name."""
         now = None
-        rows: dict[str, list[dict[str, Any]]] = {part: [] for part in self._columns}
+        columns = {part: each.selected_columns.keys() for part, each in self._selects.items()}
+        rows: dict[str, list[dict[str, Any]]] = {part: [] for part in columns}
         union = self._union_and_clock if store.has_clock else self._union
         for row in conn.execute(union, parameters).mappings():
             if (part := row["part"]) == "clock":
                 now = row["clock_now"].astimezone(UTC)
             else:
-                rows[part].append({name: row[f"{part}_{name}"] for name in self._columns[part]})
+                rows[part].append({name: row[f"{part}_{name}"] for name in columns[part]})
         return now or store.now(conn), rows
 
 
