@@ -68,7 +68,7 @@ def selected(
     now: datetime, since: datetime | timedelta | None, options: Mapping[str, Any]
 ) -> Selection:
     """Return the selection that the options of `selecting` mean."""
-    flags = [state for state in STATES if options.get(state)]
+    flags = tuple(state for state in STATES if options.get(state))
     return Selection(flags, options["error"], options["keys"], o.since(now, since))
 
 

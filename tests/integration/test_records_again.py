@@ -260,6 +260,9 @@ def test_the_command_lists_what_went_wrong_and_says_what_would_be_done_again(
     assert (group["count"], group["state"]) == (2, "failed")
     shown = run("records", "outreach").output
     assert "ValueError('no mailbox of ***')" in shown
+    [everything] = json.loads(run("records", "outreach", "--json").output)
+    assert {record["state"] for record in everything["records"]} == {"failed"}
+    assert {group["state"] for group in everything["groups"]} == {"failed", "done"}
     assert "completed, 2 failed" in run("runs").output
     assert "(completed, 2 failed) is not paused" in run("runs", "show", "outreach/leads-1").output
     dry = run("records", "retry", "outreach/leads-1", "--reason", "new list", "--dry-run")
