@@ -32,8 +32,13 @@ def upgrade(store: Store, revision: str = "head") -> None:
     """Upgrade a database to a revision; a newer one stays as it is.
 
     Raises:
-        SchemaError: If there is no such revision.
+        SchemaError: If there is no such revision, or as for `require_compatible` if the database is
+            newer than this version.
     """
+    # A deployment that goes back to this version begins with an upgrade, too.
+    if revision == "head" and (current(store) or "") > compatibility.REVISION:
+        require_compatible(store)
+        return
     _migrate(store, revision, up=True)
 
 

@@ -372,11 +372,16 @@ def test_a_newer_store_will_do_until_it_says_that_it_does_not(
     schema.upgrade(store, "9001")
     context.__exit__(None, None, None)
     schema.require_compatible(store)
+    schema.upgrade(store)  # as a deployment of this version does, also one that goes back to it
+    assert schema.current(store) == "9001"
     context = later_version()
     schema.upgrade(store, "9002")
     context.__exit__(None, None, None)
-    with pytest.raises(schema.SchemaError, match=f"needs revision 9002 .* has {HEAD}: deploy the"):
-        schema.require_compatible(store)
+    for refused in (schema.require_compatible, schema.upgrade):
+        with pytest.raises(
+            schema.SchemaError, match=f"needs revision 9002 .* has {HEAD}: deploy the"
+        ):
+            refused(store)
 
 
 def test_the_code_says_which_revision_it_works_with() -> None:
