@@ -14,6 +14,7 @@ from dagster_tidegate.store import schema
 from dagster_tidegate.store.database import (
     UNUSABLE,
     Connection,
+    DamagedError,
     Store,
     why_unreachable,
 )
@@ -50,7 +51,7 @@ def named_store(url: str | None, *, connections: int = 2) -> Store:
     """Return the store that a command uses, whatever its schema.
 
     Raises:
-        click.ClickException: If neither `url` nor the environment names one.
+        click.ClickException: If neither `url` nor the environment names one that can be used here.
     """
     read_environment()
     with explained(ValueError):
@@ -66,6 +67,13 @@ def explained(*others: type[Exception]) -> Iterator[None]:
         raise failure(f"the store is unreachable: {why_unreachable(error)}") from error
     except (schema.SchemaError, *others) as error:
         raise failure(error) from error
+    except DamagedError as error:
+        if type(error) is not DamagedError:
+            raise
+        raise failure(
+            f"the store can't be read: {why_unreachable(error)}; name another one, or restore its "
+            "backup"
+        ) from error
 
 
 @contextmanager

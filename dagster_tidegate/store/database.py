@@ -30,6 +30,8 @@ UNREACHABLE = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """Raised when the database can't be reached, or does not answer."""
 UNUSABLE = (*UNREACHABLE, exc.ProgrammingError)
 """The same, and where the database refuses what the URL says."""
+DamagedError = exc.DatabaseError
+"""Raised, itself and no kind of it, where a file is damaged, or is no database at all."""
 DATABASE_ERRORS = (exc.DBAPIError, exc.TimeoutError)
 """Everything that the database raises."""
 
@@ -117,7 +119,8 @@ class Store:
             (`schema.make_ready`).
 
     Raises:
-        ValueError: If the URL can't be parsed, or is of another kind of database.
+        ValueError: If the URL can't be parsed, is of another kind of database, or of PostgreSQL
+            without its driver.
 
     Example:
         >>> store = Store("sqlite://")
@@ -159,7 +162,7 @@ class Store:
             home: As for `embedded_url`.
 
         Raises:
-            ValueError: If there is nowhere to put it, or the URL can't be used.
+            ValueError: If there is nowhere to put it, or the URL can't be used here.
         """
         named = url or configured_url()
         return cls(named or embedded_url(home), connections=connections, embedded=named is None)
@@ -167,8 +170,12 @@ class Store:
     def _create_engine(self, connections: int) -> sa.Engine:
         if self.url.get_backend_name() == "sqlite":
             return _sqlite_engine(self.url)
-        from dagster_tidegate.store import postgres  # its driver is an extra
-
+        try:
+            from dagster_tidegate.store import postgres  # its driver is an extra
+        except ImportError as error:
+            raise ValueError(
+                f"PostgreSQL needs an extra ({error}): pip install 'dagster-tidegate[postgres]'"
+            ) from error
         return postgres.create_engine(self.url, connections=connections)
 
     @property

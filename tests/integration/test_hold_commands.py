@@ -1,6 +1,8 @@
 """An operator holds and releases from the command line, and sees what is paused and why."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -128,6 +130,25 @@ def test_a_store_that_was_never_made_says_what_to_do(empty_store_url: str) -> No
     result = CliRunner().invoke(main, ["status", "--url", empty_store_url])
     assert result.exit_code == 1
     assert "run 'tidegate store upgrade'" in result.output
+
+
+def test_a_file_that_is_no_database_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("these are notes, and no database\n" * 100)
+    result = CliRunner().invoke(main, ["status", "--url", f"sqlite:///{tmp_path / 'notes.db'}"])
+    assert result.output == (
+        "Error: the store can't be read: file is not a database; name another one, or restore its "
+        "backup\n"
+    )
+
+
+def test_postgresql_without_its_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "dagster_tidegate.store.postgres", raising=False)
+    monkeypatch.delattr("dagster_tidegate.store.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    result = CliRunner().invoke(main, ["status", "--url", "postgresql://me:hunter2@db/tide"])
+    assert (result.exit_code, "hunter2" in result.output) == (1, False)
+    assert result.output.startswith("Error: PostgreSQL needs an extra (")
+    assert result.output.endswith("pip install 'dagster-tidegate[postgres]'\n")
 
 
 def test_a_part_of_a_service_is_held_and_explained_by_its_name(run: Run, store: Store) -> None:
