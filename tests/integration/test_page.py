@@ -787,6 +787,13 @@ def test_an_odd_address_is_answered_with_a_page(store: Store) -> None:
     assert wrong == []
 
 
+def test_the_start_page_is_found_with_a_slash_at_its_end(store: Store) -> None:
+    with browsing(store) as browser:
+        answer = browser.client.get("/tidegate/")
+        assert answer.is_redirect
+        assert answer.headers["location"] == "/tidegate"
+
+
 def test_static_files_are_cached_by_their_content(store: Store) -> None:
     with browsing(store) as browser:
         page = browser.get("")

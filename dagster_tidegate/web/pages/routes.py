@@ -100,6 +100,12 @@ def show_now(reader: Reading) -> Response:
         return reader.page(conn, situation, "now.html", now.now_page(conn, situation))
 
 
+@router.get("/")
+def go_to_now(request: Request) -> Response:
+    """The start page, by the address that people type."""
+    return RedirectResponse(url(request.scope.get("root_path", ""), ""))
+
+
 @router.get("/services/{service:path}")
 def show_service(reader: Reading, service: ServiceName) -> Response:
     """Everything about a service."""
