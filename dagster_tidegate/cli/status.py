@@ -201,7 +201,9 @@ def warnings(situation: Situation) -> list[Text]:
         lines.append(Text(line, "yellow"))
     if not situation.campaigns:
         line = (
-            "No gate has registered its campaigns yet: check that the daemon and the gate's "
+            "There is no campaign: no op or asset has the pool of a service. See 'tidegate doctor'."
+            if any(situation.ticks(beat.location) for beat in situation.heartbeats)
+            else "No gate has registered its campaigns yet: check that the daemon and the gate's "
             "sensors are running. See 'tidegate doctor'."
         )
         lines.append(Text(line, "yellow"))

@@ -177,6 +177,11 @@ class Situation:
                 stale.append(StaleGate(location, parts, oldest))
         return stale
 
+    def ticks(self, location: str) -> bool:
+        """Return whether the pause sensor of a code location completes its ticks."""
+        beats = [b.at for b in self.heartbeats if (b.location, b.part) == (location, "pause")]
+        return bool(beats) and not self.stale(beats[0])
+
     def stale(self, beat: datetime | None) -> bool:
         """Return whether a sensor with this heartbeat is stale."""
         return beat is None or self.now - beat > STALE_AFTER

@@ -148,6 +148,10 @@ class Facts:
         """Whether a job is a campaign."""
         return self.store.situation is not None and job in self.store.situation.campaigns
 
+    def lacks_campaigns(self, location: LocationCode) -> bool:
+        """Whether a code location has a gate, which has registered no campaigns."""
+        return bool(location.sensors) and location.error is None and not self.registered(location)
+
     def registered(self, location: LocationCode) -> bool:
         """Whether the gate of a code location has registered campaigns."""
         situation = self.store.situation
@@ -532,12 +536,29 @@ def _gate_stale(facts: Facts) -> Problems:
                 "are none, check the ticks of the sensors on the page Automation",
             )
     for location in facts.locations:
-        if location.sensors and location.error is None and not facts.registered(location):
+        if facts.lacks_campaigns(location) and not situation.ticks(location.name):
             yield (
                 location.name,
                 "its gate has not registered its campaigns yet",
                 "start the daemon and the sensors; a pause sensor registers the campaigns at its "
                 "first tick",
+            )
+
+
+@_check("no_campaigns", WARNING, "No op or asset of a code location has the pool of a service.")
+def _no_campaigns(facts: Facts) -> Problems:
+    situation = facts.store.situation
+    if situation is None:
+        return
+    for location in facts.locations:
+        if facts.lacks_campaigns(location) and situation.ticks(location.name):
+            example = min(location.policies, default="mailer")
+            yield (
+                location.name,
+                "it has a gate and no campaign: none of its ops and assets has the pool of a "
+                "service, so nothing pauses",
+                f"give those that call a service its pool, such as pool={example!r}; if they have "
+                "it, check that they are in the Definitions: dg list defs",
             )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.cli.status import warnings
 from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
 from dagster_tidegate.dagster_api.locations import LocationCode, OpCode, SensorCode
 from dagster_tidegate.doctor.checks import (
@@ -125,6 +126,9 @@ ILL = {
     ),
     "store_elsewhere": with_location(store_url="sqlite:////elsewhere/tidegate.db"),
     "gate_stale": with_store(situation=situation(silent=["resume"])),
+    "no_campaigns": replace(
+        with_location(jobs={}), store=StoreFacts(STORE.url, situation=situation(specs=()))
+    ),
     "policies_unreadable": with_location(policy_error="resource breakers: ..."),
     "policies_differ": replace(
         WELL, locations=[HERE, LocationCode("there", policies={"mail": OTHER_MAIL})]
@@ -163,6 +167,21 @@ def test_a_finding_says_what_to_do():
     assert "The API key is invalid" in diagnose(ILL["service_denied"])[0].what
     assert "did you mean 'mail'" in diagnose(ILL["pool_unknown"])[0].what
     assert diagnose(ILL["location_broken"])[0].what == "it can't be loaded: SyntaxError: b"
+
+
+def test_a_gate_without_campaigns_is_told_from_one_that_does_not_tick():
+    silent = situation(specs=(), silent=["breaker", "pause", "resume"])
+    [finding] = diagnose(with_store(situation=silent, called=frozenset()))
+    assert (finding.code, finding.what) == (
+        "gate_stale",
+        "its gate has not registered its campaigns yet",
+    )
+    [finding] = diagnose(ILL["no_campaigns"])
+    assert "pool='mail'" in finding.do
+    [line] = warnings(silent)
+    assert "check that the daemon" in line.plain
+    [line] = warnings(situation(specs=()))
+    assert line.plain.startswith("There is no campaign: no op or asset has the pool of a service.")
 
 
 def test_of_an_error_with_a_stack_trace_behind_it_the_error_is_named():
