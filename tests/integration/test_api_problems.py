@@ -55,6 +55,26 @@ def test_what_is_wrong_with_a_value_is_said_in_words_for_people(asked: Api) -> N
     assert problem["detail"] == "query.since: the time has no time zone: use 2026-03-01T18:00:00Z"
 
 
+def test_a_mistyped_parameter_changes_nothing(asked: Api) -> None:
+    hold = {"target_kind": "everything", "reason": "storm"}
+    problem = asked.post("/holds", hold, expect=422, dryrun=True)
+    assert problem["detail"] == "query.dryrun: no such parameter; did you mean dry_run?"
+    assert problem["errors"][0]["where"] == "query.dryrun"
+    problem = asked.get("/campaigns", expect=422, page=2)
+    assert problem["detail"].endswith("known: cursor, limit, service, status")
+    assert asked.get("/holds")["items"] == []
+
+
+def test_a_body_without_its_content_type_says_which_header_is_missing(asked: Api) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d sends it
+    body = b'{"reason": "x", "target_kind": "everything"}'
+    answer = asked.client.post("/api/v1/holds", content=body, headers=headers)
+    assert answer.json()["detail"] == (
+        "the request has the content type application/x-www-form-urlencoded: send JSON, with the "
+        "header 'Content-Type: application/json'"
+    )
+
+
 def test_a_fault_tells_the_log_and_nobody_else(
     asked: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,10 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from dagster_tidegate.settings import ServeSettings
 from dagster_tidegate.store.database import Store
+from dagster_tidegate.text import did_you_mean, shown
 from dagster_tidegate.web.api import metrics, problems
 from dagster_tidegate.web.api.context import AppContext
 from dagster_tidegate.web.api.problems import Code, Problem, ProblemDetails, responses
@@ -81,7 +83,9 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = AppContext(store, Feed(store), workspace, read_only)
-    api = APIRouter(prefix=PREFIX, responses=responses())
+    api = APIRouter(
+        prefix=PREFIX, responses=responses(), dependencies=[Depends(_refuse_unknown_parameters)]
+    )
     for module in (
         services,
         campaigns,
@@ -107,6 +111,23 @@ def create_app(
 async def _refuse_changes(request: Request) -> None:
     if request.method not in SAFE_METHODS:
         raise Problem(Code.READ_ONLY, "this server was started with --read-only")
+
+
+async def _refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a mistyped parameter: without its `dry_run`, a request would change something."""
+    known = _parameters(request.scope["route"].dependant)
+    for name in request.query_params:
+        if name not in known:
+            others = ", ".join(sorted(known)) or "none"
+            what = f"no such parameter; {did_you_mean(name, known, f'known: {others}')}"
+            where = f"query.{shown(name)}"
+            raise Problem(Code.INVALID, f"{where}: {what}", errors=[{"where": where, "what": what}])
+
+
+def _parameters(dependant: Dependant) -> set[str]:
+    """Return the names of the query parameters of an operation and of what it depends on."""
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*(_parameters(each) for each in dependant.dependencies))
 
 
 def _operation_id(route: APIRoute) -> str:

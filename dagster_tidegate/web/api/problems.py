@@ -26,6 +26,7 @@ from dagster_tidegate.store.database import UNREACHABLE, DataError
 from dagster_tidegate.store.holds import NotYourHoldError
 from dagster_tidegate.store.runs import MoveNotAllowedError
 from dagster_tidegate.store.schema import SchemaError
+from dagster_tidegate.text import shown
 from dagster_tidegate.web.access.limits import TooManyError
 
 MEDIA_TYPE = "application/problem+json"
@@ -201,7 +202,7 @@ def problem_of(connection: HTTPConnection, error: Exception) -> Problem:
             headers = {"Retry-After": str(error.retry_after_s)}
             return Problem(Code.TOO_MANY_REQUESTS, str(error), headers=headers)
         case RequestValidationError():
-            return _invalid(error)
+            return _invalid(connection, error)
         case HTTPException():
             return _http(connection, error)
         case SchemaError():
@@ -239,7 +240,12 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def _invalid(error: RequestValidationError) -> Problem:
+def _invalid(connection: HTTPConnection, error: RequestValidationError) -> Problem:
+    sent = connection.headers.get("content-type", "")
+    if "json" not in sent and any(each["loc"] == ("body",) for each in error.errors()):
+        has = f"the content type {shown(sent)}" if sent else "no content type"
+        fix = "send JSON, with the header 'Content-Type: application/json'"
+        return Problem(Code.INVALID, f"the request has {has}: {fix}")
     errors = [
         {
             "where": ".".join(map(str, each["loc"])),
