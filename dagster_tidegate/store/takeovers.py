@@ -49,7 +49,17 @@ class TakeoverOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Take:
-    """What a gate is about to take over. The attributes are those of `Takeover`."""
+    """What a gate is about to take over. Values are Dagster's; times are UTC.
+
+    Attributes:
+        name: Name of the pool; Dagster's selector id of a schedule or sensor.
+        label: Its name for people.
+        campaign: The campaign of a schedule or sensor; None for a pool.
+        location: The code location that takes it.
+        former: The value to restore.
+        set_to: The value of the latest write.
+        running_since: When a schedule was last switched on before that, if known.
+    """
 
     kind: TakeoverKind
     name: str
@@ -61,38 +71,23 @@ class Take:
     running_since: datetime | None = None
 
 
-@dataclass(frozen=True)
-class Takeover:
-    """A pool, schedule or sensor that the gate changed. Values are Dagster's; times are UTC.
+@dataclass(frozen=True, kw_only=True)
+class Takeover(Take):
+    """A pool, schedule or sensor that the gate changed.
 
     Attributes:
-        name: Name of the pool; Dagster's selector id of a schedule or sensor.
-        label: Its name for people.
-        campaign: The campaign of a schedule or sensor; None for a pool.
-        location: The code location that took it.
-        former: The value to restore.
         set_from: The value before the latest write.
-        set_to: The value of the latest write.
         pending: Whether the latest write may not have reached Dagster.
         version: Incremented by every change of the row.
-        running_since: When a schedule was last switched on before that, if known.
         ramp_step_at: When the ramp took its latest step, or None before the ramp.
         left_at: When a person's change was noticed, or None. The gate leaves it alone from then on.
     """
 
     id: int
-    kind: TakeoverKind
-    name: str
-    label: str
-    campaign: str | None
-    location: str
-    former: str
     set_from: str
-    set_to: str
     pending: bool
     version: int
     taken_at: datetime
-    running_since: datetime | None
     ramp_step_at: datetime | None
     left_at: datetime | None
 
