@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dagster_tidegate.breaker.calendar import PERIODS, period
-from dagster_tidegate.breaker.timezone import check_timezone
+from dagster_tidegate.breaker.calendar import PERIODS, check_timezone, period
 
 BILLIONTH = 10**9
 MAX_AMOUNT = 10**9

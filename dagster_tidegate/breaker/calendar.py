@@ -1,9 +1,22 @@
-"""Periods of the calendar: hours, days and months of a time zone."""
+"""Time zones, and the periods of their calendars: hours, days and months."""
 
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 PERIODS = ("hour", "day", "month")
+
+
+def check_timezone(name: str) -> str:
+    """Return the name of a time zone.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{name!r} is no time zone: use a name like UTC") from error
+    return name
 
 
 def period(per: str, timezone: str, now: float) -> tuple[float, float]:

@@ -20,10 +20,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dagster_tidegate.breaker.calendar import PERIODS, period
+from dagster_tidegate.breaker.calendar import PERIODS, check_timezone, period
 from dagster_tidegate.breaker.concurrency import SlotState
 from dagster_tidegate.breaker.readings import Reading, Said, with_made
-from dagster_tidegate.breaker.timezone import check_timezone
 from dagster_tidegate.breaker.turns import Turn, ask, others_first
 
 LENGTHS = {"hour": 3600.0, "day": 86400.0}

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dagster_tidegate.breaker.budget import MAX_AMOUNT, SpendingLimit, billionths
+from dagster_tidegate.breaker.calendar import check_timezone
 from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.profiles import check_name
-from dagster_tidegate.breaker.timezone import check_timezone
 from dagster_tidegate.pools import check_service_name, merged
 
 Share = Annotated[float, Field(gt=0, le=1)]

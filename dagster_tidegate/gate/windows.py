@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from dagster_tidegate.breaker.calendar import check_timezone
 from dagster_tidegate.breaker.policy import MAX_DURATION_S
-from dagster_tidegate.breaker.timezone import check_timezone
 from dagster_tidegate.dagster_api import cron
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.store import windows
