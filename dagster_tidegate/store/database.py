@@ -153,19 +153,14 @@ class Store:
         self._writing = threading.Lock()
 
     @classmethod
-    def of_environment(
-        cls, url: str | None = None, *, home: str | None = None, connections: int = 2
-    ) -> "Store":
+    def of_environment(cls, url: str | None = None, *, connections: int = 2) -> "Store":
         """Return the store of a URL, else the one that the environment names.
-
-        Args:
-            home: As for `embedded_url`.
 
         Raises:
             ValueError: If there is nowhere to put it, or the URL can't be used here.
         """
         named = url or configured_url()
-        return cls(named or embedded_url(home), connections=connections, embedded=named is None)
+        return cls(named or embedded_url(), connections=connections, embedded=named is None)
 
     def _create_engine(self, connections: int) -> sa.Engine:
         if self.url.get_backend_name() == "sqlite":

@@ -17,7 +17,7 @@ CREATE = (
     "from dagster_tidegate.store import schema;"
     "from dagster_tidegate.store.database import Store;"
     "import alembic.command, sys;"
-    "store = Store.of_environment(home=sys.argv[1]);"
+    "store = Store.of_environment();"
     "print('ready', flush=True); sys.stdin.readline();"
     "schema.make_ready(store);"
     "print(schema.current(store))"
@@ -31,8 +31,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_processes_that_create_it_at_once_all_get_a_complete_one(home: Path) -> None:
-    command = [sys.executable, "-c", CREATE, str(home)]
+def test_processes_that_create_it_at_once_all_get_a_complete_one() -> None:
+    command = [sys.executable, "-c", CREATE]
     processes = [
         subprocess.Popen(
             command,
