@@ -6,6 +6,7 @@ so that it makes up for ticks that were missed or interrupted.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -30,13 +31,24 @@ from dagster_tidegate.store.heartbeats import BREAKER, PAUSE, RESUME
 from dagster_tidegate.store.retention import Keep, Retention
 
 log = logging.getLogger(__name__)
-Tick = Callable[
-    [dg.SensorEvaluationContext, BreakerResource, Gate, Repository],
-    tuple[str, Sequence[dg.RunRequest]],
-]
-"""Returns a summary for people, and the runs to launch."""
+Done = tuple[str, Sequence[dg.RunRequest]]
+"""A summary of a tick for people, and the runs to launch."""
 Campaigns = Sequence[Campaign] | AllCampaigns
 """The campaigns of a code location, as its author lists them or as they are found."""
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """What a sensor works with in a tick."""
+
+    context: dg.SensorEvaluationContext
+    resource: BreakerResource
+    gate: Gate
+    repository: Repository
+
+    @property
+    def planner(self) -> MissedTickPlanner:
+        return MissedTickPlanner(self.gate, self.repository)
 
 
 def build_pause_sensor(
@@ -67,20 +79,15 @@ def build_pause_sensor(
     saved: list[Sequence[CampaignSpec]] = []
     audit = Audit()
 
-    def tick(
-        _context: dg.SensorEvaluationContext,
-        _resource: BreakerResource,
-        gate: Gate,
-        repository: Repository,
-    ) -> tuple[str, Sequence[dg.RunRequest]]:
-        planner = MissedTickPlanner(gate, repository)
-        summary = pause_tick(gate, planner, audit, new_code=saved != [gate.specs])
-        saved[:] = [gate.specs]
+    def pause(tick: _Tick) -> Done:
+        specs = tick.gate.specs
+        summary = pause_tick(tick.gate, tick.planner, audit, new_code=saved != [specs])
+        saved[:] = [specs]
         return summary, ()
 
     return _build(
         PAUSE,
-        tick,
+        pause,
         "Stops what depends on a held service: pools, schedules and trigger sensors.",
         campaigns=campaigns,
         resource_key=resource_key,
@@ -111,18 +118,9 @@ def build_resume_sensor(
         minimum_interval_seconds: Seconds between ticks; Dagster's minimum is 5.
         default_status: Whether it runs unless someone turns it on or off.
     """
-
-    def tick(
-        _context: dg.SensorEvaluationContext,
-        _resource: BreakerResource,
-        gate: Gate,
-        repository: Repository,
-    ) -> tuple[str, Sequence[dg.RunRequest]]:
-        return resume_tick(gate, MissedTickPlanner(gate, repository))
-
     return _build(
         RESUME,
-        tick,
+        lambda tick: resume_tick(tick.gate, tick.planner),
         "Resumes what is no longer held: pools, schedules, missed ticks and paused runs.",
         campaigns=campaigns,
         jobs=(
@@ -168,26 +166,22 @@ def build_breaker_sensor(
     budget_check = BudgetCheck()
     reporters: list[ServiceReporter] = []
 
-    def tick(
-        context: dg.SensorEvaluationContext,
-        resource: BreakerResource,
-        gate: Gate,
-        repository: Repository,
-    ) -> tuple[str, Sequence[dg.RunRequest]]:
-        summary = breaker_tick(gate, resource.fleet)
+    def check(tick: _Tick) -> Done:
+        resource = tick.resource
+        summary = breaker_tick(tick.gate, resource.fleet)
         if changes := budget_check(resource.store, resource.fleet):
             summary += f"; {'; '.join(changes)}"
         if service_assets:
             if not reporters:
                 reporters.append(ServiceReporter(list(resource.fleet.policies)))
-            summary += _report(reporters[0], context, resource, repository.instance)
+            summary += _report(reporters[0], tick)
         if deleted := retention.prune_some(resource.store, resource.fleet.now()):
             summary += f"; deleted {deleted} expired rows"
         return summary, ()
 
     return _build(
         BREAKER,
-        tick,
+        check,
         "Probes failed services, releases expired holds and deletes expired history.",
         campaigns=campaigns,
         resource_key=resource_key,
@@ -199,7 +193,7 @@ def build_breaker_sensor(
 
 def _build(
     part: str,
-    tick: Tick,
+    work: Callable[[_Tick], Done],
     description: str,
     *,
     campaigns: Campaigns,
@@ -236,7 +230,7 @@ def _build(
             cached[0][1],
             resource.fleet.enabled,
         )
-        summary, requests = tick(context, resource, gate, repository)
+        summary, requests = work(_Tick(context, resource, gate, repository))
         if lacks := lacking(settings(instance)):
             remedy = f"dagster.yaml lacks {', '.join(lacks)}: run 'tidegate init'"
             if not warned:
@@ -260,17 +254,13 @@ def _build(
     )
 
 
-def _report(
-    reporter: ServiceReporter,
-    context: dg.SensorEvaluationContext,
-    resource: BreakerResource,
-    instance: dg.DagsterInstance,
-) -> str:
+def _report(reporter: ServiceReporter, tick: _Tick) -> str:
     """Report changes of breakers to Dagster; the gate's own work does not depend on it."""
     try:
-        done = reporter.report(instance, resource.store, resource.fleet.snapshot())
+        resource = tick.resource
+        done = reporter.report(tick.repository.instance, resource.store, resource.fleet.snapshot())
     except Exception as error:  # noqa: BLE001 -- the next tick tries again
-        context.log.warning("The assets of services are out of date: %r", error)
+        tick.context.log.warning("The assets of services are out of date: %r", error)
         done = f"the assets of services are out of date: {error}"
     return f"; {done}" if done else ""
 
