@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from dagster_tidegate.pools import check_service_name, with_wholes
-from dagster_tidegate.text import MAX_PART, utc
+from dagster_tidegate.text import MAX_PART, utc, words
 
 if TYPE_CHECKING:
     from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -60,7 +60,7 @@ class Target:
         return f"{self.kind} {self.name}".rstrip()
 
     def __str__(self) -> str:
-        return f"{self.kind.replace('_', ' ')} {self.name}".rstrip()
+        return f"{words(self.kind)} {self.name}".rstrip()
 
 
 EVERYTHING = Target(TargetKind.EVERYTHING)
@@ -81,7 +81,7 @@ def named(kind: TargetKind, name: str) -> Target:
     if kind is TargetKind.EVERYTHING and name:
         raise ValueError("everything takes no name")
     if kind is not TargetKind.EVERYTHING and not name:
-        raise ValueError(f"name the {kind.replace('_', ' ')}")
+        raise ValueError(f"name the {words(kind)}")
     if kind is TargetKind.CAMPAIGN_RUN and not all(name.partition("/")):
         raise ValueError(f"{name!r} is not a campaign run: use campaign/partition")
     if kind is TargetKind.SERVICE:

@@ -315,7 +315,7 @@ def _hold_released(name: str, hold: Hold | None) -> Text:
     """Report the end of an operator's hold; of one that ended long ago only the name is known."""
     if hold is None or hold.released_at is None:
         kind, _, rest = name.partition(" ")
-        subject = f"{kind.replace('_', ' ')} {rest}"
+        subject = f"{words(kind)} {rest}"
         return Text(f"Hold ended: {subject}", f"This hold has ended: {subject}.")
     expired = hold.released_by == SystemActor.EXPIRY
     event = "expired" if expired else f"was released by {hold.released_by}"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dagster_tidegate.cli.tables import FittingTable, text
-from dagster_tidegate.text import shown, utc
+from dagster_tidegate.text import shown, utc, words
 
 COLOURS = {
     "closed": "green",
@@ -61,7 +61,7 @@ def table(
 
 def status(value: str | None) -> Text:
     """Return a status in its colour."""
-    return text(str(value or "").replace("_", " "), COLOURS.get(str(value), ""))
+    return text(words(value or ""), COLOURS.get(str(value), ""))
 
 
 def moment(time: datetime | None) -> str:

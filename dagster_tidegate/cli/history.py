@@ -11,7 +11,7 @@ from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import history as audit_log
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
-from dagster_tidegate.text import utc
+from dagster_tidegate.text import utc, words
 
 LABELS = {"expires_at": "ends", "kept_closed_until": "until"}
 LEFT_OUT = {"hold", "source", "actor", "services", "done", "total", "slow", "counted_s", "p95_s"}
@@ -67,7 +67,7 @@ def _what(event: Event) -> str:
     if event.kind == EventKind.HOLD:
         kind, _, name = event.name.partition(" ")
         return f"hold {Target(TargetKind(kind), name)}"
-    return f"{event.kind.replace('_', ' ')} {event.name}"
+    return f"{words(event.kind)} {event.name}"
 
 
 def _change(event: Event) -> str:
@@ -88,7 +88,7 @@ def _details(event: Event) -> list[str]:
         if key in LEFT_OUT or old == new or (old is None and repeated):
             continue
         change = _value(key, new) if old is None else f"{_value(key, old)} -> {_value(key, new)}"
-        details.append(f"{LABELS.get(key, key.replace('_', ' '))} {change}")
+        details.append(f"{LABELS.get(key, words(key))} {change}")
     return details
 
 

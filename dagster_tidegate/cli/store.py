@@ -19,7 +19,7 @@ from dagster_tidegate.control import situation
 from dagster_tidegate.store import campaigns, compatibility, events, retention, schema
 from dagster_tidegate.store.database import shown_url
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.text import did_you_mean, length, shown, utc
+from dagster_tidegate.text import did_you_mean, length, shown, utc, words
 
 
 @click.group()
@@ -135,7 +135,7 @@ def prune(
     for kind, deleted in counts.items():
         age = getattr(keep, kind)
         would = "would be deleted" if dry_run else "deleted"
-        click.echo(f"{kind.replace('_', ' ')}: {deleted} {would}, older than {length(age)}")
+        click.echo(f"{words(kind)}: {deleted} {would}, older than {length(age)}")
 
 
 @store.command()

@@ -30,7 +30,7 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.outages import MAX_EVENTS, MAX_RUNS, RunRecords
-from dagster_tidegate.text import plural
+from dagster_tidegate.text import plural, words
 
 MAX_LISTED = 100
 """How many runs and actions a report lists."""
@@ -419,7 +419,7 @@ def _actions(
         elif event.kind == EventKind.HOLD:
             what = _hold_action(event, targets, campaigns)
         elif event.kind in _OF_PEOPLE and _campaign(event.name) in campaigns:
-            what = f"{event.kind} {event.name}: {event.to_status.replace('_', ' ')}"
+            what = f"{event.kind} {event.name}: {words(event.to_status)}"
         if what is not None:
             yield ActionOut(at=event.at, actor=event.actor, what=what, reason=event.reason)
 
@@ -434,7 +434,7 @@ def _hold_action(event: Event, targets: Collection[str], campaigns: Collection[s
         return None
     if event.name not in targets and not is_run:
         return None
-    return f"hold on {event.name.replace('_', ' ')}: {event.to_status.replace('_', ' ')}"
+    return f"hold on {words(event.name)}: {words(event.to_status)}"
 
 
 def _notes(outage: Outage, around: Surroundings, runs: Sequence[PausedRunOut]) -> Iterator[str]:

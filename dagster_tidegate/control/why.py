@@ -143,7 +143,7 @@ def find(
     }
     kinds = [each for each, matches in possible.items() if matches and kind in (None, each)]
     if len(kinds) > 1:
-        both = " and ".join(f"a {each.replace('_', ' ')}" for each in kinds)
+        both = " and ".join(f"a {words(each)}" for each in kinds)
         raise UnknownNameError(f"{name!r} is the name of {both}: name the kind")
     if kinds:
         return EVERYTHING if kinds[0] is TargetKind.EVERYTHING else Target(kinds[0], name)
