@@ -94,6 +94,48 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A change that somebody asks for."""
+
+    conn: Connection
+    situation: Situation
+    identity: Identity
+    form: Form
+
+    def own_service(self) -> str:
+        """Return the service, if all campaigns that need it may be controlled."""
+        name = self.form.text("service")
+        lookup.own_campaigns_of(self.conn, self.situation.now, name, self.identity)
+        return name
+
+    def own_run(self) -> CampaignRun:
+        """Return the campaign run, if its campaign may be controlled."""
+        run = lookup.run_by_id(self.conn, self.form.number("run"))
+        require_owner(self.identity, lookup.campaign_in(self.situation, run.campaign).spec)
+        return run
+
+    def words(self, target: Target, effects: Sequence[Effect]) -> list[str]:
+        """Return the effects of a change of the holds on a target in words."""
+        if not effects:
+            return [f"No known campaign depends on {target}."]
+        breakers = self.situation.breakers
+        said = [without_command(in_words(each, target, breakers)) for each in effects]
+        lines = [f"{sentence(each)}." for each in said]
+        changed = [each for each in effects if each.changes]
+        if len(changed) > MAX_LINES:
+            verb = "pause" if changed[0].held_after else "resume"
+            lines.insert(0, f"{len(changed):,} campaigns {verb}:")
+        return lines
+
+    def count(self, run: CampaignRun, selection: records.Selection) -> tuple[int, list[str]]:
+        """Count the records of a selection, and say what the service said of them."""
+        groups = records.summary(self.conn, self.situation.now, run, selection)
+        open_ = [group for group in groups if group.state is not RecordState.IN_FLIGHT]
+        said = [f"{group.count:,} x {group.error}" for group in open_[:MAX_NAMED] if group.error]
+        return sum(group.count for group in open_), said
+
+
+@dataclass(frozen=True)
 class Action:
     """Something that a person can do on the pages.
 
@@ -101,7 +143,7 @@ class Action:
         preview: Returns what it would do, and changes nothing.
     """
 
-    preview: Callable[[Connection, Situation, Identity, Form], Preview]
+    preview: Callable[[Asked], Preview]
     make: Callable[[AppContext, Identity, Form], object]
 
 
@@ -140,7 +182,7 @@ def _show(
 ) -> Response:
     action = _action(name)
     with context.reading() as (conn, situation):
-        preview = action.preview(conn, situation, identity, form)
+        preview = action.preview(Asked(conn, situation, identity, form))
         filled = replace(
             preview,
             reason=None if preview.reason is None else form.text("reason") or preview.reason,
@@ -176,21 +218,21 @@ def _back(request: Request, form: Form, action: str) -> str:
 # Holds
 
 
-def _preview_hold(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    targets = form.targets()
+def _preview_hold(asked: Asked) -> Preview:
+    targets = asked.form.targets()
     lines: list[str] = []
     staying: set[str] = set()  # each is said once, whatever else would hold it
     for target in targets:
-        lookup.require_control(conn, identity, target)
-        effects = if_held(situation, target, runs.of_target(conn, target))
+        lookup.require_control(asked.conn, asked.identity, target)
+        effects = if_held(asked.situation, target, runs.of_target(asked.conn, target))
         shown = [e for e in effects if e.changes or e.run or e.campaign not in staying]
         if shown or not effects:
-            lines += _words(situation, target, shown)
+            lines += asked.words(target, shown)
         staying |= {each.campaign for each in effects if not each.changes}
     mine = [
-        hold for hold in situation.holds if hold.target in targets and hold.actor == identity.name
+        hold
+        for hold in asked.situation.holds
+        if hold.target in targets and hold.actor == asked.identity.name
     ]
     if mine:
         lines.append("You hold some of it already: reason and expiry are updated.")
@@ -198,7 +240,7 @@ def _preview_hold(
         title=f"Hold {_named(targets)}",
         button="Hold",
         lines=_short(lines),
-        hidden=form.given("target"),
+        hidden=asked.form.given("target"),
         reason="",
         lasts=True,
         harmful=any(target.kind is TargetKind.EVERYTHING for target in targets),
@@ -218,34 +260,32 @@ def _hold(context: AppContext, identity: Identity, form: Form) -> None:
                 change.pause(run, body)
 
 
-def _preview_release(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    targets = form.targets()
+def _preview_release(asked: Asked) -> Preview:
+    targets = asked.form.targets()
     lines: list[str] = []
     may_force = False
     releasable = False
     for target in targets:
-        lookup.require_control(conn, identity, target)
-        on_it = [hold for hold in situation.holds if hold.target == target]
+        lookup.require_control(asked.conn, asked.identity, target)
+        on_it = [hold for hold in asked.situation.holds if hold.target == target]
         people = [hold for hold in on_it if hold.source is not HoldSource.BREAKER]
         releasable = releasable or bool(people)
         may_force = may_force or len(people) < len(on_it)
         lines += [f"The hold of {hold.actor} ({hold.reason}) ends." for hold in people]
         if people:
-            effects = if_released(situation, target, runs.of_target(conn, target))
-            lines += _words(situation, target, effects)
+            effects = if_released(asked.situation, target, runs.of_target(asked.conn, target))
+            lines += asked.words(target, effects)
         elif on_it:
             lines.append(
                 f"{sentence(str(target))} is held by its breaker alone, which releases it when the "
                 "service recovers."
             )
-    by_force = may_force and identity.role.allows(Role.ADMIN)
+    by_force = may_force and asked.identity.role.allows(Role.ADMIN)
     return Preview(
         title=f"Release {_named(targets)}",
         button="Release",
         lines=_short(lines),
-        hidden=form.given("target"),
+        hidden=asked.form.given("target"),
         may_force=by_force,
         nothing=""
         if releasable or by_force
@@ -266,12 +306,9 @@ def _release(context: AppContext, identity: Identity, form: Form) -> None:
 # Services
 
 
-def _preview_repaired(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    name = form.text("service")
-    lookup.own_campaigns_of(conn, situation.now, name, identity)
-    breaker = situation.breakers.get(name)
+def _preview_repaired(asked: Asked) -> Preview:
+    name = asked.own_service()
+    breaker = asked.situation.breakers.get(name)
     denied = breaker is not None and breaker.is_denied
     return Preview(
         title=f"{name} is repaired",
@@ -292,20 +329,17 @@ def _repaired(context: AppContext, identity: Identity, form: Form) -> None:
     services_api.service_is_repaired(change, form.text("service"), form.body(Repaired))
 
 
-def _preview_keep_closed(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    name = form.text("service")
-    lookup.own_campaigns_of(conn, situation.now, name, identity)
+def _preview_keep_closed(asked: Asked) -> Preview:
+    name = asked.own_service()
     target = Target(TargetKind.SERVICE, name)
-    effects = if_released(situation, target, force=True)
+    effects = if_released(asked.situation, target, force=True)
     return Preview(
         title=f"Keep the breaker of {name} closed",
         button="Keep it closed",
         lines=_short(
             [
                 f"Calls to {name} continue even if they fail: for a breaker that trips by mistake.",
-                *(_words(situation, target, effects) if why(situation, target).paused else ()),
+                *(asked.words(target, effects) if why(asked.situation, target).paused else ()),
             ]
         ),
         hidden=[("service", name)],
@@ -320,13 +354,10 @@ def _keep_closed(context: AppContext, identity: Identity, form: Form) -> None:
     services_api.keep_breaker_closed(change, form.text("service"), form.body(KeepClosed))
 
 
-def _preview_let_trip(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    name = form.text("service")
-    lookup.own_campaigns_of(conn, situation.now, name, identity)
-    breaker = situation.breakers.get(name)
-    kept = breaker is not None and breaker.kept_closed(situation.now)
+def _preview_let_trip(asked: Asked) -> Preview:
+    name = asked.own_service()
+    breaker = asked.situation.breakers.get(name)
+    kept = breaker is not None and breaker.kept_closed(asked.situation.now)
     return Preview(
         title=f"Let the breaker of {name} trip again",
         button="Let it trip",
@@ -343,16 +374,14 @@ def _let_trip(context: AppContext, identity: Identity, form: Form) -> None:
 # Campaign runs
 
 
-def _preview_start(
-    _conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    name, partition = form.text("campaign"), form.text("partition")
-    campaign = lookup.campaign_in(situation, name)
-    require_owner(identity, campaign.spec)
+def _preview_start(asked: Asked) -> Preview:
+    name, partition = asked.form.text("campaign"), asked.form.text("partition")
+    campaign = lookup.campaign_in(asked.situation, name)
+    require_owner(asked.identity, campaign.spec)
     target = Target(TargetKind.CAMPAIGN, name)
     lines = [f"A Dagster run of {name} is put into the queue."]
     if campaign.holds:
-        summary = why(situation, target).summary
+        summary = why(asked.situation, target).summary
         lines.append(f"The campaign is {without_command(summary)}. The run waits in the queue.")
     return Preview(
         title=f"Start {name}{f' with {partition}' if partition else ''}",
@@ -361,7 +390,7 @@ def _preview_start(
         hidden=[
             ("campaign", name),
             ("partition", partition),
-            ("run_id", form.text("run_id") or str(uuid4())),
+            ("run_id", asked.form.text("run_id") or str(uuid4())),
         ],
     )
 
@@ -377,10 +406,8 @@ def _start(context: AppContext, identity: Identity, form: Form) -> None:
     )
 
 
-def _preview_cancel(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    run = _own_run(conn, situation, identity, form)
+def _preview_cancel(asked: Asked) -> Preview:
+    run = asked.own_run()
     lines = [f"{run.name} ends as cancelled, and does not resume."]
     if run.status is RunStatus.PROCESSING:
         lines.append("Its Dagster run stops after the record in flight.")
@@ -405,19 +432,17 @@ def _cancel(context: AppContext, identity: Identity, form: Form) -> None:
 # Records
 
 
-def _preview_retry(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    run = _own_run(conn, situation, identity, form)
-    body = form.body(RetryRecords, reason="-", **_selected(form))
+def _preview_retry(asked: Asked) -> Preview:
+    run = asked.own_run()
+    body = asked.form.body(RetryRecords, reason="-", **_selected(asked.form))
     target = Target(TargetKind.CAMPAIGN_RUN, run.name)
-    decision = verdict(why(situation, target, run))
+    decision = verdict(why(asked.situation, target, run))
     nothing = ""
     if decision.refusal is Refusal.HELD:
         nothing = f"{without_command(decision.text)}."
     elif decision.refusal is not None or run.status in (RunStatus.PENDING, RunStatus.PROCESSING):
         nothing = f"{run.name} is {run.status}: wait until it has ended, or pause it first."
-    count, said = _count(conn, situation, run, to_retry(body.selection))
+    count, said = asked.count(run, to_retry(body.selection))
     return Preview(
         title=f"Try {plural(count, 'record')} again",
         button="Try again",
@@ -427,7 +452,7 @@ def _preview_retry(
             "One Dagster run that does only these is put into the queue.",
         ],
         said=said,
-        hidden=[*_which(form), ("run_id", form.text("run_id") or str(uuid4()))],
+        hidden=[*_which(asked.form), ("run_id", asked.form.text("run_id") or str(uuid4()))],
         reason="",
         nothing=nothing or ("" if count else "There are no such records now."),
     )
@@ -440,12 +465,10 @@ def _retry(context: AppContext, identity: Identity, form: Form) -> None:
     )
 
 
-def _preview_skip(
-    conn: Connection, situation: Situation, identity: Identity, form: Form
-) -> Preview:
-    run = _own_run(conn, situation, identity, form)
-    body = form.body(SkipRecords, reason="-", **_selected(form))
-    count, said = _count(conn, situation, run, to_retry(body.selection))
+def _preview_skip(asked: Asked) -> Preview:
+    run = asked.own_run()
+    body = asked.form.body(SkipRecords, reason="-", **_selected(asked.form))
+    count, said = asked.count(run, to_retry(body.selection))
     busy = run.status is RunStatus.PROCESSING
     nothing = (
         f"{run.name} is processing: pause it first, or wait until it has ended." if busy else ""
@@ -459,7 +482,7 @@ def _preview_skip(
             "They can still be tried again later.",
         ],
         said=said,
-        hidden=_which(form),
+        hidden=_which(asked.form),
         reason="",
         harmful=True,
         nothing=nothing or ("" if count else "There are no such records now."),
@@ -490,27 +513,6 @@ def _run(context: AppContext, form: Form) -> CampaignRun:
         return lookup.run_by_id(conn, form.number("run"))
 
 
-def _own_run(conn: Connection, situation: Situation, identity: Identity, form: Form) -> CampaignRun:
-    run = lookup.run_by_id(conn, form.number("run"))
-    require_owner(identity, lookup.campaign_in(situation, run.campaign).spec)
-    return run
-
-
-def _words(situation: Situation, target: Target, effects: Sequence[Effect]) -> list[str]:
-    if not effects:
-        return [f"No known campaign depends on {target}."]
-    lines = [_line(each, target, situation) for each in effects]
-    changed = [each for each in effects if each.changes]
-    if len(changed) > MAX_LINES:
-        verb = "pause" if changed[0].held_after else "resume"
-        lines.insert(0, f"{len(changed):,} campaigns {verb}:")
-    return lines
-
-
-def _line(effect: Effect, target: Target, situation: Situation) -> str:
-    return f"{sentence(without_command(in_words(effect, target, situation.breakers)))}."
-
-
 def _short(lines: Sequence[str]) -> Sequence[str]:
     unique = list(dict.fromkeys(lines))
     more = len(unique) - MAX_LINES
@@ -531,13 +533,3 @@ def _selected(form: Form) -> dict[str, object]:
 
 def _which(form: Form) -> list[tuple[str, str]]:
     return [each for name in ("run", "key", "state", "said") for each in form.given(name)]
-
-
-def _count(
-    conn: Connection, situation: Situation, run: CampaignRun, selection: records.Selection
-) -> tuple[int, list[str]]:
-    """Count the records of a selection, and say what the service said of them."""
-    groups = records.summary(conn, situation.now, run, selection)
-    open_ = [group for group in groups if group.state is not RecordState.IN_FLIGHT]
-    said = [f"{group.count:,} x {group.error}" for group in open_[:MAX_NAMED] if group.error]
-    return sum(group.count for group in open_), said
