@@ -258,6 +258,20 @@ def test_a_resume_says_what_else_holds_it(asked: Api, store: Store) -> None:
     assert [hold["reason"] for hold in why["holds"]] == ["new copy"]
 
 
+def test_a_resume_of_some_assets_says_only_what_holds_these(asked: Api, store: Store) -> None:
+    ops, assets = {"a": "openai", "b": "apollo"}, {"a": {"letters"}, "b": {"leads"}}
+    with store.begin() as conn:
+        now = store.now(conn)
+        breakers.ensure(conn, now, ["apollo", "openai"])
+        spec = CampaignSpec("assets", "there", "none", ops=ops, assets=assets)
+        campaigns.save(conn, now, "there", [spec])
+        run = runs.ensure(conn, now, "assets", "mon", ["letters"])
+    asked.post("/services/apollo/hold", {"reason": "quota"})
+    path = f"/campaigns/assets/runs/{quote(run.partition, safe='')}/resume"
+    assert asked.post(path)["still_held_by"] == []
+    assert not asked.get(path.removesuffix("/resume"))["why"]["paused"]
+
+
 def test_a_start_is_refused_with_the_holds(asked: Api, store: Store) -> None:
     asked.post("/campaigns/digest/runs", {"partition": "mon"}, expect=201)
     asked.post("/campaigns/digest/hold", {"reason": "new copy"})

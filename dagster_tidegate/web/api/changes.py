@@ -100,11 +100,10 @@ class HoldChange:
 
     def completed(self, answer: Released, target: Target) -> Released:
         """Return the answer with `still_held_by`; to be called after the end of the transaction."""
-        after = self._after
-        if after is None:
-            with self._store.read() as conn:
-                after = situation.read(conn, self._store.now(conn))
-        reasons = why(after, target).reasons
+        with self._store.read() as conn:
+            after = self._after or situation.read(conn, self._store.now(conn))
+            run = runs.of_target(conn, target)
+        reasons = why(after, target, run).reasons
         still_held_by = [HoldOut.model_validate(reason.hold) for reason in reasons]
         return answer.model_copy(update={"still_held_by": still_held_by})
 
