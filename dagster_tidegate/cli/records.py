@@ -10,7 +10,7 @@ import click
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import explained, loaded, open_store, reading
-from dagster_tidegate.cli.runs import HELD, UNDER_WAY
+from dagster_tidegate.cli.runs import refusals_exit
 from dagster_tidegate.cli.why import answer_for, find_run
 from dagster_tidegate.control import operations
 from dagster_tidegate.control import records as control
@@ -182,28 +182,21 @@ def retry(
                 f"skip the records with 'tidegate records skip {run.name}'"
             )
         spec = situation.campaigns[run.campaign].spec
-    try:
-        with explained(control.NoRecordsError, LaunchError), ExitStack() as stack:
-            workspace = None
-            if not dry_run and decision.refusal is None:
-                workspace = stack.enter_context(loaded(code, known={spec.location}))
-            again = control.retry(
-                store,
-                workspace,
-                spec,
-                run,
-                selection,
-                decision,
-                reason=reason,
-                actor=actor,
-                dry_run=workspace is None,
-            )
-    except control.HeldError as error:
-        console.say(error, err=True)
-        raise click.exceptions.Exit(HELD) from error
-    except operations.UnderWayError as error:
-        console.say(error, err=True)
-        raise click.exceptions.Exit(UNDER_WAY) from error
+    with explained(control.NoRecordsError, LaunchError), refusals_exit(), ExitStack() as stack:
+        workspace = None
+        if not dry_run and decision.refusal is None:
+            workspace = stack.enter_context(loaded(code, known={spec.location}))
+        again = control.retry(
+            store,
+            workspace,
+            spec,
+            run,
+            selection,
+            decision,
+            reason=reason,
+            actor=actor,
+            dry_run=workspace is None,
+        )
     marked, dagster_run = again.marked, again.dagster_run
     if as_json:
         answer = {"run": run.name, "dry_run": dry_run, "marked": marked, "dagster_run": dagster_run}
@@ -236,15 +229,12 @@ def skip(
     with reading(store) as (conn, situation):
         run = find_run(conn, name)
         selection = selected(situation.now, since, options)
-    try:
-        with (
-            explained(control.NoRecordsError),
-            operations.writing(store, dry_run=dry_run) as conn,
-        ):
-            skipped = control.skip(conn, store, run, selection, reason=reason, actor=actor)
-    except operations.UnderWayError as error:
-        console.say(error, err=True)
-        raise click.exceptions.Exit(UNDER_WAY) from error
+    with (
+        explained(control.NoRecordsError),
+        refusals_exit(),
+        operations.writing(store, dry_run=dry_run) as conn,
+    ):
+        skipped = control.skip(conn, store, run, selection, reason=reason, actor=actor)
     if as_json:
         answer = {"run": run.name, "dry_run": dry_run, "skipped": skipped}
         console.print_json(RecordsSkipped.model_validate(answer))

@@ -1,6 +1,7 @@
 """`tidegate runs` and `tidegate start`: campaign runs, their progress and their start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import click
@@ -14,6 +15,7 @@ from dagster_tidegate.cli.connections import explained, loaded, open_store, read
 from dagster_tidegate.cli.why import WITH_REASON, answer_for, find_run, show_answer
 from dagster_tidegate.control import operations
 from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
+from dagster_tidegate.control.records import HeldError
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
 from dagster_tidegate.dagster_api import LaunchError
@@ -30,6 +32,17 @@ BAR_WIDTH = 20
 HELD = 3
 UNDER_WAY = 4
 EXIT_CODES = {Refusal.HELD: HELD, Refusal.UNDER_WAY: UNDER_WAY}
+
+
+@contextmanager
+def refusals_exit() -> Iterator[None]:
+    """End a command with the exit code of a refusal: held, or under way."""
+    try:
+        yield
+    except (HeldError, operations.UnderWayError) as error:
+        console.say(error, err=True)
+        code = HELD if isinstance(error, HeldError) else UNDER_WAY
+        raise click.exceptions.Exit(code) from error
 
 
 @click.group(cls=o.ListingGroup)
@@ -243,18 +256,15 @@ def start(
     refused = decision.refuses(queue=queue)
     run_id = None
     if validate or not refused:
-        try:
-            with (
-                loaded(code, known={spec.location}) as workspace,
-                explained(LaunchError, operations.ChangedMeanwhileError),
-            ):
-                if validate:
-                    workspace.check(campaign, partition, spec.location)
-                else:
-                    run_id = operations.start(store, workspace, spec, partition, actor=actor)
-        except operations.UnderWayError as error:  # somebody else was faster
-            console.say(error, err=True)
-            raise click.exceptions.Exit(UNDER_WAY) from error
+        with (
+            loaded(code, known={spec.location}) as workspace,
+            explained(LaunchError, operations.ChangedMeanwhileError),
+            refusals_exit(),  # somebody else may be faster
+        ):
+            if validate:
+                workspace.check(campaign, partition, spec.location)
+            else:
+                run_id = operations.start(store, workspace, spec, partition, actor=actor)
     if as_json:
         shown = VerdictOut.of(decision, queue=queue).model_dump()
         console.print_json({**shown, "dagster_run": run_id})
