@@ -1,10 +1,10 @@
 """What operators do, shared by the CLI and the API: hold, release, start, cancel, override."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -23,6 +23,9 @@ from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.runs import CampaignRun, MoveNotAllowedError
 from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import MAX_REASON, did_you_mean, shown, words
+
+if TYPE_CHECKING:
+    from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 
 ACTOR_TAG = "tidegate/started_by"
 """Tag of Dagster runs that an operator started through Tidegate; its value is the operator."""
@@ -47,47 +50,6 @@ class UnderWayError(Exception):
 
 class ChangedMeanwhileError(Exception):
     """Somebody else changed a campaign run at the same time."""
-
-
-class Launcher(Protocol):
-    """What operations need from Dagster; `workspace.Workspace` implements it."""
-
-    def check(self, job: str, partition: str | None, location: str | None = None) -> None:
-        """Check that a job has a partition."""
-        ...
-
-    def launch(
-        self,
-        job: str,
-        *,
-        partition: str | None = None,
-        assets: Collection[str] = (),
-        tags: Mapping[str, str],
-        location: str | None = None,
-        run_id: str | None = None,
-        may_repeat: bool = False,
-    ) -> str:
-        """Put a run of a job into the queue, and return its id."""
-        ...
-
-    def launch_marked(
-        self,
-        job: str,
-        partition: str,
-        *,
-        assets: Collection[str] = (),
-        follows: str,
-        tags: Mapping[str, str],
-        location: str | None = None,
-        run_id: str | None = None,
-        may_repeat: bool = False,
-    ) -> str:
-        """Put a run into the queue that does only the marked records of a campaign run."""
-        ...
-
-    def terminate(self, job: str, partition: str, assets: Collection[str] = ()) -> Sequence[str]:
-        """Ask Dagster to terminate the runs of a campaign run; return their ids."""
-        ...
 
 
 @dataclass
@@ -332,7 +294,7 @@ def release_one(
 
 def start(
     store: Store,
-    launcher: Launcher,
+    launcher: "WorkspaceLauncher",
     campaign: CampaignSpec,
     partition: str | None,
     *,
@@ -454,7 +416,9 @@ def start_failed(
         runs.give_start_back(conn, now, claimed, reason, actor=actor)
 
 
-def cancel(store: Store, launcher: Launcher | None, run: CampaignRun, *, actor: str) -> CampaignRun:
+def cancel(
+    store: Store, launcher: "WorkspaceLauncher | None", run: CampaignRun, *, actor: str
+) -> CampaignRun:
     """Cancel a campaign run and terminate its Dagster runs. Idempotent.
 
     A run that is processing ends after its current record, and is cancelled when its process
@@ -539,7 +503,7 @@ def _ended_as(run: CampaignRun) -> RunStatus:
     return run.ended_as or run.status
 
 
-def _terminate(launcher: Launcher | None, run: CampaignRun) -> Sequence[str]:
+def _terminate(launcher: "WorkspaceLauncher | None", run: CampaignRun) -> Sequence[str]:
     if launcher is None:
         return ()
     return launcher.terminate(run.campaign, run.dagster_partition, run.assets)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 from dagster_tidegate.control import operations
-from dagster_tidegate.control.operations import ACTOR_TAG, Launcher, UnderWayError, writing
+from dagster_tidegate.control.operations import ACTOR_TAG, UnderWayError, writing
 from dagster_tidegate.control.starting import Refusal, StartVerdict
 from dagster_tidegate.holds import run_name
 from dagster_tidegate.statuses import RunStatus
@@ -17,6 +17,9 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.records import RecordState, Selection
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import plural
+
+if TYPE_CHECKING:
+    from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 
 
 class NoRecordsError(Exception):
@@ -49,7 +52,7 @@ def to_retry(selection: Selection) -> Selection:
 
 def retry(
     store: Store,
-    launcher: Launcher | None,
+    launcher: "WorkspaceLauncher | None",
     campaign: CampaignSpec,
     run: CampaignRun,
     selection: Selection,

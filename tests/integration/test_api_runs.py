@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from dagster_tidegate.control import operations
+from dagster_tidegate.dagster_api.launch import WorkspaceLauncher
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, idempotency, runs
@@ -259,7 +260,8 @@ def test_a_resume_says_what_else_holds_it(asked: Api, store: Store) -> None:
 
 
 def test_a_resume_of_some_assets_says_only_what_holds_these(asked: Api, store: Store) -> None:
-    ops, assets = {"a": "openai", "b": "apollo"}, {"a": {"letters"}, "b": {"leads"}}
+    ops = {"a": "openai", "b": "apollo"}
+    assets = {"a": frozenset({"letters"}), "b": frozenset({"leads"})}
     with store.begin() as conn:
         now = store.now(conn)
         breakers.ensure(conn, now, ["apollo", "openai"])
@@ -422,7 +424,10 @@ def test_a_cancel_while_it_is_launched_ends_what_was_launched(store: Store) -> N
     spec = CampaignSpec("digest", "here", "none")
     ended: list[str] = []
 
-    class Code:
+    class Code(WorkspaceLauncher):
+        def __init__(self) -> None:
+            pass
+
         def check(self, job: str, partition: str | None, location: str | None = None) -> None:
             pass
 
