@@ -1,7 +1,7 @@
 """`each`: an op or asset from a function of one record."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import dagster as dg
@@ -12,6 +12,7 @@ from dagster_tidegate.records.record import Record
 
 # What the function may take besides the item.
 _EXTRAS = ("record", "breakers", "context")
+_RESOURCE_PARAM = dg.ResourceParam[Any].__metadata__
 
 
 @overload
@@ -63,8 +64,8 @@ def each(
     breaker; with several, the function takes `breakers` and calls each through its own.
 
     The function gets the item, and by name, if it has such a parameter: `record`, with its
-    idempotency key; `breakers`, and is then not guarded itself; `context`. It may be a coroutine
-    function.
+    idempotency key; `breakers`, and is then not guarded itself; `context`; and your resources, by
+    the key and type of each, such as `api: CrmApi`. It may be a coroutine function.
 
     Args:
         services: Names of the services that the function calls.
@@ -94,7 +95,7 @@ def each(
     """
 
     def make(function: Callable[..., Any]) -> Any:
-        extras = _extras(function)
+        extras, resources = _extras(function)
         guards = "breakers" not in extras
         if guards and (len(services) != 1 or "|" in services[0]):
             count = len("|".join(services).split("|")) if services else 0
@@ -109,6 +110,7 @@ def each(
                 context, inputs[items], key=key, max_failed=max_failed, max_tries=max_tries
             )
             given = {"breakers": breakers, "context": context}
+            given |= {name: inputs[name] for name in resources}
             breaker = breakers.breaker(services[0]) if guards else None
 
             def arguments(record: Record) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def each(
                     record.result = handle(record)
             return records.results()
 
-        _describe(compute, function, items, resource_key, asset=asset)
+        inputs = {**resources, resource_key: BreakerResource, items: Any}
+        _describe(compute, function, inputs, asset=asset)
         decorate = dg.asset if asset else dg.op
         settings = {"name": function.__name__, "description": function.__doc__, **options}
         return decorate(pool=pool(*services, campaign=campaign), **settings)(compute)
@@ -141,30 +144,41 @@ def each(
     return make
 
 
-def _extras(function: Callable[..., Any]) -> list[str]:
-    """Return which of `_EXTRAS` a function takes after the item.
+def _extras(function: Callable[..., Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return what a function takes after the item, and the types of those that are resources.
 
     Raises:
-        TypeError: If it takes no item, or something else.
+        TypeError: If it takes no item, or something that is neither of `_EXTRAS` nor a resource.
     """
-    names = list(inspect.signature(function).parameters)
-    unknown = [name for name in names[1:] if name not in _EXTRAS]
-    if not names or unknown:
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except NameError:  # an annotation is imported for type checkers alone
+        parameters = inspect.signature(function).parameters
+    names = list(parameters)
+    types = {n: parameters[n].annotation for n in names[1:] if n not in _EXTRAS}
+    if not names or not all(map(_is_resource, types.values())):
         takes = ", ".join(names) or "nothing"
         raise TypeError(
             f"{function.__name__} takes {takes}: it must take an item first, and may take "
-            f"{', '.join(_EXTRAS)}"
+            f"{', '.join(_EXTRAS)} and resources, such as api: CrmApi"
         )
-    return names[1:]
+    return names[1:], types
+
+
+def _is_resource(annotation: Any) -> bool:
+    """Return whether Dagster takes a parameter with this annotation for a resource."""
+    if isinstance(annotation, type) and issubclass(annotation, dg.ConfigurableResource):
+        return True
+    return getattr(annotation, "__metadata__", None) == _RESOURCE_PARAM
 
 
 def _describe(
-    compute: Any, function: Callable[..., Any], items: str, resource_key: str, *, asset: bool
+    compute: Any, function: Callable[..., Any], inputs: Mapping[str, Any], *, asset: bool
 ) -> None:
-    """Give an op's function the name and parameters by which Dagster knows input and resource."""
+    """Give an op's function the name and parameters by which Dagster knows inputs and resources."""
     context = dg.AssetExecutionContext if asset else dg.OpExecutionContext
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    types = {"context": context, resource_key: BreakerResource, items: Any}
+    types = {"context": context, **inputs}
     compute.__signature__ = inspect.Signature(
         [inspect.Parameter(name, kind, annotation=type_) for name, type_ in types.items()],
         return_annotation=list,

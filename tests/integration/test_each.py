@@ -74,6 +74,34 @@ def test_an_asset_of_a_function_takes_its_records_from_the_asset_upstream() -> N
     assert again == [KEYS[0].upper()]
 
 
+class Api(dg.ConfigurableResource):
+    prefix: str
+
+    def send(self, email: str) -> str:
+        return f"{self.prefix}: {email}"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_function_takes_the_resources_of_its_project(concurrency: int) -> None:
+    @dg.asset
+    def people() -> list[dict]:
+        return LEADS
+
+    @each("mailer", key="email", items="people", asset=True, concurrency=concurrency)
+    def letters(lead: dict, api: Api, sign: dg.ResourceParam[str], record: Record) -> str:
+        return f"{api.send(lead['email'])} {sign} {record.idempotency_key[:0]}"
+
+    result = dg.materialize(
+        [people, letters],
+        resources={
+            "api": Api(prefix="to"),
+            "sign": "yours",
+            "breakers": BreakerResource.in_memory(SERVICES),
+        },
+    )
+    assert result.output_for_node("letters") == [f"to: {key} yours " for key in KEYS]
+
+
 def test_where_breakers_is_another_resource_each_takes_it_by_its_key() -> None:
     @each("mailer", key="email", items="people", asset=True, resource_key="tidegate")
     def letters(person: dict, breakers: BreakerResource) -> str:
