@@ -262,10 +262,15 @@ def _definition(module: str, name: str) -> tuple[str, Definition, str]:
             if node.module is None or not node.module.startswith("dagster_tidegate"):
                 break
             return _definition(node.module, name)
-        if isinstance(node, Definition) and _name(node) == name:
+        if isinstance(node, Definition) and _name(node) == name and not _is_overload(node):
             text = after.value if isinstance(after, ast.Expr) else None
             return module, node, str(text.value) if isinstance(text, ast.Constant) else ""
     raise LookupError(f"{module} has no definition of {name}")
+
+
+def _is_overload(node: ast.stmt) -> bool:
+    """Whether this is one of the signatures before a function, which has the docstring."""
+    return any(ast.unparse(each) == "overload" for each in getattr(node, "decorator_list", ()))
 
 
 @cache
