@@ -13,6 +13,7 @@ from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.upsert import insert
+from dagster_tidegate.text import utc
 
 MAX_TRIES = 10
 MAX_ENDED = 1000
@@ -47,7 +48,7 @@ def place(
     if not reason.strip():
         raise ValueError(f"a hold on {target} needs a reason")
     if expires_at is not None and expires_at <= now:
-        raise ValueError(f"a hold on {target} can't expire at {expires_at}: it is {now}")
+        raise ValueError(f"a hold on {target} can't expire at {utc(expires_at)}: it is {utc(now)}")
     values = {"reason": reason, "expires_at": expires_at}
     # Of two who place it at once, the unique index of unreleased holds lets one insert it. The
     # other reads that hold, and tries again if it has expired or was released just then.

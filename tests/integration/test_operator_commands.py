@@ -397,7 +397,7 @@ def test_a_hold_can_end_at_a_time(run: Run) -> None:
         result = run("hold", "service", "mail", "--reason", "x", "--until", wrong)
         assert (result.exit_code, "is not a time with time zone" in result.output) == (2, True)
     past = run("hold", "service", "mail", "--reason", "x", "--until", "2020-01-01T12:00Z")
-    assert (past.exit_code, "can't expire at 2020" in past.output) == (1, True)
+    assert (past.exit_code, "at 2020-01-01 12:00:00 UTC: it is" in past.output) == (1, True)
     both = ["--until", "2999-01-01T12:00Z", "--for", "2h"]
     assert run("hold", "service", "mail", "--reason", "x", *both).exit_code == 2
 
