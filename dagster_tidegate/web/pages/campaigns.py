@@ -13,8 +13,8 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.ledger import Progress
 from dagster_tidegate.store.records import ErrorGroup, RecordState, Selection
-from dagster_tidegate.store.run_details import ListedRun, RunDetails
-from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.run_details import ListedRun, LoopProgress
+from dagster_tidegate.store.runs import AttemptRow, CampaignRun
 
 PAGE = 25
 EVENTS = 15
@@ -77,18 +77,15 @@ class RunPage:
         groups: Its records by state and by what the service said.
     """
 
-    details: RunDetails
+    run: CampaignRun
+    progress: Sequence[LoopProgress]
+    attempts: Sequence[AttemptRow]
     answer: Answer
     owners: Collection[str]
     defined: bool
     held_by_people: bool
     groups: Mapping[RecordState, Sequence[ErrorGroup]]
     events: Sequence[Event] = field(default_factory=tuple)
-
-    @property
-    def run(self) -> CampaignRun:
-        """The campaign run."""
-        return self.details.run
 
     @property
     def unfinished(self) -> bool:
@@ -174,8 +171,11 @@ def run_page(conn: Connection, situation: Situation, run: CampaignRun) -> RunPag
     groups: dict[RecordState, list[ErrorGroup]] = {}
     for group in records.summary(conn, situation.now, run, Selection()):
         groups.setdefault(group.state, []).append(group)
+    [listed] = run_details.with_progress(conn, situation.now, [run])
     return RunPage(
-        details=run_details.details(conn, situation.now, run, limit=1),
+        run=run,
+        progress=listed.progress,
+        attempts=runs.attempts(conn, run.id),
         answer=why(situation, target, run),
         owners=() if campaign is None else campaign.spec.owners,
         defined=campaign is not None,
