@@ -21,10 +21,9 @@ import pytest
 
 from demo.up.children import Children
 from demo.up.ports import LOOPBACK, free
+from tests.support.python_path import QUICK_RUNS
 from tests.support.wheels import build, install, run
 
-SUPPORT = Path(__file__).parents[1] / "support"
-QUICK = [str(SUPPORT / "quick_runs"), str(SUPPORT / "quick_children")]
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "add-to-a-project.md"
 LOCATION = "shop"
 MAX_S = 600.0
@@ -374,7 +373,7 @@ def project(mailer: tuple[Mailer, str], tmp_path: Path) -> Iterator[Project]:
     env = {
         "DAGSTER_HOME": str(home),
         # Instead of `pip install --editable .`
-        "PYTHONPATH": os.pathsep.join([str(folder / "src"), *QUICK]),
+        "PYTHONPATH": os.pathsep.join([str(folder / "src"), *QUICK_RUNS]),
         "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
     }
     run(bin / "tidegate", *setting.split()[1:], cwd=folder, **env)

@@ -26,6 +26,7 @@ from demo.sandbox.client import SandboxClient
 from demo.sandbox.leads import write_lead_file
 from demo.up.ports import free
 from tests.support.polling import wait_until
+from tests.support.python_path import QUICK_RUNS
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +180,7 @@ def test_stopped_in_the_middle_of_a_campaign_it_goes_on_at_the_next_start(up, tm
             *("--port", str(port), "--sandbox-port", str(sandbox_port)),
             home=home,
             DEMO_LEADS=str(leads),
+            PYTHONPATH=os.pathsep.join([*QUICK_RUNS, str(ROOT)]),
         ).wait_until_ready()
 
     running = start()
