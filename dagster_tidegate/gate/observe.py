@@ -181,11 +181,11 @@ def _candidates(
             )
 
         turn = _turns(gate, service, holds)
-        paused = _paused(gate, ops, held, turn, may_try)
+        paused, ending = _paused(gate, ops, held, turn, may_try)
         callers = {name for name, calling in ops.items() if calling}
         queued = _queued(gate, callers, held) if callers else ()
         waiting = [*paused, *filter(may_try, queued)]
-        candidates[service] = Candidates(waiting=sorted(waiting, key=turn))
+        candidates[service] = Candidates(waiting=sorted(waiting, key=turn), ending=ending)
     return candidates
 
 
@@ -228,8 +228,10 @@ def _paused(
     held: Collection[str],
     turn: Callable[[_Waiting], tuple],
     may_try: Callable[[_Waiting], bool],
-) -> list[CampaignRun]:
-    """The paused runs that could try a service; of each turn, those first that would call it first.
+) -> tuple[list[CampaignRun], list[CampaignRun]]:
+    """The paused runs that could try a service, and those that Dagster has to end before.
+
+    Of each turn, those come first that would call it first.
 
     Args:
         campaigns: The ops that declare the service, by campaign.
@@ -258,11 +260,12 @@ def _paused(
         run.run_id
         for run in gate.dagster.unfinished([a.dagster_run for a in attempts.values() if a])
     }
-    return [
-        run
-        for run in paused
-        if (attempt := attempts[run.id]) is None or attempt.dagster_run not in working
-    ]
+    ready, ending = [], []
+    for run in paused:
+        attempt = attempts[run.id]
+        is_ending = attempt is not None and attempt.dagster_run in working
+        (ending if is_ending else ready).append(run)
+    return ready, ending
 
 
 def _queued(gate: Gate, callers: Collection[str], held: Collection[str]) -> list[dg.DagsterRun]:

@@ -33,6 +33,9 @@ UNKNOWN_INTERVAL_S = 30.0
 # A pool without a limit of its own ramps up to this at least, and then until it has room for all
 # runs that wait for it. Then it has no limit again.
 TOP_OF_RAMP = 16
+# How long schedules stay stopped for paused runs whose Dagster runs have not ended. Dagster cancels
+# a run whose process is dead after 3 minutes by default, and never without run monitoring.
+MAX_ENDING = timedelta(minutes=10)
 # What a service throttled for no longer than this is restored at once.
 BRIEF_THROTTLE = timedelta(minutes=10)
 
@@ -63,15 +66,18 @@ class Candidates:
         canaries: Unfinished Dagster runs that are its canary already, queued or launched.
         waiting: Paused campaign runs whose Dagster runs have finished, and Dagster runs in the
             queue, in order of preference.
+        ending: Paused campaign runs that can try it once Dagster has ended their runs.
     """
 
     canaries: Sequence[dg.DagsterRun] = ()
     waiting: Sequence[CampaignRun | dg.DagsterRun] = ()
+    ending: Sequence[CampaignRun] = ()
 
-    @property
-    def starving(self) -> bool:
-        """Whether no run can try it, so that its schedules have to start one."""
-        return not self.canaries and not self.waiting
+    def starving(self, now: datetime) -> bool:
+        """Return whether no run can try it soon, so that its schedules have to start one."""
+        paused = [run.paused_at for run in self.ending if run.paused_at is not None]
+        ends_soon = any(now - paused_at < MAX_ENDING for paused_at in paused)
+        return not (self.canaries or self.waiting or ends_soon)
 
 
 @dataclass(frozen=True)
@@ -378,7 +384,11 @@ def _waiting(observation: Observation, pool: str) -> int:
 
 
 def _triggers(observation: Observation) -> Iterator[Action]:
-    starving = [name for name, candidates in observation.candidates.items() if candidates.starving]
+    starving = [
+        name
+        for name, candidates in observation.candidates.items()
+        if candidates.starving(observation.now)
+    ]
     cover = Cover(observation.holds, observation.services, observation.adopted, without=starving)
     taken = {t.name: t for t in observation.takeovers if t.kind is not TakeoverKind.POOL}
     if not cover and not taken:

@@ -6,6 +6,7 @@ runs that Dagster has: it keeps a run from being launched twice, and from being 
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 
 import dagster as dg
 
@@ -52,7 +53,7 @@ def request_runs(
     `MAX_REQUESTS` limit how many.
     """
     requests = _Requests(gate, observation, planner)
-    requests.add_canaries(observation.candidates)
+    requests.add_canaries(observation.candidates, observation.now)
     requests.add_paused(observation.paused)
     requests.add_backfills(observation.paused, observation.pools)
     requests.add_missed(observation.missed)
@@ -72,14 +73,16 @@ class _Requests:
         self._ramps = _Ramps(observation, gate.campaigns)
         self._requested: set[int] = set()
 
-    def add_canaries(self, candidates: Mapping[str, Candidates]) -> None:
+    def add_canaries(self, candidates: Mapping[str, Candidates], now: datetime) -> None:
         """Add a run that tries each half-open service, unless one does already."""
         campaigns = self._gate.campaigns
         tried: set[str] = set()
         for service, candidate in candidates.items():
             if candidate.canaries or service in tried:
                 continue
-            if candidate.starving:
+            if candidate.ending and not candidate.waiting:
+                self.notes.append(_waits_to_end(candidate.ending, service))
+            if candidate.starving(now):
                 callers = sorted(name for name in campaigns if campaigns[name].services([service]))
                 if callers:
                     self.notes.append(
@@ -176,6 +179,16 @@ class _Requests:
         self.requests.append(request)
         self._requested.add(run.id)
         return True
+
+
+def _waits_to_end(ending: Sequence[CampaignRun], service: str) -> str:
+    """The note for people about paused runs that can't try a service yet."""
+    if len(ending) == 1:
+        return f"{ending[0].name} waits until Dagster has ended its run, and then tries {service}"
+    return (
+        f"{len(ending)} paused runs wait until Dagster has ended their runs; then one tries "
+        f"{service}"
+    )
 
 
 class _Ramps:

@@ -7,6 +7,7 @@ import pytest
 
 from dagster_tidegate.dagster_api.triggers import TriggerState
 from dagster_tidegate.gate.plan import (
+    MAX_ENDING,
     Candidates,
     End,
     Leave,
@@ -17,8 +18,10 @@ from dagster_tidegate.gate.plan import (
     plan,
 )
 from dagster_tidegate.holds import EVERYTHING, Hold, HoldSource, Target, TargetKind
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store.campaigns import CampaignSpec, Trigger
 from dagster_tidegate.store.takeovers import Take, Takeover, TakeoverKind, TakeoverOutcome
+from tests.unit.situations import campaign_run
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEDULE = Trigger(TakeoverKind.SCHEDULE, "nightly", "selector", runs_by_default=False)
@@ -447,6 +450,27 @@ def test_schedules_run_if_no_run_could_try_a_half_open_service():
     state = observed(holds=[hold()], pools=pools, triggers=running)
     assert plan(state)
     assert plan(replace(state, candidates=starving)) == []
+
+
+def test_schedules_stay_stopped_while_dagster_ends_the_run_that_will_try_a_half_open_service():
+    pools = {"mail": "0", "maps+mail": "0"}
+    stopped = taken_schedule(set_to="STOPPED")
+
+    def restored(paused_for: timedelta) -> bool:
+        ending = replace(campaign_run(RunStatus.PAUSED), paused_at=NOW - paused_for)
+        state = observed(
+            stopped,
+            holds=[hold()],
+            pools=pools,
+            triggers={"selector": TriggerState("STOPPED")},
+            candidates={"mail": Candidates(ending=[ending])},
+        )
+        return any(
+            isinstance(action, Write) and action.takeover == stopped for action in plan(state)
+        )
+
+    assert not restored(timedelta(minutes=3))
+    assert restored(MAX_ENDING)
 
 
 def test_a_schedule_that_a_person_stopped_after_it_was_given_back_stays_stopped():

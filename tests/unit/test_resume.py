@@ -16,7 +16,7 @@ from dagster_tidegate.gate.follow import Audit
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import observe
-from dagster_tidegate.gate.plan import Observation, plan
+from dagster_tidegate.gate.plan import MAX_ENDING, Observation, plan
 from dagster_tidegate.gate.reconcile import Direction, reconcile
 from dagster_tidegate.gate.resume import MAX_REQUESTS, request_runs
 from dagster_tidegate.gate.ticks import pause_tick, resume_tick
@@ -285,6 +285,40 @@ def test_a_run_of_a_campaign_that_is_gone_keeps_no_other_from_trying_and_is_name
 def test_a_service_that_no_run_can_try_is_named_with_who_could(world: World):
     world.half_open("mail")
     summary, _ = resume_tick(world.gate, world.planner)
+    assert "no run can try mail: start one of slow, urgent" in summary
+
+
+def test_paused_runs_whose_dagster_runs_have_not_ended_are_named_and_no_run_is_asked_for(
+    world: World,
+):
+    for partition in ("s1", "s2"):
+        world.paused("slow", partition)
+    for run in list(world.dagster.all_runs):
+        world.dagster.set_status(run, dg.DagsterRunStatus.CANCELING)
+    world.half_open("mail")
+    summary, requests = resume_tick(world.gate, world.planner)
+    assert not requests
+    assert "2 paused runs wait until Dagster has ended their runs; then one tries mail" in summary
+    assert "no run can try mail" not in summary
+    world.dagster.end(next(iter(world.dagster.all_runs)))
+    summary, [request] = resume_tick(world.gate, world.planner)
+    assert request.tags["dagster/partition"] == "s1"
+    assert "wait until" not in summary
+
+
+def test_a_paused_run_that_dagster_does_not_end_keeps_a_service_from_being_tried_not_for_ever(
+    world: World,
+):
+    world.paused("slow", "s1")
+    world.dagster.set_status(next(iter(world.dagster.all_runs)), dg.DagsterRunStatus.CANCELING)
+    world.half_open("mail")
+    summary, _ = resume_tick(world.gate, world.planner)
+    waits = "slow/s1 waits until Dagster has ended its run, and then tries mail"
+    assert waits in summary
+    assert "no run can try mail" not in summary
+    world.clock.time += MAX_ENDING
+    summary, _ = resume_tick(world.gate, world.planner)
+    assert waits in summary
     assert "no run can try mail: start one of slow, urgent" in summary
 
 
