@@ -250,8 +250,12 @@ def test_before_a_short_window_runs_wait_no_longer_than_in_it(store: Store, cloc
 def test_a_window_by_hand_outlasts_new_code_until_it_is_removed(
     store: Store, store_url: str, clock: Clock
 ) -> None:
-    clock.time = datetime.now(UTC)  # that of the commands
     gates = Gates(store, clock, SUNDAY)
+
+    def tick() -> None:
+        clock.time = datetime.now(UTC)  # that of the commands
+        gates.tick()
+
     with store.begin() as conn:
         breakers.ensure(conn, clock(), ["mail"])
 
@@ -262,15 +266,15 @@ def test_a_window_by_hand_outlasts_new_code_until_it_is_removed(
         return done.output
 
     always = ("add", "mail", "--cron", "* * * * *", "--for", "1h", "--reason", "their database")
-    gates.tick()
+    tick()
     assert "would pause" in tidegate(*always, "--dry-run")
-    gates.tick()
+    tick()
     assert gates.limit == "4"
     assert "mail pauses at" in tidegate(*always, "--actor", "ann")
-    gates.tick()
+    tick()
     assert gates.limit == "0"
     gates.declare()
-    gates.tick()
+    tick()
     assert "* * * * *" in tidegate()
     assert "would be removed" in tidegate("remove", "mail", "--dry-run")
     assert "no such window" in tidegate("remove", "mail", "--cron", "1 1 * * *", exit_code=1)
