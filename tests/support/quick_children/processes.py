@@ -263,12 +263,16 @@ def _patch(path: Path) -> None:
 
 
 def install() -> None:
-    """Let processes that this one starts be forks; the server starts with the first."""
-    path = Path(gettempdir(), f"tidegate-forks-{uuid4().hex}", "socket")
+    """Let processes that this one starts be forks; the server starts with the first.
+
+    All workers of pytest-xdist share one. It ends with the worker that has started it, and these
+    end together.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid4().hex)
+    path = Path(gettempdir(), f"tidegate-forks-{run}", "socket")
     started: list[Any] = []
 
     def start() -> None:
-        path.parent.mkdir(0o700)
         command = [sys.executable, "-m", __name__, str(path)]
         started.append(_real_popen(command, cwd=ROOT, stdin=subprocess.PIPE))
         until = time.monotonic() + START_S
@@ -281,12 +285,26 @@ def install() -> None:
     really_ask = ask
 
     def start_and_ask(*args: Any, **kwargs: Any) -> Forked:
-        if not started:
-            start()
+        if not path.exists():
+            with _alone_in(path.parent):
+                if not path.exists():
+                    start()
         return really_ask(*args, **kwargs)
 
     ask = start_and_ask
     _patch(path)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from being in here for it."""
+    folder.mkdir(0o700, exist_ok=True)
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 def serve(path: Path) -> None:
