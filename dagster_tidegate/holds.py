@@ -212,10 +212,16 @@ def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") ->
         for hold in of_breakers
         if (breaker := breakers.get(hold.target.name)) is not None and breaker.remedy
     ]
+    on_trial = any(
+        breaker.is_half_open
+        for hold in of_breakers
+        if (breaker := breakers.get(hold.target.name)) is not None
+    )
     is_open_ended = any(not hold.expires_at for hold in held if hold not in of_breakers)
     conditions = [
         *(["released"] if is_open_ended else []),
         *([f"repaired ({'; '.join(map(repr, remedies))})"] if remedies else []),
+        *(["trial calls succeed"] if on_trial else []),
     ]
     when = f"when {' and '.join(conditions)}" if conditions else "automatically"
     return f"{reasons(held, breakers)}{_RESUMES}{when}"
@@ -249,4 +255,5 @@ def _reason(hold: Hold, breaker: "BreakerStatus | None") -> str:
         return f"{name} refuses this client ({hold.reason})"
     if breaker is not None and (until := breaker.throttled_until) is not None:
         return f"{name} is throttled until {utc(until)} ({hold.reason})"
-    return f"{name} is open ({hold.reason})"
+    state = "half open" if breaker is not None and breaker.is_half_open else "open"
+    return f"{name} is {state} ({hold.reason})"

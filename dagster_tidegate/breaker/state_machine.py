@@ -82,6 +82,11 @@ class BreakerStatus:
         return self.kept_closed_by is not None and (until is None or now < until)
 
     @property
+    def is_half_open(self) -> bool:
+        """Whether trial calls decide if it closes or opens again."""
+        return self.state == BreakerState.HALF_OPEN
+
+    @property
     def is_denied(self) -> bool:
         """Whether it stays open until a person says that the cause is repaired."""
         return self.state == BreakerState.OPEN and self.cause == VerdictKind.DENIED

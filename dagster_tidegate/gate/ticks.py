@@ -165,6 +165,8 @@ def _state(breaker: BreakerStatus) -> str:
         return f"{why}; once repaired: {breaker.remedy}"
     if breaker.throttled_until is not None:
         return f"{breaker.name} is throttled until {utc(breaker.throttled_until)}"
+    if breaker.is_half_open:
+        return f"{breaker.name} is half open: a trial call decides"
     until = f" until {breaker.open_until:%H:%M:%S} UTC" if breaker.open_until else ""
     return f"{breaker.name} is {words(breaker.state)}{until}"
 

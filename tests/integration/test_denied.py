@@ -60,6 +60,10 @@ def test_a_denied_service_gets_neither_a_probe_nor_a_canary_until_it_is_repaired
         [run] = observe(gate).candidates["apollo"].waiting
         assert isinstance(run, dg.DagsterRun)
         assert run.tags["dagster/partition"] == "waits"
+        # A half-open breaker waits for no time.
+        said = breaker_tick(gate, fleet)
+        assert "apollo is half open: a trial call decides" in said
+        assert "until" not in said
     else:
         assert "probed apollo" in breaker_tick(gate, fleet)
 

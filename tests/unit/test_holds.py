@@ -119,6 +119,20 @@ def test_a_hold_of_a_service_that_refuses_this_client_says_what_to_repair() -> N
     )
 
 
+def test_a_hold_of_a_half_open_breaker_does_not_say_that_it_is_open() -> None:
+    by_breaker = hold(APOLLO, HoldSource.BREAKER, reason="401 invalid_api_key", actor="breaker")
+    repaired = replace(OPEN_APOLLO, state=BreakerState.HALF_OPEN)
+    tried = "apollo is half open (401 invalid_api_key)"
+    assert describe([by_breaker], {"apollo": repaired}) == (
+        f"{tried}; resumes when trial calls succeed"
+    )
+    assert describe([by_breaker, hold(EVERYTHING)], {"apollo": repaired}).endswith(
+        "; resumes when released and trial calls succeed"
+    )
+    failed = {"apollo": replace(repaired, cause=VerdictKind.FAILURE)}
+    assert describe([by_breaker], failed) == f"{tried}; resumes when trial calls succeed"
+
+
 def test_a_hold_of_a_throttled_service_says_until_when() -> None:
     by_breaker = hold(APOLLO, HoldSource.BREAKER, reason="600 a day used", actor="breaker")
     throttled = replace(

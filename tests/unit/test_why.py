@@ -86,6 +86,7 @@ def test_a_half_open_service_is_being_tried():
     seen = situation([breakers_hold(MAIL)], breakers=[half_open("mail")], trials={"mail": 1})
     answer = why(seen, LETTERS)
     assert (answer.reasons[0].being_tried, answer.retry_at) == (True, None)
+    assert answer.summary == "paused: mail is half open (503 x5); resumes when trial calls succeed"
     assert kinds(answer) == [ObstacleKind.CANARY]
     assert "1 trial call in flight" in answer.obstacles[0].text
 
