@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from dagster_tidegate.pools import check_service_name, with_wholes
-from dagster_tidegate.text import MAX_PART, utc, words
+from dagster_tidegate.text import MAX_NAME, MAX_PART, utc, words
 
 if TYPE_CHECKING:
     from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -82,6 +82,11 @@ def named(kind: TargetKind, name: str) -> Target:
         raise ValueError("everything takes no name")
     if kind is not TargetKind.EVERYTHING and not name:
         raise ValueError(f"name the {words(kind)}")
+    longest = MAX_NAME if kind is TargetKind.CAMPAIGN_RUN else MAX_PART
+    if len(name) > longest:
+        raise ValueError(
+            f"the name of a {words(kind)} has at most {longest} characters, not {len(name)}"
+        )
     if kind is TargetKind.CAMPAIGN_RUN and not all(name.partition("/")):
         raise ValueError(f"{name!r} is not a campaign run: use campaign/partition")
     if kind is TargetKind.SERVICE:

@@ -10,9 +10,12 @@ from hashlib import sha256
 MAX_REASON = 1000
 MAX_ACTOR = 256
 MAX_PART = 512
-"""How long each part of the name of a campaign run may be: campaign and partition."""
+"""Maximum length of the name of a service, a campaign or a partition."""
 MAX_OP = 256
 MAX_NAME = 2 * MAX_PART + 1
+"""Maximum length of the name of a campaign run: `campaign/partition`."""
+MAX_DURATION = timedelta(days=3660)
+"""The longest duration that a person may ask for: ten years."""
 # Control characters, format characters (invisible, or changing the writing direction), surrogates
 # and line separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}

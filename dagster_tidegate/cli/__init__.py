@@ -47,6 +47,16 @@ class _Subcommands(click.Group):
         module = import_module(f"dagster_tidegate.cli.{MODULES.get(cmd_name, cmd_name)}")
         return getattr(module, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in SUBCOMMANDS and not ctx.resilient_parsing:
+            from dagster_tidegate.text import did_you_mean
+
+            hint = did_you_mean(args[0], SUBCOMMANDS, "'tidegate --help' lists them")
+            ctx.fail(f"No such command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(
         self,
         ctx: click.Context,  # noqa: ARG002 -- click passes it
@@ -58,6 +68,7 @@ class _Subcommands(click.Group):
 
 @click.group(
     cls=_Subcommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 success; 1 failure, with the reason and the fix on stderr; 2 invalid "
     "command line.",
 )

@@ -12,7 +12,7 @@ HISTORY = 100
 
 
 @click.command()
-@click.argument("name", required=False, type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.argument("name", required=False, type=o.PART, shell_complete=o.completing(o.SERVICE))
 @o.json_option
 @o.url_option
 def budgets(name: str | None, as_json: bool, url: str | None) -> None:

@@ -7,6 +7,7 @@ import click
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli import options as o
 from dagster_tidegate.cli.connections import open_store, reading
+from dagster_tidegate.cli.why import answer_for
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store import history as audit_log
 from dagster_tidegate.store.events import EventKind
@@ -49,6 +50,9 @@ def history(
     with reading(open_store(url)) as (conn, situation):
         start = None if since is None else situation.now - since
         events = audit_log.read(conn, name=name, kinds=kinds, since=start, limit=limit)
+        # What was deleted still has a history.
+        if name and not events and not audit_log.read(conn, name=name, limit=1):
+            answer_for(conn, situation, name)
     if as_json:
         console.print_json(events)
         return

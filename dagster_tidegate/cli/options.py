@@ -16,7 +16,15 @@ from click.shell_completion import CompletionItem
 
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import Target, TargetKind, named
-from dagster_tidegate.text import MAX_ACTOR, MAX_NAME, MAX_REASON, checked, shown
+from dagster_tidegate.text import (
+    MAX_ACTOR,
+    MAX_DURATION,
+    MAX_NAME,
+    MAX_PART,
+    MAX_REASON,
+    checked,
+    shown,
+)
 
 SERVICE, CAMPAIGN = TargetKind.SERVICE, TargetKind.CAMPAIGN
 KINDS = {
@@ -50,10 +58,14 @@ class Duration(click.ParamType):
             return value
         if self.or_never and value == "never":
             return None
-        match = re.fullmatch(r"(\d{1,6})([smhd])", value)
-        if match is None or int(match[1]) == 0:
+        match = re.fullmatch(r"0*(\d+)([smhd])", value, re.ASCII)
+        if match is None:
             self.fail(f"{value!r} is not a duration: use 90s, 30m, 2h or 1d", param, ctx)
-        return timedelta(**{UNITS[match[2]]: int(match[1])})
+        count = int(match[1][:10])  # more digits are too long, and could overflow
+        if not 0 < count <= MAX_DURATION / timedelta(**{UNITS[match[2]]: 1}):
+            limits = f"1s to {MAX_DURATION.days}d"
+            self.fail(f"{value!r} is not {limits}: use 90s, 30m, 2h or 1d", param, ctx)
+        return timedelta(**{UNITS[match[2]]: count})
 
 
 class Moment(click.ParamType):
@@ -190,6 +202,9 @@ def together(*options: Decorator) -> Decorator:
 
 
 NAME = Words("name", MAX_NAME)
+"""The name of anything, runs of campaigns included."""
+PART = Words("name", MAX_PART)
+"""The name of a service, a campaign or a partition."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")

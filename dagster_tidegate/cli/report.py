@@ -17,7 +17,7 @@ from dagster_tidegate.text import did_you_mean
 @click.command()
 @click.option(
     "--service",
-    type=o.NAME,
+    type=o.PART,
     shell_complete=o.completing(o.SERVICE),
     help="The outages of this service, with the reports of the newest.",
 )

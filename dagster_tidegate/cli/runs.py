@@ -54,7 +54,7 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.argument("campaign", required=False, type=o.NAME, shell_complete=o.completing(o.CAMPAIGN))
+@click.argument("campaign", required=False, type=o.PART, shell_complete=o.completing(o.CAMPAIGN))
 @click.option(
     "--status",
     "statuses",
@@ -219,7 +219,7 @@ def _records(title: str, records: Sequence[LedgerRecord]) -> Table:
 
 @click.command()
 @click.argument("campaign", type=o.NAME, shell_complete=o.completing(o.CAMPAIGN))
-@click.option("--partition", type=o.NAME, help="The partition, if the job has partitions.")
+@click.option("--partition", type=o.PART, help="The partition, if the job has partitions.")
 @click.option("--queue", is_flag=True, help="Queue it even if it is held; it waits in the queue.")
 @click.option("--validate", is_flag=True, help="Only say whether it could start.")
 @o.actor_option
@@ -243,9 +243,15 @@ def start(
     Exit codes: 0 queued, or could be; 1 failure; 2 invalid command line; 3 held, without --queue;
     4 already running, or paused and about to resume.
     """
+    if "/" in campaign:  # the name of a run, as in every other command
+        campaign, named = campaign.split("/", 1)
+        if partition is not None:
+            raise click.UsageError(
+                f"{campaign}/{named} names the partition {named!r} already: leave out --partition, "
+                f"or use {campaign} --partition {partition}"
+            )
+        partition = named
     store = open_store(url)
-    if partition is None and "/" in campaign:  # the name of a run, as in every other command
-        campaign, partition = campaign.split("/", 1)
     with reading(store) as (conn, situation):
         of_run = partition is not None and campaign in situation.campaigns
         name, kind = (run_name(campaign, partition or ""), "run") if of_run else (

@@ -38,7 +38,7 @@ def services() -> None:
 
 
 @services.command("list")
-@click.argument("name", required=False, type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.argument("name", required=False, type=o.PART, shell_complete=o.completing(o.SERVICE))
 @click.option(
     "--no-policies", is_flag=True, help="Skip the policies: loading the code takes seconds."
 )
@@ -80,7 +80,7 @@ def list_(
 
 
 @services.command()
-@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.argument("name", type=o.PART, shell_complete=o.completing(o.SERVICE))
 @click.option(
     "--reason",
     default=operations.REPAIRED,
@@ -108,7 +108,7 @@ def repaired(
 
 
 @services.command("keep-closed")
-@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.argument("name", type=o.PART, shell_complete=o.completing(o.SERVICE))
 @o.reason_option
 @o.ending_options("Let it trip again")
 @o.change_options
@@ -150,7 +150,7 @@ def keep_closed(
 
 
 @services.command("let-trip")
-@click.argument("name", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+@click.argument("name", type=o.PART, shell_complete=o.completing(o.SERVICE))
 @o.change_options
 def let_trip(name: str, dry_run: bool, actor: str, as_json: bool, url: str | None) -> None:
     """Let a breaker that an operator keeps closed trip again."""

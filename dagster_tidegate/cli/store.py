@@ -45,6 +45,8 @@ def upgrade(url: str | None, revision: str) -> None:
 def downgrade(url: str | None, yes: bool, revision: str) -> None:
     """Downgrade the state database to REVISION; 'base' drops every table with its data."""
     opened = named_store(url)
+    with explained():
+        schema.require_revision(revision)
     if not yes:
         click.confirm(
             f"Downgrade {shown_url(opened.url)} to {revision}? This deletes data", abort=True

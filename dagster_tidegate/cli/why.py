@@ -84,6 +84,12 @@ def answer_for(
     """
     campaign, _, partition = name.partition("/")
     run = runs.find(conn, campaign, partition)
+    if kind == "run" and name in situation.campaigns:
+        example = next(iter(runs.newest_partitions(conn, name)), "PARTITION")
+        raise console.failure(
+            f"{name!r} is a campaign; a run is CAMPAIGN/PARTITION, such as "
+            f"{run_name(name, example)}: name one, or leave out --kind"
+        )
     by_name = {} if run is None else {run.name: run}
     try:
         target = find(situation, name, by_name, None if kind is None else KINDS[kind])

@@ -16,7 +16,7 @@ from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.windows import BY_HAND, PlannedWindow
 from dagster_tidegate.text import did_you_mean, length, utc
 
-SERVICE = click.argument("service", type=o.NAME, shell_complete=o.completing(o.SERVICE))
+SERVICE = click.argument("service", type=o.PART, shell_complete=o.completing(o.SERVICE))
 
 
 @click.group(cls=o.ListingGroup)

@@ -30,7 +30,7 @@ from dagster_tidegate.store.events import EventKind
 from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.missed_ticks import MissedTick, TickOutcome
 from dagster_tidegate.store.outages import MAX_EVENTS, MAX_RUNS, RunRecords
-from dagster_tidegate.text import plural, words
+from dagster_tidegate.text import plural, utc, words
 
 MAX_LISTED = 100
 """How many runs and actions a report lists."""
@@ -469,5 +469,5 @@ def period(
     end = now if until is None else min(until, now)
     start = end - timedelta(days=30) if since is None else since
     if start >= end:
-        raise ValueError(f"the period from {start.isoformat()} to {end.isoformat()} is empty")
+        raise ValueError(f"the period from {utc(start)} to {utc(end)} is empty")
     return start, end

@@ -1,5 +1,6 @@
 """Migrates a database, and checks the revision of its schema."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,20 @@ def downgrade(store: Store, revision: str) -> None:
     _migrate(store, revision, up=False)
 
 
+def require_revision(revision: str) -> None:
+    """Check that there is a revision to migrate to.
+
+    Raises:
+        SchemaError: If not; the message lists those that there are.
+    """
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(MIGRATIONS)).walk_revisions()
+    known = ["base", *sorted(each.revision for each in scripts), "head"]
+    if revision not in known and not re.fullmatch(r"[+-]\d+", revision):
+        raise SchemaError(f"there is no revision {revision!r}; known: {', '.join(known)}")
+
+
 def make_ready(store: Store) -> None:
     """Create an embedded store that does not exist yet, and check any other one.
 
@@ -90,6 +105,7 @@ def require_compatible(store: Store) -> None:
 
 
 def _migrate(store: Store, revision: str, *, up: bool) -> None:
+    require_revision(revision)
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError

@@ -65,6 +65,12 @@ def test_a_mistyped_parameter_changes_nothing(asked: Api) -> None:
     assert asked.get("/holds")["items"] == []
 
 
+def test_the_probe_of_a_load_balancer_may_have_parameters_of_its_own(asked: Api) -> None:
+    for path in ("live", "ready", "gate", "alerts"):
+        asked.get(f"/health/{path}", _=1234)
+    assert asked.client.get("/metrics?_=1234").status_code == 200
+
+
 def test_a_body_without_its_content_type_says_which_header_is_missing(asked: Api) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d sends it
     body = b'{"reason": "x", "target_kind": "everything"}'

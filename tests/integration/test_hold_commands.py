@@ -71,6 +71,14 @@ def test_a_hold_placed_again_says_what_holds_now_and_what_does_no_more(run: Run)
         (["hold", "ship", "x", "--reason", "x"], "'service', 'campaign', 'run', 'everything'"),
         (["hold", "service", "x", "--reason", "x", "--for", "soon"], "use 90s, 30m, 2h or 1d"),
         (["hold", "service", "x", "--reason", "x", "--for", "0s"], "use 90s, 30m, 2h or 1d"),
+        (["hold", "service", "x", "--reason", "x", "--for", "0s"], "'0s' is not 1s to 3660d"),
+        (["hold", "service", "x", "--reason", "x", "--for", "3661d"], "'3661d' is not 1s to 3660d"),
+        (["history", "--since", f"{'9' * 9999}d"], "is not 1s to 3660d"),
+        (["hold", "service", "x" * 513, "--reason", "x"], "service has at most 512 characters"),
+        (["hold", "campaign", "x" * 513, "--reason", "x"], "campaign has at most 512 characters"),
+        (["report", "--service", "x" * 513], "the limit is 512"),
+        (["start", "x", "--partition", "x" * 513], "the limit is 512"),
+        (["start", "x/dach", "--partition", "y"], "x/dach names the partition 'dach' already"),
     ],
 )
 def test_a_wrong_command_says_what_would_be_right(
@@ -79,6 +87,14 @@ def test_a_wrong_command_says_what_would_be_right(
     result = run(*arguments)
     assert result.exit_code == 2
     assert says in result.output
+
+
+def test_the_longest_names_and_durations_are_accepted(run: Run) -> None:
+    run_name = f"{'x' * 512}/{'y' * 512}"
+    for kind, name in (("service", "x" * 512), ("campaign", "x" * 512), ("run", run_name)):
+        held = run("hold", kind, name, "--reason", "x", "--for", "3660d")
+        assert held.exit_code == 0, held.output
+    assert run("history", "--since", "3660d").exit_code == 0
 
 
 def test_a_blank_reason_is_refused(run: Run) -> None:

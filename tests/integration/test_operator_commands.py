@@ -143,6 +143,13 @@ def test_why_of_an_asset_is_that_of_its_unfinished_run(run: Run, store: Store) -
     assert "'crm/welcome' is an asset: name what it needs (mail)" in said.replace("\n", " ")
 
 
+def test_a_campaign_is_no_run_and_one_is_named(run: Run) -> None:
+    result = run("why", "letters", "--kind", "run")
+    assert result.exit_code == 1
+    assert "'letters' is a campaign; a run is CAMPAIGN/PARTITION, such as letters/" in result.output
+    assert "such as guide/PARTITION" in run("why", "guide", "--kind", "run").output
+
+
 def test_why_of_a_misspelt_name_says_what_would_be_right(run: Run) -> None:
     result = run("why", "leters")
     assert (result.exit_code, "did you mean letters?" in result.output) == (1, True)
@@ -258,10 +265,22 @@ def test_history_says_who_changed_what_and_why(run: Run) -> None:
         "service maps"
     ]
     for neighbour in ("Letters", "etters", "monday"):
-        assert as_json(run("history", neighbour, "--json")) == []
+        refused = run("history", neighbour, "--json")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert f"no service, campaign or campaign run is named {neighbour!r}" in refused.stderr
     recent = as_json(run("history", "--since", "5m", "--json"))
     assert "letters/monday" not in {e["name"] for e in recent}
     assert "new copy" in run("history").output
+
+
+def test_the_history_of_a_name_that_only_it_knows_can_be_read(run: Run) -> None:
+    misspelt = run("history", "leters")
+    assert (misspelt.exit_code, "did you mean letters?" in misspelt.output) == (1, True)
+    run("hold", "service", "gone", "--reason", "flood")
+    assert "flood" in run("history", "gone").output
+    for quiet in (["gone", "--kind", "cancel"], ["maps"], ["letters/friday"], ["everything"]):
+        result = run("history", *quiet)
+        assert (result.exit_code, result.output) == (0, "no changes\n")
 
 
 @both_databases

@@ -1,6 +1,7 @@
 """The report of an outage on the command line and over the API."""
 
 import json
+import re
 from datetime import timedelta
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_command_reports_a_service_and_all_services(run: Run) -> None:
     of_all = run("report").output
     assert "| mail " in of_all
     assert "| maps " in of_all
+
+
+def test_an_empty_period_is_told_in_times_for_people(run: Run) -> None:
+    result = run("report", "--since", "2030-01-01T00:00Z")
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert re.search(r"from 2030-01-01 00:00:00 UTC to \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC is", said)
 
 
 def test_the_command_prints_what_the_api_answers(run: Run, store: Store, outage: int) -> None:

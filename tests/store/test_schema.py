@@ -4,8 +4,10 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from click.testing import CliRunner
 from sqlalchemy.exc import IntegrityError
 
+from dagster_tidegate.cli import main
 from dagster_tidegate.store import compatibility, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.tables import metadata
@@ -45,6 +47,16 @@ def test_a_downgrade_to_base_leaves_no_table_and_can_be_upgraded_again(empty_sto
     assert schema.current(empty_store) is None
     schema.upgrade(empty_store)
     assert differences(empty_store) == []
+
+
+@pytest.mark.parametrize("command", ["upgrade", "downgrade"])
+def test_an_unknown_revision_is_refused_before_anything_is_asked(
+    store: Store, command: str
+) -> None:
+    url = store.url.render_as_string(hide_password=False)
+    result = CliRunner().invoke(main, ["store", command, "9999", "--url", url])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: there is no revision '9999'; known: base, 0001, 0002,")
 
 
 def test_a_store_that_was_never_made_says_what_to_do(empty_store: Store) -> None:

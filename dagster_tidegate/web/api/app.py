@@ -83,9 +83,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = AppContext(store, Feed(store), workspace, read_only)
-    api = APIRouter(
-        prefix=PREFIX, responses=responses(), dependencies=[Depends(_refuse_unknown_parameters)]
-    )
+    api = APIRouter(prefix=PREFIX, responses=responses())
     for module in (
         services,
         campaigns,
@@ -96,9 +94,9 @@ def create_app(
         reports,
         alerts,
         queue,
-        health,
     ):
-        api.include_router(module.router)
+        api.include_router(module.router, dependencies=[Depends(_refuse_unknown_parameters)])
+    api.include_router(health.router)  # load balancers add parameters, against caches
     refusal = [Depends(_refuse_changes)] if read_only else []
     app.include_router(api, dependencies=refusal)
     app.include_router(pages.router, dependencies=refusal)

@@ -20,10 +20,9 @@ from dagster_tidegate.breaker.policy import MAX_DURATION_S
 from dagster_tidegate.control.operations import REPAIRED
 from dagster_tidegate.holds import Target, TargetKind, named
 from dagster_tidegate.store.records import RecordState, Selection
-from dagster_tidegate.text import MAX_NAME, MAX_PART, MAX_REASON, checked, utc
+from dagster_tidegate.text import MAX_DURATION, MAX_NAME, MAX_PART, MAX_REASON, checked, utc
 from dagster_tidegate.web.api.problems import Code, Problem
 
-MAX_LENGTH_S = 10 * 366 * 24 * 3600
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -51,10 +50,9 @@ def _moment(value: datetime) -> datetime:
 
 _NAMED = Field(min_length=1, max_length=MAX_NAME)
 Name = Annotated[StrictStr, AfterValidator(_name), _NAMED]
-"""A name on one line, without control characters."""
-PartitionName = Annotated[
-    StrictStr, AfterValidator(_name), Field(min_length=1, max_length=MAX_PART)
-]
+"""The name of anything, on one line, without control characters."""
+PartName = Annotated[StrictStr, AfterValidator(_name), Field(min_length=1, max_length=MAX_PART)]
+"""The name of a service, a campaign or a partition."""
 Reason = Annotated[
     StrictStr,
     AfterValidator(_reason),
@@ -66,7 +64,7 @@ Moment = Annotated[datetime, BeforeValidator(_text), AfterValidator(_moment)]
 ServiceName = Annotated[
     str,
     AfterValidator(_name),
-    Path(min_length=1, max_length=MAX_NAME, description="A service."),
+    Path(min_length=1, max_length=MAX_PART, description="A service."),
 ]
 CampaignName = Annotated[
     str,
@@ -111,8 +109,10 @@ class Ending(Body):
 
     reason: Reason
     expires_at: Moment | None = Field(default=None, description="When it expires. Default: never.")
-    for_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_LENGTH_S)] | None = Field(
-        default=None, description="Instead of `expires_at`: after how many seconds it expires."
+    for_seconds: Annotated[StrictInt, Field(ge=1, le=int(MAX_DURATION.total_seconds()))] | None = (
+        Field(
+            default=None, description="Instead of `expires_at`: after how many seconds it expires."
+        )
     )
 
     @model_validator(mode="after")
@@ -202,7 +202,7 @@ class Release(Body):
 class NewRun(Body):
     """A campaign run to create."""
 
-    partition: PartitionName
+    partition: PartName
 
 
 class StartRun(Body):
@@ -216,7 +216,7 @@ class StartRun(Body):
 class StartCampaign(StartRun):
     """Which run of a campaign to start."""
 
-    partition: PartitionName | None = Field(
+    partition: PartName | None = Field(
         default=None, description="The partition; only for a partitioned job, and required there."
     )
 

@@ -24,8 +24,8 @@ from dagster_tidegate.web.api.changes import Change
 from dagster_tidegate.web.api.context import Context
 from dagster_tidegate.web.api.models import (
     CampaignName,
-    Name,
     NewHold,
+    PartName,
     Release,
     StartCampaign,
 )
@@ -46,7 +46,7 @@ def list_campaigns(
         list[CampaignStatus] | None,
         Query(max_length=10, description="Only those with one of these statuses."),
     ] = None,
-    service: Annotated[Name | None, Query(description="Only those that need it.")] = None,
+    service: Annotated[PartName | None, Query(description="Only those that need it.")] = None,
 ) -> Page[CampaignOut]:
     """List the campaigns by name."""
     with context.reading() as (_, situation):
