@@ -204,4 +204,4 @@ def test_the_name_of_a_token_is_data_in_the_page(client: httpx.Client, store: St
     client.post("/login", data={"token": secret})
     page = client.get("/login").text
     assert "<script" not in page
-    assert "&lt;script&gt;alert(&#x27;ana &amp; bo&#x27;)" in page
+    assert "&lt;script&gt;alert(&#39;ana &amp; bo&#39;)" in page

@@ -65,6 +65,11 @@ def test_a_mistyped_parameter_changes_nothing(asked: Api) -> None:
     assert asked.get("/holds")["items"] == []
 
 
+def test_a_wrong_method_is_not_told_of_its_parameters(asked: Api) -> None:
+    problem = asked.get("/campaigns/none/runs/monday/pause", expect=404, dry_run=True)
+    assert problem["code"] == "campaign_not_found"
+
+
 def test_the_probe_of_a_load_balancer_may_have_parameters_of_its_own(asked: Api) -> None:
     for path in ("live", "ready", "gate", "alerts"):
         asked.get(f"/health/{path}", _=1234)

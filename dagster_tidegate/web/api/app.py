@@ -114,8 +114,11 @@ async def _refuse_changes(request: Request) -> None:
 async def _refuse_unknown_parameters(request: Request) -> None:
     """Refuse a mistyped parameter: without its `dry_run`, a request would change something."""
     known = _parameters(request.scope["route"].dependant)
+    # A GET changes nothing. To that of .../runs/monday/pause, `monday/pause` is a partition: a 404
+    # says more of the wrong method than what is wrong with its parameter.
+    ignored = {"dry_run"} if request.method in SAFE_METHODS else set()
     for name in request.query_params:
-        if name not in known:
+        if name not in known | ignored:
             others = ", ".join(sorted(known)) or "none"
             what = f"no such parameter; {did_you_mean(name, known, f'known: {others}')}"
             where = f"query.{shown(name)}"
