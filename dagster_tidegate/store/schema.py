@@ -47,8 +47,12 @@ def downgrade(store: Store, revision: str) -> None:
     """Downgrade a database to a revision; `base` drops all tables and their rows.
 
     Raises:
-        SchemaError: If there is no such revision.
+        SchemaError: If there is no such revision, or the database is older.
     """
+    require_revision(revision)
+    at = current(store)
+    if revision.isdecimal() and (at or "") < revision:
+        raise SchemaError(f"the store is at {at or 'base'}: to get to {revision}, upgrade it")
     _migrate(store, revision, up=False)
 
 

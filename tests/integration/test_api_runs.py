@@ -158,6 +158,12 @@ def test_names_may_be_as_long_as_the_database_can_keep_them(asked: Api) -> None:
     body = {"target_kind": "campaign_run", "reason": "storm"}
     asked.post("/holds", {**body, "target_name": f"digest/{'x' * (MAX_NAME - 7)}"})
     asked.post("/holds", {**body, "target_name": f"digest/{'x' * (MAX_NAME - 6)}"}, expect=422)
+    for kind in ("service", "campaign"):
+        body = {"target_kind": kind, "reason": "storm"}
+        asked.post("/holds", {**body, "target_name": longest})
+        problem = asked.post("/holds", {**body, "target_name": longest + "x"}, expect=422)
+        assert f"the name of a {kind} has at most 512 characters" in problem["detail"]
+        asked.get(f"/{kind}s/{longest}x", expect=422)
 
 
 def test_a_campaign_run_shows_how_far_it_is_and_what_went_wrong(

@@ -59,6 +59,13 @@ def test_an_unknown_revision_is_refused_before_anything_is_asked(
     assert result.output.startswith("Error: there is no revision '9999'; known: base, 0001, 0002,")
 
 
+def test_a_downgrade_to_a_newer_revision_is_told_that_it_is_an_upgrade(empty_store: Store) -> None:
+    schema.upgrade(empty_store, "0003")
+    with pytest.raises(schema.SchemaError, match="is at 0003: to get to 0004, upgrade it"):
+        schema.downgrade(empty_store, "0004")
+    assert schema.current(empty_store) == "0003"
+
+
 def test_a_store_that_was_never_made_says_what_to_do(empty_store: Store) -> None:
     with pytest.raises(schema.SchemaError, match="run 'tidegate store upgrade'"):
         schema.require_compatible(empty_store)
