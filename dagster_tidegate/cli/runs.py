@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import click
@@ -271,6 +272,9 @@ def start(
                 workspace.check(campaign, partition, spec.location)
             else:
                 run_id = operations.start(store, workspace, spec, partition, actor=actor)
+    if run_id is not None:
+        with reading(store) as (conn, situation):  # it is queued now
+            decision = replace(decision, answer=answer_for(conn, situation, name, kind))
     if as_json:
         shown = VerdictOut.of(decision, queue=queue).model_dump()
         console.print_json({**shown, "dagster_run": run_id})

@@ -1,6 +1,6 @@
 """Whether a campaign run may start. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from dagster_tidegate.control.why import Answer, ObstacleKind
@@ -40,6 +40,9 @@ def verdict(answer: Answer) -> StartVerdict:
         answer: The answer of `why` for the campaign run; for a job without partitions, where each
             start creates a campaign run, for the campaign.
     """
+    # That it has ended keeps nobody from starting it.
+    others = (each for each in answer.obstacles if each.kind is not ObstacleKind.ENDED)
+    answer = replace(answer, obstacles=tuple(others))
     name = answer.target.name
     not_started = any(each.kind is ObstacleKind.NOT_STARTED for each in answer.obstacles)
     running = answer.status in (RunStatus.PENDING, RunStatus.PROCESSING) and not not_started

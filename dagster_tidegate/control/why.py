@@ -1,5 +1,6 @@
 """The one answer to "why is this paused?", shown by every surface. Pure."""
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ from dagster_tidegate.holds import (
     targets_of,
 )
 from dagster_tidegate.pools import needs, with_wholes
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import did_you_mean, plural, utc, words
@@ -42,6 +43,7 @@ class ObstacleKind(StrEnum):
     WINDOW = "window"
     NO_GATE = "no_gate"
     NOT_STARTED = "not_started"
+    ENDED = "ended"
     KEPT_CLOSED = "kept_closed"
 
 
@@ -112,6 +114,8 @@ class Answer:
         if self.reasons:
             breakers = {each.breaker.name: each.breaker for each in self.reasons if each.breaker}
             return f"paused: {describe([each.hold for each in self.reasons], breakers)}"
+        if self.obstacles and self.obstacles[0].kind is ObstacleKind.ENDED:
+            return f"over: {self.obstacles[0].text}"
         if self.obstacles:
             return f"not paused, but {self.obstacles[0].text}"
         return "not paused"
@@ -240,15 +244,17 @@ def _answer(
     services: frozenset[str] | set[str],
     run: CampaignRun | None,
 ) -> Answer:
-    obstacles = [
-        *_kill_switch(situation),
-        *_stale_gates(situation, target),
-        *_coming_windows(situation, services),
-        *_canaries(situation, services),
-        *_takeovers(situation, target, services),
-        *_kept_closed(situation, target),
-        *_no_gate(situation, run),
-    ]
+    obstacles = [*_kill_switch(situation), *_stale_gates(situation, target)]
+    if run is None or run.status in UNFINISHED:  # one that has ended waits for nothing
+        obstacles += [
+            *_coming_windows(situation, services),
+            *_canaries(situation, services),
+            *_takeovers(situation, target, services),
+            *_kept_closed(situation, target),
+            *_no_gate(situation, run),
+        ]
+    elif run.status is not RunStatus.COMPLETED:
+        obstacles.insert(0, _ended(situation, run))
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
         text = "its next attempt starts at one of the next ticks of the gate"
         obstacles.append(Obstacle(ObstacleKind.NEXT_TICK, text))
@@ -282,6 +288,17 @@ def _no_gate(situation: Situation, run: CampaignRun | None) -> Iterator[Obstacle
         ObstacleKind.NO_GATE,
         f"no gate has the campaign {run.campaign}, so nothing resumes it. If its job was renamed "
         "or removed: 'tidegate runs cancel'. Otherwise add the gate with build_definitions",
+    )
+
+
+def _ended(situation: Situation, run: CampaignRun) -> Obstacle:
+    how = "it failed" if run.status is RunStatus.FAILED else "it was cancelled"
+    if run.campaign not in situation.campaigns:
+        return Obstacle(ObstacleKind.ENDED, f"{how}, and no gate has the campaign {run.campaign}")
+    return Obstacle(
+        ObstacleKind.ENDED,
+        f"{how}; start it again with 'tidegate start {shlex.quote(run.name)}', or re-execute it "
+        "in Dagster",
     )
 
 

@@ -163,6 +163,28 @@ def test_what_is_held_is_refused_with_the_reason_and_starts_after_release_from_t
     deployed.until(lambda: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
 
 
+def test_what_a_start_of_a_failed_run_shows_is_the_state_after_it(
+    deployed: Deployment, tidegate: Callable[..., Result]
+) -> None:
+    with deployed.store.begin() as conn:
+        now = deployed.store.now(conn)
+        reason = "Dagster run 1 is FAILURE"
+        for status in (RunStatus.PROCESSING, RunStatus.FAILED):
+            run = runs.ensure(conn, now, "letters", "f")
+            assert runs.move(conn, now, run, status, reason=reason, actor="dagster")
+    deployed.gate()
+    asked = tidegate("why", "letters/f").output.replace("\n", " ")
+    assert "letters/f (failed) is over: it failed; start it again with 'tidegate start" in asked
+    hold(deployed)
+    said = tidegate("start", "letters/f", "--queue")
+    assert said.exit_code == 0, said.output
+    assert "letters/f (pending) is paused: service mail is held by ana (quota)" in said.output
+    assert "FAILURE" not in said.output
+    run_id = said.output.partition("Dagster run ")[2].split()[0]
+    release(deployed)
+    deployed.until(lambda: deployed.status(run_id) is DagsterRunStatus.SUCCESS)
+
+
 def test_a_run_from_dagsters_own_buttons_waits_and_starts_after_release(
     deployed: Deployment, tidegate: Callable[..., Result]
 ) -> None:

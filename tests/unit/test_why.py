@@ -101,6 +101,24 @@ def test_what_is_not_held_may_still_be_on_its_way_back():
     assert kinds(why(situation(takeovers=[ramping]), MAPS)) == []
 
 
+@pytest.mark.parametrize(
+    ("status", "how"),
+    [(RunStatus.FAILED, "it failed"), (RunStatus.CANCELLED, "it was cancelled")],
+)
+def test_a_run_that_has_ended_waits_for_nothing_and_says_how_to_start_it_again(status, how):
+    ramping = takeover(TakeoverKind.POOL, "mail", set_to="2", former="8")
+    seen = situation(takeovers=[ramping])
+    answer = why(seen, MONDAY, campaign_run(status))
+    assert kinds(answer) == [ObstacleKind.ENDED]
+    assert answer.summary == (
+        f"over: {how}; start it again with 'tidegate start letters/monday', or re-execute it in "
+        "Dagster"
+    )
+    assert verdict(answer).answer.obstacles == ()
+    completed = why(seen, MONDAY, campaign_run(RunStatus.COMPLETED))
+    assert completed.summary == "not paused"
+
+
 def test_a_pool_that_is_held_is_not_on_its_way_back():
     stopped = takeover(TakeoverKind.POOL, "mail", set_to="0")
     seen = situation([hold(MAIL)], takeovers=[stopped])
