@@ -256,7 +256,10 @@ def _answer(
     elif run.status is not RunStatus.COMPLETED:
         obstacles.insert(0, _ended(situation, run))
     if run is not None and run.status is RunStatus.PAUSED and not held and not obstacles:
-        text = "its next attempt starts at one of the next ticks of the gate"
+        text = (
+            "its next attempt starts at one of the next ticks of the gate, once Dagster has ended "
+            "its last run"
+        )
         obstacles.append(Obstacle(ObstacleKind.NEXT_TICK, text))
     if run is not None and run.waits_for_start:
         failed = run.reason is not None  # why it could not be launched

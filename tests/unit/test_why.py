@@ -146,6 +146,7 @@ def test_a_paused_run_that_nothing_holds_resumes_with_a_tick():
     answer = why(situation(), MONDAY, campaign_run(RunStatus.PAUSED, reason="Paused at 3/10"))
     assert kinds(answer) == [ObstacleKind.NEXT_TICK]
     assert answer.last_word == "Paused at 3/10"
+    assert answer.summary.endswith("once Dagster has ended its last run")
 
 
 @pytest.mark.parametrize(
