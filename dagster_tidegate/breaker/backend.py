@@ -240,7 +240,7 @@ class MemoryBackend:
             before = after = self._get(policy.name, now)
             if before.due(now):
                 after = self.statuses[policy.name] = machine.half_opened(before, now)
-            if after.state != BreakerState.HALF_OPEN:
+            if not after.is_half_open:
                 return TrialAnswer(before, after, None, after.open_until)
             leased = [
                 trial

@@ -30,7 +30,6 @@ from dagster_tidegate.breaker.watcher import Watcher
 from dagster_tidegate.holds import Hold, covering
 from dagster_tidegate.pools import PoolNeeds, needs, whole_of
 from dagster_tidegate.settings import GeneralSettings, load
-from dagster_tidegate.statuses import BreakerState
 
 FOREVER = datetime.max.replace(tzinfo=UTC)
 TRIAL_WAIT_S = 0.2
@@ -278,9 +277,7 @@ class Fleet:
             if status.is_denied:
                 waiting = policy.repair_check is not None
             else:
-                waiting = policy.probe_url is not None and (
-                    status.due(now) or status.state == BreakerState.HALF_OPEN
-                )
+                waiting = policy.probe_url is not None and (status.due(now) or status.is_half_open)
             if waiting and operator_hold(snapshot, name, now) is None:
                 due.append(name)
         return due

@@ -234,7 +234,7 @@ def after_answer(
         return status
     if verdict.kind == VerdictKind.DENIED or status.state == BreakerState.CLOSED:
         return opened(replace(status, attempt=0), policy, now, verdict, dice)
-    if verdict.until is None or status.state == BreakerState.HALF_OPEN:
+    if verdict.until is None or status.is_half_open:
         return status
     until = max(verdict.until, status.open_until or verdict.until)
     return status if until == status.open_until else replace(status, open_until=until)
@@ -312,7 +312,7 @@ def opened_by_hand(
 
 def half_opened(status: BreakerStatus, now: datetime) -> BreakerStatus:
     """Half open a breaker, due or not. A half open one stays as it is."""
-    if status.state == BreakerState.HALF_OPEN:
+    if status.is_half_open:
         return status
     return replace(
         status,
@@ -330,7 +330,7 @@ def after_trial(
     status: BreakerStatus, policy: ServicePolicy, verdict: Verdict, now: datetime, dice: float
 ) -> BreakerStatus:
     """Apply the result of a trial call: close, open again for longer, or wait for more."""
-    if status.state != BreakerState.HALF_OPEN:
+    if not status.is_half_open:
         return status
     match verdict.kind:
         case VerdictKind.THROTTLED | VerdictKind.DENIED:

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.holds import HoldSource
-from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.text import plural, utc, words
 
 UNTRIED_AFTER = timedelta(minutes=2)
@@ -63,7 +62,7 @@ def _why_abandoned(situation: Situation, name: str, policies: Collection[str] | 
         return f"is {state}, and no code location has a policy for it"
     if breaker.changed_at > situation.now - UNTRIED_AFTER:
         return None
-    if breaker.state is BreakerState.HALF_OPEN:
+    if breaker.is_half_open:
         if any(name in campaign.services for campaign in situation.campaigns.values()):
             return None
         return f"has been half open since {utc(breaker.changed_at)}, and no campaign needs it"

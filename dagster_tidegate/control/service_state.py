@@ -77,7 +77,7 @@ def _of_open(breaker: BreakerStatus, trials: int, held_by: Sequence[Hold]) -> Se
     since, reason = breaker.opened_at or breaker.changed_at, breaker.reason or ""
     if breaker.is_denied:
         return ServiceState("denied", since, reason, held_by=held_by)
-    if breaker.state is BreakerState.HALF_OPEN:
+    if breaker.is_half_open:
         reason += f"; {plural(trials, 'trial call')} in flight" if trials else ""
         return ServiceState("half_open", since, reason, held_by=held_by)
     if breaker.throttled_until is not None:

@@ -19,7 +19,7 @@ from dagster_tidegate.holds import (
     targets_of,
 )
 from dagster_tidegate.pools import needs, with_wholes
-from dagster_tidegate.statuses import UNFINISHED, BreakerState, RunStatus
+from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.store.takeovers import TakeoverKind
 from dagster_tidegate.text import did_you_mean, plural, utc, words
@@ -200,9 +200,8 @@ def reason_of(situation: Situation, hold: Hold) -> Reason:
     breaker = situation.breakers.get(hold.target.name)
     if hold.source is not HoldSource.BREAKER or breaker is None:
         return Reason(hold)
-    half_open = breaker.state is BreakerState.HALF_OPEN
-    is_tried = not half_open and not breaker.is_denied
-    return Reason(hold, breaker.open_until if is_tried else None, half_open, breaker)
+    has_time = not breaker.is_half_open and not breaker.is_denied
+    return Reason(hold, breaker.open_until if has_time else None, breaker.is_half_open, breaker)
 
 
 @dataclass(frozen=True)
@@ -328,7 +327,7 @@ def _coming_windows(
 def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iterator[Obstacle]:
     for name in sorted(services):
         breaker = situation.breakers.get(name)
-        if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
+        if breaker is not None and breaker.is_half_open:
             calls = plural(situation.trials.get(name, 0), "trial call")
             yield Obstacle(
                 ObstacleKind.CANARY,

@@ -27,7 +27,7 @@ from dagster_tidegate.holds import (
     run_name,
 )
 from dagster_tidegate.pools import merged, needs
-from dagster_tidegate.statuses import BreakerState, RunStatus
+from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import campaigns, gate_view, ledger, runs, service_stats
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.runs import CampaignRun
@@ -132,9 +132,7 @@ def _on_trial(
     return sorted(
         name
         for name, breaker in breakers.items()
-        if breaker.state is BreakerState.HALF_OPEN
-        and name in policies
-        and not policies[name].probe_url
+        if breaker.is_half_open and name in policies and not policies[name].probe_url
     )
 
 

@@ -397,7 +397,7 @@ class SqlBackend:
             if before.due(now):
                 after = machine.half_opened(before, now)
                 change(conn, now, before, after, actor=worker)
-            if after.state != BreakerState.HALF_OPEN:
+            if not after.is_half_open:
                 return TrialAnswer(before, after, None, after.open_until)
             trials = t.trials.c
             conn.execute(
