@@ -74,7 +74,7 @@ class Candidates:
     ending: Sequence[CampaignRun] = ()
 
     def starving(self, now: datetime) -> bool:
-        """Return whether no run can try it soon, so that its schedules have to start one."""
+        """Return whether no run can try it soon."""
         paused = [run.paused_at for run in self.ending if run.paused_at is not None]
         ends_soon = any(now - paused_at < MAX_ENDING for paused_at in paused)
         return not (self.canaries or self.waiting or ends_soon)
@@ -108,6 +108,11 @@ class Observation(GateView):
     in_progress: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, Candidates] = field(default_factory=dict)
     enabled: bool = True
+
+    @property
+    def starving(self) -> Sequence[str]:
+        """The services that no run can try soon, so that their schedules have to start one."""
+        return [name for name, each in self.candidates.items() if each.starving(self.now)]
 
 
 @dataclass(frozen=True)
@@ -384,12 +389,12 @@ def _waiting(observation: Observation, pool: str) -> int:
 
 
 def _triggers(observation: Observation) -> Iterator[Action]:
-    starving = [
-        name
-        for name, candidates in observation.candidates.items()
-        if candidates.starving(observation.now)
-    ]
-    cover = Cover(observation.holds, observation.services, observation.adopted, without=starving)
+    cover = Cover(
+        observation.holds,
+        observation.services,
+        observation.adopted,
+        without=observation.starving,
+    )
     taken = {t.name: t for t in observation.takeovers if t.kind is not TakeoverKind.POOL}
     if not cover and not taken:
         return

@@ -6,7 +6,6 @@ runs that Dagster has: it keeps a run from being launched twice, and from being 
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 
 import dagster as dg
 
@@ -27,7 +26,7 @@ from dagster_tidegate.gate.follow import never_queued
 from dagster_tidegate.gate.gate import Gate
 from dagster_tidegate.gate.missed_ticks import MissedTickPlanner
 from dagster_tidegate.gate.observe import assets_of, held_runs
-from dagster_tidegate.gate.plan import Candidates, Cover, Observation, limit_of
+from dagster_tidegate.gate.plan import Cover, Observation, limit_of
 from dagster_tidegate.holds import SystemActor
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
@@ -53,7 +52,7 @@ def request_runs(
     `MAX_REQUESTS` limit how many.
     """
     requests = _Requests(gate, observation, planner)
-    requests.add_canaries(observation.candidates, observation.now)
+    requests.add_canaries(observation)
     requests.add_paused(observation.paused)
     requests.add_backfills(observation.paused, observation.pools)
     requests.add_missed(observation.missed)
@@ -73,16 +72,17 @@ class _Requests:
         self._ramps = _Ramps(observation, gate.campaigns)
         self._requested: set[int] = set()
 
-    def add_canaries(self, candidates: Mapping[str, Candidates], now: datetime) -> None:
+    def add_canaries(self, observation: Observation) -> None:
         """Add a run that tries each half-open service, unless one does already."""
-        campaigns = self._gate.campaigns
+        campaigns, candidates = self._gate.campaigns, observation.candidates
+        starving = observation.starving
         tried: set[str] = set()
         for service, candidate in candidates.items():
             if candidate.canaries or service in tried:
                 continue
             if candidate.ending and not candidate.waiting:
                 self.notes.append(_waits_to_end(candidate.ending, service))
-            if candidate.starving(now):
+            if service in starving:
                 callers = sorted(name for name in campaigns if campaigns[name].services([service]))
                 if callers:
                     self.notes.append(

@@ -128,9 +128,7 @@ def _leftovers(gate: Gate, observation: Observation) -> list[str]:
     """What the code no longer defines. It is looked for only if something points to it."""
     is_strange = (
         any(run.campaign not in gate.campaigns for run in observation.paused)
-        or any(
-            candidates.starving(observation.now) for candidates in observation.candidates.values()
-        )
+        or bool(observation.starving)
         or any(
             hold.source is HoldSource.BREAKER and hold.target.name not in gate.policies
             for hold in observation.holds
