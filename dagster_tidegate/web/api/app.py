@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.dependencies.models import Dependant
+from fastapi import APIRouter, Depends, FastAPI, Request, params
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
 from dagster_tidegate.settings import ServeSettings
@@ -113,7 +113,10 @@ async def _refuse_changes(request: Request) -> None:
 
 async def _refuse_unknown_parameters(request: Request) -> None:
     """Refuse a mistyped parameter: without its `dry_run`, a request would change something."""
-    known = _parameters(request.scope["route"].dependant)
+    if not request.query_params:
+        return
+    taken = get_flat_params(request.scope["route"].dependant)
+    known = {each.alias for each in taken if isinstance(each.field_info, params.Query)}
     # A GET changes nothing. To that of .../runs/monday/pause, `monday/pause` is a partition: a 404
     # says more of the wrong method than what is wrong with its parameter.
     ignored = {"dry_run"} if request.method in SAFE_METHODS else set()
@@ -123,12 +126,6 @@ async def _refuse_unknown_parameters(request: Request) -> None:
             what = f"no such parameter; {did_you_mean(name, known, f'known: {others}')}"
             where = f"query.{shown(name)}"
             raise Problem(Code.INVALID, f"{where}: {what}", errors=[{"where": where, "what": what}])
-
-
-def _parameters(dependant: Dependant) -> set[str]:
-    """Return the names of the query parameters of an operation and of what it depends on."""
-    own = {parameter.alias for parameter in dependant.query_params}
-    return own.union(*(_parameters(each) for each in dependant.dependencies))
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -184,7 +184,7 @@ def bare_page(
 ) -> Response:
     """Return a page without the navigation, which needs neither a visitor nor the store."""
     text = environment().get_template(template).render(**_around(prefix), **values)
-    return HTMLResponse(text, status, headers={"Content-Security-Policy": csp})
+    return _answer(text, status, csp)
 
 
 def url(prefix: str, path: str, **query: Any) -> str:
@@ -243,8 +243,8 @@ def environment() -> Environment:
     return made
 
 
-def _answer(text: str) -> HTMLResponse:
-    return HTMLResponse(text, headers={"Content-Security-Policy": CSP})
+def _answer(text: str, status: int = 200, csp: str = CSP) -> HTMLResponse:
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": csp})
 
 
 def _around(prefix: str) -> Mapping[str, Any]:
