@@ -212,16 +212,9 @@ def describe(held: Collection[Hold], breakers: "Mapping[str, BreakerStatus]") ->
         breakers: The breakers by name of their service, to say what ends their holds.
     """
     of_breakers = [hold for hold in held if hold.source is HoldSource.BREAKER]
-    remedies = [
-        breaker.remedy
-        for hold in of_breakers
-        if (breaker := breakers.get(hold.target.name)) is not None and breaker.remedy
-    ]
-    on_trial = any(
-        breaker.is_half_open
-        for hold in of_breakers
-        if (breaker := breakers.get(hold.target.name)) is not None
-    )
+    known = [breakers[hold.target.name] for hold in of_breakers if hold.target.name in breakers]
+    remedies = [breaker.remedy for breaker in known if breaker.remedy]
+    on_trial = any(breaker.is_half_open for breaker in known)
     is_open_ended = any(not hold.expires_at for hold in held if hold not in of_breakers)
     conditions = [
         *(["released"] if is_open_ended else []),

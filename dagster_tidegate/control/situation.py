@@ -32,7 +32,7 @@ from dagster_tidegate.store import (
 from dagster_tidegate.store.budgets import BudgetUsage
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection
-from dagster_tidegate.store.heartbeats import DETACHED, PARTS, Heartbeat
+from dagster_tidegate.store.heartbeats import DETACHED, PARTS, PAUSE, Heartbeat
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import utc
@@ -161,15 +161,18 @@ class Situation:
             return []
         return [name for name, campaign in self.campaigns.items() if service in campaign.services]
 
+    @cached_property
+    def _beats(self) -> Mapping[tuple[str, str], datetime]:
+        return {(beat.location, beat.part): beat.at for beat in self.heartbeats}
+
     def stale_gates(self) -> list[StaleGate]:
         """Return the gates, of code locations with campaigns, that have a stale sensor."""
-        beats = {(beat.location, beat.part): beat.at for beat in self.heartbeats}
         stale = []
         locations = self.locations
         if locations is None:
             locations = {each.spec.location for each in self.campaigns.values()}
         for location in sorted(set(locations) - self.detached):
-            last = {part: beats.get((location, part)) for part in PARTS}
+            last = {part: self._beats.get((location, part)) for part in PARTS}
             parts = tuple(part for part in PARTS if self.stale(last[part]))
             if parts:
                 ticks = [beat for part in parts if (beat := last[part]) is not None]
@@ -179,8 +182,7 @@ class Situation:
 
     def ticks(self, location: str) -> bool:
         """Return whether the pause sensor of a code location completes its ticks."""
-        beats = [b.at for b in self.heartbeats if (b.location, b.part) == (location, "pause")]
-        return bool(beats) and not self.stale(beats[0])
+        return not self.stale(self._beats.get((location, PAUSE)))
 
     def stale(self, beat: datetime | None) -> bool:
         """Return whether a sensor with this heartbeat is stale."""

@@ -40,6 +40,7 @@ def upgrade(store: Store, revision: str = "head") -> None:
     if revision == "head" and (current(store) or "") > compatibility.REVISION:
         require_compatible(store)
         return
+    require_revision(revision)
     _migrate(store, revision, up=True)
 
 
@@ -109,7 +110,6 @@ def require_compatible(store: Store) -> None:
 
 
 def _migrate(store: Store, revision: str, *, up: bool) -> None:
-    require_revision(revision)
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
