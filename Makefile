@@ -10,9 +10,9 @@ FOR ?= 120
 DRILL ?=
 ROUNDS ?= 200
 MINUTES ?= 60
-# More than there are processors: the tests with a real daemon mostly wait.
-WORKERS ?= 4
-# Tests are grouped by file, and real deployments on four workers (tests/conftest.py); what takes longest
+# Four with real deployments, which mostly wait, and one whose tests fill the processors meanwhile.
+WORKERS ?= 5
+# Tests are grouped by file, and real deployments in four groups (tests/conftest.py); what takes longest
 # comes first, in the order of pyproject.toml.
 DIST := --dist loadgroup --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt

@@ -229,12 +229,13 @@ REAL_PROCESSES = {"deployment", "chaos", "browser"}
 REAL_PROCESSES_TIMEOUT_S = 1200  # a busy machine makes them many times slower
 # Real deployments mostly wait, and more than four would starve each other. About of one length.
 GROUPS = {
-    "test_gate.py": "the gate",
-    "test_gate_answers.py": "answers and browsers",
-    "browser": "answers and browsers",
-    "test_up.py": "up and drills",
-    "test_drill.py": "up and drills",
-    "test_operator.py": "up and drills",
+    "test_gate.py": "the gate and an outage",
+    "test_outage.py": "the gate and an outage",
+    "test_compose.py": "answers and containers",
+    "test_gate_answers.py": "answers and containers",
+    "test_asset_project.py": "assets and drills",
+    "test_drill.py": "assets and drills",
+    "test_troubles.py": "assets and drills",
 }
 
 
@@ -248,7 +249,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = path.parts[0]
         group = str(path)
         if folder in REAL_PROCESSES:
-            group = GROUPS.get(path.name) or GROUPS.get(folder) or "other deployments"
+            group = GROUPS.get(path.name, "other deployments")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(REAL_PROCESSES_TIMEOUT_S))
         item.add_marker(pytest.mark.xdist_group(group))

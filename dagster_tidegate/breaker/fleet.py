@@ -225,7 +225,10 @@ class Fleet:
         return self.state.now()
 
     def wait_for_change(self, timeout_s: float) -> bool:
-        """Wait until a breaker or hold changes; return False after `timeout_s` seconds."""
+        """Wait until a breaker or hold changes; return False after `timeout_s` seconds.
+
+        A change from before the call counts for nothing: look first, and bound the wait.
+        """
         return self.state.wait_for_change(timeout_s)
 
     @property

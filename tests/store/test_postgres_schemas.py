@@ -14,6 +14,7 @@ from dagster_tidegate.store import compatibility, holds, push, schema
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock
+from tests.support.polling import wait_until
 
 SCHEMAS = ("tidegate", "Another One")
 
@@ -100,8 +101,7 @@ def test_a_fleet_is_pushed_what_changes_in_its_own_store(stores: list[Store]):
     try:
         fleet.snapshot()
         hold(stores[1])
-        assert fleet.wait_for_change(60)
-        assert fleet.holds_on(services=["mailer"])
+        wait_until(lambda: fleet.holds_on(services=["mailer"]))
     finally:
         fleet.close()
 
