@@ -10,8 +10,8 @@ FOR ?= 120
 DRILL ?=
 ROUNDS ?= 200
 MINUTES ?= 60
-# Four with real deployments, which mostly wait, and one whose tests fill the processors meanwhile.
-WORKERS ?= 5
+# Four with real deployments, which mostly wait, and two whose tests fill the processors meanwhile.
+WORKERS ?= 6
 # Tests are grouped by file, and real deployments in four groups (tests/conftest.py); what takes longest
 # comes first, in the order of pyproject.toml.
 DIST := --dist loadgroup --no-loadscope-reorder
