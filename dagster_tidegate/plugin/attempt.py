@@ -321,7 +321,7 @@ class Attempt:
         run = self._context.run
         tags = {
             STATE_TAG: RESUMED,
-            REASON_TAG: f"goes on with Dagster run {parent_of(run)}"[:MAX_TAG],
+            REASON_TAG: f"continues Dagster run {parent_of(run)}"[:MAX_TAG],
         }
         if STATE_TAG not in run.tags or tags.items() <= run.tags.items():
             return
@@ -421,7 +421,7 @@ def _claim(
                 run = runs.locked(conn, run.id)
                 if not continues:
                     context.log.info(
-                        "%s starts afresh: %s, so what attempts up to %d did does not count",
+                        "%s starts afresh: %s, so the results of attempts up to %d no longer count",
                         run.name,
                         context.run.tags.get(AFRESH_TAG) or "this run follows no earlier one",
                         run.first_attempt - 1,
@@ -512,11 +512,11 @@ class _Lineage:
 def _why_continued(run: dg.DagsterRun, attempts: Sequence[AttemptRow]) -> str:
     """Why records are done already when a loop of the last attempt begins."""
     if len(attempts) == 1:
-        return "this op was begun before"
+        return "this op has started before"
     previous = attempts[-2]
     ended = "was cut off" if previous.outcome is None else f"ended as {previous.outcome}"
-    why = why_it_continues(run) or "nothing of it had ended"
-    return f"attempt {previous.number} {ended}, and this run goes on with it, as {why}"
+    why = why_it_continues(run) or "its work was not finished"
+    return f"attempt {previous.number} {ended}, and this run continues it because {why}"
 
 
 def _retried(context: dg.OpExecutionContext) -> Sequence[dg.DagsterRun]:

@@ -14,6 +14,7 @@ from dagster_tidegate.store import ledger, runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.json_text import JsonText
 from dagster_tidegate.store.ledger import AttemptOverError, Entry, Progress, Recorded
+from dagster_tidegate.text import plural
 
 R = TypeVar("R")
 
@@ -71,7 +72,8 @@ class Journal:
         self._rate: float | None = None
         self.begin()
         if self.done and host.continues:
-            host.log.info("%s: skips %d records that are done: %s", op, self.done, host.continues)
+            skipped = plural(self.done, "completed record")
+            host.log.info("%s: skipping %s: %s", op, skipped, host.continues)
 
     def begin(self) -> None:
         """Read what earlier attempts, or another process of this one, have done."""

@@ -36,6 +36,7 @@ class Project:
         self.version = 1
         self.fails_at: str | None = None
         self.held_at: str | None = None
+        self.rejected: str | None = None
         self.meanwhile: Callable[[], object] | None = None
         self.sent: list[str] = []
         self.idempotency_keys: list[str] = []
@@ -45,11 +46,13 @@ class Project:
     def _asset(self, name: str) -> dg.AssetsDefinition:
         @dg.asset(name=name, partitions_def=self.partitions, pool="mail")
         def of_partition(context: dg.AssetExecutionContext, breakers: BreakerResource) -> list[str]:
-            records = breakers.records(context.op_execution_context, KEYS, key=str)
+            records = breakers.records(context.op_execution_context, KEYS, key=str, max_failed=0.5)
             for record in records:
                 with record:
                     self.sent.append(record.key)
                     self.idempotency_keys.append(record.idempotency_key)
+                    if record.key == self.rejected:
+                        raise ValueError("a bad record")
                     record.result = f"{record.key} {self.version}"
                 meanwhile, self.meanwhile = self.meanwhile, None
                 if meanwhile is not None:
@@ -172,10 +175,9 @@ def test_a_run_that_failed_goes_on_when_it_is_re_executed_from_failure(project: 
     again = project.materialize(**from_failure(failed))
     assert project.sent == ["grace"]
     logged = project.logged(again)
-    assert (
-        "skips 2 records that are done: attempt 1 ended as failed, and this run goes on" in logged
-    )
-    assert "re-executed from failure" in logged
+    why = "because it was re-executed from failure"
+    attempt = f"attempt 1 ended as failed, and this run continues it {why}"
+    assert f"skipping 2 completed records: {attempt}" in logged
 
 
 @pytest.mark.parametrize("retry", ["run retry", "all steps", "new", "by hand"])
@@ -189,6 +191,24 @@ def test_of_a_failed_run_only_what_is_a_retry_goes_on(project: Project, retry: s
     }[retry]
     project.materialize(**tags)
     assert project.sent == (["grace"] if retry in ("run retry", "by hand") else KEYS)
+
+
+@pytest.mark.parametrize("how", ["run retry", "from failure"])
+def test_a_retry_of_a_failed_run_does_failed_records_once_more(project: Project, how: str) -> None:
+    project.rejected = "ada"
+    failed = project.fail("alan")
+    assert project.sent == ["ada", "alan"]
+    tags = of(failed, dagster__retry_number="1") if how == "run retry" else from_failure(failed)
+    project.materialize(**tags)
+    assert project.sent == ["ada", "grace"]
+
+
+def test_a_resumed_run_leaves_failed_records_as_they_are(project: Project) -> None:
+    project.rejected, project.held_at = "ada", "alan"
+    project.materialize()
+    project.release()
+    project.materialize()
+    assert project.sent == ["grace"]
 
 
 def test_a_retry_of_a_run_that_never_began_goes_on_with_what_that_run_followed(
@@ -270,7 +290,7 @@ def test_whoever_begins_on_a_paused_campaign_run_goes_on(project: Project) -> No
     project.release()
     again = project.materialize()
     assert project.sent == ["grace"]
-    assert "skips 2 records that are done: attempt 1 ended as paused" in project.logged(again)
+    assert "skipping 2 completed records: attempt 1 ended as paused" in project.logged(again)
 
 
 def test_a_paused_campaign_run_that_was_cancelled_starts_afresh(project: Project) -> None:

@@ -117,7 +117,7 @@ def test_a_paused_run_that_a_person_executes_again_is_not_called_paused(deployed
     assert deployed.status(again) is DagsterRunStatus.SUCCESS
     tags = run_of(deployed, again).tags
     assert tags["tidegate/state"] == "resumed"
-    assert tags["tidegate/reason"] == f"goes on with Dagster run {paused}"
+    assert tags["tidegate/reason"] == f"continues Dagster run {paused}"
 
 
 @pytest.mark.parametrize("state", [BreakerState.CLOSED, BreakerState.HALF_OPEN])
