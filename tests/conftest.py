@@ -233,9 +233,10 @@ GROUPS = {
     "test_outage.py": "the gate and an outage",
     "test_compose.py": "answers and containers",
     "test_gate_answers.py": "answers and containers",
-    "test_asset_project.py": "assets and drills",
-    "test_drill.py": "assets and drills",
-    "test_troubles.py": "assets and drills",
+    "test_asset_project.py": "assets, drills and chaos",
+    "test_drill.py": "assets, drills and chaos",
+    "test_chaos.py": "assets, drills and chaos",
+    "test_troubles.py": "assets, drills and chaos",
 }
 
 
