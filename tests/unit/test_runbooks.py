@@ -65,7 +65,7 @@ def test_the_command_prints_an_entry_without_a_store_or_dagster(
     monkeypatch.setenv("TIDEGATE_STORE_URL", "postgresql://127.0.0.1:9/none")
     text = tidegate("store_lost")
     assert text.startswith("alert store_lost\n  Meaning: The alert sender has not reached")
-    assert "  Do: Restart the database. Runs that have failed" in text
+    assert "  Do: Restart the database. Re-execute runs that have failed" in text
     both = [line for line in tidegate("gate_stale").splitlines() if not line.startswith(" ")]
     assert both == ["alert gate_stale", "finding gate_stale"]
     [trip] = json.loads(tidegate("trip", "--json"))
