@@ -13,7 +13,7 @@ from dagster_tidegate.control import situation
 from dagster_tidegate.dagster_api import deployment, project, workspace
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.dagster_api.workspace import WorkspaceError
-from dagster_tidegate.doctor.checks import Facts, StoreFacts, Version
+from dagster_tidegate.doctor.facts import Facts, StoreFacts, Version
 from dagster_tidegate.settings import GeneralSettings, load
 from dagster_tidegate.store import schema, service_stats
 from dagster_tidegate.store.database import (

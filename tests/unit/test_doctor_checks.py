@@ -11,15 +11,8 @@ from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli.status import warnings
 from dagster_tidegate.dagster_api.deployment import Daemon, InstanceSettings
 from dagster_tidegate.dagster_api.locations import LocationCode, OpCode, SensorCode
-from dagster_tidegate.doctor.checks import (
-    CODES,
-    Facts,
-    Severity,
-    StoreFacts,
-    Version,
-    diagnose,
-    unchecked,
-)
+from dagster_tidegate.doctor.checks import CODES, Severity, diagnose, unchecked
+from dagster_tidegate.doctor.facts import Facts, StoreFacts, Version
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.takeovers import TakeoverKind
