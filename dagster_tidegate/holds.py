@@ -231,15 +231,15 @@ def reasons(held: Iterable[Hold], breakers: "Mapping[str, BreakerStatus]") -> st
 
 
 def without_gate(why: str, campaign: str) -> str:
-    """Return why something is paused whose campaign no gate has, so that nothing resumes it.
+    """Return why something is paused whose campaign no gate knows, so that nothing resumes it.
 
     Example:
         >>> without_gate("mailer is open (503 x5); resumes automatically", "letters")
-        "mailer is open (503 x5); resumes only once a gate has the campaign letters: \
+        "mailer is open (503 x5); resumes only once a gate knows the campaign letters: \
 see 'tidegate doctor'"
     """
     cause = why.rpartition(_RESUMES)[0] or why
-    return f"{cause}{_RESUMES}only once a gate has the campaign {campaign}: see 'tidegate doctor'"
+    return f"{cause}{_RESUMES}only once a gate knows the campaign {campaign}: see 'tidegate doctor'"
 
 
 def _reason(hold: Hold, breaker: "BreakerStatus | None") -> str:

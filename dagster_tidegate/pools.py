@@ -47,7 +47,7 @@ def pool(*services: str, campaign: str | None = None) -> str:
     for name in (*chain.from_iterable(chains), *([] if campaign is None else [campaign])):
         if not name or any(c in "+@," or c.isspace() for c in name):
             raise ValueError(
-                f"{name!r} can't be part of a pool name: use no '+', '@', ',' or space"
+                f"{name!r} can't be part of a pool name: remove '+', '@', ',' and spaces"
             )
     named = "+".join(sorted({"|".join(alternatives) for alternatives in chains}))
     return named + ("" if campaign is None else f"@{campaign}")

@@ -195,7 +195,7 @@ def failed_records(snapshot: Snapshot, settings: AlertSettings) -> Findings:
                 f"{each.run} is {each.status}, {plural(each.failed, 'record')} failed",
                 f"{each.failed} of {each.finished} records of {each.run} failed.\n"
                 f"What the service said: tidegate records {run} --failed\n"
-                f"To have them done again: tidegate records retry {run} --reason ...",
+                f"To retry them: tidegate records retry {run} --reason ...",
             ),
         )
 

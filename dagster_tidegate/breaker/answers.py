@@ -117,7 +117,7 @@ class Answer:
             at: When it arrived, UTC.
 
         Returns:
-            None for a returned value that is no answer.
+            None for a returned value that is not an answer.
         """
         if isinstance(thing, Answer):
             return thing
@@ -129,7 +129,7 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The parsed body; None if there is none, or if it is no JSON object or array."""
+        """The parsed body; None if there is none, or if it is not a JSON object or array."""
         return self._parsed if isinstance(self._parsed, dict | list) else None
 
     @cached_property

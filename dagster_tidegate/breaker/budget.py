@@ -68,15 +68,18 @@ class SpendingLimit(BaseModel):
     amount: float = Field(gt=0, le=MAX_AMOUNT, description="How much.")
     per: str = Field(default="day", description="In each `hour`, `day` or `month` of the calendar.")
     unit: str = Field(
-        default="credits", min_length=1, max_length=32, description="Of what, for people."
+        default="credits",
+        min_length=1,
+        max_length=32,
+        description="Unit of the amount, for display.",
     )
     timezone: str = Field(default="UTC", max_length=64, description="Time zone of the calendar.")
     balance: str | None = Field(
         default=None,
-        description="What says how much the service has left, asked once a minute: a function of "
-        'your own, as "package.module:function", or a URL that answers GET with a number, or with '
-        "JSON and a number at the JSON pointer behind `#`, such as "
-        "`https://api.example.com/credits#/data/left`. It must cost nothing.",
+        description="How to find out what is left in the account, once a minute: your own "
+        'function, as "package.module:function", or a URL that answers GET with a number, or with '
+        "JSON that has the number at the JSON pointer after `#`, such as "
+        "`https://api.example.com/credits#/data/left`. It must be free of charge.",
     )
 
     @field_validator("balance")

@@ -15,7 +15,7 @@ def check_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"{name!r} is no time zone: use a name like UTC") from error
+        raise ValueError(f"{name!r} is not a time zone: use a name such as UTC") from error
     return name
 
 

@@ -150,7 +150,7 @@ class Pending(AnswerError):
 
 
 class Rejected(AnswerError):
-    """The service refuses this record: its own fault, and not tried again."""
+    """The service refuses this record because it is invalid. It is not tried again."""
 
     kind = VerdictKind.REJECTED
     default_scope = Scope.RECORD

@@ -122,12 +122,12 @@ class Fleet:
     def first_available(self, *services: str) -> Breaker:
         """Return the breaker of the first of several services that may be called now.
 
-        Where a record can be done by any of several services: call the returned one, and ask
-        again for each record and each try. It may be called if its breaker is closed, or half open
-        with a trial call to give, which is then the caller's; and if nobody holds it. A service
-        that is throttled for a few seconds is waited for, up to `linger_s` of its policy, but at
-        least 5 seconds: a burst does not use up the next service too. On an event loop, nothing is
-        waited for; use `asyncio.to_thread`.
+        Use it if any of several services can process a record: call the returned one, and ask
+        again for each record and each try. A service may be called if it is not held and its
+        breaker is closed, or half open with a free trial call, which the caller then has. Waits
+        for a throttled service for up to `linger_s` of its policy (at least 5 seconds), so that a
+        burst does not exhaust the next service too. On an event loop it does not wait; use
+        `asyncio.to_thread`.
 
         Args:
             services: Their names, the preferred one first.

@@ -63,7 +63,7 @@ class RateLimit(BaseModel):
         default=None,
         gt=0.01,
         le=MAX_WINDOW_S,
-        description="In any time of so many seconds.",
+        description="In any period of this many seconds.",
     )
     per: str | None = Field(
         default=None, description="In each `hour`, `day` or `month` of the calendar."

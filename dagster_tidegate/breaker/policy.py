@@ -79,8 +79,8 @@ class ServicePolicy(BaseModel):
     )
     pools: list[str] = Field(
         default=[],
-        description="Dagster pools that your ops and assets have already and that stand for this "
-        "service; they keep their names and limits. Several services may name the same pool.",
+        description="Existing Dagster pools of your ops and assets that stand for this service; "
+        "they keep their names and limits. Several services may name the same pool.",
     )
     consecutive_failures: int | None = Field(
         default=5,
@@ -93,8 +93,8 @@ class ServicePolicy(BaseModel):
         default=3,
         ge=1,
         le=8,
-        description="The failures without a success in between must be those of this many "
-        "records, where calls are made for records: one bad record can't stop a service.",
+        description="In record loops, the failures without a success in between must come from "
+        "this many different records, so that one bad record can't stop a service.",
     )
     window_s: float = Field(
         default=60.0,
@@ -141,7 +141,7 @@ class ServicePolicy(BaseModel):
     )
     judge: str | None = Field(
         default=None,
-        description="A function of your own that judges answers in place of the profile, as "
+        description="Your own function that judges answers instead of the profile, as "
         '"package.module:function".',
     )
     reset_timeout_s: float = Field(
@@ -196,8 +196,8 @@ class ServicePolicy(BaseModel):
     )
     enforce: bool = Field(
         default=True,
-        description="False: calls are counted and it is noted when the breaker would open, but "
-        "nothing is refused or paused.",
+        description="False: calls are counted and the audit log says when the breaker would have "
+        "opened, but nothing is refused or paused.",
     )
     probe_url: str | None = Field(
         default=None,
@@ -206,44 +206,42 @@ class ServicePolicy(BaseModel):
     )
     repair_check: str | None = Field(
         default=None,
-        description="A function of your own that returns whether a service that denied this "
-        'client accepts it again, as "package.module:function". It must cost nothing and end '
-        "within seconds. None: a person says so.",
+        description="Your own function that returns whether a service that denied this client "
+        'accepts it again, as "package.module:function". It must be free of charge and return '
+        "within seconds. None: an operator declares the repair.",
     )
     probe_timeout_s: float = Field(
         default=5.0, gt=0, description="Timeout of the health probe, in seconds."
     )
     limits: Sequence[RateLimit] = Field(
         default=[],
-        description="How many calls the whole fleet may make, of the service with its parts. All "
-        "limits hold at once.",
+        description="How many calls the whole fleet may make to the service and its parts. All "
+        "limits apply at once.",
     )
     max_concurrency: int | None = Field(
         default=None,
         ge=1,
         le=100_000,
-        description="How many calls of the whole fleet may be in flight at once, to the service "
-        "with its parts. None: no limit.",
+        description="How many calls of the whole fleet to the service and its parts may be in "
+        "flight at once. None: no limit.",
     )
     heed_quotas: bool = Field(
         default=True,
-        description="Keep to what the service says in its headers of the calls that are left. "
-        "False: where these headers are wrong.",
+        description="Respect the remaining calls that the service reports in its quota headers. "
+        "Set it to False if these headers are wrong.",
     )
     budget: SpendingLimit | None = Field(
         default=None,
-        description="How much the whole fleet may spend in a period, on the service with its "
-        "parts.",
+        description="How much the whole fleet may spend on the service and its parts in a period.",
     )
     cost: Annotated[float, Field(ge=0, le=MAX_AMOUNT)] | str = Field(
         default=1.0,
-        description="What a call costs of the budget: a number, or a function of your own that "
-        'returns it for what the call returned, as "package.module:function".',
+        description="What a call costs: a number, or your own function that computes it from the "
+        'return value of the call, as "package.module:function".',
     )
     windows: Sequence[MaintenanceWindow] = Field(
         default=[],
-        description="Maintenance windows: times at which the gate holds the service, each time "
-        "anew, and releases it by itself.",
+        description="Maintenance windows: recurring times at which the gate holds the service.",
     )
 
     @field_validator("name")
@@ -262,7 +260,7 @@ class ServicePolicy(BaseModel):
         for part in parts:
             cls._name_fits_a_pool(part)
             if not part or "/" in part:
-                raise ValueError(f"{part!r} can't be a part's name: use no slash")
+                raise ValueError(f"{part!r} can't be the name of a part: remove the slash")
         return parts
 
     @field_validator("pools")

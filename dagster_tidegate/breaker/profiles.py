@@ -291,7 +291,7 @@ def _read(path: Path) -> _File:
     except OSError as error:
         raise ValueError(f"the profile {path} can't be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the profile {path} is no TOML: {error}") from error
+        raise ValueError(f"the profile {path} is not valid TOML: {error}") from error
     try:
         file = _File.model_validate(content)
     except ValidationError as error:

@@ -28,7 +28,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one call to a service says.
+    """What one call says about the service and the record.
 
     Attributes:
         until: Not to be called again before, UTC; of `throttled` and `pending`, None if unknown.

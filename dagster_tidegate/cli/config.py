@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def config(code: CodeOptions, as_json: bool, url: str | None) -> None:
     """Show the settings in effect and where each comes from.
 
-    Secrets are hidden. If an option names code, also what its code locations configure. Exit
-    code 1 if a variable is unknown or its value is invalid.
+    Secrets are hidden. With an option that names code, also shows the configuration of its code
+    locations. Exit code 1 if a variable is unknown or its value is invalid.
     """
     read_environment()
     settings: list[Effective] = []

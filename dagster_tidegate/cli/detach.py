@@ -68,7 +68,7 @@ def detach(
     as_json: bool,
     url: str | None,
 ) -> None:
-    """Give back everything that the gate changed in Dagster, and stop the gate.
+    """Restore everything that the gate changed in Dagster, and stop the gate.
 
     Stops the gate's sensors, and restores pools, schedules and sensors. Runs, holds and the store
     stay. To attach it again, start the gate's sensors.
@@ -131,7 +131,7 @@ def _stop(
     except click.ClickException as error:
         return [], (
             f"the gate's sensors could not be stopped: {error.message}. Stop them on the page "
-            "Automation, or remove them from the code; until then they take over again what is held"
+            "Automation, or remove them from the code; until then they stop again what is held"
         )
 
 
@@ -159,10 +159,10 @@ def _give_back(gate: "Gate", locations: Collection[str], actor: str) -> list[str
             )
     left = [str(each) for each in takeovers_of(gate)]
     if left or report.errors:
-        why = "; ".join(str(error) for error in report.errors) or "a gate took them again"
+        why = "; ".join(str(error) for error in report.errors) or "a gate has changed them again"
         raise console.failure(
-            f"not given back: {', '.join(left)} ({why}); given back: "
-            f"{', '.join(report.changes) or 'nothing'}. Run it again"
+            f"not restored: {', '.join(left)} ({why}); restored: "
+            f"{', '.join(report.changes) or 'nothing'}. Run the command again"
         )
     return report.changes
 
@@ -185,8 +185,8 @@ def _show(done: Detached) -> None:
     for change in done.changes:
         console.say(f"{'would restore' if done.dry_run else 'restored'} {change}")
     if not done.changes:
-        console.say("the gate has nothing to give back")
-    console.say("left as they are:")
+        console.say("there is nothing to restore")
+    console.say("left unchanged:")
     if done.queued:
         console.say(f"- {plural(done.queued, 'queued run')}: Dagster starts them now")
     if done.paused:

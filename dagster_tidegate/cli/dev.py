@@ -39,8 +39,8 @@ STOP_TIMEOUT_S = 60.0
 def dev(host: str | None, port: int | None, code: CodeOptions) -> None:
     """Run Dagster's UI, its daemon and the API on this machine until Ctrl-C.
 
-    Like dg dev, with the API on the UI's port, a store that is created and upgraded, and without a
-    DAGSTER_HOME a temporary one with the settings that Tidegate needs.
+    Like dg dev, but also serves the API on the UI's port, and creates and upgrades the store.
+    Without DAGSTER_HOME, it uses a temporary one with the settings that Tidegate needs.
     """
     if find_spec("dagster_webserver") is None:
         raise console.failure("the Dagster UI is not installed: pip install dagster-webserver")

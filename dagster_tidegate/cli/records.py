@@ -35,7 +35,7 @@ STATES = {
     RecordState.FAILED: "Failed records, suspects included.",
     RecordState.SUSPECT: "Records that failed while others succeeded.",
     RecordState.IN_DOUBT: "Records whose effect may or may not have reached the service.",
-    RecordState.WAITING: "Records that were tried without a result, or are to be done again.",
+    RecordState.WAITING: "Records that were tried without a result, or are marked for a retry.",
     RecordState.DONE: "Records that are done.",
     RecordState.SKIPPED: "Records that were skipped by hand.",
 }
@@ -51,7 +51,9 @@ def selecting(*states: RecordState) -> o.Decorator:
             for state in states
         ),
         click.option(
-            "--error", type=o.Words("error", MAX_REASON), help="Records with this in their error."
+            "--error",
+            type=o.Words("error", MAX_REASON),
+            help="Records with this text in their error.",
         ),
         click.option(
             "--key",
@@ -60,7 +62,9 @@ def selecting(*states: RecordState) -> o.Decorator:
             type=o.Words("key", 512),
             help="The record with this key. Repeatable.",
         ),
-        click.option("--since", type=o.Since(), help="Written since then: 2h, 2026-03-01T18:00Z."),
+        click.option(
+            "--since", type=o.Since(), help="Records written since then: 2h, 2026-03-01T18:00Z."
+        ),
     )
 
 
@@ -74,7 +78,7 @@ def selected(
 
 @click.group(cls=o.ListingGroup)
 def records() -> None:
-    """List the records of campaign runs by what went wrong, retry or skip them.
+    """List the records of campaign runs, grouped by error; retry or skip them.
 
     'tidegate records NAME' is 'tidegate records list NAME'.
     """
@@ -96,7 +100,10 @@ def list_(
     url: str | None,
     **options: Any,
 ) -> None:
-    """List records, grouped by what the service said. Without an option: all that are not done."""
+    """List records, grouped by what the service said.
+
+    Without an option, all records that are not done.
+    """
     with reading(open_store(url)) as (conn, situation):
         selection = selected(situation.now, since, options)
         summed_up = selection
@@ -163,7 +170,7 @@ def retry(
     url: str | None,
     **options: Any,
 ) -> None:
-    """Have records done again by one Dagster run that does only these.
+    """Retry records in one Dagster run that processes nothing else.
 
     Without an option: all failed ones. They keep their idempotency keys, and their tries are
     counted from 0. Use --done with --since for records that were recorded as done by mistake.
@@ -202,7 +209,7 @@ def retry(
         answer = {"run": run.name, "dry_run": dry_run, "marked": marked, "dagster_run": dagster_run}
         console.print_json(RecordsMarked.model_validate(answer))
         return
-    done = "would be done again" if dry_run else f"will be done again by Dagster run {dagster_run}"
+    done = "would be retried" if dry_run else f"will be retried by Dagster run {dagster_run}"
     console.say(f"{_counted(marked)} of {run.name} {done}")
 
 
@@ -221,9 +228,9 @@ def skip(
     url: str | None,
     **options: Any,
 ) -> None:
-    """Decide that records need no result, so that the campaign run can complete without them.
+    """Mark records as needing no result, so that the campaign run can complete without them.
 
-    Without an option: all failed ones. Records that are done stay done.
+    Without an option, all failed records. Records that are done stay done.
     """
     store = open_store(url)
     with reading(store) as (conn, situation):

@@ -23,9 +23,11 @@ from dagster_tidegate.text import did_you_mean
 )
 @click.option("--outage", type=click.IntRange(min=1), help="The report of one outage, by its id.")
 @click.option(
-    "--since", type=o.Since(), help="From then on: 7d, 2026-03-01T00:00Z. Default: 30 days ago."
+    "--since",
+    type=o.Since(),
+    help="Beginning of the period: 7d, 2026-03-01T00:00Z. Default: 30 days ago.",
 )
-@click.option("--until", type=o.Moment(), help="Up to then. Default: now.")
+@click.option("--until", type=o.Moment(), help="End of the period. Default: now.")
 @o.limit_option("Maximum number of reports with --service.", default=3, most=100)
 @o.json_option
 @o.url_option

@@ -19,8 +19,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, incomplete: str
 def runbook(name: str | None, as_json: bool) -> None:
     """Show what an alert or a finding means, and what to do about it.
 
-    NAME is the kind of the alert, such as `trip`, the code of the finding, or the name of a rule
-    of Prometheus. Without it, all names are listed. Neither the store nor Dagster is needed.
+    NAME is the kind of the alert, such as `trip`, the code of the finding, or the name of a
+    Prometheus rule. Without NAME, all names are listed. Needs neither the store nor Dagster.
     """
     entries = [each for each in runbooks() if name in (None, each.name)]
     if not entries:

@@ -92,7 +92,7 @@ def list_(
 def repaired(
     name: str, reason: str, dry_run: bool, actor: str, as_json: bool, url: str | None
 ) -> None:
-    """Say that a service that refused this client is repaired: a trial call checks it.
+    """Declare that the cause of a denial is repaired: one trial call checks it.
 
     If the service still refuses, its breaker opens again.
     """

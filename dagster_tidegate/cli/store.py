@@ -104,8 +104,9 @@ def prune(
 ) -> None:
     """Delete expired history: ledgers, events, released holds and so on.
 
-    The breaker sensor also prunes, a little at each tick, as its `keep` says. If a campaign run
-    is executed again after its ledger was deleted, all of its records are done again.
+    The breaker sensor also prunes, a little at each tick, as configured by its `keep`. If a
+    campaign run is executed again after its ledger was deleted, all of its records are processed
+    again.
     """
     opened = open_store(url)
     with explained(ValueError):

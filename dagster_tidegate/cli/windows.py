@@ -123,7 +123,7 @@ def remove(
 ) -> None:
     """Remove the windows of SERVICE that were added by hand.
 
-    If it is in one, it stays held until the end, unless you release it.
+    If a window has begun, SERVICE stays held until its end, unless you release it.
     """
     with _changing(service, url, dry_run=dry_run) as (conn, now):
         removed_windows = operations.remove_windows(conn, now, service, cron, actor=actor)

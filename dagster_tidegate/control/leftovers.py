@@ -34,8 +34,8 @@ def undefined_campaigns(situation: Situation) -> Iterator[Leftover]:
     for name, paused in sorted(situation.undefined.items()):
         yield Leftover(
             name,
-            f"has {plural(paused, 'paused run')}, and no code location's gate has it: nothing "
-            "resumes it unless one gets it (build_definitions)",
+            f"has {plural(paused, 'paused run')} that nothing resumes, because no gate knows the "
+            "campaign (if its job still exists, use build_definitions)",
             f"tidegate runs cancel {shlex.quote(name)}",
         )
 
@@ -69,7 +69,7 @@ def _why_abandoned(situation: Situation, name: str, policies: Collection[str] | 
     gate_works = situation.enabled and not situation.stale_gates()
     if policies is None and gate_works and breaker.due(situation.now - UNTRIED_AFTER):
         due = f"since {utc(breaker.open_until)}" if breaker.open_until else "long"
-        return f"is open, has been due for a trial call {due}, and no gate tries it"
+        return f"is open, has been due for a trial call {due}, and no gate makes it"
     return None
 
 

@@ -458,7 +458,9 @@ class RecordsMarked(Out):
     run: str
     dry_run: bool
     marked: Mapping[str, int] = Field(description="How many, by op.")
-    dagster_run: str | None = Field(description="The run that does them; null for a dry run.")
+    dagster_run: str | None = Field(
+        description="The Dagster run that processes them; null for a dry run."
+    )
 
 
 class RecordsSkipped(Out):

@@ -447,12 +447,12 @@ def _notes(outage: Outage, around: Surroundings, runs: Sequence[PausedRunOut]) -
     if outage.end is not None and any(run.resumed_at is None for run in runs):
         yield "Some runs are still paused: the numbers of records will change."
     yield (
-        "Calls that were spared are an estimate; refused calls are not stored. Records of runs "
+        "The number of calls spared is an estimate: refused calls are not stored. Records of runs "
         "that waited in the queue, and of loops that do not know their total, are not counted as "
         "delayed."
     )
     yield (
-        "The ledger never does a record twice that is done. A record that was in flight when its "
+        "Completed records are never processed again. A record that was in flight when its "
         "process was cut off is sent again with the same idempotency key; only the service knows "
         "whether it had arrived."
     )

@@ -288,7 +288,7 @@ def _no_gate(situation: Situation, run: CampaignRun | None) -> Iterator[Obstacle
         return
     yield Obstacle(
         ObstacleKind.NO_GATE,
-        f"no gate has the campaign {run.campaign}, so nothing resumes it. If its job was renamed "
+        f"no gate knows the campaign {run.campaign}, so nothing resumes it. If its job was renamed "
         "or removed: 'tidegate runs cancel'. Otherwise add the gate with build_definitions",
     )
 
@@ -296,7 +296,7 @@ def _no_gate(situation: Situation, run: CampaignRun | None) -> Iterator[Obstacle
 def _ended(situation: Situation, run: CampaignRun) -> Obstacle:
     how = "it failed" if run.status is RunStatus.FAILED else "it was cancelled"
     if run.campaign not in situation.campaigns:
-        return Obstacle(ObstacleKind.ENDED, f"{how}, and no gate has the campaign {run.campaign}")
+        return Obstacle(ObstacleKind.ENDED, f"{how}, and no gate knows the campaign {run.campaign}")
     return Obstacle(
         ObstacleKind.ENDED,
         f"{how}; start it again with 'tidegate start {shlex.quote(run.name)}', or re-execute it "
@@ -320,7 +320,9 @@ def _coming_windows(
 ) -> Iterator[Obstacle]:
     for window in situation.windows:
         if window.service in with_wholes(services) and window.keeps_from_starting(situation.now):
-            text = f"no run starts any more: {window.announcement(situation.now)}"
+            text = (
+                f"no run starts before the maintenance window: {window.announcement(situation.now)}"
+            )
             yield Obstacle(ObstacleKind.WINDOW, text)
 
 

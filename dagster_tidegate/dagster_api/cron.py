@@ -16,7 +16,7 @@ def check_cron(cron: str) -> str:
         >>> check_cron("0 25 * * *")
         Traceback (most recent call last):
         ...
-        ValueError: '0 25 * * *' is no cron expression: use five fields, such as 0 2 * * SUN
+        ValueError: '0 25 * * *' is not a cron expression: use five fields, such as 0 2 * * SUN
     """
     try:
         if is_valid_cron_string(cron):
@@ -24,7 +24,7 @@ def check_cron(cron: str) -> str:
             return cron
     except (ValueError, StopIteration):  # such as 30 February
         pass
-    raise ValueError(f"{cron!r} is no cron expression: use five fields, such as 0 2 * * SUN")
+    raise ValueError(f"{cron!r} is not a cron expression: use five fields, such as 0 2 * * SUN")
 
 
 def times(cron: str, timezone: str, since: datetime) -> Iterator[datetime]:

@@ -39,9 +39,9 @@ def _load(text: str) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise NotEditableError(f"it is no valid YAML: {' '.join(str(error).split())}") from error
+        raise NotEditableError(f"it is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise NotEditableError("it has no settings by name: see Dagster's documentation")
+        raise NotEditableError("it is not a mapping of settings: see Dagster's documentation")
     return config
 
 

@@ -57,7 +57,7 @@ class BudgetCheck:
                     former = budgets.set_balance(conn, store, policy, left)
                 if is_topped_up(breaker, left, former, was_asked_at):
                     fleet.breaker(policy.name).half_open()
-                    done.append(f"{policy.name} has {written(left)} left: it is tried again")
+                    done.append(f"{policy.name} has {written(left)} left: a trial call is made")
             if breaker.throttled_until and breaker.used_up == "budget":
                 with store.read() as conn:
                     usage = budgets.read(conn, store.now(conn))[policy.name]
@@ -84,7 +84,7 @@ class BudgetCheck:
         except Empty:
             answer = TimeoutError(f"no answer within {policy.probe_timeout_s:g} s")
         if isinstance(answer, Exception):
-            log.warning("What %s has left is not known: %r", name, answer)
+            log.warning("The balance of %s could not be read: %r", name, answer)
             return None
         return answer
 

@@ -78,7 +78,7 @@ class Followed:
         if self.errors:
             run_id, why = next(iter(self.errors.items()))
             count = plural(len(self.errors), "Dagster run")
-            parts.append(f"{count} could not be followed, such as {run_id}: {why}")
+            parts.append(f"{count} could not be processed, such as {run_id}: {why}")
         return "; ".join(parts)
 
 
@@ -106,7 +106,7 @@ def follow(gate: Gate, cursor: datetime, now: datetime, deadline: float) -> Foll
             except UNREACHABLE:
                 raise
             except Exception as error:  # one bad run must not stop the others
-                log.exception("Dagster run %s can't be followed", change.run.run_id)
+                log.exception("Changed Dagster run %s could not be processed", change.run.run_id)
                 followed.errors[change.run.run_id] = _in_short(error)
         if changes:
             followed.cursor = max(followed.cursor, changes[-1].at)
@@ -123,7 +123,7 @@ def _joined(gate: Gate, change: RunChange, followed: Followed) -> RunChange:
     except UNREACHABLE:
         raise
     except Exception as error:  # one bad run must not stop the others
-        log.exception("Dagster run %s can't be joined to a paused one", change.run.run_id)
+        log.exception("Could not find the paused run of Dagster run %s", change.run.run_id)
         followed.errors[change.run.run_id] = _in_short(error)
         return change
 

@@ -137,7 +137,7 @@ class _Requests:
             if run is None or not self._is_kept_queued(run, stopped & pools_of(dagster_run)):
                 continue
             if len(self.requests) < MAX_REQUESTS and self._add_next(run):
-                self.notes.append(f"{run.name} waits in the queue, so that its backfill goes on")
+                self.notes.append(f"{run.name} waits in the queue, so that its backfill continues")
 
     def _is_kept_queued(self, run: CampaignRun, stopped: Collection[str]) -> bool:
         """Whether pools at 0 keep the next attempt of a run queued as long as it is held."""

@@ -26,7 +26,7 @@ from dagster_tidegate.gate.windows import hold_in_windows
 from dagster_tidegate.holds import HoldSource
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, heartbeats, holds
-from dagster_tidegate.text import utc, words
+from dagster_tidegate.text import plural, utc, words
 
 # How far back the very first tick looks for runs.
 FIRST_LOOK_BACK = timedelta(hours=1)
@@ -64,13 +64,16 @@ def pause_tick(gate: Gate, planner: MissedTickPlanner, audit: Audit, *, new_code
     followed = follow(gate, observation.cursor or now - FIRST_LOOK_BACK, now, deadline)
     changes = [*begun, *report.changes]
     if waiting := explain_queue(gate, observation):
-        changes.append(f"{waiting} queued runs say what they wait for")
+        changes.append(f"{plural(waiting, 'queued run')} tagged with the holds that they wait for")
     if abandoned:
-        changes.append(f"{abandoned} paused campaign runs can't resume: their jobs are gone")
+        stuck = plural(abandoned, "paused campaign run")
+        changes.append(f"{stuck} can't resume: the job no longer exists")
     if str(followed):
         changes.append(str(followed))
     if ended := audit(gate):
-        changes.append(f"{ended} campaign runs ended: Dagster has no unfinished run of them")
+        changes.append(
+            f"{plural(ended, 'campaign run')} ended, because Dagster has no unfinished run"
+        )
     summary = _summary(observation, changes)
     _beat(gate, heartbeats.PAUSE, now, summary, followed.cursor)
     report.check()
@@ -109,7 +112,7 @@ def breaker_tick(gate: Gate, fleet: Fleet) -> str:
     now = fleet.refresh().read_at
     with gate.store.begin() as conn:
         expired = holds.expire(conn, now)
-    changes = [f"{expired} holds expired"] if expired else []
+    changes = [f"{plural(expired, 'hold')} expired"] if expired else []
     for service in fleet.due_probes():
         breaker = fleet.breaker(service).probe()
         changes.append(f"probed {service}: {breaker.state}")

@@ -253,7 +253,7 @@ class Attempt:
                 failed = ledger.failed_records(conn, self.run.id)
             self._dagster.add_tags(self._context.run_id, {FAILED_TAG: str(failed)})
         except Exception as error:  # noqa: BLE001 -- the loop has ended, whatever its tag says
-            self.log.warning("The run is not tagged with its failed records: %r", error)
+            self.log.warning("The run could not be tagged with its failed records: %r", error)
 
     def _outcome(self, reason: StopReason) -> tuple[RunStatus, str]:
         if reason.signal is not None and self._dagster.is_canceling(self._context.run_id):
@@ -328,7 +328,9 @@ class Attempt:
         try:
             self._dagster.add_tags(run.run_id, tags)
         except Exception as error:  # noqa: BLE001 -- records must not wait for a tag
-            self.log.warning("The run still has the tags of the one that it follows: %r", error)
+            self.log.warning(
+                "The tags of the previous run could not be removed from this run: %r", error
+            )
 
     def _mark_resumed(self, previous: AttemptRow) -> None:
         """Tag the Dagster run of the paused attempt, and replace it in its backfill."""
@@ -342,7 +344,9 @@ class Attempt:
             self._dagster.hand_backfill_over(previous.dagster_run)
             self._dagster.add_tags(previous.dagster_run, {STATE_TAG: RESUMED})
         except Exception as error:  # noqa: BLE001 -- records must not wait for a tag
-            self.log.warning("Run %s is not marked as resumed: %r", previous.dagster_run, error)
+            self.log.warning(
+                "Run %s could not be tagged as resumed: %r", previous.dagster_run, error
+            )
 
 
 def _ended(status: RunStatus, message: str) -> CampaignPaused | CampaignCancelled:

@@ -43,7 +43,7 @@ def build_definitions(
     "Materialize", a backfill or automation. Schedules and sensors are found by their targets.
 
     Args:
-        defs: Any Definitions, also what `dg.load_from_defs_folder` returns.
+        defs: Any Definitions, including those from `dg.load_from_defs_folder`.
         services: The services, each by its name or with its policy. None if `defs` has a
             `BreakerResource` already.
         campaigns: What can't be inferred: catch-up, priority, owners, further triggers.

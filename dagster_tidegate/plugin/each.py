@@ -57,7 +57,7 @@ def each(
     resource_key: str = "breakers",
     **options: Any,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Make an op or an asset of a function of one record.
+    """Turn a function of one record into an op or an asset.
 
     The op has the pool of its services, loops over its input as `BreakerResource.records` does,
     and returns the results. If there is one service, each call of the function is a call of its

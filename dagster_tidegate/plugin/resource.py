@@ -56,7 +56,7 @@ class Window(MaintenanceWindow, dg.Config):
 
 
 class Rate(RateLimit, dg.Config):
-    """How many calls a service permits in a time, which the whole fleet keeps to.
+    """How many calls a service permits in a period. The whole fleet stays within it.
 
     Example:
         ```python

@@ -281,7 +281,7 @@ class LoopPass(Generic[T]):
                 f"{failed} of {finished} records failed; max_failed allows "
                 f"{self.options.max_failed:.0%}{f': {said}' if said else ''}. "
                 f"'tidegate records list {run} --failed' lists them, and 'tidegate records retry "
-                f"{run}' does them again"
+                f"{run}' retries them"
             )
 
     @property
@@ -359,8 +359,8 @@ class LoopPass(Generic[T]):
         self._check_failed_share(1, self.options.max_failed)
         if self.worklist.untried and not self.journal.was_completed():
             raise UntriedRecordsError(
-                f"the records to be done again are finished, and {self.worklist.untried} of the "
-                f"input were never tried: 'tidegate start {self.host.run.name}' does these"
+                f"the marked records are finished, but {self.worklist.untried} records of the "
+                f"input were never tried: 'tidegate start {self.host.run.name}' processes them"
             )
         if failed := self.journal.failed:
             said = most_frequent(self._tries.errors)

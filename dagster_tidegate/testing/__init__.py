@@ -55,7 +55,7 @@ class Clock:
 
 
 class Service:
-    """A service that plays verdicts in turn, and is well after the last one.
+    """A service that answers with the given verdicts in turn, and then succeeds.
 
     Args:
         verdicts: What each call meets: an HTTP status, a status with headers, or an exception. A

@@ -407,7 +407,7 @@ def test_a_maintenance_window_is_added_and_removed(asked: Api, store: Store) -> 
     assert (event.kind, event.name, event.to_status) == ("window", "openai", "added")
     wrong = {**body, "cron": "0 25 * * *"}
     problem = asked.post("/services/openai/windows", wrong, expect=422)
-    assert "no cron expression" in problem["detail"]
+    assert "not a cron expression" in problem["detail"]
     [removed] = asked.send("DELETE", "/services/openai/windows")["windows"]
     assert removed["reason"] == "their upgrade"
     assert asked.send("DELETE", "/services/openai/windows")["windows"] == []

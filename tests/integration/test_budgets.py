@@ -168,7 +168,7 @@ def test_what_the_service_has_left_ends_and_lifts_a_denial(
     ACCOUNT["left"] = 100
     now[0] += EVERY_S
     clock.advance(60)
-    assert check(store, fleet) == ["apollo has 100 left: it is tried again"]
+    assert check(store, fleet) == ["apollo has 100 left: a trial call is made"]
     assert refused(fleet) is None
     assert fleet.breaker("apollo").status.state is BreakerState.CLOSED
 

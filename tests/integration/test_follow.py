@@ -147,7 +147,7 @@ def test_one_broken_run_stops_no_other(world: World, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(runs, "ensure", refuse)
     summary = pause_tick(world.gate, world.planner, Audit(), new_code=True)
-    assert f"1 Dagster run could not be followed, such as {broken.run_id}: ValueError" in summary
+    assert f"1 Dagster run could not be processed, such as {broken.run_id}: ValueError" in summary
     assert world.names() == {"here:assets/fine@leads"}
 
 

@@ -313,7 +313,7 @@ def test_a_queued_run_says_once_what_it_waits_for(deployed: Deployment):
     assert [m for m in messages if "Waits" in m] == [
         "Waits in the queue, held: service mail (operator: test)"
     ]
-    assert ["1 queued runs say" in tick for tick in ticks] == [True, False, False]
+    assert ["1 queued run tagged with the holds" in tick for tick in ticks] == [True, False, False]
 
 
 def test_a_campaign_that_does_not_need_the_service_is_left_alone(deployed: Deployment):

@@ -238,7 +238,7 @@ def test_an_outage_pauses_the_run_and_the_next_attempt_goes_on(campaign: Campaig
     assert reason is not None
     assert reason.startswith("Paused at 2/5: instantly is open (")
     # There is no gate in this test, and the run must not claim that one resumes it.
-    assert "; resumes only once a gate has the campaign outreach: " in reason
+    assert "; resumes only once a gate knows the campaign outreach: " in reason
     statuses = list(campaign.ledger().values())
     assert statuses.count(RecordStatus.DONE) == 2
     assert statuses.count(RecordStatus.WAITING) == len(statuses) - 2, "no record is in doubt"
@@ -272,7 +272,7 @@ def test_a_hold_of_a_person_stops_before_the_next_record(campaign: Campaign) -> 
     assert len(campaign.sent) == 3
     assert campaign.campaign_run.reason == (
         "Paused at 3/5: campaign outreach is held by ana (maintenance); resumes only once a gate "
-        "has the campaign outreach: see 'tidegate doctor'"
+        "knows the campaign outreach: see 'tidegate doctor'"
     )
     campaign.release(OUTREACH)
     campaign.run()

@@ -266,7 +266,7 @@ def test_the_command_lists_what_went_wrong_and_says_what_would_be_done_again(
     assert "completed, 2 failed" in run("runs").output
     assert "(completed, 2 failed) is not paused" in run("runs", "show", "outreach/leads-1").output
     dry = run("records", "retry", "outreach/leads-1", "--reason", "new list", "--dry-run")
-    assert dry.output == "2 records of outreach/leads-1 would be done again\n"
+    assert dry.output == "2 records of outreach/leads-1 would be retried\n"
     assert outreach.statuses()["ada"] is FAILED
     skipped = run("records", "skip", "outreach/leads-1", "--key", "ada", "--reason", "left")
     assert skipped.output == "skipped 1 record of outreach/leads-1\n"

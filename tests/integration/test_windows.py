@@ -229,8 +229,8 @@ def test_no_run_starts_in_the_minute_before_a_window_and_those_at_work_go_on(
     assert gates.situation().holds == [], "nothing stops a run at work"
     answer = why(gates.situation(), Target(TargetKind.CAMPAIGN, "letters"))
     assert [each.text for each in answer.obstacles if each.kind is ObstacleKind.WINDOW] == [
-        "no run starts any more: mail pauses in 59 s, until 2026-03-01 11:00:00 UTC "
-        "(their database)"
+        "no run starts before the maintenance window: mail pauses in 59 s, "
+        "until 2026-03-01 11:00:00 UTC (their database)"
     ]
     clock.time = BEGINS
     gates.tick()
@@ -288,8 +288,8 @@ def test_a_window_by_hand_outlasts_new_code_until_it_is_removed(
         ("mail", "removed", "bob"),
     }
     assert "declared in the code" in tidegate("remove", "mail", exit_code=1)
-    assert "no cron expression" in tidegate(*always[:3], "x", *always[4:], exit_code=1)
-    assert "no time zone" in tidegate(*always, "--timezone", "Mars", exit_code=1)
+    assert "not a cron expression" in tidegate(*always[:3], "x", *always[4:], exit_code=1)
+    assert "not a time zone" in tidegate(*always, "--timezone", "Mars", exit_code=1)
     assert "did you mean" in tidegate("remove", "mial", exit_code=1)
 
 

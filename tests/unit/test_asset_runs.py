@@ -91,14 +91,16 @@ def test_when_a_job_was_renamed_its_paused_run_does_not_say_any_more_that_it_res
     [dagster_run] = world.dagster.all_runs.values()
     world.dagster.add_tags(dagster_run.run_id, {"tidegate/reason": "x; resumes automatically"})
     summary = pause_tick(world.gate, world.planner, Audit(), new_code=True)
-    assert "1 paused campaign runs can't resume" in summary
+    assert "1 paused campaign run can't resume: the job no longer exists" in summary
     with world.store.read() as conn:
         run = runs.find(conn, "gone", "g1")
     assert run is not None
     assert (run.reason or "").startswith("Paused at 3/10: mail is open; resumes only once a gate")
     after = world.dagster.run(dagster_run.run_id)
     assert isinstance(after, dg.DagsterRun)
-    assert after.tags["tidegate/reason"].startswith("x; resumes only once a gate has the campaign")
+    assert after.tags["tidegate/reason"].startswith(
+        "x; resumes only once a gate knows the campaign"
+    )
 
 
 def pause_unpartitioned(world: World, *assets: str) -> CampaignRun:

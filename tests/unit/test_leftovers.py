@@ -30,7 +30,9 @@ def held(breaker: BreakerStatus, silent: Collection[str] = ()) -> Situation:
 def test_a_campaign_without_a_definition_is_named_with_the_command_that_cancels_its_runs() -> None:
     [left] = leftovers(replace(situation(), undefined={"old letters": 2}))
     assert (left.name, left.do) == ("old letters", "tidegate runs cancel 'old letters'")
-    assert left.what.startswith("has 2 paused runs, and no code location's gate has it")
+    assert left.what.startswith(
+        "has 2 paused runs that nothing resumes, because no gate knows the campaign"
+    )
 
 
 @pytest.mark.parametrize("breaker", [open_breaker("fax", due_in_s=-180), half_open("fax")])

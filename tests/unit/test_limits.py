@@ -120,7 +120,7 @@ def test_a_period_of_the_calendar_contains_the_time_and_no_other_day(
         ({"calls": 1, "per_s": 1, "per": "day"}, "either per_s or per"),
         ({"calls": 1, "per": "week"}, "use hour, day, month"),
         ({"calls": 0, "per": "day"}, "greater than or equal to 1"),
-        ({"calls": 1, "per": "day", "timezone": "Mars"}, "no time zone"),
+        ({"calls": 1, "per": "day", "timezone": "Mars"}, "not a time zone"),
     ],
 )
 def test_a_rate_that_means_nothing_is_refused(fields: dict, says: str) -> None:

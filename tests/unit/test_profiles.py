@@ -115,7 +115,7 @@ def test_a_profile_extends_one_beside_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[codes\n", "kimi.toml is no TOML"),
+        ("[codes\n", "kimi.toml is not valid TOML"),
         ('[codes]\ndenid = ["x"]\n', "kimi.toml is invalid: codes.denid: Extra inputs"),
         ('[codes]\ndenied = "x"\n', "kimi.toml is invalid: codes.denied: .*valid list"),
         ("[statuses]\ndenied = [40]\n", "statuses.denied.0: .*greater than or equal to 100"),

@@ -41,7 +41,7 @@ def test_a_changed_signature_changes_the_page() -> None:
     assert "pool(*services: str, campaign: str | None = None) -> str" in page
     assert "    reset_timeout_s: float = 30" in page
     assert "- `reset_timeout_s`: " in page
-    assert "Make an op or an asset of a function of one record." in page  # it has overloads
+    assert "Turn a function of one record into an op or an asset." in page  # it has overloads
     assert "_" not in page.partition("### `ASSETS`")[2].partition("```python\n")[2][:6]
 
 

@@ -278,7 +278,9 @@ def test_a_run_of_a_campaign_that_is_gone_keeps_no_other_from_trying_and_is_name
     pause_tick(world.gate, world.planner, Audit(), new_code=True)
     summary, [request] = resume_tick(world.gate, world.planner)
     assert request.tags["dagster/partition"] == "s1"
-    assert "gone has 1 paused run, and no code location's gate has it" in summary
+    assert (
+        "gone has 1 paused run that nothing resumes, because no gate knows the campaign" in summary
+    )
     assert summary.endswith("tidegate runs cancel gone")
 
 

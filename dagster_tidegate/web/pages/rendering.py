@@ -52,12 +52,12 @@ TONES = {
 MEANINGS = (
     ("success", ""),
     ("slow", "succeeded, but took too long"),
-    ("failure", "the service is unwell"),
+    ("failure", "the service is not working"),
     ("throttled", "not to be called before a time"),
     ("denied", "refuses this client until a person repairs the cause"),
     ("pending", "no answer yet for the record"),
-    ("rejected", "the record's own fault"),
-    ("ignored", "the caller's own error"),
+    ("rejected", "the record is invalid"),
+    ("ignored", "the calling code has an error"),
 )
 """What each verdict on a call says, for people."""
 DID = {
