@@ -24,6 +24,7 @@ from dagster_tidegate.records.workers import Handler, Workers
 from dagster_tidegate.records.worklist import LoopOptions
 from dagster_tidegate.statuses import RunStatus
 from dagster_tidegate.store import runs
+from dagster_tidegate.store.database import UNREACHABLE
 from dagster_tidegate.store.ledger import AttemptOverError
 from dagster_tidegate.store.runs import AttemptRow
 
@@ -169,12 +170,24 @@ class Records(Generic[T]):
             yield
         except AttemptOverError:
             raise  # nothing more may be written
-        except BaseException as error:
+        except (GeneratorExit, asyncio.CancelledError) as error:  # by `break`, for example
             current.signals.left_early = isinstance(error, GeneratorExit)
+            self._leave_quietly(current)
+            raise
+        except BaseException:
             current.leave()
             raise
         finally:
             self._is_active = False
+
+    def _leave_quietly(self, current: LoopPass[T]) -> None:
+        """Write everything, and log what prevents it: Python would print an error and go on."""
+        try:
+            current.leave()
+        except (AttemptOverError, *UNREACHABLE) as error:
+            self._host.log.warning(
+                "The record loop was left, and its last writes failed: %s", error
+            )
 
     def _stop_like_the_attempt(self) -> None:
         """Stop the run if another op or a person paused or cancelled its attempt."""

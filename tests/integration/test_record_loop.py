@@ -1,12 +1,12 @@
 """The record loop by itself, on real databases: how it reads, writes, stops and goes on."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -483,8 +483,37 @@ def test_counts_are_right_after_an_attempt_that_died(work: Work) -> None:
     work.begin()
     records = work.records(list("abcd"))
     assert records.done == 2
-    with suppress(AttemptOverError):  # the generator of the dead one is closed
-        del loop
+    del loop
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_leaving_a_loop_whose_attempt_is_over_is_logged_and_raises_nothing(
+    work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    for record in work.records(list("abc")):
+        with record:
+            record.result = record.key
+        work.begin()
+        break
+    gc.collect()
+    assert "The record loop was left" in caplog.text
+    assert "attempt 2 owns the campaign run" in caplog.text
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_leaving_an_asynchronous_loop_whose_attempt_is_over_is_logged_and_raises_nothing(
+    work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def op() -> None:
+        async for record in work.records(list("abc")):
+            with record:
+                record.result = record.key
+            work.begin()
+            break
+
+    asyncio.run(op())
+    assert "The record loop was left" in caplog.text
+    assert "an error occurred during closing" not in caplog.text
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -745,8 +774,7 @@ def test_a_record_that_was_cut_off_stays_listed_until_it_is_settled(work: Work) 
     with pytest.raises(Stopped):  # begun, and stopped before the record
         go_through(work.records(list("abc")))
     assert work.statuses() == {"a": RecordStatus.STARTED}
-    with suppress(AttemptOverError):
-        del loop
+    del loop
 
 
 def test_progress_has_a_rate_while_somebody_works(
