@@ -23,7 +23,7 @@ from dagster_tidegate.settings import (
     effective,
     unknown,
 )
-from dagster_tidegate.store.database import default_url, shown_url
+from dagster_tidegate.store.database import locate, shown_url
 
 if TYPE_CHECKING:
     from dagster_tidegate.dagster_api.locations import LocationCode
@@ -75,7 +75,7 @@ def _given(group: type[Settings], url: str | None) -> dict[str, str | None]:
 def _store(url: str | None) -> str | None:
     """Return the URL of the store without its password, or None if there is none."""
     try:
-        return shown_url(url or default_url())
+        return shown_url(locate(url)[0])
     except ValueError:
         return None
 

@@ -29,7 +29,7 @@ from dagster_tidegate.records.worklist import LoopOptions
 from dagster_tidegate.settings import GeneralSettings, SettingsError, load, unknown
 from dagster_tidegate.store import schema
 from dagster_tidegate.store.breakers import SqlBackend
-from dagster_tidegate.store.database import UNREACHABLE, Store, configured_url, embedded_url
+from dagster_tidegate.store.database import UNREACHABLE, Store, locate
 from dagster_tidegate.store.tables import metadata
 from dagster_tidegate.telemetry.log import LogHook
 
@@ -177,8 +177,8 @@ class BreakerResource(LightResource):
     @property
     def _shared(self) -> tuple[Store, Fleet]:
         policies = tuple(service.model_dump_json() for service in self.services)
-        named = self.store_url or configured_url()
-        return _connect(named or embedded_url(self._home), named is None, policies)
+        url, embedded = locate(self.store_url, self._home)
+        return _connect(url, embedded, policies)
 
     def breaker(self, service: str) -> Breaker:
         """Return the breaker of a service, a `pybreaker.CircuitBreaker`.

@@ -70,13 +70,18 @@ def embedded_url(home: str | None = None) -> str:
     return f"sqlite:///{directory / FILE}"
 
 
-def default_url() -> str:
-    """Return the store's URL from `TIDEGATE_STORE_URL`, else the SQLite file in `DAGSTER_HOME`.
+def locate(url: str | None = None, home: str | None = None) -> tuple[str, bool]:
+    """Return the URL of the store, and whether it is embedded: nobody named one.
+
+    Args:
+        url: The store that the caller names; None: the one of `TIDEGATE_STORE_URL`.
+        home: As for `embedded_url`.
 
     Raises:
         ValueError: If there is nowhere to put it.
     """
-    return configured_url() or embedded_url()
+    named = url or configured_url()
+    return named or embedded_url(home), named is None
 
 
 def read_url(url: str | sa.URL) -> sa.URL:
@@ -159,8 +164,8 @@ class Store:
         Raises:
             ValueError: If there is nowhere to put it, or the URL can't be used here.
         """
-        named = url or configured_url()
-        return cls(named or embedded_url(), connections=connections, embedded=named is None)
+        located, embedded = locate(url)
+        return cls(located, connections=connections, embedded=embedded)
 
     def _create_engine(self, connections: int) -> sa.Engine:
         if self.url.get_backend_name() == "sqlite":

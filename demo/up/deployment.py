@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dagster_tidegate.dagster_api.workspace import make_storage
 from dagster_tidegate.holds import EVERYTHING, HoldSource
 from dagster_tidegate.store import holds, schema, tokens
-from dagster_tidegate.store.database import Store, default_url
+from dagster_tidegate.store.database import Store, locate
 from dagster_tidegate.store.tokens import Role
 from demo.up import dagster_web
 from demo.up import home as homes
@@ -175,7 +175,7 @@ def run(
         os.environ["DEMO_SANDBOX_URL"] = address(sandbox_port)
         # Dagster's pages then link to Tidegate's.
         os.environ.setdefault("TIDEGATE_PUBLIC_URL", address(port))
-        upgrade_store(default_url())
+        upgrade_store(locate()[0])
 
         def gone() -> bool:
             return stopped.is_set() or (with_parent and os.getppid() != parent)
@@ -214,7 +214,7 @@ def upgrade_store(url: str) -> None:
 @contextmanager
 def _token() -> Iterator[str | None]:
     """Make a token for as long as this runs, where others have made some; else none is needed."""
-    store, name = Store(default_url()), f"{ACTOR} {uuid4().hex[:8]}"
+    store, name = Store(locate()[0]), f"{ACTOR} {uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.callback(store.dispose)
         with store.begin() as conn:
@@ -238,7 +238,7 @@ def _pause_work(
 
     The hold expires on its own, so the next start has nothing to undo.
     """
-    store = Store(default_url())
+    store = Store(locate()[0])
     try:
         if not dagster_web.running_runs(web, token):
             return
