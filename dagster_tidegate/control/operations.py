@@ -474,7 +474,7 @@ def _claim(
             )
             run = runs.find(conn, campaign.name, partition)
             assert run is not None  # created or found just above, and never deleted
-            if not created and is_claimed(conn, run, run_id):
+            if not created and is_claimed(run, begun(conn, name, run_id)):
                 return before_claim(run)
             if not created and not runs.claim_start(conn, now, run, actor=actor):
                 raise UnderWayError(f"{run.name} is already {run.status}")
@@ -484,10 +484,9 @@ def _claim(
         return run
 
 
-def is_claimed(conn: Connection, run: CampaignRun, run_id: str | None) -> bool:
-    """Return whether a campaign run is pending since a start that has this Dagster run."""
-    is_pending = run.status is RunStatus.PENDING and not run.waits_for_start
-    return is_pending and begun(conn, run.name, run_id) is not None
+def is_claimed(run: CampaignRun, start: Event | None) -> bool:
+    """Return whether a campaign run is pending since a start; see `begun`."""
+    return start is not None and run.status is RunStatus.PENDING and not run.waits_for_start
 
 
 def before_claim(run: CampaignRun) -> CampaignRun:

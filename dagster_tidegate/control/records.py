@@ -14,6 +14,7 @@ from dagster_tidegate.store import events, records, runs
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.events import EventKind
+from dagster_tidegate.store.history import Event
 from dagster_tidegate.store.records import RecordState, Selection
 from dagster_tidegate.store.runs import CampaignRun
 from dagster_tidegate.text import plural
@@ -83,8 +84,8 @@ def retry(
     selection = to_retry(selection)
     chosen = run_id or str(uuid4())
     with store.read() as conn:
-        marked_before = marked_for(conn, run, run_id)
-        is_claimed = operations.is_claimed(conn, run, run_id)
+        begun = operations.begun(conn, run.name, run_id)
+    marked_before, is_claimed = _marked_by(begun), operations.is_claimed(run, begun)
     if decision.refusal is Refusal.HELD:
         raise HeldError(decision.text)
     is_under_way = run.status in (RunStatus.PENDING, RunStatus.PROCESSING)
@@ -127,12 +128,16 @@ def retry(
     return Again(marked, dagster_run)
 
 
-def marked_for(conn: Connection, run: CampaignRun, run_id: str | None) -> Mapping[str, int] | None:
-    """Return how many records were marked for a Dagster run, by op; None if none were.
+def marked_for(conn: Connection, run: CampaignRun, run_id: str) -> Mapping[str, int]:
+    """Return how many records were marked for a Dagster run, by op.
 
     That is known as long as nobody has started the campaign run since.
     """
-    begun = operations.begun(conn, run.name, run_id)
+    return _marked_by(operations.begun(conn, run.name, run_id)) or {}
+
+
+def _marked_by(begun: Event | None) -> Mapping[str, int] | None:
+    """Return how many records a start has marked, by op; None if it does not say."""
     marked = None if begun is None or begun.after is None else begun.after.get("marked")
     return cast(Mapping[str, int] | None, marked)
 

@@ -69,6 +69,13 @@ class AppContext:
             )
         return self.open_workspace()
 
+    def has_run(self, run_id: str) -> bool:
+        """Return whether Dagster has the run of a repeated request.
+
+        The server that launched it may have died before it answered.
+        """
+        return self.open_workspace is not None and self.open_workspace().has_run(run_id)
+
 
 async def _context(request: Request) -> AppContext:
     return request.app.state.context

@@ -51,10 +51,11 @@ def start(
         require_owner(identity, spec)
         run = None if partition is None else runs.find(conn, campaign, partition)
         decision = _verdict(situation, campaign, partition, run)
-        is_claimed = run is not None and operations.is_claimed(conn, run, run_id)
+        is_claimed = run is not None and operations.is_claimed(
+            run, operations.begun(conn, run.name, run_id)
+        )
     answer = WhyOut.of(decision.answer)
-    # The server that launched it may have died before it answered.
-    if run_id is not None and context.open_workspace and context.workspace().has_run(run_id):
+    if run_id is not None and context.has_run(run_id):
         name = run_name(campaign, partition or run_id)
         return Started(name=name, dagster_run=run_id, why=answer)
     if decision.refusal is not None and decision.refuses(queue=queue) and not is_claimed:

@@ -162,9 +162,9 @@ def retry(
         require_owner(identity, spec)
         run = lookup.run(conn, situation.now, campaign, partition)
         decision = verdict(why(situation, Target(TargetKind.CAMPAIGN_RUN, run.name), run))
-        marked = control.marked_for(conn, run, run_id) or {}
-    # The server that launched it may have died before it answered.
-    if run_id is not None and context.open_workspace and context.workspace().has_run(run_id):
+    if run_id is not None and context.has_run(run_id):
+        with context.store.read() as conn:
+            marked = control.marked_for(conn, run, run_id)
         return RecordsMarked(run=run.name, dry_run=dry_run, marked=marked, dagster_run=run_id)
     again = control.retry(
         context.store,
