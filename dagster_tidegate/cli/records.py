@@ -172,8 +172,9 @@ def retry(
 ) -> None:
     """Retry records in one Dagster run that processes nothing else.
 
-    Without an option: all failed ones. They keep their idempotency keys, and their tries are
-    counted from 0. Use --done with --since for records that were recorded as done by mistake.
+    Without a status option or --key, only failed records. They keep their idempotency keys, and
+    their tries are counted from 0. Use --done with --since for records that were recorded as done
+    by mistake.
 
     Exit codes: 0 queued; 1 failure; 2 invalid command line; 3 held; 4 in progress, or about to
     resume.
@@ -230,7 +231,7 @@ def skip(
 ) -> None:
     """Mark records as needing no result, so that the campaign run can complete without them.
 
-    Without an option, all failed records. Records that are done stay done.
+    Without a status option or --key, only failed records. Records that are done stay done.
     """
     store = open_store(url)
     with reading(store) as (conn, situation):

@@ -215,7 +215,9 @@ def test_an_operator_tries_a_group_of_records_again(store: Store, page: Page) ->
         expect(page.get_by_role("heading", level=1)).to_have_text("Try 3 records again")
         page.get_by_label("Reason").fill("addresses were corrected")
         page.get_by_role("button", name="Try again").click()
-        expect(page.get_by_text("a Dagster run that does only these is queued")).to_be_visible()
+        expect(
+            page.get_by_text("a Dagster run that processes only these is queued")
+        ).to_be_visible()
     assert workspace.launched == [("outreach", "leads-1.csv")]
     with store.read() as conn:
         ledger = t.ledger.c

@@ -191,7 +191,9 @@ def test_a_poison_record_is_a_suspect_and_is_tried_again_or_skipped(
         expect(page.get_by_role("heading", level=1)).to_have_text("Try 1 record again")
         page.get_by_label("Reason").fill("the name is corrected")
         page.get_by_role("button", name="Try again").click()
-        expect(page.get_by_text("a Dagster run that does only these is queued")).to_be_visible()
+        expect(
+            page.get_by_text("a Dagster run that processes only these is queued")
+        ).to_be_visible()
         assert workspace.launched == [("outreach", "leads-1.csv")]
         assert audited(store, kinds=["records"]) == [
             ("ana", "retry 1 record", "the name is corrected", "127.0.0.1")

@@ -159,7 +159,7 @@ def test_an_unreachable_store_is_said_on_a_page(store: Store, monkeypatch) -> No
         monkeypatch.setattr(store, "read", _unreachable)
         page = browser.get("", expect=503)
     assert "The store is unavailable" in page
-    assert "Workers go on under their own breakers" in page
+    assert "Meanwhile, workers use their own breakers" in page
 
 
 def test_an_error_of_ours_is_answered_with_a_page(store: Store, monkeypatch) -> None:

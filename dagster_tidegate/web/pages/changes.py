@@ -379,7 +379,7 @@ def _preview_start(asked: Asked) -> Preview:
     campaign = lookup.campaign_in(asked.situation, name)
     require_owner(asked.identity, campaign.spec)
     target = Target(TargetKind.CAMPAIGN, name)
-    lines = [f"A Dagster run of {name} is put into the queue."]
+    lines = [f"A Dagster run of {name} is queued."]
     if campaign.holds:
         summary = why(asked.situation, target).summary
         lines.append(f"The campaign is {without_command(summary)}. The run waits in the queue.")
@@ -411,7 +411,7 @@ def _preview_cancel(asked: Asked) -> Preview:
     lines = [f"{run.name} ends as cancelled, and does not resume."]
     if run.status is RunStatus.PROCESSING:
         lines.append("Its Dagster run stops after the record in flight.")
-    lines.append("What is done stays done. It can be started again later.")
+    lines.append("Records that are done stay done. It can be started again later.")
     return Preview(
         title=f"Cancel {run.name}",
         button="Cancel the run",
@@ -447,9 +447,9 @@ def _preview_retry(asked: Asked) -> Preview:
         title=f"Try {plural(count, 'record')} again",
         button="Try again",
         lines=[
-            f"{plural(count, 'record')} of {run.name} will be done again, with the same "
-            "idempotency keys: what took effect does not take effect twice.",
-            "One Dagster run that does only these is put into the queue.",
+            f"{plural(count, 'record')} of {run.name} will be processed again with the same "
+            "idempotency keys. A service that honours the keys repeats no effect.",
+            "One Dagster run that processes only these is queued.",
         ],
         said=said,
         hidden=[*_which(asked.form), ("run_id", asked.form.text("run_id") or str(uuid4()))],

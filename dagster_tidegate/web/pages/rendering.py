@@ -68,7 +68,7 @@ DID = {
     "let-trip": "The breaker may trip again.",
     "start": "Started: the run is in Dagster's queue.",
     "cancel": "Cancelled. A record in flight is finished first.",
-    "retry": "Marked: a Dagster run that does only these is queued.",
+    "retry": "Marked: a Dagster run that processes only these is queued.",
     "skip": "Skipped.",
 }
 """What a page says after a change."""

@@ -107,9 +107,9 @@ def retry_records(
     body: RetryRecords,
     dry_run: DryRun = False,
 ) -> Response:
-    """Mark records to be done again, and queue one Dagster run that does only these.
+    """Mark records for a retry, and queue one Dagster run that processes only these.
 
-    Without `keys` and `status`: the failed ones. They keep their idempotency keys.
+    Without `keys` and `status`, only failed records are selected. They keep their idempotency keys.
     """
 
     def make(run_id: str | None) -> RecordsMarked:
@@ -127,9 +127,9 @@ def skip_records(
     body: SkipRecords,
     dry_run: DryRun = False,
 ) -> RecordsSkipped:
-    """Decide that records need no result, so that the campaign run can complete without them.
+    """Mark records as needing no result, so that the campaign run can complete without them.
 
-    Without `keys` and `status`: the failed ones. Records that are done stay done.
+    Without `keys` and `status`, only failed records are selected. Records that are done stay done.
     """
     with writing(context.store, dry_run=dry_run) as conn:
         now = context.store.now(conn)
@@ -149,7 +149,7 @@ def retry(
     dry_run: bool,
     run_id: str | None,
 ) -> RecordsMarked:
-    """Mark records to be done again, and queue a Dagster run that does only these.
+    """Mark records for a retry, and queue a Dagster run that processes only these.
 
     Args:
         run_id: The id for its Dagster run, which makes a repeated launch harmless. None: any.

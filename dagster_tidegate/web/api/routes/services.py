@@ -127,7 +127,7 @@ def release_service(change: Change, service: ServiceName, body: Release | None =
 def service_is_repaired(
     change: Change, service: ServiceName, body: Repaired | None = None
 ) -> ServiceChanged:
-    """Say that a service refuses this client no longer: its breaker makes a trial call.
+    """Declare that the cause of a denial is repaired: the breaker permits a trial call.
 
     Refused if you may not control one of the campaigns that need the service.
     """
