@@ -622,7 +622,9 @@ class Engine:
             if self._state.change(before, after):
                 self._announce(before, after)
                 return
-        raise RuntimeError(f"other processes kept changing the breaker of {self.policy.name}")
+        raise RuntimeError(
+            f"other processes kept changing the breaker of {self.policy.name}: try again"
+        )
 
     def _announce(self, before: BreakerStatus, after: BreakerStatus) -> None:
         if after.generation != before.generation:

@@ -56,7 +56,9 @@ class SharedStorage(pybreaker.CircuitBreakerStorage):
             after = move(before)
             if after is before or self._backend.change(before, after, self._worker):
                 return
-        raise RuntimeError(f"other processes kept changing the breaker of {self._policy.name}")
+        raise RuntimeError(
+            f"other processes kept changing the breaker of {self._policy.name}: try again"
+        )
 
     @property
     def state(self) -> str:

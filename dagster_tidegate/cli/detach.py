@@ -71,7 +71,7 @@ def detach(
     """Restore everything that the gate changed in Dagster, and stop the gate.
 
     Stops the gate's sensors, and restores pools, schedules and sensors. Runs, holds and the store
-    stay. To attach it again, start the gate's sensors.
+    are kept. To attach the gate again, start the gate's sensors.
     """
     store = open_store(url)
     with reading(store) as (_, situation):

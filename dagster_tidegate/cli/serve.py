@@ -25,7 +25,7 @@ LEVELS = ("critical", "error", "warning", "info", "debug")
     "--read-only", is_flag=True, help="Refuse every change in the API and the Dagster UI."
 )
 @click.option(
-    "--api-only", is_flag=True, help="Serve only the API. Starting runs then needs the code too."
+    "--api-only", is_flag=True, help="Serve only the API. To start runs, also name the code."
 )
 @click.option(
     "--log-level",

@@ -121,7 +121,7 @@ def in_words(effect: Effect, target: Target, breakers: Mapping[str, BreakerStatu
     if effect.queue_waits and (count := runs[RunStatus.PENDING]):
         parts.append(f"{plural(count, 'pending run')} will wait in the queue")
     elif not effect.queue_waits:
-        reason = "a pool can't tell runs apart" if effect.run else "no op has a pool for it"
+        reason = "a pool can't hold back one run" if effect.run else "no op has a pool for it"
         parts.append(f"queued runs start and pause at their first record ({reason})")
     if triggers:
         parts.append(f"stopped: {triggers}")

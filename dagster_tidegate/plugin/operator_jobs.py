@@ -30,7 +30,7 @@ MAX_LOGGED = 50
 class _TargetConfig(dg.Config):
     kind: TargetKind = Field(
         default=TargetKind.SERVICE,
-        description="What to name: SERVICE, CAMPAIGN, CAMPAIGN_RUN or EVERYTHING.",
+        description="Kind of the target: SERVICE, CAMPAIGN, CAMPAIGN_RUN or EVERYTHING.",
     )
     name: str = Field(
         default="",
@@ -49,7 +49,7 @@ class HoldConfig(_TargetConfig):
         default=None,
         gt=0,
         le=MAX_HOURS,
-        description="After how many hours the hold expires. Default: when it is released.",
+        description="Hours until the hold expires. Default: it lasts until it is released.",
     )
 
 
@@ -102,7 +102,7 @@ def jobs_of_operators(resource_key: str) -> Sequence[dg.JobDefinition]:
 
     return [
         _job(HOLD_JOB, hold_op, "Hold a service, a campaign, one of its runs or everything."),
-        _job(RELEASE_JOB, release_op, "Release what people hold."),
+        _job(RELEASE_JOB, release_op, "Release operators' holds."),
         _job(DOCTOR_JOB, doctor_op, "Check Dagster, the store and the code locations."),
     ]
 

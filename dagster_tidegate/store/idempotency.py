@@ -82,7 +82,9 @@ def claim(conn: Connection, now: datetime, key: RequestKey) -> Claim | StoredAns
         if row.status is not None:
             return StoredAnswer(row.status, row.body)
         if row.at > now - MAX_REQUEST:
-            raise KeyInUseError("the first request with this key has no answer yet")
+            raise KeyInUseError(
+                "the first request with this key is still in flight: repeat it later"
+            )
         values["body"] = row.body
     conn.execute(t.idempotency_keys.update().where(*_is(key)).values(**values))
     return Claim(key, now, values["body"])

@@ -367,7 +367,7 @@ ledger = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# What the gate changed in Dagster, and the value before. Live until the value is given back.
+# What the gate changed in Dagster, and the value before. Live until the value is restored.
 # The values of a pool are `unset`, `default` (it follows the instance's default) or a number; those
 # of a schedule or sensor are `unset`, `RUNNING`, `STOPPED` or `DECLARED_IN_CODE`.
 takeovers = sa.Table(
@@ -379,7 +379,7 @@ takeovers = sa.Table(
     sa.Column("label", sa.String(512), nullable=False),  # its name for people
     sa.Column("campaign", sa.String(256)),  # whose schedule or sensor it is; None for a pool
     sa.Column("location", sa.String(256), nullable=False),  # the code location whose gate took it
-    sa.Column("former", sa.String(32), nullable=False),  # the value to give back
+    sa.Column("former", sa.String(32), nullable=False),  # the value to restore
     sa.Column("set_from", sa.String(32), nullable=False),  # the value before the latest write
     sa.Column("set_to", sa.String(32), nullable=False),  # the value of the latest write
     # Whether the latest write may not have reached Dagster yet: it is recorded here first.
