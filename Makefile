@@ -141,7 +141,7 @@ bump: ## Set the version wherever it stands: make bump VERSION=0.2.0.
 	@test -n "$(VERSION)" || { echo "name the new one: make bump VERSION=0.2.0" >&2; exit 1; }
 	@old=$$(sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml | head -n 1) && \
 	  sed -i "0,/^version = /s/^version = \"$$old\"/version = \"$(VERSION)\"/" pyproject.toml && \
-	  sed -i -E "s/(dagster-tidegate:|VERSION:-|tag: \")$$old/\1$(VERSION)/" docker-compose.yml docs/production.md deploy/kubernetes/*.yaml
+	  sed -i -E "s/(dagster-tidegate:|VERSION:-|^VERSION=|tag: \")$$old/\1$(VERSION)/" .env.example docker-compose.yml docs/production.md deploy/kubernetes/*.yaml
 
 clean: ## Remove environments, builds and caches.
 	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

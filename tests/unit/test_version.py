@@ -10,11 +10,14 @@ from trove_classifiers import classifiers
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = [
+    ROOT / ".env.example",
     ROOT / "docker-compose.yml",
     ROOT / "docs" / "production.md",
     *sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml")),
 ]
-MENTION = re.compile(r'dagster-tidegate(?::(?:\$\{VERSION:-)?|\n\s+tag: ")(\d[\w.]*\w)')
+MENTION = re.compile(
+    r'(?:^VERSION=|dagster-tidegate(?::(?:\$\{VERSION:-)?|\n\s+tag: "))(\d[\w.]*\w)', re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
