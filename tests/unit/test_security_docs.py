@@ -48,10 +48,10 @@ def test_limits_that_are_not(what: str, most: object) -> None:
 
 
 def test_what_is_promised_of_times() -> None:
-    assert f"believed for {authenticator.REFRESH_S:g} seconds" in DOCS
+    assert f"caches for {authenticator.REFRESH_S:g} seconds whether a token is valid" in DOCS
     assert f"**within {authenticator.MAX_AGE_S:g} seconds**" in DOCS
     longest = authenticator.MAX_AGE_S + authenticator.REFRESH_S
-    assert f"too, within {longest:g}." in DOCS
+    assert f"opened with it end within {longest:g} seconds." in " ".join(DOCS.split())
     assert f"at most {authenticator.MAX_LOGGED} lines a minute" in DOCS
 
 
