@@ -11,10 +11,9 @@ from uuid import uuid4
 
 from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker import state_machine as machine
-from dagster_tidegate.breaker.budget import Allowance, BudgetState, allow
-from dagster_tidegate.breaker.budget import Request as Spending
+from dagster_tidegate.breaker.budget import Allowance, BudgetState, SpendRequest, allow
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest, lease_slots
-from dagster_tidegate.breaker.limits import Grant, LimitState, Request
+from dagster_tidegate.breaker.limits import CallRequest, Grant, LimitState
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -120,7 +119,7 @@ class BreakerBackend(Protocol):
         """Return a lease with the result of its call; return the breaker before and after."""
         ...
 
-    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+    def lease(self, policy: ServicePolicy, worker: str, request: CallRequest) -> Grant:
         """Settle a worker's last block of calls within the limits, and lease it the next one."""
         ...
 
@@ -128,7 +127,7 @@ class BreakerBackend(Protocol):
         """Renew a worker's slots for calls in flight, and lease it more."""
         ...
 
-    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+    def spend(self, policy: ServicePolicy, worker: str, request: SpendRequest) -> Allowance:
         """Write what a worker has spent of a budget, and allow it the next amount."""
         ...
 
@@ -282,7 +281,7 @@ class MemoryBackend:
             self.statuses[policy.name] = after
             return before, after
 
-    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+    def lease(self, policy: ServicePolicy, worker: str, request: CallRequest) -> Grant:
         """See `BreakerBackend.lease`."""
         with self._lock:
             state = self._limits.setdefault(policy.name, LimitState())
@@ -296,7 +295,7 @@ class MemoryBackend:
             now = self.now().timestamp()
             return lease_slots(state, policy.max_concurrency, now, worker, request)
 
-    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+    def spend(self, policy: ServicePolicy, worker: str, request: SpendRequest) -> Allowance:
         """See `BreakerBackend.spend`. Nothing is written: the process reports all of it again."""
         assert policy.budget is not None
         now = self.now()

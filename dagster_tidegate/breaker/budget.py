@@ -121,7 +121,7 @@ class Spent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class SpendRequest:
     """What a process has spent since its last report, and what it asks for.
 
     Attributes:
@@ -160,7 +160,7 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Block:
+class Advance:
     """An amount that a process may spend until it expires."""
 
     amount: int
@@ -193,7 +193,7 @@ class BudgetState:
     """
 
     budget: SpendingLimit
-    blocks: dict[str, Block] = field(default_factory=dict)
+    blocks: dict[str, Advance] = field(default_factory=dict)
     balance: Balance | None = None
 
     @classmethod
@@ -203,7 +203,7 @@ class BudgetState:
         balance = stored["balance"]
         return cls(
             SpendingLimit(**stored["budget"]),
-            {worker: Block(*block) for worker, block in stored["blocks"].items()},
+            {worker: Advance(*block) for worker, block in stored["blocks"].items()},
             None if balance is None else Balance(**balance),
         )
 
@@ -219,7 +219,9 @@ class BudgetState:
         )
 
 
-def settle(state: BudgetState, now: datetime, worker: str, request: Request) -> Mapping[Spent, int]:
+def settle(
+    state: BudgetState, now: datetime, worker: str, request: SpendRequest
+) -> Mapping[Spent, int]:
     """Take back the last amount of a process, and those of dead ones. Changes the state.
 
     Returns:
@@ -256,7 +258,7 @@ def allow(
     state: BudgetState,
     now: datetime,
     worker: str,
-    request: Request,
+    request: SpendRequest,
     *,
     total: int,
     since_balance: int = 0,
@@ -276,7 +278,7 @@ def allow(
         fair = free // (len(state.blocks) + 1)
         amount = max(request.needed, min(request.wanted, fair))
         expires_at = min(at + LEASE_S, ends)
-        state.blocks[worker] = Block(amount, expires_at)
+        state.blocks[worker] = Advance(amount, expires_at)
         return Allowance(amount, begins, total, lease_s=expires_at - at)
     if left < request.needed:
         ends_at = datetime.fromtimestamp(ends, UTC)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Protocol
 
-from dagster_tidegate.breaker.limits import MAX_BLOCK, Grant, Request, is_about, lease_time
+from dagster_tidegate.breaker.limits import MAX_BLOCK, CallRequest, Grant, is_about, lease_time
 from dagster_tidegate.breaker.policy import ServicePolicy, wait_in_place_s
 from dagster_tidegate.breaker.quotas import Quota
 from dagster_tidegate.breaker.readings import Reading, few_left, readings_of
@@ -17,14 +17,14 @@ SOON_S = 1.0
 """What is used up so soon, as fast as it becomes less, is little: processes lease it."""
 
 
-class _Lender(Protocol):
+class _CallLender(Protocol):
     """Leases blocks of calls, by the clock of the fleet; a `SharedState`."""
 
     @property
     def campaign(self) -> str: ...
     @property
     def monotonic(self) -> Callable[[], float]: ...
-    def lease(self, policy: ServicePolicy, request: Request) -> Grant: ...
+    def lease(self, policy: ServicePolicy, request: CallRequest) -> Grant: ...
     def seconds_until(self, grant: Grant) -> float: ...
 
 
@@ -55,7 +55,9 @@ class Limiter:
         few_left: Whether the service says that few calls are left.
     """
 
-    def __init__(self, policy: ServicePolicy, lender: _Lender, *, refills: bool = False) -> None:
+    def __init__(
+        self, policy: ServicePolicy, lender: _CallLender, *, refills: bool = False
+    ) -> None:
         self._policy = policy
         self._lender = lender
         self._refills = refills
@@ -175,7 +177,9 @@ class Limiter:
             block = self._block
             if block.size and (final or self._monotonic() >= block.deadline):
                 campaign = self._lender.campaign
-                self._lender.lease(self._policy, Request(0, self._close(block), campaign=campaign))
+                self._lender.lease(
+                    self._policy, CallRequest(0, self._close(block), campaign=campaign)
+                )
         finally:
             self._asking.release()
 
@@ -213,7 +217,7 @@ class Limiter:
             elif soon:
                 self._wanted = min(2 * self._wanted, MAX_BLOCK)
         readings, self._heard = self._readings(), None
-        request = Request(self._wanted, ages, patience_s, readings, self._lender.campaign)
+        request = CallRequest(self._wanted, ages, patience_s, readings, self._lender.campaign)
         grant = self._lender.lease(self._policy, request)
         if not grant.calls:
             self._refusal = grant

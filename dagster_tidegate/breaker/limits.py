@@ -112,7 +112,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Request:
+class CallRequest:
     """What a process asks for, and what became of its last block.
 
     Attributes:
@@ -232,7 +232,7 @@ def lease(
     rates: Sequence[RateLimit],
     now: datetime,
     worker: str,
-    request: Request,
+    request: CallRequest,
     *,
     priority: int = 0,
 ) -> Grant:

@@ -7,7 +7,7 @@ from datetime import datetime
 from threading import Lock, RLock
 from typing import Protocol
 
-from dagster_tidegate.breaker.budget import LEASE_S, Allowance, Request, Spent
+from dagster_tidegate.breaker.budget import LEASE_S, Allowance, SpendRequest, Spent
 from dagster_tidegate.breaker.limits import Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
 
@@ -24,7 +24,7 @@ class _Treasurer(Protocol):
     @property
     def monotonic(self) -> Callable[[], float]: ...
     def now(self) -> datetime: ...
-    def spend(self, policy: ServicePolicy, request: Request) -> Allowance: ...
+    def spend(self, policy: ServicePolicy, request: SpendRequest) -> Allowance: ...
 
 
 class Purse:
@@ -124,7 +124,7 @@ class Purse:
             spent = {what: amount for what, amount in self._spent.items() if amount > 0}
             self._free, self._used, self._deadline = 0, 0, float("-inf")
         answer = self._treasurer.spend(
-            self._policy, Request(spent, needed, max(wanted, needed), self._known)
+            self._policy, SpendRequest(spent, needed, max(wanted, needed), self._known)
         )
         with self._lock:
             if answer.kept:

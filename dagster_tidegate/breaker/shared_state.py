@@ -18,8 +18,7 @@ from dagster_tidegate.breaker.backend import (
     Trial,
     TrialAnswer,
 )
-from dagster_tidegate.breaker.budget import BILLIONTH, Allowance
-from dagster_tidegate.breaker.budget import Request as Spending
+from dagster_tidegate.breaker.budget import BILLIONTH, Allowance, SpendRequest
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
 from dagster_tidegate.breaker.events import (
     AmountSpent,
@@ -29,7 +28,7 @@ from dagster_tidegate.breaker.events import (
     StoreLost,
     StoreRegained,
 )
-from dagster_tidegate.breaker.limits import Grant, Request
+from dagster_tidegate.breaker.limits import CallRequest, Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -213,7 +212,7 @@ class SharedState:
             self.refresh()
         return before, after
 
-    def lease(self, policy: ServicePolicy, request: Request) -> Grant:
+    def lease(self, policy: ServicePolicy, request: CallRequest) -> Grant:
         """Settle this process's last block of calls within the limits, and lease the next one."""
         return self._do(lambda backend: backend.lease(policy, self.worker, request))[0]
 
@@ -221,7 +220,7 @@ class SharedState:
         """Renew this process's slots for calls in flight, and lease more."""
         return self._do(lambda backend: backend.lease_slots(policy, self.worker, request))[0]
 
-    def spend(self, policy: ServicePolicy, request: Spending) -> Allowance:
+    def spend(self, policy: ServicePolicy, request: SpendRequest) -> Allowance:
         """Report what this process has spent, and ask for the next amount."""
         answer = self._do(lambda backend: backend.spend(policy, self.worker, request))[0]
         if answer.kept and policy.budget is not None:

@@ -11,7 +11,7 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.01, 0.25
 """A process that waits for a slot asks again so often: rarer, the longer it waits."""
 
 
-class _Lender(Protocol):
+class _SlotLender(Protocol):
     """Leases slots; a `SharedState`."""
 
     @property
@@ -29,7 +29,7 @@ class Slots:
         lender: Leases the slots.
     """
 
-    def __init__(self, policy: ServicePolicy, lender: _Lender) -> None:
+    def __init__(self, policy: ServicePolicy, lender: _SlotLender) -> None:
         self._policy = policy
         self._lender = lender
         self._monotonic = lender.monotonic

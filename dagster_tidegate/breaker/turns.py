@@ -10,7 +10,7 @@ FORGOTTEN_AFTER_S = 15.0
 """A campaign that has not asked for so long starts again beside the others, with no calls ahead."""
 EVEN = 20
 """Campaigns are even while they differ by no more than one in so many calls of the limit."""
-MOST_BEHIND = 10
+MAX_BEHIND = 10
 """How far behind a campaign can be at most, in the unit above, that has wanted fewer calls."""
 
 
@@ -43,7 +43,7 @@ def ask(turns: dict[str, Turn], campaign: str, priority: int, now: float, limit:
     most = max((each.calls for each in turns.values()), default=0)
     turn = turns.setdefault(campaign, Turn(priority, most, now))
     turn.priority, turn.asked_at = priority, now
-    turn.calls = max(turn.calls, most - MOST_BEHIND * _even(limit))
+    turn.calls = max(turn.calls, most - MAX_BEHIND * _even(limit))
     return turn
 
 

@@ -14,7 +14,7 @@ from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.cli import console
 from dagster_tidegate.cli.connections import open_store, reading
 from dagster_tidegate.cli.options import json_option, url_option
-from dagster_tidegate.cli.tables import Window
+from dagster_tidegate.cli.tables import FirstFit
 from dagster_tidegate.control.leftovers import leftovers
 from dagster_tidegate.control.models import (
     AlertHealth,
@@ -246,7 +246,7 @@ def _watch(store: Store, interval_s: float, *, as_json: bool) -> None:
                 renderings = [
                     Group(note, render(situation, counts, short=short)) for short in (False, True)
                 ]
-                live.update(Window(renderings, instead="tidegate status"), refresh=True)
+                live.update(FirstFit(renderings, instead="tidegate status"), refresh=True)
 
             def show_error(error: click.ClickException) -> None:
                 live.update(Text(str(error), "red"), refresh=True)

@@ -97,7 +97,7 @@ def _minimum_widths(shown: list[tuple[Column, Measurement]], text_width: int) ->
     ]
 
 
-class Window:
+class FirstFit:
     """The first of several renderings of the same that fits on the screen.
 
     If none fits, the last is cut, and its last line says how much is missing.

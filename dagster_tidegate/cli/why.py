@@ -20,7 +20,7 @@ from dagster_tidegate.cli.status import ends, probe_in
 from dagster_tidegate.control.models import WhyOut
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import (
-    Answer,
+    Explanation,
     QueuedRun,
     Reason,
     UnknownNameError,
@@ -76,7 +76,7 @@ def why(name: str, kind: str | None, as_json: bool, url: str | None) -> None:
 
 def answer_for(
     conn: Connection, situation: Situation, name: str, kind: str | None = None
-) -> Answer:
+) -> Explanation:
     """Return why the thing with a name is paused.
 
     Raises:
@@ -133,7 +133,11 @@ def _run_hint(conn: Connection, name: str) -> str:
 
 
 def show_answer(
-    answer: Answer, situation: Situation, missing: str | None = None, *, beside_status: str = ""
+    answer: Explanation,
+    situation: Situation,
+    missing: str | None = None,
+    *,
+    beside_status: str = "",
 ) -> None:
     """Print an answer for people.
 
@@ -184,7 +188,7 @@ def _ends(reason: Reason, situation: Situation) -> str:
     return f"{end}; next probe {probe_in(reason.retry_at, situation.now)}"
 
 
-def _of_dagster_run(conn: Connection, situation: Situation, run_id: str) -> Answer:
+def _of_dagster_run(conn: Connection, situation: Situation, run_id: str) -> Explanation:
     attempt = runs.attempt_of(conn, run_id)
     run = None if attempt is None else runs.get(conn, attempt.campaign_run)
     if run is not None:

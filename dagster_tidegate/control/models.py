@@ -11,7 +11,7 @@ from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control.situation import CampaignSituation, Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict
-from dagster_tidegate.control.why import Answer, Obstacle, why
+from dagster_tidegate.control.why import Explanation, Obstacle, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.settings import AlertSettings, load
 from dagster_tidegate.statuses import BreakerState, CampaignStatus, RunStatus
@@ -81,7 +81,7 @@ class WhyOut(Out):
     last_word: str | None
 
     @classmethod
-    def of(cls, answer: Answer) -> "WhyOut":
+    def of(cls, answer: Explanation) -> "WhyOut":
         """Build it from an answer."""
         return cls(
             target_kind=answer.target.kind,
@@ -406,7 +406,7 @@ class RunDetailsOut(RunOut):
     why: WhyOut
 
     @classmethod
-    def all_of(cls, details: RunDetails, answer: Answer) -> "RunDetailsOut":
+    def all_of(cls, details: RunDetails, answer: Explanation) -> "RunDetailsOut":
         """Build it from the store's details and the answer of `why`."""
         return cls(
             **RunOut.of(ListedRun(details.run, details.progress)).model_dump(),

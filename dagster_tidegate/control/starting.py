@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from dagster_tidegate.control.why import Answer, ObstacleKind
+from dagster_tidegate.control.why import Explanation, ObstacleKind
 from dagster_tidegate.statuses import RunStatus
 
 
@@ -26,14 +26,14 @@ class StartVerdict:
 
     refusal: Refusal | None
     text: str
-    answer: Answer
+    answer: Explanation
 
     def refuses(self, *, queue: bool) -> bool:
         """Return whether it must not start; with `queue`, a held run may wait in the queue."""
         return self.refusal is not None and not (queue and self.refusal is Refusal.HELD)
 
 
-def verdict(answer: Answer) -> StartVerdict:
+def verdict(answer: Explanation) -> StartVerdict:
     """Return whether a campaign run may start.
 
     Args:

@@ -72,7 +72,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Explanation:
     """Whether and why something is paused.
 
     Attributes:
@@ -163,7 +163,7 @@ def campaigns_of_asset(situation: Situation, asset: str) -> list[str]:
     ]
 
 
-def why(situation: Situation, target: Target, run: CampaignRun | None = None) -> Answer:
+def why(situation: Situation, target: Target, run: CampaignRun | None = None) -> Explanation:
     """Return whether and why something is paused.
 
     Args:
@@ -242,7 +242,7 @@ def _answer(
     held: list[Hold],
     services: frozenset[str] | set[str],
     run: CampaignRun | None,
-) -> Answer:
+) -> Explanation:
     obstacles = [*_kill_switch(situation), *_stale_gates(situation, target)]
     if run is None or run.status in UNFINISHED:  # one that has ended waits for nothing
         obstacles += [
@@ -268,7 +268,7 @@ def _answer(
             else "it was created by hand and has not been started"
         )
         obstacles.insert(0, Obstacle(ObstacleKind.NOT_STARTED, text))
-    return Answer(
+    return Explanation(
         target=target,
         status=status,
         reasons=tuple(reason_of(situation, hold) for hold in held),

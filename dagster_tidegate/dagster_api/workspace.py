@@ -222,7 +222,7 @@ def _process(
     log_level: str,
     read_only: bool,
 ) -> WorkspaceProcessContext:
-    target = _Target(project, frozenset(known))
+    target = _ProjectTarget(project, frozenset(known))
     try:
         target.create_origins()
     except (dg.DagsterError, CheckError, yaml.YAMLError, OSError, ValueError) as error:
@@ -237,7 +237,7 @@ def _process(
     )
 
 
-class _Target(WorkspaceLoadTarget):
+class _ProjectTarget(WorkspaceLoadTarget):
     """The code locations of a project, for Dagster."""
 
     def __init__(self, project: Project, known: frozenset[str]) -> None:

@@ -13,7 +13,7 @@ from dagster_tidegate.store.windows import PlannedWindow
 from dagster_tidegate.text import utc
 
 
-class Span(NamedTuple):
+class Occurrence(NamedTuple):
     """One time of a window, UTC."""
 
     starts_at: datetime
@@ -22,7 +22,7 @@ class Span(NamedTuple):
 
 def spans(
     expression: str, timezone: str, length: timedelta, now: datetime
-) -> tuple[Span | None, Span]:
+) -> tuple[Occurrence | None, Occurrence]:
     """Return the time of a window that `now` is in, and the next one that begins later. Pure.
 
     A window of two hours lasts two hours, also where summer time begins or ends in it. Of several
@@ -33,7 +33,7 @@ def spans(
     """
     current = None
     for at in cron.times(expression, timezone, now - length):
-        span = Span(at, at + length)
+        span = Occurrence(at, at + length)
         if at > now:
             return current, span
         if now < span.ends_at:

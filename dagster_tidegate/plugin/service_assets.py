@@ -148,7 +148,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportFacts:
     """What is reported besides the change itself.
 
     Attributes:
@@ -167,7 +167,7 @@ class Facts:
 
 
 def to_report(
-    changes: Sequence[Event], positions: Mapping[str, Position], facts: Facts
+    changes: Sequence[Event], positions: Mapping[str, Position], facts: ReportFacts
 ) -> Iterator[AssetEvent]:
     """Yield what to report to Dagster about changes of breakers, the oldest first.
 
@@ -231,7 +231,7 @@ def _described(service: str, state: str, reason: str | None) -> str:
     return f"{service} is {words(state)}{why}"
 
 
-def _metadata(change: Event, facts: Facts) -> dict[str, Any]:
+def _metadata(change: Event, facts: ReportFacts) -> dict[str, Any]:
     details = change.after or {}
     metadata: dict[str, Any] = {"state": change.to_status}
     if change.reason:

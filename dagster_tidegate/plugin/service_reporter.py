@@ -7,8 +7,8 @@ import dagster as dg
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.plugin.service_assets import (
     EVENT,
-    Facts,
     Position,
+    ReportFacts,
     at_first,
     service_key,
     to_report,
@@ -90,7 +90,7 @@ class ServiceReporter:
         return changes, up_to, not more
 
 
-def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
+def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> ReportFacts:
     # Slow to import; every process that loads the definitions would wait for it.
     from dagster_tidegate.control import report_reader
     from dagster_tidegate.control.report_text import outage_text
@@ -105,7 +105,7 @@ def _facts(conn: Connection, store: Store, changes: Sequence[Event]) -> Facts:
         if (report := report_reader.of_outage(conn, now, change.id)) is not None
     }
     needing = {name: [s for s in specs if name in s.services([name])] for name in names}
-    return Facts(
+    return ReportFacts(
         paused_runs={
             name: outages.paused_runs(conn, [spec.name for spec in needing[name]]) for name in names
         },

@@ -13,10 +13,9 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker import state_machine as machine
 from dagster_tidegate.breaker.backend import Listener, Trial, TrialAnswer, free_slot
-from dagster_tidegate.breaker.budget import Allowance
-from dagster_tidegate.breaker.budget import Request as Spending
+from dagster_tidegate.breaker.budget import Allowance, SpendRequest
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
-from dagster_tidegate.breaker.limits import Grant, Request
+from dagster_tidegate.breaker.limits import CallRequest, Grant
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.snapshot import FleetSnapshot
 from dagster_tidegate.breaker.state_machine import BreakerStatus
@@ -38,7 +37,7 @@ from dagster_tidegate.store import budgets, compatibility, events, holds, limits
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import UNREACHABLE, Connection, Store
 from dagster_tidegate.store.events import EventKind
-from dagster_tidegate.store.moment import Moment
+from dagster_tidegate.store.snapshot_query import SnapshotQuery
 from dagster_tidegate.store.upsert import insert, insert_on
 
 PRUNED_AT_ONCE = 1000
@@ -446,7 +445,7 @@ class SqlBackend:
                 change(conn, now, before, after, actor=trial.worker)
             return before, after
 
-    def lease(self, policy: ServicePolicy, worker: str, request: Request) -> Grant:
+    def lease(self, policy: ServicePolicy, worker: str, request: CallRequest) -> Grant:
         """See `BreakerBackend.lease`."""
         with self.store.begin() as conn:
             return limits.lease(conn, self.store, policy, worker, request)
@@ -456,7 +455,7 @@ class SqlBackend:
         with self.store.begin() as conn:
             return limits.lease_slots(conn, self.store, policy, worker, request)
 
-    def spend(self, policy: ServicePolicy, worker: str, request: Spending) -> Allowance:
+    def spend(self, policy: ServicePolicy, worker: str, request: SpendRequest) -> Allowance:
         """See `BreakerBackend.spend`."""
         with self.store.begin() as conn:
             return budgets.spend(conn, self.store, policy, worker, request)
@@ -596,7 +595,7 @@ _ONE = sa.select(t.services).where(t.services.c.name == sa.bindparam("service"))
 _LOCKED = _ONE.with_for_update(key_share=True)
 
 
-_FLEET = Moment(
+_FLEET = SnapshotQuery(
     services=sa.select(t.services),
     holds=holds.UNRELEASED,
     compatibility=sa.select(compatibility.OLDEST.label("oldest")),

@@ -12,8 +12,8 @@ from dagster_tidegate.breaker.budget import (
     Allowance,
     Balance,
     BudgetState,
-    Request,
     SpendingLimit,
+    SpendRequest,
     left_of,
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -71,7 +71,7 @@ class BudgetUsage:
 
     @property
     def is_nearly_spent(self) -> bool:
-        """Whether so much of it is used up that people are told."""
+        """Whether so much of it is used up that an alert is due."""
         return self.share >= NEARLY_SPENT
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class BudgetUsage:
 
 
 def spend(
-    conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: Request
+    conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: SpendRequest
 ) -> Allowance:
     """Write what a worker has spent, and allow it the next amount: see `budget.allow`."""
     assert policy.budget is not None

@@ -20,8 +20,8 @@ from dagster_tidegate.store import breakers, campaigns, heartbeats, holds, runs,
 from dagster_tidegate.store import tables as t
 from dagster_tidegate.store.database import Connection, Store
 from dagster_tidegate.store.missed_ticks import MissedTick
-from dagster_tidegate.store.moment import Moment
 from dagster_tidegate.store.runs import CampaignRun
+from dagster_tidegate.store.snapshot_query import SnapshotQuery
 from dagster_tidegate.store.takeovers import Takeover
 from dagster_tidegate.store.windows import PlannedWindow
 
@@ -67,7 +67,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
     Args:
         resuming: Whether to read `paused`, `active`, `waiting` and `missed` too.
     """
-    now, rows = _moment(resuming=resuming).read(store, conn, location=location)
+    now, rows = _query(resuming=resuming).read(store, conn, location=location)
     return GateView(
         now=now,
         holds=in_effect(map(holds.from_row, rows["holds"]), now),
@@ -88,7 +88,7 @@ def read(store: Store, conn: Connection, location: str, *, resuming: bool) -> Ga
 
 
 @cache
-def _moment(*, resuming: bool) -> Moment:
+def _query(*, resuming: bool) -> SnapshotQuery:
     beat, run, tick = t.heartbeats.c, t.campaign_runs.c, t.missed_ticks.c
     parts = {
         "holds": holds.UNRELEASED,
@@ -116,4 +116,4 @@ def _moment(*, resuming: bool) -> Moment:
                 tick.outcome.is_(None)
             ),
         }
-    return Moment(**parts)
+    return SnapshotQuery(**parts)

@@ -102,8 +102,7 @@ def newest(conn: Connection, kind: EventKind, name: str) -> Event | None:
     """Return the newest event of a kind that has exactly this name, or None if there is none."""
     c = t.events.c
     query = sa.select(t.events).where(c.kind == kind, c.name == name)
-    found = rows(conn, query.order_by(c.id.desc()).limit(1))
-    return found[0] if found else None
+    return next(iter(rows(conn, query.order_by(c.id.desc()).limit(1))), None)
 
 
 def between(conn: Connection, after: int, up_to: int, *, limit: int) -> Sequence[Event]:

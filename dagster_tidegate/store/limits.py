@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from dagster_tidegate.breaker import concurrency, limits
 from dagster_tidegate.breaker.concurrency import SlotGrant, SlotRequest
-from dagster_tidegate.breaker.limits import Grant, LimitState, Request, Usage
+from dagster_tidegate.breaker.limits import CallRequest, Grant, LimitState, Usage
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.store import locked_state
 from dagster_tidegate.store import tables as t
@@ -16,7 +16,7 @@ from dagster_tidegate.store.database import Connection, Store
 
 
 def lease(
-    conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: Request
+    conn: Connection, store: Store, policy: ServicePolicy, worker: str, request: CallRequest
 ) -> Grant:
     """Settle a worker's last block of calls, and lease it the next one: see `limits.lease`."""
     priority = 0

@@ -174,17 +174,17 @@ def take(
         (each.kind, each.name): each
         for each in map(from_row, conn.execute(statement, rows).mappings())
     }
-    found = [taken[key] for take in takes if (key := (take.kind, take.name)) in taken]
-    if found:
+    own = [taken[key] for take in takes if (key := (take.kind, take.name)) in taken]
+    if own:
         events.write_all(
             conn,
             now,
-            [(str(each), each.former, each.set_to) for each in found],
+            [(str(each), each.former, each.set_to) for each in own],
             kind=EventKind.TAKEOVER,
             reason="taken over",
             actor=SystemActor.GATE,
         )
-    return found
+    return own
 
 
 def intend(

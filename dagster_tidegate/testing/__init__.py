@@ -154,14 +154,14 @@ def assert_paused(result: "dg.ExecuteInProcessResult", service: str | None = Non
     """
     errors = _errors(result)
     pauses = [message for name, message in errors if name in _PAUSES]
-    assert pauses, f"the run has not paused: {_told(result, errors)}"
+    assert pauses, f"the run has not paused: {_outcome_of(result, errors)}"
     named = service is None or any(f"{service} is " in message for message in pauses)
     assert named, f"the run has not paused for {service}: {'; '.join(pauses)}"
 
 
 def assert_completed(result: "dg.ExecuteInProcessResult") -> None:
     """Assert that a run has succeeded."""
-    assert result.success, f"the run has not completed: {_told(result, _errors(result))}"
+    assert result.success, f"the run has not completed: {_outcome_of(result, _errors(result))}"
 
 
 def assert_each_once(service: Service, keys: Sequence[Hashable] | None = None) -> None:
@@ -203,7 +203,7 @@ def _errors(result: "dg.ExecuteInProcessResult") -> list[tuple[str | None, str]]
     return [(error.cls_name, error.message) for error in failures if error is not None]
 
 
-def _told(result: "dg.ExecuteInProcessResult", errors: list[tuple[str | None, str]]) -> str:
+def _outcome_of(result: "dg.ExecuteInProcessResult", errors: list[tuple[str | None, str]]) -> str:
     if result.success:
         return "it succeeded"
     return "; ".join(message.strip() for _, message in errors) or "it failed"

@@ -146,13 +146,13 @@ def create_app(
         limit = params.get("limit", str(MAX_CALLS))
         if not limit.isascii() or not limit.isdigit():
             raise HTTPException(422, f"limit: {limit!r} is not a number of calls")
-        found = [
+        matching = [
             call
             for call in calls
             if call["service"] == (service or call["service"])
             and (since is None or datetime.fromisoformat(call["at"]) >= since)
         ]
-        return JSONResponse(found[: int(limit)])
+        return JSONResponse(matching[: int(limit)])
 
     async def keys(request: HttpRequest) -> Response:
         _, log = log_of(request)

@@ -16,7 +16,7 @@ from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
 from dagster_tidegate.cli.status import render
-from dagster_tidegate.cli.tables import Window
+from dagster_tidegate.cli.tables import FirstFit
 from dagster_tidegate.control import situation
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import RunStatus
@@ -414,7 +414,7 @@ def test_the_screen_has_what_is_wrong_first_and_says_what_is_cut(store: Store) -
     def shown(height: int) -> list[str]:
         console = Console(width=80, height=height, file=StringIO(), force_terminal=True)
         with console.capture() as captured:
-            console.print(Window(tellings, instead="tidegate status"), end="")
+            console.print(FirstFit(tellings, instead="tidegate status"), end="")
         return re.sub(r"\x1b\[[0-9;]*m", "", captured.get()).splitlines()
 
     whole, counted, cut = shown(60), shown(24), shown(12)

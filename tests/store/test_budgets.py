@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from dagster_tidegate.breaker.backend import BreakerBackend
-from dagster_tidegate.breaker.budget import BILLIONTH, Request, SpendingLimit, Spent
+from dagster_tidegate.breaker.budget import BILLIONTH, SpendingLimit, SpendRequest, Spent
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
@@ -53,9 +53,11 @@ def test_processes_that_ask_at_once_spend_no_more_than_the_budget(store: Store) 
     def ask(number: int) -> int:
         """Spend all that is allowed, and never say so, or say so with the next request."""
         worker, backend = f"w{number}", backends[number % 8]
-        allowed = backend.spend(policy, worker, Request({}, 4 * BILLIONTH, 4 * BILLIONTH)).amount
+        allowed = backend.spend(
+            policy, worker, SpendRequest({}, 4 * BILLIONTH, 4 * BILLIONTH)
+        ).amount
         if number % 2:
-            backend.spend(policy, worker, Request({Spent(None, "letters"): allowed}))
+            backend.spend(policy, worker, SpendRequest({Spent(None, "letters"): allowed}))
         return allowed
 
     with ThreadPoolExecutor(8) as pool:
@@ -188,7 +190,7 @@ def test_what_came_back_after_midnight_is_not_spent_again(
 def test_what_a_process_that_died_may_have_spent_counts(
     store: Store, clock: Clock, make_fleet: Callable[..., Fleet]
 ) -> None:
-    SqlBackend(store).spend(DAILY, "dead", Request({}, BILLIONTH))  # and it never reports
+    SqlBackend(store).spend(DAILY, "dead", SpendRequest({}, BILLIONTH))  # and it never reports
     clock.advance(5 + 30 + 1)
     assert calls(make_fleet(DAILY)) == 5
     assert usage(store).campaigns == {"": 6}

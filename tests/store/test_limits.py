@@ -19,7 +19,7 @@ from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import BreakerBackend
 from dagster_tidegate.breaker.errors import BreakerOpenError
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.limits import Grant, RateLimit, Request
+from dagster_tidegate.breaker.limits import CallRequest, Grant, RateLimit
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import campaigns, service_stats
@@ -53,7 +53,7 @@ def test_no_window_has_more_calls_than_its_limit(store: Store) -> None:
             self,
             policy: ServicePolicy,
             worker: str,
-            request: Request,
+            request: CallRequest,
             priority: int = 0,  # noqa: ARG002 -- the store knows it
         ) -> Grant:
             return SqlBackend(store).lease(policy, worker, request)
@@ -74,7 +74,7 @@ def test_processes_that_ask_at_once_get_no_more_than_the_limit(store: Store, rou
 
     def ask(number: int) -> int:
         worker = f"w{number % 8}-{number}"
-        return backends[number % 8].lease(policy, worker, Request(4)).calls
+        return backends[number % 8].lease(policy, worker, CallRequest(4)).calls
 
     with ThreadPoolExecutor(8) as pool:
         leased = sum(pool.map(ask, range(rounds * 40)))
@@ -137,13 +137,13 @@ def test_a_campaign_waits_for_another_of_higher_priority(store: Store, clock: Cl
     with store.begin() as conn:
         campaigns.save(conn, clock(), "here", specs)
     policy = ServicePolicy(name="mail", limits=[RateLimit(calls=10, per_s=4)])
-    backend, request = SqlBackend(store), Request(10, patience_s=20)
+    backend, request = SqlBackend(store), CallRequest(10, patience_s=20)
     assert backend.lease(policy, "a", replace(request, campaign="digest")).calls == 10
     clock.advance(0.5)
     grant = backend.lease(policy, "b", replace(request, campaign="urgent"))
     assert grant.calls, "free when the block of the other is over"
     clock.advance(0.5)
-    again = Request(10, ages=[0.5] * 10, patience_s=20, campaign="digest")
+    again = CallRequest(10, ages=[0.5] * 10, patience_s=20, campaign="digest")
     grant = backend.lease(policy, "a", again)
     assert grant.calls == 0
     assert (grant.limit, grant.retry_at) == ("", clock() + timedelta(seconds=0.25))

@@ -13,10 +13,10 @@ from dagster_tidegate.breaker.limiter import Limiter
 from dagster_tidegate.breaker.limits import (
     CLOCKS_DIFFER_S,
     GRACE_S,
+    CallRequest,
     Grant,
     LimitState,
     RateLimit,
-    Request,
 )
 from dagster_tidegate.breaker.policy import ServicePolicy
 
@@ -51,7 +51,7 @@ class Lender:
         return Process(self, worker, campaign, priority)
 
     def lend(
-        self, policy: ServicePolicy, worker: str, request: Request, priority: int = 0
+        self, policy: ServicePolicy, worker: str, request: CallRequest, priority: int = 0
     ) -> Grant:
         state = LimitState.from_json(self.state.to_json())  # as the store keeps it
         grant = limits.lease(state, policy.limits, self.now, worker, request, priority=priority)
@@ -71,7 +71,7 @@ class Process:
     def monotonic(self) -> Callable[[], float]:
         return lambda: self.lender.passed
 
-    def lease(self, policy: ServicePolicy, request: Request) -> Grant:
+    def lease(self, policy: ServicePolicy, request: CallRequest) -> Grant:
         grant = self.lender.lend(policy, self.worker, request, self.priority)
         if self.lender.loses:
             raise Lost

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from dagster_tidegate.breaker import budget
 from dagster_tidegate.breaker.budget import BILLIONTH, Spent
-from dagster_tidegate.breaker.limits import Request
+from dagster_tidegate.breaker.limits import CallRequest
 from dagster_tidegate.breaker.policy import RateLimit, ServicePolicy, SpendingLimit
 from dagster_tidegate.breaker.verdicts import VerdictKind
 from dagster_tidegate.control import operations
@@ -127,9 +127,9 @@ def limited(store: Store) -> None:
     )
     with store.begin() as conn:
         now = store.now(conn)
-        limits.lease(conn, store, policy, "worker", Request(2_400))
+        limits.lease(conn, store, policy, "worker", CallRequest(2_400))
         spent = {Spent(None, "outreach"): 11 * BILLIONTH, Spent(None, "account_digest"): BILLIONTH}
-        budgets.spend(conn, store, policy, "worker", budget.Request(spent))
+        budgets.spend(conn, store, policy, "worker", budget.SpendRequest(spent))
         window = PlannedWindow(
             *("pipelines", "millionverifier", "0 2 * * *", "UTC", 7200, "their weekly upgrade"),
             starts_at=now + timedelta(hours=5),

@@ -128,7 +128,7 @@ def test_a_browser_is_sent_nowhere_but_to_a_path_of_this_server(wanted: str) -> 
 )  # fmt: skip
 def test_what_a_document_would_change(document: str, changes: tuple[str, ...] | None) -> None:
     assert graphql.changes(document) == changes
-    reader = graphql.Reader()
+    reader = graphql.DocumentReader()
     assert reader.changes(document) == reader.changes(document) == changes
 
 

@@ -14,8 +14,8 @@ import dagster_tidegate as tg
 from dagster_tidegate.breaker.budget import (
     BILLIONTH,
     BudgetState,
-    Request,
     SpendingLimit,
+    SpendRequest,
     Spent,
     allow,
     billionths,
@@ -40,7 +40,7 @@ class Ledger:
         self.state = BudgetState(budget)
         self.rows: Counter[Spent] = Counter()
 
-    def ask(self, now: datetime, worker: str, request: Request) -> int:
+    def ask(self, now: datetime, worker: str, request: SpendRequest) -> int:
         self.rows.update(settle(self.state, now, worker, request))
         begins = self.state.budget.period(now.timestamp())[0]
         total = sum(v for what, v in self.rows.items() if (what.period or 0) >= begins)
@@ -82,7 +82,7 @@ def test_no_period_costs_more_than_the_budget(
         if action == "back":
             wanted = 0
         needed = min(wanted, 1) * BILLIONTH
-        request = Request(dict(mine), needed=needed, wanted=wanted * BILLIONTH)
+        request = SpendRequest(dict(mine), needed=needed, wanted=wanted * BILLIONTH)
         mine.clear()
         allowed = ledger.ask(now, worker, request)
         if action == "call":
@@ -102,19 +102,21 @@ def test_no_period_costs_more_than_the_budget(
 
 def test_the_last_of_a_budget_is_shared_and_used_up() -> None:
     ledger = Ledger(SpendingLimit(amount=10))
-    first = ledger.ask(NOON, "a", Request({}, BILLIONTH, 100 * BILLIONTH))
+    first = ledger.ask(NOON, "a", SpendRequest({}, BILLIONTH, 100 * BILLIONTH))
     assert first == 10 * BILLIONTH
-    assert ledger.ask(NOON, "b", Request({}, BILLIONTH, BILLIONTH)) == 0, "a may spend all of it"
+    assert ledger.ask(NOON, "b", SpendRequest({}, BILLIONTH, BILLIONTH)) == 0, (
+        "a may spend all of it"
+    )
     report = {Spent(FIRST, "letters"): 2 * BILLIONTH}
-    second = ledger.ask(NOON, "a", Request(report, BILLIONTH, 2 * BILLIONTH))
-    third = ledger.ask(NOON, "b", Request({}, BILLIONTH, 100 * BILLIONTH))
+    second = ledger.ask(NOON, "a", SpendRequest(report, BILLIONTH, 2 * BILLIONTH))
+    third = ledger.ask(NOON, "b", SpendRequest({}, BILLIONTH, 100 * BILLIONTH))
     assert (second, third) == (2 * BILLIONTH, 3 * BILLIONTH)
 
 
 def test_who_is_refused_learns_until_when() -> None:
     budget = SpendingLimit(amount=1, per="day", timezone="Europe/Berlin")
     state = BudgetState(budget)
-    one = Request({}, BILLIONTH)
+    one = SpendRequest({}, BILLIONTH)
     assert allow(state, NOON, "a", one, total=0).amount == BILLIONTH
     waits = allow(state, NOON, "b", one, total=0)
     assert (waits.used_up, waits.retry_at) == (False, NOON + timedelta(seconds=5))

@@ -29,7 +29,7 @@ from dagster_tidegate.breaker.events import (
     StoreLost,
     StoreRegained,
 )
-from dagster_tidegate.breaker.limits import RateLimit, Request
+from dagster_tidegate.breaker.limits import CallRequest, RateLimit
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.control import runbooks
@@ -86,7 +86,7 @@ def fleet_registry() -> CollectorRegistry:
             )
         )
         limited = ServicePolicy(name="mail", limits=[RateLimit(calls=5, per="day")])
-        limits.lease(conn, store, limited, "w", Request(1))
+        limits.lease(conn, store, limited, "w", CallRequest(1))
         budget = BudgetState(SpendingLimit(amount=5)).to_json()
         conn.execute(t.budgets.insert().values(service="mail", state=budget))
         conn.execute(

@@ -12,7 +12,7 @@ from dagster_tidegate.breaker import limits
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import MemoryBackend
 from dagster_tidegate.breaker.fleet import Fleet
-from dagster_tidegate.breaker.limits import Grant, LimitState, RateLimit, Request
+from dagster_tidegate.breaker.limits import CallRequest, Grant, LimitState, RateLimit
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.quotas import Quota, names_quota, quotas_of
 from dagster_tidegate.breaker.readings import MAX_FREE, Reading, Said, few_left, readings_of
@@ -91,7 +91,7 @@ def test_quotas_are_read_in_the_forms_that_services_use(
 
 
 def leased(
-    state: LimitState, rates: list[RateLimit], seconds: float, worker: str, request: Request
+    state: LimitState, rates: list[RateLimit], seconds: float, worker: str, request: CallRequest
 ) -> Grant:
     now = datetime.fromtimestamp(AT.timestamp() + seconds, UTC)
     return limits.lease(state, rates, now, worker, request)
@@ -104,28 +104,28 @@ def heard(name: str, *, left: float, age_s: float, until_s: float, **values: Any
 
 def test_what_a_service_says_is_left_is_shared_by_all() -> None:
     state = LimitState()
-    says = Request(50, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
+    says = CallRequest(50, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
     first = leased(state, [], 0, "a", says)
-    second = leased(state, [], 0, "b", Request(50))
-    third = leased(state, [], 0, "c", Request(50))
+    second = leased(state, [], 0, "b", CallRequest(50))
+    third = leased(state, [], 0, "c", CallRequest(50))
     assert first.calls == 10
     assert (second.calls, third.calls) == (0, 0)
     assert third.retry_at == datetime.fromtimestamp(AT.timestamp() + 30, UTC)
-    assert leased(state, [], 31, "c", Request(50)).calls == 50, "its time is over"
+    assert leased(state, [], 31, "c", CallRequest(50)).calls == 50, "its time is over"
 
 
 def test_calls_that_were_made_since_the_service_said_it_are_taken_off() -> None:
     state = LimitState()
-    says = Request(4, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
+    says = CallRequest(4, readings=[heard("", left=10, age_s=0.1, until_s=30.0)])
     assert leased(state, [], 0, "a", says).calls == 4
-    again = leased(state, [], 2, "a", Request(9, ages=[1.0, 1.5, 1.9]))
+    again = leased(state, [], 2, "a", CallRequest(9, ages=[1.0, 1.5, 1.9]))
     assert again.calls == 7, "one of the four came back"
 
 
 def left(state: LimitState, seconds: float, worker: str = "z") -> int:
     """How many calls a process would get; it gives them back."""
-    calls = leased(state, [], seconds, worker, Request(4000)).calls
-    leased(state, [], seconds, worker, Request(0))
+    calls = leased(state, [], seconds, worker, CallRequest(4000)).calls
+    leased(state, [], seconds, worker, CallRequest(0))
     return calls
 
 
@@ -133,10 +133,10 @@ def test_answers_overtake_each_other_and_the_least_that_is_left_counts() -> None
     state = LimitState()
     for calls, age_s in ((15, 0.1), (14, 0.2), (50, 3.0)):
         reading = heard("", left=calls, age_s=age_s, until_s=30.0)
-        leased(state, [], 0, "a", Request(0, readings=[reading]))
+        leased(state, [], 0, "a", CallRequest(0, readings=[reading]))
     assert left(state, 0) == 14
     next_window = heard("", left=90, age_s=0.0, until_s=60.0)
-    leased(state, [], 20, "a", Request(0, readings=[next_window]))
+    leased(state, [], 20, "a", CallRequest(0, readings=[next_window]))
     assert left(state, 20) == 90
 
 
@@ -144,7 +144,7 @@ def test_without_a_reset_the_latest_word_counts() -> None:
     state = LimitState()
     for calls, age_s in ((14, 0.1), (50, 3.0), (15, 0.0)):
         reading = heard("", left=calls, age_s=age_s, until_s=60.0, has_reset=False)
-        leased(state, [], 0, "a", Request(0, readings=[reading]))
+        leased(state, [], 0, "a", CallRequest(0, readings=[reading]))
     assert left(state, 0) == 15
 
 
@@ -153,31 +153,31 @@ def test_without_a_reset_the_latest_word_counts() -> None:
 )
 def test_what_others_use_up_of_a_declared_limit_is_noticed(rate: RateLimit) -> None:
     state = LimitState()
-    assert leased(state, [rate], 0, "a", Request(5)).calls == 5
+    assert leased(state, [rate], 0, "a", CallRequest(5)).calls == 5
     reading = heard("", left=20, age_s=0.0, until_s=3600.0, calls=100)
-    says = Request(90, ages=[3000.0] * 5, readings=[reading])
+    says = CallRequest(90, ages=[3000.0] * 5, readings=[reading])
     assert leased(state, [rate], 3600, "a", says).calls == 20, "75 are those of others"
 
 
 def test_what_a_service_says_never_permits_more_than_what_is_declared() -> None:
     state, rate = LimitState(), RateLimit(calls=10, per="day")
     reading = heard("", left=900, age_s=0.0, until_s=3600.0, calls=1000, window_s=86400)
-    assert leased(state, [rate], 0, "a", Request(50, readings=[reading])).calls == 10
+    assert leased(state, [rate], 0, "a", CallRequest(50, readings=[reading])).calls == 10
 
 
 def test_a_limit_of_a_service_that_is_lower_than_what_is_declared_counts() -> None:
     state, rate = LimitState(), RateLimit(calls=100, per_s=60)
     reading = heard("", left=29, age_s=0.0, until_s=50.0, calls=30, window_s=60)
-    assert leased(state, [rate], 0, "a", Request(90, readings=[reading])).calls == 29
+    assert leased(state, [rate], 0, "a", CallRequest(90, readings=[reading])).calls == 29
 
 
 def test_a_quota_that_comes_back_bit_by_bit_is_not_waited_for_as_a_whole() -> None:
     state = LimitState()
     reading = heard("", left=0, age_s=0.0, until_s=60.0, calls=600, refills=True)
-    refusal = leased(state, [], 0, "a", Request(5, readings=[reading]))
+    refusal = leased(state, [], 0, "a", CallRequest(5, readings=[reading]))
     assert refusal.retry_at is not None
     assert (refusal.retry_at - AT).total_seconds() < 1
-    assert leased(state, [], 1, "a", Request(50)).calls == 10
+    assert leased(state, [], 1, "a", CallRequest(50)).calls == 10
 
 
 @pytest.mark.parametrize(("others", "few"), [(2, False), (60, True)])
@@ -194,16 +194,16 @@ def test_what_others_would_use_up_within_a_second_is_little(others: int, few: bo
 def test_a_quota_of_tokens_counts_once_it_is_empty() -> None:
     state = LimitState()
     some = heard("tokens", left=5, age_s=0.1, until_s=30.0, of_calls=False)
-    assert leased(state, [], 0, "a", Request(50, readings=[some])).calls == 50
+    assert leased(state, [], 0, "a", CallRequest(50, readings=[some])).calls == 50
     none = heard("tokens", left=0, age_s=0.0, until_s=30.0, of_calls=False)
-    assert leased(state, [], 0, "b", Request(50, readings=[none])).calls == 0
+    assert leased(state, [], 0, "b", CallRequest(50, readings=[none])).calls == 0
 
 
 def test_the_state_survives_the_store() -> None:
     state = LimitState()
     reading = heard("", left=10, age_s=0.1, until_s=30.0, calls=100)
-    leased(state, [], 0, "a", Request(4, readings=[reading]))
-    leased(state, [], 0, "a", Request(0, ages=[0.01]))
+    leased(state, [], 0, "a", CallRequest(4, readings=[reading]))
+    leased(state, [], 0, "a", CallRequest(0, ages=[0.01]))
     assert LimitState.from_json(state.to_json()) == state
 
 

@@ -36,7 +36,7 @@ SUBJECTS = frozenset(
 contain secrets."""
 
 
-class Reader:
+class DocumentReader:
     """Parses GraphQL documents and caches the results: pages send the same documents repeatedly."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Reader:
 
 
 def changes(document: str) -> tuple[str, ...] | None:
-    """Return the same as `Reader.changes`, without a cache.
+    """Return the same as `DocumentReader.changes`, without a cache.
 
     Example:
         >>> changes("{ runsOrError { __typename } }")

@@ -52,7 +52,7 @@ class DagsterChanges(ConnectionMiddleware):
         self._role = role
         self._by_token = by_token
         self._max_message = max_message
-        self._reader = graphql.Reader()
+        self._reader = graphql.DocumentReader()
 
     async def _serve(self, connection: GuardedConnection, receive: Receive, send: Send) -> None:
         read_only = not connection.identity.role.allows(self._role)

@@ -41,7 +41,7 @@ def history_page(
     Args:
         within_s: Only those of the last so many seconds.
     """
-    found = history.read(
+    events = history.read(
         conn,
         name=name or None,
         kinds=[kind] if kind else (),
@@ -50,7 +50,7 @@ def history_page(
         before=before,
         limit=PAGE + 1,
     )[::-1]
-    return History(found[:PAGE], found[PAGE - 1].id if len(found) > PAGE else None)
+    return History(events[:PAGE], events[PAGE - 1].id if len(events) > PAGE else None)
 
 
 def differences(event: Event) -> list[tuple[str, Any, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dagster_tidegate.control.situation import CampaignSituation, Situation
-from dagster_tidegate.control.why import Answer, why
+from dagster_tidegate.control.why import Explanation, why
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, CampaignStatus, RunStatus
 from dagster_tidegate.store import campaign_stats, campaigns, history, records, run_details, runs
@@ -21,14 +21,14 @@ EVENTS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar(Progress):
+class OpProgress(Progress):
     """Progress of an op in all unfinished runs of a campaign."""
 
     op: str
 
 
 @dataclass(frozen=True)
-class Campaign:
+class CampaignRow:
     """A campaign in a list.
 
     Attributes:
@@ -39,7 +39,7 @@ class Campaign:
     situation: CampaignSituation
     why: str
     held_by_people: bool
-    bars: Sequence[Bar]
+    bars: Sequence[OpProgress]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Campaigns:
         next_after: The name after which the next page starts; None on the last one.
     """
 
-    rows: Sequence[Campaign]
+    rows: Sequence[CampaignRow]
     matching: int | None
     next_after: str | None
 
@@ -60,8 +60,8 @@ class Campaigns:
 class CampaignPage:
     """A campaign and a page of its runs."""
 
-    campaign: Campaign
-    answer: Answer
+    campaign: CampaignRow
+    answer: Explanation
     stats: CampaignStats
     runs: Sequence[ListedRun]
     next_before: int | None
@@ -80,7 +80,7 @@ class RunPage:
     run: CampaignRun
     progress: Sequence[LoopProgress]
     attempts: Sequence[AttemptRow]
-    answer: Answer
+    answer: Explanation
     owners: Collection[str]
     defined: bool
     held_by_people: bool
@@ -185,9 +185,11 @@ def run_page(conn: Connection, situation: Situation, run: CampaignRun) -> RunPag
     )
 
 
-def _campaign(situation: Situation, campaign: CampaignSituation, bars: Sequence[Bar]) -> Campaign:
+def _campaign(
+    situation: Situation, campaign: CampaignSituation, bars: Sequence[OpProgress]
+) -> CampaignRow:
     target = Target(TargetKind.CAMPAIGN, campaign.spec.name)
-    return Campaign(
+    return CampaignRow(
         situation=campaign,
         why=why(situation, target).summary if campaign.holds else "",
         held_by_people=_held_by_people(situation, target),
@@ -203,11 +205,11 @@ def _held_by_people(situation: Situation, target: Target) -> bool:
 
 def _bars(
     conn: Connection, situation: Situation, campaigns: Sequence[str]
-) -> Mapping[str, Sequence[Bar]]:
-    bars: dict[str, list[Bar]] = {}
+) -> Mapping[str, Sequence[OpProgress]]:
+    bars: dict[str, list[OpProgress]] = {}
     for each in campaign_stats.op_progress(conn, situation.now, campaigns):
         bars.setdefault(each.campaign, []).append(
-            Bar(
+            OpProgress(
                 op=each.op,
                 done=each.done,
                 failed=each.failed,

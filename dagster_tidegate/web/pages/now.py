@@ -14,7 +14,7 @@ from dagster_tidegate.store import alerts, run_problems
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import enumerated, plural, sentence
 from dagster_tidegate.web.pages.rendering import TONES, Banner
-from dagster_tidegate.web.pages.services import Service, services
+from dagster_tidegate.web.pages.services import ServiceSummary, services
 
 ENDS_SOON = timedelta(hours=1)
 MAX_LISTED = 50
@@ -76,7 +76,7 @@ class Now:
     tone: str
     needs: Sequence[Need]
     pauses: Sequence[Pause]
-    services: Sequence[Service]
+    services: Sequence[ServiceSummary]
     runs: Mapping[RunStatus, int]
     campaigns: int
     paused_campaigns: int
@@ -113,21 +113,21 @@ def now_page(conn: Connection, situation: Situation) -> Now:
 
 def banners(conn: Connection, situation: Situation) -> Sequence[Banner]:
     """Return what is wrong with Tidegate itself, for the top of every page."""
-    found = []
+    shown = []
     if not situation.enabled:
         text = "TIDEGATE_ENABLED is false on this server: processes with this setting ignore holds."
-        found.append(Banner("Tidegate is switched off", text))
+        shown.append(Banner("Tidegate is switched off", text))
     if stale := situation.stale_gates():
         text = "; ".join(f"Code location {gate.location}: {gate.text}" for gate in stale)
         do = "Nothing is paused or resumed until it recovers. Run"
-        found.append(Banner("The gate is stale", f"{text}. {do}", "tidegate doctor"))
+        shown.append(Banner("The gate is stale", f"{text}. {do}", "tidegate doctor"))
     health = AlertHealth.of(alerts.counts(conn, situation.now), situation.now)
     if health.stale:
-        found.append(Banner("Alerts are not being sent", f"{sentence(health.text)}."))
-    return found
+        shown.append(Banner("Alerts are not being sent", f"{sentence(health.text)}."))
+    return shown
 
 
-def _headline(situation: Situation, listed: Sequence[Service], held: int) -> tuple[str, str]:
+def _headline(situation: Situation, listed: Sequence[ServiceSummary], held: int) -> tuple[str, str]:
     if any(hold.target == EVERYTHING for hold in situation.holds):
         return "Everything is held", "held"
     parts = []
@@ -168,7 +168,7 @@ def _pauses(situation: Situation) -> list[Pause]:
     )
 
 
-def _denied(listed: Sequence[Service]) -> list[Need]:
+def _denied(listed: Sequence[ServiceSummary]) -> list[Need]:
     return [
         Need(
             "bad",
@@ -184,7 +184,7 @@ def _denied(listed: Sequence[Service]) -> list[Need]:
     ]
 
 
-def _what_to_repair(service: Service) -> str:
+def _what_to_repair(service: ServiceSummary) -> str:
     breaker = service.breaker
     answer = breaker.answer if breaker is not None else None
     said = f"It said: {answer}" if answer else sentence(service.state.reason)

@@ -43,7 +43,7 @@ class Trouble:
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordsPage:
     """A page of campaign runs with records that need a look."""
 
     runs: Sequence[Trouble]
@@ -67,7 +67,7 @@ class RecordsOfRun:
 
 def records_page(
     conn: Connection, situation: Situation, *, text: str = "", before: int | None = None
-) -> Records:
+) -> RecordsPage:
     """Return campaign runs with records that need a look, the most recently created first.
 
     Those in doubt come first of all, on the first page.
@@ -78,14 +78,14 @@ def records_page(
     if before is None:
         cut_off = run_problems.in_doubt(conn, now)
         ids = {each.id for each in listed}
-        found = [runs.get(conn, each.campaign_run) for each in cut_off]
+        interrupted = [runs.get(conn, each.campaign_run) for each in cut_off]
         listed[:0] = [
             run
-            for run in found
+            for run in interrupted
             if run is not None and run.id not in ids and text.lower() in run.name.lower()
         ]
     troubles = [_trouble(conn, situation, run) for run in listed]
-    return Records(
+    return RecordsPage(
         runs=[each for each in troubles if each.groups],
         next_before=failed[RUNS - 1].id if len(failed) > RUNS else None,
     )
@@ -105,15 +105,15 @@ def records_of_run(
     """Return a page of the records of a campaign run, by op and key."""
     now = situation.now
     selection = Selection(states, text or None, keys, None, said or None)
-    found = records.read(conn, now, run, selection, after=after, limit=RECORDS + 1)
+    rows = records.read(conn, now, run, selection, after=after, limit=RECORDS + 1)
     counts: dict[RecordState, int] = {}
     for group in records.summary(conn, now, run, Selection()):
         counts[group.state] = counts.get(group.state, 0) + group.count
-    last = found[RECORDS - 1] if len(found) > RECORDS else None
+    last = rows[RECORDS - 1] if len(rows) > RECORDS else None
     return RecordsOfRun(
         trouble=_trouble(conn, situation, run),
         counts=counts,
-        rows=found[:RECORDS],
+        rows=rows[:RECORDS],
         next_after=None if last is None else (last.op, last.key),
     )
 

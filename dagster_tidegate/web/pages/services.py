@@ -13,7 +13,7 @@ from dagster_tidegate.control.report import period
 from dagster_tidegate.control.report_models import ServiceReport
 from dagster_tidegate.control.service_state import STATUSES, ServiceState, service_state
 from dagster_tidegate.control.situation import Situation
-from dagster_tidegate.control.why import Answer, why
+from dagster_tidegate.control.why import Explanation, why
 from dagster_tidegate.holds import Hold, Target, TargetKind
 from dagster_tidegate.pools import whole_of
 from dagster_tidegate.store import history, service_stats
@@ -27,7 +27,7 @@ EVENTS = 10
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceSummary:
     """A service on a page.
 
     Attributes:
@@ -65,8 +65,8 @@ class ServicePage:
         events: Its latest events, the newest first.
     """
 
-    service: Service
-    answer: Answer
+    service: ServiceSummary
+    answer: Explanation
     numbers: ServiceStats
     holds: Sequence[Hold]
     owners: Collection[str]
@@ -79,7 +79,7 @@ class ServicePage:
     events: Sequence[Event] = field(default_factory=tuple)
 
 
-def services(conn: Connection, situation: Situation) -> Sequence[Service]:
+def services(conn: Connection, situation: Situation) -> Sequence[ServiceSummary]:
     """Return all services, those that need a look first."""
     calls = service_stats.last_hour(conn, situation.now)
     needed_by = _needed_by(situation)
@@ -145,8 +145,8 @@ def _needed_by(situation: Situation) -> dict[str, list[str]]:
 
 def _service(
     situation: Situation, name: str, calls: Sequence[Calls], campaigns: Sequence[str]
-) -> Service:
-    return Service(
+) -> ServiceSummary:
+    return ServiceSummary(
         name=name,
         state=service_state(situation, name),
         calls=calls,

@@ -12,7 +12,7 @@ from dagster_tidegate.store.database import Connection, Store
 _CLOCK = sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True)).label("now"))
 
 
-class Moment:
+class SnapshotQuery:
     """Some SELECTs that are read at one moment. Their rows have no order."""
 
     def __init__(self, **selects: sa.Select) -> None:
