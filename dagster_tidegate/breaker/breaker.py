@@ -409,7 +409,7 @@ class Breaker(pybreaker.CircuitBreaker):
             if kind not in _DEFERRED and len(_PLAIN) < _MAX_PLAIN:
                 _PLAIN.add(kind)
             return None
-        answer = Answer.of(result, self.fleet.now())
+        answer = Answer.of(result, self.engine.now())
         if answer is None:
             return None
         verdict = self._judged(answer)
@@ -447,7 +447,7 @@ class Breaker(pybreaker.CircuitBreaker):
                 self.engine.close_down(ticket, verdict)
             case _:
                 self.engine.ignore(ticket, verdict)
-                self.engine.heed(Answer.of(error, self.fleet.now()), ticket)
+                self.engine.heed(Answer.of(error, self.engine.now()), ticket)
                 if self.engine.is_spent:
                     self.engine.throttle_spent()
                 return
@@ -524,7 +524,7 @@ class Breaker(pybreaker.CircuitBreaker):
                     return IGNORED
             elif exclusion(error):
                 return IGNORED
-        return self._judged(Answer.of(error, self.fleet.now()))
+        return self._judged(Answer.of(error, self.engine.now()))
 
     def _judged(self, answer: Answer) -> Verdict:
         """Return the verdict of the judge; if it raises, that of the exception alone."""
@@ -605,7 +605,7 @@ class Breaker(pybreaker.CircuitBreaker):
         verdict = IGNORED
         try:
             if ticket.trial is not None:
-                verdict = http_get(self.policy, self.fleet.now())
+                verdict = http_get(self.policy, self.engine.now())
         finally:
             self.engine.end_trials(ticket, verdict, whole=IGNORED)
         return self.status

@@ -212,6 +212,10 @@ class Engine:
         window = LocalWindow(self.policy.name, -1, self._state.worker, self._state.monotonic)
         self.admission = Admission(unknown, window, self.durations, self._error)
 
+    def now(self) -> datetime:
+        """Return the backend's time (UTC), computed from the last read; no query."""
+        return self._state.now()
+
     # --- admission ------------------------------------------------------------------------------
 
     def admit(self) -> Ticket:
