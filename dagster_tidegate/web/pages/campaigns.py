@@ -21,7 +21,7 @@ EVENTS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpProgress(Progress):
+class OpBar(Progress):
     """Progress of an op in all unfinished runs of a campaign."""
 
     op: str
@@ -39,7 +39,7 @@ class CampaignRow:
     situation: CampaignSituation
     why: str
     held_by_people: bool
-    bars: Sequence[OpProgress]
+    bars: Sequence[OpBar]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def run_page(conn: Connection, situation: Situation, run: CampaignRun) -> RunPag
 
 
 def _campaign(
-    situation: Situation, campaign: CampaignSituation, bars: Sequence[OpProgress]
+    situation: Situation, campaign: CampaignSituation, bars: Sequence[OpBar]
 ) -> CampaignRow:
     target = Target(TargetKind.CAMPAIGN, campaign.spec.name)
     return CampaignRow(
@@ -205,11 +205,11 @@ def _held_by_people(situation: Situation, target: Target) -> bool:
 
 def _bars(
     conn: Connection, situation: Situation, campaigns: Sequence[str]
-) -> Mapping[str, Sequence[OpProgress]]:
-    bars: dict[str, list[OpProgress]] = {}
+) -> Mapping[str, Sequence[OpBar]]:
+    bars: dict[str, list[OpBar]] = {}
     for each in campaign_stats.op_progress(conn, situation.now, campaigns):
         bars.setdefault(each.campaign, []).append(
-            OpProgress(
+            OpBar(
                 op=each.op,
                 done=each.done,
                 failed=each.failed,

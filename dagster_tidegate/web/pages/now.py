@@ -14,7 +14,7 @@ from dagster_tidegate.store import alerts, run_problems
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.text import enumerated, plural, sentence
 from dagster_tidegate.web.pages.rendering import TONES, Banner
-from dagster_tidegate.web.pages.services import ServiceSummary, services
+from dagster_tidegate.web.pages.services import ServiceRow, services
 
 ENDS_SOON = timedelta(hours=1)
 MAX_LISTED = 50
@@ -76,7 +76,7 @@ class Now:
     tone: str
     needs: Sequence[Need]
     pauses: Sequence[Pause]
-    services: Sequence[ServiceSummary]
+    services: Sequence[ServiceRow]
     runs: Mapping[RunStatus, int]
     campaigns: int
     paused_campaigns: int
@@ -127,7 +127,7 @@ def banners(conn: Connection, situation: Situation) -> Sequence[Banner]:
     return shown
 
 
-def _headline(situation: Situation, listed: Sequence[ServiceSummary], held: int) -> tuple[str, str]:
+def _headline(situation: Situation, listed: Sequence[ServiceRow], held: int) -> tuple[str, str]:
     if any(hold.target == EVERYTHING for hold in situation.holds):
         return "Everything is held", "held"
     parts = []
@@ -168,7 +168,7 @@ def _pauses(situation: Situation) -> list[Pause]:
     )
 
 
-def _denied(listed: Sequence[ServiceSummary]) -> list[Need]:
+def _denied(listed: Sequence[ServiceRow]) -> list[Need]:
     return [
         Need(
             "bad",
@@ -184,7 +184,7 @@ def _denied(listed: Sequence[ServiceSummary]) -> list[Need]:
     ]
 
 
-def _what_to_repair(service: ServiceSummary) -> str:
+def _what_to_repair(service: ServiceRow) -> str:
     breaker = service.breaker
     answer = breaker.answer if breaker is not None else None
     said = f"It said: {answer}" if answer else sentence(service.state.reason)

@@ -27,7 +27,7 @@ EVENTS = 10
 
 
 @dataclass(frozen=True)
-class ServiceSummary:
+class ServiceRow:
     """A service on a page.
 
     Attributes:
@@ -65,7 +65,7 @@ class ServicePage:
         events: Its latest events, the newest first.
     """
 
-    service: ServiceSummary
+    service: ServiceRow
     answer: Explanation
     numbers: ServiceStats
     holds: Sequence[Hold]
@@ -79,7 +79,7 @@ class ServicePage:
     events: Sequence[Event] = field(default_factory=tuple)
 
 
-def services(conn: Connection, situation: Situation) -> Sequence[ServiceSummary]:
+def services(conn: Connection, situation: Situation) -> Sequence[ServiceRow]:
     """Return all services, those that need a look first."""
     calls = service_stats.last_hour(conn, situation.now)
     needed_by = _needed_by(situation)
@@ -145,8 +145,8 @@ def _needed_by(situation: Situation) -> dict[str, list[str]]:
 
 def _service(
     situation: Situation, name: str, calls: Sequence[Calls], campaigns: Sequence[str]
-) -> ServiceSummary:
-    return ServiceSummary(
+) -> ServiceRow:
+    return ServiceRow(
         name=name,
         state=service_state(situation, name),
         calls=calls,
