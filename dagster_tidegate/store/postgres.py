@@ -30,6 +30,13 @@ LOCK_TIMEOUT_S = 2.0
 """How long a migration waits for a lock, while others queue behind it."""
 LOCK_TRIES = 60
 
+# The driver takes these for errors of the program. The first is what a server says that has become
+# a replica, or has no space left at a provider who then permits no writes.
+_AWAY = (
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+
 
 class Connection(psycopg.Connection):
     """A connection that is dropped when an answer takes too long.
@@ -93,6 +100,14 @@ def create_engine(url: sa.URL, *, connections: int) -> sa.Engine:
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect, _record, cargs, cparams) -> psycopg.Connection:
         return Connection.connect(*cargs, **cparams)
+
+    @event.listens_for(engine, "handle_error")
+    def _away(context: sa.engine.ExceptionContext) -> exc.OperationalError | None:
+        error = context.original_exception
+        if not isinstance(error, _AWAY):
+            return None
+        context.is_disconnect = True  # the next connection may reach the server that writes
+        return exc.OperationalError(context.statement, context.parameters, error)
 
     return engine
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -140,6 +141,34 @@ def test_a_transaction_of_a_machine_that_is_gone_ends(
     silent.invalidate()
     for store in (gone, watching):
         store.dispose()
+
+
+def test_a_server_that_permits_no_writes_counts_as_a_lost_store(postgres_url: str):
+    option = "options=-cdefault_transaction_read_only%3Don"
+    store = Store(f"{postgres_url}{'&' if '?' in postgres_url else '?'}{option}")
+    fleet = Fleet(SqlBackend(store), [ServicePolicy(name="openai")])
+    with pytest.raises(UNREACHABLE, match="read-only"), store.begin() as conn:
+        conn.execute(sa.text("DELETE FROM holds"))
+    with pytest.raises(Down):
+        fleet.breaker("openai").call(fail)
+    assert fleet.snapshot().degraded
+    fleet.close()
+    store.dispose()
+
+
+def test_a_transaction_that_the_server_ended_counts_as_a_lost_store(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(postgres, "IDLE_TIMEOUT_S", 0.1)
+    store = Store(postgres_url)
+    with store.engine.connect() as conn:
+        conn.execute(sa.text("SELECT 1"))
+        time.sleep(0.5)  # as if the process had been stopped
+        with pytest.raises(UNREACHABLE, match="idle-in-transaction"):
+            conn.execute(sa.text("SELECT 1"))
+    with store.begin() as conn:
+        assert conn.scalar(sa.text("SELECT 1")) == 1
+    store.dispose()
 
 
 def test_a_migration_takes_as_long_as_it_needs(
