@@ -154,13 +154,13 @@ class Answer:
 
     @cached_property
     def text(self) -> str:
-        """The body as text."""
+        """The body as text; of one that is longer than `MAX_READ`, its beginning."""
         if self.body is None:
             return ""
         if isinstance(self.body, bytes):
-            return self.body.decode("utf-8", "replace")
+            return self.body[:MAX_READ].decode("utf-8", "replace")
         if isinstance(self.body, str):
-            return self.body
+            return self.body[:MAX_READ]
         try:
             return json.dumps(self.body, default=str)
         except (RecursionError, TypeError, ValueError):  # nested too deeply, or within itself
@@ -202,9 +202,9 @@ def outline(body: Any) -> Any:
         items = enumerate(value[:MAX_ITEMS]) if isinstance(value, list) else value.items()
         for key, inner in islice(items, MAX_VALUES - count):
             count += 1
-            if _is_huge(key):
+            if is_huge(key):
                 continue
-            kept = None if _is_huge(inner) else inner
+            kept = None if is_huge(inner) else inner
             if isinstance(inner, dict | list):
                 kept = {} if isinstance(inner, dict) else []
                 if depth < MAX_LEVELS:
@@ -216,7 +216,7 @@ def outline(body: Any) -> Any:
     return root[0]
 
 
-def _is_huge(value: Any) -> bool:
+def is_huge(value: Any) -> bool:
     """Return whether a value is an integer that Python may refuse to print."""
     return isinstance(value, int) and value.bit_length() > 1000
 
@@ -266,7 +266,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         if error is None:
             return
         yield error
-        wrapped = (error.__cause__, _attribute(error, "reason"), *error.args[:1])
+        args = _attribute(error, "args")
+        first = args[:1] if isinstance(args, tuple) else ()
+        wrapped = (error.__cause__, _attribute(error, "reason"), *first)
         error = next((inner for inner in wrapped if isinstance(inner, BaseException)), None)
 
 

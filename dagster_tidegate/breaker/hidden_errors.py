@@ -4,7 +4,7 @@ import re
 from itertools import islice
 from typing import Any
 
-from dagster_tidegate.breaker.answers import MAX_ITEMS, MAX_PARSED, Answer
+from dagster_tidegate.breaker.answers import MAX_ITEMS, MAX_PARSED, Answer, is_huge, outline
 from dagster_tidegate.breaker.codes_and_words import (
     PROSE_KEYS,
     known_code,
@@ -115,7 +115,12 @@ def _is_no(value: object, says: bool) -> bool:
 
 def _is_given(value: object) -> bool:
     """Return whether a field that is for errors has one."""
-    return bool(value) and code_of(str(value)[:80]) not in _NO_ERROR
+    return bool(value) and code_of(_shortened(value)) not in _NO_ERROR
+
+
+def _shortened(value: object) -> str:
+    """Return the beginning of a value as text, whatever its size and depth."""
+    return "huge" if is_huge(value) else str(outline(value))[:80]
 
 
 def _is_about_the_call(body: dict[Any, Any], profile: Profile) -> bool:
@@ -130,7 +135,7 @@ def _is_about_the_call(body: dict[Any, Any], profile: Profile) -> bool:
         if name not in _ABOUT_CALLS:
             return False
         given[name] = value
-    codes = {key: code_of(str(given[key])[:80]) for key in _CALL_CODES if key in given}
+    codes = {key: code_of(_shortened(given[key])) for key in _CALL_CODES if key in given}
     if any(code in _FINE or not (code.isdigit() or key == "code") for key, code in codes.items()):
         return False
     if not codes and not (len(given) == 1 and given.keys() <= _CALL_WORDS):

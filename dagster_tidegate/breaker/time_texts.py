@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from math import ceil
+from math import ceil, isfinite
 
 from dagster_tidegate.breaker.answers import Answer
 
@@ -90,7 +90,7 @@ def _seconds(text: str, at: datetime, unit_s: float = 1.0) -> float | None:
     if re.fullmatch(_CLOCK, text):
         days, _, clock = text.rpartition(".")
         hours, minutes, seconds = map(int, clock.split(":"))
-        return int(days or 0) * 86400.0 + hours * 3600 + minutes * 60 + seconds
+        return float(days or 0) * 86400.0 + hours * 3600 + minutes * 60 + seconds
     iso = re.fullmatch(r"P(?:(\d+)D)?(?:T(?=\d)((?:\d+H)?(?:\d+M)?(?:\d+(?:\.\d+)?S)?))?", text)
     if iso is not None and (iso[1] or iso[2]):  # ISO 8601: "PT1M30S"
         text = f"{iso[1] or 0}d {iso[2] or ''}".strip()
@@ -101,7 +101,8 @@ def _seconds(text: str, at: datetime, unit_s: float = 1.0) -> float | None:
             for _, unit in parts
         ]
         amounts = zip(parts, units, strict=True)
-        return float(ceil(sum(float(amount) * _UNITS[unit] for (amount, _), unit in amounts)))
+        total = sum(float(amount) * _UNITS[unit] for (amount, _), unit in amounts)
+        return float(ceil(total)) if isfinite(total) else None
     date = _date(text)
     return None if date is None else max(0.0, (date - at).total_seconds())
 

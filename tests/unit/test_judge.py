@@ -285,10 +285,15 @@ CYCLE["error"] = [CYCLE] * 20
         "<html>" + "<title>" * 20_000,
         [{"retry_after": 5}] * 100_000,
         {f"key{n}": {"retry_after": n} for n in range(100_000)},
+        {"error_code": nested(5_000)},
+        {"code": 10**5000, "error_code": 10**5000, "message": "no"},
+        {"error": {"message": f"try again in {'9' * 1000}s"}},
+        {"error": {"message": f"try again in {'9' * 1000}.01:01:01"}},
     ],
     ids=[
         *("nested dictionary", "within itself", "huge integers", "no JSON", "nested JSON"),
         *("nested arrays", "long number", "binary", "no text", "titles", "long array", "many keys"),
+        *("nested code", "huge codes", "long duration", "long clock"),
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
@@ -308,6 +313,21 @@ def test_a_code_is_read_in_any_body_of_up_to_a_megabyte():
     longer = json.dumps({**body, "echo": "x" * 10_000_000})
     assert judge(Answer(429, {}, longer, at=NOW), GENERIC).kind is VerdictKind.THROTTLED
     assert judge(Answer(500, {}, longer, at=NOW), GENERIC).kind is VerdictKind.FAILURE
+
+
+@pytest.mark.parametrize("body", ["é" * 3_000_000, b"\xff" * 3_000_000], ids=["text", "bytes"])
+def test_of_a_body_of_more_than_a_megabyte_no_more_is_read(body: Any):
+    assert len(Answer(500, {}, body).text) <= 1_000_000
+
+
+def test_an_error_that_hides_its_arguments_is_judged():
+    class Hidden(Exception):
+        @property
+        def args(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+            raise RuntimeError
+
+    assert verdict_on(Hidden()).kind is VerdictKind.FAILURE
+    assert may_have_arrived(Hidden())
 
 
 json_values = st.recursive(
