@@ -388,7 +388,7 @@ def _serialized(record: Record) -> JsonText | None:
         return None
     try:
         return JsonText.of(record.result)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"the result of record {record.key} can't be kept in the ledger: {error}. Set it to a "
             "value that JSON can represent"

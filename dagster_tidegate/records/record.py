@@ -155,7 +155,7 @@ class Record(Generic[T]):
         try:
             # As a later try reads it: tuples become lists, for example.
             self.steps[name] = json.loads(json.dumps(result, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
                 f"the result of step {name!r} of record {self.key} can't be kept in the ledger: "
                 f"{error}. Return a value that JSON can represent"

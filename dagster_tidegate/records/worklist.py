@@ -218,15 +218,20 @@ def key_of(row: int, item: Any, field: str | Callable[[Any], object]) -> str:
     if callable(field):
         try:
             value = field(item)
-        except (LookupError, AttributeError) as error:
-            raise MissingKeyError(f"row {row} has no key: {error!r} of {item!r:.200}") from error
+        except Exception as error:
+            raise MissingKeyError(
+                f"row {row} has no key: {error!r} of {_start_of(item)}"
+            ) from error
     elif isinstance(item, Mapping):
         value = item.get(field)
     else:
         value = getattr(item, field, None)
     if _is_missing(value):
-        raise MissingKeyError(f"row {row} has no key ({field!r}): {item!r:.200}")
-    key = str(value)
+        raise MissingKeyError(f"row {row} has no key ({field!r}): {_start_of(item)}")
+    try:
+        key = str(value)
+    except Exception as error:
+        raise MissingKeyError(f"row {row} has an invalid key: {error!r}") from error
     if len(key) > MAX_KEY or storable(key) != key:
         raise MissingKeyError(
             f"row {row} has an invalid key of {len(key)} characters: {key!r:.80}. Use at most "
@@ -246,5 +251,12 @@ def _is_missing(value: Any) -> bool:
         return True  # its text is its address in memory, which differs in the next attempt
     try:
         return value is None or bool(value == "") or bool(value != value)  # the last: NaN
-    except (TypeError, ValueError):  # pandas' NA, an array
+    except Exception:  # noqa: BLE001 -- pandas' NA, an array, a signalling NaN
         return True
+
+
+def _start_of(item: Any) -> str:
+    try:
+        return f"{item!r:.200}"
+    except Exception:  # noqa: BLE001 -- a __repr__ may do anything
+        return type(item).__name__

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -92,6 +93,10 @@ def test_repeated_keys_are_told_and_counted(work: Work, caplog: pytest.LogCaptur
         ({"id": "x" * 513}, "id"),
         ({"id": "a\0b"}, "id"),
         ({"id": "\ud800"}, "id"),
+        ({"id": 10**5000}, "id"),
+        ({"id": Decimal("sNaN")}, "id"),
+        ({"id": None}, lambda item: item["id"] + 0),
+        ({"id": "seven"}, lambda item: int(item["id"])),
     ],
 )
 def test_a_key_that_can_not_be_kept_names_its_row(work: Work, item: dict, key: Any) -> None:
@@ -308,6 +313,18 @@ def test_a_result_that_json_can_not_hold_ends_map_and_the_others_are_written(wor
     with pytest.raises(TypeError, match="record a can't be kept"):
         work.records(list("ab")).map(handle, concurrency=2)
     assert work.statuses() == {"a": RecordStatus.STARTED, "b": RecordStatus.DONE}
+
+
+def test_a_result_that_is_nested_too_deeply_names_its_record(work: Work) -> None:
+    result: list[Any] = []
+    for _ in range(100_000):
+        result = [result]
+    with pytest.raises(TypeError, match="record a can't be kept"):
+        go_through(work.records(["a"]), lambda _: result)
+    work.end(RunStatus.FAILED)
+    work.begin()
+    go_through(work.records(["a"], max_failed=1), lambda r: r.once("step", lambda: result))
+    assert work.statuses() == {"a": RecordStatus.FAILED}
 
 
 def test_map_begins_with_what_a_slow_input_has_given(work: Work) -> None:
