@@ -280,7 +280,8 @@ class Fleet:
             if status.is_denied:
                 waiting = policy.repair_check is not None
             else:
-                waiting = policy.probe_url is not None and (status.due(now) or status.is_half_open)
+                asked = status.due(now) or (status.is_half_open and not status.needs_real_call)
+                waiting = policy.probe_url is not None and asked
             if waiting and operator_hold(snapshot, name, now) is None:
                 due.append(name)
         return due

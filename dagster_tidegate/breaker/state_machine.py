@@ -92,6 +92,11 @@ class BreakerStatus:
         return self.state == BreakerState.OPEN and self.cause == VerdictKind.DENIED
 
     @property
+    def needs_real_call(self) -> bool:
+        """Whether only a call can close it: a health probe has no key, and proves nothing of it."""
+        return self.is_half_open and self.cause == VerdictKind.DENIED
+
+    @property
     def throttled_until(self) -> datetime | None:
         """When the service said that it may be called again (UTC), if that is why it is open."""
         is_open = self.state == BreakerState.OPEN

@@ -331,10 +331,11 @@ def _canaries(situation: Situation, services: frozenset[str] | set[str]) -> Iter
         breaker = situation.breakers.get(name)
         if breaker is not None and breaker.is_half_open:
             calls = plural(situation.trials.get(name, 0), "trial call")
+            probe = "" if breaker.needs_real_call else " or its health probe"
             yield Obstacle(
                 ObstacleKind.CANARY,
                 f"{name} has been half open since {utc(breaker.changed_at)} and is tested by a "
-                f"canary run or its health probe; {calls} in flight",
+                f"canary run{probe}; {calls} in flight",
             )
 
 

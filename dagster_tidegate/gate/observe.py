@@ -128,11 +128,13 @@ def held_runs(holds: Sequence[Hold]) -> set[str]:
 def _on_trial(
     breakers: Mapping[str, BreakerStatus], policies: Mapping[str, ServicePolicy]
 ) -> list[str]:
-    """The half-open services that need a canary, since they have no health probe."""
+    """The half-open services that need a canary, since no health probe can close them."""
     return sorted(
         name
         for name, breaker in breakers.items()
-        if breaker.is_half_open and name in policies and not policies[name].probe_url
+        if breaker.is_half_open
+        and name in policies
+        and (breaker.needs_real_call or not policies[name].probe_url)
     )
 
 

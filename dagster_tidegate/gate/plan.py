@@ -94,7 +94,7 @@ class Observation(GateView):
         canaries: Services whose canary waits in the queue.
         in_progress: How many launched and unfinished runs use a pool, for the pools that a canary
             waits for.
-        candidates: The runs that could try each half-open service that has no health probe.
+        candidates: The runs that could try each half-open service that no health probe can close.
         enabled: False if Tidegate is switched off: then pools are restored without a ramp.
     """
 
