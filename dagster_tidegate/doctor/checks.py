@@ -228,14 +228,21 @@ def _daemon_dead(facts: Facts) -> Problems:
 
 @_check("daemon_silent", WARNING, "A daemon has had no heartbeat for two minutes: busy or dead.")
 def _daemon_silent(facts: Facts) -> Problems:
-    for daemon in facts.daemons:
-        # Dagster itself calls a daemon dead only after half an hour.
-        if daemon.alive and daemon.last is not None and facts.now - daemon.last > SILENT_AFTER:
-            yield (
-                daemon.name,
-                f"its last heartbeat was at {utc(daemon.last)}: it is busy or dead",
-                "check that the dagster-daemon process is running, and start it if not",
-            )
+    # Dagster itself calls a daemon dead only after half an hour. All of them are in one process, so
+    # that they fall silent together.
+    silent = [
+        daemon
+        for daemon in facts.daemons
+        if daemon.alive and daemon.last is not None and facts.now - daemon.last > SILENT_AFTER
+    ]
+    last = max((daemon.last for daemon in silent if daemon.last), default=None)
+    if last is not None:
+        yield (
+            ", ".join(daemon.name for daemon in silent),
+            f"last heartbeat at {utc(last)}: busy or dead",
+            "check that the dagster-daemon process is running, and start it if not: "
+            + _command("dagster-daemon run", facts),
+        )
 
 
 @_check("daemon_failing", WARNING, "A daemon reports errors.")
@@ -422,7 +429,8 @@ def _gate_stale(facts: Facts) -> Problems:
                 gate.location,
                 str(gate),
                 "see the findings about the daemon, the code location and the sensors; if there "
-                "are none, check the ticks of the sensors on the page Automation",
+                "are none, check that the dagster-daemon process is running (only after two "
+                "minutes is there a finding), then the ticks of the sensors on the page Automation",
             )
     for location in facts.locations:
         if facts.lacks_campaigns(location) and not situation.ticks(location.name):

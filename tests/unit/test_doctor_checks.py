@@ -16,6 +16,7 @@ from dagster_tidegate.doctor.facts import Facts, StoreFacts, Version
 from dagster_tidegate.holds import Target, TargetKind
 from dagster_tidegate.store.campaigns import CampaignSpec
 from dagster_tidegate.store.takeovers import TakeoverKind
+from dagster_tidegate.text import utc
 from tests.unit.situations import (
     NOW,
     SHAPES,
@@ -175,6 +176,21 @@ def test_a_gate_without_campaigns_is_told_from_one_that_does_not_tick():
     assert "check that the daemon" in line.plain
     [line] = warnings(situation(specs=()))
     assert line.plain.startswith("There is no campaign: no op or asset has the pool of a service.")
+
+
+def test_one_process_that_is_silent_is_one_finding():
+    first, second = NOW - timedelta(minutes=4), NOW - timedelta(minutes=3)
+    daemons = [Daemon("SENSOR", True, first, None), Daemon("SCHEDULER", True, second, None)]
+    [finding] = diagnose(replace(WELL, daemons=[*daemons, Daemon("ASSET", True, NOW, None)]))
+    assert (finding.code, finding.about) == ("daemon_silent", "SENSOR, SCHEDULER")
+    assert f"last heartbeat at {utc(second)}" in finding.what
+    assert "dagster-daemon run" in finding.do
+
+
+def test_a_stale_gate_points_to_a_daemon_that_died_just_now():
+    [finding] = diagnose(with_store(situation=situation(silent=["breaker", "pause", "resume"])))
+    assert finding.code == "gate_stale"
+    assert "check that the dagster-daemon process is running" in finding.do
 
 
 def test_of_an_error_with_a_stack_trace_behind_it_the_error_is_named():
