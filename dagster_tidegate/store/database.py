@@ -257,6 +257,8 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
 
     @event.listens_for(engine, "do_connect")
     def _connect(dialect, _record, arguments, options):
+        if not in_memory and (problem := _lost(str(url.database))):
+            raise dialect.loaded_dbapi.OperationalError(problem)
         try:
             return dialect.loaded_dbapi.connect(*arguments, **options)
         except dialect.loaded_dbapi.OperationalError as error:
@@ -297,3 +299,18 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
             conn.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _lost(database: str) -> str | None:
+    """Return what to do about a database that was in use and is gone, for people; else None.
+
+    SQLite would create an empty one in its place, without holds and ledgers: records would be sent
+    again, and when the file comes back, what was written meanwhile is lost.
+    """
+    trace = push.sidecar(database)
+    if os.path.exists(database) or not trace.exists():
+        return None
+    return (
+        f"{database} is missing, although it has been in use: put it back, or restore its backup; "
+        f"to start with an empty one, delete {trace}"
+    )

@@ -48,12 +48,16 @@ def announce(conn: sa.Connection) -> None:
         conn.execute(_NOTIFY)
 
 
+def sidecar(database: str) -> Path:
+    """Return the file beside a SQLite database that grows with each change."""
+    return Path(f"{database}-push")
+
+
 def _sidecar(engine: sa.Engine) -> Path | None:
-    """Return the file beside a SQLite database that grows with each change, or None."""
     database = engine.url.database
     if engine.dialect.name != "sqlite" or database in (None, "", ":memory:"):
         return None
-    return Path(f"{database}-push")
+    return sidecar(database)
 
 
 def touch(engine: sa.Engine) -> None:

@@ -60,6 +60,25 @@ def test_a_command_creates_it(home: Path) -> None:
     assert (home / "tidegate.db").is_file()
 
 
+def test_one_that_was_moved_away_is_missed_and_not_created_anew(home: Path) -> None:
+    run, file, away = CliRunner().invoke, home / "tidegate.db", home / "away.db"
+    held = run(main, ["hold", "service", "mail", "--reason", "moving"])
+    assert held.exit_code == 0, held.output
+    file.rename(away)
+    for command in (["status"], ["release", "service", "mail"], ["store", "upgrade"]):
+        result = run(main, command)
+        assert result.exit_code == 1, result.output
+        assert "the store is unreachable" in result.output
+        assert "is missing, although it has been in use: put it back" in result.output
+        assert f"delete {file}-push" in result.output
+        assert not file.exists()
+    away.rename(file)
+    assert "moving" in run(main, ["status"]).output
+    file.unlink()
+    Path(f"{file}-push").unlink()
+    assert "moving" not in run(main, ["status"]).output
+
+
 def test_an_older_one_is_not_upgraded_unasked(home: Path) -> None:
     store = Store(f"sqlite:///{home / 'tidegate.db'}")
     schema.upgrade(store, "0001")
