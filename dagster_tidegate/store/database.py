@@ -91,7 +91,10 @@ def read_url(url: str | sa.URL) -> sa.URL:
         ValueError: If it can't be parsed.
     """
     try:
-        return sa.make_url(url)
+        parsed = sa.make_url(url)
+        if "@" in (parsed.host or ""):  # then this is the end of the password
+            raise ValueError
+        return parsed
     except (exc.ArgumentError, ValueError):
         # The cause may quote a part of the password.
         raise ValueError(

@@ -66,9 +66,11 @@ def test_a_store_that_can_not_be_used_is_not_told_with_its_password(
     assert PASSWORD not in caplog.text
 
 
-def test_a_url_that_can_not_be_read_is_told_with_what_to_do() -> None:
-    result = CliRunner().invoke(main, ["status", "--url", f"postgresql://t:p@s:{PASSWORD}@h:1/db"])
+@pytest.mark.parametrize("password", [f"p@s:{PASSWORD}", f"p@{PASSWORD}"])
+def test_a_url_that_can_not_be_read_is_told_with_what_to_do(password: str) -> None:
+    result = CliRunner().invoke(main, ["status", "--url", f"postgresql://t:{password}@h:1/db"])
     assert result.output.startswith("Error: the store's URL is invalid: percent-encode")
+    assert PASSWORD not in result.output
 
 
 def test_a_file_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
