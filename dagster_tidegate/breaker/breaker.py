@@ -240,7 +240,9 @@ class Breaker(pybreaker.CircuitBreaker):
         admission = self.engine.check()
         ticket = admission.enter() or await self._admit_async()
         self._notify("before_call", func, *args, **kwargs)
-        return await self._guard_coroutine(ticket, _begun(func, args, kwargs))
+        return await self._guard_coroutine(
+            _Unstarted(self.engine, ticket), _begun(func, args, kwargs)
+        )
 
     async def _admit_async(self) -> Ticket:
         """Admit a call in a thread. A task that is cancelled meanwhile gives its ticket back."""
@@ -313,13 +315,15 @@ class Breaker(pybreaker.CircuitBreaker):
 
     def _guard(self, ticket: Ticket, deferred: Any) -> Any:
         """Guard a generator or coroutine, which starts after its function returned."""
+        call = _Unstarted(self.engine, ticket)
         if type(deferred) is GeneratorType:
-            return self._guard_generator(ticket, deferred)
+            return self._guard_generator(call, deferred)
         if type(deferred) is CoroutineType:
-            return self._guard_coroutine(ticket, deferred)
-        return self._guard_async_generator(ticket, deferred)
+            return self._guard_coroutine(call, deferred)
+        return self._guard_async_generator(call, deferred)
 
-    def _guard_generator(self, ticket: Ticket, generator: Generator) -> Generator:
+    def _guard_generator(self, call: _Unstarted, generator: Generator) -> Generator:
+        ticket = call.start()
         try:
             result = yield from generator
         except BaseException as error:
@@ -329,7 +333,8 @@ class Breaker(pybreaker.CircuitBreaker):
         self._succeeded(ticket, streamed=True)
         return result
 
-    async def _guard_coroutine(self, ticket: Ticket, coroutine: Coroutine) -> Any:
+    async def _guard_coroutine(self, call: _Unstarted, coroutine: Coroutine) -> Any:
+        ticket = call.start()
         try:
             result = await coroutine
         except Exception as error:
@@ -343,8 +348,9 @@ class Breaker(pybreaker.CircuitBreaker):
         return await self._end_async(ticket, result)
 
     async def _guard_async_generator(
-        self, ticket: Ticket, generator: AsyncGenerator
+        self, call: _Unstarted, generator: AsyncGenerator
     ) -> AsyncGenerator:
+        ticket = call.start()
         try:
             async for item in generator:
                 yield item
@@ -700,6 +706,25 @@ class Breaker(pybreaker.CircuitBreaker):
         values = self.policy.model_dump() | policy
         changed = type(self.policy)(**values)
         self.engine.configure(changed, observed=bool(self._listeners))
+
+
+class _Unstarted:
+    """A call whose generator or coroutine has not started; it may be dropped before it does."""
+
+    __slots__ = ("_engine", "_ticket")
+
+    def __init__(self, engine: Engine, ticket: Ticket) -> None:
+        self._engine = engine
+        self._ticket: Ticket | None = ticket
+
+    def start(self) -> Ticket:
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None  # a generator starts once
+        return ticket
+
+    def __del__(self) -> None:
+        if self._ticket is not None:
+            self._engine.put_back(self._ticket)
 
 
 async def _begun(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

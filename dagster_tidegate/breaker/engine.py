@@ -409,6 +409,12 @@ class Engine:
             return False
         return True
 
+    def put_back(self, ticket: Ticket) -> None:
+        """Take back a call that was not made: the next has its lease as a trial call. No I/O."""
+        ticket.release()
+        if ticket.trial is not None or ticket.parent is not None:
+            self._reserved.append(ticket)
+
     def _take_reserved(self) -> Ticket | None:
         try:
             ticket = self._reserved.pop()

@@ -1,9 +1,10 @@
 # ruff: noqa: ARG002 - a listener has the parameters of pybreaker's
 import asyncio
+import gc
 import inspect
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -367,6 +368,46 @@ def test_an_abandoned_generator_says_nothing_and_gives_its_trial_call_back(
         next(generator)
         generator.close()
     assert breaker.status.state == (BreakerState.HALF_OPEN if trial else BreakerState.CLOSED)
+    assert breaker.call(int) == 0
+
+
+def _generator() -> Iterator[int]:
+    yield 1
+
+
+async def _coroutine() -> int:
+    return 1
+
+
+async def _async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("func", [_generator, _coroutine, _async_generator])
+def test_a_call_that_never_starts_gives_its_trial_call_back(clock: Clock, func: Callable[[], Any]):
+    breaker = make_breaker(clock, consecutive_failures=1)
+    trip(breaker)
+    clock.advance(30)
+    breaker.call(func)
+    gc.collect()
+    assert breaker.call(int) == 0
+    assert breaker.status.state == BreakerState.CLOSED
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_task_that_is_cancelled_before_it_starts_gives_its_trial_call_back(clock: Clock):
+    breaker = make_breaker(clock, consecutive_failures=1)
+    trip(breaker)
+    clock.advance(30)
+
+    async def main() -> None:
+        task = asyncio.create_task(breaker.call(_coroutine))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
     assert breaker.call(int) == 0
 
 
