@@ -12,11 +12,14 @@ from dagster_tidegate.breaker.calendar import check_timezone
 from dagster_tidegate.breaker.limits import RateLimit
 from dagster_tidegate.breaker.profiles import check_name
 from dagster_tidegate.pools import check_service_name, merged
+from dagster_tidegate.text import MAX_DURATION
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 MAX_DURATION_S = 7 * 86400
+MAX_SECONDS = MAX_DURATION.total_seconds()
+"""The longest time in a policy: no date is far enough away for infinity."""
 MIN_WAIT_S = 5.0
 """A call or a record waits for so long at least in place: to pause a run takes longer."""
 
@@ -145,7 +148,10 @@ class ServicePolicy(BaseModel):
         '"package.module:function".',
     )
     reset_timeout_s: float = Field(
-        default=30.0, gt=0, description="Time from the trip to the first trial call, in seconds."
+        default=30.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Time from the trip to the first trial call, in seconds.",
     )
     backoff_factor: float = Field(
         default=2.0,
@@ -154,7 +160,10 @@ class ServicePolicy(BaseModel):
         description="Each failed trial call multiplies the reset timeout by this.",
     )
     reset_timeout_cap_s: float = Field(
-        default=600.0, gt=0, description="Upper limit of the reset timeout, in seconds."
+        default=600.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Upper limit of the reset timeout, in seconds.",
     )
     jitter: float = Field(
         default=0.1,
@@ -180,17 +189,20 @@ class ServicePolicy(BaseModel):
     trial_lease_s: float = Field(
         default=60.0,
         gt=0,
+        le=MAX_SECONDS,
         description="A trial call without a result after this time is abandoned, in seconds; must "
         "be longer than any call takes.",
     )
     linger_s: float = Field(
         default=0.0,
         ge=0,
+        le=MAX_SECONDS,
         description="How long a run waits for a recovery before it pauses, in seconds.",
     )
     ramp_interval_s: float = Field(
         default=30.0,
         ge=0,
+        le=MAX_SECONDS,
         description="How long the service must stay healthy between two steps of the ramp, in "
         "seconds.",
     )
@@ -211,7 +223,7 @@ class ServicePolicy(BaseModel):
         "within seconds. None: an operator declares the repair.",
     )
     probe_timeout_s: float = Field(
-        default=5.0, gt=0, description="Timeout of the health probe, in seconds."
+        default=5.0, gt=0, le=MAX_SECONDS, description="Timeout of the health probe, in seconds."
     )
     limits: Sequence[RateLimit] = Field(
         default=[],

@@ -17,7 +17,7 @@ from dagster_tidegate.breaker.budget import SpendingLimit
 from dagster_tidegate.breaker.events import Hook
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.limits import RateLimit
-from dagster_tidegate.breaker.policy import MaintenanceWindow, ServicePolicy
+from dagster_tidegate.breaker.policy import MAX_SECONDS, MaintenanceWindow, ServicePolicy
 from dagster_tidegate.dagster_api.cron import check_cron
 from dagster_tidegate.dagster_api.resources import LightResource
 from dagster_tidegate.dagster_api.steps import Context, is_direct, op_context
@@ -129,6 +129,7 @@ class BreakerResource(LightResource):
     drain_timeout_s: float = Field(
         default=25.0,
         ge=0,
+        le=MAX_SECONDS,
         description="How long records in flight may take to finish when a hold or a signal stops "
         "their run, in seconds. Set a container's grace period to at least 5 seconds more.",
     )

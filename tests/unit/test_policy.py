@@ -1,3 +1,5 @@
+import math
+
 import dagster as dg
 import pytest
 from pydantic import ValidationError
@@ -32,6 +34,11 @@ class Client(dg.ConfigurableResource):
         ({"profile": "opnai"}, "there is no profile 'opnai': use one of anthropic, apollo"),
         ({"judge": "judge"}, "write it as package.module:function"),
         ({"retry_after_cap_s": 31 * 86400}, "less than or equal to 2592000"),
+        ({"linger_s": math.inf}, "less than or equal to 316224000"),
+        ({"reset_timeout_s": 1e12, "reset_timeout_cap_s": math.inf}, "less than or equal to 3162"),
+        ({"trial_lease_s": math.inf}, "less than or equal to 316224000"),
+        ({"ramp_interval_s": math.inf}, "less than or equal to 316224000"),
+        ({"probe_timeout_s": math.inf}, "less than or equal to 316224000"),
         ({"probe_url": "file:///etc/passwd"}, "use an http:// or https:// URL"),
         ({"probe_url": "http://"}, "use an http:// or https:// URL"),
         ({"reset_timeout": 5}, "Extra inputs are not permitted"),
