@@ -19,6 +19,7 @@ from dagster_tidegate.control.models import RunDetailsOut, RunOut, VerdictOut
 from dagster_tidegate.control.records import HeldError
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, StartVerdict, verdict
+from dagster_tidegate.control.why import why_waiting
 from dagster_tidegate.dagster_api import LaunchError
 from dagster_tidegate.dagster_api.project import CodeOptions
 from dagster_tidegate.holds import run_name
@@ -93,7 +94,7 @@ def list_(
             _status(each.run, each.failed),
             each.run.attempt,
             *_progress_cells(current, running=each.run.status is RunStatus.PROCESSING),
-            each.run.reason if each.run.status in WITH_REASON else "",
+            why_waiting(situation, each.run) if each.run.status in WITH_REASON else "",
         )
     console.console().print(table if listed else "no campaign runs")
 

@@ -180,8 +180,9 @@ def show_answer(
 
 
 def _ends(reason: Reason, situation: Situation) -> str:
-    if reason.being_tried:
-        return "being probed now"
+    if reason.being_tried and reason.breaker is not None:
+        in_flight = situation.trials.get(reason.breaker.name, 0)
+        return "being probed now" if in_flight else "once a trial call succeeds"
     if reason.retry_at is None:
         return ends(reason.hold, reason.breaker)
     end = ends(reason.hold, reason.breaker)

@@ -195,6 +195,24 @@ def why(situation: Situation, target: Target, run: CampaignRun | None = None) ->
     return _answer(situation, target, status, held, services, run)
 
 
+def why_waiting(situation: Situation, run: CampaignRun) -> str | None:
+    """Return why a campaign run is not at work, in one line, or why it ended.
+
+    What was recorded when it paused says why then: another hold may be in its way by now.
+    """
+    if run.status not in (RunStatus.PENDING, RunStatus.PAUSED):
+        return run.reason
+    answer = why(situation, Target(TargetKind.CAMPAIGN_RUN, run.name), run)
+    if answer.paused:
+        now = answer.summary.removeprefix("paused: ")
+    elif answer.obstacles and run.status is RunStatus.PAUSED:
+        now = answer.obstacles[0].text
+    else:
+        return run.reason
+    reached = (run.reason or "").partition(": ")[0]
+    return f"{reached}: {now}" if reached.startswith("Paused at ") else now
+
+
 def reason_of(situation: Situation, hold: Hold) -> Reason:
     """Return a live hold with what is known of the breaker whose it is."""
     breaker = situation.breakers.get(hold.target.name)

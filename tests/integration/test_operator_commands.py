@@ -206,6 +206,10 @@ def test_runs_are_listed_with_how_far_they_are(run: Run) -> None:
     ]
     assert len(as_json(run("runs", "--limit", "1", "--json"))) == 1
     assert run("runs", "guide").output == "no campaign runs\n"
+    assert (
+        run("hold", "campaign", "letters", "--reason", "new copy", "--actor", "bob").exit_code == 0
+    )
+    assert "letters is held by bob (new copy)" in " ".join(run("runs").output.split())
     assert "did you mean letters?" in run("runs", "leters").output
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_tidegate.cli.why import show_answer
 from dagster_tidegate.control.starting import Refusal, verdict
-from dagster_tidegate.control.why import ObstacleKind, UnknownNameError, find, why
+from dagster_tidegate.control.why import ObstacleKind, UnknownNameError, find, why, why_waiting
 from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
 from dagster_tidegate.statuses import CampaignStatus, RunStatus
 from dagster_tidegate.store.campaigns import CampaignSpec
@@ -91,6 +92,16 @@ def test_a_half_open_service_is_being_tried():
     assert "1 trial call in flight" in answer.obstacles[0].text
 
 
+def test_a_service_is_being_probed_only_while_a_trial_call_is_in_flight(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    for trials, says in ({}, "once a trial call succeeds"), ({"mail": 1}, "being probed now"):
+        seen = situation([breakers_hold(MAIL)], breakers=[half_open("mail")], trials=trials)
+        show_answer(why(seen, MAIL), seen)
+        assert says in capsys.readouterr().out
+
+
 def test_what_is_not_held_may_still_be_on_its_way_back():
     ramping = takeover(TakeoverKind.POOL, "mail", set_to="2", former="8")
     answer = why(situation(takeovers=[ramping]), LETTERS)
@@ -147,6 +158,23 @@ def test_a_paused_run_that_nothing_holds_resumes_with_a_tick():
     assert kinds(answer) == [ObstacleKind.NEXT_TICK]
     assert answer.last_word == "Paused at 3/10"
     assert answer.summary.endswith("once Dagster has ended its last run")
+
+
+def test_of_a_run_in_a_list_the_reason_is_that_of_now_and_not_of_when_it_paused():
+    recorded = "Paused at 3/10: mail is open (503 x5); resumes automatically"
+    paused = campaign_run(RunStatus.PAUSED, reason=recorded)
+    held = situation([hold(LETTERS)])
+    assert why_waiting(held, paused) == (
+        "Paused at 3/10: campaign letters is held by ana (new copy); resumes when released"
+    )
+    assert (why_waiting(situation(), paused) or "").startswith("Paused at 3/10: its next attempt")
+    queued = campaign_run(RunStatus.PENDING, reason="Dagster run 1 is QUEUED")
+    assert why_waiting(held, queued) == (
+        "campaign letters is held by ana (new copy); resumes when released"
+    )
+    assert why_waiting(situation(), queued) == "Dagster run 1 is QUEUED"
+    failed = campaign_run(RunStatus.FAILED, reason="boom")
+    assert why_waiting(held, failed) == "boom"
 
 
 @pytest.mark.parametrize(

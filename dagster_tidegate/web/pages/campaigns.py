@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dagster_tidegate.control.situation import CampaignSituation, Situation
-from dagster_tidegate.control.why import Explanation, why
+from dagster_tidegate.control.why import Explanation, why, why_waiting
 from dagster_tidegate.holds import HoldSource, Target, TargetKind
 from dagster_tidegate.statuses import UNFINISHED, CampaignStatus, RunStatus
 from dagster_tidegate.store import campaign_stats, campaigns, history, records, run_details, runs
@@ -58,12 +58,17 @@ class Campaigns:
 
 @dataclass(frozen=True)
 class CampaignPage:
-    """A campaign and a page of its runs."""
+    """A campaign and a page of its runs.
+
+    Attributes:
+        whys: Why each of them waits or has ended, by its id.
+    """
 
     campaign: CampaignRow
     answer: Explanation
     stats: CampaignStats
     runs: Sequence[ListedRun]
+    whys: Mapping[int, str | None]
     next_before: int | None
 
 
@@ -160,6 +165,7 @@ def campaign_page(
         answer=why(situation, Target(TargetKind.CAMPAIGN, name)),
         stats=campaign_stats.read(conn, now, name),
         runs=run_details.with_progress(conn, now, newest[:PAGE]),
+        whys={run.id: why_waiting(situation, run) for run in newest[:PAGE]},
         next_before=newest[PAGE - 1].id if len(newest) > PAGE else None,
     )
 
