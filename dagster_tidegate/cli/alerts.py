@@ -45,7 +45,17 @@ def list_alerts(limit: int, as_json: bool, url: str | None) -> None:
             console.text(_sent(alert), "red" if alert.status is AlertStatus.GIVEN_UP else ""),
             alert.error,
         )
-    console.console().print(table if newest else "No alerts yet.")
+    if newest:
+        console.console().print(table)
+        return
+    console.say("No alerts yet.")
+    with explained(SettingsError):
+        targets = Targets(load(AlertSettings).urls)
+    if not targets.names:
+        console.say(
+            "TIDEGATE_ALERT_URLS is not set here: if it is not set for 'tidegate serve' or "
+            "'tidegate alerts run' either, no alerts are raised; see docs/alerts.md"
+        )
 
 
 @alerts.command()

@@ -18,6 +18,7 @@ from dagster_tidegate.cli.options import (
 )
 from dagster_tidegate.cli.status import ends, probe_in
 from dagster_tidegate.control.models import WhyOut
+from dagster_tidegate.control.service_state import service_state
 from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.why import (
     Explanation,
@@ -34,7 +35,7 @@ from dagster_tidegate.statuses import UNFINISHED, RunStatus
 from dagster_tidegate.store import runs
 from dagster_tidegate.store.database import Connection
 from dagster_tidegate.store.runs import CampaignRun
-from dagster_tidegate.text import did_you_mean, length
+from dagster_tidegate.text import did_you_mean, length, words
 
 WITH_REASON = {RunStatus.PENDING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}
 """The statuses of campaign runs whose recorded reason explains the status."""
@@ -146,13 +147,17 @@ def show_answer(
         beside_status: Text that follows the status.
     """
     out = console.console()
-    name = str(answer.target)
+    name, status = str(answer.target), answer.status
+    if answer.target.kind is TargetKind.SERVICE and status is not None:
+        # As on the other surfaces: a service that denied this client is not merely open.
+        state = service_state(situation, answer.target.name).status
+        status = status if state == "held" else words(state)
     if missing is not None:
         out.print(console.text(missing), soft_wrap=True)
         verb = "would be" if answer.paused else "would not be"
         line = f"a new run {verb} {answer.summary.removeprefix('not ')}"
-    elif answer.status and not (answer.paused and answer.status == "paused"):
-        line = f"{name} ({answer.status}{beside_status}) is {answer.summary}"
+    elif status and not (answer.paused and status == "paused"):
+        line = f"{name} ({status}{beside_status}) is {answer.summary}"
     else:
         line = f"{name} is {answer.summary}"
     out.print(console.text(line), soft_wrap=True)

@@ -940,6 +940,15 @@ def test_the_commands_list_alerts_and_test_the_targets(
     store.dispose()
 
 
+def test_an_empty_list_says_that_nobody_may_be_alerted(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_STORE_URL", sqlite_url)
+    monkeypatch.delenv("TIDEGATE_ALERT_URLS", raising=False)
+    done = CliRunner().invoke(main, ["alerts", "list"], catch_exceptions=False)
+    assert "TIDEGATE_ALERT_URLS is not set here" in done.output
+
+
 def test_the_command_refuses_to_run_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TIDEGATE_ALERT_URLS", raising=False)
     for command in ("run", "test"):

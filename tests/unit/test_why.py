@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_tidegate.cli.why import show_answer
+from dagster_tidegate.control.situation import Situation
 from dagster_tidegate.control.starting import Refusal, verdict
 from dagster_tidegate.control.why import ObstacleKind, UnknownNameError, find, why, why_waiting
 from dagster_tidegate.holds import EVERYTHING, Target, TargetKind
@@ -100,6 +101,29 @@ def test_a_service_is_being_probed_only_while_a_trial_call_is_in_flight(
         seen = situation([breakers_hold(MAIL)], breakers=[half_open("mail")], trials=trials)
         show_answer(why(seen, MAIL), seen)
         assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seen", "line"),
+    [
+        (situation([breakers_hold(MAIL)], breakers=[denied("mail")]), "service mail (denied) is"),
+        (
+            situation([breakers_hold(MAIL)], breakers=[half_open("mail")]),
+            "service mail (half open) is",
+        ),
+        (
+            situation([breakers_hold(MAIL)], breakers=[open_breaker("mail")]),
+            "service mail (open) is",
+        ),
+        (situation([hold(MAIL)]), "service mail (closed) is paused: service mail"),
+        (situation(), "service mail (closed) is not paused"),
+    ],
+)
+def test_the_state_of_a_service_is_named_as_in_the_status(
+    capsys: pytest.CaptureFixture[str], seen: Situation, line: str
+):
+    show_answer(why(seen, MAIL), seen)
+    assert capsys.readouterr().out.startswith(line)
 
 
 def test_what_is_not_held_may_still_be_on_its_way_back():
