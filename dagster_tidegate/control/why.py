@@ -329,7 +329,10 @@ def _stale_gates(situation: Situation, target: Target) -> Iterator[Obstacle]:
     location = None if campaign is None else campaign.spec.location
     for gate in situation.stale_gates():
         if location in (None, gate.location):
-            text = f"{gate}. Until it recovers, nothing is paused or resumed: see 'tidegate doctor'"
+            text = (
+                f"{gate}. Until it recovers, runs in progress still pause, but nothing is stopped "
+                "or resumed in Dagster: see 'tidegate doctor'"
+            )
             yield Obstacle(ObstacleKind.GATE_STALE, text)
 
 

@@ -429,8 +429,9 @@ def _gate_stale(facts: Facts) -> Problems:
                 gate.location,
                 str(gate),
                 "see the findings about the daemon, the code location and the sensors; if there "
-                "are none, check that the dagster-daemon process is running (only after two "
-                "minutes is there a finding), then the ticks of the sensors on the page Automation",
+                "are none, check that the dagster-daemon process is running (a dead one has a "
+                "finding after two minutes), its log (it may have lost its code server), then the "
+                "ticks of the sensors on the page Automation",
             )
     for location in facts.locations:
         if facts.lacks_campaigns(location) and not situation.ticks(location.name):

@@ -104,7 +104,8 @@ class SandboxClient:
         except httpx.HTTPError as error:
             raise SandboxError(
                 f"no sandbox responds at {self.url} ({error}); start one with "
-                "'python -m demo sandbox serve', or pass its address with --url"
+                "'python -m demo sandbox serve', or pass its address with --url or "
+                "DEMO_SANDBOX_URL"
             ) from error
         try:
             answered = response.json()

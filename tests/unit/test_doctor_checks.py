@@ -191,6 +191,7 @@ def test_a_stale_gate_points_to_a_daemon_that_died_just_now():
     [finding] = diagnose(with_store(situation=situation(silent=["breaker", "pause", "resume"])))
     assert finding.code == "gate_stale"
     assert "check that the dagster-daemon process is running" in finding.do
+    assert "its log" in finding.do
 
 
 def test_of_an_error_with_a_stack_trace_behind_it_the_error_is_named():

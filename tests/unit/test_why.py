@@ -174,7 +174,10 @@ def test_a_pool_that_a_person_changed_and_a_schedule_that_is_not_back_are_told()
 def test_a_stale_gate_and_the_kill_switch_are_told_with_every_answer():
     seen = situation(silent=["pause"], enabled=False)
     for target in TARGETS:
-        assert kinds(why(seen, target)) == [ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE]
+        answer = why(seen, target)
+        assert kinds(answer) == [ObstacleKind.KILL_SWITCH, ObstacleKind.GATE_STALE]
+        # The guard in their processes is no part of the gate.
+        assert "runs in progress still pause" in answer.obstacles[1].text
 
 
 def test_a_paused_run_that_nothing_holds_resumes_with_a_tick():
