@@ -27,7 +27,10 @@ USED_UP = "used_up"
 _MAX_EXTENDS = 8
 
 
-@lru_cache(maxsize=4096)
+MAX_CODE = 200
+"""So much of a text is read as a code: its patterns take the square of its length."""
+
+
 def code_of(text: str) -> str:
     """Return a machine code in the form in which codes are compared.
 
@@ -38,6 +41,11 @@ def code_of(text: str) -> str:
         >>> code_of("com.amazonaws#ThrottlingException"), code_of("RateLimitError")
         ('throttling', 'rate_limit')
     """
+    return _code_of(text[:MAX_CODE])
+
+
+@lru_cache(maxsize=4096)
+def _code_of(text: str) -> str:
     if re.match(r"(?i)https?:|urn:", text):
         text = re.split(r"[/#:]", text.rstrip("/"))[-1]
     text = text.rpartition("#")[2]

@@ -10,6 +10,8 @@ from math import isfinite
 from dagster_tidegate.breaker.answers import Answer
 from dagster_tidegate.breaker.time_texts import seconds_of, service_time
 
+MAX_VALUE = 1000
+"""So much of a header is read."""
 _QUOTA = re.compile(r"rate-?limit|quota|requests-left|calls-(left|remaining)")
 _NO_CALLS = re.compile(r"token|byte|point|credit|cost|unit|size")
 """In the name of a quota that counts something else, of which a call may use more than one."""
@@ -73,6 +75,7 @@ def quotas_of(answer: Answer) -> list[Quota]:
     for name, value in headers.items():
         if not _is_quota(name):
             continue
+        value = value[:MAX_VALUE]
         if "policy" in name:
             policies |= _policies(value)
         elif '"' in value or ("=" in value and ";" not in value.partition("=")[0]):

@@ -121,7 +121,7 @@ def _date(text: str) -> datetime | None:
 
 def service_time(answer: Answer) -> datetime:
     """Return the time of the answer by the service's own clock, if that differs much."""
-    date = _date(answer.headers.get("date", "")) if answer.headers.get("date") else None
+    date = _date(answer.headers.get("date", "")[:MAX_TEXT])
     if date is None or abs((date - answer.at).total_seconds()) < CLOCKS_DIFFER_S:
         return answer.at
     return date

@@ -259,6 +259,23 @@ def test_a_header_of_any_length_is_read_at_once(value: str):
         assert throttled({"ratelimit": f"limit=9, remaining=0, reset={value}"}) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ratelimit", '"' + "a" * 60_000),
+        ("ratelimit", "=" + "a" * 60_000),
+        ("date", "a" + " " * 60_000 + "b"),
+        ("x-error-code", "a_" * 30_000),
+        ("grpc-message", "aA" * 30_000),
+    ],
+    ids=["quotas", "old quotas", "date", "code", "message"],
+)
+def test_a_header_of_any_content_is_read_at_once(name: str, value: str):
+    began = time.process_time()
+    throttled({"retry-after": "5", name: value})
+    assert time.process_time() - began < 1
+
+
 def nested(levels: int) -> dict[str, Any]:
     body: dict[str, Any] = {"code": "insufficient_quota"}
     for _ in range(levels):
@@ -285,6 +302,7 @@ CYCLE["error"] = [CYCLE] * 20
         "<html>" + "<title>" * 20_000,
         [{"retry_after": 5}] * 100_000,
         {f"key{n}": {"retry_after": n} for n in range(100_000)},
+        {"aA" * 50_000: 1, "error": "a_" * 50_000},
         {"error_code": nested(5_000)},
         {"code": 10**5000, "error_code": 10**5000, "message": "no"},
         {"error": {"message": f"try again in {'9' * 1000}s"}},
@@ -293,7 +311,7 @@ CYCLE["error"] = [CYCLE] * 20
     ids=[
         *("nested dictionary", "within itself", "huge integers", "no JSON", "nested JSON"),
         *("nested arrays", "long number", "binary", "no text", "titles", "long array", "many keys"),
-        *("nested code", "huge codes", "long duration", "long clock"),
+        *("long key", "nested code", "huge codes", "long duration", "long clock"),
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
