@@ -268,12 +268,19 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
             raise type(error)(f"{error}: {url.database}") from error
 
     @event.listens_for(engine, "connect")
-    def _configure(connection, _record) -> None:
+    def _configure(connection, record) -> None:
         # The driver would begin every transaction as a reader, and a reader that becomes a writer
         # beside another one fails at once instead of waiting.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON").close()
         _use_wal(connection)
+        record.info["file"] = _file(url)
+
+    @event.listens_for(engine, "checkout")
+    def _check_file(_connection, record, _proxy) -> None:
+        # What is written to a file that was moved away or replaced is lost.
+        if record.info["file"] != _file(url):
+            raise exc.DisconnectionError(f"{url.database} is another file now")
 
     def _use_wal(connection) -> None:
         # Where several processes create the database at once, SQLite refuses this without waiting.
@@ -302,6 +309,15 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
             conn.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _file(url: sa.URL) -> tuple[int, int] | None:
+    """Return the identity of a database's file; None if there is no file."""
+    try:
+        stat = os.stat(url.database or "")
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def _lost(database: str) -> str | None:

@@ -64,8 +64,9 @@ def gate_lock(store: Store, wait_s: float) -> Iterator[Callable[[], None]]:
             _in_memory.release()
     else:
         database = Path(str(store.url.database))
-        # The lock file gets the database's mode, whatever the umask of its creator.
-        lock = FileLock(f"{database}-gate", mode=database.stat().st_mode & 0o666)
+        with store.engine.connect():  # says what to do if the database is gone
+            # The lock file gets the database's mode, whatever the umask of its creator.
+            lock = FileLock(f"{database}-gate", mode=database.stat().st_mode & 0o666)
         try:
             lock.acquire(timeout=wait_s, poll_interval=POLL_INTERVAL_S)
         except Timeout:
