@@ -144,7 +144,7 @@ bump: ## Set the version wherever it stands: make bump VERSION=0.2.0.
 	  sed -i -E "s/(dagster-tidegate:|VERSION:-|^VERSION=|tag: \")$$old/\1$(VERSION)/" .env.example docker-compose.yml docs/production.md deploy/kubernetes/*.yaml
 
 clean: ## Remove environments, builds and caches.
-	rm -rf $(VENV) .venv-dagster-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 to 3.13, or set PYTHON=/path/to/python3" >&2; exit 1; }

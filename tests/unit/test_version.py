@@ -43,5 +43,6 @@ def test_the_metadata_is_what_pypi_accepts_and_what_is_tested() -> None:
     assert set(PROJECT["classifiers"]) <= classifiers
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (ROOT / "dagster_tidegate" / "py.typed").is_file()
-    [oldest] = re.findall(r">=(3\.\d+)", PROJECT["requires-python"])
-    assert f"Programming Language :: Python :: {oldest}" in PROJECT["classifiers"]
+    oldest, after = map(int, re.findall(r"[>=<]3\.(\d+)", PROJECT["requires-python"]))
+    named = re.findall(r"Python :: 3\.(\d+)", "\n".join(PROJECT["classifiers"]))
+    assert [int(minor) for minor in named] == list(range(oldest, after))
