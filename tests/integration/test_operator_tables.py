@@ -106,6 +106,11 @@ def row(said: str, first: str) -> list[str]:
     return next(cells for cells in rows(said) if cells[0] == first)
 
 
+def header(said: str) -> str:
+    """The titles of the columns of a table."""
+    return next(line for line in said.splitlines() if line.startswith("┃"))
+
+
 def by_hand(store: Store, target: Target, reason: str = "invoice", **more) -> None:
     with store.begin() as conn:
         now = store.now(conn)
@@ -146,11 +151,11 @@ def test_in_a_narrow_terminal_no_name_is_broken(
 
 def test_in_a_wide_terminal_nothing_is_left_out(run: Run, terminal) -> None:
     terminal(200)
-    assert "attempt" in run("runs").output
-    assert "catch-up" in run("campaigns").output
+    assert "attempt" in header(run("runs").output)
+    assert "catch-up" in header(run("campaigns").output)
     terminal(80)
-    assert "attempt" not in run("runs").output
-    assert "catch-up" not in run("campaigns").output
+    assert "attempt" not in header(run("runs").output)
+    assert "catch-up" not in header(run("campaigns").output)
 
 
 @pytest.mark.parametrize("command", [["status"], ["campaigns"]])
