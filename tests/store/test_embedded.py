@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from sqlalchemy import exc
 
 from dagster_tidegate.cli import main
-from dagster_tidegate.holds import EVERYTHING, HoldSource
-from dagster_tidegate.store import compatibility, holds, schema
+from dagster_tidegate.store import compatibility, schema
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import gate_lock
+from tests.support.maintenance import held, hold
 
 PROCESSES = 4
 CREATE = (
@@ -32,19 +32,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TIDEGATE_STORE_URL", raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     return tmp_path
-
-
-def place_hold(store: Store) -> None:
-    with store.begin() as conn:
-        holds.place(
-            conn, store.now(conn), EVERYTHING,
-            source=HoldSource.OPERATOR, reason="maintenance", actor="ana",
-        )  # fmt: skip
-
-
-def is_held(store: Store) -> bool:
-    with store.read() as conn:
-        return bool(holds.live(conn, store.now(conn)))
 
 
 def test_processes_that_create_it_at_once_all_get_a_complete_one() -> None:
@@ -101,18 +88,18 @@ def test_a_process_that_runs_notices_that_it_was_moved_away_or_replaced(home: Pa
     schema.upgrade(store)
     with sqlite3.connect(file) as source, sqlite3.connect(backup) as target:
         source.backup(target)
-    place_hold(store)
-    assert is_held(store)
+    hold(store)
+    assert held(store)
     file.rename(away)
-    for use in (is_held, place_hold, lambda store: gate_lock(store, 0).__enter__()):
+    for use in (held, hold, lambda store: gate_lock(store, 0).__enter__()):
         with pytest.raises(exc.OperationalError, match="is missing, although it has been in use"):
             use(store)
     away.rename(file)
-    assert is_held(store)
+    assert held(store)
     for ending in ("-wal", "-shm"):
         Path(f"{file}{ending}").unlink(missing_ok=True)
     backup.replace(file)
-    assert not is_held(store)
+    assert not held(store)
     store.dispose()
 
 

@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.policy import ServicePolicy
 from dagster_tidegate.cli import main
-from dagster_tidegate.holds import EVERYTHING, HoldSource
-from dagster_tidegate.store import compatibility, holds, push, schema
+from dagster_tidegate.store import compatibility, push, schema
 from dagster_tidegate.store.breakers import SqlBackend
 from dagster_tidegate.store.database import Store
 from dagster_tidegate.store.gate_lock import GateBusyError, gate_lock
+from tests.support.maintenance import held, hold
 from tests.support.polling import wait_until
 
 SCHEMAS = ("tidegate", "Another One")
@@ -46,19 +46,6 @@ def tables(database: sa.URL, name: str) -> set[str]:
         return set(sa.inspect(engine).get_table_names(schema=name))
     finally:
         engine.dispose()
-
-
-def hold(store: Store) -> None:
-    with store.begin() as conn:
-        holds.place(
-            conn, store.now(conn), EVERYTHING,
-            source=HoldSource.OPERATOR, reason="maintenance", actor="ana",
-        )  # fmt: skip
-
-
-def held(store: Store) -> bool:
-    with store.read() as conn:
-        return bool(holds.live(conn, store.now(conn)))
 
 
 def test_the_upgrade_makes_the_schema_and_all_is_in_it(stores: list[Store], database: sa.URL):
