@@ -7,8 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from queue import Empty, SimpleQueue
-from threading import Thread
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
@@ -16,6 +15,7 @@ from dagster_tidegate.breaker.budget import MAX_AMOUNT, billionths, written
 from dagster_tidegate.breaker.fleet import Fleet
 from dagster_tidegate.breaker.judge import function_of
 from dagster_tidegate.breaker.policy import ServicePolicy
+from dagster_tidegate.breaker.question import Question
 from dagster_tidegate.breaker.state_machine import BreakerStatus
 from dagster_tidegate.store import budgets
 from dagster_tidegate.store.budgets import BudgetUsage
@@ -32,7 +32,7 @@ class BudgetCheck:
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
-        self._asking: dict[str, Thread] = {}
+        self._asking: dict[str, Question[int]] = {}
 
     def __call__(self, store: Store, fleet: Fleet) -> list[str]:
         """Ask what is left where it is time, and half open the breakers that may go on.
@@ -73,16 +73,11 @@ class BudgetCheck:
         if source is None or time.monotonic() < self._due.get(name, 0.0):
             return None
         self._due[name] = time.monotonic() + EVERY_S
-        if name in self._asking and self._asking[name].is_alive():
+        if name in self._asking and self._asking[name].is_pending:
             return None  # it still waits for the last answer
-        answers: SimpleQueue[int | Exception] = SimpleQueue()
-        thread = Thread(target=_answer, args=(answers, source, policy.probe_timeout_s), daemon=True)
-        self._asking[name] = thread
-        thread.start()
-        try:
-            answer = answers.get(timeout=policy.probe_timeout_s)
-        except Empty:
-            answer = TimeoutError(f"no answer within {policy.probe_timeout_s:g} s")
+        timeout_s = policy.probe_timeout_s
+        question = self._asking[name] = Question(partial(_ask, source, timeout_s))
+        answer = question.answer(timeout_s)
         if isinstance(answer, Exception):
             log.warning("The balance of %s could not be read: %r", name, answer)
             return None
@@ -135,18 +130,14 @@ def _bounded(value: object) -> int:
     return billionths(min(max(Decimal(str(value)), Decimal(0)), Decimal(MAX_AMOUNT)))
 
 
-def _answer(answers: "SimpleQueue[int | Exception]", source: str, timeout_s: float) -> None:
-    try:
-        if source.startswith(("http://", "https://")):
-            url, pointer = urldefrag(source)
-            request = urllib.request.Request(url, headers={"User-Agent": "tidegate"})
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                answers.put(number_in(response.read(MAX_BODY).decode(), unquote(pointer)))
-        else:
-            ask: Callable[[], object] = function_of(source, "balance")
-            answers.put(_bounded(ask()))
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the next answer may be better
-        answers.put(error)
+def _ask(source: str, timeout_s: float) -> int:
+    if source.startswith(("http://", "https://")):
+        url, pointer = urldefrag(source)
+        request = urllib.request.Request(url, headers={"User-Agent": "tidegate"})
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            return number_in(response.read(MAX_BODY).decode(), unquote(pointer))
+    ask: Callable[[], object] = function_of(source, "balance")
+    return _bounded(ask())
 
 
 def _is_of(usage: BudgetUsage, policy: ServicePolicy) -> bool:
